@@ -1,0 +1,63 @@
+"""The batched forward pass, for any model and any number of rows."""
+
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from thinkml.core.functional import ApplyFn, functionalize
+
+# Inputs of one batch are kept to about this size; activations are a small multiple of it.
+_BATCH_BYTES = 8 * 2**20
+_MAX_BATCH = 1024
+_MIN_BATCH = 16
+
+
+def inference_batch_size(x: Any) -> int:
+    """Rows at a time for a forward pass over ``x``: a power of two from 16 to 1,024.
+
+    It depends on the size of one row alone, so that results don't depend on how training was
+    batched.
+    """
+    row_bytes = sum(leaf[:1].nbytes for leaf in jax.tree.leaves(x))
+    fitting = _BATCH_BYTES // max(1, row_bytes)
+    return int(np.clip(2 ** int(math.log2(max(1, fitting))), _MIN_BATCH, _MAX_BATCH))
+
+
+def predict_outputs(model: Any, x: Any, *, batch_size: int | None = None) -> np.ndarray:
+    """Returns the model's raw outputs for ``x`` in eval mode, float32 ``[rows, ...]``.
+
+    The model and its mode stay as they were. Rows are sent to the device a batch at a time; the
+    last batch is filled up, so that every batch runs the same program.
+
+    Args:
+        model: see `functionalize`.
+        x: checked inputs, arrays ``[rows, ...]``.
+        batch_size: rows at a time; None picks one by the size of a row.
+
+    Example:
+        >>> import numpy as np
+        >>> from flax import nnx
+        >>> from thinkml.core import predict_outputs
+        >>> model = nnx.Linear(4, 2, rngs=nnx.Rngs(0))
+        >>> predict_outputs(model, np.ones((5, 4), np.float32)).shape
+        (5, 2)
+    """
+    functional = functionalize(model, x, jax.random.key(0))
+    num_rows = len(jax.tree.leaves(x)[0])
+    batch_size = batch_size or inference_batch_size(x)
+    outputs = []
+    for first in range(0, num_rows, batch_size):
+        rows = np.arange(first, first + batch_size) % num_rows
+        batch = jax.tree.map(lambda leaf, rows=rows: np.take(leaf, rows, axis=0), x)
+        outputs.append(_forward(functional.apply, functional.params, functional.model_state, batch))
+    return np.concatenate(jax.device_get(outputs))[:num_rows]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _forward(apply: ApplyFn, params: Any, model_state: Any, x: Any) -> jax.Array:
+    outputs, _ = apply(params, model_state, x, key=None, train=False)
+    return outputs.astype(jnp.float32)

@@ -1,0 +1,57 @@
+"""The exceptions and warnings users see, and the helpers that word them.
+
+Every message says what came, what was expected and how to fix it, and starts with the name of the
+argument it is about.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class ThinkMLError(Exception):
+    """Base of all exceptions ThinkML raises on purpose."""
+
+
+class ConfigError(ThinkMLError, ValueError, TypeError):
+    """A setting is unknown or impossible. Lists every problem found, not just the first."""
+
+
+class DataError(ThinkMLError, ValueError):
+    """Arrays that can't be trained on: lengths, shapes, NaN, labels."""
+
+
+class ModelTypeError(ThinkMLError, TypeError):
+    """An object that is not a model ThinkML can take apart."""
+
+
+class NotTrainedError(ThinkMLError, ValueError):
+    """Something was asked for that only training makes."""
+
+
+class ModelFileError(ThinkMLError, OSError):
+    """A model directory that can't be written, or is damaged, foreign or not trusted."""
+
+
+class CheckpointError(ThinkMLError, OSError):
+    """A checkpoint that can't be written or read."""
+
+
+class ThinkMLWarning(UserWarning):
+    """Base of all warnings ThinkML issues on purpose."""
+
+
+def did_you_mean(name: object, known: Iterable[str]) -> str:
+    """Returns ``" Did you mean 'adam'?"`` where something known is close, else an empty string."""
+    close = difflib.get_close_matches(str(name), list(known), n=1)
+    return f' Did you mean {close[0]!r}?' if close else ''
+
+
+def unknown_name(argument: str, name: object, known: Iterable[str]) -> str:
+    """Words the message for a name that is not among the known ones."""
+    known = sorted(known)
+    return f'{argument}: got {name!r}, expected one of {", ".join(known)}.{did_you_mean(name, known)}'
+
+
+def problems(headline: str, found: list[str]) -> str:
+    """Words several problems as one message."""
+    return '\n'.join([headline, *(f'  - {problem}' for problem in found)])
