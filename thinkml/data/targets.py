@@ -1,0 +1,270 @@
+"""Targets: what the task is, and the way from the user's labels to numbers and back."""
+
+from typing import Any
+
+import numpy as np
+
+from thinkml.data.arrays import as_array, as_numeric, check_finite
+from thinkml.errors import DataError
+from thinkml.record import Task
+
+
+def infer_task(
+    y: Any,
+    num_outputs: int,
+    *,
+    argument: str = 'y_train',
+    regression: bool | None = None,
+    known: Task | None = None,
+) -> Task:
+    """Infers what a model with ``num_outputs`` outputs per example is to learn from ``y``.
+
+    ============================================  ============================================
+    ``y``                                         task
+    ============================================  ============================================
+    text or bool                                  binary (two classes), else multiclass
+    integers, several outputs                     multiclass (two outputs: binary)
+    integers or floats of two values, one output  binary
+    other numbers                                 regression
+    rows of 0 and 1 with a single 1 each          multiclass, one-hot
+    other rows of 0 and 1                         multilabel
+    rows of other numbers                         regression
+    ============================================  ============================================
+
+    Integer labels from 0 to ``num_outputs - 1`` are the outputs' indices; other labels are
+    assigned to the outputs in sorted order. Floats count as two values only if they are 0 and 1.
+
+    Args:
+        y: targets, ``[rows]``, ``[rows, 1]`` or ``[rows, k]``.
+        num_outputs: numbers the model returns per example.
+        argument: the name used in error messages.
+        regression: True or False where the loss has decided it, None to infer it.
+        known: the task the model has been trained on before. Kept where ``y`` fits it, so that
+            data in which a class is missing does not renumber the classes.
+
+    Raises:
+        DataError: if ``y`` is not usable or the model can't output it.
+
+    Example:
+        >>> from thinkml.data import infer_task
+        >>> print(infer_task(['cat', 'dog', 'cat'], num_outputs=1))
+        binary, 2 classes (cat, dog)
+    """
+    array = check_targets(y, argument)
+    if known is not None and regression in (None, not known.is_classification):
+        if known.num_outputs == num_outputs and _fits(array, known):
+            return known
+    if array.ndim == 2 and array.shape[1] > 1:
+        return _infer_from_rows(array, num_outputs, argument, regression)
+    shape, flat = array.shape[1:], array.reshape(len(array))
+    if regression or (regression is None and not _looks_like_labels(flat, num_outputs)):
+        return _regression_task(flat, num_outputs, shape, argument)
+    classes = _infer_classes(flat, num_outputs, argument)
+    kind = 'binary' if len(classes) == 2 else 'multiclass'
+    return Task(kind, classes, num_outputs, shape)
+
+
+def check_targets(y: Any, argument: str) -> np.ndarray:
+    """Returns the targets as an array of numbers, bools or text with one or two axes."""
+    array = as_array(y, argument)
+    if array.dtype.kind == 'O' and all(isinstance(value, str) for value in array.ravel()):
+        array = array.astype(str)
+    if array.dtype.kind != 'U':
+        array = as_numeric(array, argument)
+        check_finite(array, argument)
+    if array.ndim not in (1, 2):
+        raise DataError(
+            f'{argument}: got shape {array.shape}, expected (rows,) or (rows, targets). '
+            'Flatten it to one row per example.'
+        )
+    return array
+
+
+def _looks_like_labels(flat: np.ndarray, num_outputs: int) -> bool:
+    if flat.dtype.kind in 'Ub':
+        return True
+    values = np.unique(flat)
+    if flat.dtype.kind in 'iu':
+        return num_outputs > 1 or len(values) <= 2
+    whole = bool(np.all(values == np.round(values)))
+    return (num_outputs > 1 and whole) or bool(np.isin(values, (0.0, 1.0)).all())
+
+
+def _infer_classes(flat: np.ndarray, num_outputs: int, argument: str) -> tuple[Any, ...]:
+    slots = max(2, num_outputs)
+    values = np.unique(flat)
+    if flat.dtype.kind == 'b':
+        values = np.array([False, True])
+    elif flat.dtype.kind != 'U' and _are_indices(values, slots):
+        values = np.arange(slots).astype(flat.dtype)
+    if len(values) != slots:
+        shown = ', '.join(repr(value) for value in values[:10].tolist())
+        raise DataError(
+            f'{argument}: got {len(values)} different labels ({shown}'
+            f'{", ..." if len(values) > 10 else ""}), but the model returns {num_outputs} '
+            f'output{"s" if num_outputs > 1 else ""} per example, enough for {slots} classes. '
+            f'Build the model with {len(values)} outputs'
+            + (', or use integer labels from 0 on.' if len(values) < slots else '.')
+        )
+    return tuple(values.tolist())
+
+
+def _are_indices(values: np.ndarray, slots: int) -> bool:
+    return bool(
+        values.min() >= 0 and values.max() < slots and np.all(values == np.round(values))
+    )
+
+
+def _infer_from_rows(
+    array: np.ndarray, num_outputs: int, argument: str, regression: bool | None
+) -> Task:
+    width = array.shape[1]
+    if array.dtype.kind == 'U':
+        raise DataError(
+            f'{argument}: got text of shape {array.shape}, expected one label per example. For '
+            'several labels per example use rows of 0 and 1.'
+        )
+    is_binary = bool(np.isin(array, (0, 1)).all())
+    if regression or (regression is None and not is_binary):
+        return _regression_task(array, num_outputs, (width,), argument)
+    if not is_binary:
+        raise DataError(
+            f'{argument}: got rows of other numbers than 0 and 1, which a classification loss '
+            "can't take. Use class labels, one-hot or multilabel rows, or loss_fn='mse'."
+        )
+    if num_outputs != width:
+        raise DataError(
+            f'{argument}: got rows of {width} labels, but the model returns {num_outputs} outputs '
+            f'per example. Build the model with {width} outputs.'
+        )
+    one_hot = bool((array.sum(axis=1) == 1).all())
+    kind = ('binary' if width == 2 else 'multiclass') if one_hot else 'multilabel'
+    return Task(kind, tuple(range(width)), num_outputs, (width,))
+
+
+def _regression_task(
+    array: np.ndarray, num_outputs: int, shape: tuple[int, ...], argument: str
+) -> Task:
+    if array.dtype.kind == 'U':
+        raise DataError(f'{argument}: got text, expected numbers for regression.')
+    targets = shape[0] if shape else 1
+    if num_outputs != targets:
+        raise DataError(
+            f'{argument}: got {targets} number{"s" if targets > 1 else ""} per example, but the '
+            f'model returns {num_outputs} outputs. Build the model with {targets} '
+            f'output{"s" if targets > 1 else ""}, or use integer labels for classification.'
+        )
+    return Task('regression', None, num_outputs, shape)
+
+
+def _fits(array: np.ndarray, task: Task) -> bool:
+    if array.shape[1:] != task.target_shape:
+        return False
+    if task.kind == 'regression':
+        return array.dtype.kind != 'U'
+    if task.kind == 'multilabel':
+        return bool(np.isin(array, (0, 1)).all())
+    if task.is_one_hot:
+        return bool(np.isin(array, (0, 1)).all() and (array.sum(axis=1) == 1).all())
+    classes = np.asarray(task.classes)
+    return (classes.dtype.kind == 'U') == (array.dtype.kind == 'U') and bool(
+        np.isin(array, classes).all()
+    )
+
+
+def encode_targets(y: Any, task: Task, argument: str = 'y_train') -> np.ndarray:
+    """Encodes targets as the losses take them.
+
+    Returns:
+        class indices, int32 ``[rows]``, for binary and multiclass; 0 and 1, float32 ``[rows, k]``,
+        for multilabel; float32 ``[rows]`` or ``[rows, k]`` for regression.
+
+    Raises:
+        DataError: for labels the task does not have, or another shape than the task's.
+    """
+    array = check_targets(y, argument)
+    if array.shape[1:] != task.target_shape and {array.shape[1:], task.target_shape} != {(), (1,)}:
+        raise DataError(
+            f'{argument}: got shape {array.shape}, expected '
+            f'(rows{"".join(f", {size}" for size in task.target_shape)}) as in training.'
+        )
+    if task.kind in ('regression', 'multilabel'):
+        return _encode_numbers(array, task, argument)
+    if task.is_one_hot:
+        if not _fits(array, task):
+            raise DataError(f'{argument}: got rows that are not one-hot, expected a single 1 each.')
+        return array.argmax(axis=1).astype(np.int32)
+    return _encode_labels(array.reshape(len(array)), task, argument)
+
+
+def _encode_numbers(array: np.ndarray, task: Task, argument: str) -> np.ndarray:
+    if array.dtype.kind == 'U':
+        raise DataError(f'{argument}: got text, expected numbers ({task}).')
+    if task.kind == 'multilabel' and not np.isin(array, (0, 1)).all():
+        raise DataError(f'{argument}: got other values than 0 and 1, expected rows of 0 and 1.')
+    encoded = array.astype(np.float32)
+    check_finite(encoded, argument)
+    return encoded if task.num_outputs > 1 else encoded.reshape(len(encoded))
+
+
+def _encode_labels(flat: np.ndarray, task: Task, argument: str) -> np.ndarray:
+    classes = np.asarray(task.classes)
+    if (classes.dtype.kind == 'U') != (flat.dtype.kind == 'U'):
+        raise DataError(f'{argument}: got dtype {flat.dtype}, expected labels of the {task}.')
+    order = np.argsort(classes)
+    position = np.searchsorted(classes[order], flat).clip(max=len(classes) - 1)
+    indices = order[position]
+    unknown = classes[indices] != flat
+    if unknown.any():
+        labels = np.unique(flat[unknown])[:10].tolist()
+        raise DataError(
+            f'{argument}: got labels the model does not know: {labels}. It has {task}. Remove '
+            'these rows, or train a model with an output for each label.'
+        )
+    return indices.astype(np.int32)
+
+
+def probabilities(outputs: np.ndarray, task: Task) -> np.ndarray:
+    """Turns raw outputs into probabilities.
+
+    Args:
+        outputs: ``[rows, num_outputs]`` or ``[rows]``.
+        task: a classification task.
+
+    Returns:
+        ``[rows, classes]``: softmax over the outputs; for one-logit binary ``[1 - p, p]`` with the
+        sigmoid ``p``; for multilabel the sigmoid of each output.
+
+    Raises:
+        DataError: for a regression task.
+    """
+    if task.kind == 'regression':
+        raise DataError('model: it was trained for regression, which has no probabilities.')
+    outputs = outputs.reshape(len(outputs), -1)
+    if task.kind == 'multilabel' or outputs.shape[1] == 1:
+        positive = 0.5 * (1 + np.tanh(0.5 * outputs))  # the sigmoid, without overflow
+        if task.kind == 'multilabel':
+            return positive
+        return np.concatenate([1 - positive, positive], axis=1)
+    shifted = np.exp(outputs - outputs.max(axis=1, keepdims=True))
+    return shifted / shifted.sum(axis=1, keepdims=True)
+
+
+def decode(outputs: np.ndarray, task: Task) -> np.ndarray:
+    """Turns raw outputs into predictions in the user's own form.
+
+    Returns:
+        ``[rows, *task.target_shape]``: labels of the user's own kind, one-hot rows where the user
+        wrote those, rows of 0 and 1 for multilabel, numbers for regression.
+    """
+    outputs = outputs.reshape(len(outputs), -1)
+    shape = (len(outputs), *task.target_shape)
+    if task.kind == 'regression':
+        return outputs.reshape(shape)
+    if task.kind == 'multilabel':
+        return (outputs > 0).astype(np.int64)
+    one_logit = outputs.shape[1] == 1
+    indices = (outputs[:, 0] > 0).astype(np.int64) if one_logit else outputs.argmax(axis=1)
+    if task.is_one_hot:
+        return np.eye(task.num_outputs, dtype=np.int64)[indices]
+    return np.asarray(task.classes)[indices].reshape(shape)
