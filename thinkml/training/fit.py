@@ -1,0 +1,125 @@
+"""fit: the one ordered loop under everything that trains."""
+
+import dataclasses
+import time
+from typing import Any, NamedTuple
+
+import jax
+from clu.metrics import Collection
+
+from thinkml.core import (
+    Chunk,
+    DeviceData,
+    TrainState,
+    evaluate,
+    inference_batch_size,
+    train_chunks,
+)
+from thinkml.core.step import EvalStep, TrainStep
+from thinkml.monitoring import History, ProgressBar
+from thinkml.training.callbacks import call_hook
+from thinkml.training.config import TrainingConfig
+
+
+class Program(NamedTuple):
+    """The functions a run is compiled from."""
+
+    train_step: TrainStep
+    eval_step: EvalStep
+    metrics: type[Collection]
+
+
+@dataclasses.dataclass
+class Run:
+    """A training run in progress: what callbacks see.
+
+    Attributes:
+        model: the user's object; its arrays are written back when the run ends.
+        config: the settings.
+        history: what was recorded so far.
+        state: the current training state, on the device.
+        metric_names: the names an epoch records.
+        epoch: epochs finished.
+        stop_reason: why the run is to end before its last epoch; None while it is not.
+    """
+
+    model: Any
+    config: TrainingConfig
+    history: History
+    state: TrainState
+    metric_names: tuple[str, ...]
+    epoch: int = 0
+    stop_reason: str | None = None
+
+    def stop(self, reason: str) -> None:
+        """Ends the run after this epoch and notes the reason in the history's events."""
+        self.stop_reason = reason
+        self.history.events.append((self.epoch, reason))
+
+    def record_epoch(self, metrics: dict[str, float]) -> None:
+        """Closes an epoch in the history."""
+        self.epoch += 1
+        self.history.add_epoch(metrics)
+        if 'val_loss' in metrics:
+            losses = self.history['val_loss']
+            self.history.best_epoch = 1 + min(range(len(losses)), key=losses.__getitem__)
+
+
+def fit(
+    run: Run,
+    program: Program,
+    data: DeviceData,
+    num_rows: int,
+    validation: DeviceData | None,
+    shuffle_key: jax.Array,
+    callbacks: list[Any],
+    progress: ProgressBar,
+) -> None:
+    """Trains ``run.state`` to the end of the run, recording on the way.
+
+    Ctrl-C ends the run after the chunk in progress: the state and the history stay as far as they
+    got, and the history is marked interrupted.
+    """
+    started = time.perf_counter()
+    chunks = train_chunks(
+        program.train_step, program.metrics, run.state, data,
+        num_rows=num_rows, batch_size=run.config.batch_size, epochs=run.config.epochs,
+        shuffle_key=shuffle_key, steps_per_dispatch=run.config.steps_per_dispatch,
+    )  # fmt: skip
+    try:
+        call_hook(callbacks, 'on_train_start', run)
+        with progress:
+            for chunk in chunks:
+                _record_chunk(run, chunk, progress, num_rows)
+                if chunk.ends_epoch:
+                    metrics = chunk.epoch_metrics() | _validate(run, program, validation)
+                    run.record_epoch(metrics)
+                    progress.advance(0, 0, run.epoch, metrics)
+                    call_hook(callbacks, 'on_epoch_end', run)
+                if run.stop_reason:
+                    break
+    except KeyboardInterrupt:
+        run.history.interrupted = True
+        run.history.events.append((run.epoch, 'interrupted'))
+    finally:
+        call_hook(callbacks, 'on_train_end', run)
+        run.history.seconds = time.perf_counter() - started
+
+
+def _record_chunk(run: Run, chunk: Chunk, progress: ProgressBar, num_rows: int) -> None:
+    run.state = chunk.state
+    losses = chunk.step_losses()
+    run.history.add_steps(losses)
+    batch_size = min(run.config.batch_size, num_rows)
+    examples = min(num_rows, chunk.last * batch_size) - chunk.first * batch_size
+    progress.advance(len(losses), examples, chunk.epoch + 1, {'loss': float(losses.mean())})
+
+
+def _validate(run: Run, program: Program, validation: DeviceData | None) -> dict[str, float]:
+    if validation is None:
+        return {}
+    metrics = evaluate(
+        program.eval_step, program.metrics, run.state.params, run.state.model_state, validation,
+        batch_size=min(inference_batch_size(validation.x), len(validation.rows)),
+    )  # fmt: skip
+    return {f'val_{name}': value for name, value in metrics.items()}

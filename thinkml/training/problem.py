@@ -1,0 +1,180 @@
+"""What is to be learned, checked and encoded before anything is compiled."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from thinkml.core import get_loss, output_shape
+from thinkml.core.losses import CLASSIFICATION_LOSSES, REGRESSION_LOSSES, LossFn
+from thinkml.core.metrics import CLASSIFICATION_METRICS, REGRESSION_METRICS
+from thinkml.data import check_inputs, check_lengths, encode_targets, infer_task, split_rows
+from thinkml.errors import ConfigError, DataError, unknown_name
+from thinkml.record import Task, record_of
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """A model's data, task, loss and metrics, all checked.
+
+    Attributes:
+        x: training inputs (with the validation rows, where they were split off).
+        y: encoded targets of the same rows.
+        rows: the rows to train on.
+        x_val: validation inputs; None where there are none, or where they are rows of ``x``.
+        y_val: encoded validation targets, likewise.
+        rows_val: the rows of ``x`` to validate on, where they were split off.
+        task: what the outputs mean.
+        loss_fn: per example.
+        loss_name: for the record.
+        metrics: names, accuracy first for classification.
+    """
+
+    x: np.ndarray
+    y: np.ndarray
+    rows: np.ndarray
+    x_val: np.ndarray | None
+    y_val: np.ndarray | None
+    rows_val: np.ndarray | None
+    task: Task
+    loss_fn: LossFn
+    loss_name: str
+    metrics: tuple[str, ...]
+
+
+def make_problem(
+    model: Any,
+    X_train: Any,
+    y_train: Any,
+    X_val: Any,
+    y_val: Any,
+    *,
+    loss_fn: str | LossFn | None,
+    metrics: Sequence[str] | None,
+    validation_split: float,
+    seed: int,
+) -> Problem:
+    """Checks what the user passed and encodes it.
+
+    Raises:
+        DataError: for arrays that can't be trained on.
+        ConfigError: for a loss or metric that is unknown or does not fit the task.
+        ModelTypeError: for a model that is none.
+    """
+    x = check_inputs(X_train, 'X_train')
+    check_lengths({'X_train': x, 'y_train': _rows_of(y_train, 'y_train')})
+    outputs = output_shape(model, x[:2], 'X_train')
+    task = infer_task(
+        y_train,
+        outputs[1] if len(outputs) == 2 else 1,
+        regression=_decided_by(loss_fn),
+        known=record_of(model).task,
+    )
+    y = encode_targets(y_train, task, 'y_train')
+    rows, rows_val = np.arange(len(x)), None
+    validation = _check_validation(X_val, y_val, x, task)
+    if validation is None and validation_split > 0:
+        rows, rows_val = split_rows(y, task, validation_split, seed)
+    return Problem(
+        x=x,
+        y=y,
+        rows=rows,
+        x_val=validation and validation[0],
+        y_val=validation and validation[1],
+        rows_val=rows_val,
+        task=task,
+        loss_fn=_choose_loss(loss_fn, task, y),
+        loss_name=_loss_name(loss_fn, task),
+        metrics=_choose_metrics(metrics, task),
+    )
+
+
+def _rows_of(y: Any, argument: str) -> Any:
+    if y is None or not hasattr(y, '__len__'):
+        raise DataError(f'{argument}: got {y!r}, expected an array with one target per example.')
+    return y
+
+
+def _check_validation(
+    X_val: Any, y_val: Any, x: np.ndarray, task: Task
+) -> tuple[np.ndarray, np.ndarray] | None:
+    if X_val is None and y_val is None:
+        return None
+    if X_val is None or y_val is None:
+        missing, given = ('X_val', 'y_val') if X_val is None else ('y_val', 'X_val')
+        raise DataError(f'{missing}: got None together with {given}, expected both or neither.')
+    x_val = check_inputs(X_val, 'X_val')
+    check_lengths({'X_val': x_val, 'y_val': _rows_of(y_val, 'y_val')})
+    if x_val.shape[1:] != x.shape[1:]:
+        raise DataError(
+            f'X_val: got rows of shape {x_val.shape[1:]}, expected {x.shape[1:]} as in X_train.'
+        )
+    return x_val.astype(x.dtype, copy=False), encode_targets(y_val, task, 'y_val')
+
+
+def _decided_by(loss_fn: Any) -> bool | None:
+    """Whether the loss makes it a regression; None where it does not tell."""
+    if loss_fn in REGRESSION_LOSSES or loss_fn in REGRESSION_LOSSES.values():
+        return True
+    if loss_fn in CLASSIFICATION_LOSSES or loss_fn in CLASSIFICATION_LOSSES.values():
+        return False
+    return None
+
+
+def _loss_name(loss_fn: str | LossFn | None, task: Task) -> str:
+    if isinstance(loss_fn, str):
+        return loss_fn
+    if loss_fn is not None:
+        return getattr(loss_fn, '__name__', type(loss_fn).__name__)
+    if task.kind == 'regression':
+        return 'mse'
+    one_logit = task.kind == 'multilabel' or task.num_outputs == 1
+    return 'binary_cross_entropy' if one_logit else 'cross_entropy'
+
+
+def _choose_loss(loss_fn: Any, task: Task, y: np.ndarray) -> LossFn:
+    default = _loss_name(None, task)
+    if isinstance(loss_fn, str) and loss_fn in CLASSIFICATION_LOSSES and loss_fn != default:
+        raise ConfigError(
+            f'loss_fn: got {loss_fn!r} for a model with {task.num_outputs} '
+            f'output{"s" if task.num_outputs > 1 else ""} ({task}), expected {default!r}.'
+        )
+    if loss_fn is not None and not isinstance(loss_fn, str) and not callable(loss_fn):
+        raise ConfigError(f'loss_fn: got {loss_fn!r}, expected a name or (logits, labels) -> loss.')
+    chosen = get_loss(default if loss_fn is None else loss_fn)
+    _try_loss(chosen, task, y)
+    return chosen
+
+
+def _try_loss(loss_fn: LossFn, task: Task, y: np.ndarray) -> None:
+    """Traces the loss on the shapes it will get, so that it can't fail in a compiled program."""
+    rows = 2
+    labels = jax.ShapeDtypeStruct((rows, *y.shape[1:]), y.dtype)
+    width = () if y.ndim == 1 and task.num_outputs == 1 else (task.num_outputs,)
+    logits = jax.ShapeDtypeStruct((rows, *width), np.float32)
+    try:
+        losses = jax.eval_shape(loss_fn, logits, labels)
+    except Exception as error:
+        raise ConfigError(
+            f'loss_fn: it failed for logits {logits.shape} and labels {labels.shape} '
+            f'{labels.dtype}: {type(error).__name__}: {error}'
+        ) from error
+    if losses.shape != (rows,):
+        raise ConfigError(
+            f'loss_fn: it returned shape {losses.shape} for {rows} examples, expected a scalar or '
+            'a value per example.'
+        )
+
+
+def _choose_metrics(metrics: Sequence[str] | None, task: Task) -> tuple[str, ...]:
+    known = CLASSIFICATION_METRICS if task.is_classification else REGRESSION_METRICS
+    if isinstance(metrics, str) or not isinstance(metrics, Sequence | None):
+        raise ConfigError(f"metrics: got {metrics!r}, expected a list, for instance ['accuracy'].")
+    always = ('accuracy',) if task.is_classification else ()
+    asked = tuple(name for name in metrics or () if name not in (*always, 'loss'))
+    for name in asked:
+        if name not in known:
+            raise ConfigError(f'{unknown_name("metrics", name, known)} The task is {task}.')
+    return always + asked

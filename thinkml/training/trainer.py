@@ -1,0 +1,206 @@
+"""ModelTrainer: training with everything checked before and recorded after."""
+
+import math
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from thinkml.core import (
+    functionalize,
+    init_state,
+    make_eval_step,
+    make_metrics,
+    make_optimizer,
+    make_train_step,
+    set_learning_rate,
+)
+from thinkml.core.losses import LossFn
+from thinkml.data import fingerprint, place, select
+from thinkml.errors import ConfigError, NotTrainedError
+from thinkml.monitoring import History, ProgressBar
+from thinkml.record import record_of
+from thinkml.training.callbacks import make_callbacks
+from thinkml.training.config import TrainingConfig
+from thinkml.training.fit import Program, Run, fit
+from thinkml.training.problem import Problem, make_problem
+
+
+class ModelTrainer:
+    """Trains models on arrays.
+
+    Args:
+        config: the settings; None for the defaults of `TrainingConfig`.
+
+    Raises:
+        ConfigError: if ``config`` is something else.
+
+    Example:
+        >>> import numpy as np
+        >>> from flax import nnx
+        >>> from thinkml.training import ModelTrainer, TrainingConfig
+        >>> X = np.linspace(-1, 1, 64, dtype=np.float32)[:, None]
+        >>> model = nnx.Linear(1, 1, rngs=nnx.Rngs(0))
+        >>> trainer = ModelTrainer(TrainingConfig(epochs=50, learning_rate=0.1))
+        >>> history = trainer.train(model, X, 3 * X[:, 0], progress=False)
+        >>> round(float(model.kernel[0, 0]), 2)
+        3.0
+    """
+
+    def __init__(self, config: TrainingConfig | None = None):
+        if not isinstance(config, TrainingConfig | None):
+            raise ConfigError(
+                f'config: got {type(config).__name__}, expected a TrainingConfig, for instance '
+                'TrainingConfig(epochs=20).'
+            )
+        self.config = config or TrainingConfig()
+        self._history: History | None = None
+
+    def train(
+        self,
+        model: Any,
+        X_train: Any,
+        y_train: Any,
+        X_val: Any = None,
+        y_val: Any = None,
+        *,
+        loss_fn: str | LossFn | None = None,
+        metrics: Sequence[str] | None = None,
+        progress: bool = True,
+    ) -> History:
+        """Trains the model in place and leaves it in eval mode.
+
+        The task and the classes are inferred from ``y_train`` and the model's outputs (see
+        `thinkml.data.infer_task`), shown, and kept in the model's record. Everything is checked
+        before anything is compiled; if that fails, the model is untouched. Ctrl-C ends the
+        training early and keeps what was learned.
+
+        Args:
+            model: a `flax.nnx.Module`, or what `thinkml.models.from_linen` or
+                `thinkml.models.from_functions` returned.
+            X_train: inputs, one row per example.
+            y_train: labels (integers, text, bool, one-hot or multilabel rows) or numbers.
+            X_val: validation inputs. None holds out ``config.validation_split`` of the rows.
+            y_val: validation targets.
+            loss_fn: a name (``'cross_entropy'``, ``'binary_cross_entropy'``, ``'mse'``, ``'mae'``,
+                ``'huber'``) or a function ``(logits, labels)`` that returns a scalar or a value
+                per example. None: cross-entropy for classes, mean squared error for numbers.
+            metrics: names to record besides the loss: ``'accuracy'`` (always recorded for
+                classification), ``'mse'``, ``'mae'``.
+            progress: show what is trained and a progress bar on stderr.
+
+        Returns:
+            the `thinkml.monitoring.History`: ``{'loss': [...], 'val_loss': [...], ...}`` by epoch,
+            and the loss of each step.
+
+        Raises:
+            DataError: for arrays that can't be trained on, naming the argument and the fix.
+            ConfigError: for a loss or metric that is unknown or does not fit.
+            ModelTypeError: for an object that is not a model.
+        """
+        config = self.config
+        problem = make_problem(
+            model, X_train, y_train, X_val, y_val, loss_fn=loss_fn, metrics=metrics,
+            validation_split=config.validation_split, seed=config.seed,
+        )  # fmt: skip
+        callbacks = make_callbacks(config.callbacks, config.early_stopping)
+        init_key, step_key, shuffle_key = jax.random.split(jax.random.key(config.seed), 3)
+        functional = functionalize(model, problem.x[:1], init_key)
+        tx = make_optimizer(config.optimizer)
+        program = _make_program(problem, functional.apply, tx)
+        state = init_state(functional.params, functional.model_state, tx, step_key)
+        state = state.replace(
+            opt_state=set_learning_rate(state.opt_state, config.learning_rate)
+        )
+        data = place(problem.x, problem.y, problem.rows)
+        validation = _place_validation(problem, data)
+
+        run = Run(model, config, History(), state, _history_names(problem))
+        self._history = run.history
+        _record(run, problem)
+        bar = ProgressBar(_num_steps(problem, config), progress)
+        if progress:
+            print(_describe(run, problem), file=sys.stderr)
+        try:
+            fit(
+                run, program, data, len(problem.rows), validation, shuffle_key, callbacks, bar
+            )
+        finally:
+            if not _is_lost(run.state):
+                functional.write(run.state.params, run.state.model_state)
+        return run.history
+
+    def get_metrics(self) -> dict[str, float]:
+        """Returns the last epoch's metrics of the latest run as plain floats.
+
+        Raises:
+            NotTrainedError: before the first epoch has ended.
+        """
+        if self._history is None or not self._history.epochs:
+            raise NotTrainedError('get_metrics: nothing was trained yet. Call train(...) first.')
+        return self._history.last()
+
+
+def _make_program(problem: Problem, apply: Any, tx: Any) -> Program:
+    metrics = make_metrics(problem.metrics)
+    return Program(
+        make_train_step(apply, problem.loss_fn, tx, metrics),
+        make_eval_step(apply, problem.loss_fn, metrics),
+        metrics,
+    )
+
+
+def _place_validation(problem: Problem, data: Any) -> Any:
+    if problem.rows_val is not None:
+        return select(data, problem.rows_val)
+    if problem.x_val is not None and problem.y_val is not None:
+        return place(problem.x_val, problem.y_val)
+    return None
+
+
+def _history_names(problem: Problem) -> tuple[str, ...]:
+    names = ('loss', *problem.metrics)
+    validated = problem.x_val is not None or problem.rows_val is not None
+    return names + tuple(f'val_{name}' for name in names) if validated else names
+
+
+def _record(run: Run, problem: Problem) -> None:
+    record = record_of(run.model)
+    record.task = problem.task
+    record.input_shape = problem.x.shape[1:]
+    record.input_dtype = problem.x.dtype.name
+    record.runs.append(run.history)
+    record.config = run.config.to_dict() | {
+        'loss_fn': problem.loss_name,
+        'metrics': list(problem.metrics),
+    }
+    record.data_fingerprint = fingerprint(problem.x, problem.y)
+
+
+def _num_steps(problem: Problem, config: TrainingConfig) -> int:
+    num_rows = len(problem.rows)
+    return config.epochs * math.ceil(num_rows / min(config.batch_size, num_rows))
+
+
+def _describe(run: Run, problem: Problem) -> str:
+    """One line on what is about to happen, with what was inferred."""
+    config = run.config
+    parameters = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(run.state.params))
+    num_val = len(problem.rows_val if problem.x_val is None else problem.x_val) if len(
+        run.metric_names
+    ) > 1 + len(problem.metrics) else 0
+    device = jax.devices()[0]
+    shape = ' x '.join(str(size) for size in problem.x.shape[1:])
+    return (
+        f'{problem.task}; {len(problem.rows):,} rows of {shape}'
+        + (f', {num_val:,} for validation' if num_val else '')
+        + f'; {parameters:,} parameters; {problem.loss_name}, {config.optimizer} '
+        f'{config.learning_rate:g}; {device.platform}'
+    )
+
+
+def _is_lost(state: Any) -> bool:
+    """Whether a failed dispatch took the donated arrays with it."""
+    return any(leaf.is_deleted() for leaf in jax.tree.leaves(state))
