@@ -76,7 +76,8 @@ REGRESSION_LOSSES: dict[str, LossFn] = {'mse': mse, 'mae': mae, 'huber': huber}
 def get_loss(loss_fn: str | LossFn) -> LossFn:
     """Returns the per-example loss for a name or a callable.
 
-    A callable ``(logits, labels)`` may return a value per example or a scalar; a scalar loss is
+    A callable ``(logits, labels)`` may return a value per example (or several, which are averaged) or a
+    scalar; a scalar loss is
     evaluated example by example (`jax.vmap` over batches of one), so that weights and padding stay
     exact. A loss that couples the examples of a batch can't be written that way: return a value
     per example instead.

@@ -8,7 +8,7 @@ from thinkml.data.targets import decode as decode
 from thinkml.data.targets import encode_targets as encode_targets
 from thinkml.data.targets import infer_task as infer_task
 from thinkml.data.targets import probabilities as probabilities
-from thinkml.data.place import capacity as capacity
-from thinkml.data.place import place as place
-from thinkml.data.place import select as select
+from thinkml.data.placement import capacity as capacity
+from thinkml.data.placement import place as place
+from thinkml.data.placement import select as select
 from thinkml.data.split import split_rows as split_rows

@@ -1,9 +1,10 @@
 """What may be done after each epoch: stop early, keep checkpoints, write event files."""
 
+import contextlib
 import dataclasses
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -67,27 +68,26 @@ class EarlyStopping:
         if self.patience < 1:
             raise ConfigError(f'patience: got {self.patience}, expected at least 1 epoch.')
 
-    def on_train_start(self, run: 'Run') -> None:
-        self._name = self._monitored(run)
-        self._sign = -1 if self.mode == 'max' or (not self.mode and 'accuracy' in self._name) else 1
-        self._best = math.inf
-        self._best_epoch = 0
-        self._best_arrays: Any = None
+    def monitored(self, metric_names: tuple[str, ...]) -> str:
+        """The name to watch among those an epoch records; a `ConfigError` if it is not there."""
+        name = self.monitor or ('val_loss' if 'val_loss' in metric_names else 'loss')
+        if name not in metric_names:
+            raise ConfigError(unknown_name('monitor', name, metric_names))
+        return name
 
-    def _monitored(self, run: 'Run') -> str:
-        if self.monitor is None:
-            if 'val_loss' in run.metric_names:
-                return 'val_loss'
+    def on_train_start(self, run: 'Run') -> None:
+        self._name = self.monitored(run.metric_names)
+        if self.monitor is None and self._name == 'loss':
             warnings.warn(
                 'early_stopping: there is no validation data, so it watches the training loss, '
                 'which does not notice overfitting. Pass X_val and y_val, or validation_split.',
                 ThinkMLWarning,
                 stacklevel=2,
             )
-            return 'loss'
-        if self.monitor not in run.metric_names:
-            raise ConfigError(unknown_name('monitor', self.monitor, run.metric_names))
-        return self.monitor
+        self._sign = -1 if self.mode == 'max' or (not self.mode and 'accuracy' in self._name) else 1
+        self._best = math.inf
+        self._best_epoch = 0
+        self._best_arrays: Any = None
 
     def on_epoch_end(self, run: 'Run') -> None:
         score = self._sign * run.history.last()[self._name]
@@ -161,22 +161,47 @@ BY_NAME: dict[str, Callable[[], Any]] = {
 HOOKS = ('on_train_start', 'on_epoch_end', 'on_train_end')
 
 
-def make_callbacks(callbacks: tuple[Any, ...], early_stopping: Any) -> list[Any]:
-    """The callback objects of a run, from names, objects and functions."""
+def make_callbacks(
+    callbacks: tuple[Any, ...], early_stopping: Any, metric_names: tuple[str, ...]
+) -> list[Any]:
+    """The callback objects of a run, from names, objects and functions.
+
+    Raises:
+        ConfigError: if early stopping is to watch what is not recorded.
+    """
     if early_stopping is True:
         callbacks = (*callbacks, 'early_stopping')
     elif early_stopping is not False:
         callbacks = (*callbacks, early_stopping)
     # A name given twice (early_stopping=True and callbacks=['early_stopping']) is meant once.
     unique = [c for i, c in enumerate(callbacks) if not isinstance(c, str) or c not in callbacks[:i]]
-    return [BY_NAME[callback]() if isinstance(callback, str) else callback for callback in unique]
+    made = [BY_NAME[callback]() if isinstance(callback, str) else callback for callback in unique]
+    for callback in made:
+        if isinstance(callback, EarlyStopping):
+            callback.monitored(metric_names)
+    return made
 
 
-def call_hook(callbacks: list[Any], hook: str, run: 'Run') -> None:
-    """Calls one hook of every callback that has it; a plain function is an ``on_epoch_end``."""
+@contextlib.contextmanager
+def started(callbacks: list[Any], run: 'Run') -> Iterator[None]:
+    """Starts the callbacks, and ends those that were started whatever happens in between."""
+    with contextlib.ExitStack() as stack:
+        for callback in callbacks:
+            _call(callback, 'on_train_start', run)
+            stack.callback(_call, callback, 'on_train_end', run)
+        yield
+
+
+def after_epoch(callbacks: list[Any], run: 'Run') -> None:
+    """Tells the callbacks that an epoch has ended; plain functions are called with the run."""
     for callback in callbacks:
-        method = getattr(callback, hook, None)
-        if method is not None:
-            method(run)
-        elif hook == 'on_epoch_end' and not any(hasattr(callback, name) for name in HOOKS):
+        if any(hasattr(callback, hook) for hook in HOOKS):
+            _call(callback, 'on_epoch_end', run)
+        else:
             callback(run)
+
+
+def _call(callback: Any, hook: str, run: 'Run') -> None:
+    method = getattr(callback, hook, None)
+    if method is not None:
+        method(run)

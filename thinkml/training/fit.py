@@ -17,7 +17,7 @@ from thinkml.core import (
 )
 from thinkml.core.step import EvalStep, TrainStep
 from thinkml.monitoring import History, ProgressBar
-from thinkml.training.callbacks import call_hook
+from thinkml.training.callbacks import after_epoch, started
 from thinkml.training.config import TrainingConfig
 
 
@@ -80,30 +80,28 @@ def fit(
     Ctrl-C ends the run after the chunk in progress: the state and the history stay as far as they
     got, and the history is marked interrupted.
     """
-    started = time.perf_counter()
+    start_time = time.perf_counter()
     chunks = train_chunks(
         program.train_step, program.metrics, run.state, data,
         num_rows=num_rows, batch_size=run.config.batch_size, epochs=run.config.epochs,
         shuffle_key=shuffle_key, steps_per_dispatch=run.config.steps_per_dispatch,
     )  # fmt: skip
     try:
-        call_hook(callbacks, 'on_train_start', run)
-        with progress:
+        with started(callbacks, run), progress:
             for chunk in chunks:
                 _record_chunk(run, chunk, progress, num_rows)
                 if chunk.ends_epoch:
                     metrics = chunk.epoch_metrics() | _validate(run, program, validation)
                     run.record_epoch(metrics)
                     progress.advance(0, 0, run.epoch, metrics)
-                    call_hook(callbacks, 'on_epoch_end', run)
+                    after_epoch(callbacks, run)
                 if run.stop_reason:
                     break
     except KeyboardInterrupt:
         run.history.interrupted = True
         run.history.events.append((run.epoch, 'interrupted'))
     finally:
-        call_hook(callbacks, 'on_train_end', run)
-        run.history.seconds = time.perf_counter() - started
+        run.history.seconds = time.perf_counter() - start_time
 
 
 def _record_chunk(run: Run, chunk: Chunk, progress: ProgressBar, num_rows: int) -> None:

@@ -105,7 +105,8 @@ class ModelTrainer:
             model, X_train, y_train, X_val, y_val, loss_fn=loss_fn, metrics=metrics,
             validation_split=config.validation_split, seed=config.seed,
         )  # fmt: skip
-        callbacks = make_callbacks(config.callbacks, config.early_stopping)
+        metric_names = _history_names(problem)
+        callbacks = make_callbacks(config.callbacks, config.early_stopping, metric_names)
         init_key, step_key, shuffle_key = jax.random.split(jax.random.key(config.seed), 3)
         functional = functionalize(model, problem.x[:1], init_key)
         tx = make_optimizer(config.optimizer)
@@ -117,7 +118,7 @@ class ModelTrainer:
         data = place(problem.x, problem.y, problem.rows)
         validation = _place_validation(problem, data)
 
-        run = Run(model, config, History(), state, _history_names(problem))
+        run = Run(model, config, History(), state, metric_names)
         self._history = run.history
         _record(run, problem)
         bar = ProgressBar(_num_steps(problem, config), progress)

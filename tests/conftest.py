@@ -1,0 +1,48 @@
+import matplotlib
+
+matplotlib.use('agg')
+
+import jax
+import numpy as np
+import pytest
+from sklearn.datasets import load_breast_cancer, load_digits
+from sklearn.model_selection import train_test_split
+
+_compiles = [0]
+
+
+def _count_compile(event: str, duration: float, **_) -> None:
+    if event == '/jax/core/compile/backend_compile_duration':
+        _compiles[0] += 1
+
+
+jax.monitoring.register_event_duration_secs_listener(_count_compile)
+
+
+@pytest.fixture
+def count_compiles():
+    """A function that says how many programs XLA compiled while another one ran."""
+
+    def count(function, *args, **kwargs) -> int:
+        before = _compiles[0]
+        function(*args, **kwargs)
+        return _compiles[0] - before
+
+    return count
+
+
+@pytest.fixture(scope='session')
+def digits():
+    """X_train, X_test, y_train, y_test of scikit-learn's digits, scaled to 0..1."""
+    X, y = load_digits(return_X_y=True)
+    return train_test_split(
+        (X / 16).astype(np.float32), y, test_size=0.2, random_state=0, stratify=y
+    )
+
+
+@pytest.fixture(scope='session')
+def breast_cancer():
+    """X_train, X_test, y_train, y_test of the breast-cancer data, standardised."""
+    X, y = load_breast_cancer(return_X_y=True)
+    X = ((X - X.mean(0)) / X.std(0)).astype(np.float32)
+    return train_test_split(X, y, test_size=0.25, random_state=0, stratify=y)

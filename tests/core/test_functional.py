@@ -1,0 +1,197 @@
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from tests.models_for_tests import (
+    Attention,
+    DropoutBatchNorm,
+    Recurrent,
+    Tied,
+    WithFlag,
+    apply_mlp,
+    init_mlp,
+    mlp,
+)
+from thinkml.core import functionalize, output_shape, predict_outputs
+from thinkml.errors import DataError, ModelTypeError
+from thinkml.core.functional import from_functions, from_linen
+
+X = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)
+
+
+def key(seed=0):
+    return jax.random.key(seed)
+
+
+def modes(model):
+    return [
+        (getattr(module, 'deterministic', None), getattr(module, 'use_running_average', None))
+        for _, module in nnx.iter_modules(model)
+    ]
+
+
+@pytest.mark.parametrize('train', [True, False])
+def test_an_nnx_model_is_called_as_in_that_mode_and_stays_as_it_was(train):
+    model = DropoutBatchNorm(4, 3, nnx.Rngs(0))
+    twin = DropoutBatchNorm(4, 3, nnx.Rngs(0))
+    before = modes(model)
+    functional = functionalize(model, X, key())
+    twin.train() if train else twin.eval()
+    twin.dropout.rate = 0.0  # its draws are another stream's
+    model.dropout.rate = 0.0
+    functional = functionalize(model, X, key())
+    outputs, state = functional.apply(
+        functional.params, functional.model_state, X, key=key(), train=train
+    )
+    np.testing.assert_allclose(outputs, twin(X), rtol=1e-5)
+    np.testing.assert_allclose(state['norm']['mean'], twin.norm.mean[...], rtol=1e-5)
+    assert modes(model) == before
+    np.testing.assert_array_equal(model.norm.mean[...], np.zeros(16))
+
+
+@pytest.mark.parametrize(
+    'model',
+    [
+        DropoutBatchNorm(4, 3, nnx.Rngs(0)),
+        Attention(3, nnx.Rngs(0)),
+        WithFlag(4, 3, nnx.Rngs(0)),
+    ],
+    ids=lambda model: type(model).__name__,
+)
+def test_random_draws_depend_on_the_key_alone(model):
+    functional = functionalize(model, X, key())
+
+    def outputs(seed):
+        return functional.apply(
+            functional.params, functional.model_state, X, key=key(seed), train=True
+        )[0]
+
+    np.testing.assert_array_equal(outputs(1), outputs(1))
+    assert (outputs(1) != outputs(2)).any()
+
+
+@pytest.mark.parametrize(
+    'make',
+    [
+        lambda seed: mlp(4, 3, seed=seed),
+        lambda seed: DropoutBatchNorm(4, 3, nnx.Rngs(seed)),
+        lambda seed: Recurrent(3, nnx.Rngs(seed)),
+        lambda seed: Attention(3, nnx.Rngs(seed)),
+        lambda seed: Tied(4, 3, nnx.Rngs(seed)),
+        lambda seed: from_linen(nn.Sequential([nn.Dense(8), nn.relu, nn.Dense(3)])),
+        lambda seed: from_functions(init_mlp, apply_mlp),
+    ],
+    ids=['mlp', 'batchnorm', 'lstm', 'attention', 'tied', 'linen', 'functions'],
+)
+def test_models_of_one_structure_share_their_compiled_program(make):
+    one, two = (functionalize(make(seed), X, key(seed)) for seed in (0, 1))
+    assert one.apply == two.apply and hash(one.apply) == hash(two.apply)
+    outputs, state = one.apply(one.params, one.model_state, X, key=key(), train=True)
+    assert outputs.shape == (6, 3)
+    assert jax.tree.structure(state) == jax.tree.structure(one.model_state)
+
+
+def test_tied_weights_are_one_array():
+    model = Tied(4, 3, nnx.Rngs(0))
+    functional = functionalize(model, X, key())
+    assert len(jax.tree.leaves(functional.params)) == 4
+    functional.write(jax.tree.map(jnp.zeros_like, functional.params), {})
+    assert model.first is model.second
+    assert not model.second.kernel[...].any()
+
+
+def test_integer_parameters_are_state_not_params():
+    class WithTable(nnx.Module):
+        def __init__(self):
+            self.table = nnx.Param(jnp.arange(3))
+            self.scale = nnx.Param(jnp.ones(3))
+
+        def __call__(self, x):
+            return x[:, :3] * self.scale + self.table
+
+    functional = functionalize(WithTable(), X, key())
+    assert list(functional.params) == ['scale'] and list(functional.model_state) == ['table']
+
+
+class LinenNet(nn.Module):
+    @nn.compact
+    def __call__(self, x, deterministic: bool):
+        x = nn.Dense(16)(x)
+        x = nn.BatchNorm(use_running_average=deterministic)(x)
+        x = nn.Dropout(0.5, deterministic=deterministic)(x)
+        return nn.Dense(3)(x)
+
+
+def test_linen_statistics_dropout_and_flag():
+    model = from_linen(LinenNet())
+    functional = functionalize(model, X, key())
+    assert model.variables is None, 'taking it apart must not change it'
+    params, state = functional.params, functional.model_state
+    trained, new_state = functional.apply(params, state, X, key=key(1), train=True)
+    other, _ = functional.apply(params, state, X, key=key(2), train=True)
+    assert (trained != other).any()
+    assert (new_state['batch_stats']['BatchNorm_0']['mean'] != 0).any()
+    expected = LinenNet().apply({'params': params, **state}, X, deterministic=True)
+    plain, same_state = functional.apply(params, state, X, key=None, train=False)
+    np.testing.assert_array_equal(plain, expected)
+    jax.tree.map(np.testing.assert_array_equal, same_state, state)
+    functional.write(params, new_state)
+    np.testing.assert_array_equal(predict_outputs(model, X), LinenNet().apply(
+        {'params': params, **new_state}, X, deterministic=True))  # fmt: skip
+
+
+def test_functions_may_take_key_and_flag():
+    def apply(params, x, *, key, training):
+        noise = jax.random.normal(key, x.shape) if training else 0.0
+        return (x + noise) @ params
+
+    model = from_functions(lambda key, x: jnp.ones((4, 2)), apply)
+    functional = functionalize(model, X, key())
+    plain, _ = functional.apply(functional.params, {}, X, key=None, train=False)
+    noisy, _ = functional.apply(functional.params, {}, X, key=key(), train=True)
+    np.testing.assert_allclose(plain, X @ np.ones((4, 2)), rtol=1e-6)
+    assert (plain != noisy).any()
+
+
+@pytest.mark.parametrize(
+    ('thing', 'says'),
+    [
+        (nn.Dense(3), 'from_linen'),
+        ((init_mlp, apply_mlp), 'from_functions'),
+        (Tied, 'an instance'),
+        ('resnet50', 'builtins.str'),
+    ],
+)
+def test_what_is_not_a_model_is_told_what_to_do(thing, says):
+    with pytest.raises(ModelTypeError, match=says):
+        functionalize(thing, X, key())
+
+
+def test_adapters_refuse_what_they_are_not_for():
+    with pytest.raises(ModelTypeError, match=r'module: got .*Linear'):
+        from_linen(nnx.Linear(2, 2, rngs=nnx.Rngs(0)))
+    with pytest.raises(ModelTypeError, match='apply: got int'):
+        from_functions(init_mlp, 3)
+
+
+def test_output_shape_compiles_nothing_and_explains(count_compiles):
+    model = from_linen(nn.Dense(5))
+    assert count_compiles(output_shape, model, X) == 0
+    assert output_shape(model, X) == (6, 5)
+    assert model.variables is None
+    with pytest.raises(DataError, match=r'X_train: got rows of \(4,\) float32'):
+        output_shape(mlp(7, 3), X)
+    with pytest.raises(DataError, match=r'returns shape \(6, 4, 1\)'):
+        output_shape(from_functions(lambda key, x: 0, lambda params, x: x[..., None]), X)
+    with pytest.raises(ModelTypeError, match='returns a tuple'):
+        output_shape(from_functions(lambda key, x: 0, lambda params, x: (x, x)), X)
+
+
+@pytest.mark.parametrize('num_rows', [1, 15, 16, 17, 3000])
+def test_predict_outputs_any_number_of_rows(num_rows):
+    x = np.random.default_rng(1).normal(size=(num_rows, 4)).astype(np.float32)
+    model = mlp(4, 3)
+    np.testing.assert_allclose(predict_outputs(model, x), model(x), rtol=1e-5, atol=1e-6)

@@ -1,0 +1,370 @@
+import flax.linen as nn
+import jax
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from tests.models_for_tests import (
+    Attention,
+    DropoutBatchNorm,
+    Recurrent,
+    Tied,
+    WithFlag,
+    apply_mlp,
+    init_mlp,
+    mlp,
+)
+from thinkml.errors import ConfigError, DataError, ModelTypeError, NotTrainedError, ThinkMLWarning
+from thinkml.models import from_functions, from_linen, predict, predict_proba
+from thinkml.record import record_of
+from thinkml.training import EarlyStopping, ModelTrainer, TrainingConfig
+
+
+def train(model, X, y, *args, loss_fn=None, metrics=None, **settings):
+    trainer = ModelTrainer(TrainingConfig(**settings))
+    return trainer.train(model, X, y, *args, loss_fn=loss_fn, metrics=metrics, progress=False)
+
+
+def params_of(model):
+    return jax.tree.leaves(nnx.to_pure_dict(nnx.state(model, nnx.Param)))
+
+
+def blobs(num_rows=120, num_classes=3, seed=0):
+    rng = np.random.default_rng(seed)
+    y = rng.integers(0, num_classes, num_rows)
+    centres = rng.normal(size=(num_classes, 4)) * 3
+    return (centres[y] + rng.normal(size=(num_rows, 4))).astype(np.float32), y
+
+
+def test_digits_with_the_default_config(digits):
+    X_train, X_test, y_train, y_test = digits
+    model = mlp(64, 10, hidden=64)
+    trainer = ModelTrainer()
+    history = trainer.train(model, X_train, y_train, X_test, y_test)
+    assert (predict(model, X_test) == y_test).mean() >= 0.95
+    assert set(history) == {'loss', 'accuracy', 'val_loss', 'val_accuracy'}
+    assert all(len(history[name]) == 100 for name in history)
+    assert history.step_loss.shape == (100 * 45,)
+    metrics = trainer.get_metrics()
+    assert metrics == {name: values[-1] for name, values in history.items()}
+    assert all(type(value) is float for value in metrics.values())
+
+
+def test_the_last_validation_equals_predictions_afterwards(digits):
+    X_train, X_test, y_train, y_test = digits
+    model = DropoutBatchNorm(64, 10, nnx.Rngs(0))
+    history = train(model, X_train, y_train, X_test, y_test, epochs=3)
+    right = predict(model, X_test) == y_test
+    probability = predict_proba(model, X_test)[np.arange(len(y_test)), y_test]
+    assert history['val_accuracy'][-1] == pytest.approx(right.mean(), rel=1e-6)
+    assert history['val_loss'][-1] == pytest.approx(-np.log(probability).mean(), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    'make',
+    [
+        lambda: DropoutBatchNorm(4, 3, nnx.Rngs(0)),
+        lambda: Recurrent(3, nnx.Rngs(0)),
+        lambda: Attention(3, nnx.Rngs(0)),
+        lambda: Tied(4, 3, nnx.Rngs(0)),
+        lambda: WithFlag(4, 3, nnx.Rngs(0)),
+        lambda: from_linen(nn.Sequential([nn.Dense(16), nn.relu, nn.Dense(3)])),
+        lambda: from_functions(init_mlp, apply_mlp),
+    ],
+    ids=['dropout-batchnorm', 'lstm', 'attention', 'tied', 'flag', 'linen', 'functions'],
+)
+def test_every_kind_of_model_learns_in_place(make):
+    X, y = blobs()
+    model = make()
+    history = train(model, X, y, epochs=30, learning_rate=0.02)
+    assert history['loss'][-1] < 0.6 * history['loss'][0]
+    assert (predict(model, X) == y).mean() > 0.85
+    if isinstance(model, nnx.Module):
+        for _, module in nnx.iter_modules(model):
+            assert getattr(module, 'deterministic', None) is not False
+            assert getattr(module, 'use_running_average', None) is not False
+
+
+def test_nnx_linen_and_functions_give_the_same_losses_from_the_same_weights():
+    X, y = blobs()
+    params = jax.device_get(init_mlp(jax.random.key(3), X))
+    model = mlp(4, 3)
+    for layer, number in ((model.layers[0], 1), (model.layers[2], 2)):
+        layer.kernel[...] = params[f'w{number}']
+        layer.bias[...] = params[f'b{number}']
+    variables = {
+        'params': {
+            'layers_0': {'kernel': params['w1'], 'bias': params['b1']},
+            'layers_2': {'kernel': params['w2'], 'bias': params['b2']},
+        }
+    }
+    linen = from_linen(nn.Sequential([nn.Dense(16), nn.relu, nn.Dense(3)]), variables)
+    functions = from_functions(init_mlp, apply_mlp, params)
+    one, *others = (
+        train(m, X, y, epochs=3, batch_size=16, validation_split=0.2)
+        for m in (model, linen, functions)
+    )
+    for other in others:
+        np.testing.assert_allclose(other.step_loss, one.step_loss, rtol=1e-5)
+        np.testing.assert_allclose(other['val_loss'], one['val_loss'], rtol=1e-5)
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_does_not():
+    X, y = blobs()
+
+    def run(seed):
+        model = DropoutBatchNorm(4, 3, nnx.Rngs(0))
+        history = train(model, X, y, epochs=3, seed=seed, validation_split=0.25)
+        return history, params_of(model)
+
+    (one, one_params), (same, same_params), (other, _) = run(5), run(5), run(6)
+    assert dict(one) == dict(same)
+    np.testing.assert_array_equal(one.step_loss, same.step_loss)
+    jax.tree.map(np.testing.assert_array_equal, one_params, same_params)
+    assert (one.step_loss != other.step_loss).any()
+
+
+def test_nothing_recompiles_but_for_new_shapes(count_compiles):
+    X, y = blobs(700)
+
+    def run(rows=slice(None), **settings):
+        model = DropoutBatchNorm(4, 3, nnx.Rngs(0))
+        settings = {'epochs': 1, 'validation_split': 0.2, 'early_stopping': True} | settings
+        train(model, X[rows], y[rows], **settings)
+
+    run(epochs=2)
+    assert count_compiles(run) == 0
+    assert count_compiles(run, epochs=4) == 0
+    assert count_compiles(run, learning_rate=0.1) == 0
+    assert count_compiles(run, seed=9) == 0
+    assert count_compiles(run, slice(1, 700)) == 0, 'a fold one row shorter'
+    assert count_compiles(run, validation_split=0.3) == 0
+    assert count_compiles(run, batch_size=16) > 0, 'else the count itself is broken'
+
+
+@pytest.mark.parametrize('outputs', [1, 2])
+def test_binary_with_one_or_two_logits_and_text_labels(outputs, breast_cancer):
+    X_train, X_test, y_train, y_test = breast_cancer
+    names = np.array(['malignant', 'benign'])
+    model = mlp(30, outputs)
+    history = train(model, X_train, names[y_train], X_test, names[y_test], epochs=20)
+    assert record_of(model).task.classes == ('benign', 'malignant')
+    assert history['val_accuracy'][-1] > 0.93
+    assert (predict(model, X_test) == names[y_test]).mean() == pytest.approx(
+        history['val_accuracy'][-1]
+    )
+    assert predict_proba(model, X_test).shape == (len(X_test), 2)
+    malignant = predict_proba(model, X_test)[:, 1] > 0.5
+    np.testing.assert_array_equal(malignant, predict(model, X_test) == 'malignant')
+
+
+def test_one_hot_and_index_labels_are_the_same_training():
+    X, y = blobs()
+    by_index, by_row = mlp(4, 3), mlp(4, 3)
+    one = train(by_index, X, y, epochs=2)
+    two = train(by_row, X, np.eye(3)[y], epochs=2)
+    np.testing.assert_array_equal(one.step_loss, two.step_loss)
+    np.testing.assert_array_equal(predict(by_row, X).argmax(1), predict(by_index, X))
+
+
+def test_multilabel():
+    X, _ = blobs()
+    y = np.stack([X[:, 0] > 0, X[:, 1] > 0, X[:, 0] > X[:, 1]], axis=1).astype(int)
+    model = mlp(4, 3)
+    history = train(model, X, y, epochs=60, learning_rate=0.02)
+    assert record_of(model).task.kind == 'multilabel'
+    np.testing.assert_array_equal(predict(model, X).shape, y.shape)
+    assert history['accuracy'][-1] > 0.9
+    assert (predict(model, X) == y).all(axis=1).mean() > 0.9
+
+
+@pytest.mark.parametrize('shape', [(-1,), (-1, 1)])
+def test_regression_in_the_shape_of_the_targets(shape):
+    X, _ = blobs()
+    y = (X[:, 0] - 2 * X[:, 1] + 0.5).reshape(shape)
+    model = nnx.Linear(4, 1, rngs=nnx.Rngs(0))
+    history = train(model, X, y, epochs=300, learning_rate=0.01, metrics=['mae'])
+    assert set(history) == {'loss', 'mae'}
+    np.testing.assert_allclose(predict(model, X), y, atol=0.01)
+    np.testing.assert_allclose(model.kernel[...][:2, 0], [1, -2], atol=0.01)
+
+
+def test_a_custom_loss_may_be_a_scalar_or_a_value_per_example():
+    X, y = blobs(50)
+
+    def scalar(logits, labels):
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+    losses = [
+        train(mlp(4, 3), X, y, epochs=2, batch_size=16, loss_fn=loss_fn).step_loss
+        for loss_fn in (
+            None, 'cross_entropy', scalar, optax.softmax_cross_entropy_with_integer_labels,
+        )
+    ]  # fmt: skip
+    for other in losses[1:]:
+        np.testing.assert_allclose(other, losses[0], rtol=1e-5)
+
+
+def test_a_scalar_loss_never_broadcasts_predictions_against_targets():
+    X, _ = blobs(50)
+    y = X[:, 0] * 2
+    one = train(mlp(4, 1), X, y, epochs=2, loss_fn=lambda p, t: ((p - t) ** 2).mean())
+    np.testing.assert_allclose(one.step_loss, train(mlp(4, 1), X, y, epochs=2).step_loss, rtol=1e-5)
+
+
+def test_early_stopping_puts_the_best_epoch_back():
+    X, y = blobs(60)
+    X_val, y_val = blobs(60, seed=1)  # other centres: validation gets worse quickly
+    model = mlp(4, 3)
+    history = train(
+        model, X, y, X_val, y_val, epochs=100, early_stopping=EarlyStopping(patience=3),
+        learning_rate=0.05,
+    )  # fmt: skip
+    best = int(np.argmin(history['val_loss']))
+    assert history.epochs == best + 1 + 3 < 100
+    assert history.best_epoch == best + 1
+    assert 'early stopping' in history.events[-1][1]
+    probability = predict_proba(model, X_val)[np.arange(60), y_val]
+    assert -np.log(probability).mean() == pytest.approx(history['val_loss'][best], rel=1e-4)
+
+
+def test_early_stopping_without_validation_warns_and_watches_the_loss():
+    X, y = blobs(60)
+    with pytest.warns(ThinkMLWarning, match='watches the training loss'):
+        train(mlp(4, 3), X, y, epochs=2, early_stopping=True)
+
+
+def test_an_unknown_monitor_is_an_error_before_anything_compiles(count_compiles):
+    X, y = blobs(60)
+    model = mlp(4, 3)
+    before = params_of(model)
+
+    def call():
+        with pytest.raises(ConfigError, match="Did you mean 'accuracy'"):
+            train(model, X, y, epochs=2, early_stopping=EarlyStopping(monitor='acuracy'))
+
+    assert count_compiles(call) == 0
+    jax.tree.map(np.testing.assert_array_equal, before, params_of(model))
+
+
+def test_validation_split_holds_rows_out():
+    X, y = blobs(100)
+    history = train(mlp(4, 3), X, y, epochs=2, batch_size=10, validation_split=0.2)
+    assert history.steps == 2 * 8
+    assert {'val_loss', 'val_accuracy'} <= set(history)
+
+
+def test_callbacks_see_the_run_and_may_stop_it():
+    X, y = blobs(60)
+    seen = []
+
+    class Recorder:
+        def on_train_start(self, run):
+            seen.append(('start', run.epoch))
+
+        def on_train_end(self, run):
+            seen.append(('end', run.epoch))
+
+    def after_epoch(run):
+        seen.append((run.epoch, run.history['loss'][-1]))
+        if run.epoch == 3:
+            run.stop('seen enough')
+
+    history = train(mlp(4, 3), X, y, epochs=9, callbacks=[Recorder(), after_epoch])
+    assert seen[0] == ('start', 0) and seen[-1] == ('end', 3)
+    assert seen[1:-1] == list(zip([1, 2, 3], history['loss'], strict=True))
+    assert history.events == [(3, 'seen enough')]
+
+
+def test_ctrl_c_keeps_what_was_learned():
+    X, y = blobs(60)
+    model = mlp(4, 3)
+    before = params_of(model)
+
+    def interrupt(run):
+        if run.epoch == 2:
+            raise KeyboardInterrupt
+
+    history = train(model, X, y, epochs=9, callbacks=[interrupt])
+    assert history.interrupted and history.epochs == 2
+    twin = mlp(4, 3)
+    train(twin, X, y, epochs=2)
+    jax.tree.map(np.testing.assert_array_equal, params_of(model), params_of(twin))
+    assert (before[0] != params_of(model)[0]).any()
+
+
+def test_the_record_says_what_was_inferred(capsys):
+    X, y = blobs()
+    model = mlp(4, 3)
+    ModelTrainer(TrainingConfig(epochs=1, validation_split=0.25)).train(model, X, y)
+    shown = capsys.readouterr().err
+    assert 'multiclass, 3 classes (0, 1, 2); 90 rows of 4, 30 for validation' in shown
+    record = record_of(model)
+    assert (record.input_shape, record.input_dtype) == ((4,), 'float32')
+    assert record.config['loss_fn'] == 'cross_entropy'
+    assert record.data_fingerprint['rows'] == 120
+    assert len(record.runs) == 1 and record.runs[0].epochs == 1
+
+
+BAD_CALLS = {
+    'length mismatch': (lambda X, y: (X, y[:-1]), 'X_train with 120 rows and y_train with 119'),
+    'empty': (lambda X, y: (X[:0], y[:0]), 'X_train: got an empty array'),
+    'NaN in X': (lambda X, y: (np.where(X > 3, np.nan, X), y), 'X_train: got .* NaN'),
+    'infinite y': (lambda X, y: (X, np.where(y == 1, np.inf, y)), 'y_train: got .* infinite'),
+    'object X': (lambda X, y: (X.astype(object).astype(str).astype(object), y), 'X_train: .*str'),
+    'wrong features': (lambda X, y: (X[:, :3], y), r'X_train: got rows of \(3,\)'),
+    'unknown labels': (lambda X, y: (X, np.arange(120)), 'y_train: got 120 different labels'),
+    'y missing': (lambda X, y: (X, None), 'y_train: got None'),
+    'one side of validation': (lambda X, y: (X, y, X), 'y_val: got None together with X_val'),
+    'other validation shape': (lambda X, y: (X, y, X[:, :2], y), 'X_val: got rows of shape'),
+    'new validation label': (lambda X, y: (X, y, X, y + 5), 'y_val: got labels the model does'),
+}  # fmt: skip
+
+@pytest.mark.parametrize('name', BAD_CALLS)
+def test_bad_input_never_starts_a_compile_and_leaves_the_model(name, count_compiles):
+    arguments, says = BAD_CALLS[name]
+    X, y = blobs()
+    model = mlp(4, 3)
+    before = params_of(model)
+
+    def call():
+        with pytest.raises(DataError, match=says):
+            train(model, *arguments(X, y))
+
+    assert count_compiles(call) == 0
+    jax.tree.map(np.testing.assert_array_equal, before, params_of(model))
+    assert record_of(model).task is None and not record_of(model).runs
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'says'),
+    [
+        ({'loss_fn': 'cross_entropi'}, "Did you mean 'cross_entropy'"),
+        ({'loss_fn': 'binary_cross_entropy'}, "expected 'cross_entropy'"),
+        ({'loss_fn': 3}, 'loss_fn: got 3'),
+        ({'loss_fn': lambda logits: logits}, 'it failed for logits'),
+        ({'metrics': ['acuracy']}, "Did you mean 'accuracy'"),
+        ({'metrics': ['mae']}, 'The task is multiclass'),
+        ({'metrics': 'accuracy'}, 'expected a list'),
+    ],
+)
+def test_losses_and_metrics_that_do_not_fit(arguments, says):
+    X, y = blobs()
+    with pytest.raises(ConfigError, match=says):
+        train(mlp(4, 3), X, y, **arguments)
+
+
+def test_a_bare_linen_module_is_told_how():
+    X, y = blobs()
+    with pytest.raises(ModelTypeError, match=r'thinkml.models.from_linen\(module\)'):
+        train(nn.Dense(3), X, y)
+
+
+def test_asking_too_early():
+    with pytest.raises(NotTrainedError, match='Call train'):
+        ModelTrainer().get_metrics()
+    with pytest.raises(NotTrainedError, match='Train it with ModelTrainer'):
+        predict(mlp(4, 3), np.ones((1, 4)))
+    with pytest.raises(ConfigError, match='config: got dict'):
+        ModelTrainer({'epochs': 3})
