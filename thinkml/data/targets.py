@@ -242,12 +242,17 @@ def probabilities(outputs: np.ndarray, task: Task) -> np.ndarray:
         raise DataError('model: it was trained for regression, which has no probabilities.')
     outputs = outputs.reshape(len(outputs), -1)
     if task.kind == 'multilabel' or outputs.shape[1] == 1:
-        positive = 0.5 * (1 + np.tanh(0.5 * outputs))  # the sigmoid, without overflow
+        positive = _sigmoid(outputs)
         if task.kind == 'multilabel':
             return positive
-        return np.concatenate([1 - positive, positive], axis=1)
+        return np.concatenate([_sigmoid(-outputs), positive], axis=1)
     shifted = np.exp(outputs - outputs.max(axis=1, keepdims=True))
     return shifted / shifted.sum(axis=1, keepdims=True)
+
+
+def _sigmoid(outputs: np.ndarray) -> np.ndarray:
+    # Exact to the last digits also for the smallest probabilities, which rank confident negatives.
+    return np.exp(-np.logaddexp(0, -outputs))
 
 
 def decode(outputs: np.ndarray, task: Task) -> np.ndarray:

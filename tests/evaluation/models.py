@@ -1,0 +1,28 @@
+"""Models whose outputs are what a test says they are."""
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from thinkml.record import ModelRecord, Task, attach_record
+
+
+class Shifted(nnx.Module):
+    """Returns its inputs plus a parameter: the outputs are what the test says they are."""
+
+    def __init__(self, shift=0.0):
+        self.shift = nnx.Param(jnp.float32(shift))
+
+    def __call__(self, x):
+        return x + self.shift[...]
+
+
+def known(model, kind, classes, num_outputs, target_shape=()):
+    attach_record(model, ModelRecord(task=Task(kind, classes, num_outputs, target_shape)))
+    return model
+
+
+def logits_and_labels(n, k, seed=0):
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(k, size=n)
+    return (1.5 * np.eye(k)[labels] + rng.normal(size=(n, k))).astype(np.float32), labels

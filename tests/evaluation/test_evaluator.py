@@ -1,0 +1,244 @@
+"""`ModelEvaluator.evaluate` on models, against scikit-learn on what the model returns."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import sklearn.metrics as sk
+from flax import nnx
+from sklearn.datasets import load_breast_cancer
+
+import thinkml.evaluation.evaluator as evaluator_module
+from thinkml.core.functional import from_functions, from_linen
+from thinkml.errors import ConfigError, DataError, ModelTypeError, ThinkMLWarning
+from thinkml.evaluation import ModelEvaluator
+
+from .models import Shifted, known, logits_and_labels
+
+
+def softmax(logits):
+    shares = np.exp(logits.astype(np.float64))
+    return shares / shares.sum(axis=1, keepdims=True)
+
+
+def test_multiclass_with_text_labels():
+    logits, labels = logits_and_labels(500, 3)
+    classes = np.array(['ant', 'bee', 'cat'])
+    y_test = classes[labels]
+    model = known(Shifted(), 'multiclass', tuple(classes.tolist()), 3)
+
+    evaluation = ModelEvaluator().evaluate(model=model, X_test=logits, y_test=y_test)
+
+    predictions = classes[logits.argmax(axis=1)]
+    np.testing.assert_array_equal(evaluation.predictions, predictions)
+    np.testing.assert_allclose(evaluation.probabilities, softmax(logits), rtol=1e-5)
+    np.testing.assert_array_equal(evaluation.labels, y_test)
+    np.testing.assert_array_equal(
+        evaluation.confusion_matrix, sk.confusion_matrix(y_test, predictions)
+    )
+    assert evaluation.task.kind == 'multiclass'
+    assert evaluation.metrics == pytest.approx(
+        {
+            'accuracy': sk.accuracy_score(y_test, predictions),
+            'precision': sk.precision_score(y_test, predictions, average='macro'),
+            'recall': sk.recall_score(y_test, predictions, average='macro'),
+            'f1': sk.f1_score(y_test, predictions, average='macro'),
+            'roc_auc': sk.roc_auc_score(y_test, softmax(logits), multi_class='ovr'),
+            'log_loss': sk.log_loss(y_test, softmax(logits)),
+        },
+        rel=1e-6,
+    )
+    assert all(type(value) is float for value in evaluation.metrics.values())
+    assert evaluation['f1'] == evaluation.metrics['f1']
+
+    expected = sk.classification_report(y_test, predictions, output_dict=True)
+    for label, row in evaluation.per_class.items():
+        assert row['f1'] == pytest.approx(expected[label]['f1-score'])
+        for name in ('precision', 'recall', 'support'):
+            assert row[name] == pytest.approx(expected[label][name])
+        assert type(row['support']) is int
+
+
+@pytest.mark.parametrize('num_outputs', [1, 2])
+def test_binary_positive_class_is_the_larger_label(num_outputs):
+    logits, labels = logits_and_labels(200, 2)
+    if num_outputs == 1:
+        logits = logits[:, 1:] - logits[:, :1]
+    y_test = np.where(labels == 1, 7, 3)
+    model = known(Shifted(), 'binary', (3, 7), num_outputs)
+
+    evaluation = ModelEvaluator().evaluate(
+        model, logits, y_test, metrics=['accuracy', 'precision', 'recall', 'f1', 'roc_auc']
+    )
+
+    score = logits[:, -1] - (logits[:, 0] if num_outputs == 2 else 0)
+    predictions = np.where(score > 0, 7, 3)
+    np.testing.assert_array_equal(evaluation.predictions, predictions)
+    assert list(evaluation.metrics) == ['accuracy', 'precision', 'recall', 'f1', 'roc_auc']
+    assert evaluation['precision'] == pytest.approx(
+        sk.precision_score(y_test, predictions, pos_label=7)
+    )
+    assert evaluation['recall'] == pytest.approx(sk.recall_score(y_test, predictions, pos_label=7))
+    assert evaluation['roc_auc'] == pytest.approx(sk.roc_auc_score(y_test, score), rel=1e-6)
+    assert set(evaluation.per_class) == {3, 7}
+
+
+def test_one_hot_labels_are_evaluated_as_their_classes():
+    logits, labels = logits_and_labels(50, 4)
+    one_hot = known(Shifted(), 'multiclass', (0, 1, 2, 3), 4, (4,))
+    plain = known(Shifted(), 'multiclass', (0, 1, 2, 3), 4)
+    got = ModelEvaluator().evaluate(one_hot, logits, np.eye(4)[labels])
+    expected = ModelEvaluator().evaluate(plain, logits, labels)
+    assert got.metrics == expected.metrics
+    np.testing.assert_array_equal(got.predictions.argmax(axis=1), expected.predictions)
+
+
+def test_multilabel():
+    rng = np.random.default_rng(0)
+    y_test = rng.integers(2, size=(100, 3))
+    logits = (2 * y_test - 1 + rng.normal(size=(100, 3))).astype(np.float32)
+    evaluation = ModelEvaluator().evaluate(Shifted(), logits, y_test)  # the task is inferred
+    assert evaluation.task.kind == 'multilabel'
+    assert evaluation['accuracy'] == pytest.approx(sk.accuracy_score(y_test, logits > 0))
+    assert evaluation['f1'] == pytest.approx(sk.f1_score(y_test, logits > 0, average='macro'))
+    assert evaluation['roc_auc'] == pytest.approx(sk.roc_auc_score(y_test, logits), rel=1e-6)
+    np.testing.assert_array_equal(
+        evaluation.confusion_matrix, sk.multilabel_confusion_matrix(y_test, logits > 0)
+    )
+    assert evaluation.per_class[2]['support'] == y_test[:, 2].sum()
+
+
+@pytest.mark.parametrize('shape', [(), (1,), (2,)])
+def test_regression_keeps_the_precision_of_the_targets(shape):
+    rng = np.random.default_rng(0)
+    predicted = rng.normal(2000, 1, size=(40, *(shape or (1,)))).astype(np.float32)
+    y_test = (predicted + rng.normal(0, 1e-3, size=predicted.shape)).reshape(40, *shape)
+    evaluation = ModelEvaluator().evaluate(Shifted(), predicted, y_test)
+    flat = predicted.astype(np.float64).reshape(y_test.shape)
+    assert evaluation.metrics == pytest.approx(
+        {
+            'rmse': sk.root_mean_squared_error(y_test, flat),
+            'mae': sk.mean_absolute_error(y_test, flat),
+            'r2': sk.r2_score(y_test, flat),
+        },
+        rel=1e-6,
+    )
+    assert evaluation.predictions.shape == y_test.shape
+    assert evaluation.per_class is evaluation.confusion_matrix is evaluation.probabilities is None
+
+
+def test_a_single_row():
+    logits, _ = logits_and_labels(1, 3)
+    model = known(Shifted(), 'multiclass', (0, 1, 2), 3)
+    y_test = logits.argmax(axis=1)
+    with pytest.warns(ThinkMLWarning, match='roc_auc: NaN'):
+        evaluation = ModelEvaluator().evaluate(model, logits, y_test)
+    assert evaluation['accuracy'] == evaluation['f1'] == 1.0
+    assert np.isnan(evaluation['roc_auc'])
+    assert 'roc_auc=nan' in repr(evaluation)
+
+
+def test_number_of_rows_changes_no_prediction():
+    logits, labels = logits_and_labels(2500, 3)
+    model = known(Shifted(), 'multiclass', (0, 1, 2), 3)
+    whole = ModelEvaluator().evaluate(model, logits, labels)
+    part = ModelEvaluator().evaluate(model, logits[:777], labels[:777])
+    np.testing.assert_array_equal(whole.probabilities[:777], part.probabilities)
+    assert part['accuracy'] == sk.accuracy_score(labels[:777], logits[:777].argmax(axis=1))
+
+
+class Regularized(nnx.Module):
+    def __init__(self, rngs):
+        self.norm = nnx.BatchNorm(4, rngs=rngs)
+        self.dropout = nnx.Dropout(0.5, rngs=rngs)
+        self.linear = nnx.Linear(4, 2, rngs=rngs)
+
+    def __call__(self, x):
+        return self.linear(self.dropout(self.norm(x)))
+
+
+def test_the_model_and_its_mode_stay_as_they_were():
+    model = Regularized(nnx.Rngs(0))
+    model.train()
+    rng = np.random.default_rng(0)
+    X, y = rng.normal(3, 2, size=(60, 4)), np.arange(60) % 2
+    before = nnx.to_pure_dict(nnx.state(nnx.clone(model), nnx.Not(nnx.RngKey)))
+
+    first = ModelEvaluator().evaluate(model, X, y)
+
+    after = nnx.to_pure_dict(nnx.state(model, nnx.Not(nnx.RngKey)))
+    jax.tree.map(np.testing.assert_array_equal, before, after)
+    assert not model.dropout.deterministic
+    assert not model.norm.use_running_average
+    # It was computed in eval mode: no dropout, and statistics of training, not of this data.
+    np.testing.assert_array_equal(
+        first.probabilities, ModelEvaluator().evaluate(model, X, y).probabilities
+    )
+    model.eval()
+    logits = np.asarray(model(jnp.asarray(X, jnp.float32)))
+    np.testing.assert_allclose(first.probabilities, softmax(logits), rtol=1e-5)
+
+
+def test_linen_and_function_models_score_the_same():
+    X, y = load_breast_cancer(return_X_y=True)
+    X = (X - X.mean(axis=0)) / X.std(axis=0)
+    kernel = np.linspace(-1, 1, 30, dtype=np.float32)[:, None]
+    linen = from_linen(nn.Dense(1, use_bias=False), {'params': {'kernel': jnp.asarray(kernel)}})
+    functions = from_functions(lambda key, x: None, lambda w, x: x @ w, params=kernel)
+    metrics = [ModelEvaluator().evaluate(model, X, y).metrics for model in (linen, functions)]
+    assert metrics[0] == pytest.approx(metrics[1], rel=1e-6)
+    score = (X @ kernel)[:, 0]
+    assert metrics[0]['roc_auc'] == pytest.approx(sk.roc_auc_score(y, score), abs=1e-4)
+    assert metrics[0]['f1'] == pytest.approx(sk.f1_score(y, score > 0))
+
+
+def test_unfit_metrics_are_refused_before_predicting(monkeypatch):
+    def fail(*_):
+        raise AssertionError('it predicted')
+
+    monkeypatch.setattr(evaluator_module, 'predict_outputs', fail)
+    logits, labels = logits_and_labels(10, 3)
+    evaluate = ModelEvaluator().evaluate
+    with pytest.raises(ConfigError, match="Did you mean 'accuracy'"):
+        evaluate(Shifted(), logits, labels, metrics=['acuracy'])
+    with pytest.raises(ConfigError, match="got 'rmse', but the task is multiclass"):
+        evaluate(Shifted(), logits, labels, metrics=['accuracy', 'rmse'])
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        (lambda X, y: (X[:-1], y), 'X_test.*y_test'),
+        (lambda X, y: (X[:, :2], y), 'X_test|y_test'),
+        (lambda X, y: (np.where(X[3, 1] == X, np.nan, X), y), 'X_test: got 1 NaN'),
+        (lambda X, y: (X, np.where(y == 0, 9, y)), r'y_test: .*\[9\]'),
+        (lambda X, y: (X[:0], y[:0]), 'X_test: got an empty array'),
+        (lambda X, y: (X, None), 'y_test'),
+    ],
+)
+def test_data_that_does_not_fit(change, message):
+    logits, labels = logits_and_labels(10, 3)
+    model = known(nnx.Linear(3, 3, rngs=nnx.Rngs(0)), 'multiclass', (0, 1, 2), 3)
+    X_test, y_test = change(logits, labels)
+    with pytest.raises(DataError, match=message):
+        ModelEvaluator().evaluate(model, X_test, y_test)
+
+
+def test_a_diverged_model_is_named_as_such():
+    logits, labels = logits_and_labels(10, 3)
+    with pytest.raises(DataError, match='model: it returns NaN or infinite values for 10 of 10'):
+        ModelEvaluator().evaluate(Shifted(np.nan), logits, labels)
+
+
+def test_what_is_no_model():
+    with pytest.raises(ModelTypeError, match='model: got'):
+        ModelEvaluator().evaluate(object(), np.ones((2, 2)), [0, 1])
+
+
+def test_repr_tells_task_rows_and_metrics():
+    logits, labels = logits_and_labels(10, 3)
+    evaluation = ModelEvaluator().evaluate(Shifted(), logits, labels, metrics=['accuracy'])
+    accuracy = f'{evaluation["accuracy"]:.4f}'
+    expected = f'Evaluation(multiclass, 3 classes (0, 1, 2), 10 rows: accuracy={accuracy})'
+    assert repr(evaluation) == str(evaluation) == expected

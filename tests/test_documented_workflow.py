@@ -1,0 +1,239 @@
+"""The blocks of the user's manual run as printed, on real data."""
+
+import textwrap
+
+import numpy as np
+import pytest
+
+from tests.models_for_tests import mlp
+
+SETUP = """
+    from thinkml.training import TrainingConfig
+
+    # Create training configuration
+    config = TrainingConfig(
+        batch_size=32,
+        epochs=100,
+        learning_rate=0.001,
+        optimizer='adam',
+        early_stopping=True,
+        validation_split=0.2,
+        callbacks=['checkpoint', 'tensorboard']
+    )
+
+    # Initialize trainer
+    trainer = ModelTrainer(config)
+"""
+
+BASIC_TRAINING = """
+    from thinkml.training import ModelTrainer
+
+    # Initialize trainer
+    trainer = ModelTrainer()
+
+    # Train model
+    history = trainer.train(
+        model=model,
+        X_train=X_train,
+        y_train=y_train,
+        X_val=X_val,
+        y_val=y_val
+    )
+
+    # Get training metrics
+    metrics = trainer.get_metrics()
+    print("Training Metrics:", metrics)
+"""
+
+MONITORING = """
+    from thinkml.monitoring import TrainingMonitor
+
+    # Initialize monitor
+    monitor = TrainingMonitor()
+
+    # Monitor training progress
+    monitor.track_progress(
+        model=model,
+        metrics=['loss', 'accuracy'],
+        interval=100  # steps
+    )
+
+    # Get real-time metrics
+    current_metrics = monitor.get_current_metrics()
+    print("Current Metrics:", current_metrics)
+
+    # Plot training progress
+    monitor.plot_progress()
+"""
+
+EVALUATION = """
+    from thinkml.evaluation import ModelEvaluator
+
+    # Initialize evaluator
+    evaluator = ModelEvaluator()
+
+    # Evaluate model
+    evaluation = evaluator.evaluate(
+        model=model,
+        X_test=X_test,
+        y_test=y_test,
+        metrics=['accuracy', 'precision', 'recall', 'f1', 'roc_auc']
+    )
+
+    # Generate evaluation report
+    report = evaluator.generate_report(evaluation)
+    print("Evaluation Report:", report)
+
+    # Analyze model performance
+    analysis = evaluator.analyze_performance(
+        model=model,
+        X_test=X_test,
+        y_test=y_test
+    )
+
+    # Get performance metrics
+    metrics = analysis.get_metrics()
+    print("Performance Metrics:", metrics)
+
+    # Plot performance curves
+    analysis.plot_roc_curve()
+    analysis.plot_precision_recall_curve()
+    analysis.plot_confusion_matrix()
+"""
+
+SAVING = """
+    from thinkml.models import ModelManager
+
+    # Initialize manager
+    manager = ModelManager()
+
+    # Save model
+    manager.save_model(
+        model=model,
+        path='models/model_v1',
+        metadata={
+            'version': '1.0',
+            'training_date': '2024-04-26',
+            'metrics': metrics
+        }
+    )
+
+    # Load model
+    loaded_model = manager.load_model('models/model_v1')
+"""
+
+COMPLETE_WORKFLOW = """
+    from thinkml.training import (
+        TrainingConfig,
+        ModelTrainer,
+        TrainingMonitor
+    )
+    from thinkml.evaluation import ModelEvaluator
+    from thinkml.models import ModelManager
+
+    # 1. Setup Training Configuration
+    config = TrainingConfig(
+        batch_size=32,
+        epochs=100,
+        learning_rate=0.001,
+        early_stopping=True
+    )
+
+    # 2. Initialize Components
+    trainer = ModelTrainer(config)
+    monitor = TrainingMonitor()
+    evaluator = ModelEvaluator()
+    manager = ModelManager()
+
+    # 3. Train Model
+    history = trainer.train(
+        model=model,
+        X_train=X_train,
+        y_train=y_train,
+        X_val=X_val,
+        y_val=y_val
+    )
+
+    # 4. Monitor Training
+    monitor.track_progress(model, metrics=['loss', 'accuracy'])
+    monitor.plot_progress()
+
+    # 5. Evaluate Model
+    evaluation = evaluator.evaluate(
+        model=model,
+        X_test=X_test,
+        y_test=y_test
+    )
+    report = evaluator.generate_report(evaluation)
+
+    # 6. Save Model
+    manager.save_model(
+        model=model,
+        path='models/final_model',
+        metadata={
+            'version': '1.0',
+            'metrics': evaluation.metrics
+        }
+    )
+"""
+
+
+@pytest.fixture(params=['digits', 'breast_cancer'])
+def names(request, tmp_path, monkeypatch):
+    """The names the blocks use: data, a model, and a working directory of their own."""
+    monkeypatch.chdir(tmp_path)
+    X, X_test, y, y_test = request.getfixturevalue(request.param)
+    return {
+        'X_train': X[:-100],
+        'y_train': y[:-100],
+        'X_val': X[-100:],
+        'y_val': y[-100:],
+        'X_test': X_test,
+        'y_test': y_test,
+        'model': mlp(X.shape[1], y.max() + 1, hidden=64),
+    }
+
+
+def run(block, names):
+    exec(textwrap.dedent(block), names)
+
+
+def test_the_complete_workflow(names):
+    run(COMPLETE_WORKFLOW, names)
+    assert names['evaluation'].metrics['accuracy'] >= 0.95
+    assert 'accuracy' in str(names['report'])
+    assert names['history'].epochs < 100, 'early stopping is on'
+
+    from thinkml.models import predict
+
+    loaded = names['manager'].load_model('models/final_model')
+    np.testing.assert_array_equal(
+        predict(loaded, names['X_test']), predict(names['model'], names['X_test'])
+    )
+
+
+def test_the_blocks_one_after_another(names, capsys):
+    run(BASIC_TRAINING + MONITORING + EVALUATION + SAVING, names)
+    shown = capsys.readouterr().out
+    for heading in ('Training Metrics:', 'Current Metrics:', 'Evaluation Report:'):
+        assert heading in shown
+    assert names['current_metrics']['accuracy'] == names['history']['accuracy'][-1]
+
+
+def test_monitoring_before_training(names):
+    run(MONITORING, names)
+    assert np.isnan(names['current_metrics']['loss'])
+    run(BASIC_TRAINING, names)
+    assert names['monitor'].get_current_metrics()['loss'] == names['history']['loss'][-1]
+
+
+def test_the_setup_block_with_checkpoints_and_event_files(names, tmp_path):
+    from thinkml.training import ModelTrainer
+
+    run(SETUP, names | {'ModelTrainer': ModelTrainer})
+    names['ModelTrainer'] = ModelTrainer
+    run(SETUP + "\n    history = trainer.train(model, X_train, y_train)\n", names)
+    assert 'val_loss' in names['history']
+    assert list((tmp_path / 'logs').glob('events*'))
+    newest = max(int(path.name) for path in (tmp_path / 'checkpoints').iterdir())
+    assert newest == names['history'].steps
