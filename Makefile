@@ -1,0 +1,42 @@
+# Needs Python 3.11 or later (with venv) and make. The first target makes .venv, once:
+#   make quickstart PYTHON=python3.12
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: quickstart test fast lint types docs bench clean
+
+quickstart: .venv/.examples  ## train, monitor, evaluate, save and load a model on real data
+	$(BIN)/python examples/01_first_model.py
+
+test: .venv/.dev  ## all tests
+	$(BIN)/python -m pytest
+
+fast: .venv/.dev  ## all tests but the slow ones
+	$(BIN)/python -m pytest -m 'not slow'
+
+lint: .venv/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: .venv/.dev
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+docs: .venv/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+bench: .venv/.dev
+	$(BIN)/python benchmarks/step_overhead.py
+
+clean:
+	rm -rf .venv site build dist .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# One stamp per extra. A venv that could not be finished is removed, so that the next try is clean.
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "ThinkML needs Python \
+	3.11 or later, $(PYTHON) is " + sys.version.split()[0] + ". Name one: make PYTHON=python3.12")'
+	$(PYTHON) -m venv .venv || { rm -rf .venv; exit 1; }
+
+.venv/.%: pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$*]'
+	@touch $@

@@ -1,0 +1,120 @@
+import math
+
+import numpy as np
+import pytest
+
+from thinkml.monitoring import History, training_figure
+
+
+def run(epochs: int, steps: int, seed: int = 0) -> History:
+    rng = np.random.default_rng(seed)
+    history = History()
+    for _ in range(epochs):
+        losses = rng.random(steps)
+        history.add_steps(losses)
+        history.add_epoch(
+            {'loss': losses.mean(), 'val_loss': rng.random(), 'accuracy': rng.random()}
+        )
+    return history
+
+
+def curves(axes) -> list[tuple[str, str, list, list]]:
+    """Label, style, x and y of the curves, without the lines that mark epochs."""
+    return [
+        (line.get_label(), line.get_linestyle(), list(line.get_xdata()), list(line.get_ydata()))
+        for line in axes.lines
+        if line.get_transform() == axes.transData
+    ]
+
+
+def marks(axes, label: str) -> list[float]:
+    return [line.get_xdata()[0] for line in axes.lines if line.get_label() == label]
+
+
+def legend(axes) -> list[str]:
+    return [text.get_text() for text in axes.get_legend().get_texts()]
+
+
+def test_training_is_solid_and_validation_dashed():
+    history = run(3, 4)
+    loss, metric = training_figure([history]).axes
+    assert curves(loss) == [
+        ('loss', '-', [1, 2, 3], history['loss']),
+        ('val_loss', '--', [1, 2, 3], history['val_loss']),
+    ]
+    assert curves(metric) == [('accuracy', '-', [1, 2, 3], history['accuracy'])]
+    assert len({line.get_color() for line in loss.lines}) == 1
+    assert (loss.get_ylabel(), metric.get_ylabel()) == ('loss', 'accuracy')
+    assert (loss.get_xlabel(), metric.get_xlabel()) == ('epoch', 'epoch')
+
+
+def test_runs_follow_one_another():
+    first, second = run(3, 4), run(2, 4, seed=1)
+    first.best_epoch, second.best_epoch = 2, 1
+    loss, metric = training_figure([first, second]).axes
+    assert [(label, x) for label, _, x, _ in curves(loss)] == [
+        ('loss', [1, 2, 3]),
+        ('val_loss', [1, 2, 3]),
+        ('loss', [4, 5]),
+        ('val_loss', [4, 5]),
+    ]
+    assert [y for *_, y in curves(metric)] == [first['accuracy'], second['accuracy']]
+    assert marks(loss, 'best epoch') == marks(metric, 'best epoch') == [2, 4]
+    assert legend(loss) == ['loss', 'val_loss', 'best epoch']
+
+
+def test_interval_draws_the_loss_over_steps():
+    first, second = run(2, 5), run(1, 5, seed=1)
+    first.best_epoch = 1
+    loss, metric = training_figure([first, second], interval=4).axes
+    losses = first.step_loss.astype(float)
+    means = [losses[:4].mean(), losses[4:8].mean(), losses[8:].mean()]
+    (_, _, x, y), (_, _, val_x, val_y), (_, _, second_x, _), _ = curves(loss)
+    assert x == [4, 8, 10]
+    np.testing.assert_allclose(y, means, rtol=1e-12)
+    assert (val_x, val_y) == ([5, 10], first['val_loss'])
+    assert second_x == [14, 15]
+    assert [x for _, _, x, _ in curves(metric)] == [[5, 10], [15]]
+    assert marks(loss, 'best epoch') == [5]
+    assert (loss.get_xlabel(), metric.get_xlabel()) == ('step', 'step')
+
+
+def test_interval_shows_a_first_epoch_that_has_not_ended():
+    history = History()
+    history.add_steps(np.array([1.0, 0.5]))
+    [loss] = training_figure([history], interval=1).axes
+    assert curves(loss) == [('loss', '-', [1, 2], [1.0, 0.5])]
+
+
+def test_names_choose_curves_and_panels():
+    history = run(3, 4)
+    history.add_epoch({'loss': 0.1, 'f1': 0.5, 'val_f1': 0.25})
+
+    def shown(metrics):
+        return [
+            [label for label, *_ in curves(axes)]
+            for axes in training_figure([history], metrics).axes
+        ]
+
+    assert shown(['loss']) == [['loss', 'val_loss']]
+    assert shown(['val_loss']) == [['val_loss']]
+    assert shown(['f1', 'loss']) == [['loss', 'val_loss'], ['f1', 'val_f1']]
+    assert shown(None) == [['loss', 'val_loss'], ['accuracy', 'f1', 'val_f1']]
+
+
+def test_epochs_without_a_value_are_bridged():
+    history = History()
+    for value in [0.5, math.nan, 0.25, math.inf]:
+        history.add_epoch({'loss': 1.0, 'val_loss': value})
+    [loss] = training_figure([history]).axes
+    assert curves(loss)[1] == ('val_loss', '--', [1, 3], [0.5, 0.25])
+
+
+@pytest.mark.parametrize(
+    ('metrics', 'labels'),
+    [(None, ['loss', 'metric']), (['loss'], ['loss']), (['loss', 'f1'], ['loss', 'f1'])],
+)
+def test_empty_axes_say_so(metrics, labels):
+    axes = training_figure([], metrics).axes
+    assert [panel.get_ylabel() for panel in axes] == labels
+    assert [panel.texts[0].get_text() for panel in axes] == ['no data yet'] * len(labels)

@@ -1,0 +1,64 @@
+import sys
+
+import pytest
+
+from thinkml.monitoring import ProgressBar, progress
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that only moves when told to."""
+
+    class Clock:
+        now = 0.0
+
+    monkeypatch.setattr(progress.time, 'perf_counter', lambda: Clock.now)
+    return Clock
+
+
+def drawn(text: str) -> list[str]:
+    return [line.strip() for line in text.split('\r') if line.strip()]
+
+
+def test_it_shows_where_the_run_stands(clock, capsys):
+    with ProgressBar(total_steps=100, enabled=True) as bar:
+        clock.now = 2.0
+        bar.advance(50, 1600, epoch=1, metrics={'loss': 0.75, 'accuracy': 0.5})
+        clock.now = 4.0
+        bar.advance(25, 800, epoch=2, metrics={'loss': 0.5, 'val_loss': 0.625})
+        clock.now = 6.0
+        bar.advance(25, 800, epoch=3, metrics={'loss': 0.25})
+    out, err = capsys.readouterr()
+    lines = drawn(err)
+    assert out == ''
+    assert '50/100 steps' in lines[1] and '50%' in lines[1] and lines[1].startswith('epoch 1')
+    assert 'loss=0.75, 800 examples/s' in lines[1]
+    assert 'accuracy' not in err
+    assert 'loss=0.5, val_loss=0.625, 680 examples/s' in lines[2]  # 0.7 * 800 + 0.3 * 400
+    assert '100/100 steps' in lines[-1] and lines[-1].startswith('epoch 3')
+    assert 'loss=0.25, val_loss=0.625' in lines[-1]  # the latest there is
+
+
+def test_it_draws_at_most_ten_times_a_second_and_loses_nothing(clock, capsys):
+    with ProgressBar(total_steps=1000, enabled=True) as bar:
+        for call in range(1000):
+            clock.now = call / 1000
+            bar.advance(1, 32, epoch=1, metrics={'loss': float(call)})
+    lines = drawn(capsys.readouterr().err)
+    assert len(lines) <= 1 + 10 + 2  # the empty bar, one every 0.1 s, the last one and its close
+    assert '1000/1000 steps' in lines[-1] and 'loss=999' in lines[-1]
+
+
+def test_it_is_closed_where_an_exception_passes(capsys):
+    with pytest.raises(KeyboardInterrupt), ProgressBar(total_steps=10, enabled=True) as bar:
+        bar.advance(4, 128, epoch=1, metrics={'loss': 0.5})
+        raise KeyboardInterrupt
+    err = capsys.readouterr().err
+    assert '4/10 steps' in drawn(err)[-1] and err.endswith('\n')
+
+
+def test_disabled_means_no_output_and_no_import(capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'tqdm', None)  # importing it would raise
+    with ProgressBar(total_steps=10, enabled=False) as bar:
+        bar.advance(10, 320, epoch=1, metrics={'loss': 0.5})
+    assert capsys.readouterr() == ('', '')

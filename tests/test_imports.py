@@ -1,0 +1,59 @@
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import thinkml
+
+NEWLY_IMPORTED = """
+import sys
+before = set(sys.modules)
+import {module}
+new = {{name.split('.')[0] for name in set(sys.modules) - before}}
+print(*sorted(new - sys.stdlib_module_names))
+"""
+
+
+def newly_imported(module: str) -> set[str]:
+    """The packages outside the standard library that a fresh interpreter imports for a module."""
+    code = NEWLY_IMPORTED.format(module=module)
+    done = subprocess.run(
+        [sys.executable, '-W', 'error', '-c', code], check=True, capture_output=True, text=True
+    )
+    return set(done.stdout.split())
+
+
+@pytest.mark.parametrize('module', ['thinkml', 'thinkml.errors'])
+def test_importing_thinkml_imports_no_other_package(module):
+    assert newly_imported(module) == {'thinkml'}
+
+
+def test_plots_bars_and_checkpoints_wait_until_they_are_used():
+    # 'orbax' comes with flax, which imports it itself.
+    lazy = {'matplotlib', 'tqdm', 'tensorboardX', 'sklearn', 'tensorflow', 'torch'}
+    modules = newly_imported('thinkml.training, thinkml.evaluation, thinkml.models')
+    assert {'jax', 'flax'} <= modules
+    assert not modules & lazy
+
+
+def test_subpackages_are_attributes():
+    assert thinkml.errors.ThinkMLWarning.__mro__[1] is UserWarning
+    assert thinkml.monitoring.History().epochs == 0
+    assert {'core', 'data', 'errors', 'evaluation', 'models', 'monitoring', 'training'} <= set(
+        dir(thinkml)
+    )
+
+
+def test_unknown_attributes_are_refused_as_python_does():
+    with pytest.raises(AttributeError, match="module 'thinkml' has no attribute 'trainning'"):
+        _ = thinkml.trainning
+
+
+def test_the_version_stands_in_one_place():
+    settings = tomllib.loads((Path(__file__).parent.parent / 'pyproject.toml').read_text())
+    assert settings['project']['dynamic'] == ['version']
+    assert settings['tool']['hatch']['version']['path'] == 'thinkml/__init__.py'
+    assert re.fullmatch(r'\d+\.\d+\.\d+', thinkml.__version__)

@@ -1,0 +1,37 @@
+"""Training, monitoring and evaluating models with JAX and Flax.
+
+The subpackages are imported when they are first used, so that ``import thinkml`` costs nothing and
+imports no JAX.
+
+Example:
+    >>> import thinkml
+    >>> thinkml.errors.ConfigError.__name__
+    'ConfigError'
+"""
+
+import importlib
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from thinkml import core as core
+    from thinkml import data as data
+    from thinkml import errors as errors
+    from thinkml import evaluation as evaluation
+    from thinkml import models as models
+    from thinkml import monitoring as monitoring
+    from thinkml import training as training
+
+__version__ = '0.1.0'
+
+_PACKAGES = ('core', 'data', 'errors', 'evaluation', 'models', 'monitoring', 'training')
+
+
+def __getattr__(name: str) -> ModuleType:
+    if name in _PACKAGES:
+        return importlib.import_module(f'thinkml.{name}')
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_PACKAGES])

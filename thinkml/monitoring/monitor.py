@@ -1,0 +1,162 @@
+"""A view of a model's training, while it runs and afterwards."""
+
+import math
+import os
+import warnings
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from thinkml.errors import (
+    ConfigError,
+    ModelTypeError,
+    ThinkMLError,
+    ThinkMLWarning,
+    problems,
+    unknown_name,
+)
+from thinkml.monitoring.history import History
+from thinkml.monitoring.plots import training_figure
+from thinkml.record import ModelRecord, record_of
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+class TrainingMonitor:
+    """Shows how a model's training goes, or went.
+
+    A monitor reads the record ThinkML keeps of the model; nothing is pushed to it and it costs the
+    training nothing. So `track_progress` may be called before the training, after it, or while it
+    runs in another thread.
+
+    Example:
+        >>> from flax import nnx
+        >>> from thinkml.monitoring import TrainingMonitor
+        >>> model = nnx.Linear(4, 3, rngs=nnx.Rngs(0))
+        >>> monitor = TrainingMonitor()
+        >>> monitor.track_progress(model, metrics=['loss', 'accuracy'], interval=100)
+        >>> figure = monitor.plot_progress()  # shows "no data yet" until the model is trained
+    """
+
+    def __init__(self) -> None:
+        self._record: ModelRecord | None = None
+        self._metrics: tuple[str, ...] | None = None
+        self._interval: int | None = None
+
+    def track_progress(
+        self, model: Any, metrics: Iterable[str] | None = None, interval: int | None = None
+    ) -> None:
+        """Chooses what is shown. Calling it again changes the choice.
+
+        Args:
+            model: the model that is trained, has been or will be.
+            metrics: names as in the `History` (``'loss'``, ``'accuracy'``, ``'val_loss'``). None
+                shows all there are.
+            interval: steps per point of the loss curve, each point the mean over that many steps.
+                None draws one point per epoch.
+
+        Raises:
+            ConfigError: if ``metrics`` or ``interval`` make no sense.
+            ModelTypeError: if ``model`` can't be a model.
+        """
+        names = None if metrics is None or isinstance(metrics, str) else tuple(metrics)
+        found = []
+        if isinstance(metrics, str):
+            found.append(f'metrics: got the string {metrics!r}, expected a list: [{metrics!r}].')
+        elif names is not None and not (names and all(isinstance(name, str) for name in names)):
+            found.append(f'metrics: got {list(names)!r}, expected names, or None for all.')
+        if interval is not None and not _is_positive_int(interval):
+            found.append(
+                f'interval: got {interval!r}, expected a number of steps, at least 1, '
+                'or None for one point per epoch.'
+            )
+        if found:
+            raise ConfigError(problems('track_progress: these can not be shown.', found))
+        try:
+            self._record = record_of(model)
+        except TypeError:  # plain values (numbers, strings, lists) can't be referred to weakly
+            raise ModelTypeError(
+                f'model: got {type(model).__name__}, expected the model that is given to train().'
+            ) from None
+        self._metrics, self._interval = names, interval
+        self._warn_of_unknown(self._runs())
+
+    def get_current_metrics(self) -> dict[str, float]:
+        """Returns the latest value of each metric asked for, as plain floats.
+
+        Values are those of the last finished epoch. With an ``interval``, ``loss`` is that of the
+        steps since, at most ``interval`` of them. Before there is any value, those asked for (or
+        ``loss``) are NaN, and a `ThinkMLWarning` says so.
+
+        Raises:
+            ThinkMLError: if `track_progress` was not called.
+        """
+        runs = self._runs()
+        self._warn_of_unknown(runs)
+        latest = _latest(runs[-1], self._interval) if runs else {}
+        if not latest:
+            warnings.warn(
+                'get_current_metrics: nothing is recorded of this model yet, so all values are '
+                'NaN. They appear when its first epoch ends.',
+                ThinkMLWarning,
+                stacklevel=2,
+            )
+        names = self._metrics or latest or ('loss',)
+        return {name: latest.get(name, math.nan) for name in names}
+
+    def plot_progress(self, path: str | os.PathLike[str] | None = None) -> 'Figure':
+        """Draws the tracked model's training, several runs one after another.
+
+        One panel shows the loss, one the other metrics: training solid, validation dashed, the
+        best epoch as a dotted line.
+
+        Args:
+            path: where to save the figure; the ending chooses the format (``.png``, ``.svg``,
+                ``.pdf``). Missing folders are made. None saves nothing.
+
+        Returns:
+            The `matplotlib.figure.Figure`.
+
+        Raises:
+            ThinkMLError: if `track_progress` was not called.
+        """
+        runs = self._runs()
+        self._warn_of_unknown(runs)
+        figure = training_figure(runs, self._metrics, self._interval)
+        if path is not None:
+            os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+            figure.savefig(path)
+        return figure
+
+    def _runs(self) -> list[History]:
+        """The runs that have recorded something."""
+        if self._record is None:
+            raise ThinkMLError(
+                'model: no model is tracked yet. Call track_progress(model) first, before or after '
+                'its training.'
+            )
+        # A record that was loaded from a file holds its runs as plain dicts.
+        runs = [
+            History.from_dict(run) if isinstance(run, dict) else run for run in self._record.runs
+        ]
+        return [run for run in runs if run.epochs or run.steps]
+
+    def _warn_of_unknown(self, runs: list[History]) -> None:
+        recorded = {name for run in runs for name in run}
+        if not recorded:
+            return
+        for name in self._metrics or ():
+            if name not in recorded:
+                warnings.warn(unknown_name('metrics', name, recorded), ThinkMLWarning, stacklevel=3)
+
+
+def _latest(run: History, interval: int | None) -> Mapping[str, float]:
+    latest = run.last()
+    unfinished = run.steps - (run.epoch_ends[-1] if run.epochs else 0)
+    if interval is not None and unfinished:
+        latest['loss'] = float(run.step_loss[-min(interval, unfinished) :].mean())
+    return latest
+
+
+def _is_positive_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1

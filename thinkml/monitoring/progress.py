@@ -1,0 +1,100 @@
+"""The progress bar of a training run."""
+
+import time
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, Self
+
+_SHOWN_METRICS = ('loss', 'val_loss')
+_REFRESH_SECONDS = 0.1
+
+
+class ProgressBar:
+    """A bar on stderr: steps done, epoch, loss, val_loss and examples per second.
+
+    `advance` may be called as often as one likes: the bar is drawn at most ten times a second, in
+    between a call only adds numbers. It is the plain text bar in notebooks too: the widget
+    costs more, and warns where ipywidgets is not installed.
+
+    Args:
+        total_steps: steps of the whole run.
+        enabled: False for no output at all.
+
+    Example:
+        >>> with ProgressBar(total_steps=200, enabled=False) as bar:
+        ...     bar.advance(100, 3200, epoch=1, metrics={'loss': 0.7})
+        ...     bar.advance(100, 3200, epoch=2, metrics={'loss': 0.4, 'val_loss': 0.5})
+    """
+
+    def __init__(self, total_steps: int, enabled: bool) -> None:
+        self.total_steps = total_steps
+        self.enabled = enabled
+        self._bar: Any = None
+        self._metrics: dict[str, float] = {}
+        self._epoch: int | None = None
+        self._steps = self._examples = 0
+        self._drawn_at = self._rate = 0.0
+
+    def __enter__(self) -> Self:
+        if self.enabled:
+            from tqdm import tqdm
+
+            self._bar = tqdm(
+                total=self.total_steps,
+                unit='step',
+                mininterval=0,
+                miniters=1,
+                dynamic_ncols=True,
+                bar_format='{desc}{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} steps '
+                '[{elapsed}<{remaining}{postfix}]',
+            )
+            self._drawn_at = time.perf_counter()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._bar is not None:
+            self._draw(time.perf_counter())
+            self._bar.close()
+            self._bar = None
+
+    def advance(
+        self, num_steps: int, num_examples: int, epoch: int, metrics: Mapping[str, float]
+    ) -> None:
+        """Moves the bar on.
+
+        Args:
+            num_steps: steps done since the last call.
+            num_examples: examples those steps saw.
+            epoch: the epoch they belong to, counted from 1.
+            metrics: the latest values; ``loss`` and ``val_loss`` are shown, each until a newer one
+                comes.
+        """
+        if self._bar is None:
+            return
+        self._steps += num_steps
+        self._examples += num_examples
+        self._epoch = epoch
+        self._metrics.update(metrics)
+        now = time.perf_counter()
+        if now - self._drawn_at >= _REFRESH_SECONDS:
+            self._draw(now)
+
+    def _draw(self, now: float) -> None:
+        elapsed = now - self._drawn_at
+        if elapsed >= _REFRESH_SECONDS:
+            rate = self._examples / elapsed
+            self._rate = 0.7 * self._rate + 0.3 * rate if self._rate else rate
+        shown = [f'{n}={self._metrics[n]:.4g}' for n in _SHOWN_METRICS if n in self._metrics]
+        if self._rate:
+            shown.append(f'{self._rate:,.0f} examples/s')
+        if self._epoch is not None:
+            self._bar.set_description(f'epoch {self._epoch}', refresh=False)
+        self._bar.set_postfix_str(', '.join(shown), refresh=False)
+        self._bar.update(self._steps)
+        self._steps = self._examples = 0
+        self._drawn_at = now
