@@ -13,6 +13,7 @@ neighbouring epochs, and the last epoch's mean loss.
 
 import argparse
 import functools
+import itertools
 import os
 import platform
 import statistics
@@ -36,7 +37,7 @@ def make_mlp():
     rngs = nnx.Rngs(0)
     sizes = (64, 128, 128, 10)
     layers = []
-    for inputs, outputs in zip(sizes, sizes[1:], strict=False):
+    for inputs, outputs in itertools.pairwise(sizes):
         layers += [nnx.Linear(inputs, outputs, rngs=rngs), nnx.relu]
     return nnx.Sequential(*layers[:-1])
 
@@ -203,7 +204,9 @@ def main():
     parser.add_argument('only', nargs='?', default='', help='start of a workload name')
     only = parser.parse_args().only
     versions = ', '.join(f'{name} {version(name)}' for name in ('jax', 'flax', 'optax'))
-    print(f'{platform.machine()}, {os.cpu_count()} cores, {jax.devices()[0].device_kind}; {versions}')
+    print(
+        f'{platform.machine()}, {os.cpu_count()} cores, {jax.devices()[0].device_kind}; {versions}'
+    )
     for name in WORKLOADS:
         if name.startswith(only):
             compare(name)

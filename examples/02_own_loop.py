@@ -19,8 +19,7 @@ metrics = core.make_metrics(('accuracy',))
 tx = core.make_optimizer('adamw')
 train_step = core.make_train_step(functional.apply, loss_fn, tx, metrics)
 eval_step = core.make_eval_step(functional.apply, loss_fn, metrics)
-state = core.init_state(functional.params, functional.model_state, tx, jax.random.key(1))
-state = state.replace(opt_state=core.set_learning_rate(state.opt_state, 1e-3))
+state = core.init_state(functional.params, functional.model_state, tx, jax.random.key(1), 1e-3)
 train_data, test_data = place(X[:1500], y[:1500]), place(X[1500:], y[1500:])
 chunks = core.train_chunks(
     train_step,

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from tests.models_for_tests import mlp
+from thinkml.errors import ThinkMLWarning
 
 SETUP = """
     from thinkml.training import TrainingConfig
@@ -221,7 +222,8 @@ def test_the_blocks_one_after_another(names, capsys):
 
 
 def test_monitoring_before_training(names):
-    run(MONITORING, names)
+    with pytest.warns(ThinkMLWarning, match='nothing is recorded of this model yet'):
+        run(MONITORING, names)
     assert np.isnan(names['current_metrics']['loss'])
     run(BASIC_TRAINING, names)
     assert names['monitor'].get_current_metrics()['loss'] == names['history']['loss'][-1]
@@ -232,7 +234,7 @@ def test_the_setup_block_with_checkpoints_and_event_files(names, tmp_path):
 
     run(SETUP, names | {'ModelTrainer': ModelTrainer})
     names['ModelTrainer'] = ModelTrainer
-    run(SETUP + "\n    history = trainer.train(model, X_train, y_train)\n", names)
+    run(SETUP + '\n    history = trainer.train(model, X_train, y_train)\n', names)
     assert 'val_loss' in names['history']
     assert list((tmp_path / 'logs').glob('events*'))
     newest = max(int(path.name) for path in (tmp_path / 'checkpoints').iterdir())

@@ -14,7 +14,7 @@ FLOORS = (
     ('errors',),
     ('record',),
     ('core',),
-    ('checkpoint', 'data'),
+    ('checkpoint', 'data', 'figures'),
     ('evaluation', 'models', 'monitoring'),
     ('training',),
 )

@@ -49,7 +49,8 @@ def did_you_mean(name: object, known: Iterable[str]) -> str:
 def unknown_name(argument: str, name: object, known: Iterable[str]) -> str:
     """Words the message for a name that is not among the known ones."""
     known = sorted(known)
-    return f'{argument}: got {name!r}, expected one of {", ".join(known)}.{did_you_mean(name, known)}'
+    listed = ', '.join(known)
+    return f'{argument}: got {name!r}, expected one of {listed}.{did_you_mean(name, known)}'
 
 
 def problems(headline: str, found: list[str]) -> str:

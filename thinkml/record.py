@@ -10,6 +10,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from thinkml.errors import ModelTypeError
+
 TaskKind = Literal['binary', 'multiclass', 'multilabel', 'regression']
 
 
@@ -77,10 +79,17 @@ _records: dict[int, ModelRecord] = {}
 
 
 def record_of(model: Any) -> ModelRecord:
-    """Returns the model's record, an empty one the first time it is asked for."""
+    """Returns the model's record, an empty one the first time it is asked for.
+
+    Raises:
+        ModelTypeError: for plain values (numbers, text, lists), which can't be models.
+    """
     key = id(model)
     if key not in _records:
-        weakref.finalize(model, _records.pop, key, None)
+        try:
+            weakref.finalize(model, _records.pop, key, None)
+        except TypeError:
+            raise ModelTypeError(f'model: got {type(model).__name__}, expected a model.') from None
         _records[key] = ModelRecord()
     return _records[key]
 

@@ -16,8 +16,8 @@ from tests.models_for_tests import (
     mlp,
 )
 from thinkml.core import functionalize, output_shape, predict_outputs
-from thinkml.errors import DataError, ModelTypeError
 from thinkml.core.functional import from_functions, from_linen
+from thinkml.errors import DataError, ModelTypeError
 
 X = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)
 

@@ -16,11 +16,10 @@ from thinkml.core import (
     make_metrics,
     make_optimizer,
     make_train_step,
-    set_learning_rate,
     train_chunks,
 )
-from thinkml.data import place
 from thinkml.core.functional import from_functions
+from thinkml.data import place
 
 METRICS = make_metrics(('accuracy',))
 
@@ -35,8 +34,10 @@ def prepare(model, x, optimizer='adam', learning_rate=0.01):
     functional = functionalize(model, x[:1], jax.random.key(0))
     tx = make_optimizer(optimizer)
     step = make_train_step(functional.apply, get_loss('cross_entropy'), tx, METRICS)
-    state = init_state(functional.params, functional.model_state, tx, jax.random.key(1))
-    return step, state.replace(opt_state=set_learning_rate(state.opt_state, learning_rate))
+    state = init_state(
+        functional.params, functional.model_state, tx, jax.random.key(1), learning_rate
+    )
+    return step, state
 
 
 def run(step, state, x, y, *, batch_size=8, epochs=2, steps_per_dispatch=None, seed=2):
@@ -161,9 +162,7 @@ def test_batch_size_does_not_change_an_evaluation(num_rows):
         'accuracy': (logits.argmax(1) == y).mean(),
     }
     for batch_size in (1, 3, 32, 200):
-        values = evaluate(
-            step, METRICS, functional.params, {}, place(x, y), batch_size=batch_size
-        )
+        values = evaluate(step, METRICS, functional.params, {}, place(x, y), batch_size=batch_size)
         assert values == pytest.approx(jax.tree.map(float, expected), rel=1e-6)
 
 

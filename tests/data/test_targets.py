@@ -113,7 +113,9 @@ def test_targets_of_another_task(task, y, says):
 def test_probabilities():
     logits = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32) * 50
     multiclass = Task('multiclass', (0, 1, 2), 3)
-    np.testing.assert_allclose(probabilities(logits, multiclass), softmax(logits, axis=1), atol=1e-6)
+    np.testing.assert_allclose(
+        probabilities(logits, multiclass), softmax(logits, axis=1), atol=1e-6
+    )
     positive, negative = expit(logits[:, :1]), expit(-logits[:, :1])
     np.testing.assert_allclose(
         probabilities(logits[:, :1], Task('binary', (0, 1), 1)),
@@ -138,5 +140,5 @@ def test_the_split_is_stratified_like_scikit_learns_and_seeded(fraction):
 
 
 def test_a_split_must_leave_something_on_both_sides():
-    with pytest.raises(DataError, match='validation_split: got 0.1 of 3 rows'):
+    with pytest.raises(DataError, match=r'validation_split: got 0\.1 of 3 rows'):
         split_rows(np.zeros(3), Task('regression', None, 1), 0.1, seed=0)

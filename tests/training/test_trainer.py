@@ -321,6 +321,7 @@ BAD_CALLS = {
     'new validation label': (lambda X, y: (X, y, X, y + 5), 'y_val: got labels the model does'),
 }  # fmt: skip
 
+
 @pytest.mark.parametrize('name', BAD_CALLS)
 def test_bad_input_never_starts_a_compile_and_leaves_the_model(name, count_compiles):
     arguments, says = BAD_CALLS[name]

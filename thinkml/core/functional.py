@@ -151,7 +151,7 @@ def _flag_of(function: Callable) -> str | None:
     return next((name for name in _TRAIN_FLAGS if name in parameters), None)
 
 
-def _flag_argument(flag: str | None, train: bool) -> dict[str, bool]:
+def _flag_argument(flag: str | None, train: bool) -> dict[str, Any]:
     return {} if flag is None else {flag: train == _TRAIN_FLAGS[flag]}
 
 
@@ -180,7 +180,7 @@ class _NNXApply:
             self.train_graph if train else self.eval_graph,
             params, self._fresh_random_state(key), model_state,
         )  # fmt: skip
-        arguments = _flag_argument(self.flag, train)
+        arguments: dict[str, Any] = _flag_argument(self.flag, train)
         if self.takes_rngs:
             arguments['rngs'] = nnx.Rngs(jax.random.fold_in(key, len(self.random_state)))
         outputs = model(x, **arguments)
@@ -202,9 +202,7 @@ class _NNXApply:
 
 
 def _functionalize_nnx(model: nnx.Module) -> FunctionalModel:
-    graph, params, random_state, model_state = nnx.split(
-        model, _is_trainable, nnx.RngState, ...
-    )
+    graph, params, random_state, model_state = nnx.split(model, _is_trainable, nnx.RngState, ...)
 
     def graph_in_mode(switch: Callable[[nnx.Module], None]) -> Any:
         copy = nnx.merge(graph, params, random_state, model_state)
@@ -228,9 +226,7 @@ def _functionalize_nnx(model: nnx.Module) -> FunctionalModel:
         nnx.update(model, params, model_state)
         model.eval()
 
-    return FunctionalModel(
-        apply, nnx.to_pure_dict(params), nnx.to_pure_dict(model_state), write
-    )
+    return FunctionalModel(apply, nnx.to_pure_dict(params), nnx.to_pure_dict(model_state), write)
 
 
 def _select_like(tree: Mapping, template: Mapping) -> dict:

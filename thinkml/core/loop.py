@@ -6,18 +6,17 @@ import time
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
 from clu.metrics import Collection
+from flax import struct
 
 from thinkml.core.state import TrainState
 from thinkml.core.step import Batch, EvalStep, TrainStep
 
 
-@flax.struct.dataclass
-class DeviceData:
+class DeviceData(struct.PyTreeNode):
     """A data set on the device, or a part of one, as an index plan into the whole.
 
     Row counts are traced, so that folds and subsets of one data set share compiled programs.

@@ -76,11 +76,10 @@ REGRESSION_LOSSES: dict[str, LossFn] = {'mse': mse, 'mae': mae, 'huber': huber}
 def get_loss(loss_fn: str | LossFn) -> LossFn:
     """Returns the per-example loss for a name or a callable.
 
-    A callable ``(logits, labels)`` may return a value per example (or several, which are averaged) or a
-    scalar; a scalar loss is
-    evaluated example by example (`jax.vmap` over batches of one), so that weights and padding stay
-    exact. A loss that couples the examples of a batch can't be written that way: return a value
-    per example instead.
+    A callable ``(logits, labels)`` may return a value per example (or several, which are averaged)
+    or a scalar; a scalar loss is evaluated example by example (`jax.vmap` over batches of one), so
+    that weights and padding stay exact. A loss that couples the examples of a batch can't be
+    written that way: return a value per example instead.
 
     Raises:
         ConfigError: for an unknown name.
@@ -90,7 +89,8 @@ def get_loss(loss_fn: str | LossFn) -> LossFn:
         >>> from thinkml.core import get_loss
         >>> get_loss('mse')(jnp.array([1.0, 3.0]), jnp.array([1.0, 1.0])).tolist()
         [0.0, 4.0]
-        >>> get_loss(lambda p, t: jnp.mean((p - t) ** 2))(jnp.array([1.0, 3.0]), jnp.ones(2)).tolist()
+        >>> mean_squared = get_loss(lambda p, t: jnp.mean((p - t) ** 2))
+        >>> mean_squared(jnp.array([1.0, 3.0]), jnp.array([1.0, 1.0])).tolist()
         [0.0, 4.0]
     """
     if callable(loss_fn):

@@ -8,17 +8,17 @@ A metric here is a `clu.metrics.Metric` made from the keywords ``logits``, ``lab
 import functools
 from collections.abc import Callable
 
-import flax
 import jax
 import jax.numpy as jnp
 from clu import metrics as clu_metrics
+from flax import struct
 
 from thinkml.errors import ConfigError, unknown_name
 
 PerExampleFn = Callable[[jax.Array, jax.Array], jax.Array]
 
 
-@flax.struct.dataclass
+@struct.dataclass
 class WeightedMean(clu_metrics.Metric):
     """``sum(weight * values) / sum(weight)`` over everything merged into it.
 

@@ -2,14 +2,15 @@
 
 from typing import Any
 
-import flax
 import jax
 import jax.numpy as jnp
 import optax
+from flax import struct
+
+from thinkml.core.optimizers import set_learning_rate
 
 
-@flax.struct.dataclass
-class TrainState:
+class TrainState(struct.PyTreeNode):
     """Everything a training step reads and returns, as one pytree.
 
     Attributes:
@@ -32,10 +33,19 @@ def init_state(
     model_state: Any,
     tx: optax.GradientTransformation,
     key: jax.Array,
+    learning_rate: float | None = None,
 ) -> TrainState:
     """Creates the state before the first step, from copies of the given arrays.
 
     The copies may be donated to compiled programs while the user's arrays stay valid.
+
+    Args:
+        params: the trainable arrays.
+        model_state: the other arrays.
+        tx: the optimizer.
+        key: PRNG key of the run.
+        learning_rate: for an optimizer from `make_optimizer`, which holds it in its state; None
+            for one that was built with its own.
 
     Example:
         >>> import jax, jax.numpy as jnp, optax
@@ -44,17 +54,22 @@ def init_state(
         >>> int(state.step)
         0
     """
-    return _init_state(tx.init, params, model_state, key)
+    return _init_state(tx.init, params, model_state, key, learning_rate)
 
 
-def _init(init_optimizer: Any, params: Any, model_state: Any, key: jax.Array) -> TrainState:
+def _init(
+    init_optimizer: Any, params: Any, model_state: Any, key: jax.Array, learning_rate: float | None
+) -> TrainState:
     # jnp.copy because a jitted function hands unchanged inputs back as the same buffers.
     params, model_state, key = jax.tree.map(jnp.copy, (params, model_state, key))
+    opt_state = init_optimizer(params)
+    if learning_rate is not None:
+        opt_state = set_learning_rate(opt_state, learning_rate)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
         model_state=model_state,
-        opt_state=init_optimizer(params),
+        opt_state=opt_state,
         key=key,
     )
 

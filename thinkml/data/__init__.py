@@ -4,11 +4,11 @@ from thinkml.data.arrays import check_inputs as check_inputs
 from thinkml.data.arrays import check_inputs_of as check_inputs_of
 from thinkml.data.arrays import check_lengths as check_lengths
 from thinkml.data.arrays import fingerprint as fingerprint
-from thinkml.data.targets import decode as decode
-from thinkml.data.targets import encode_targets as encode_targets
-from thinkml.data.targets import infer_task as infer_task
-from thinkml.data.targets import probabilities as probabilities
 from thinkml.data.placement import capacity as capacity
 from thinkml.data.placement import place as place
 from thinkml.data.placement import select as select
 from thinkml.data.split import split_rows as split_rows
+from thinkml.data.targets import decode as decode
+from thinkml.data.targets import encode_targets as encode_targets
+from thinkml.data.targets import infer_task as infer_task
+from thinkml.data.targets import probabilities as probabilities

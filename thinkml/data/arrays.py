@@ -64,7 +64,8 @@ def as_numeric(values: Any, argument: str) -> np.ndarray:
     array = as_array(values, argument)
     if array.dtype.kind not in 'biuf' and array.dtype not in _EXTENDED_FLOATS:
         raise DataError(
-            f'{argument}: got dtype {array.dtype}, expected numbers. {_how_to_convert(values, array)}'
+            f'{argument}: got dtype {array.dtype}, expected numbers. '
+            + _how_to_convert(values, array)
         )
     return array
 
@@ -133,7 +134,7 @@ def check_finite(array: np.ndarray, argument: str) -> None:
     raise DataError(
         f'{argument}: got {np.isnan(array).sum()} NaN and {np.isinf(array).sum()} infinite values '
         f'of {array.size}, the first at index {first}; expected finite numbers. Drop these rows or '
-        'fill them, for instance with numpy.nan_to_num or scikit-learn\'s SimpleImputer.'
+        "fill them, for instance with numpy.nan_to_num or scikit-learn's SimpleImputer."
     )
 
 

@@ -51,9 +51,13 @@ def infer_task(
         binary, 2 classes (cat, dog)
     """
     array = check_targets(y, argument)
-    if known is not None and regression in (None, not known.is_classification):
-        if known.num_outputs == num_outputs and _fits(array, known):
-            return known
+    if (
+        known is not None
+        and known.num_outputs == num_outputs
+        and regression in (None, not known.is_classification)
+        and _fits(array, known)
+    ):
+        return known
     if array.ndim == 2 and array.shape[1] > 1:
         return _infer_from_rows(array, num_outputs, argument, regression)
     shape, flat = array.shape[1:], array.reshape(len(array))
@@ -110,9 +114,7 @@ def _infer_classes(flat: np.ndarray, num_outputs: int, argument: str) -> tuple[A
 
 
 def _are_indices(values: np.ndarray, slots: int) -> bool:
-    return bool(
-        values.min() >= 0 and values.max() < slots and np.all(values == np.round(values))
-    )
+    return bool(values.min() >= 0 and values.max() < slots and np.all(values == np.round(values)))
 
 
 def _infer_from_rows(

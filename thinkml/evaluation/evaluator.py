@@ -7,7 +7,7 @@ import numpy as np
 
 from thinkml.core import output_shape, predict_outputs
 from thinkml.data import (
-    check_inputs,
+    check_inputs_of,
     check_lengths,
     decode,
     encode_targets,
@@ -93,7 +93,7 @@ def _evaluate(
     default: Callable[[TaskKind], list[str]],
 ) -> Evaluation:
     check_metrics(metrics)
-    inputs = check_inputs(X_test, argument='X_test')
+    inputs = check_inputs_of(model, X_test, argument='X_test')
     task = _task_of(model, inputs, y_test)
     encoded = encode_targets(y_test, task, argument='y_test')
     check_lengths({'X_test': inputs, 'y_test': encoded})

@@ -4,11 +4,8 @@ Nothing here needs a display or changes matplotlib's global state. Colours are O
 told apart by the colour-blind; line styles tell them apart in black and white.
 """
 
-import functools
-import io
 import os
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -18,6 +15,7 @@ from thinkml.evaluation.ranking import one_vs_rest, step_area
 from thinkml.evaluation.ranking import precision_recall_curve as precision_recall_points
 from thinkml.evaluation.ranking import roc_curve as roc_points
 from thinkml.evaluation.result import Evaluation
+from thinkml.figures import new_figure, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -227,25 +225,11 @@ def _cut(label: Any) -> str:
 
 
 def _axes(ax: 'Axes | None', size: tuple[float, float]) -> 'Axes':
-    from matplotlib.figure import Figure
-
-    if ax is not None:
-        return ax
-    figure = Figure(figsize=size, layout='constrained')
-    # IPython shows figures by itself only once pyplot is imported.
-    figure._repr_png_ = functools.partial(_png, figure)  # pyright: ignore[reportAttributeAccessIssue]
-    return figure.add_subplot()
-
-
-def _png(figure: 'Figure') -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format='png')
-    return buffer.getvalue()
+    return new_figure(*size).add_subplot() if ax is None else ax
 
 
 def _finish(ax: 'Axes', path: PathLike | None) -> 'Figure':
     figure = ax.figure.figure  # of a subfigure, the whole
     if path is not None:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=200)
+        save_figure(figure, path)
     return figure

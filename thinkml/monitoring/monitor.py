@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from thinkml.errors import (
     ConfigError,
-    ModelTypeError,
     ThinkMLError,
     ThinkMLWarning,
     problems,
     unknown_name,
 )
+from thinkml.figures import save_figure
 from thinkml.monitoring.history import History
 from thinkml.monitoring.plots import training_figure
 from thinkml.record import ModelRecord, record_of
@@ -72,12 +72,7 @@ class TrainingMonitor:
             )
         if found:
             raise ConfigError(problems('track_progress: these can not be shown.', found))
-        try:
-            self._record = record_of(model)
-        except TypeError:  # plain values (numbers, strings, lists) can't be referred to weakly
-            raise ModelTypeError(
-                f'model: got {type(model).__name__}, expected the model that is given to train().'
-            ) from None
+        self._record = record_of(model)
         self._metrics, self._interval = names, interval
         self._warn_of_unknown(self._runs())
 
@@ -124,8 +119,7 @@ class TrainingMonitor:
         self._warn_of_unknown(runs)
         figure = training_figure(runs, self._metrics, self._interval)
         if path is not None:
-            os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
-            figure.savefig(path)
+            save_figure(figure, path)
         return figure
 
     def _runs(self) -> list[History]:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from thinkml.figures import new_figure
 from thinkml.monitoring.history import History
 
 if TYPE_CHECKING:
@@ -36,8 +37,6 @@ def training_figure(
         >>> [axes.get_ylabel() for axes in training_figure([history]).axes]
         ['loss', 'accuracy']
     """
-    from matplotlib.figure import Figure
-
     by_steps = interval is not None and any(run.steps for run in runs)
     recorded = dict.fromkeys(['loss'] if by_steps else [])
     recorded |= dict.fromkeys(name for run in runs for name in run)
@@ -49,7 +48,7 @@ def training_figure(
         for panel in (True, False)
         if panel in is_loss
     ]
-    figure = Figure(figsize=(5.5 * len(panels), 4), layout='constrained')
+    figure = new_figure(5.5 * len(panels), 4)
     for axes, names in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         _draw_panel(axes, names, runs, interval if by_steps else None)
     return figure

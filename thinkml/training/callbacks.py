@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -51,7 +51,8 @@ class EarlyStopping:
 
     Example:
         >>> from thinkml.training import EarlyStopping, TrainingConfig
-        >>> config = TrainingConfig(early_stopping=EarlyStopping(monitor='val_accuracy', patience=5))
+        >>> stopping = EarlyStopping(monitor='val_accuracy', patience=5)
+        >>> config = TrainingConfig(early_stopping=stopping)
     """
 
     monitor: str | None = None
@@ -162,7 +163,7 @@ HOOKS = ('on_train_start', 'on_epoch_end', 'on_train_end')
 
 
 def make_callbacks(
-    callbacks: tuple[Any, ...], early_stopping: Any, metric_names: tuple[str, ...]
+    callbacks: Sequence[Any], early_stopping: Any, metric_names: tuple[str, ...]
 ) -> list[Any]:
     """The callback objects of a run, from names, objects and functions.
 
@@ -174,8 +175,9 @@ def make_callbacks(
     elif early_stopping is not False:
         callbacks = (*callbacks, early_stopping)
     # A name given twice (early_stopping=True and callbacks=['early_stopping']) is meant once.
-    unique = [c for i, c in enumerate(callbacks) if not isinstance(c, str) or c not in callbacks[:i]]
-    made = [BY_NAME[callback]() if isinstance(callback, str) else callback for callback in unique]
+    names = dict.fromkeys(callback for callback in callbacks if isinstance(callback, str))
+    objects = [callback for callback in callbacks if not isinstance(callback, str)]
+    made = [*(BY_NAME[name]() for name in names), *objects]
     for callback in made:
         if isinstance(callback, EarlyStopping):
             callback.monitored(metric_names)

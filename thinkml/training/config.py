@@ -60,8 +60,8 @@ class TrainingConfig:
         ]
         if found:
             given = dict(zip(known, args, strict=False)) | settings
-            defaults = {field.name: field.default for field in dataclasses.fields(cls)}
-            found += _problems({name: given.get(name, default) for name, default in defaults.items()})
+            fields = dataclasses.fields(cls)
+            found += _problems({f.name: given.get(f.name, f.default) for f in fields})
             raise ConfigError(problems('TrainingConfig can not be used:', found))
         return super().__new__(cls)
 

@@ -43,6 +43,12 @@ class Problem:
     loss_name: str
     metrics: tuple[str, ...]
 
+    @property
+    def num_val(self) -> int:
+        """Rows to validate on; 0 for none."""
+        rows = self.rows_val if self.x_val is None else self.x_val
+        return 0 if rows is None else len(rows)
+
 
 def make_problem(
     model: Any,
@@ -134,16 +140,16 @@ def _loss_name(loss_fn: str | LossFn | None, task: Task) -> str:
     return 'binary_cross_entropy' if one_logit else 'cross_entropy'
 
 
-def _choose_loss(loss_fn: Any, task: Task, y: np.ndarray) -> LossFn:
+def _choose_loss(loss_fn: str | LossFn | None, task: Task, y: np.ndarray) -> LossFn:
     default = _loss_name(None, task)
     if isinstance(loss_fn, str) and loss_fn in CLASSIFICATION_LOSSES and loss_fn != default:
         raise ConfigError(
             f'loss_fn: got {loss_fn!r} for a model with {task.num_outputs} '
             f'output{"s" if task.num_outputs > 1 else ""} ({task}), expected {default!r}.'
         )
-    if loss_fn is not None and not isinstance(loss_fn, str) and not callable(loss_fn):
+    if not (loss_fn is None or isinstance(loss_fn, str) or callable(loss_fn)):
         raise ConfigError(f'loss_fn: got {loss_fn!r}, expected a name or (logits, labels) -> loss.')
-    chosen = get_loss(default if loss_fn is None else loss_fn)
+    chosen = get_loss(loss_fn or default)
     _try_loss(chosen, task, y)
     return chosen
 

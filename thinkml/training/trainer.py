@@ -15,7 +15,6 @@ from thinkml.core import (
     make_metrics,
     make_optimizer,
     make_train_step,
-    set_learning_rate,
 )
 from thinkml.core.losses import LossFn
 from thinkml.data import fingerprint, place, select
@@ -43,7 +42,7 @@ class ModelTrainer:
         >>> from thinkml.training import ModelTrainer, TrainingConfig
         >>> X = np.linspace(-1, 1, 64, dtype=np.float32)[:, None]
         >>> model = nnx.Linear(1, 1, rngs=nnx.Rngs(0))
-        >>> trainer = ModelTrainer(TrainingConfig(epochs=50, learning_rate=0.1))
+        >>> trainer = ModelTrainer(TrainingConfig(epochs=100, learning_rate=0.1))
         >>> history = trainer.train(model, X, 3 * X[:, 0], progress=False)
         >>> round(float(model.kernel[0, 0]), 2)
         3.0
@@ -111,9 +110,8 @@ class ModelTrainer:
         functional = functionalize(model, problem.x[:1], init_key)
         tx = make_optimizer(config.optimizer)
         program = _make_program(problem, functional.apply, tx)
-        state = init_state(functional.params, functional.model_state, tx, step_key)
-        state = state.replace(
-            opt_state=set_learning_rate(state.opt_state, config.learning_rate)
+        state = init_state(
+            functional.params, functional.model_state, tx, step_key, config.learning_rate
         )
         data = place(problem.x, problem.y, problem.rows)
         validation = _place_validation(problem, data)
@@ -125,9 +123,7 @@ class ModelTrainer:
         if progress:
             print(_describe(run, problem), file=sys.stderr)
         try:
-            fit(
-                run, program, data, len(problem.rows), validation, shuffle_key, callbacks, bar
-            )
+            fit(run, program, data, len(problem.rows), validation, shuffle_key, callbacks, bar)
         finally:
             if not _is_lost(run.state):
                 functional.write(run.state.params, run.state.model_state)
@@ -163,8 +159,7 @@ def _place_validation(problem: Problem, data: Any) -> Any:
 
 def _history_names(problem: Problem) -> tuple[str, ...]:
     names = ('loss', *problem.metrics)
-    validated = problem.x_val is not None or problem.rows_val is not None
-    return names + tuple(f'val_{name}' for name in names) if validated else names
+    return names + tuple(f'val_{name}' for name in names) if problem.num_val else names
 
 
 def _record(run: Run, problem: Problem) -> None:
@@ -189,14 +184,11 @@ def _describe(run: Run, problem: Problem) -> str:
     """One line on what is about to happen, with what was inferred."""
     config = run.config
     parameters = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(run.state.params))
-    num_val = len(problem.rows_val if problem.x_val is None else problem.x_val) if len(
-        run.metric_names
-    ) > 1 + len(problem.metrics) else 0
     device = jax.devices()[0]
     shape = ' x '.join(str(size) for size in problem.x.shape[1:])
     return (
         f'{problem.task}; {len(problem.rows):,} rows of {shape}'
-        + (f', {num_val:,} for validation' if num_val else '')
+        + (f', {problem.num_val:,} for validation' if problem.num_val else '')
         + f'; {parameters:,} parameters; {problem.loss_name}, {config.optimizer} '
         f'{config.learning_rate:g}; {device.platform}'
     )
