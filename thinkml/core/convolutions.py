@@ -15,7 +15,7 @@ import functools
 import itertools
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, jaxpr_as_fun, primitives
 
-Params = Mapping[str, Any]
+# Computes an equation's result from the equation and its operands.
 Rule = Callable[..., jax.Array]
 
 # Primitives whose inner programs are rewritten too. In others (custom kernels, shard_map) an
@@ -84,13 +84,13 @@ def fast_convolutions(fn: Callable) -> Callable:
 
 def _rewrite(value: Any) -> Any:
     """An equation's parameter with every program in it rewritten; itself where nothing changes."""
-    if isinstance(value, ClosedJaxpr):
-        jaxpr = _rewrite(value.jaxpr)
-        return value if jaxpr is value.jaxpr else value.replace(jaxpr=jaxpr)
-    if isinstance(value, Jaxpr):
+    if isinstance(value, Jaxpr):  # asked first: in jax 0.11 the two are one class
         eqns = [_rewrite_equation(eqn) for eqn in value.eqns]
         unchanged = all(new is old for new, old in zip(eqns, value.eqns, strict=True))
         return value if unchanged else value.replace(eqns=eqns)
+    if isinstance(value, ClosedJaxpr):
+        jaxpr = _rewrite(value.jaxpr)
+        return value if jaxpr is value.jaxpr else value.replace(jaxpr=jaxpr)
     if type(value) is tuple:
         items = tuple(_rewrite(item) for item in value)
         return value if all(new is old for new, old in zip(items, value, strict=True)) else items
@@ -106,12 +106,15 @@ def _rewrite_equation(eqn: JaxprEqn) -> JaxprEqn:
     if rule is None:
         return eqn
     # The replacement is one equation as well, a call: its neighbours don't notice.
-    replacement = jax.jit(functools.partial(rule, eqn.params))
-    traced = jax.make_jaxpr(replacement)(*(var.aval for var in eqn.invars))
+    traced = jax.make_jaxpr(jax.jit(functools.partial(rule, eqn)))(*_avals(eqn.invars))
     (call,) = traced.eqns
-    if traced.out_avals != [var.aval for var in eqn.outvars]:
+    if traced.out_avals != _avals(eqn.outvars):
         return eqn
     return eqn.replace(primitive=call.primitive, params=call.params)
+
+
+def _avals(variables: Sequence[Any]) -> list[Any]:
+    return [variable.aval for variable in variables]
 
 
 def _rule_for(eqn: JaxprEqn) -> Rule | None:
@@ -123,50 +126,60 @@ def _rule_for(eqn: JaxprEqn) -> Rule | None:
     }
     if eqn.primitive not in rules:
         return None
-    avals = [var.aval for var in (*eqn.invars, *eqn.outvars)]
-    if any(0 in aval.shape or not jnp.issubdtype(aval.dtype, jnp.floating) for aval in avals):
-        return None
-    return rules[eqn.primitive](eqn)
+    supported = all(_is_supported(aval) for aval in _avals([*eqn.invars, *eqn.outvars]))
+    return rules[eqn.primitive](eqn) if supported else None
+
+
+def _is_supported(aval: Any) -> bool:
+    """Real, not empty, and without axes whose sharding is part of the type."""
+    is_real = jnp.issubdtype(aval.dtype, jnp.floating)
+    return is_real and 0 not in aval.shape and not aval.sharding.mesh.explicit_axes
 
 
 # --- convolutions -----------------------------------------------------------------------------
-# A ConvDimensionNumbers holds the axes of (batch, feature, *space) of the image and the result,
-# and of (out feature, in feature, *space) of the kernel.
+# A ConvDimensionNumbers holds the axes of (batch, feature, *space) in the image and the result,
+# and of (out feature, in feature, *space) in the kernel.
 
 
 def _rule_for_convolution(eqn: JaxprEqn) -> Rule | None:
+    rule = _rule_for_weight_gradient(eqn) if _is_weight_gradient(eqn) else None
+    if rule is not None:
+        return rule
+    canonical = _canonical_dimensions(len(eqn.params['window_strides']))
+    return None if eqn.params['dimension_numbers'] == canonical else _canonical_convolution
+
+
+def _is_weight_gradient(eqn: JaxprEqn) -> bool:
+    """Whether this is, as JAX writes it, the gradient of a plain convolution's kernel.
+
+    That is a convolution of the image with the output's gradient. It contracts over the batch,
+    the first axis; the image's channels are its batch; the kernel's offsets are the space of its
+    result, and the strides its dilation.
+    """
     params = eqn.params
-    if params['out_sharding'] is not None:
-        return None
-    rule = _rule_for_weight_gradient(eqn)
-    canonical = _canonical_dimensions(len(params['window_strides']))
-    return None if rule is None and params['dimension_numbers'] == canonical else rule or _canonical
+    ungrouped = params['feature_group_count'] == params['batch_group_count'] == 1
+    undilated = all(step == 1 for step in params['lhs_dilation'])
+    return ungrouped and undilated and params['dimension_numbers'].lhs_spec[1] == 0
 
 
 def _rule_for_weight_gradient(eqn: JaxprEqn) -> Rule | None:
-    """Picks the matrix products for a weight gradient, None where a convolution is faster.
+    """Picks the kind of matrix products by shape; None where the convolution is faster.
 
-    JAX writes the weight gradient as a convolution of the image with the output's gradient whose
-    batch is the input's channels, whose result's space is the kernel's offsets, and that
-    contracts over the batch: the first axis.
-
-    The numbers are measured in whole training steps (small CNN, LeNet, VGG, ResNets), where a
-    product's operands are in the cache more often than alone.
+    The numbers are measured in whole training steps (a small CNN, LeNet, VGG, ResNets), where
+    the products do better than alone.
     """
-    params = eqn.params
-    image_axes, _, out_axes = params['dimension_numbers']
-    ungrouped = params['feature_group_count'] == params['batch_group_count'] == 1
-    if image_axes[1] != 0 or not ungrouped or any(step != 1 for step in params['lhs_dilation']):
-        return None
-    channels, features, *kernel = (eqn.outvars[0].aval.shape[axis] for axis in out_axes)
+    out_axes = eqn.params['dimension_numbers'].out_spec
+    (out,) = _avals(eqn.outvars)
+    channels, features, *kernel = (out.shape[axis] for axis in out_axes)
     offsets = math.prod(kernel)
+    by_offset = functools.partial(_weight_gradient, as_patches=False)
     if offsets == 1:
-        return _weight_gradient_by_offset
+        return by_offset
     if features < 16 or offsets > 49:
         return None
-    if channels <= 4:
-        return _weight_gradient_by_patches if channels * offsets <= 2 * features else None
-    return _weight_gradient_by_offset if channels >= 16 else None
+    if channels <= 4 and channels * offsets <= 2 * features:
+        return functools.partial(_weight_gradient, as_patches=True)
+    return by_offset if channels >= 16 else None
 
 
 def _canonical_dimensions(rank: int) -> lax.ConvDimensionNumbers:
@@ -175,39 +188,132 @@ def _canonical_dimensions(rank: int) -> lax.ConvDimensionNumbers:
     return lax.ConvDimensionNumbers(image, (rank + 1, rank, *range(rank)), image)
 
 
-def _space_inside(x: jax.Array, axes: Sequence[int]) -> jax.Array:
-    """Brings the axes ``(first, last, *space)`` into the order (first, *space, last)."""
-    return x.transpose(axes[0], *axes[2:], axes[1])
-
-
-def _canonical(params: Params, image: jax.Array, kernel: jax.Array) -> jax.Array:
-    image_axes, kernel_axes, out_axes = params['dimension_numbers']
-    canonical = _canonical_dimensions(image.ndim - 2)
+def _canonical_convolution(eqn: JaxprEqn, image: jax.Array, kernel: jax.Array) -> jax.Array:
+    image_axes, kernel_axes, out_axes = eqn.params['dimension_numbers']
     out = primitives.conv_general_dilated_p.bind(
-        _space_inside(image, image_axes),
+        image.transpose(image_axes[0], *image_axes[2:], image_axes[1]),
         kernel.transpose(*kernel_axes[2:], kernel_axes[1], kernel_axes[0]),
-        **{**params, 'dimension_numbers': canonical},
+        **{**eqn.params, 'dimension_numbers': _canonical_dimensions(image.ndim - 2)},
     )
     return out.transpose(_inverse((out_axes[0], *out_axes[2:], out_axes[1])))
+
+
+def _weight_gradient(
+    eqn: JaxprEqn, image: jax.Array, grad: jax.Array, *, as_patches: bool
+) -> jax.Array:
+    """For every offset of the kernel, the image shifted by it, transposed, times the gradient.
+
+    ``as_patches`` lays all shifted images side by side and takes one product.
+    """
+    params = eqn.params
+    image_axes, grad_axes, out_axes = params['dimension_numbers']
+    image = image.transpose(image_axes[1], *image_axes[2:], image_axes[0])
+    grad = grad.transpose(grad_axes[1], *grad_axes[2:], grad_axes[0])
+    (out,) = _avals(eqn.outvars)
+    kernel = [out.shape[axis] for axis in out_axes[2:]]
+
+    image = lax.pad(
+        image,
+        jnp.zeros((), image.dtype),
+        [(0, 0, 0), *((low, high, 0) for low, high in params['padding']), (0, 0, 0)],
+    )
+    columns = grad.reshape(-1, grad.shape[-1])
+
+    def shifted(offset: tuple[int, ...]) -> jax.Array:
+        start = [at * step for at, step in zip(offset, params['window_strides'], strict=True)]
+        stop = [
+            at + (size - 1) * step + 1
+            for at, size, step in zip(start, grad.shape[1:-1], params['rhs_dilation'], strict=True)
+        ]
+        batch, *_, channels = image.shape
+        window = lax.slice(
+            image, (0, *start, 0), (batch, *stop, channels), (1, *params['rhs_dilation'], 1)
+        )
+        return window.reshape(len(columns), channels)
+
+    rows = [shifted(offset) for offset in itertools.product(*map(range, kernel))]
+    if as_patches:
+        rows = [jnp.concatenate(rows, axis=1)]
+    products = [
+        lax.dot_general(
+            row,
+            columns,
+            (((0,), (0,)), ((), ())),
+            precision=params['precision'],
+            preferred_element_type=params['preferred_element_type'],
+        )
+        for row in rows
+    ]
+    stacked = jnp.concatenate(products).reshape(*kernel, image.shape[-1], grad.shape[-1])
+    return stacked.transpose(_inverse((*out_axes[2:], *out_axes[:2])))
 
 
 def _inverse(permutation: Sequence[int]) -> list[int]:
     return sorted(range(len(permutation)), key=permutation.__getitem__)
 
 
-def _weight_gradient_by_offset(params: Params, image: jax.Array, grad: jax.Array) -> jax.Array:
-    """For each offset of the kernel: the shifted image, transposed, times the gradient."""
-    image, grad, kernel = _canonical_operands(params, image, grad)
-    columns = grad.reshape(-1, grad.shape[-1])
-    rows = [shifted.reshape(len(columns), -1) for shifted in _shifts(params, image, grad, kernel)]
-    products = jnp.stack([_product(params, row, columns) for row in rows])
-    return _from_canonical(params, products.reshape(*kernel, image.shape[-1], grad.shape[-1]))
+# --- max-pooling ------------------------------------------------------------------------------
 
 
-def _weight_gradient_by_patches(params: Params, image: jax.Array, grad: jax.Array) -> jax.Array:
-    """All offsets' shifted images side by side, transposed, times the gradient."""
-    image, grad, kernel = _canonical_operands(params, image, grad)
-    columns = grad.reshape(-1, grad.shape[-1])
-    patches = jnp.concatenate(list(_shifts(params, image, grad, kernel)), axis=-1)
-    product = _product(params, patches.reshape(len(columns), -1), columns)
-    return _from_canonical(params, product.reshape(*kernel, image.shape[-1], grad.shape[-1]))
+def _rule_for_max_pool(eqn: JaxprEqn) -> Rule | None:
+    dilations = (*eqn.params['base_dilation'], *eqn.params['window_dilation'])
+    return _max_pool if _tiles(eqn) and all(step == 1 for step in dilations) else None
+
+
+def _rule_for_max_pool_gradient(eqn: JaxprEqn) -> Rule | None:
+    is_max = eqn.params['select_prim'] is primitives.ge_p
+    return _max_pool_gradient if _tiles(eqn) and is_max else None
+
+
+def _tiles(eqn: JaxprEqn) -> bool:
+    """Whether the windows don't overlap, leave no gaps and start at the first element."""
+    params = eqn.params
+    at_start = all(low == 0 for low, _ in params['padding'])
+    return at_start and params['window_dimensions'] == params['window_strides']
+
+
+def _blocks(eqn: JaxprEqn, x: jax.Array, fill: float) -> tuple[jax.Array, tuple[int, ...]]:
+    """Splits each axis into (windows, elements of a window); returns the axes of the latter.
+
+    What reaches beyond the last element is ``fill``, what no window covers is cut off.
+    """
+    window = eqn.params['window_dimensions']
+    ends = [high for _, high in eqn.params['padding']]
+    counts = [(n + end) // size for n, end, size in zip(x.shape, ends, window, strict=True)]
+    excess = [c * size - n for c, size, n in zip(counts, window, x.shape, strict=True)]
+    x = lax.pad(x, jnp.asarray(fill, x.dtype), [(0, more, 0) for more in excess])
+    blocks = x.reshape([n for pair in zip(counts, window, strict=True) for n in pair])
+    return blocks, tuple(range(1, blocks.ndim, 2))
+
+
+def _first_maximum(blocks: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+    """Marks in every window the first of its largest elements."""
+    shape = [n if axis in axes else 1 for axis, n in enumerate(blocks.shape)]
+    position = jnp.arange(math.prod(shape)).reshape(shape)
+    lower = blocks < blocks.max(axes, keepdims=True)
+    first = jnp.where(lower, position.size, position).min(axes, keepdims=True)
+    return position == first
+
+
+def _max_pool(eqn: JaxprEqn, x: jax.Array) -> jax.Array:
+    @jax.custom_jvp  # the maximum's own derivative would share between equal elements
+    def pool(x: jax.Array) -> jax.Array:
+        blocks, axes = _blocks(eqn, x, -jnp.inf)
+        return blocks.max(axes)
+
+    @pool.defjvp
+    def pool_jvp(primals, tangents):
+        first = _first_maximum(*_blocks(eqn, primals[0], -jnp.inf))
+        blocks, axes = _blocks(eqn, tangents[0], 0.0)
+        return pool(*primals), jnp.where(first, blocks, 0).sum(axes)
+
+    return pool(x)
+
+
+def _max_pool_gradient(eqn: JaxprEqn, grad: jax.Array, x: jax.Array) -> jax.Array:
+    blocks, axes = _blocks(eqn, x, -jnp.inf)
+    spread = jnp.where(_first_maximum(blocks, axes), jnp.expand_dims(grad, axes), 0)
+    sizes = [n * size for n, size in zip(grad.shape, eqn.params['window_dimensions'], strict=True)]
+    excess = [size - n for size, n in zip(sizes, x.shape, strict=True)]
+    zero = jnp.zeros((), grad.dtype)
+    return lax.pad(spread.reshape(sizes), zero, [(0, -more, 0) for more in excess])

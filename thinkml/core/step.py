@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 from clu.metrics import Collection
 
+from thinkml.core.convolutions import fast_convolutions
 from thinkml.core.functional import ApplyFn
 from thinkml.core.losses import LossFn, weighted_mean
 from thinkml.core.state import TrainState
@@ -70,9 +71,8 @@ def make_train_step(
             losses = loss_fn(logits, batch.y)
             return weighted_mean(losses, batch.weight), (logits, losses, model_state)
 
-        (loss, (logits, losses, model_state)), grads = jax.value_and_grad(
-            weighted_loss, has_aux=True
-        )(state.params)
+        loss_and_grad = fast_convolutions(jax.value_and_grad(weighted_loss, has_aux=True))
+        (loss, (logits, losses, model_state)), grads = loss_and_grad(state.params)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         state = state.replace(
             step=state.step + 1,

@@ -1,0 +1,411 @@
+import dataclasses
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+from jax import lax
+from jax.extend.core import JaxprEqn, jaxprs_in_params
+
+from thinkml.core.convolutions import fast_convolutions
+
+
+def equations(jaxpr) -> Iterator[JaxprEqn]:
+    for eqn in jaxpr.eqns:
+        yield eqn
+        for inner in jaxprs_in_params(eqn.params):
+            yield from equations(inner)
+
+
+def primitives_of(fn, *args) -> list[str]:
+    return [eqn.primitive.name for eqn in equations(jax.make_jaxpr(fn)(*args).jaxpr)]
+
+
+def normal(seed: int, *shape: int) -> jax.Array:
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+
+
+def run(fn, *args):
+    """``jax.jit(fn)(*args)``, compiled without effort: the programs are tiny and run once."""
+    options = {'xla_backend_optimization_level': 0, 'xla_llvm_disable_expensive_passes': True}
+    return jax.jit(fn, compiler_options=options)(*args)
+
+
+def assert_same(fn, *args, rtol=1e-5):
+    """The rewritten function gives what the original gives, and really was rewritten."""
+    fast = fast_convolutions(fn)
+    assert str(jax.make_jaxpr(fast)(*args)) != str(jax.make_jaxpr(fn)(*args))
+    expected, got = run(fn, *args), run(fast, *args)
+    assert jax.tree.structure(got) == jax.tree.structure(expected)
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+        assert (a.shape, a.dtype) == (b.shape, b.dtype)
+        scale = float(jnp.abs(b).max())
+        np.testing.assert_allclose(
+            np.asarray(a, np.float32), np.asarray(b, np.float32), rtol=rtol, atol=rtol * scale
+        )
+
+
+def gradients_of(forward):
+    """``forward`` with the gradients of a sum in which every output counts differently."""
+
+    def loss(*args):
+        out = forward(*args)
+        return jnp.vdot(out, jnp.cos(jnp.arange(out.size)).reshape(out.shape).astype(out.dtype))
+
+    return lambda *args: jax.value_and_grad(loss, argnums=tuple(range(len(args))))(*args)
+
+
+@dataclasses.dataclass
+class Conv:
+    image: tuple[int, ...] = (3, 9, 8, 16)
+    kernel: tuple[int, ...] = (3, 3, 16, 16)
+    strides: tuple[int, ...] = (1, 1)
+    padding: str | tuple = 'SAME'
+    lhs_dilation: tuple[int, ...] | None = None
+    rhs_dilation: tuple[int, ...] | None = None
+    layout: tuple[str, str, str] = ('NHWC', 'HWIO', 'NHWC')
+    feature_groups: int = 1
+    batch_groups: int = 1
+
+    def __call__(self, image, kernel):
+        return lax.conv_general_dilated(
+            image, kernel, self.strides, self.padding, self.lhs_dilation, self.rhs_dilation,
+            self.layout, self.feature_groups, self.batch_groups,
+        )  # fmt: skip
+
+
+CONVOLUTIONS = {
+    'products': Conv(),
+    'patches': Conv(image=(3, 9, 8, 2), kernel=(3, 3, 2, 16)),
+    'pointwise': Conv(kernel=(1, 1, 16, 3)),
+    'few channels': Conv(image=(3, 9, 8, 5), kernel=(3, 3, 5, 16)),
+    'few features': Conv(kernel=(3, 3, 16, 7)),
+    'large kernel': Conv(image=(2, 8, 9, 16), kernel=(7, 8, 16, 16), padding='VALID'),
+    'valid': Conv(padding='VALID'),
+    'asymmetric padding': Conv(padding=((0, 2), (3, 1))),
+    'negative padding': Conv(padding=((-1, 0), (1, -2))),
+    'strides': Conv(strides=(2, 3)),
+    'strides, pointwise': Conv(strides=(2, 2), kernel=(1, 1, 16, 4)),
+    'strides, valid': Conv(strides=(2, 2), padding='VALID'),
+    'strides, patches': Conv(image=(3, 9, 8, 1), kernel=(5, 5, 1, 16), strides=(2, 2)),
+    'rhs dilation': Conv(rhs_dilation=(2, 3)),
+    'rhs dilation, strides': Conv(rhs_dilation=(2, 1), strides=(2, 2)),
+    'lhs dilation': Conv(lhs_dilation=(2, 1), padding=((1, 1), (1, 1))),
+    'even kernel': Conv(kernel=(2, 4, 16, 16)),
+    'feature groups': Conv(kernel=(3, 3, 4, 16), feature_groups=4),
+    'depthwise': Conv(kernel=(3, 3, 1, 32), feature_groups=16),
+    'batch groups': Conv(image=(4, 6, 6, 16), batch_groups=2),
+    'NCHW': Conv(image=(3, 16, 9, 8), kernel=(16, 16, 3, 3), layout=('NCHW', 'OIHW', 'NCHW')),
+    'mixed layouts': Conv(
+        image=(9, 3, 8, 16), kernel=(3, 16, 3, 20), layout=('HNWC', 'HIWO', 'CWNH')
+    ),
+    'batch last': Conv(
+        image=(16, 9, 8, 3), kernel=(16, 3, 3, 16), layout=('CHWN', 'IHWO', 'CHWN')
+    ),
+    '1-D': Conv((4, 17, 16), (5, 16, 16), (1,), layout=('NWC', 'WIO', 'NWC')),
+    '1-D, strides': Conv((4, 17, 16), (5, 16, 16), (2,), layout=('NWC', 'WIO', 'NWC')),
+    '3-D': Conv((2, 3, 4, 3, 16), (2, 2, 1, 16, 16), (1, 1, 1), layout=('NDHWC', 'DHWIO', 'NDHWC')),
+    '3-D, strides': Conv(
+        (2, 4, 7, 5, 6), (2, 3, 3, 6, 4), (1, 2, 2), layout=('NDHWC', 'DHWIO', 'NDHWC')
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize('conv', CONVOLUTIONS.values(), ids=CONVOLUTIONS)
+def test_convolutions_and_their_gradients_stay_the_same(conv):
+    assert_same(gradients_of(conv), normal(0, *conv.image), normal(1, *conv.kernel))
+
+
+@pytest.mark.parametrize(
+    ('conv', 'products'),
+    [
+        (Conv(), 9),
+        (Conv(strides=(2, 2)), 9),
+        (Conv(kernel=(1, 1, 16, 3)), 1),
+        (Conv(image=(3, 9, 8, 3), kernel=(3, 3, 3, 16)), 1),
+        (Conv(image=(3, 9, 8, 5), kernel=(3, 3, 5, 16)), 0),
+        (Conv(kernel=(3, 3, 16, 8)), 0),
+        (Conv(kernel=(3, 3, 4, 16), feature_groups=4), 0),
+    ],
+)
+def test_the_form_of_the_weight_gradient_follows_the_shape(conv, products):
+    def gradient(image, kernel):
+        return jax.vjp(lambda kernel: conv(image, kernel), kernel)[1](conv(image, kernel))
+
+    names = primitives_of(
+        fast_convolutions(gradient), normal(0, *conv.image), jnp.ones(conv.kernel)
+    )
+    original = primitives_of(gradient, normal(0, *conv.image), jnp.ones(conv.kernel))
+    assert names.count('dot_general') == products
+    removed = original.count('conv_general_dilated') - names.count('conv_general_dilated')
+    assert removed == (products > 0)
+
+
+POOLS = {
+    '2x2': ((4, 6, 8, 3), (2, 2), (2, 2), 'VALID'),
+    '3x2': ((4, 6, 8, 3), (3, 2), (3, 2), 'SAME'),
+    'left over': ((4, 7, 9, 3), (2, 2), (2, 2), 'VALID'),
+    'padded': ((4, 7, 9, 3), (2, 2), (2, 2), 'SAME'),
+    'padded, explicit': ((4, 7, 9, 3), (2, 3), (2, 3), ((0, 3), (0, 1))),
+    '1-D': ((4, 9, 3), (3,), (3,), 'VALID'),
+    '3-D': ((2, 4, 4, 6, 3), (2, 2, 3), (2, 2, 3), 'VALID'),
+}
+OTHER_POOLS = {
+    'overlapping': ((4, 7, 9, 3), (3, 3), (2, 2), 'SAME'),
+    'gaps': ((4, 7, 9, 3), (2, 2), (3, 3), 'VALID'),
+    'padded in front': ((4, 7, 9, 3), (2, 2), (2, 2), ((1, 0), (1, 0))),
+}
+
+
+def with_ties(*shape: int) -> jax.Array:
+    return jnp.asarray(np.random.default_rng(0).integers(-1, 2, shape), jnp.float32)
+
+
+@pytest.mark.parametrize('pool', POOLS.values(), ids=POOLS)
+def test_max_pool_sends_the_gradient_to_the_first_maximum(pool):
+    shape, window, strides, padding = pool
+    gradients = gradients_of(lambda x: nnx.max_pool(x, window, strides, padding))
+    x = with_ties(*shape).at[0].set(-jnp.inf)
+    names = primitives_of(fast_convolutions(gradients), x)
+    assert not {'reduce_window_max', 'select_and_scatter_add'} & set(names)
+    (_, got), (_, expected) = run(fast_convolutions(gradients), x), run(gradients, x)
+    np.testing.assert_array_equal(got, expected)
+    forward = fast_convolutions(lambda x: nnx.max_pool(x, window, strides, padding))
+    np.testing.assert_array_equal(forward(x), nnx.max_pool(x, window, strides, padding))
+
+
+def test_max_pool_keeps_its_rule_when_differentiated_afterwards():
+    def pool(x):
+        return nnx.max_pool(x, (2, 2), (2, 2), 'SAME')
+
+    x = with_ties(4, 7, 6, 3)
+    _, expected = run(gradients_of(pool), x)
+    _, got = run(gradients_of(fast_convolutions(pool)), x)
+    np.testing.assert_array_equal(got, expected)
+
+
+def test_max_pool_of_any_axes_and_under_vmap():
+    def pool(x):
+        return lax.reduce_window(x, -jnp.inf, lax.max, (1, 3, 1, 2), (1, 3, 1, 2), 'VALID')
+
+    x = with_ties(5, 2, 6, 4, 6)
+    _, expected = run(jax.vmap(gradients_of(pool)), x)
+    for fast in (
+        jax.vmap(fast_convolutions(gradients_of(pool))),
+        fast_convolutions(jax.vmap(gradients_of(pool))),
+    ):
+        assert 'select_and_scatter_add' not in primitives_of(fast, x)
+        np.testing.assert_array_equal(run(fast, x)[1], expected)
+
+
+@pytest.mark.parametrize('pool', OTHER_POOLS.values(), ids=OTHER_POOLS)
+def test_other_max_pools_stay_as_they_are(pool):
+    shape, window, strides, padding = pool
+    gradients = gradients_of(lambda x: nnx.max_pool(x, window, strides, padding))
+    assert_unchanged(gradients, with_ties(*shape))
+
+
+def test_average_and_min_pools_stay_as_they_are():
+    x = with_ties(4, 6, 8, 3)
+    assert_unchanged(gradients_of(lambda x: nnx.avg_pool(x, (2, 2), (2, 2))), x)
+    assert_unchanged(gradients_of(lambda x: nnx.min_pool(x, (2, 2), (2, 2))), x)
+
+
+def assert_unchanged(fn, *args):
+    assert str(jax.make_jaxpr(fast_convolutions(fn))(*args)) == str(jax.make_jaxpr(fn)(*args))
+
+
+# --- nested programs --------------------------------------------------------------------------
+
+
+def layer(x, kernel):
+    return jnp.tanh(lax.conv_general_dilated(x, kernel, (1, 1), 'SAME', None, None, Conv.layout))
+
+
+@jax.custom_vjp
+def with_own_gradient(x, kernel):
+    return layer(x, kernel)
+
+
+def _forward(x, kernel):
+    out, vjp = jax.vjp(layer, x, kernel)
+    return out, vjp
+
+
+def _backward(vjp, grad):
+    return jax.tree.map(lambda leaf: 0.5 * leaf, vjp(grad))
+
+
+with_own_gradient.defvjp(_forward, _backward)
+
+
+@jax.custom_jvp
+def with_own_tangent(x, kernel):
+    return layer(x, kernel)
+
+
+@with_own_tangent.defjvp
+def _tangent(primals, tangents):
+    out, tangent = jax.jvp(layer, primals, tangents)
+    return out, 2 * tangent
+
+
+def in_scan(x, kernel):
+    return lax.scan(lambda x, scale: (layer(x, scale * kernel), None), x, jnp.arange(1.0, 3.0))[0]
+
+
+def in_cond(x, kernel):
+    return lax.cond(x[0, 0, 0, 0] > 0, layer, lambda x, kernel: layer(-x, kernel), x, kernel)
+
+
+NESTED = {
+    'jit': jax.jit(layer),
+    'scan': in_scan,
+    'cond': in_cond,
+    'remat': jax.checkpoint(layer),
+    'custom_vjp': with_own_gradient,
+    'custom_jvp': with_own_tangent,
+    'vmap': lambda x, kernel: jax.vmap(layer, (None, 0))(x, jnp.stack([kernel, 2 * kernel])),
+}
+
+
+@pytest.mark.parametrize('forward', NESTED.values(), ids=NESTED)
+def test_nested_programs_are_rewritten_to_the_same_values(forward):
+    assert_same(gradients_of(forward), normal(0, 2, 6, 5, 16), 0.1 * normal(1, 3, 3, 16, 16))
+
+
+def test_training_inside_a_loop_is_rewritten_to_the_same_values():
+    def train(x, kernel):
+        def body(_, kernel):
+            return kernel - 0.01 * jax.grad(lambda k: (layer(x, k) ** 2).sum())(kernel)
+
+        def unless_done(state):
+            return state[0] + 1, body(0, state[1])
+
+        return (
+            lax.fori_loop(0, 3, body, kernel),
+            lax.while_loop(lambda state: state[0] < 2, unless_done, (0, kernel)),
+        )
+
+    assert_same(train, normal(0, 2, 6, 5, 16), 0.03 * normal(1, 3, 3, 16, 16))
+
+
+@pytest.mark.parametrize('forward', NESTED.values(), ids=NESTED)
+def test_the_result_can_be_differentiated(forward):
+    x, kernel = normal(0, 2, 6, 5, 16), 0.1 * normal(1, 3, 3, 16, 16)
+
+    def loss(forward):
+        return lambda kernel: (forward(x, kernel) ** 2).sum()
+
+    got = run(jax.grad(loss(fast_convolutions(forward))), kernel)
+    expected = run(jax.grad(loss(forward)), kernel)
+    np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5 * float(abs(expected).max()))
+
+
+# --- whole functions --------------------------------------------------------------------------
+
+
+class CNN(nnx.Module):
+    """The network of the speed measurements."""
+
+    def __init__(self, rngs: nnx.Rngs):
+        self.first = nnx.Conv(1, 32, (3, 3), rngs=rngs)
+        self.second = nnx.Conv(32, 64, (3, 3), rngs=rngs)
+        self.hidden = nnx.Linear(7 * 7 * 64, 128, rngs=rngs)
+        self.out = nnx.Linear(128, 10, rngs=rngs)
+
+    def __call__(self, x):
+        x = nnx.max_pool(nnx.relu(self.first(x)), (2, 2), (2, 2))
+        x = nnx.max_pool(nnx.relu(self.second(x)), (2, 2), (2, 2))
+        return self.out(nnx.relu(self.hidden(x.reshape(len(x), -1))))
+
+
+@pytest.fixture(scope='module')
+def cnn():
+    """The CNN's loss with gradients, and its arguments."""
+    graph, params = nnx.split(CNN(nnx.Rngs(0)))
+
+    def loss(params, x, labels):
+        logits = nnx.merge(graph, params)(x)
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+        return losses.mean(), {'logits': logits, 'nothing': None}
+
+    arguments = nnx.to_pure_dict(params), normal(0, 4, 28, 28, 1), jnp.arange(4)
+    return jax.value_and_grad(loss, has_aux=True), arguments
+
+
+def test_cnn_gives_the_same_loss_and_gradients(cnn):
+    fn, arguments = cnn
+    assert_same(fn, *arguments)
+
+
+def test_cnn_is_rewritten_as_expected(cnn):
+    fn, arguments = cnn
+    original = primitives_of(fn, *arguments)
+    assert original.count('conv_general_dilated') == 5  # two forward, two weights, one image
+    assert original.count('select_and_scatter_add') == original.count('reduce_window_max') == 2
+
+    program = jax.make_jaxpr(lambda *args: lax.scan(
+        lambda carry, _: (carry, fast_convolutions(fn)(*args)), 0, length=2
+    ))(*arguments)  # fmt: skip
+    rewritten = list(equations(program.jaxpr))
+    names = [eqn.primitive.name for eqn in rewritten]
+    assert not {'select_and_scatter_add', 'reduce_window_max'} & set(names)
+    convolutions = [eqn for eqn in rewritten if eqn.primitive.name == 'conv_general_dilated']
+    assert [eqn.outvars[0].aval.shape for eqn in convolutions] == [
+        (4, 28, 28, 32),
+        (4, 14, 14, 64),
+        (4, 14, 14, 32),
+    ]
+    nhwc, hwio = (0, 3, 1, 2), (3, 2, 0, 1)
+    assert all(eqn.params['dimension_numbers'] == (nhwc, hwio, nhwc) for eqn in convolutions)
+    # One product for the first kernel's gradient, nine for the second's.
+    assert names.count('dot_general') == original.count('dot_general') + 1 + 9
+
+
+def test_half_precision_stays_half_precision():
+    conv = Conv()
+    operands = [
+        normal(i, *shape).astype(jnp.bfloat16) for i, shape in enumerate((conv.image, conv.kernel))
+    ]
+    assert_same(gradients_of(conv), *operands, rtol=2e-2)
+
+
+def test_without_convolutions_the_program_is_unchanged():
+    def loss(w, x):
+        step = lambda x, _: (jnp.tanh(x @ w), x.max())  # noqa: E731
+        x, largest = lax.scan(step, x, length=3)
+        return (x**2).sum() + largest.sum(), {'x': x}
+
+    assert_unchanged(jax.value_and_grad(loss, has_aux=True), normal(0, 4, 4), normal(1, 2, 4))
+
+
+def test_integer_convolutions_are_unchanged():
+    image, kernel = jnp.ones((1, 2, 4, 4), jnp.int32), jnp.ones((2, 2, 3, 3), jnp.int32)
+    assert_unchanged(lambda *args: lax.conv(*args, (1, 1), 'SAME'), image, kernel)
+
+
+def test_it_can_be_switched_off(cnn, monkeypatch):
+    fn, arguments = cnn
+    monkeypatch.setenv('THINKML_FAST_CONVOLUTIONS', '0')
+    assert primitives_of(fast_convolutions(fn), *arguments) == primitives_of(fn, *arguments)
+
+
+def test_on_an_accelerator_nothing_is_rewritten(cnn, monkeypatch):
+    fn, arguments = cnn
+    monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
+    assert primitives_of(fast_convolutions(fn), *arguments) == primitives_of(fn, *arguments)
+
+
+def test_signature_and_pytrees_stay_the_same():
+    def fn(x, *, scale, options=None):
+        return {'pooled': (nnx.max_pool(x, (2, 2), (2, 2)) * scale['by'], options), 'x': [x, 2]}
+
+    x = with_ties(1, 4, 4, 1)
+    got, expected = fast_convolutions(fn)(x, scale={'by': 3.0}), jax.jit(fn)(x, scale={'by': 3.0})
+    assert jax.tree.structure(got) == jax.tree.structure(expected)
+    jax.tree.map(np.testing.assert_array_equal, got, expected)
+    assert fast_convolutions(fn).__name__ == 'fn'
