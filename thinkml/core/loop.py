@@ -124,16 +124,18 @@ class _Pace:
         self.fixed = steps_per_dispatch is not None
         # The first dispatch compiles and so tells nothing; the second measures the step.
         self.steps = steps_per_dispatch or 1
-        self.dispatches = 0
+        self.compiled = False
+        self.step_seconds = math.inf
 
     def observe(self, steps: int, seconds: float) -> None:
-        self.dispatches += 1
         if self.fixed:
             return
-        if self.dispatches == 1:
-            self.steps = 8
-        else:
-            self.steps = max(1, int(self.TARGET_SECONDS * steps / seconds))
+        if not self.compiled:
+            self.compiled, self.steps = True, 8
+            return
+        # The least: what the caller did meanwhile (an evaluation, a checkpoint) is in it too.
+        self.step_seconds = min(self.step_seconds, seconds / steps)
+        self.steps = max(1, int(self.TARGET_SECONDS / self.step_seconds))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

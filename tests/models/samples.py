@@ -1,0 +1,118 @@
+"""Models to be saved, in a module that another process can import."""
+
+import dataclasses
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from thinkml.core.functional import from_functions, from_linen
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    vocabulary: int = 11
+    width: int = 8
+
+
+def bent(x):
+    return jnp.where(x > 0, x, 0.3 * x)
+
+
+class Everything(nnx.Module):
+    """Tied embedding, LSTM, attention, BatchNorm, Dropout, bfloat16, a weakly typed scalar."""
+
+    def __init__(self, sizes, rngs):
+        self.sizes = sizes
+        self.embed = nnx.Embed(sizes.vocabulary, sizes.width, rngs=rngs)
+        self.rnn = nnx.RNN(nnx.LSTMCell(sizes.width, sizes.width, rngs=rngs))
+        self.attention = nnx.MultiHeadAttention(
+            2, sizes.width, dropout_rate=0.5, decode=False, rngs=rngs
+        )
+        self.norm = nnx.BatchNorm(sizes.width, rngs=rngs)
+        self.dropout = nnx.Dropout(0.5, rngs=rngs)
+        self.blocks = nnx.List(
+            nnx.Linear(sizes.width, sizes.width, param_dtype=jnp.bfloat16, rngs=rngs)
+            for _ in range(11)  # names that sort differently as text: '10' < '2'
+        )
+        self.gain = nnx.Param(jnp.asarray(0.7))
+        self.activation = bent
+        self.gate = functools.partial(nnx.gelu, approximate=False)
+        self.out = self.embed
+
+    def __call__(self, x):
+        x = self.rnn(self.embed(x))
+        x = self.norm(x + self.attention(self.dropout(x)))
+        for block in self.blocks:
+            x = x + self.activation(block(x.astype(jnp.bfloat16)) * self.gain[...])
+        return self.out.attend(self.gate(x).mean(axis=1).astype(jnp.float32))
+
+
+class LinenBlock(nn.Module):
+    width: int
+    kernel_init: nn.initializers.Initializer = nn.initializers.he_normal()
+
+    @nn.compact
+    def __call__(self, x, train: bool = False):
+        x = nn.Dense(self.width, kernel_init=self.kernel_init)(x)
+        x = nn.BatchNorm(use_running_average=not train)(x)
+        return nn.Dropout(0.5, deterministic=not train)(nn.relu(x))
+
+
+class LinenModule(nn.Module):
+    """A block as a field, one of another kind inside."""
+
+    block: nn.Module
+    outputs: int
+
+    @nn.compact
+    def __call__(self, x, train: bool = False):
+        return nn.Dense(self.outputs)(self.block(x, train=train))
+
+
+def init_layers(key, x):
+    first, second = jax.random.split(key)
+    return [
+        (jax.random.normal(first, (x.shape[-1], 5)), jnp.zeros(5)),
+        {
+            'w': jax.random.normal(second, (5, 3)),
+            'scale': 2,
+            'unused': None,
+            'none': jnp.ones((0, 3)),
+        },
+    ]
+
+
+def apply_layers(params, x):
+    (w, b), last = params
+    return jax.nn.tanh(x @ w + b) @ last['w'] * last['scale']
+
+
+@nnx.jit
+def everything():
+    model = Everything(Sizes(), nnx.Rngs(0))
+    model.norm.mean[...] = jnp.linspace(-1, 1, 8)  # as if trained
+    return model
+
+
+def linen():
+    module = LinenModule(LinenBlock(6, kernel_init=nn.initializers.normal(0.3)), outputs=3)
+    variables = module.init(jax.random.key(0), jnp.zeros((1, 4)))
+    return from_linen(module, variables)
+
+
+def functions():
+    return from_functions(
+        init_layers, apply_layers, init_layers(jax.random.key(1), jnp.zeros((1, 4)))
+    )
+
+
+TOKENS = jax.random.randint(jax.random.key(2), (4, 6), 0, 11)
+FEATURES = jax.random.normal(jax.random.key(3), (5, 4))
+SAMPLES = {
+    'everything': (everything, TOKENS),
+    'linen': (linen, FEATURES),
+    'functions': (functions, FEATURES),
+}

@@ -1,0 +1,510 @@
+import contextlib
+import dataclasses
+import datetime
+import enum
+import json
+import math
+import os
+import pathlib
+import random
+import shutil
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from tests.models import samples
+from tests.models_for_tests import DropoutBatchNorm
+from thinkml.core.functional import functionalize
+from thinkml.errors import ModelFileError, ModelTypeError
+from thinkml.models import files, manager
+from thinkml.models.manager import ModelManager
+from thinkml.record import ModelRecord, Task, attach_record, record_of
+
+MANAGER = ModelManager()
+
+
+def forward(model, x):
+    parts = functionalize(model, x, jax.random.key(0))
+    apply = jax.jit(parts.apply, static_argnames='train')
+    return apply(parts.params, parts.model_state, x, key=None, train=False)[0]
+
+
+def mlp():
+    return nnx.Sequential(nnx.Linear(3, 4, rngs=nnx.Rngs(0)), nnx.relu)
+
+
+@pytest.fixture
+def saved(tmp_path):
+    return MANAGER.save_model(mlp(), tmp_path / 'model', {'note': 'x'})
+
+
+FRESH = """
+import sys
+import numpy as np
+import thinkml.models.manager
+assert not any(name.startswith('orbax') for name in sys.modules)
+from tests.models.test_model_manager import forward
+from tests.models import samples
+from tests.models_for_tests import DropoutBatchNorm
+for name, (_, x) in samples.SAMPLES.items():
+    model = thinkml.models.manager.ModelManager().load_model(f'{sys.argv[1]}/{name}')
+    np.save(f'{sys.argv[1]}/{name}.npy', forward(model, x))
+"""
+
+
+def test_a_fresh_process_predicts_bit_for_bit(tmp_path):
+    expected = {}
+    for name, (make, x) in samples.SAMPLES.items():
+        model = make()
+        MANAGER.save_model(model, tmp_path / name)
+        expected[name] = np.asarray(forward(model, x))
+    root = pathlib.Path(__file__).parents[2]
+    subprocess.run(
+        [sys.executable, '-W', 'error', '-c', FRESH, tmp_path],
+        check=True, cwd=root, env={**os.environ, 'PYTHONPATH': str(root)},
+    )  # fmt: skip
+    for name, outputs in expected.items():
+        got = np.load(tmp_path / f'{name}.npy')
+        assert got.dtype == outputs.dtype
+        assert got.tobytes() == outputs.tobytes()
+
+
+@pytest.mark.parametrize('name', samples.SAMPLES)
+def test_arrays_keep_values_types_and_structure(name, tmp_path):
+    model = samples.SAMPLES[name][0]()
+    x = samples.SAMPLES[name][1]
+    loaded = MANAGER.load_model(MANAGER.save_model(model, tmp_path / 'model'))
+    old, new = (functionalize(m, x, jax.random.key(0)) for m in (model, loaded))
+    assert type(loaded) is type(model)
+    for before, after in ((old.params, new.params), (old.model_state, new.model_state)):
+        assert jax.tree.structure(before) == jax.tree.structure(after)
+        for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True):
+            assert jnp.asarray(a).aval == jnp.asarray(b).aval  # shape, dtype, weak or not
+            assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
+
+
+def test_random_state_tied_weights_and_mode_are_kept(tmp_path):
+    model = samples.everything()
+    model.train()
+    loaded = MANAGER.load_model(MANAGER.save_model(model, tmp_path / 'model'))
+    assert model.dropout.deterministic is False
+    assert loaded.dropout.deterministic is True and loaded.norm.use_running_average is True
+    assert loaded.out is loaded.embed
+    assert loaded.sizes == samples.Sizes()
+    keys = [jax.random.key_data(m.dropout.rngs.key[...]).tolist() for m in (model, loaded)]
+    assert keys[0] == keys[1]
+
+
+def test_a_loaded_model_trains_on_as_the_saved_one_would(tmp_path):
+    model = DropoutBatchNorm(4, 3, nnx.Rngs(0))
+    loaded = MANAGER.load_model(MANAGER.save_model(model, tmp_path / 'model'))
+    x = samples.FEATURES
+
+    def step(model):
+        parts = functionalize(model, x, jax.random.key(0))
+
+        def loss(params):
+            key = jax.random.key(1)
+            outputs, state = parts.apply(params, parts.model_state, x, key=key, train=True)
+            return jnp.square(outputs).mean(), state
+
+        grads, state = jax.jit(jax.grad(loss, has_aux=True))(parts.params)
+        parts.write(jax.tree.map(lambda p, g: p - 0.1 * g, parts.params, grads), state)
+        return forward(model, x)
+
+    before = forward(loaded, x)
+    expected, got = step(model), step(loaded)
+    assert (got == expected).all()
+    assert not (got == before).all()
+
+
+def test_a_loaded_model_shares_compiled_programs_with_the_saved_one(tmp_path):
+    model = mlp()
+    loaded = MANAGER.load_model(MANAGER.save_model(model, tmp_path / 'model'))
+    x = jnp.zeros((1, 3))
+    old, new = (functionalize(m, x, jax.random.key(0)).apply for m in (model, loaded))
+    assert old == new and hash(old) == hash(new)
+
+
+# --- the record -------------------------------------------------------------------------------
+
+
+class Run:
+    def __init__(self, **values):
+        self.values = values
+
+    def to_dict(self):
+        return self.values
+
+
+@pytest.mark.parametrize(
+    'classes',
+    [
+        (0, 1, 2),
+        (0.5, 1.5),
+        ('no', 'yes'),
+        (False, True),
+        (np.int8(3), np.int8(7)),
+        (np.str_('a'),),
+    ],
+)
+def test_the_record_comes_back(classes, tmp_path):
+    model = mlp()
+    record = ModelRecord(
+        task=Task('multiclass', classes, num_outputs=3, target_shape=(3,)),
+        input_shape=(8, 8),
+        input_dtype='float32',
+        runs=[Run(loss=[1.0, float('nan')], best_epoch=None), Run(loss=[float('inf')])],
+        config={'epochs': 3, 'learning_rate': 1e-3, 'callbacks': [], 'seed': np.int64(1)},
+        data_fingerprint={'rows': 10, 'shape': (10, 3), 'sha256': 'abc'},
+    )
+    attach_record(model, record)
+    loaded = record_of(MANAGER.load_model(MANAGER.save_model(model, tmp_path / 'model')))
+    assert loaded.task == record.task
+    assert [type(label) for label in loaded.task.classes] == [type(label) for label in classes]
+    assert (loaded.input_shape, loaded.input_dtype) == ((8, 8), 'float32')
+    assert loaded.runs[0]['loss'][0] == 1.0 and math.isnan(loaded.runs[0]['loss'][1])
+    assert loaded.runs[1] == {'loss': [float('inf')]}
+    assert loaded.config == {'epochs': 3, 'learning_rate': 1e-3, 'callbacks': [], 'seed': 1}
+    assert loaded.data_fingerprint == {'rows': 10, 'shape': [10, 3], 'sha256': 'abc'}
+    again = record_of(MANAGER.load_model(MANAGER.save_model(model, tmp_path / 'again')))
+    assert again.task == record.task
+
+
+def test_a_loaded_models_record_is_saved_again_as_it_was(tmp_path):
+    model = mlp()
+    attach_record(model, ModelRecord(runs=[Run(loss=[0.1, float('nan')])]))
+    first = MANAGER.save_model(model, tmp_path / '1')
+    second = MANAGER.save_model(MANAGER.load_model(first), tmp_path / '2')
+    for name in ('record.json', 'model.json', 'metadata.json'):
+        assert (first / name).read_bytes() == (second / name).read_bytes()
+
+
+def test_an_empty_record_comes_back_empty(saved):
+    assert record_of(MANAGER.load_model(saved)) == ModelRecord()
+
+
+# --- metadata ---------------------------------------------------------------------------------
+
+
+class Stage(enum.Enum):
+    BEST = 'best'
+
+
+@dataclasses.dataclass
+class Scores:
+    accuracy: float
+    confusion: np.ndarray
+
+
+def test_metadata_comes_back_as_plain_values(tmp_path):
+    metadata = {
+        'version': '1.0',
+        'metrics': {'accuracy': np.float32(0.5), 'auc': float('nan'), 'worst': -np.inf},
+        'array': jnp.arange(3, dtype=jnp.bfloat16),
+        'scalar': jnp.asarray(2),
+        'rows': np.array([[True], [False]]),
+        'days': np.array(['2024-04-26'], 'datetime64[D]'),
+        'names': np.array(['a', 'b']),
+        'date': datetime.date(2024, 4, 26),
+        'time': datetime.datetime(2024, 4, 26, 12, 30),
+        'path': pathlib.PurePosixPath('a/b'),
+        'scores': Scores(0.25, np.eye(2, dtype=int)),
+        'stage': Stage.BEST,
+        'class_weights': {0: 1.0, 1: 2.0},
+        'labels': {'b', 'a'},
+        'pair': (1, None),
+        '$ref': True,
+    }
+    path = MANAGER.save_model(mlp(), tmp_path / 'model', metadata)
+    loaded = MANAGER.load_metadata(path)
+    assert math.isnan(loaded['metrics'].pop('auc'))
+    assert loaded == {
+        'version': '1.0',
+        'metrics': {'accuracy': 0.5, 'worst': -math.inf},
+        'array': [0.0, 1.0, 2.0],
+        'scalar': 2,
+        'rows': [[True], [False]],
+        'days': ['2024-04-26'],
+        'names': ['a', 'b'],
+        'date': '2024-04-26',
+        'time': '2024-04-26T12:30:00',
+        'path': 'a/b',
+        'scores': {'accuracy': 0.25, 'confusion': [[1, 0], [0, 1]]},
+        'stage': 'best',
+        'class_weights': {0: 1.0, 1: 2.0},
+        'labels': ['a', 'b'],
+        'pair': [1, None],
+        '$ref': True,
+    }
+    json.loads((path / 'metadata.json').read_text(), parse_constant=pytest.fail)
+
+
+def _cycle():
+    cycle = {}
+    cycle['again'] = cycle
+    return cycle
+
+
+@pytest.mark.parametrize(
+    ('metadata', 'message'),
+    [
+        ({'a': {'b': [0, object()]}}, r"metadata\['a'\]\['b'\]\[1\]: got builtins.object"),
+        ({'f': print}, r"metadata\['f'\]: got builtins.builtin_function_or_method"),
+        ({'key': jax.random.key(0)}, r"metadata\['key'\]: "),
+        ({'a': {(1, 2): 3}}, r"metadata\['a'\]: got the key \(1, 2\)"),
+        ({'a': np.array([b'x'])}, r"metadata\['a'\]\[0\]: got numpy.bytes_"),
+        (_cycle(), 'contains itself'),
+        (5, 'metadata: got int, expected a dict'),
+    ],
+)
+def test_metadata_that_is_no_json_names_the_key_and_nothing_is_written(metadata, message, tmp_path):
+    with pytest.raises(ModelFileError, match=message):
+        MANAGER.save_model(mlp(), tmp_path / 'new' / 'model', metadata)
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- writing whole ----------------------------------------------------------------------------
+
+
+def first_weight(path):
+    return float(MANAGER.load_model(path).layers[0].kernel[0, 0])
+
+
+def test_an_existing_path_is_refused_before_any_work(saved):
+    with pytest.raises(ModelFileError, match=f'path: {saved} exists.*overwrite=True'):
+        MANAGER.save_model('not even a model', saved)
+    with pytest.raises(ModelTypeError):
+        MANAGER.save_model('not even a model', saved, overwrite=True)
+
+
+def test_overwrite_replaces_all_of_it(saved):
+    MANAGER.save_model(samples.functions(), saved, overwrite=True)
+    assert MANAGER.load_model(saved).apply is samples.apply_layers
+    assert MANAGER.load_metadata(saved) == {}
+    assert [path.name for path in saved.parent.iterdir()] == ['model']
+
+
+def test_what_is_no_model_is_never_overwritten(tmp_path):
+    (tmp_path / 'papers').mkdir()
+    (tmp_path / 'papers' / 'thesis.txt').write_text('x')
+    (tmp_path / 'file').write_text('x')
+    for name in ('papers', 'file'):
+        with pytest.raises(ModelFileError, match=f'path: .*{name} exists and is not a model'):
+            MANAGER.save_model(mlp(), tmp_path / name, overwrite=True)
+    assert (tmp_path / 'papers' / 'thesis.txt').exists()
+
+
+def test_parents_are_made_and_the_path_is_given_back(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = MANAGER.save_model(mlp(), 'models/final')
+    assert path == pathlib.Path('models/final')
+    first_weight('models/final')
+
+
+def test_a_failed_save_leaves_the_old_model_and_nothing_else(saved, monkeypatch):
+    def full(*_):
+        raise OSError('no space left on device')
+
+    before = first_weight(saved)
+    monkeypatch.setattr(manager, 'save_arrays', full)
+    with pytest.raises(ModelFileError, match=f'path: {saved} could not be written: no space'):
+        MANAGER.save_model(mlp(), saved, overwrite=True)
+    assert first_weight(saved) == before
+    assert [path.name for path in saved.parent.iterdir()] == ['model']
+
+
+class Killed(BaseException):
+    """Stops a save at a place as a signal would, without its clearing up."""
+
+
+@pytest.mark.parametrize('renames', [0, 1, 2])
+def test_a_kill_between_the_moves_leaves_a_model(renames, saved, monkeypatch):
+    model = mlp()
+    model.layers[0].kernel[...] = jnp.full((3, 4), 7.0)
+    before, rename, left = first_weight(saved), pathlib.Path.rename, [renames]
+
+    def rename_or_die(self, target):
+        if left[0] == 0:
+            raise Killed
+        left[0] -= 1
+        return rename(self, target)
+
+    with monkeypatch.context() as patched, contextlib.suppress(Killed):
+        patched.setattr(pathlib.Path, 'rename', rename_or_die)
+        patched.setattr(shutil, 'rmtree', lambda *_, **__: None)
+        MANAGER.save_model(model, saved, overwrite=True)
+    assert first_weight(saved) == (7.0 if renames == 2 else before)
+    MANAGER.save_model(model, saved, overwrite=True)
+    assert first_weight(saved) == 7.0
+
+
+def test_a_model_directory_does_not_say_where_it_was_written(saved):
+    for path in saved.rglob('*'):
+        assert path.is_dir() or str(saved.parent).encode() not in path.read_bytes()
+
+
+# --- damage -----------------------------------------------------------------------------------
+
+
+def test_every_damage_names_path_and_file(saved):
+    names = sorted(p.relative_to(saved).as_posix() for p in saved.rglob('*') if p.is_file())
+    assert {'model.json', 'record.json', 'metadata.json', 'manifest.json'} < set(names)
+    rng = random.Random(0)
+    for turn in range(400):
+        name = names[turn % len(names)]
+        file = saved / name
+        content = file.read_bytes()
+        damaged = bytearray(content)
+        if turn % 3 == 0 or not content:
+            damaged = damaged[: rng.randrange(len(damaged) or 1)] if content else b'x'
+        else:
+            damaged[rng.randrange(len(damaged))] ^= 1 << rng.randrange(8)
+        file.write_bytes(damaged)
+        with pytest.raises(ModelFileError) as caught:
+            MANAGER.load_model(saved)
+        assert str(saved) in str(caught.value)
+        if name != 'manifest.json':
+            assert name in str(caught.value)
+        file.write_bytes(content)
+    first_weight(saved)
+
+
+def test_every_bit_of_the_manifest_counts(saved):
+    content = (saved / 'manifest.json').read_bytes()
+    for position in range(0, 8 * len(content), 7):
+        damaged = bytearray(content)
+        damaged[position // 8] ^= 1 << position % 8
+        (saved / 'manifest.json').write_bytes(damaged)
+        with pytest.raises(ModelFileError, match=str(saved)):
+            files.verify(saved)
+
+
+def test_missing_and_extra_files_and_links_are_refused(saved, tmp_path):
+    (saved / 'record.json').rename(tmp_path / 'record.json')
+    with pytest.raises(ModelFileError, match=r'record\.json is missing'):
+        MANAGER.load_model(saved)
+    (saved / 'record.json').symlink_to(tmp_path / 'record.json')
+    with pytest.raises(ModelFileError, match=r'record\.json is not a regular file'):
+        MANAGER.load_model(saved)
+    (saved / 'record.json').unlink()
+    shutil.copy(tmp_path / 'record.json', saved)
+    (saved / 'weights' / 'more').write_text('x')
+    with pytest.raises(ModelFileError, match='weights/more is not part of the model'):
+        MANAGER.load_model(saved)
+    (saved / 'weights' / 'more').unlink()
+    first_weight(saved)
+
+
+def test_what_is_no_model_says_so(tmp_path):
+    (tmp_path / 'file').write_text('x')
+    with pytest.raises(ModelFileError, match='missing does not exist'):
+        MANAGER.load_model(tmp_path / 'missing')
+    with pytest.raises(ModelFileError, match='file is a file, expected the directory'):
+        MANAGER.load_model(tmp_path / 'file')
+    with pytest.raises(ModelFileError, match='not the directory of a saved model'):
+        MANAGER.load_model(tmp_path)
+
+
+def forge(path, name, change):
+    """Edits a file as someone would who can also renew the manifest."""
+    content = json.loads((path / name).read_text())
+    changed = change(content)
+    content = content if changed is None else changed
+    (path / name).write_text(json.dumps(content))
+    (path / 'manifest.json').unlink()
+    files._write_manifest(path)
+
+
+def first_layer(about):
+    layers = dict(about['model']['graph']['attributes'])['layers']
+    return dict(layers['attributes'])[0]
+
+
+@pytest.mark.parametrize(
+    ('name', 'change', 'message'),
+    [
+        ('model.json', lambda about: about.update(format=2), 'format 2 was written by ThinkML'),
+        ('model.json', lambda about: [], 'unreadable'),
+        ('model.json', lambda about: about.pop('model') and None, 'unreadable'),
+        (
+            'model.json',
+            lambda about: first_layer(about).update(module='subprocess:Popen'),
+            'standard library',
+        ),
+        (
+            'model.json',
+            lambda about: first_layer(about).update(module='pytest:Item'),
+            'not an nnx module class',
+        ),
+        (
+            'model.json',
+            lambda about: first_layer(about)['attributes'].append(['__class__', {'static': 1}]),
+            "an attribute named '__class__'",
+        ),
+        ('record.json', lambda record: record.update(runs=5), 'not a list of histories'),
+        ('record.json', lambda record: record.update(input_shape=[-1]), '-1 is not a size'),
+        ('record.json', lambda record: record.update(task={'kind': 'x'}), 'not a kind of task'),
+        ('record.json', lambda record: record.update(config={'$partial': []}), 'not known'),
+        ('weights/index.json', lambda index: index.popitem() and None, 'the arrays differ'),
+        ('weights/index.json', lambda index: index.clear(), 'is missing'),
+        (
+            'weights/index.json',
+            lambda index: next(iter(index.values())).update(shape=[10**12]),
+            'the arrays differ',
+        ),
+    ],
+)
+def test_forged_files_are_model_file_errors(name, change, message, saved):
+    forge(saved, name, change)
+    with pytest.raises(ModelFileError, match=message) as caught:
+        MANAGER.load_model(saved)
+    assert str(saved) in str(caught.value)
+
+
+def test_deep_and_large_json_is_refused(saved, monkeypatch):
+    (saved / 'record.json').write_text('[' * 200_000 + ']' * 200_000)
+    (saved / 'manifest.json').unlink()
+    files._write_manifest(saved)
+    with pytest.raises(ModelFileError, match=r'record\.json is damaged'):
+        MANAGER.load_model(saved)
+    monkeypatch.setattr(files, 'MAX_JSON_BYTES', 100_000)
+    with pytest.raises(ModelFileError, match=r'record.json has 400000 bytes, at most 100000'):
+        MANAGER.load_model(saved)
+
+
+def test_metadata_too_large_to_be_read_again_is_not_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, 'MAX_JSON_BYTES', 100_000)
+    with pytest.raises(ModelFileError, match=r'metadata.json: .* at most 100000'):
+        MANAGER.save_model(mlp(), tmp_path / 'model', {'a': 'x' * 100_000})
+    assert list(tmp_path.iterdir()) == []
+
+
+UNTRUSTED = """
+import sys
+from thinkml.errors import ModelFileError
+from thinkml.models.manager import ModelManager
+try:
+    ModelManager().load_model(sys.argv[1])
+except ModelFileError as error:
+    assert "import tests.models.samples first, or pass trusted=['tests']" in str(error), error
+else:
+    raise SystemExit('loaded what nobody trusted')
+assert 'tests' not in sys.modules
+model = ModelManager().load_model(sys.argv[1], trusted=['tests.models'])
+assert type(model).__module__ == 'tests.models.samples'
+"""
+
+
+def test_modules_are_imported_only_where_they_are_trusted(tmp_path):
+    path = MANAGER.save_model(samples.everything(), tmp_path / 'model')
+    root = pathlib.Path(__file__).parents[2]
+    subprocess.run(
+        [sys.executable, '-W', 'error', '-c', UNTRUSTED, path],
+        check=True, cwd=root, env={**os.environ, 'PYTHONPATH': str(root)},
+    )  # fmt: skip

@@ -1,0 +1,126 @@
+"""A model's structure as JSON, and back.
+
+What training changes (the arrays) is told apart from what it doesn't (the structure). Of an NNX
+model the structure is its graph: each module's class and attributes, shared parts once. Of a Linen
+module it is the class and its fields, of plain functions their names. Building a model from its
+structure calls no code of a user's NNX class, and looks names up as `thinkml.models.names` allows.
+"""
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+from thinkml.core.functional import FunctionModel, LinenModel, not_a_model
+from thinkml.errors import ModelFileError, ModelTypeError
+from thinkml.models.arrays import ArrayNames, ArrayTaker
+from thinkml.models.attributes import decode_special, encode_attribute
+from thinkml.models.graph import build_graph, describe_graph
+from thinkml.models.values import Json, decode, encode
+
+
+def describe(model: Any) -> tuple[Json, dict[str, Any]]:
+    """Takes a model apart.
+
+    Args:
+        model: a `flax.nnx.Module`, or what `from_linen` or `from_functions` returned.
+
+    Returns:
+        Its structure as strict JSON, and its arrays by name. An NNX model is described as it is
+        in eval mode.
+
+    Raises:
+        ModelTypeError: for anything else.
+        ModelFileError: for a part that another process could not find by name, or that JSON can't
+            hold. Names the part.
+
+    Example:
+        >>> from flax import nnx
+        >>> from thinkml.models.architecture import build, describe
+        >>> model = nnx.Sequential(nnx.Linear(2, 3, rngs=nnx.Rngs(0)), nnx.relu)
+        >>> structure, arrays = describe(model)
+        >>> sorted(arrays)
+        ['layers/0/bias', 'layers/0/kernel']
+        >>> type(build(structure, arrays)).__name__
+        'Sequential'
+    """
+    arrays = ArrayNames()
+    if isinstance(model, nnx.Module):
+        structure = {'kind': 'nnx', 'graph': describe_graph(model, arrays)}
+    elif isinstance(model, LinenModel):
+        _check_initialised(model, model.variables)
+        structure = {
+            'kind': 'linen',
+            'module': encode_attribute(model.module, ('model.module',)),
+            'variables': encode(model.variables, ('model.variables',), arrays.special),
+        }
+    elif isinstance(model, FunctionModel):
+        _check_initialised(model, model.params)
+        structure = {
+            'kind': 'functions',
+            'init': encode_attribute(model.init, ('model.init',)),
+            'apply': encode_attribute(model.apply, ('model.apply',)),
+            'params': encode(model.params, ('model.params',), arrays.special),
+        }
+    else:
+        raise ModelTypeError(not_a_model(model))
+    return structure, arrays.found
+
+
+def build(structure: Json, arrays: Mapping[str, Any], trusted: Sequence[str] = ()) -> Any:
+    """Puts together what `describe` took apart.
+
+    Args:
+        structure: parsed JSON.
+        arrays: the arrays by name; all of them are used.
+        trusted: modules that may be imported, see `thinkml.models.names.resolve`.
+
+    Raises:
+        ModelFileError: for names that are not allowed or gone, and arrays that don't belong.
+        Exception: any other, where the JSON is not what `describe` writes.
+    """
+    taker = ArrayTaker(arrays)
+    special = functools.partial(decode_special, trusted=trusted)
+
+    def tree(node: Json) -> Any:
+        # What is inside a special value may be an array again.
+        again = taker.or_else(lambda tag, body: decode_special(tag, body, trusted, again))
+        return _checked_tree(decode(node, again))
+
+    match structure['kind']:
+        case 'nnx':
+            model = build_graph(structure['graph'], taker, trusted)
+        case 'linen':
+            module = decode(structure['module'], special)
+            model = LinenModel(module, tree(structure['variables']))
+        case 'functions':
+            init, apply = (_function(decode(structure[n], special)) for n in ('init', 'apply'))
+            model = FunctionModel(init, apply, tree(structure['params']))
+        case kind:
+            raise ValueError(f'{kind!r} is not a kind of model known to this version')
+    if taker.left:
+        raise ModelFileError(f'the model has no place for {", ".join(sorted(taker.left)[:5])}')
+    return model
+
+
+def _check_initialised(model: Any, arrays: Any) -> None:
+    if arrays is None:
+        raise ModelFileError(f'model: {model!r} has no parameters yet. Train it first.')
+
+
+def _checked_tree(tree: Any) -> Any:
+    """What the file's functions are called with may hold nothing but arrays and numbers."""
+    for leaf in jax.tree.leaves(tree):
+        if not isinstance(leaf, jax.Array | np.generic | bool | int | float | complex):
+            raise ValueError(f'a {type(leaf).__name__} among the parameters')
+    return tree
+
+
+def _function(thing: Any) -> Callable:
+    if not callable(thing) or inspect.isclass(thing):
+        raise ValueError(f'{thing!r} is not a function')
+    return thing

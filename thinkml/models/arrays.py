@@ -1,0 +1,58 @@
+"""A model's arrays by name: collected while it is described, taken while it is built."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from thinkml.errors import ModelFileError
+from thinkml.models.attributes import encode_special
+from thinkml.models.values import Json, Path
+
+
+class ArrayNames:
+    """Gives each array a name made of its path.
+
+    Attributes:
+        found: the arrays so far, by name.
+    """
+
+    def __init__(self) -> None:
+        self.found: dict[str, Any] = {}
+
+    def add(self, path: Path, array: Any) -> str:
+        name = '/'.join(map(str, path))
+        while name in self.found:  # {'a/b': 1, 'a': {'b': 2}}
+            name += "'"
+        self.found[name] = array
+        return name
+
+    def special(self, value: Any, path: Path) -> Json:
+        """Encodes arrays by their name, and what else a tree of arrays is made of."""
+        if isinstance(value, jax.Array | np.ndarray):
+            return {'$array': self.add(path[1:], value)}
+        return encode_special(value, path, self.special)
+
+
+class ArrayTaker:
+    """Hands out each array once.
+
+    Attributes:
+        left: the arrays nobody asked for yet, by name.
+    """
+
+    def __init__(self, arrays: Mapping[str, Any]):
+        self.left = dict(arrays)
+
+    def or_else(self, special: Callable[[str, Json], Any]) -> Callable[[str, Json], Any]:
+        """Decodes arrays from their name, and the rest with ``special``."""
+
+        def take(tag: str, body: Json) -> Any:
+            if tag != '$array':
+                return special(tag, body)
+            if body not in self.left:
+                raise ModelFileError(f'the array {body!r} is missing')
+            return self.left.pop(body)
+
+        return take

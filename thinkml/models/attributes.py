@@ -1,0 +1,207 @@
+"""What models keep besides arrays and modules, as JSON and back.
+
+Classes and functions by name, dtypes, enums, dataclasses of settings, partial functions, weight
+initialisers, Linen modules: everything that `thinkml.models.values` has no form for.
+"""
+
+import dataclasses
+import enum
+import functools
+import inspect
+import types
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from flax.core import FrozenDict
+from flax.typing import HashableMapping
+
+from thinkml.models import names
+from thinkml.models.values import Json, Path, decode, dtype_named, encode, refuse
+
+Special = Callable[[Any, Path], Json]
+
+_BUILTINS = {kind.__name__: kind for kind in (bool, int, float, complex, str)}
+_MAPPINGS = {kind.__name__: kind for kind in (FrozenDict, HashableMapping, nnx.StateAxes)}
+_JAX_SCALAR = type(jnp.float32)
+
+
+def encode_attribute(value: Any, path: Path) -> Json:
+    """Turns an attribute into strict JSON.
+
+    Raises:
+        ModelFileError: for what another process could not find by name, or JSON can't hold.
+    """
+    return encode(value, path, encode_special)
+
+
+def decode_attribute(node: Json, trusted: Sequence[str]) -> Any:
+    """Turns what `encode_attribute` returned back into the value.
+
+    Raises:
+        ModelFileError: for names that are not allowed or gone.
+        Exception: any other, where the JSON is not what `encode_attribute` writes.
+    """
+    return decode(node, functools.partial(decode_special, trusted=trusted))
+
+
+def encode_special(value: Any, path: Path, again: Special | None = None) -> Json:
+    """Encodes what `encode` can't. ``again`` is used for what is inside of it."""
+    again = again or encode_special
+
+    def inner(value: Any, *keys: Any) -> Json:
+        return encode(value, (*path, *keys), again)
+
+    def fields(of: Any, skip: Callable[[dataclasses.Field], bool] = lambda _: False) -> Json:
+        found = [field.name for field in dataclasses.fields(of) if not skip(field)]
+        return {name: inner(getattr(of, name), name) for name in found}
+
+    kind = type(value)
+    if value is Ellipsis:
+        return {'$ellipsis': True}
+    if kind is slice:
+        return {'$slice': inner([value.start, value.stop, value.step])}
+    if isinstance(value, _JAX_SCALAR):
+        return {'$jax_type': value.dtype.name}
+    if isinstance(value, np.dtype):
+        return {'$dtype': value.name}
+    if inspect.isclass(value):
+        return _encode_class(value, path)
+    if isinstance(value, enum.Enum):
+        return {'$enum': [names.name_of(kind, names.ENUM, path), value.name]}
+    if isinstance(value, functools.partial):
+        return {'$partial': [inner(value.func), inner(list(value.args)), inner(value.keywords)]}
+    if isinstance(value, jax.sharding.PartitionSpec):
+        return {'$partition': inner(list(value))}
+    if kind in _MAPPINGS.values():
+        return {'$mapping': [kind.__name__, inner(dict(value))]}
+    if names.NAMED_TUPLE.check(kind):
+        return {'$named_tuple': [names.name_of(kind, names.NAMED_TUPLE, path), inner(list(value))]}
+    if names.LINEN.check(kind):
+        name = names.name_of(kind, names.LINEN, path)
+        return {'$linen': [name, fields(value, lambda field: _is_implied(value, field))]}
+    if names.DATACLASS.check(kind):
+        return {'$dataclass': [names.name_of(kind, names.DATACLASS, path), fields(value)]}
+    if (initializer := _initializer(value)) is not None:
+        factory, arguments = initializer
+        return {'$initializer': [factory, inner(arguments)]}
+    if names.FUNCTION.check(value):
+        return {'$function': names.name_of(value, names.FUNCTION, path)}
+    return refuse(value, path)
+
+
+def decode_special(tag: str, body: Json, trusted: Sequence[str], again: Any = None) -> Any:
+    """Decodes what `encode_special` wrote. ``again`` is used for what is inside of it."""
+    again = again or functools.partial(decode_special, trusted=trusted)
+
+    def inner(node: Json) -> Any:
+        return decode(node, again)
+
+    match tag:
+        case '$ellipsis':
+            return Ellipsis
+        case '$slice':
+            return slice(*inner(body))
+        case '$jax_type':
+            return _jax_type(body)
+        case '$dtype':
+            return dtype_named(body)
+        case '$numpy_type':
+            return dtype_named(body).type
+        case '$builtin':
+            return _BUILTINS[body]
+        case '$class':
+            return names.resolve(body, names.CLASS, trusted)
+        case '$function':
+            return names.resolve(body, names.FUNCTION, trusted)
+        case '$enum':
+            return names.resolve(body[0], names.ENUM, trusted)[body[1]]
+        case '$partial':
+            return _partial(body, inner, trusted)
+        case '$partition':
+            return jax.sharding.PartitionSpec(*inner(body))
+        case '$mapping':
+            return _MAPPINGS[body[0]](inner(body[1]))
+        case '$named_tuple':
+            return names.resolve(body[0], names.NAMED_TUPLE, trusted)._make(inner(body[1]))
+        case '$linen':
+            return names.resolve(body[0], names.LINEN, trusted)(**inner(body[1]))
+        case '$dataclass':
+            return _dataclass(names.resolve(body[0], names.DATACLASS, trusted), inner(body[1]))
+        case '$initializer':
+            return _INITIALIZERS[body[0]](**inner(body[1]))
+    raise ValueError(f'{tag!r} is not known to this version')
+
+
+def _encode_class(value: type, path: Path) -> Json:
+    if _BUILTINS.get(value.__name__) is value:
+        return {'$builtin': value.__name__}
+    if issubclass(value, np.generic):
+        return {'$numpy_type': np.dtype(value).name}
+    return {'$class': names.name_of(value, names.CLASS, path)}
+
+
+def _jax_type(name: str) -> Any:
+    thing = vars(jnp).get(dtype_named(name).name)
+    thing = jnp.bool_ if name == 'bool' else thing
+    if not isinstance(thing, _JAX_SCALAR):
+        raise ValueError(f'{name!r} is not a type of jax.numpy')
+    return thing
+
+
+def _partial(body: Json, inner: Callable[[Json], Any], trusted: Sequence[str]) -> Any:
+    function, args, keywords = body
+    names.check_callable_with_arguments(function['$function'], trusted)
+    return functools.partial(inner(function), *inner(args), **inner(keywords))
+
+
+def _dataclass(kind: type, values: Mapping[str, Any]) -> Any:
+    """Makes an instance without calling anything of its class."""
+    expected = {field.name for field in dataclasses.fields(kind)}
+    if set(values) != expected:
+        raise ValueError(
+            f'{kind.__name__} has the fields {sorted(expected)}, the file {sorted(values)}'
+        )
+    instance = object.__new__(kind)
+    for name, value in values.items():
+        object.__setattr__(instance, name, value)
+    return instance
+
+
+def _is_implied(module: Any, field: dataclasses.Field) -> bool:
+    """Whether a Linen module's field says nothing: left at its default, or set by Linen."""
+    value = getattr(module, field.name)
+    return field.name == 'parent' or value is field.default
+
+
+# Weight initialisers are closures, jax.nn.initializers.normal(0.1) for instance: found again by
+# the function that made them and what it was called with.
+_INITIALIZERS = {
+    name: getattr(jax.nn.initializers, name)
+    for name in (
+        'constant',
+        'delta_orthogonal',
+        'normal',
+        'orthogonal',
+        'truncated_normal',
+        'uniform',
+        'variance_scaling',
+    )
+}
+
+
+def _initializer(value: Any) -> tuple[str, dict[str, Any]] | None:
+    """The name of the function that made an initialiser, and its arguments."""
+    if not isinstance(value, types.FunctionType):
+        return None
+    factory = value.__qualname__.split('.')[0]
+    maker = _INITIALIZERS.get(factory)
+    if maker is None or value.__code__ not in maker.__code__.co_consts:
+        return None
+    defaults = {name: p.default for name, p in inspect.signature(value).parameters.items()}
+    captured = defaults | dict(inspect.getclosurevars(value).nonlocals)
+    known = inspect.signature(maker).parameters
+    return factory, {name: item for name, item in captured.items() if name in known}
