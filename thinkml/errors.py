@@ -1,11 +1,14 @@
-"""The exceptions and warnings users see, and the helpers that word them.
+"""The exceptions and warnings users see, and the helpers that find and word them.
 
 Every message says what came, what was expected and how to fix it, and starts with the name of the
 argument it is about.
 """
 
 import difflib
+import math
+import numbers
 from collections.abc import Iterable
+from typing import Any
 
 
 class ThinkMLError(Exception):
@@ -56,3 +59,13 @@ def unknown_name(argument: str, name: object, known: Iterable[str]) -> str:
 def problems(headline: str, found: list[str]) -> str:
     """Words several problems as one message."""
     return '\n'.join([headline, *(f'  - {problem}' for problem in found)])
+
+
+def is_number(value: Any) -> bool:
+    """Whether a setting is a finite real number, numpy's included; True and False are none."""
+    return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def is_whole(value: Any) -> bool:
+    """Whether a setting is an integer, numpy's included; True and False are none."""
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)

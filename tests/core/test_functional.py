@@ -16,7 +16,7 @@ from tests.models_for_tests import (
     mlp,
 )
 from thinkml.core import functionalize, output_shape, predict_outputs
-from thinkml.core.functional import from_functions, from_linen
+from thinkml.core.adapters import from_functions, from_linen
 from thinkml.errors import DataError, ModelTypeError
 
 X = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)
@@ -195,3 +195,47 @@ def test_predict_outputs_any_number_of_rows(num_rows):
     x = np.random.default_rng(1).normal(size=(num_rows, 4)).astype(np.float32)
     model = mlp(4, 3)
     np.testing.assert_allclose(predict_outputs(model, x), model(x), rtol=1e-5, atol=1e-6)
+
+
+def test_predicting_a_few_rows_runs_a_few_rows(monkeypatch):
+    seen = []
+
+    def apply(params, x):
+        seen.append(len(x))
+        return x
+
+    model = from_functions(lambda key, x: {}, apply, {})
+    outputs = predict_outputs(model, X[:5])
+    np.testing.assert_array_equal(outputs, X[:5])
+    assert seen == [8]
+
+
+def test_settings_changed_in_place_are_seen():
+    class Scaled(nnx.Module):
+        def __init__(self):
+            self.settings = {'scale': 1.0}
+            self.bias = nnx.Param(jnp.zeros(()))
+
+        def __call__(self, x):
+            return x * self.settings['scale'] + self.bias
+
+    model = Scaled()
+    np.testing.assert_allclose(predict_outputs(model, X), X)
+    model.settings['scale'] = 3.0
+    np.testing.assert_allclose(predict_outputs(model, X), 3 * X, rtol=1e-6)
+
+
+def test_what_earlier_calls_have_sown_is_no_state():
+    class Sowing(nnx.Module):
+        def __init__(self):
+            self.out = nnx.Linear(4, 3, rngs=nnx.Rngs(0))
+
+        def __call__(self, x):
+            self.seen = nnx.Intermediate((*getattr(self, 'seen', ()), x))
+            return self.out(x)
+
+    model = Sowing()
+    model(X)
+    functional = functionalize(model, X, key())
+    _, state = functional.apply(functional.params, functional.model_state, X, key=key(), train=True)
+    assert state == functional.model_state == {}

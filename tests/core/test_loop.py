@@ -1,3 +1,4 @@
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,7 +19,7 @@ from thinkml.core import (
     make_train_step,
     train_chunks,
 )
-from thinkml.core.functional import from_functions
+from thinkml.core.adapters import from_functions
 from thinkml.data import place
 
 METRICS = make_metrics(('accuracy',))
@@ -106,10 +107,11 @@ def test_chunks_equal_a_python_loop_over_the_same_step(model):
             state, output = jitted(state, Batch(x[rows], y[rows], weight))
             losses.append(float(output.loss))
     np.testing.assert_allclose(last.losses[:7], losses[7:], rtol=1e-5)
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
+    chex.assert_trees_all_close(
         (last.state.params, last.state.model_state),
         (state.params, state.model_state),
+        rtol=1e-4,
+        atol=1e-6,
     )
 
 
@@ -128,7 +130,7 @@ def test_where_an_epoch_is_cut_changes_no_bit_and_compiles_nothing(count_compile
     assert count_compiles(train, 3) == 0
     assert count_compiles(train, 100) == 0
     for other in results[1:]:
-        jax.tree.map(np.testing.assert_array_equal, results[0], other)
+        chex.assert_trees_all_equal(results[0], other)
 
 
 def test_the_step_descends_along_the_weighted_mean():
@@ -173,3 +175,16 @@ def test_the_state_is_donated_and_the_users_arrays_are_not():
     run(step, state, x, y, epochs=1)
     assert jax.tree.leaves(state.params)[0].is_deleted()
     assert not model.layers[0].kernel[...].is_deleted()
+
+
+def test_metrics_lose_nothing_over_very_many_small_batches():
+    def merge(index, metrics):
+        loss = jnp.full(1, 0.1, jnp.float32)
+        return metrics.merge(
+            make_metrics().single_from_model_output(
+                logits=loss, labels=loss, losses=loss, weight=jnp.ones(1)
+            )
+        )
+
+    metrics = jax.lax.fori_loop(0, 2_000_000, merge, make_metrics().empty())
+    assert float(metrics.compute()['loss']) == pytest.approx(0.1, rel=1e-7)

@@ -49,6 +49,8 @@ class Sparse:
         (np.array([[1, 'b']], object), r'holds int, str: convert with .astype'),
         (np.array(['2024-01-01'], 'datetime64[D]'), 'expected numbers'),
         (Sparse(), 'sparse matrix'),
+        (iter([1, 2]), 'can not be read as rows'),
+        (np.ma.masked_greater([[1.0, 2.0]], 1), '1 masked values'),
         (with_value(np.nan), r'1 NaN and 0 infinite values of 12, the first at index \(1, 2\)'),
         (with_value(-np.inf), '0 NaN and 1 infinite'),
         (with_value(1e300), r'magnitude 1e\+300, more than float32 holds'),
@@ -76,9 +78,21 @@ def test_inputs_of_a_trained_model_must_have_its_shape():
     assert check_inputs_of(model, np.ones((2, 4))).shape == (2, 4)
     with pytest.raises(DataError, match='X_test: got rows of'):
         check_inputs_of(model, np.ones((2, 5)))
-    record_of(model).input_shape = (4,)
+    record_of(model).input_shape, record_of(model).input_dtype = (4,), 'float32'
     with pytest.raises(DataError, match=r'got rows of shape \(5,\), expected \(4,\)'):
         check_inputs_of(model, np.ones((2, 5)))
+
+
+def test_inputs_of_a_trained_model_must_have_its_kind_of_numbers():
+    model = mlp(4, 3)
+    record_of(model).input_shape, record_of(model).input_dtype = (4,), 'float32'
+    assert check_inputs_of(model, np.ones((2, 4), int)).dtype == np.float32
+    record_of(model).input_dtype = 'uint8'
+    assert check_inputs_of(model, np.ones((2, 4), np.uint8)).dtype == np.uint8
+    with pytest.raises(DataError, match='X_test: got float32, expected uint8'):
+        check_inputs_of(model, np.ones((2, 4)))
+    with pytest.raises(DataError, match='got values from 1 to 300, expected what uint8 holds'):
+        check_inputs_of(model, [[1, 300, 1, 1]])
 
 
 def test_capacity_wastes_little_and_is_shared_by_folds():
@@ -97,7 +111,7 @@ def test_placed_arrays_hold_the_rows():
 
 def test_data_that_cannot_fit_is_refused(monkeypatch):
     monkeypatch.setattr('thinkml.data.placement._free_bytes', lambda device: 1000)
-    with pytest.raises(DataError, match='GiB free'):
+    with pytest.raises(DataError, match='MiB free'):
         place(np.ones((1000, 4), np.float32), np.ones(1000, np.float32))
 
 

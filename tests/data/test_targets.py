@@ -63,6 +63,9 @@ def test_the_task_is_inferred_and_labels_go_there_and_back(y, outputs, kind, cla
     [
         (list(range(11)), 10, 'got 11 different labels'),
         (['a', 'b'], 3, 'got 2 different labels'),
+        (['a', 'a'], 1, 'got only one label'),
+        (np.array(3), 1, r'got shape \(\)'),
+        (None, 1, 'got None'),
         (['a', 'b', 'c'], 1, 'enough for 2 classes'),
         ([0, 5], 3, 'or use integer labels from 0 on'),
         ([0.5, 1.5], 3, 'got 1 number per example'),
@@ -81,8 +84,9 @@ def test_targets_a_model_cannot_output(y, outputs, says):
 
 
 def test_the_loss_decides_where_it_does():
-    assert infer_task([0, 1, 1], 1, regression=True).kind == 'regression'
-    assert infer_task([3.0, 4.5], 2, regression=False).classes == (3.0, 4.5)
+    assert infer_task(ONE_HOT, 3, decided='sigmoid').kind == 'multilabel'
+    assert infer_task([0, 1, 1], 1, decided='regression').kind == 'regression'
+    assert infer_task([3.0, 4.5], 2, decided='softmax').classes == (3.0, 4.5)
 
 
 def test_a_known_task_is_kept_where_the_data_fit_it():
@@ -90,6 +94,8 @@ def test_a_known_task_is_kept_where_the_data_fit_it():
     assert infer_task(['a', 'c'], 3, known=known) is known
     assert infer_task(['x', 'y', 'z'], 3, known=known).classes == ('x', 'y', 'z')
     assert infer_task([0, 1, 2], 3, known=known).classes == (0, 1, 2)
+    once_regression = Task('regression', None, 1)
+    assert infer_task([0, 1], 1, known=once_regression).kind == 'binary'
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,8 @@ def test_it_is_frozen_equal_by_value_and_can_be_copied():
     config = TrainingConfig(epochs=3, seed=np.int64(7))
     assert config == TrainingConfig(epochs=3, seed=7) != TrainingConfig(epochs=4, seed=7)
     assert dataclasses.replace(config, epochs=4).epochs == 4
+    assert type(config.seed) is int and config.to_dict()['seed'] == 7
+    assert hash(TrainingConfig(early_stopping=EarlyStopping())) is not None
     assert copy.deepcopy(config) == config
     with pytest.raises(dataclasses.FrozenInstanceError):
         config.epochs = 5
@@ -68,7 +70,16 @@ def test_an_unknown_field_is_a_type_error_as_python_users_expect():
         TrainingConfig(lr=0.1)
 
 
-@pytest.mark.parametrize('settings', [{'mode': 'mini'}, {'patience': 0}, {'min_delta': -1}])
+@pytest.mark.parametrize(
+    'settings',
+    [
+        {'mode': 'mini'},
+        {'patience': 0},
+        {'patience': '5'},
+        {'min_delta': -1},
+        {'min_delta': float('nan')},
+    ],
+)
 def test_early_stopping_settings(settings):
     with pytest.raises(ConfigError, match=next(iter(settings))):
         EarlyStopping(**settings)

@@ -1,5 +1,12 @@
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -19,6 +26,7 @@ from thinkml.errors import ConfigError, DataError, ModelTypeError, NotTrainedErr
 from thinkml.models import from_functions, from_linen, predict, predict_proba
 from thinkml.record import record_of
 from thinkml.training import EarlyStopping, ModelTrainer, TrainingConfig
+from thinkml.training.interrupt import noted_interrupt
 
 
 def train(model, X, y, *args, loss_fn=None, metrics=None, **settings):
@@ -294,6 +302,178 @@ def test_ctrl_c_keeps_what_was_learned():
     assert (before[0] != params_of(model)[0]).any()
 
 
+INTERRUPTED = """
+import os, signal, threading
+import numpy as np
+from tests.models_for_tests import mlp
+from thinkml.models import predict
+from thinkml.training import ModelTrainer, TrainingConfig
+
+X = np.random.default_rng(0).normal(size=(60, 4)).astype(np.float32)
+y = (X[:, 0] > 0).astype(int)
+for delay in (0.0, 0.05, 0.11, 0.17, 0.23, 0.31):
+    def send(run, delay=delay):
+        if run.epoch == 1:
+            threading.Timer(delay, os.kill, (os.getpid(), signal.SIGINT)).start()
+    model = mlp(4, 2)
+    config = TrainingConfig(epochs=100_000, callbacks=[send])
+    history = ModelTrainer(config).train(model, X, y, progress=False)
+    assert history.interrupted and history.epochs < 100_000
+    accuracy = (predict(model, X) == y).mean()
+    assert abs(accuracy - history['accuracy'][-1]) < 0.1, (accuracy, history)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+print('kept')
+"""
+
+
+def test_a_real_sigint_at_any_moment_keeps_what_was_learned():
+    root = Path(__file__).parents[2]
+    environment = os.environ | {'PYTHONPATH': str(root)}
+    done = subprocess.run(
+        [sys.executable, '-c', INTERRUPTED], env=environment, capture_output=True, text=True
+    )
+    assert done.stdout == 'kept\n', done.stderr
+
+
+def test_a_second_ctrl_c_is_raised_at_once():
+    with pytest.raises(KeyboardInterrupt), noted_interrupt() as interrupted:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert interrupted()
+        os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_training_that_diverges_stops_with_a_warning():
+    X, _ = blobs()
+    with pytest.warns(ThinkMLWarning, match='training has diverged'):
+        history = train(mlp(4, 1), X * 1e4, X[:, 0] * 1e6, optimizer='sgd', learning_rate=1e3)
+    assert history.epochs < 100 and 'diverged' in history.events[-1][1]
+
+
+def test_validation_of_another_dtype_is_converted_only_where_nothing_is_lost():
+    X, y = blobs()
+    as_int = np.round(X * 5).astype(int)
+    one = train(mlp(4, 3), as_int.astype(float), y, as_int, y, epochs=2)
+    two = train(mlp(4, 3), as_int.astype(float), y, as_int.astype(float), y, epochs=2)
+    assert one['val_loss'] == two['val_loss']
+    with pytest.raises(DataError, match='X_val: got float32, expected int32'):
+        train(mlp(4, 3), as_int, y, X, y)
+
+
+def test_new_classes_of_a_trained_model_are_told():
+    X, y = blobs()
+    model = mlp(4, 3)
+    train(model, X, np.array(['a', 'b', 'c'])[y], epochs=1)
+    train(model, X[y < 2], np.array(['a', 'b', 'c'])[y[y < 2]], epochs=1)
+    assert record_of(model).task.classes == ('a', 'b', 'c')
+    with pytest.warns(ThinkMLWarning, match='outputs change their meaning'):
+        train(model, X, np.array(['a', 'b', 'z'])[y], epochs=1)
+    assert record_of(model).task.classes == ('a', 'b', 'z')
+
+
+def test_one_config_may_be_used_by_runs_inside_each_other():
+    X, y = blobs(60)
+    stopping = EarlyStopping(patience=3)
+    other = blobs(60, seed=1)
+
+    def inner(run):
+        if run.epoch == 2:
+            train(mlp(4, 3, seed=1), X, y, *other, epochs=1, early_stopping=stopping)
+
+    settings = {'epochs': 100, 'learning_rate': 0.05, 'early_stopping': stopping}
+    alone = train(mlp(4, 3), X, y, *other, **settings)
+    nested = train(mlp(4, 3), X, y, *other, **settings, callbacks=[inner, stopping])
+    assert dict(nested) == dict(alone) and nested.events == alone.events
+
+
+def test_stopping_before_the_first_epoch():
+    class Never:
+        def on_train_start(self, run):
+            run.stop('not today')
+
+    X, y = blobs()
+    assert train(mlp(4, 3), X, y, callbacks=[Never()]).steps == 0
+
+
+def test_steps_per_dispatch_changes_nothing():
+    X, y = blobs()
+    one, two = (train(mlp(4, 3), X, y, epochs=2, steps_per_dispatch=n) for n in (None, 3))
+    np.testing.assert_array_equal(one.step_loss, two.step_loss)
+
+
+def test_numpy_numbers_in_the_config_are_plain_in_the_record():
+    X, y = blobs()
+    model = mlp(4, 3)
+    train(model, X, y, epochs=np.int64(1), learning_rate=np.float32(0.5))
+    assert record_of(model).config['learning_rate'] == 0.5
+
+
+class SmallCNN(nnx.Module):
+    def __init__(self, rngs):
+        self.conv = nnx.Conv(1, 8, (3, 3), rngs=rngs)
+        self.out = nnx.Linear(4 * 4 * 8, 10, rngs=rngs)
+
+    def __call__(self, x):
+        x = nnx.max_pool(nnx.relu(self.conv(x / 16)), (2, 2), (2, 2))
+        return self.out(x.reshape(len(x), -1))
+
+
+def test_uint8_images(digits):
+    X_train, X_test, y_train, y_test = digits
+    as_images = [np.round(X * 16).astype(np.uint8).reshape(-1, 8, 8, 1) for X in (X_train, X_test)]
+    model = SmallCNN(nnx.Rngs(0))
+    history = train(model, as_images[0], y_train, as_images[1], y_test, epochs=8)
+    assert record_of(model).input_dtype == 'uint8'
+    assert history['val_accuracy'][-1] > 0.9
+    assert (predict(model, as_images[1]) == y_test).mean() > 0.9
+
+
+class TrainsOtherwise(nnx.Module):
+    """Goes wrong in training mode only."""
+
+    def __init__(self, how, rngs):
+        self.how = how
+        self.norm = nnx.BatchNorm(4, rngs=rngs)
+        self.out = nnx.Linear(4, 3, rngs=rngs)
+        self.seen = nnx.BatchStat(jnp.zeros(3))
+
+    def __call__(self, x):
+        training = not self.norm.use_running_average
+        if training and self.how == 'fails':
+            raise RuntimeError('no training today')
+        if training and self.how == 'state':
+            self.seen.set_value(jnp.zeros(7))
+        return self.out(x)[:, : 2 if training and self.how == 'outputs' else 3]
+
+
+@pytest.mark.parametrize(
+    ('how', 'says'),
+    [
+        ('fails', 'called in training mode, it fails with RuntimeError: no training today'),
+        ('outputs', r'returns float32\[2, 2\] in training mode and float32\[2, 3\]'),
+        ('state', 'turns its state from'),
+    ],
+)
+def test_a_model_that_cannot_be_trained_is_told_before_any_compile(how, says, count_compiles):
+    X, y = blobs()
+    model = TrainsOtherwise(how, nnx.Rngs(0))
+
+    def call():
+        with pytest.raises(ModelTypeError, match=says):
+            train(model, X, y)
+
+    assert count_compiles(call) == 0
+
+
+def test_functions_with_integer_parameters_are_told():
+    X, y = blobs()
+    model = from_functions(
+        lambda key, x: {'n': 3, 'w': jnp.ones((4, 3))}, lambda params, x: x @ params['w']
+    )
+    with pytest.raises(ModelTypeError, match=r"parameter \['n'\] is int32"):
+        train(model, X, y)
+
+
 def test_the_record_says_what_was_inferred(capsys):
     X, y = blobs()
     model = mlp(4, 3)
@@ -344,6 +524,8 @@ def test_bad_input_never_starts_a_compile_and_leaves_the_model(name, count_compi
         ({'loss_fn': 'cross_entropi'}, "Did you mean 'cross_entropy'"),
         ({'loss_fn': 'binary_cross_entropy'}, "expected 'cross_entropy'"),
         ({'loss_fn': 3}, 'loss_fn: got 3'),
+        ({'loss_fn': ['mse']}, r"loss_fn: got \['mse'\]"),
+        ({'metrics': [['accuracy']]}, 'expected a list'),
         ({'loss_fn': lambda logits: logits}, 'it failed for logits'),
         ({'metrics': ['acuracy']}, "Did you mean 'accuracy'"),
         ({'metrics': ['mae']}, 'The task is multiclass'),

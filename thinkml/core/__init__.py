@@ -1,7 +1,8 @@
 """The functional core: pure functions and pytrees, for people who write their own loop."""
 
-from thinkml.core.functional import ApplyFn as ApplyFn
-from thinkml.core.functional import FunctionalModel as FunctionalModel
+from thinkml.core.adapters import ApplyFn as ApplyFn
+from thinkml.core.adapters import FunctionalModel as FunctionalModel
+from thinkml.core.functional import check_trainable as check_trainable
 from thinkml.core.functional import functionalize as functionalize
 from thinkml.core.functional import output_shape as output_shape
 from thinkml.core.loop import Chunk as Chunk

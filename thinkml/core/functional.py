@@ -5,51 +5,22 @@
 same structure, so that compiled programs are shared between them.
 """
 
-import dataclasses
 import inspect
 import sys
-from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from thinkml.core.adapters import (
+    FunctionalModel,
+    FunctionModel,
+    LinenModel,
+    PyTree,
+    functionalize_nnx,
+)
 from thinkml.errors import DataError, ModelTypeError
-
-PyTree = Any
-
-
-class ApplyFn(Protocol):
-    """The pure forward pass. Hashable; equal for models of equal structure."""
-
-    def __call__(
-        self, params: PyTree, model_state: PyTree, x: PyTree, *, key: jax.Array | None, train: bool
-    ) -> tuple[jax.Array, PyTree]:
-        """Returns the outputs for a batch and the updated model state.
-
-        ``key`` seeds whatever is random in the forward pass (dropout) and may be None with
-        ``train=False``. ``train`` is a Python bool, fixed at trace time.
-        """
-        ...
-
-
-@dataclasses.dataclass(frozen=True)
-class FunctionalModel:
-    """A model taken apart: a pure function, its arrays, and the way back.
-
-    Attributes:
-        apply: the forward pass, see `ApplyFn`.
-        params: the trainable arrays, as nested dicts.
-        model_state: the arrays that training updates without gradients.
-        write: ``write(params, model_state)`` puts arrays back into the user's object and leaves it
-            in eval mode.
-    """
-
-    apply: ApplyFn
-    params: PyTree
-    model_state: PyTree
-    write: Callable[[PyTree, PyTree], None]
 
 
 def functionalize(model: Any, x: PyTree, key: jax.Array) -> FunctionalModel:
@@ -65,7 +36,7 @@ def functionalize(model: Any, x: PyTree, key: jax.Array) -> FunctionalModel:
         ModelTypeError: for anything else; the message says what to wrap it with.
     """
     if isinstance(model, nnx.Module):
-        return _functionalize_nnx(model)
+        return functionalize_nnx(model)
     if isinstance(model, LinenModel | FunctionModel):
         return model.functionalize(x, key)
     raise ModelTypeError(not_a_model(model))
@@ -86,25 +57,7 @@ def output_shape(model: Any, x: PyTree, argument: str = 'X_train') -> tuple[int,
         ModelTypeError: if the object is not a model, or does not return one array.
         DataError: if the model can't take these inputs, or returns another shape.
     """
-    key = jax.eval_shape(lambda: jax.random.key(0))
-
-    def forward(key: jax.Array, x: PyTree) -> Any:
-        functional = functionalize(model, x, key)
-        return functional.apply(
-            functional.params, functional.model_state, x, key=None, train=False
-        )[0]
-
-    try:
-        outputs = jax.eval_shape(forward, key, x)
-    except ModelTypeError:
-        raise
-    except Exception as error:
-        row = jax.tree.map(lambda leaf: f'{leaf.shape[1:]} {leaf.dtype}', x)
-        raise DataError(
-            f'{argument}: got rows of {row}, which the model could not take. It failed with '
-            f'{type(error).__name__}: {error}\n'
-            'Build the model for inputs of this shape, or reshape them to what it was built for.'
-        ) from error
+    outputs, *_ = _trace(model, x, argument, train=False)
     if not isinstance(outputs, jax.ShapeDtypeStruct):
         raise ModelTypeError(
             f'model: it returns a {type(outputs).__name__}, expected one array of logits or '
@@ -117,6 +70,73 @@ def output_shape(model: Any, x: PyTree, argument: str = 'X_train') -> tuple[int,
             f'({num_rows},) or ({num_rows}, outputs). Flatten or pool what it returns.'
         )
     return outputs.shape
+
+
+def check_trainable(model: Any, x: PyTree, argument: str = 'X_train') -> None:
+    """Checks that a training step could be compiled, without compiling it.
+
+    Args:
+        model: see `functionalize`.
+        x: a batch of inputs; only shapes and dtypes are read.
+        argument: the name of the inputs in error messages.
+
+    Raises:
+        ModelTypeError: if the model fails in training mode, returns something else there than in
+            evaluation mode, changes the structure of its state, or has parameters that are no
+            floats.
+    """
+    expected, *_ = _trace(model, x, argument, train=False)
+    outputs, state_before, state_after, params = _trace(model, x, argument, train=True)
+    if _shapes(outputs) != _shapes(expected):
+        raise ModelTypeError(
+            f'model: it returns {_shapes(outputs)} in training mode and {_shapes(expected)} in '
+            'evaluation mode, expected the same.'
+        )
+    if _shapes(state_before) != _shapes(state_after):
+        raise ModelTypeError(
+            f'model: a call in training mode turns its state from {_shapes(state_before)} into '
+            f'{_shapes(state_after)}, expected the same shapes and dtypes.'
+        )
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        if not jnp.issubdtype(leaf.dtype, jnp.inexact):
+            raise ModelTypeError(
+                f'model: its parameter {jax.tree_util.keystr(path)} is {leaf.dtype}, expected '
+                'floats, which gradients are taken of. Keep constants out of the parameters.'
+            )
+
+
+def _shapes(tree: PyTree) -> PyTree:
+    return jax.tree.map(lambda leaf: f'{leaf.dtype}{list(leaf.shape)}', tree)
+
+
+def _trace(model: Any, x: PyTree, argument: str, *, train: bool) -> tuple[Any, ...]:
+    """Outputs, model state before and after, and params of a call, as shapes and dtypes."""
+
+    def forward(key: jax.Array, x: PyTree) -> tuple[Any, ...]:
+        functional = functionalize(model, x, key)
+        outputs, model_state = functional.apply(
+            functional.params, functional.model_state, x, key=key, train=train
+        )
+        return outputs, functional.model_state, model_state, functional.params
+
+    try:
+        return jax.eval_shape(forward, jax.eval_shape(lambda: jax.random.key(0)), x)
+    except ModelTypeError:
+        raise
+    except Exception as error:
+        failure = f'{type(error).__name__}: {error}'
+        if 'shape' not in str(error) and 'dimension' not in str(error):
+            mode = 'training' if train else 'evaluation'
+            raise ModelTypeError(
+                f'model: called in {mode} mode, it fails with {failure}'
+            ) from error
+        rows = jax.tree.map(lambda leaf: f'{leaf.shape[1:]} {leaf.dtype}', x)
+        is_flat = any(leaf.ndim == 1 for leaf in jax.tree.leaves(x))
+        hint = f'{argument}.reshape(-1, 1)' if is_flat else 'another shape'
+        raise DataError(
+            f'{argument}: got rows of {rows}, which the model could not take. It failed with '
+            f'{failure}\nBuild the model for inputs of this shape, or pass {hint}.'
+        ) from error
 
 
 def not_a_model(model: Any) -> str:
@@ -139,274 +159,3 @@ def not_a_model(model: Any) -> str:
         'flax.nnx.Module, thinkml.models.from_linen(module) or '
         'thinkml.models.from_functions(init, apply).'
     )
-
-
-# The names under which modules of both APIs take the train/eval switch in __call__.
-_TRAIN_FLAGS = {'train': True, 'training': True, 'is_training': True, 'deterministic': False}
-
-
-def _flag_of(function: Callable) -> str | None:
-    """The parameter of ``function`` that switches between training and evaluation, if any."""
-    parameters = inspect.signature(function).parameters
-    return next((name for name in _TRAIN_FLAGS if name in parameters), None)
-
-
-def _flag_argument(flag: str | None, train: bool) -> dict[str, Any]:
-    return {} if flag is None else {flag: train == _TRAIN_FLAGS[flag]}
-
-
-# --- flax.nnx ---------------------------------------------------------------------------------
-
-
-def _is_trainable(path: Any, variable: Any) -> bool:
-    value = variable.get_value() if isinstance(variable, nnx.Variable) else variable
-    return isinstance(variable, nnx.Param) and jnp.issubdtype(value.dtype, jnp.inexact)
-
-
-@dataclasses.dataclass(frozen=True)
-class _NNXApply:
-    # Compared but not hashed: a user's attribute may be a list.
-    train_graph: Any = dataclasses.field(hash=False)
-    eval_graph: Any = dataclasses.field(hash=False)
-    # (path, 'key' | 'count', shape) of each random state variable. Keys are made anew at every
-    # call from the key passed in: what a step draws then depends on (seed, step) alone.
-    random_state: tuple[tuple[tuple[Any, ...], str, tuple[int, ...]], ...]
-    flag: str | None
-    takes_rngs: bool
-
-    def __call__(self, params, model_state, x, *, key, train):
-        key = jax.random.key(0) if key is None else key
-        model = nnx.merge(
-            self.train_graph if train else self.eval_graph,
-            params, self._fresh_random_state(key), model_state,
-        )  # fmt: skip
-        arguments: dict[str, Any] = _flag_argument(self.flag, train)
-        if self.takes_rngs:
-            arguments['rngs'] = nnx.Rngs(jax.random.fold_in(key, len(self.random_state)))
-        outputs = model(x, **arguments)
-        if not train:
-            return outputs, model_state
-        new_state = nnx.to_pure_dict(nnx.state(model, nnx.Not(nnx.RngState)))
-        return outputs, _select_like(new_state, model_state)
-
-    def _fresh_random_state(self, key: jax.Array) -> dict:
-        tree: dict = {}
-        for index, (path, kind, shape) in enumerate(self.random_state):
-            if kind == 'key':
-                value = jax.random.fold_in(key, index)
-                value = jax.random.split(value, shape) if shape else value
-            else:
-                value = jnp.zeros(shape, jnp.uint32)
-            _set_path(tree, path, value)
-        return tree
-
-
-def _functionalize_nnx(model: nnx.Module) -> FunctionalModel:
-    graph, params, random_state, model_state = nnx.split(model, _is_trainable, nnx.RngState, ...)
-
-    def graph_in_mode(switch: Callable[[nnx.Module], None]) -> Any:
-        copy = nnx.merge(graph, params, random_state, model_state)
-        switch(copy)
-        return nnx.graphdef(copy)
-
-    call = type(model).__call__
-    parameters = inspect.signature(call).parameters
-    apply = _NNXApply(
-        train_graph=graph_in_mode(lambda module: module.train()),
-        eval_graph=graph_in_mode(lambda module: module.eval()),
-        random_state=tuple(
-            (path, 'key' if isinstance(variable, nnx.RngKey) else 'count', variable.shape)
-            for path, variable in nnx.to_flat_state(random_state)
-        ),
-        flag=_flag_of(call),
-        takes_rngs='rngs' in parameters and parameters['rngs'].default is inspect.Parameter.empty,
-    )
-
-    def write(params: PyTree, model_state: PyTree) -> None:
-        nnx.update(model, params, model_state)
-        model.eval()
-
-    return FunctionalModel(apply, nnx.to_pure_dict(params), nnx.to_pure_dict(model_state), write)
-
-
-def _select_like(tree: Mapping, template: Mapping) -> dict:
-    """The leaves of ``tree`` that ``template`` has: a call may add variables (sown values)."""
-    return {
-        name: _select_like(tree[name], value) if isinstance(value, Mapping) else tree[name]
-        for name, value in template.items()
-    }
-
-
-def _set_path(tree: dict, path: tuple[Any, ...], value: Any) -> None:
-    for name in path[:-1]:
-        tree = tree.setdefault(name, {})
-    tree[path[-1]] = value
-
-
-# --- flax.linen -------------------------------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True)
-class _LinenApply:
-    module: Any = dataclasses.field(hash=False)  # its fields may be lists: compared, not hashed
-    collections: tuple[str, ...]
-    flag: str | None
-
-    def __call__(self, params, model_state, x, *, key, train):
-        variables = {'params': params, **model_state}
-        arguments = _flag_argument(self.flag, train)
-        if not train:
-            return self.module.apply(variables, x, **arguments), model_state
-        outputs, updated = self.module.apply(
-            variables, x, **arguments,
-            rngs={name: jax.random.fold_in(key, i) for i, name in enumerate(_LINEN_STREAMS)},
-            mutable=list(self.collections),
-        )  # fmt: skip
-        return outputs, {name: updated[name] for name in self.collections}
-
-
-_LINEN_STREAMS = ('dropout', 'noise', 'random')
-
-
-class LinenModel:
-    """A Linen module together with its variables. Made by `from_linen`.
-
-    Attributes:
-        module: the Linen module.
-        variables: its variables, ``{'params': ..., 'batch_stats': ...}``; None until the first
-            training, when they are made from the data's shape and the run's seed.
-    """
-
-    def __init__(self, module: Any, variables: Mapping | None = None):
-        self.module = module
-        self.variables = variables
-
-    def functionalize(self, x: PyTree, key: jax.Array) -> FunctionalModel:
-        flag = _flag_of(type(self.module).__call__)
-        variables = self.variables
-        if variables is None:
-            variables = _init_linen(self.module, flag, x, key)
-        model_state = {name: tree for name, tree in variables.items() if name != 'params'}
-        apply = _LinenApply(self.module, tuple(sorted(model_state)), flag)
-
-        def write(params: PyTree, model_state: PyTree) -> None:
-            self.variables = {'params': params, **model_state}
-
-        return FunctionalModel(apply, variables.get('params', {}), model_state, write)
-
-    def __repr__(self) -> str:
-        return f'from_linen({self.module})'
-
-
-def _init_linen(module: Any, flag: str | None, x: PyTree, key: jax.Array) -> Mapping:
-    def init(key: jax.Array) -> Mapping:
-        zeros = jax.tree.map(lambda leaf: jnp.zeros((1, *leaf.shape[1:]), leaf.dtype), x)
-        return module.init({'params': key}, zeros, **_flag_argument(flag, train=False))
-
-    return jax.jit(init)(key)
-
-
-def from_linen(module: Any, variables: Mapping | None = None) -> LinenModel:
-    """Wraps a `flax.linen.Module` for training.
-
-    A Linen module holds no arrays; the returned model does, and is trained in place. Collections
-    other than ``params`` (``batch_stats``) are updated in training and frozen in evaluation. A
-    ``train``, ``training``, ``is_training`` or ``deterministic`` argument of ``__call__`` is set
-    accordingly. The random streams ``dropout``, ``noise`` and ``random`` are supplied in training.
-
-    Args:
-        module: the module, called as ``module(x)``.
-        variables: what ``module.init`` returned, for instance pretrained. None makes them at the
-            first training from the data's shape and the run's seed.
-
-    Raises:
-        ModelTypeError: if ``module`` is not a Linen module.
-
-    Example:
-        >>> import flax.linen as nn
-        >>> from thinkml.models import from_linen
-        >>> model = from_linen(nn.Sequential([nn.Dense(16), nn.relu, nn.Dense(3)]))
-    """
-    from flax import linen
-
-    if not isinstance(module, linen.Module):
-        raise ModelTypeError(
-            f'module: got {type(module).__name__}, expected a flax.linen.Module instance.'
-        )
-    return LinenModel(module, variables)
-
-
-# --- (init, apply) ----------------------------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True)
-class _FunctionApply:
-    function: Callable
-    flag: str | None
-    takes_key: bool
-
-    def __call__(self, params, model_state, x, *, key, train):
-        arguments: dict[str, Any] = _flag_argument(self.flag, train)
-        if self.takes_key:
-            arguments['key'] = key if train else None
-        return self.function(params, x, **arguments), model_state
-
-
-class FunctionModel:
-    """A pair of plain functions together with their parameters. Made by `from_functions`.
-
-    Attributes:
-        init: ``init(key, x) -> params``.
-        apply: ``apply(params, x) -> outputs``.
-        params: the parameters; None until the first training.
-    """
-
-    def __init__(self, init: Callable, apply: Callable, params: PyTree = None):
-        self.init = init
-        self.apply = apply
-        self.params = params
-
-    def functionalize(self, x: PyTree, key: jax.Array) -> FunctionalModel:
-        params = self.params
-        if params is None:
-            zeros = jax.tree.map(lambda leaf: jnp.zeros((1, *leaf.shape[1:]), leaf.dtype), x)
-            params = jax.jit(self.init)(key, zeros)
-        takes_key = 'key' in inspect.signature(self.apply).parameters
-        apply = _FunctionApply(self.apply, _flag_of(self.apply), takes_key)
-
-        def write(params: PyTree, model_state: PyTree) -> None:
-            self.params = params
-
-        return FunctionalModel(apply, params, {}, write)
-
-    def __repr__(self) -> str:
-        return f'from_functions({self.init!r}, {self.apply!r})'
-
-
-def from_functions(init: Callable, apply: Callable, params: PyTree = None) -> FunctionModel:
-    """Wraps plain functions for training, for models written without a library.
-
-    Args:
-        init: ``init(key, x) -> params``, where ``x`` is a batch of one example.
-        apply: ``apply(params, x) -> outputs``. It may also take ``key`` (a PRNG key in training,
-            None in evaluation) and one of ``train``, ``training``, ``is_training`` or
-            ``deterministic``, as keywords.
-        params: the parameters, where they exist already; None makes them at the first training
-            with ``init`` and the run's seed.
-
-    Raises:
-        ModelTypeError: if one of the two is not callable.
-
-    Example:
-        >>> import jax, jax.numpy as jnp
-        >>> from thinkml.models import from_functions
-        >>> def init(key, x):
-        ...     return {'w': jax.random.normal(key, (x.shape[-1], 3)) * 0.01, 'b': jnp.zeros(3)}
-        >>> def apply(params, x):
-        ...     return x @ params['w'] + params['b']
-        >>> model = from_functions(init, apply)
-    """
-    for name, function in (('init', init), ('apply', apply)):
-        if not callable(function):
-            raise ModelTypeError(f'{name}: got {type(function).__name__}, expected a function.')
-    return FunctionModel(init, apply, params)

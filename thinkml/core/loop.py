@@ -37,8 +37,11 @@ class DeviceData(struct.PyTreeNode):
 class Chunk(NamedTuple):
     """What one dispatch did. Its arrays may still be in the making; reading them waits.
 
+    They are donated to the next dispatch: read or copy what you need before asking for the next
+    chunk.
+
     Attributes:
-        state: the state after the chunk. It is donated to the next chunk: copy what you keep.
+        state: the state after the chunk.
         epoch: 0-based epoch.
         first: first step of the chunk within its epoch.
         last: one past the chunk's last step.
@@ -85,7 +88,7 @@ def train_chunks(
     Args:
         step: from `make_train_step`.
         metrics: the CLU collection class the step was made with.
-        state: from `init_state`; donated.
+        state: from `init_state`; donated, as every later state is.
         data: the training data.
         num_rows: ``data.num_rows`` as a Python int.
         batch_size: rows a step; a smaller data set trains as one batch.

@@ -4,8 +4,9 @@ A loss here is ``loss_fn(logits, labels) -> [batch]``. The reduction is always
 ``sum(weight * loss) / sum(weight)``, so that padding (weight 0) and uneven batches are exact.
 """
 
+import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 
 import jax
 import jax.numpy as jnp
@@ -81,6 +82,8 @@ def get_loss(loss_fn: str | LossFn) -> LossFn:
     that weights and padding stay exact. A loss that couples the examples of a batch can't be
     written that way: return a value per example instead.
 
+    Programs are compiled for the function given: define it once, not anew for each training.
+
     Raises:
         ConfigError: for an unknown name.
 
@@ -93,12 +96,22 @@ def get_loss(loss_fn: str | LossFn) -> LossFn:
         >>> mean_squared(jnp.array([1.0, 3.0]), jnp.array([1.0, 1.0])).tolist()
         [0.0, 4.0]
     """
-    if callable(loss_fn):
-        return _as_per_example(loss_fn)
+    if not isinstance(loss_fn, str):
+        return _as_per_example(loss_fn if isinstance(loss_fn, Hashable) else _Unhashable(loss_fn))
     known = CLASSIFICATION_LOSSES | REGRESSION_LOSSES
     if loss_fn not in known:
         raise ConfigError(unknown_name('loss_fn', loss_fn, known))
     return known[loss_fn]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Unhashable:
+    """A loss that is an object with ``==`` but without a hash, told apart by identity instead."""
+
+    loss_fn: LossFn
+
+    def __call__(self, logits: jax.Array, labels: jax.Array) -> jax.Array:
+        return self.loss_fn(logits, labels)
 
 
 @functools.lru_cache(maxsize=256)
@@ -106,7 +119,6 @@ def _as_per_example(loss_fn: LossFn) -> LossFn:
     if loss_fn in CLASSIFICATION_LOSSES.values() or loss_fn in REGRESSION_LOSSES.values():
         return loss_fn
 
-    @functools.wraps(loss_fn)
     def per_example(logits: jax.Array, labels: jax.Array) -> jax.Array:
         if jax.eval_shape(loss_fn, logits, labels).ndim == 0:
             return jax.vmap(lambda row, label: loss_fn(row[None], label[None]))(logits, labels)

@@ -54,5 +54,14 @@ def make_optimizer(name: str) -> optax.GradientTransformation:
 
 
 def set_learning_rate(opt_state: optax.OptState, learning_rate: float) -> optax.OptState:
-    """Returns the optimizer state with another learning rate, for a `make_optimizer` optimizer."""
+    """Returns the optimizer state with another learning rate.
+
+    Raises:
+        ConfigError: if the optimizer is not from `make_optimizer` and has its own rate built in.
+    """
+    if 'learning_rate' not in getattr(opt_state, 'hyperparams', {}):
+        raise ConfigError(
+            'learning_rate: this optimizer has its own built in. Use make_optimizer(name), or wrap '
+            'yours with optax.inject_hyperparams.'
+        )
     return optax.tree.set(opt_state, learning_rate=jnp.asarray(learning_rate, jnp.float32))

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from thinkml.core.functional import ApplyFn, functionalize
+from thinkml.core.adapters import ApplyFn
+from thinkml.core.functional import functionalize
 
 # Inputs of one batch are kept to about this size; activations are a small multiple of it.
 _BATCH_BYTES = 8 * 2**20
@@ -22,7 +23,7 @@ def inference_batch_size(x: Any) -> int:
     It depends on the size of one row alone, so that results don't depend on how training was
     batched.
     """
-    row_bytes = sum(leaf[:1].nbytes for leaf in jax.tree.leaves(x))
+    row_bytes = sum(leaf.nbytes // len(leaf) for leaf in jax.tree.leaves(x))
     fitting = _BATCH_BYTES // max(1, row_bytes)
     return int(np.clip(2 ** int(math.log2(max(1, fitting))), _MIN_BATCH, _MAX_BATCH))
 
@@ -48,7 +49,9 @@ def predict_outputs(model: Any, x: Any, *, batch_size: int | None = None) -> np.
     """
     functional = functionalize(model, x, jax.random.key(0))
     num_rows = len(jax.tree.leaves(x)[0])
-    batch_size = batch_size or inference_batch_size(x)
+    if batch_size is None:
+        # A power of two for few rows as well, so that nearby numbers of rows share a program.
+        batch_size = min(inference_batch_size(x), 2 ** (num_rows - 1).bit_length())
     outputs = []
     for first in range(0, num_rows, batch_size):
         rows = np.arange(first, first + batch_size) % num_rows

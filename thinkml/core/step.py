@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import optax
 from clu.metrics import Collection
 
+from thinkml.core.adapters import ApplyFn
 from thinkml.core.convolutions import fast_convolutions
-from thinkml.core.functional import ApplyFn
 from thinkml.core.losses import LossFn, weighted_mean
 from thinkml.core.state import TrainState
 

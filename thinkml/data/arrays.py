@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Mapping
 from typing import Any
 
+import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 
@@ -12,7 +13,13 @@ from thinkml.errors import DataError
 from thinkml.record import record_of
 
 # float64 and int64 become what accelerators compute in; everything narrower stays as it is.
-_DEVICE_DTYPES = {'float64': np.float32, 'int64': np.int32, 'uint64': np.uint32}
+_DEVICE_DTYPES = {
+    'longdouble': np.float32,
+    'float128': np.float32,
+    'float64': np.float32,
+    'int64': np.int32,
+    'uint64': np.uint32,
+}
 _EXTENDED_FLOATS = (np.dtype(ml_dtypes.bfloat16),)
 
 
@@ -42,25 +49,50 @@ def check_inputs(X: Any, argument: str = 'X_train') -> np.ndarray:
 def check_inputs_of(model: Any, X: Any, argument: str = 'X_test') -> np.ndarray:
     """Returns inputs for a model's forward pass, checked as by `check_inputs`.
 
+    Integers become floats where the model was trained on floats.
+
     Raises:
-        DataError: also if the rows have another shape than the model was trained on.
+        DataError: also if the rows have another shape than the model was trained on, or are
+            floats where it was trained on integers.
         ModelTypeError: if the object is not a model.
     """
     array = check_inputs(X, argument)
-    shape = record_of(model).input_shape
-    if shape is not None and array.shape[1:] != shape:
+    record = record_of(model)
+    if record.input_shape is None or record.input_dtype is None:
+        output_shape(model, array[:2], argument)
+        return array
+    if array.shape[1:] != record.input_shape:
         raise DataError(
-            f'{argument}: got rows of shape {array.shape[1:]}, expected {shape}, which the model '
-            'was trained on.'
+            f'{argument}: got rows of shape {array.shape[1:]}, expected {record.input_shape}, '
+            'which the model was trained on.'
         )
-    output_shape(model, array[:2], argument)
-    return array
+    return as_dtype_of(array, jnp.dtype(record.input_dtype), argument)
+
+
+def as_dtype_of(array: np.ndarray, dtype: np.dtype, argument: str) -> np.ndarray:
+    """Returns inputs in the dtype a model is trained on, if that loses nothing.
+
+    Raises:
+        DataError: for floats where the model takes integers, and values the dtype does not hold.
+    """
+    if array.dtype == dtype or jnp.issubdtype(dtype, jnp.inexact):
+        return array.astype(dtype, copy=False)
+    if jnp.issubdtype(array.dtype, jnp.inexact):
+        raise DataError(
+            f'{argument}: got {array.dtype}, expected {dtype.name}, which the model is trained on. '
+            'Pass the same kind of numbers everywhere, for instance .astype("float32").'
+        )
+    converted = array.astype(dtype)
+    if (converted != array).any():
+        raise DataError(
+            f'{argument}: got values from {array.min()} to {array.max()}, expected what '
+            f'{dtype.name} holds, which the model is trained on.'
+        )
+    return converted
 
 
 def as_numeric(values: Any, argument: str) -> np.ndarray:
     """Returns the values as a non-empty numeric array, or says why they are none."""
-    if values is None:
-        raise DataError(f'{argument}: got None, expected an array with one row per example.')
     array = as_array(values, argument)
     if array.dtype.kind not in 'biuf' and array.dtype not in _EXTENDED_FLOATS:
         raise DataError(
@@ -72,6 +104,8 @@ def as_numeric(values: Any, argument: str) -> np.ndarray:
 
 def as_array(values: Any, argument: str) -> np.ndarray:
     """Returns the values as a non-empty numpy array of any dtype."""
+    if values is None:
+        raise DataError(f'{argument}: got None, expected an array with one row per example.')
     try:
         array = np.asarray(values)
     except (ValueError, TypeError) as error:
@@ -79,6 +113,11 @@ def as_array(values: Any, argument: str) -> np.ndarray:
             f'{argument}: got a {type(values).__name__} that is no array ({error}). Expected rows '
             'of equal length; pad or cut them first.'
         ) from error
+    if np.ma.is_masked(values):
+        raise DataError(
+            f'{argument}: got a masked array with {np.ma.count_masked(values)} masked values, '
+            'which would be taken for real ones. Drop these rows, or fill them with .filled(0).'
+        )
     if array.size == 0:
         raise DataError(
             f'{argument}: got an empty array of shape {array.shape}, expected at least one example.'
@@ -89,8 +128,10 @@ def as_array(values: Any, argument: str) -> np.ndarray:
 def _how_to_convert(values: Any, array: np.ndarray) -> str:
     if hasattr(values, 'tocsr'):
         return f'It is a sparse matrix: pass {type(values).__name__}.toarray().'
-    if array.dtype.kind in 'US':
-        return 'Encode text as numbers first.'
+    if array.ndim == 0:
+        return f'A {type(values).__name__} can not be read as rows: pass an array.'
+    if array.dtype.kind in 'UST':
+        return 'Encode text as numbers first; text labels may be passed with .astype(str).'
     if array.dtype.kind == 'O':
         kinds = sorted({type(value).__name__ for value in array.ravel()[:100].tolist()})
         return f'It holds {", ".join(kinds)}: convert with .astype("float32"), or encode the text.'

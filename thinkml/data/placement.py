@@ -1,6 +1,8 @@
 """Checked arrays onto the device."""
 
-import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -11,6 +13,8 @@ from thinkml.errors import DataError
 
 # Room that parameters, optimizer state and activations need beside the data.
 _RESERVED_SHARE = 0.3
+_MEMINFO = Path('/proc/meminfo')
+_CGROUP_LIMIT = Path('/sys/fs/cgroup/memory.max')
 
 
 def place(x: np.ndarray, y: np.ndarray, rows: np.ndarray | None = None) -> DeviceData:
@@ -27,7 +31,7 @@ def place(x: np.ndarray, y: np.ndarray, rows: np.ndarray | None = None) -> Devic
     Raises:
         DataError: if the arrays don't fit into the device's memory.
     """
-    check_fits(x.nbytes + y.nbytes)
+    check_fits({'x': x, 'y': y})
     count = capacity(len(x))
     used = np.arange(len(x)) if rows is None else rows
     return DeviceData(
@@ -52,24 +56,34 @@ def capacity(num_rows: int) -> int:
     return -(-num_rows // granularity) * granularity
 
 
-def check_fits(num_bytes: int) -> None:
-    """Raises a `DataError` if that much data leaves no room for the training itself."""
+def check_fits(arrays: Mapping[str, np.ndarray]) -> None:
+    """Raises a `DataError` if the arrays together leave no room for the training itself.
+
+    Args:
+        arrays: by argument name.
+    """
     free = _free_bytes(jax.devices()[0])
-    if free is not None and num_bytes > free * (1 - _RESERVED_SHARE):
+    needed = sum(array.nbytes for array in arrays.values())
+    if free is not None and needed > free * (1 - _RESERVED_SHARE):
         raise DataError(
-            f'X_train: got {num_bytes / 2**30:.2f} GiB of data, but the device has '
-            f'{free / 2**30:.2f} GiB free, of which {_RESERVED_SHARE:.0%} is kept for training. '
+            f'{", ".join(arrays)}: got {needed / 2**20:,.0f} MiB of data, but the device has '
+            f'{free / 2**20:,.0f} MiB free, of which {_RESERVED_SHARE:.0%} is kept for training. '
             'Pass fewer rows, or a narrower dtype (float16, uint8).'
         )
 
 
 def _free_bytes(device: Any) -> int | None:
+    """Memory that can still be taken; None where nobody says."""
     stats = device.memory_stats()
     if stats and 'bytes_limit' in stats:
         return stats['bytes_limit'] - stats.get('bytes_in_use', 0)
-    if device.platform == 'cpu' and 'SC_AVPHYS_PAGES' in os.sysconf_names:
-        return os.sysconf('SC_AVPHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
-    return None
+    if device.platform != 'cpu' or not _MEMINFO.exists():
+        return None
+    # "Available" counts the page cache as free, which it is; a container may allow less.
+    (available,) = re.findall(r'^MemAvailable: +(\d+) kB', _MEMINFO.read_text(), re.MULTILINE)
+    limit = _CGROUP_LIMIT.read_text().strip() if _CGROUP_LIMIT.exists() else 'max'
+    free = int(available) * 1024
+    return free if limit == 'max' else min(free, int(limit))
 
 
 def _padded(array: np.ndarray, count: int) -> np.ndarray:

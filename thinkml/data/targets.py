@@ -1,6 +1,6 @@
 """Targets: what the task is, and the way from the user's labels to numbers and back."""
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -8,13 +8,15 @@ from thinkml.data.arrays import as_array, as_numeric, check_finite
 from thinkml.errors import DataError
 from thinkml.record import Task
 
+Decided = Literal['regression', 'softmax', 'sigmoid']
+
 
 def infer_task(
     y: Any,
     num_outputs: int,
     *,
     argument: str = 'y_train',
-    regression: bool | None = None,
+    decided: Decided | None = None,
     known: Task | None = None,
 ) -> Task:
     """Infers what a model with ``num_outputs`` outputs per example is to learn from ``y``.
@@ -26,7 +28,7 @@ def infer_task(
     integers, several outputs                     multiclass (two outputs: binary)
     integers or floats of two values, one output  binary
     other numbers                                 regression
-    rows of 0 and 1 with a single 1 each          multiclass, one-hot
+    rows of 0 and 1 with a single 1 each          multiclass, one-hot (unless ``'sigmoid'``)
     other rows of 0 and 1                         multilabel
     rows of other numbers                         regression
     ============================================  ============================================
@@ -38,9 +40,10 @@ def infer_task(
         y: targets, ``[rows]``, ``[rows, 1]`` or ``[rows, k]``.
         num_outputs: numbers the model returns per example.
         argument: the name used in error messages.
-        regression: True or False where the loss has decided it, None to infer it.
-        known: the task the model has been trained on before. Kept where ``y`` fits it, so that
-            data in which a class is missing does not renumber the classes.
+        decided: what the loss tells already: ``'regression'``, ``'softmax'`` (one class per
+            example) or ``'sigmoid'`` (yes or no per output); None to infer all of it.
+        known: the classification task the model has been trained on before. Kept where ``y``
+            fits it, so that data in which a class is missing does not renumber the classes.
 
     Raises:
         DataError: if ``y`` is not usable or the model can't output it.
@@ -54,14 +57,16 @@ def infer_task(
     if (
         known is not None
         and known.num_outputs == num_outputs
-        and regression in (None, not known.is_classification)
+        and known.is_classification
+        and decided != 'regression'
+        and (decided != 'sigmoid' or known.kind == 'multilabel' or num_outputs == 1)
         and _fits(array, known)
     ):
         return known
     if array.ndim == 2 and array.shape[1] > 1:
-        return _infer_from_rows(array, num_outputs, argument, regression)
+        return _infer_from_rows(array, num_outputs, argument, decided)
     shape, flat = array.shape[1:], array.reshape(len(array))
-    if regression or (regression is None and not _looks_like_labels(flat, num_outputs)):
+    if decided == 'regression' or (decided is None and not _looks_like_labels(flat, num_outputs)):
         return _regression_task(flat, num_outputs, shape, argument)
     classes = _infer_classes(flat, num_outputs, argument)
     kind = 'binary' if len(classes) == 2 else 'multiclass'
@@ -101,16 +106,23 @@ def _infer_classes(flat: np.ndarray, num_outputs: int, argument: str) -> tuple[A
         values = np.array([False, True])
     elif flat.dtype.kind != 'U' and _are_indices(values, slots):
         values = np.arange(slots).astype(flat.dtype)
-    if len(values) != slots:
-        shown = ', '.join(repr(value) for value in values[:10].tolist())
+    if len(values) == slots:
+        return tuple(values.tolist())
+    shown = ', '.join(repr(value) for value in values[:10].tolist())
+    if len(values) > 10:
+        shown += ', ...'
+    if len(values) == 1:
         raise DataError(
-            f'{argument}: got {len(values)} different labels ({shown}'
-            f'{", ..." if len(values) > 10 else ""}), but the model returns {num_outputs} '
-            f'output{"s" if num_outputs > 1 else ""} per example, enough for {slots} classes. '
-            f'Build the model with {len(values)} outputs'
-            + (', or use integer labels from 0 on.' if len(values) < slots else '.')
+            f'{argument}: got only one label, {shown}, expected at least two to tell apart. Check '
+            'how the rows were selected.'
         )
-    return tuple(values.tolist())
+    outputs = 'output' if num_outputs == 1 else 'outputs'
+    fix = f'Build the model with {len(values)} outputs'
+    raise DataError(
+        f'{argument}: got {len(values)} different labels ({shown}), but the model returns '
+        f'{num_outputs} {outputs} per example, enough for {slots} classes. {fix}'
+        + (', or use integer labels from 0 on.' if len(values) < slots else '.')
+    )
 
 
 def _are_indices(values: np.ndarray, slots: int) -> bool:
@@ -118,7 +130,7 @@ def _are_indices(values: np.ndarray, slots: int) -> bool:
 
 
 def _infer_from_rows(
-    array: np.ndarray, num_outputs: int, argument: str, regression: bool | None
+    array: np.ndarray, num_outputs: int, argument: str, decided: Decided | None
 ) -> Task:
     width = array.shape[1]
     if array.dtype.kind == 'U':
@@ -127,7 +139,7 @@ def _infer_from_rows(
             'several labels per example use rows of 0 and 1.'
         )
     is_binary = bool(np.isin(array, (0, 1)).all())
-    if regression or (regression is None and not is_binary):
+    if decided == 'regression' or (decided is None and not is_binary):
         return _regression_task(array, num_outputs, (width,), argument)
     if not is_binary:
         raise DataError(
@@ -139,7 +151,7 @@ def _infer_from_rows(
             f'{argument}: got rows of {width} labels, but the model returns {num_outputs} outputs '
             f'per example. Build the model with {width} outputs.'
         )
-    one_hot = bool((array.sum(axis=1) == 1).all())
+    one_hot = decided != 'sigmoid' and bool((array.sum(axis=1) == 1).all())
     kind = ('binary' if width == 2 else 'multiclass') if one_hot else 'multilabel'
     return Task(kind, tuple(range(width)), num_outputs, (width,))
 

@@ -1,10 +1,11 @@
 """What may be done after each epoch: stop early, keep checkpoints, write event files."""
 
 import contextlib
+import copy
 import dataclasses
 import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -12,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from thinkml.checkpoint import Checkpointer
-from thinkml.errors import ConfigError, ThinkMLWarning, unknown_name
+from thinkml.errors import ConfigError, ThinkMLWarning, is_number, is_whole, problems, unknown_name
 from thinkml.monitoring import EventWriter
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ class Callback(Protocol):
     def on_train_end(self, run: 'Run') -> None: ...
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(unsafe_hash=True)
 class EarlyStopping:
     """Stops when a metric has stopped improving, and puts the best epoch's parameters back.
 
@@ -62,14 +63,17 @@ class EarlyStopping:
     restore_best: bool = True
 
     def __post_init__(self) -> None:
+        found = []
         if self.mode not in (None, 'min', 'max'):
-            raise ConfigError(unknown_name('mode', self.mode, ('min', 'max')))
-        if self.min_delta < 0:
-            raise ConfigError(f'min_delta: got {self.min_delta}, expected a number of at least 0.')
-        if self.patience < 1:
-            raise ConfigError(f'patience: got {self.patience}, expected at least 1 epoch.')
+            found.append(unknown_name('mode', self.mode, ('min', 'max')))
+        if not (is_number(self.min_delta) and self.min_delta >= 0):
+            found.append(f'min_delta: got {self.min_delta!r}, expected a number of at least 0.')
+        if not (is_whole(self.patience) and self.patience >= 1):
+            found.append(f'patience: got {self.patience!r}, expected a whole number of epochs.')
+        if found:
+            raise ConfigError(problems('EarlyStopping can not be used:', found))
 
-    def monitored(self, metric_names: tuple[str, ...]) -> str:
+    def _monitored(self, metric_names: tuple[str, ...]) -> str:
         """The name to watch among those an epoch records; a `ConfigError` if it is not there."""
         name = self.monitor or ('val_loss' if 'val_loss' in metric_names else 'loss')
         if name not in metric_names:
@@ -77,7 +81,7 @@ class EarlyStopping:
         return name
 
     def on_train_start(self, run: 'Run') -> None:
-        self._name = self.monitored(run.metric_names)
+        self._name = self._monitored(run.metric_names)
         if self.monitor is None and self._name == 'loss':
             warnings.warn(
                 'early_stopping: there is no validation data, so it watches the training loss, '
@@ -111,12 +115,12 @@ class EarlyStopping:
 _copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(unsafe_hash=True)
 class Checkpoint:
     """Saves the training state after each epoch with Orbax.
 
     Attributes:
-        directory: where to; made if needed. Each training run replaces what an earlier one left.
+        directory: where to; made if needed. The checkpoints of an earlier run there give way.
         keep: how many of the newest checkpoints stay.
     """
 
@@ -134,7 +138,7 @@ class Checkpoint:
         self._checkpointer.close()
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(unsafe_hash=True)
 class TensorBoard:
     """Writes the history's values after each epoch to event files.
 
@@ -154,11 +158,12 @@ class TensorBoard:
         self._writer.close()
 
 
-BY_NAME: dict[str, Callable[[], Any]] = {
+BY_NAME: dict[str, type] = {
     'checkpoint': Checkpoint,
     'early_stopping': EarlyStopping,
     'tensorboard': TensorBoard,
 }
+OWN = tuple(BY_NAME.values())
 HOOKS = ('on_train_start', 'on_epoch_end', 'on_train_end')
 
 
@@ -174,13 +179,15 @@ def make_callbacks(
         callbacks = (*callbacks, 'early_stopping')
     elif early_stopping is not False:
         callbacks = (*callbacks, early_stopping)
-    # A name given twice (early_stopping=True and callbacks=['early_stopping']) is meant once.
+    # What is given twice (early_stopping=True and callbacks=['early_stopping']) is meant once.
     names = dict.fromkeys(callback for callback in callbacks if isinstance(callback, str))
-    objects = [callback for callback in callbacks if not isinstance(callback, str)]
+    objects = {id(item): item for item in callbacks if not isinstance(item, str)}.values()
+    # Copies: a config may be used by several runs at once, and these remember things during one.
+    objects = [copy.copy(item) if isinstance(item, OWN) else item for item in objects]
     made = [*(BY_NAME[name]() for name in names), *objects]
     for callback in made:
         if isinstance(callback, EarlyStopping):
-            callback.monitored(metric_names)
+            callback._monitored(metric_names)
     return made
 
 

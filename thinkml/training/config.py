@@ -2,13 +2,11 @@
 
 import dataclasses
 import inspect
-import math
-import numbers
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from thinkml.core import OPTIMIZERS
-from thinkml.errors import ConfigError, did_you_mean, problems, unknown_name
+from thinkml.errors import ConfigError, did_you_mean, is_number, is_whole, problems, unknown_name
 from thinkml.training.callbacks import BY_NAME, HOOKS
 
 
@@ -69,6 +67,10 @@ class TrainingConfig:
         found = _problems(vars(self))
         if found:
             raise ConfigError(problems('TrainingConfig can not be used:', found))
+        # Plain numbers: numpy's would be recorded as text, and compiled for anew.
+        for name, kind in _NUMBERS.items():
+            value = getattr(self, name)
+            object.__setattr__(self, name, None if value is None else kind(value))
         object.__setattr__(self, 'callbacks', tuple(self.callbacks))
 
     def to_dict(self) -> dict[str, Any]:
@@ -80,6 +82,16 @@ class TrainingConfig:
 TrainingConfig.__signature__ = inspect.signature(  # pyright: ignore[reportAttributeAccessIssue]
     TrainingConfig.__init__
 ).replace(parameters=list(inspect.signature(TrainingConfig.__init__).parameters.values())[1:])
+
+
+_NUMBERS = {
+    'batch_size': int,
+    'epochs': int,
+    'learning_rate': float,
+    'validation_split': float,
+    'seed': int,
+    'steps_per_dispatch': int,
+}
 
 
 def _plain(value: Any) -> Any:
@@ -127,28 +139,16 @@ def _callback_problems(callbacks: Any) -> list[str]:
     return found
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, numbers.Real) and not _is_bool(value) and math.isfinite(value)
-
-
-def _is_bool(value: Any) -> bool:
-    return isinstance(value, bool)
-
-
 def _is_positive_number(value: Any) -> bool:
-    return _is_number(value) and value > 0
+    return is_number(value) and value > 0
 
 
 def _is_fraction(value: Any) -> bool:
-    return _is_number(value) and 0 <= value < 1
-
-
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, numbers.Integral) and not _is_bool(value)
+    return is_number(value) and 0 <= value < 1
 
 
 def _is_positive_int(value: Any) -> bool:
-    return _is_whole(value) and value >= 1
+    return is_whole(value) and value >= 1
 
 
 def _is_positive_int_or_none(value: Any) -> bool:
@@ -156,8 +156,10 @@ def _is_positive_int_or_none(value: Any) -> bool:
 
 
 def _is_seed(value: Any) -> bool:
-    return _is_whole(value) and 0 <= value < 2**32
+    return is_whole(value) and 0 <= value < 2**32
 
 
 def _is_early_stopping(value: Any) -> bool:
-    return _is_bool(value) or (hasattr(value, 'on_epoch_end') and not isinstance(value, type))
+    return isinstance(value, bool) or (
+        hasattr(value, 'on_epoch_end') and not isinstance(value, type)
+    )

@@ -1,10 +1,13 @@
 """fit: the one ordered loop under everything that trains."""
 
 import dataclasses
+import math
 import time
+import warnings
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from clu.metrics import Collection
 
 from thinkml.core import (
@@ -16,9 +19,11 @@ from thinkml.core import (
     train_chunks,
 )
 from thinkml.core.step import EvalStep, TrainStep
+from thinkml.errors import ThinkMLWarning
 from thinkml.monitoring import History, ProgressBar
 from thinkml.training.callbacks import after_epoch, started
 from thinkml.training.config import TrainingConfig
+from thinkml.training.interrupt import noted_interrupt
 
 
 class Program(NamedTuple):
@@ -56,14 +61,6 @@ class Run:
         self.stop_reason = reason
         self.history.events.append((self.epoch, reason))
 
-    def record_epoch(self, metrics: dict[str, float]) -> None:
-        """Closes an epoch in the history."""
-        self.epoch += 1
-        self.history.add_epoch(metrics)
-        if 'val_loss' in metrics:
-            losses = self.history['val_loss']
-            self.history.best_epoch = 1 + min(range(len(losses)), key=losses.__getitem__)
-
 
 def fit(
     run: Run,
@@ -87,15 +84,17 @@ def fit(
         shuffle_key=shuffle_key, steps_per_dispatch=run.config.steps_per_dispatch,
     )  # fmt: skip
     try:
-        with started(callbacks, run), progress:
-            for chunk in chunks:
+        with noted_interrupt() as interrupted, started(callbacks, run), progress:
+            for chunk in chunks if run.stop_reason is None else ():
                 _record_chunk(run, chunk, progress, num_rows)
                 if chunk.ends_epoch:
                     metrics = chunk.epoch_metrics() | _validate(run, program, validation)
-                    run.record_epoch(metrics)
+                    _record_epoch(run, metrics)
                     progress.advance(0, 0, run.epoch, metrics)
                     after_epoch(callbacks, run)
-                if run.stop_reason:
+                if interrupted():
+                    raise KeyboardInterrupt
+                if chunk.ends_epoch and run.stop_reason is not None:
                     break
     except KeyboardInterrupt:
         run.history.interrupted = True
@@ -111,6 +110,24 @@ def _record_chunk(run: Run, chunk: Chunk, progress: ProgressBar, num_rows: int) 
     batch_size = min(run.config.batch_size, num_rows)
     examples = min(num_rows, chunk.last * batch_size) - chunk.first * batch_size
     progress.advance(len(losses), examples, chunk.epoch + 1, {'loss': float(losses.mean())})
+
+
+def _record_epoch(run: Run, metrics: dict[str, float]) -> None:
+    run.epoch += 1
+    run.history.add_epoch(metrics)
+    if 'val_loss' in metrics:
+        losses = np.array(run.history['val_loss'])
+        finite = np.isfinite(losses)
+        run.history.best_epoch = (
+            1 + int(np.where(finite, losses, np.inf).argmin()) if finite.any() else None
+        )
+    if not math.isfinite(metrics['loss']):
+        reason = (
+            f'the loss is {metrics["loss"]}: training has diverged. Lower the learning_rate, or '
+            'scale the inputs and targets'
+        )
+        warnings.warn(f'{reason}.', ThinkMLWarning, stacklevel=4)
+        run.stop(reason)
 
 
 def _validate(run: Run, program: Program, validation: DeviceData | None) -> dict[str, float]:

@@ -1,17 +1,33 @@
 """What is to be learned, checked and encoded before anything is compiled."""
 
 import dataclasses
+import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
 
-from thinkml.core import get_loss, output_shape
-from thinkml.core.losses import CLASSIFICATION_LOSSES, REGRESSION_LOSSES, LossFn
+from thinkml.core import check_trainable, get_loss, output_shape
+from thinkml.core.losses import (
+    CLASSIFICATION_LOSSES,
+    REGRESSION_LOSSES,
+    LossFn,
+    binary_cross_entropy,
+    cross_entropy,
+)
 from thinkml.core.metrics import CLASSIFICATION_METRICS, REGRESSION_METRICS
-from thinkml.data import check_inputs, check_lengths, encode_targets, infer_task, split_rows
-from thinkml.errors import ConfigError, DataError, unknown_name
+from thinkml.data import (
+    as_dtype_of,
+    check_fits,
+    check_inputs,
+    check_lengths,
+    check_targets,
+    encode_targets,
+    infer_task,
+    split_rows,
+)
+from thinkml.errors import ConfigError, DataError, ThinkMLWarning, unknown_name
 from thinkml.record import Task, record_of
 
 
@@ -70,19 +86,27 @@ def make_problem(
         ModelTypeError: for a model that is none.
     """
     x = check_inputs(X_train, 'X_train')
-    check_lengths({'X_train': x, 'y_train': _rows_of(y_train, 'y_train')})
+    targets = check_targets(y_train, 'y_train')
+    check_lengths({'X_train': x, 'y_train': targets})
     outputs = output_shape(model, x[:2], 'X_train')
+    known = record_of(model).task
     task = infer_task(
-        y_train,
+        targets,
         outputs[1] if len(outputs) == 2 else 1,
-        regression=_decided_by(loss_fn),
-        known=record_of(model).task,
+        decided=_decided_by(loss_fn),
+        known=known,
     )
-    y = encode_targets(y_train, task, 'y_train')
+    _warn_of_new_classes(known, task)
+    y = encode_targets(targets, task, 'y_train')
     rows, rows_val = np.arange(len(x)), None
     validation = _check_validation(X_val, y_val, x, task)
     if validation is None and validation_split > 0:
         rows, rows_val = split_rows(y, task, validation_split, seed)
+    arrays = {'X_train': x, 'y_train': y}
+    if validation is not None:
+        arrays |= {'X_val': validation[0], 'y_val': validation[1]}
+    check_fits(arrays)
+    check_trainable(model, x[:2], 'X_train')
     return Problem(
         x=x,
         y=y,
@@ -97,10 +121,14 @@ def make_problem(
     )
 
 
-def _rows_of(y: Any, argument: str) -> Any:
-    if y is None or not hasattr(y, '__len__'):
-        raise DataError(f'{argument}: got {y!r}, expected an array with one target per example.')
-    return y
+def _warn_of_new_classes(known: Task | None, task: Task) -> None:
+    if known is not None and known.classes != task.classes:
+        warnings.warn(
+            f'y_train: the model was trained as {known} and now is trained as {task}: its outputs '
+            'change their meaning. Make a new model if that is not intended.',
+            ThinkMLWarning,
+            stacklevel=4,
+        )
 
 
 def _check_validation(
@@ -112,21 +140,23 @@ def _check_validation(
         missing, given = ('X_val', 'y_val') if X_val is None else ('y_val', 'X_val')
         raise DataError(f'{missing}: got None together with {given}, expected both or neither.')
     x_val = check_inputs(X_val, 'X_val')
-    check_lengths({'X_val': x_val, 'y_val': _rows_of(y_val, 'y_val')})
+    targets = check_targets(y_val, 'y_val')
+    check_lengths({'X_val': x_val, 'y_val': targets})
     if x_val.shape[1:] != x.shape[1:]:
         raise DataError(
             f'X_val: got rows of shape {x_val.shape[1:]}, expected {x.shape[1:]} as in X_train.'
         )
-    return x_val.astype(x.dtype, copy=False), encode_targets(y_val, task, 'y_val')
+    return as_dtype_of(x_val, x.dtype, 'X_val'), encode_targets(targets, task, 'y_val')
 
 
-def _decided_by(loss_fn: Any) -> bool | None:
-    """Whether the loss makes it a regression; None where it does not tell."""
-    if loss_fn in REGRESSION_LOSSES or loss_fn in REGRESSION_LOSSES.values():
-        return True
-    if loss_fn in CLASSIFICATION_LOSSES or loss_fn in CLASSIFICATION_LOSSES.values():
-        return False
-    return None
+def _decided_by(loss_fn: Any) -> Literal['regression', 'softmax', 'sigmoid'] | None:
+    """What the loss tells of the task, if it is one of ours."""
+    for name, function in REGRESSION_LOSSES.items():
+        if loss_fn in (name, function):
+            return 'regression'
+    if loss_fn in ('cross_entropy', cross_entropy):
+        return 'softmax'
+    return 'sigmoid' if loss_fn in ('binary_cross_entropy', binary_cross_entropy) else None
 
 
 def _loss_name(loss_fn: str | LossFn | None, task: Task) -> str:
@@ -176,7 +206,8 @@ def _try_loss(loss_fn: LossFn, task: Task, y: np.ndarray) -> None:
 
 def _choose_metrics(metrics: Sequence[str] | None, task: Task) -> tuple[str, ...]:
     known = CLASSIFICATION_METRICS if task.is_classification else REGRESSION_METRICS
-    if isinstance(metrics, str) or not isinstance(metrics, Sequence | None):
+    is_list = isinstance(metrics, Sequence) and not isinstance(metrics, str)
+    if metrics is not None and not (is_list and all(isinstance(name, str) for name in metrics)):
         raise ConfigError(f"metrics: got {metrics!r}, expected a list, for instance ['accuracy'].")
     always = ('accuracy',) if task.is_classification else ()
     asked = tuple(name for name in metrics or () if name not in (*always, 'loss'))

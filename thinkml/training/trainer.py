@@ -2,6 +2,7 @@
 
 import math
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ import jax
 import numpy as np
 
 from thinkml.core import (
+    FunctionalModel,
     functionalize,
     init_state,
     make_eval_step,
@@ -18,7 +20,7 @@ from thinkml.core import (
 )
 from thinkml.core.losses import LossFn
 from thinkml.data import fingerprint, place, select
-from thinkml.errors import ConfigError, NotTrainedError
+from thinkml.errors import ConfigError, NotTrainedError, ThinkMLWarning
 from thinkml.monitoring import History, ProgressBar
 from thinkml.record import record_of
 from thinkml.training.callbacks import make_callbacks
@@ -90,6 +92,10 @@ class ModelTrainer:
                 classification), ``'mse'``, ``'mae'``.
             progress: show what is trained and a progress bar on stderr.
 
+        Warns:
+            ThinkMLWarning: if training diverges (the loss is NaN or infinite; it then stops), if
+                the classes of a trained model change.
+
         Returns:
             the `thinkml.monitoring.History`: ``{'loss': [...], 'val_loss': [...], ...}`` by epoch,
             and the loss of each step.
@@ -125,18 +131,20 @@ class ModelTrainer:
         try:
             fit(run, program, data, len(problem.rows), validation, shuffle_key, callbacks, bar)
         finally:
-            if not _is_lost(run.state):
-                functional.write(run.state.params, run.state.model_state)
+            _write_back(run, functional)
         return run.history
 
     def get_metrics(self) -> dict[str, float]:
         """Returns the last epoch's metrics of the latest run as plain floats.
 
+        After early stopping the model holds the parameters of ``history.best_epoch``, not those
+        of the last epoch.
+
         Raises:
             NotTrainedError: before the first epoch has ended.
         """
         if self._history is None or not self._history.epochs:
-            raise NotTrainedError('get_metrics: nothing was trained yet. Call train(...) first.')
+            raise NotTrainedError('get_metrics: no epoch was trained yet. Call train(...) first.')
         return self._history.last()
 
 
@@ -194,6 +202,16 @@ def _describe(run: Run, problem: Problem) -> str:
     )
 
 
-def _is_lost(state: Any) -> bool:
-    """Whether a failed dispatch took the donated arrays with it."""
-    return any(leaf.is_deleted() for leaf in jax.tree.leaves(state))
+def _write_back(run: Run, functional: FunctionalModel) -> None:
+    """Puts the trained arrays into the user's object."""
+    params, model_state = run.state.params, run.state.model_state
+    if any(leaf.is_deleted() for leaf in jax.tree.leaves((params, model_state))):
+        # A dispatch that failed, or a second Ctrl-C, took the donated arrays with it.
+        warnings.warn(
+            'model: what was learned is lost with the step that failed; the model is as it was '
+            "before this training. callbacks=['checkpoint'] keeps every epoch on disk.",
+            ThinkMLWarning,
+            stacklevel=3,
+        )
+        return
+    functional.write(params, model_state)

@@ -1,0 +1,347 @@
+"""The three kinds of models, each taken apart into a pure function and its arrays."""
+
+import dataclasses
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from thinkml.errors import ModelTypeError
+
+PyTree = Any
+
+
+class ApplyFn(Protocol):
+    """The pure forward pass. Hashable; equal for models of equal structure."""
+
+    def __call__(
+        self, params: PyTree, model_state: PyTree, x: PyTree, *, key: jax.Array | None, train: bool
+    ) -> tuple[jax.Array, PyTree]:
+        """Returns the outputs for a batch and the updated model state.
+
+        ``key`` seeds whatever is random in the forward pass (dropout) and may be None with
+        ``train=False``. ``train`` is a Python bool, fixed at trace time.
+        """
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class FunctionalModel:
+    """A model taken apart: a pure function, its arrays, and the way back.
+
+    Attributes:
+        apply: the forward pass, see `ApplyFn`.
+        params: the trainable arrays, as nested dicts.
+        model_state: the arrays that training updates without gradients.
+        write: ``write(params, model_state)`` puts arrays back into the user's object and leaves it
+            in eval mode.
+    """
+
+    apply: ApplyFn
+    params: PyTree
+    model_state: PyTree
+    write: Callable[[PyTree, PyTree], None]
+
+
+# The names under which modules of both APIs take the train/eval switch in __call__.
+_TRAIN_FLAGS = {
+    'train': True,
+    'training': True,
+    'is_training': True,
+    'deterministic': False,
+    'use_running_average': False,
+}
+
+
+def _flags_of(function: Callable) -> tuple[str, ...]:
+    """The parameters of ``function`` that switch between training and evaluation."""
+    parameters = inspect.signature(function).parameters
+    return tuple(name for name in _TRAIN_FLAGS if name in parameters)
+
+
+def _set_flags(flags: tuple[str, ...], train: bool) -> dict[str, Any]:
+    return {name: train == _TRAIN_FLAGS[name] for name in flags}
+
+
+# --- flax.nnx ---------------------------------------------------------------------------------
+
+
+def _is_trainable(path: Any, variable: Any) -> bool:
+    value = variable.get_value() if isinstance(variable, nnx.Variable) else variable
+    return isinstance(variable, nnx.Param) and jnp.issubdtype(jnp.result_type(value), jnp.inexact)
+
+
+@dataclasses.dataclass(frozen=True)
+class _NNXApply:
+    # Compared but not hashed: a user's attribute may be a list.
+    train_graph: Any = dataclasses.field(hash=False)
+    eval_graph: Any = dataclasses.field(hash=False)
+    # (path, 'key' | 'count', shape) of each random state variable. Keys are made anew at every
+    # call from the key passed in: what a step draws then depends on (seed, step) alone.
+    random_state: tuple[tuple[tuple[Any, ...], str, tuple[int, ...]], ...]
+    flags: tuple[str, ...]
+    takes_rngs: bool
+    # The graphs refer to the user's own lists, dicts and settings objects, which may be changed in
+    # place; what they held is part of what a compiled program was made for.
+    attributes: str
+
+    def __call__(self, params, model_state, x, *, key, train):
+        key = jax.random.key(0) if key is None else key
+        model = nnx.merge(
+            self.train_graph if train else self.eval_graph,
+            params, self._fresh_random_state(key), model_state,
+        )  # fmt: skip
+        arguments = _set_flags(self.flags, train)
+        if self.takes_rngs:
+            arguments['rngs'] = nnx.Rngs(jax.random.fold_in(key, len(self.random_state)))
+        outputs = model(x, **arguments)
+        if not train:
+            return outputs, model_state
+        new_state = nnx.to_pure_dict(nnx.state(model, nnx.Not(nnx.RngState)))
+        return outputs, _select_like(new_state, model_state)
+
+    def _fresh_random_state(self, key: jax.Array) -> dict:
+        tree: dict = {}
+        for index, (path, kind, shape) in enumerate(self.random_state):
+            if kind == 'key':
+                value = jax.random.fold_in(key, index)
+                value = jax.random.split(value, shape) if shape else value
+            else:
+                value = jnp.zeros(shape, jnp.uint32)
+            _set_path(tree, path, value)
+        return tree
+
+
+def functionalize_nnx(model: nnx.Module) -> FunctionalModel:
+    """Takes an NNX module apart without changing it."""
+    write_to = model
+    if nnx.to_flat_state(nnx.state(model, nnx.Intermediate)):
+        # What earlier calls have sown is no state of the model, and would grow in a loop.
+        model = nnx.clone(model)
+        nnx.pop(model, nnx.Intermediate)
+    graph, params, random_state, model_state = nnx.split(model, _is_trainable, nnx.RngState, ...)
+
+    def graph_in_mode(switch: Callable[[nnx.Module], None]) -> Any:
+        copy = nnx.merge(graph, params, random_state, model_state)
+        switch(copy)
+        return nnx.graphdef(copy)
+
+    call = type(model).__call__
+    parameters = inspect.signature(call).parameters
+    apply = _NNXApply(
+        train_graph=graph_in_mode(lambda module: module.train()),
+        eval_graph=graph_in_mode(lambda module: module.eval()),
+        random_state=tuple(
+            (path, 'key' if isinstance(variable, nnx.RngKey) else 'count', variable.shape)
+            for path, variable in nnx.to_flat_state(random_state)
+        ),
+        flags=_flags_of(call),
+        takes_rngs='rngs' in parameters,
+        attributes=_mutable_attributes(graph),
+    )
+
+    def write(params: PyTree, model_state: PyTree) -> None:
+        nnx.update(write_to, params, model_state)
+        write_to.eval()
+
+    return FunctionalModel(apply, nnx.to_pure_dict(params), nnx.to_pure_dict(model_state), write)
+
+
+def _mutable_attributes(graph: Any) -> str:
+    values = [
+        attribute.value
+        for name, attribute in graph.attributes
+        if hasattr(attribute, 'value') and name != '_pytree__nodes'
+    ]
+    containers = [value for value in values if isinstance(value, list | dict | set)]
+    objects = [
+        vars(value) for value in values if hasattr(value, '__dict__') and not callable(value)
+    ]
+    return repr(containers + objects)
+
+
+def _select_like(tree: Mapping, template: Mapping) -> dict:
+    """The leaves of ``tree`` that ``template`` has: a call may add variables (sown values)."""
+    return {
+        name: _select_like(tree[name], value) if isinstance(value, Mapping) else tree[name]
+        for name, value in template.items()
+    }
+
+
+def _set_path(tree: dict, path: tuple[Any, ...], value: Any) -> None:
+    for name in path[:-1]:
+        tree = tree.setdefault(name, {})
+    tree[path[-1]] = value
+
+
+# --- flax.linen -------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class _LinenApply:
+    module: Any = dataclasses.field(hash=False)  # its fields may be lists: compared, not hashed
+    collections: tuple[str, ...]
+    flags: tuple[str, ...]
+
+    def __call__(self, params, model_state, x, *, key, train):
+        variables = {'params': params, **model_state}
+        arguments = _set_flags(self.flags, train)
+        if not train:
+            return self.module.apply(variables, x, **arguments), model_state
+        outputs, updated = self.module.apply(
+            variables, x, **arguments,
+            rngs={name: jax.random.fold_in(key, i) for i, name in enumerate(_LINEN_STREAMS)},
+            mutable=list(self.collections),
+        )  # fmt: skip
+        return outputs, {name: updated[name] for name in self.collections}
+
+
+# Linen takes 'params' for a stream that has no key of its own.
+_LINEN_STREAMS = ('params', 'dropout')
+
+
+class LinenModel:
+    """A Linen module together with its variables. Made by `from_linen`.
+
+    Attributes:
+        module: the Linen module.
+        variables: its variables, ``{'params': ..., 'batch_stats': ...}``; None until the first
+            training, when they are made from the data's shape and the run's seed.
+    """
+
+    def __init__(self, module: Any, variables: Mapping | None = None):
+        self.module = module
+        self.variables = variables
+
+    def functionalize(self, x: PyTree, key: jax.Array) -> FunctionalModel:
+        flags = _flags_of(type(self.module).__call__)
+        variables = self.variables
+        if variables is None:
+            variables = _init_linen(self.module, flags, x, key)
+        model_state = {name: tree for name, tree in variables.items() if name != 'params'}
+        apply = _LinenApply(self.module, tuple(sorted(model_state)), flags)
+
+        def write(params: PyTree, model_state: PyTree) -> None:
+            self.variables = {'params': params, **model_state}
+
+        return FunctionalModel(apply, variables.get('params', {}), model_state, write)
+
+    def __repr__(self) -> str:
+        return f'from_linen({self.module})'
+
+
+def _init_linen(module: Any, flags: tuple[str, ...], x: PyTree, key: jax.Array) -> Mapping:
+    def init(key: jax.Array) -> Mapping:
+        zeros = jax.tree.map(lambda leaf: jnp.zeros((1, *leaf.shape[1:]), leaf.dtype), x)
+        return module.init({'params': key}, zeros, **_set_flags(flags, train=False))
+
+    return jax.jit(init)(key)
+
+
+def from_linen(module: Any, variables: Mapping | None = None) -> LinenModel:
+    """Wraps a `flax.linen.Module` for training.
+
+    A Linen module holds no arrays; the returned model does, and is trained in place. Collections
+    other than ``params`` (``batch_stats``) are updated in training and frozen in evaluation. A
+    ``train``, ``training``, ``is_training`` or ``deterministic`` argument of ``__call__`` is set
+    accordingly. Any random stream is supplied in training.
+
+    Args:
+        module: the module, called as ``module(x)``.
+        variables: what ``module.init`` returned, for instance pretrained. None makes them at the
+            first training from the data's shape and the run's seed.
+
+    Raises:
+        ModelTypeError: if ``module`` is not a Linen module.
+
+    Example:
+        >>> import flax.linen as nn
+        >>> from thinkml.models import from_linen
+        >>> model = from_linen(nn.Sequential([nn.Dense(16), nn.relu, nn.Dense(3)]))
+    """
+    from flax import linen
+
+    if not isinstance(module, linen.Module):
+        raise ModelTypeError(
+            f'module: got {type(module).__name__}, expected a flax.linen.Module instance.'
+        )
+    return LinenModel(module, variables)
+
+
+# --- (init, apply) ----------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class _FunctionApply:
+    function: Callable
+    flags: tuple[str, ...]
+    takes_key: bool
+
+    def __call__(self, params, model_state, x, *, key, train):
+        arguments = _set_flags(self.flags, train)
+        if self.takes_key:
+            arguments['key'] = key if train else None
+        return self.function(params, x, **arguments), model_state
+
+
+class FunctionModel:
+    """A pair of plain functions together with their parameters. Made by `from_functions`.
+
+    Attributes:
+        init: ``init(key, x) -> params``.
+        apply: ``apply(params, x) -> outputs``.
+        params: the parameters; None until the first training.
+    """
+
+    def __init__(self, init: Callable, apply: Callable, params: PyTree = None):
+        self.init = init
+        self.apply = apply
+        self.params = params
+
+    def functionalize(self, x: PyTree, key: jax.Array) -> FunctionalModel:
+        params = self.params
+        if params is None:
+            zeros = jax.tree.map(lambda leaf: jnp.zeros((1, *leaf.shape[1:]), leaf.dtype), x)
+            params = jax.jit(self.init)(key, zeros)
+        takes_key = 'key' in inspect.signature(self.apply).parameters
+        apply = _FunctionApply(self.apply, _flags_of(self.apply), takes_key)
+
+        def write(params: PyTree, model_state: PyTree) -> None:
+            self.params = params
+
+        return FunctionalModel(apply, params, {}, write)
+
+    def __repr__(self) -> str:
+        return f'from_functions({self.init!r}, {self.apply!r})'
+
+
+def from_functions(init: Callable, apply: Callable, params: PyTree = None) -> FunctionModel:
+    """Wraps plain functions for training, for models written without a library.
+
+    Args:
+        init: ``init(key, x) -> params``, where ``x`` is a batch of one example.
+        apply: ``apply(params, x) -> outputs``. It may also take ``key`` (a PRNG key in training,
+            None in evaluation) and one of ``train``, ``training``, ``is_training`` or
+            ``deterministic``, as keywords.
+        params: the parameters, where they exist already; None makes them at the first training
+            with ``init`` and the run's seed.
+
+    Raises:
+        ModelTypeError: if one of the two is not callable.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from thinkml.models import from_functions
+        >>> def init(key, x):
+        ...     return {'w': jax.random.normal(key, (x.shape[-1], 3)) * 0.01, 'b': jnp.zeros(3)}
+        >>> def apply(params, x):
+        ...     return x @ params['w'] + params['b']
+        >>> model = from_functions(init, apply)
+    """
+    for name, function in (('init', init), ('apply', apply)):
+        if not callable(function):
+            raise ModelTypeError(f'{name}: got {type(function).__name__}, expected a function.')
+    return FunctionModel(init, apply, params)
