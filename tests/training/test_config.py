@@ -7,6 +7,8 @@ import pytest
 
 from thinkml.errors import ConfigError
 from thinkml.training import EarlyStopping, TrainingConfig
+from thinkml.training.callbacks import BY_NAME
+from thinkml.training.config import CALLBACKS
 
 
 def test_the_documented_fields():
@@ -34,6 +36,10 @@ def test_it_is_frozen_equal_by_value_and_can_be_copied():
     assert copy.deepcopy(config) == config
     with pytest.raises(dataclasses.FrozenInstanceError):
         config.epochs = 5
+
+
+def test_each_callback_name_stands_for_something():
+    assert set(CALLBACKS) == set(BY_NAME)
 
 
 def test_every_problem_is_reported_at_once():

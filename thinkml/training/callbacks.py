@@ -7,7 +7,7 @@ import math
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -15,9 +15,8 @@ import jax.numpy as jnp
 from thinkml.checkpoint import Checkpointer
 from thinkml.errors import ConfigError, ThinkMLWarning, is_number, is_whole, problems, unknown_name
 from thinkml.monitoring import EventWriter
-
-if TYPE_CHECKING:
-    from thinkml.training.fit import Run
+from thinkml.training.config import HOOKS
+from thinkml.training.run import Run
 
 
 class Callback(Protocol):
@@ -28,11 +27,11 @@ class Callback(Protocol):
     keep.
     """
 
-    def on_train_start(self, run: 'Run') -> None: ...
+    def on_train_start(self, run: Run) -> None: ...
 
-    def on_epoch_end(self, run: 'Run') -> None: ...
+    def on_epoch_end(self, run: Run) -> None: ...
 
-    def on_train_end(self, run: 'Run') -> None: ...
+    def on_train_end(self, run: Run) -> None: ...
 
 
 @dataclasses.dataclass(unsafe_hash=True)
@@ -80,7 +79,7 @@ class EarlyStopping:
             raise ConfigError(unknown_name('monitor', name, metric_names))
         return name
 
-    def on_train_start(self, run: 'Run') -> None:
+    def on_train_start(self, run: Run) -> None:
         self._name = self._monitored(run.metric_names)
         if self.monitor is None and self._name == 'loss':
             warnings.warn(
@@ -94,7 +93,7 @@ class EarlyStopping:
         self._best_epoch = 0
         self._best_arrays: Any = None
 
-    def on_epoch_end(self, run: 'Run') -> None:
+    def on_epoch_end(self, run: Run) -> None:
         score = self._sign * run.history.last()[self._name]
         if score < self._best - self.min_delta:
             self._best, self._best_epoch = score, run.epoch
@@ -103,7 +102,7 @@ class EarlyStopping:
         elif run.epoch - self._best_epoch >= self.patience:
             run.stop(f'early stopping: {self._name} has not improved for {self.patience} epochs')
 
-    def on_train_end(self, run: 'Run') -> None:
+    def on_train_end(self, run: Run) -> None:
         if self._best_arrays is None:
             return
         run.history.best_epoch = self._best_epoch
@@ -127,14 +126,14 @@ class Checkpoint:
     directory: str | Path = 'checkpoints'
     keep: int = 2
 
-    def on_train_start(self, run: 'Run') -> None:
+    def on_train_start(self, run: Run) -> None:
         self._checkpointer = Checkpointer(self.directory, keep=self.keep)
 
-    def on_epoch_end(self, run: 'Run') -> None:
+    def on_epoch_end(self, run: Run) -> None:
         metadata = {'epoch': run.epoch, 'metrics': run.history.last()}
         self._checkpointer.save(int(run.state.step), run.state, metadata)
 
-    def on_train_end(self, run: 'Run') -> None:
+    def on_train_end(self, run: Run) -> None:
         self._checkpointer.close()
 
 
@@ -148,13 +147,13 @@ class TensorBoard:
 
     directory: str | Path = 'logs'
 
-    def on_train_start(self, run: 'Run') -> None:
+    def on_train_start(self, run: Run) -> None:
         self._writer = EventWriter(self.directory)
 
-    def on_epoch_end(self, run: 'Run') -> None:
+    def on_epoch_end(self, run: Run) -> None:
         self._writer.write(run.history.steps, run.history.last())
 
-    def on_train_end(self, run: 'Run') -> None:
+    def on_train_end(self, run: Run) -> None:
         self._writer.close()
 
 
@@ -164,7 +163,6 @@ BY_NAME: dict[str, type] = {
     'tensorboard': TensorBoard,
 }
 OWN = tuple(BY_NAME.values())
-HOOKS = ('on_train_start', 'on_epoch_end', 'on_train_end')
 
 
 def make_callbacks(
@@ -192,7 +190,7 @@ def make_callbacks(
 
 
 @contextlib.contextmanager
-def started(callbacks: list[Any], run: 'Run') -> Iterator[None]:
+def started(callbacks: list[Any], run: Run) -> Iterator[None]:
     """Starts the callbacks, and ends those that were started whatever happens in between."""
     with contextlib.ExitStack() as stack:
         for callback in callbacks:
@@ -201,7 +199,7 @@ def started(callbacks: list[Any], run: 'Run') -> Iterator[None]:
         yield
 
 
-def after_epoch(callbacks: list[Any], run: 'Run') -> None:
+def after_epoch(callbacks: list[Any], run: Run) -> None:
     """Tells the callbacks that an epoch has ended; plain functions are called with the run."""
     for callback in callbacks:
         if any(hasattr(callback, hook) for hook in HOOKS):
@@ -210,7 +208,7 @@ def after_epoch(callbacks: list[Any], run: 'Run') -> None:
             callback(run)
 
 
-def _call(callback: Any, hook: str, run: 'Run') -> None:
+def _call(callback: Any, hook: str, run: Run) -> None:
     method = getattr(callback, hook, None)
     if method is not None:
         method(run)

@@ -7,7 +7,10 @@ from typing import Any
 
 from thinkml.core import OPTIMIZERS
 from thinkml.errors import ConfigError, did_you_mean, is_number, is_whole, problems, unknown_name
-from thinkml.training.callbacks import BY_NAME, HOOKS
+
+# What these names stand for is in callbacks.py, which needs to know a config.
+CALLBACKS = ('checkpoint', 'early_stopping', 'tensorboard')
+HOOKS = ('on_train_start', 'on_epoch_end', 'on_train_end')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,8 +130,8 @@ def _callback_problems(callbacks: Any) -> list[str]:
     found = []
     for callback in callbacks:
         if isinstance(callback, str):
-            if callback not in BY_NAME:
-                found.append(unknown_name('callbacks', callback, BY_NAME))
+            if callback not in CALLBACKS:
+                found.append(unknown_name('callbacks', callback, CALLBACKS))
         elif isinstance(callback, type) or not (
             callable(callback) or any(hasattr(callback, hook) for hook in HOOKS)
         ):

@@ -1,6 +1,5 @@
 """fit: the one ordered loop under everything that trains."""
 
-import dataclasses
 import math
 import time
 import warnings
@@ -13,17 +12,16 @@ from clu.metrics import Collection
 from thinkml.core import (
     Chunk,
     DeviceData,
-    TrainState,
     evaluate,
     inference_batch_size,
     train_chunks,
 )
 from thinkml.core.step import EvalStep, TrainStep
 from thinkml.errors import ThinkMLWarning
-from thinkml.monitoring import History, ProgressBar
+from thinkml.monitoring import ProgressBar
 from thinkml.training.callbacks import after_epoch, started
-from thinkml.training.config import TrainingConfig
 from thinkml.training.interrupt import noted_interrupt
+from thinkml.training.run import Run
 
 
 class Program(NamedTuple):
@@ -32,34 +30,6 @@ class Program(NamedTuple):
     train_step: TrainStep
     eval_step: EvalStep
     metrics: type[Collection]
-
-
-@dataclasses.dataclass
-class Run:
-    """A training run in progress: what callbacks see.
-
-    Attributes:
-        model: the user's object; its arrays are written back when the run ends.
-        config: the settings.
-        history: what was recorded so far.
-        state: the current training state, on the device.
-        metric_names: the names an epoch records.
-        epoch: epochs finished.
-        stop_reason: why the run is to end before its last epoch; None while it is not.
-    """
-
-    model: Any
-    config: TrainingConfig
-    history: History
-    state: TrainState
-    metric_names: tuple[str, ...]
-    epoch: int = 0
-    stop_reason: str | None = None
-
-    def stop(self, reason: str) -> None:
-        """Ends the run after this epoch and notes the reason in the history's events."""
-        self.stop_reason = reason
-        self.history.events.append((self.epoch, reason))
 
 
 def fit(

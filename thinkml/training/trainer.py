@@ -25,8 +25,9 @@ from thinkml.monitoring import History, ProgressBar
 from thinkml.record import record_of
 from thinkml.training.callbacks import make_callbacks
 from thinkml.training.config import TrainingConfig
-from thinkml.training.fit import Program, Run, fit
+from thinkml.training.fit import Program, fit
 from thinkml.training.problem import Problem, make_problem
+from thinkml.training.run import Run
 
 
 class ModelTrainer:
