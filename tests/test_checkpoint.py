@@ -25,11 +25,16 @@ TREE = {
     'odd': jnp.asarray([jnp.nan, -0.0, jnp.inf]),
     'weak': jnp.full((2, 2), 0.5),
     'number': 7,
-    'numpy': np.arange(3, dtype=np.float64),
+    'numpy': np.arange(3, dtype=np.float64) / 3,
+    'numpy 64': np.array([2**40, -1]),
+    'numpy scalar': np.float64(1 / 3),
+    'numpy empty': np.zeros((0, 3), np.int64),
 }
 
 
 def bits(leaf):
+    if isinstance(leaf, np.ndarray | np.generic):
+        return leaf.dtype, leaf.shape, leaf.tobytes()
     leaf = jnp.asarray(leaf) if not isinstance(leaf, jax.Array) else leaf
     if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         return str(jax.random.key_impl(leaf)), bits(jax.random.key_data(leaf))
@@ -45,7 +50,10 @@ def assert_same(tree, expected):
 def test_a_tree_comes_back_bit_for_bit_in_its_templates_structure(tmp_path):
     save_arrays(tmp_path / 'a' / 'tree', TREE)
     assert_same(load_arrays(tmp_path / 'a' / 'tree', TREE), TREE)
-    abstract = jax.eval_shape(lambda tree: tree, TREE)
+    is_numpy = lambda leaf: isinstance(leaf, np.ndarray | np.generic)  # noqa: E731
+    abstract = jax.tree.map(
+        lambda leaf: leaf if is_numpy(leaf) else jax.eval_shape(lambda: leaf), TREE
+    )
     assert_same(load_arrays(tmp_path / 'a' / 'tree', abstract), TREE)
 
 
@@ -56,6 +64,18 @@ def test_without_a_template_arrays_come_back_by_path(tmp_path):
     assert arrays['layers/0/0'].tolist() == [0.0, 1.0, 2.0]
     assert {int(arrays['a/b']), int(arrays["a/b'"])} == {1, 2}
     assert bits(arrays['keys']) == bits(TREE['keys'])
+    for name in ('numpy', 'numpy 64', 'numpy scalar', 'numpy empty'):
+        assert isinstance(arrays[name], np.ndarray)
+        assert bits(arrays[name]) == bits(TREE[name])
+
+
+@pytest.mark.parametrize(
+    'array', [np.array(['a']), np.array([b'a']), np.array([{}]), np.array(['2024'], 'M8[D]')]
+)
+def test_arrays_of_anything_but_numbers_are_refused_by_name(array, tmp_path):
+    with pytest.raises(CheckpointError, match=r'^a/b: got an array of .*, expected numbers'):
+        save_arrays(tmp_path / 'tree', {'a': {'b': array}})
+    assert not (tmp_path / 'tree').exists()
 
 
 def test_nothing_but_empty_arrays_can_be_saved(tmp_path):

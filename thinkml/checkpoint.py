@@ -35,6 +35,7 @@ class _Entry:
     dtype: str
     weak: bool = False
     key_impl: str | None = None
+    numpy: bool = False
 
     @property
     def is_empty(self) -> bool:
@@ -49,7 +50,7 @@ class _Entry:
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> '_Entry':
-        entry = cls(tuple(fields['shape']), fields['dtype'], fields['weak'], fields['key_impl'])
+        entry = cls(**{**fields, 'shape': tuple(fields['shape'])})
         if not all(type(size) is int and size >= 0 for size in entry.shape):
             raise ValueError(f'impossible shape {entry.shape}')
         return entry
@@ -99,7 +100,7 @@ def load_arrays(path: str | pathlib.Path, template: PyTree = None) -> PyTree:
 
     Returns:
         The arrays in the template's structure; without one a flat dict from ``'/'``-joined path
-        to array, on the default device.
+        to array, on the default device; NumPy's arrays stay NumPy's.
 
     Raises:
         CheckpointError: if there is nothing readable, or it doesn't fit the template. Names every
@@ -275,8 +276,20 @@ def _named_leaves(tree: PyTree) -> dict[str, Any]:
         name = jax.tree_util.keystr(path, simple=True, separator='/')
         while name in named:  # {'a/b': 1, 'a': {'b': 2}}
             name += "'"
-        named[name] = leaf if isinstance(leaf, _ARRAY_LIKE) else jnp.asarray(leaf)
+        named[name] = leaf if isinstance(leaf, _ARRAY_LIKE) else _as_array(name, leaf)
     return named
+
+
+def _as_array(name: str, leaf: Any) -> jax.Array | np.ndarray:
+    """NumPy's arrays stay NumPy's: JAX would cut 64 bits to 32 without a word."""
+    if not isinstance(leaf, np.ndarray | np.generic):
+        return jnp.asarray(leaf)
+    is_number = jnp.issubdtype(leaf.dtype, np.number) and leaf.dtype.char not in 'gG'
+    if not is_number and leaf.dtype != np.bool_:
+        raise CheckpointError(
+            f'{name}: got an array of {leaf.dtype}, expected numbers or booleans.'
+        )
+    return np.asarray(leaf)
 
 
 def _entry_of(leaf: Any) -> _Entry:
@@ -289,7 +302,12 @@ def _entry_of(leaf: Any) -> _Entry:
 
         data = jax.eval_shape(data_of, leaf)
         return _Entry(data.shape, data.dtype.name, key_impl=impls[0])
-    return _Entry(tuple(leaf.shape), jnp.dtype(leaf.dtype).name, getattr(leaf, 'weak_type', False))
+    return _Entry(
+        tuple(leaf.shape),
+        jnp.dtype(leaf.dtype).name,
+        weak=getattr(leaf, 'weak_type', False),
+        numpy=isinstance(leaf, np.ndarray),
+    )
 
 
 def _pack(tree: PyTree) -> tuple[dict[str, _Entry], dict[str, Any]]:
@@ -312,8 +330,11 @@ def _unpack(index: dict[str, _Entry], arrays: Mapping[str, Any], template: PyTre
     )
 
 
-def _restored(name: str, entry: _Entry, value: Any) -> jax.Array:
-    array = jnp.asarray(np.zeros(entry.shape, entry.dtype) if value is None else value)
+def _restored(name: str, entry: _Entry, value: Any) -> jax.Array | np.ndarray:
+    value = np.zeros(entry.shape, entry.dtype) if value is None else value
+    if entry.numpy:
+        return np.asarray(value)
+    array = jnp.asarray(value)
     if array.dtype != jnp.dtype(entry.dtype):
         raise CheckpointError(
             f'{name}: stored as {entry.dtype}, which this process turns into {array.dtype}. '

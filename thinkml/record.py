@@ -6,11 +6,13 @@ field of ours, and a model that is garbage takes its record with it.
 
 import dataclasses
 import weakref
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Any, Literal, Self, get_args
 
 import numpy as np
 
 from thinkml.errors import ModelTypeError
+from thinkml.history import History
 
 TaskKind = Literal['binary', 'multiclass', 'multilabel', 'regression']
 
@@ -34,6 +36,40 @@ class Task:
     classes: tuple[Any, ...] | None
     num_outputs: int
     target_shape: tuple[int, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns everything by name; classes as they are, NumPy's own types too."""
+        return {
+            'kind': self.kind,
+            'classes': None if self.classes is None else list(self.classes),
+            'num_outputs': int(self.num_outputs),
+            'target_shape': [int(size) for size in self.target_shape],
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Returns the task that `to_dict` was called on.
+
+        Raises:
+            ValueError: for values that no task has: classes that don't fit the kind or the number
+                of outputs, for instance.
+
+        Example:
+            >>> task = Task('multiclass', ('a', 'b', 'c'), num_outputs=3)
+            >>> Task.from_dict(task.to_dict()) == task
+            True
+        """
+        if values['kind'] not in get_args(TaskKind):
+            raise ValueError(f'{values["kind"]!r} is not a kind of task')
+        kind, classes, num_outputs = (values[n] for n in ('kind', 'classes', 'num_outputs'))
+        if _size(num_outputs) == 0:
+            raise ValueError('a task of no outputs')
+        if (classes is None) != (kind == 'regression'):
+            raise ValueError(f'{kind} with the classes {classes!r}')
+        if classes is not None:
+            _check_classes(kind, classes, num_outputs)
+            classes = tuple(classes)
+        return cls(kind, classes, num_outputs, _sizes(values['target_shape']))
 
     @property
     def is_classification(self) -> bool:
@@ -69,9 +105,64 @@ class ModelRecord:
     task: Task | None = None
     input_shape: tuple[int, ...] | None = None
     input_dtype: str | None = None
-    runs: list[Any] = dataclasses.field(default_factory=list)
+    runs: list[History] = dataclasses.field(default_factory=list)
     config: dict[str, Any] | None = None
     data_fingerprint: dict[str, Any] | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns everything by name, tasks and histories as dicts of plain values."""
+        return {
+            'task': None if self.task is None else self.task.to_dict(),
+            'input_shape': None if self.input_shape is None else [int(n) for n in self.input_shape],
+            'input_dtype': self.input_dtype,
+            'runs': [run.to_dict() for run in list(self.runs)],
+            'config': self.config,
+            'data_fingerprint': self.data_fingerprint,
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Returns the record that `to_dict` was called on.
+
+        Raises:
+            Exception: any, for values that `to_dict` does not return.
+        """
+        task, shape, dtype = (values[name] for name in ('task', 'input_shape', 'input_dtype'))
+        if dtype is not None and np.dtype(dtype).name != dtype:
+            raise ValueError(f'{dtype!r} is not a dtype')
+        described = [values[name] for name in ('config', 'data_fingerprint')]
+        if not all(part is None or type(part) is dict for part in described):
+            raise ValueError('its config or data_fingerprint is not a dict')
+        if type(values['runs']) is not list:
+            raise ValueError('its runs are not a list of histories')
+        return cls(
+            None if task is None else Task.from_dict(task),
+            None if shape is None else _sizes(shape),
+            dtype,
+            [History.from_dict(run) for run in values['runs']],
+            *described,
+        )
+
+
+def _check_classes(kind: TaskKind, classes: Any, num_outputs: int) -> None:
+    is_label = [isinstance(label, bool | int | float | str | np.generic) for label in classes]
+    if type(classes) is not list or not all(is_label) or len(set(classes)) != len(classes):
+        raise ValueError(f'{classes!r} are not different labels')
+    expected = (1, 2) if kind == 'binary' else (len(classes),)
+    if num_outputs not in expected or (kind == 'binary' and len(classes) != 2):
+        raise ValueError(f'{kind} with {len(classes)} classes and {num_outputs} outputs')
+
+
+def _sizes(shape: Any) -> tuple[int, ...]:
+    if type(shape) is not list:
+        raise ValueError(f'{shape!r} is not a shape')
+    return tuple(map(_size, shape))
+
+
+def _size(value: Any) -> int:
+    if type(value) is not int or value < 0:
+        raise ValueError(f'{value!r} is not a size')
+    return value
 
 
 # Keyed by id, not by the object: a model class may define __eq__ and so be unhashable.

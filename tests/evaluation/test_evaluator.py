@@ -10,7 +10,7 @@ from flax import nnx
 from sklearn.datasets import load_breast_cancer
 
 import thinkml.evaluation.evaluator as evaluator_module
-from thinkml.core.functional import from_functions, from_linen
+from thinkml.core.adapters import from_functions, from_linen
 from thinkml.errors import ConfigError, DataError, ModelTypeError, ThinkMLWarning
 from thinkml.evaluation import ModelEvaluator
 
@@ -234,6 +234,49 @@ def test_a_diverged_model_is_named_as_such():
 def test_what_is_no_model():
     with pytest.raises(ModelTypeError, match='model: got'):
         ModelEvaluator().evaluate(object(), np.ones((2, 2)), [0, 1])
+
+
+@pytest.mark.parametrize(
+    ('metrics', 'message'),
+    [
+        ('f1', r"metrics: got the string 'f1', expected a list: \['f1'\]"),
+        ((name for name in ['f1']), 'metrics: got generator, expected a list of names'),
+        ({'f1': 1}, 'metrics: got dict, expected a list'),
+        (3, 'metrics: got int, expected a list'),
+        ([['f1']], r"metrics: got \['f1'\], expected one of"),
+        (['f1', 3, None], r'(?s)metrics: got 3, .*metrics: got None, '),
+    ],
+)
+def test_metrics_are_a_list_of_names(metrics, message):
+    logits, labels = logits_and_labels(20, 2)
+    with pytest.raises(ConfigError, match=message):
+        ModelEvaluator().evaluate(Shifted(), logits, labels, metrics=metrics)
+
+
+@pytest.mark.parametrize('kind', [list, tuple, set, frozenset])
+def test_metrics_may_be_a_list_a_tuple_or_a_set(kind):
+    logits, labels = logits_and_labels(20, 2)
+    metrics = kind(['accuracy', 'recall', 'f1'])
+    evaluation = ModelEvaluator().evaluate(Shifted(), logits, labels, metrics=metrics)
+    assert list(evaluation.metrics) == ['accuracy', 'recall', 'f1']
+
+
+@pytest.mark.parametrize('value', [None, {'f1': 1.0}, 'report'])
+def test_a_report_of_anything_else_is_refused(value):
+    with pytest.raises(ConfigError, match=f'evaluation: got {type(value).__name__}, expected what'):
+        ModelEvaluator().generate_report(value)
+
+
+def test_warnings_of_metrics_name_the_line_that_called():
+    logits, _ = logits_and_labels(1, 3)
+    model = known(Shifted(), 'multiclass', (0, 1, 2), 3)
+    for call in (ModelEvaluator().evaluate, ModelEvaluator().analyze_performance):
+        with pytest.warns(ThinkMLWarning) as caught:
+            call(model, logits, logits.argmax(axis=1))
+        found = {str(warning.message).split(':')[0] for warning in caught}
+        assert {warning.filename for warning in caught} == {__file__}
+        assert 'roc_auc' in found
+    assert {'recall', 'average_precision'} & found
 
 
 def test_repr_tells_task_rows_and_metrics():

@@ -10,6 +10,7 @@ from sklearn.exceptions import UndefinedMetricWarning
 from thinkml.errors import ConfigError, ThinkMLWarning
 from thinkml.evaluation.metrics import (
     METRICS,
+    check_fit,
     check_metrics,
     class_counts,
     compute_metrics,
@@ -270,4 +271,5 @@ def test_defaults():
 )
 def test_metrics_that_cannot_be_computed(metrics, kind, message):
     with pytest.raises(ConfigError, match=message):
-        check_metrics(metrics, kind)
+        names = check_metrics(metrics)
+        check_fit(names, kind)

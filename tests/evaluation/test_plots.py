@@ -24,6 +24,16 @@ def analyze(kind, num_classes, n=150):
     return ModelEvaluator().analyze_performance(model, logits, np.asarray(classes)[labels])
 
 
+@pytest.mark.parametrize('plot', PLOTS[:2])
+def test_classes_that_begin_with_an_underscore_are_in_the_legend(plot):
+    classes = ('_a', 'b', '__c')
+    logits, labels = logits_and_labels(60, 3)
+    model = known(Shifted(), 'multiclass', classes, 3)
+    analysis = ModelEvaluator().analyze_performance(model, logits, np.asarray(classes)[labels])
+    shown = [label.split(' (')[0].strip() for label in labels_of(getattr(analysis, plot)().axes[0])]
+    assert [label for label in shown if label not in ('chance', 'mean')] == list(classes)
+
+
 def analyze_multilabel():
     rng = np.random.default_rng(0)
     y = rng.integers(2, size=(80, 3))

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from thinkml.core.functional import from_functions, from_linen
+from thinkml.core.adapters import from_functions, from_linen
 
 
 @dataclasses.dataclass(frozen=True)

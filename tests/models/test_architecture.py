@@ -1,23 +1,30 @@
 import functools
+import importlib
 import json
 import re
+import sys
 import types
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 from flax.core import FrozenDict
 
 from tests.models import samples
-from thinkml.core.functional import from_functions, from_linen
+from thinkml.core.adapters import from_functions, from_linen
 from thinkml.errors import ModelFileError, ModelTypeError
 from thinkml.models import names
 from thinkml.models.architecture import build, describe
-from thinkml.models.attributes import decode_attribute, encode_attribute
+from thinkml.models.attributes import decode_special, encode_attribute
 from thinkml.models.values import decode, encode, plain
+
+
+def decode_attribute(node, trusted=()):
+    return decode(node, functools.partial(decode_special, trusted=trusted))
 
 
 def through_json(structure):
@@ -114,12 +121,12 @@ def test_building_calls_no_init(monkeypatch):
 
 
 VALUES = [
-    None, True, 3, 2.5, 'text', float('inf'), -float('inf'), 1 + 2j, [1, (2, [3])], {'a': 1},
-    {1: 'a', (2, 3): 'b'}, {'$float': 'nan'}, {1, 2}, frozenset({3}), Ellipsis, slice(1, None, 2),
+    None, True, 3, 2.5, 'text', float('inf'), -float('inf'), [1, (2, [3])], {'a': 1},
+    {1: 'a', (2, 3): 'b'}, {'$float': 'nan'}, Ellipsis,
     np.float32(0.1), np.int8(3), np.bool_(True), np.str_('a'), jnp.dtype('bfloat16').type(0.5),
     jnp.float32, jnp.bfloat16, jnp.bool_, np.dtype('float16'), jnp.dtype('bfloat16'), np.float64,
     float, int, nnx.LSTMCell, nnx.Param, samples.Everything, samples.Sizes(vocabulary=3),
-    jax.lax.Precision.HIGHEST, jax.sharding.PartitionSpec('data', None), FrozenDict({'a': (1,)}),
+    jax.lax.Precision.HIGHEST, FrozenDict({'a': (1,)}),
     nnx.StateAxes({nnx.Param: 0, ...: nnx.Carry}), nnx.relu, jnp.tanh, jnp.add, samples.bent,
     jax.nn.initializers.zeros, nn.Dense(3, name='last'), nn.Sequential([nn.Dense(2), nn.relu]),
 ]  # fmt: skip
@@ -127,7 +134,7 @@ VALUES = [
 
 @pytest.mark.parametrize('value', VALUES, ids=str)
 def test_attributes_come_back_equal_and_of_the_same_type(value):
-    copy = decode_attribute(through_json(encode_attribute(value, ('model',))), ())
+    copy = decode_attribute(through_json(encode_attribute(value, ('model',))))
     assert copy == value
     assert type(copy) is type(value)
 
@@ -138,7 +145,7 @@ def test_nan_comes_back():
 
 def test_partial_functions_come_back():
     function = functools.partial(nnx.leaky_relu, negative_slope=0.25)
-    copy = decode_attribute(through_json(encode_attribute(function, ('model',))), ())
+    copy = decode_attribute(through_json(encode_attribute(function, ('model',))))
     assert (copy.func, copy.args, copy.keywords) == (nnx.leaky_relu, (), {'negative_slope': 0.25})
 
 
@@ -156,7 +163,7 @@ def test_partial_functions_come_back():
     ],
 )
 def test_initializers_draw_the_same_weights(initializer):
-    copy = decode_attribute(through_json(encode_attribute(initializer, ('model',))), ())
+    copy = decode_attribute(through_json(encode_attribute(initializer, ('model',))))
     expected, got = (f(jax.random.key(0), (3, 4, 5)) for f in (initializer, copy))
     assert got.dtype == expected.dtype
     assert (got == expected).all()
@@ -166,7 +173,18 @@ def _in_main(x):
     return x
 
 
+def _lambda_in_main():
+    function = lambda x: x  # noqa: E731
+    function.__module__ = '__main__'
+    return function
+
+
 _in_main.__module__ = '__main__'
+
+
+class Outer:
+    class Inner(nnx.Module):
+        pass
 
 
 @pytest.mark.parametrize(
@@ -175,6 +193,15 @@ _in_main.__module__ = '__main__'
         (lambda x: x, r'model\.layers\[0\]\.act: .*lambda.*top level of a module'),
         (_make_local(), r'model\.layers\[0\]\.act: .*local.*top level of a module'),
         (_in_main, r'model\.layers\[0\]\.act: .*main program.*my_models'),
+        (_lambda_in_main(), r'model\.layers\[0\]\.act: .*lambda.*top level of a module'),
+        (Outer.Inner, r"model\.layers\[0\]\.act: 'Outer.Inner' is nested.*Define Inner at the top"),
+        (jnp.load, r'model\.layers\[0\]\.act: .*jax that a model file may name'),
+        (functools.partial(jnp.where, samples.bent), r'act\[0\]: a partial function is given func'),
+        (
+            functools.partial(jnp.where, x=[{'a': Holder}]),
+            r'act\.x\[0\]\.a: a partial function',
+        ),
+        (1 + 2j, r'model\.layers\[0\]\.act: got builtins.complex'),
         (nnx.Rngs(0).fork, r'model\.layers\[0\]\.act: got builtins\.method'),
         (object(), r'model\.layers\[0\]\.act: got builtins\.object'),
         (re.compile, r'model\.layers\[0\]\.act: .*standard library'),
@@ -220,7 +247,7 @@ def test_what_is_no_model_is_a_type_error_that_names_the_adapter():
         ('jax:numpy.tanh', names.FUNCTION, 'not the name'),
         ('jax.numpy:__loader__', names.FUNCTION, 'not the name'),
         ('jax:numpy', names.FUNCTION, 'not a function'),
-        ('jax.numpy:save', names.FUNCTION, 'not a function'),
+        ('jax.numpy:save', names.FUNCTION, 'not a function|may name'),
         ('jax', names.FUNCTION, 'not the name'),
         ('jax.no_such_module:f', names.FUNCTION, 'is gone'),
         ('jax.nn:no_such_function', names.FUNCTION, 'is gone'),
@@ -231,24 +258,78 @@ def test_what_is_no_model_is_a_type_error_that_names_the_adapter():
         ('tests.models.samples:functools', names.FUNCTION, 'not a function'),
         ('tests.models.test_architecture:through_json', names.CLASS, 'not a class'),
         ('tests.models.borrowed:dumps', names.FUNCTION, 'at home in json'),
+        ('tests.models.borrowed:load', names.FUNCTION, 'jax that a model file may name'),
+        ('tests.models.borrowed:norm', names.FUNCTION, 'at home in numpy.linalg'),
+        ('tests.models.no_file:bent', names.FUNCTION, r"trusted=\['tests'\]"),
+        ('numpy.testing:runstring', names.FUNCTION, r"trusted=\['numpy'\]"),
+        ('optax.tree:get', names.FUNCTION, r"trusted=\['optax'\]"),
+        ('optax:FactoredState', names.CLASS, r"trusted=\['optax'\]"),
+        ('sklearn.utils:Bunch', names.CLASS, r"trusted=\['sklearn'\]"),
+        ('jax.numpy:load', names.FUNCTION, 'jax that a model file may name'),
+        ('jax.numpy:fromfile', names.FUNCTION, 'jax that a model file may name'),
+        ('jax.numpy:apply_along_axis', names.FUNCTION, 'jax that a model file may name'),
+        ('jax.lax:while_loop', names.FUNCTION, 'jax that a model file may name'),
+        ('jax.lax:map', names.FUNCTION, 'jax that a model file may name'),
+        ('jax.lax:stop_gradient', names.FUNCTION, 'jax that a model file may name'),
+        ('jax._src.lax.lax:_nary_lower_hlo', names.FUNCTION, 'jax that a model file may name'),
+        ('jax:pure_callback', names.FUNCTION, 'jax that a model file may name'),
+        ('jax.tree_util:tree_map', names.FUNCTION, 'jax that a model file may name'),
+        ('flax.nnx:jit', names.FUNCTION, 'flax that a model file may name'),
+        ('flax.linen:pool', names.FUNCTION, 'flax that a model file may name'),
+        ('flax.nnx.proxy_caller:DelayedAccessor', names.DATACLASS, 'flax that a model file may'),
+        ('thinkml.checkpoint:save_arrays', names.FUNCTION, 'thinkml that a model file may name'),
     ],
 )
 def test_hostile_names_are_refused(name, kind, message, monkeypatch):
     borrowed = types.ModuleType('tests.models.borrowed')
-    borrowed.dumps = json.dumps
-    monkeypatch.setitem(__import__('sys').modules, 'tests.models.borrowed', borrowed)
+    borrowed.__file__ = __file__
+    borrowed.dumps, borrowed.load, borrowed.norm = (
+        json.dumps,
+        jnp.load,
+        types.FunctionType(samples.bent.__code__, {}),
+    )
+    borrowed.norm.__module__ = 'numpy.linalg'
+    monkeypatch.setitem(sys.modules, 'tests.models.borrowed', borrowed)
+    no_file = types.ModuleType('tests.models.no_file')
+    no_file.bent = samples.bent
+    monkeypatch.setitem(sys.modules, 'tests.models.no_file', no_file)
+    importlib.import_module(name.split(':')[0]) if name.startswith(('numpy.', 'sklearn.')) else None
     with pytest.raises(ModelFileError, match=message):
         names.resolve(name, kind)
 
 
 @pytest.mark.parametrize(
-    'name',
-    ['jax.numpy:load', 'jax.numpy:fromfile', 'jax:pure_callback', 'thinkml.checkpoint:save_arrays'],
+    'name', ['jax.numpy:load', 'jax.numpy:fromfile', 'jax:pure_callback', 'optax.tree:get']
 )
-def test_no_arguments_of_a_file_reach_what_is_not_a_pure_function(name):
+def test_no_arguments_of_a_file_reach_what_is_no_function_of_arrays(name):
     node = {'$partial': [{'$function': name}, [], {}]}
-    with pytest.raises(ModelFileError, match='called with arguments that the file names'):
-        decode_attribute(node, ())
+    with pytest.raises(ModelFileError, match=r'may name|installed library'):
+        decode_attribute(node)
+
+
+@pytest.mark.parametrize(
+    'argument',
+    [
+        {'$function': 'jax.nn:relu'},
+        {'$class': 'flax.nnx:Linear'},
+        {'$partial': [{'$function': 'jax.nn:relu'}, [], {}]},
+        [{'deep': {'$tuple': [{'$function': 'jax.nn:relu'}]}}],
+        {'$linen': ['flax.linen:Dense', {'features': 3}]},
+    ],
+)
+def test_a_partial_function_is_given_nothing_to_call(argument):
+    for given in ([[argument], {}], [[], {'x': argument}]):
+        with pytest.raises(ModelFileError, match='a partial function is given'):
+            decode_attribute({'$partial': [{'$function': 'jax.numpy:where'}, *given]})
+
+
+def test_a_function_of_a_trusted_library_is_found():
+    node = encode_attribute(optax.l2_loss, ('model',))
+    assert decode_attribute(node, ['optax']) is optax.l2_loss
+    with pytest.raises(ModelFileError, match=r"trusted=\['optax'\]"):
+        decode_attribute(node)
+    with pytest.raises(ModelFileError, match='standard library'):
+        names.resolve('os:getcwd', names.FUNCTION, ['os'])
 
 
 def test_arguments_reach_a_users_function_only_where_it_is_trusted():

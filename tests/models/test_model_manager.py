@@ -2,10 +2,13 @@ import contextlib
 import dataclasses
 import datetime
 import enum
+import importlib
+import inspect
 import json
 import math
 import os
 import pathlib
+import pickle
 import random
 import shutil
 import subprocess
@@ -21,6 +24,7 @@ from tests.models import samples
 from tests.models_for_tests import DropoutBatchNorm
 from thinkml.core.functional import functionalize
 from thinkml.errors import ModelFileError, ModelTypeError
+from thinkml.history import History
 from thinkml.models import files, manager
 from thinkml.models.manager import ModelManager
 from thinkml.record import ModelRecord, Task, attach_record, record_of
@@ -131,26 +135,53 @@ def test_a_loaded_model_shares_compiled_programs_with_the_saved_one(tmp_path):
     assert old == new and hash(old) == hash(new)
 
 
+class Tables(nnx.Module):
+    def __init__(self, **tables):
+        for name, table in tables.items():
+            setattr(self, name, table)
+
+
+def test_numpy_arrays_of_a_module_stay_what_they_are(tmp_path):
+    model = Tables(
+        ids=np.array([2**40, 1]), mean=np.array([1 / 3]), empty=np.zeros((0, 2), np.float64),
+        scale=np.float64(1 / 3), small=np.arange(3, dtype=np.int8), device=jnp.arange(3),
+    )  # fmt: skip
+    loaded = MANAGER.load_model(MANAGER.save_model(model, tmp_path / 'model'))
+    for name in ('ids', 'mean', 'empty', 'scale', 'small', 'device'):
+        before, after = getattr(model, name), getattr(loaded, name)
+        assert isinstance(after, type(before))
+        assert after.dtype == before.dtype and after.shape == before.shape
+        assert np.asarray(after).tobytes() == np.asarray(before).tobytes()
+
+
+@pytest.mark.parametrize('table', [np.array(['a', 'b']), np.array([b'a']), np.array([{}])])
+def test_arrays_of_anything_but_numbers_are_refused_by_name(table, tmp_path):
+    with pytest.raises(ModelFileError, match=f'words: got an array of {table.dtype}, expected'):
+        MANAGER.save_model(Tables(words=table), tmp_path / 'model')
+    assert list(tmp_path.iterdir()) == []
+
+
 # --- the record -------------------------------------------------------------------------------
 
 
-class Run:
-    def __init__(self, **values):
-        self.values = values
-
-    def to_dict(self):
-        return self.values
+def history(*losses, **attributes):
+    history = History()
+    for loss in losses:
+        history.add_steps([loss])
+        history.add_epoch({'loss': loss})
+    for name, value in attributes.items():
+        setattr(history, name, value)
+    return history
 
 
 @pytest.mark.parametrize(
     'classes',
     [
         (0, 1, 2),
-        (0.5, 1.5),
-        ('no', 'yes'),
-        (False, True),
-        (np.int8(3), np.int8(7)),
-        (np.str_('a'),),
+        (0.5, 1.5, 2.5),
+        ('no', 'yes', 'perhaps'),
+        (np.int8(3), np.int8(7), np.int8(9)),
+        (np.str_('a'), np.str_('b'), 'c'),
     ],
 )
 def test_the_record_comes_back(classes, tmp_path):
@@ -159,7 +190,7 @@ def test_the_record_comes_back(classes, tmp_path):
         task=Task('multiclass', classes, num_outputs=3, target_shape=(3,)),
         input_shape=(8, 8),
         input_dtype='float32',
-        runs=[Run(loss=[1.0, float('nan')], best_epoch=None), Run(loss=[float('inf')])],
+        runs=[history(1.0, math.nan, best_epoch=np.int64(1)), history(math.inf, seconds=2.0)],
         config={'epochs': 3, 'learning_rate': 1e-3, 'callbacks': [], 'seed': np.int64(1)},
         data_fingerprint={'rows': 10, 'shape': (10, 3), 'sha256': 'abc'},
     )
@@ -168,17 +199,46 @@ def test_the_record_comes_back(classes, tmp_path):
     assert loaded.task == record.task
     assert [type(label) for label in loaded.task.classes] == [type(label) for label in classes]
     assert (loaded.input_shape, loaded.input_dtype) == ((8, 8), 'float32')
-    assert loaded.runs[0]['loss'][0] == 1.0 and math.isnan(loaded.runs[0]['loss'][1])
-    assert loaded.runs[1] == {'loss': [float('inf')]}
+    assert loaded.runs == record.runs and all(type(run) is History for run in loaded.runs)
+    assert loaded.runs[1].seconds == 2.0
     assert loaded.config == {'epochs': 3, 'learning_rate': 1e-3, 'callbacks': [], 'seed': 1}
     assert loaded.data_fingerprint == {'rows': 10, 'shape': [10, 3], 'sha256': 'abc'}
     again = record_of(MANAGER.load_model(MANAGER.save_model(model, tmp_path / 'again')))
     assert again.task == record.task
 
 
+def test_a_task_that_could_not_be_loaded_is_not_saved(tmp_path):
+    model = mlp()
+    attach_record(model, ModelRecord(task=Task('multiclass', ('a', 'b'), num_outputs=4)))
+    with pytest.raises(ModelFileError, match=r'record\.task: multiclass with 2 classes and 4'):
+        MANAGER.save_model(model, tmp_path / 'model')
+
+
+def test_what_a_class_of_the_main_program_learned_is_carried_over(tmp_path):
+    """The recipe of the error message and of docs/guides/saving.md."""
+    source = inspect.getsource(DropoutBatchNorm)
+    in_main = {'__name__': '__main__', 'nnx': nnx}
+    exec(source, in_main)  # the same class, as a notebook has it
+    model = in_main['DropoutBatchNorm'](4, 3, nnx.Rngs(0))
+    model.train()
+    model(samples.FEATURES)  # moves the statistics
+    model.eval()
+    expected = forward(model, samples.FEATURES)
+    attach_record(model, ModelRecord(task=Task('multiclass', ('a', 'b', 'c'), 3)))
+    with pytest.raises(ModelFileError, match=r'main program.*nnx\.update\(new, nnx\.state\(model'):
+        MANAGER.save_model(model, tmp_path / 'model')
+
+    new = DropoutBatchNorm(4, 3, nnx.Rngs(7))
+    nnx.update(new, nnx.state(model))
+    attach_record(new, record_of(model))
+    loaded = MANAGER.load_model(MANAGER.save_model(new, tmp_path / 'model'))
+    assert forward(loaded, samples.FEATURES).tobytes() == expected.tobytes()
+    assert record_of(loaded) == record_of(model)
+
+
 def test_a_loaded_models_record_is_saved_again_as_it_was(tmp_path):
     model = mlp()
-    attach_record(model, ModelRecord(runs=[Run(loss=[0.1, float('nan')])]))
+    attach_record(model, ModelRecord(runs=[history(0.1, math.nan)]))
     first = MANAGER.save_model(model, tmp_path / '1')
     second = MANAGER.save_model(MANAGER.load_model(first), tmp_path / '2')
     for name in ('record.json', 'model.json', 'metadata.json'):
@@ -344,6 +404,100 @@ def test_a_kill_between_the_moves_leaves_a_model(renames, saved, monkeypatch):
     assert first_weight(saved) == 7.0
 
 
+def test_a_model_left_aside_is_put_back_before_the_next_save(saved):
+    aside = saved.with_name('.model.thinkml-old')
+    saved.rename(aside)
+    assert first_weight(saved) == float(mlp().layers[0].kernel[0, 0])
+    with pytest.raises(ModelFileError, match=f'path: {saved} exists.*overwrite=True'):
+        MANAGER.save_model(mlp(), saved)
+    assert saved.exists() and not aside.exists()
+
+
+def test_what_stands_aside_and_is_no_model_is_kept(saved):
+    aside = saved.with_name('.model.thinkml-old')
+    aside.mkdir()
+    (aside / 'thesis.txt').write_text('x')
+    (saved.parent / '.model.old').mkdir()  # nor is anything else with a likely name touched
+    with pytest.raises(ModelFileError, match=f'path: {aside} is in the way and is not a model'):
+        MANAGER.save_model(mlp(), saved, overwrite=True)
+    first_weight(saved)
+    assert (aside / 'thesis.txt').exists() and (saved.parent / '.model.old').exists()
+    shutil.rmtree(saved)
+    with pytest.raises(ModelFileError, match=f'path: {saved} does not exist'):
+        MANAGER.load_model(saved)
+
+
+def test_of_two_saves_without_overwrite_one_wins(tmp_path, monkeypatch):
+    path, write, turn = tmp_path / 'model', files._write_manifest, []
+
+    def another_save_first(directory):
+        write(directory)
+        if not turn:
+            turn.append(MANAGER)
+            MANAGER.save_model(samples.functions(), path)
+
+    monkeypatch.setattr(files, '_write_manifest', another_save_first)
+    with pytest.raises(ModelFileError, match=f'path: {path} exists.*overwrite=True'):
+        MANAGER.save_model(mlp(), path)
+    assert MANAGER.load_model(path).apply is samples.apply_layers
+    assert [file.name for file in tmp_path.iterdir()] == ['model']
+
+
+def test_of_two_saves_that_move_at_once_one_wins(tmp_path, monkeypatch):
+    path, rename, turn = tmp_path / 'model', pathlib.Path.rename, []
+
+    def another_save_first(self, target):
+        if target == path and not turn:
+            turn.append(MANAGER)
+            MANAGER.save_model(samples.functions(), path)
+        return rename(self, target)
+
+    monkeypatch.setattr(pathlib.Path, 'rename', another_save_first)
+    with pytest.raises(ModelFileError, match=f'path: {path} exists.*overwrite=True'):
+        MANAGER.save_model(mlp(), path)
+    assert MANAGER.load_model(path).apply is samples.apply_layers
+
+
+def test_a_move_that_fails_puts_the_old_model_back(saved, monkeypatch):
+    rename = pathlib.Path.rename
+
+    def full(self, target):
+        if target == saved and self.suffix == '.tmp':
+            raise OSError('no space left on device')
+        return rename(self, target)
+
+    monkeypatch.setattr(pathlib.Path, 'rename', full)
+    with pytest.raises(ModelFileError, match='could not be written: no space'):
+        MANAGER.save_model(samples.functions(), saved, overwrite=True)
+    first_weight(saved)
+    assert [file.name for file in saved.parent.iterdir()] == ['model']
+
+
+def test_a_model_replaced_while_it_is_read_is_read_again(saved, monkeypatch):
+    verify, turn = files.verify, []
+
+    def swapped(directory):
+        turn.append(directory)
+        if len(turn) == 1:
+            MANAGER.save_model(samples.functions(), saved, overwrite=True)
+            raise ModelFileError('weights is damaged')
+        verify(directory)
+
+    monkeypatch.setattr(manager, 'verify', swapped)
+    assert MANAGER.load_model(saved).apply is samples.apply_layers
+    assert len(turn) == 2
+    turn.clear()
+
+    def damaged(directory):
+        turn.append(directory)
+        raise ModelFileError('weights is damaged')
+
+    monkeypatch.setattr(manager, 'verify', damaged)
+    with pytest.raises(ModelFileError, match=f'path: {saved}: weights is damaged'):
+        MANAGER.load_model(saved)
+    assert len(turn) == 1
+
+
 def test_a_model_directory_does_not_say_where_it_was_written(saved):
     for path in saved.rglob('*'):
         assert path.is_dir() or str(saved.parent).encode() not in path.read_bytes()
@@ -381,7 +535,7 @@ def test_every_bit_of_the_manifest_counts(saved):
         damaged = bytearray(content)
         damaged[position // 8] ^= 1 << position % 8
         (saved / 'manifest.json').write_bytes(damaged)
-        with pytest.raises(ModelFileError, match=str(saved)):
+        with pytest.raises(ModelFileError):
             files.verify(saved)
 
 
@@ -421,6 +575,21 @@ def forge(path, name, change):
     files._write_manifest(path)
 
 
+class Marks:
+    """Unpickled, it leaves a file behind."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return pathlib.Path.touch, (pathlib.Path(self.path),)
+
+
+def task(**changes):
+    values = {'kind': 'multiclass', 'classes': ['a', 'b'], 'num_outputs': 2, 'target_shape': []}
+    return values | changes
+
+
 def first_layer(about):
     layers = dict(about['model']['graph']['attributes'])['layers']
     return dict(layers['attributes'])[0]
@@ -440,7 +609,7 @@ def first_layer(about):
         (
             'model.json',
             lambda about: first_layer(about).update(module='pytest:Item'),
-            'not an nnx module class',
+            'an installed library',
         ),
         (
             'model.json',
@@ -450,6 +619,19 @@ def first_layer(about):
         ('record.json', lambda record: record.update(runs=5), 'not a list of histories'),
         ('record.json', lambda record: record.update(input_shape=[-1]), '-1 is not a size'),
         ('record.json', lambda record: record.update(task={'kind': 'x'}), 'not a kind of task'),
+        ('record.json', lambda record: record.update(task=task(num_outputs=0)), 'no outputs'),
+        ('record.json', lambda record: record.update(task=task(num_outputs=3)), '2 classes and 3'),
+        ('record.json', lambda record: record.update(task=task(classes=None)), 'classes None'),
+        ('record.json', lambda record: record.update(task=task(classes=[1])), '1 classes and 2'),
+        ('record.json', lambda record: record.update(task=task(classes=[1, 1])), 'not different'),
+        ('record.json', lambda record: record.update(task=task(classes=[[], 1])), 'not different'),
+        ('record.json', lambda record: record.update(task=task(classes='ab')), 'not different'),
+        ('record.json', lambda record: record.update(task=task(kind='regression')), 'classes'),
+        ('record.json', lambda record: record.update(task=task(kind='binary', num_outputs=3)), '3'),
+        ('record.json', lambda record: record.update(task=task(target_shape=2)), 'not a shape'),
+        ('record.json', lambda record: record.update(runs=[{}]), 'impossible keys'),
+        ('record.json', lambda record: record.update(input_dtype='float33'), 'float33'),
+        ('record.json', lambda record: record.update(config=[1]), 'not a dict'),
         ('record.json', lambda record: record.update(config={'$partial': []}), 'not known'),
         ('weights/index.json', lambda index: index.popitem() and None, 'the arrays differ'),
         ('weights/index.json', lambda index: index.clear(), 'is missing'),
@@ -465,6 +647,79 @@ def test_forged_files_are_model_file_errors(name, change, message, saved):
     with pytest.raises(ModelFileError, match=message) as caught:
         MANAGER.load_model(saved)
     assert str(saved) in str(caught.value)
+
+
+def given_by_the_file(value):
+    """A partial function that returns ``value`` whatever it is called with, if it is let."""
+    arguments = {'key': 'no such key', 'default': value}
+    return {'$partial': [{'$function': 'optax.tree:get'}, [], arguments]}
+
+
+def forged_functions(path, first, second):
+    """Puts two functions in place of those of a model, as an attacker would."""
+
+    def replaced(node):
+        if node == {'$function': 'jax.nn:relu'}:
+            return first
+        if node == {'$function': 'jax.nn:gelu'}:
+            return second
+        if isinstance(node, dict):
+            return {key: replaced(item) for key, item in node.items()}
+        return [replaced(item) for item in node] if isinstance(node, list) else node
+
+    MANAGER.save_model(nnx.Sequential(jax.nn.relu, jax.nn.gelu), path)
+    forge(path, 'model.json', replaced)
+
+
+# numpy.testing, joblib and all of numpy are imported as soon as scikit-learn is.
+RUNSTRING = {'$function': 'numpy.testing:runstring'}
+MARK = 'import pathlib; pathlib.Path({!r}).touch()'
+
+
+@pytest.mark.parametrize('attack', ['numpy:load', 'joblib:load', 'numpy.testing:runstring'])
+def test_no_forged_file_runs_code(attack, tmp_path):
+    importlib.import_module(attack.split(':')[0])
+    mark = tmp_path / 'executed'
+    pickled = tmp_path / 'pickled'
+    pickled.write_bytes(pickle.dumps(Marks(str(mark))))
+    arguments = {
+        'numpy:load': {'file': str(pickled), 'allow_pickle': True},
+        'joblib:load': {'filename': str(pickled)},
+        'numpy.testing:runstring': {'astr': MARK.format(str(mark)), 'dict': {}},
+    }
+    path = tmp_path / 'model'
+    forged_functions(path, given_by_the_file(arguments[attack]), {'$function': attack})
+    with pytest.raises(ModelFileError, match=r"model\.json: '.*' is of an installed library"):
+        forward(MANAGER.load_model(path), jnp.ones((2, 3)))
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize(
+    ('first', 'second'),
+    [
+        # each way out on its own: what is called, and what hands on the arguments
+        ({'$function': 'jax.nn:relu'}, RUNSTRING),
+        (given_by_the_file({'astr': 'x', 'dict': {}}), {'$function': 'jax.nn:relu'}),
+        ({'$partial': [RUNSTRING, ['x'], {'dict': {}}]}, {'$function': 'jax.nn:relu'}),
+        ({'$partial': [{'$function': 'jax.numpy:load'}, ['x'], {}]}, {'$function': 'jax.nn:relu'}),
+        (
+            {'$partial': [{'$function': 'jax.lax:stop_gradient'}, [{'astr': 'x'}], {}]},
+            {'$function': 'jax.nn:relu'},
+        ),
+        (
+            {'$partial': [{'$function': 'jax.numpy:apply_along_axis'}, [RUNSTRING], {}]},
+            {'$function': 'jax.nn:relu'},
+        ),
+        (
+            {'$partial': [{'$function': 'jax.numpy:where'}, [RUNSTRING], {}]},
+            {'$function': 'jax.nn:relu'},
+        ),
+    ],
+)
+def test_no_part_of_an_attack_is_loaded(first, second, tmp_path):
+    forged_functions(tmp_path / 'model', first, second)
+    with pytest.raises(ModelFileError, match=r'model\.json: '):
+        MANAGER.load_model(tmp_path / 'model')
 
 
 def test_deep_and_large_json_is_refused(saved, monkeypatch):

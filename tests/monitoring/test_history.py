@@ -1,11 +1,12 @@
 import json
 import math
+import threading
 from collections.abc import Mapping
 
 import numpy as np
 import pytest
 
-from thinkml.monitoring import History
+from thinkml.history import History
 
 
 def recorded() -> History:
@@ -120,3 +121,79 @@ def test_repr_shows_where_it_stands():
         'loss=0.3, accuracy=0.75, val_loss=0.35)'
     )
     assert repr(History()) == 'History(0 epochs, 0 steps)'
+
+
+def test_a_copy_is_equal_and_its_own():
+    history = recorded()
+    history.best_epoch, history.interrupted, history.seconds = 2, True, 1.5
+    history.events.append((2, 'early stopping'))
+    copy = history.copy()
+    assert copy.to_dict() == history.to_dict()
+    history.add_steps([0.1])
+    history.add_epoch({'loss': 0.1, 'f1': 1.0})
+    history.events.clear()
+    assert (copy.epochs, copy.steps, list(copy), len(copy.events)) == (2, 5, list(recorded()), 1)
+
+
+def test_an_epoch_costs_the_same_however_many_there_were():
+    history = recorded()
+    series = dict(history._metrics)
+    history.add_epoch({'loss': 0.1})
+    assert all(history._metrics[name] is values for name, values in series.items())
+
+
+def test_an_interrupt_within_an_epochs_end_leaves_the_lists_in_step():
+    history = recorded()
+    history._metrics['loss'].append(9.0)  # as if stopped before the other lists and epoch_ends
+    assert history['loss'] == [0.7, 0.3] and history.last()['loss'] == 0.3
+    assert history == recorded()
+    history.add_epoch({'loss': 0.1, 'accuracy': 1.0, 'val_loss': 0.2})
+    assert history['loss'] == [0.7, 0.3, 0.1] and history['accuracy'] == [0.5, 0.75, 1.0]
+
+
+def test_a_reader_in_another_thread_sees_whole_epochs():
+    history, found = History(), []
+
+    def read():
+        while history.epochs < 3000:
+            now = history.copy()
+            lengths = {len(values) for values in now.values()}
+            found.append((now.best_epoch or 0) <= now.epochs)
+            found.append(lengths <= {now.epochs} and now.steps >= now.epochs)
+            last = history.last()
+            found.append(len(set(last.values())) <= 1 or 'late' in last)
+            found.append(len(now.to_dict()['metrics'].get('a', [])) == now.epochs)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    for epoch in range(1, 3001):
+        history.add_steps([epoch])
+        late = {'late': -1.0} if epoch > 1500 else {}
+        history.add_epoch({'a': epoch, 'b': epoch, 'c': epoch} | late)
+        history.best_epoch = epoch
+    reader.join()
+    assert found and all(found)
+
+
+def test_the_best_epoch_is_a_plain_int():
+    history = recorded()
+    history.best_epoch = np.int64(2)
+    assert json.loads(json.dumps(history.to_dict()))['best_epoch'] == 2
+
+
+@pytest.mark.parametrize(
+    ('name', 'value'),
+    [
+        ('metrics', []), ('metrics', {'loss': [0.1]}), ('metrics', {'loss': [0.1, 'x']}),
+        ('metrics', {'loss': [0.1, None]}), ('metrics', {'loss': 'inf'}), ('metrics', {1: [1, 2]}),
+        ('step_loss', [True]), ('step_loss', 5), ('epoch_ends', [3, 2]), ('epoch_ends', [3, 9]),
+        ('epoch_ends', [-1, 2]), ('epoch_ends', [3, 4.5]), ('epoch_ends', [3]), ('best_epoch', 0),
+        ('best_epoch', 3), ('best_epoch', 1.0), ('best_epoch', True), ('events', [[1, 2]]),
+        ('events', [['a', 'b']]), ('interrupted', 1), ('seconds', '5'), ('more', 1),
+    ],
+)  # fmt: skip
+def test_what_is_no_history_is_a_value_error(name, value):
+    values = recorded().to_dict()
+    assert History.from_dict(values) == recorded()
+    with pytest.raises(ValueError, match='impossible'):
+        History.from_dict({**values, name: value})

@@ -106,15 +106,30 @@ def test_tracking_twice_keeps_the_latest_choice():
     assert monitor.get_current_metrics() == expected
 
 
-def test_runs_of_a_loaded_model_are_plain_dicts():
-    model, monitor = Model(), TrainingMonitor()
-    history = train(model)
-    runs = record_of(model).runs
-    runs[:] = [history.to_dict()]
-    monitor.track_progress(model)
-    assert monitor.get_current_metrics() == history.last()
-    [loss, _] = monitor.plot_progress().axes
-    np.testing.assert_array_equal(loss.lines[0].get_ydata(), history['loss'])
+def test_a_class_a_linen_module_and_a_history_are_no_models():
+    import flax.linen as nn
+
+    for value, message in [
+        (Model, 'got the class Model, expected an instance'),
+        (nn.Dense(3), r'got the Linen module Dense.*from_linen\(module\)'),
+        (History(), r'got thinkml\.history\.History, expected a flax\.nnx\.Module'),
+        ((len, len), r'got a pair of functions.*from_functions'),
+    ]:
+        with pytest.raises(ModelTypeError, match=message):
+            TrainingMonitor().track_progress(value)
+
+
+def test_models_of_all_kinds_are_tracked():
+    import flax.linen as nn
+    from flax import nnx
+
+    from thinkml.models import from_functions, from_linen
+
+    models = [nnx.Linear(2, 1, rngs=nnx.Rngs(0)), from_linen(nn.Dense(1)), from_functions(len, len)]
+    for model in models:
+        monitor, history = TrainingMonitor(), train(model)
+        monitor.track_progress(model)
+        assert monitor.get_current_metrics() == history.last()
 
 
 def test_a_monitor_does_not_keep_the_model_alive():

@@ -102,6 +102,35 @@ def test_names_choose_curves_and_panels():
     assert shown(None) == [['loss', 'val_loss'], ['accuracy', 'f1', 'val_f1']]
 
 
+class Growing(History):
+    """Another thread ends an epoch whenever a value is looked at."""
+
+    def grow(self):
+        self.add_steps([1.0])
+        self.add_epoch({'loss': 1.0, 'val_loss': 2.0, 'accuracy': 0.5})
+
+    def __getitem__(self, name):
+        self.grow()
+        return super().__getitem__(name)
+
+    @property
+    def step_loss(self):
+        self.grow()
+        return super().step_loss
+
+
+@pytest.mark.parametrize('interval', [None, 1, 3])
+def test_a_history_that_grows_while_it_is_drawn(interval):
+    history = Growing()
+    history.grow()
+    history.best_epoch = 1
+    figure = training_figure([history, run(2, 4)], interval=interval)
+    for axes in figure.axes:
+        assert all(len(x) == len(y) for _, _, x, y in curves(axes))
+        starts = {label: x for label, _, x, _ in reversed(curves(axes))}
+        assert max(len(x) for x in starts.values()) <= 2  # of one moment
+
+
 def test_epochs_without_a_value_are_bridged():
     history = History()
     for value in [0.5, math.nan, 0.25, math.inf]:

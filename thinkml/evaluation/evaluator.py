@@ -1,6 +1,6 @@
 """The public door to evaluation."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,9 +14,10 @@ from thinkml.data import (
     infer_task,
     probabilities,
 )
-from thinkml.errors import DataError
+from thinkml.errors import ConfigError, DataError
 from thinkml.evaluation.analysis import PerformanceAnalysis
 from thinkml.evaluation.metrics import (
+    check_fit,
     check_metrics,
     class_counts,
     compute_metrics,
@@ -50,7 +51,7 @@ class ModelEvaluator:
     """
 
     def evaluate(
-        self, model: Any, X_test: Any, y_test: Any, metrics: Sequence[str] | None = None
+        self, model: Any, X_test: Any, y_test: Any, metrics: Collection[str] | None = None
     ) -> Evaluation:
         """Predicts ``X_test`` and compares with ``y_test``.
 
@@ -66,7 +67,8 @@ class ModelEvaluator:
                 and log_loss for classification, rmse, mae and r2 for regression.
 
         Raises:
-            ConfigError: if a metric is unknown or does not fit the task.
+            ConfigError: if ``metrics`` are no list, tuple or set of names, or one of them is
+                unknown or does not fit the task.
             DataError: if the arrays don't fit each other or the model, or hold NaN; if the model
                 returns NaN.
             ModelTypeError: if ``model`` is not a model.
@@ -74,7 +76,16 @@ class ModelEvaluator:
         return _evaluate(model, X_test, y_test, metrics, default_metrics)
 
     def generate_report(self, evaluation: Evaluation) -> Report:
-        """Words an evaluation: ``print(report)``, ``report.save(path)``, ``report.to_dict()``."""
+        """Words an evaluation: ``print(report)``, ``report.save(path)``, ``report.to_dict()``.
+
+        Raises:
+            ConfigError: if ``evaluation`` is not what `evaluate` returned.
+        """
+        if not isinstance(evaluation, Evaluation):
+            raise ConfigError(
+                f'evaluation: got {type(evaluation).__name__}, expected what '
+                'evaluate(model, X_test, y_test) returned.'
+            )
         return Report(evaluation)
 
     def analyze_performance(self, model: Any, X_test: Any, y_test: Any) -> PerformanceAnalysis:
@@ -89,26 +100,26 @@ def _evaluate(
     model: Any,
     X_test: Any,
     y_test: Any,
-    metrics: Sequence[str] | None,
+    metrics: Collection[str] | None,
     default: Callable[[TaskKind], list[str]],
 ) -> Evaluation:
-    check_metrics(metrics)
+    asked = check_metrics(metrics)
     inputs = check_inputs_of(model, X_test, argument='X_test')
     task = _task_of(model, inputs, y_test)
     encoded = encode_targets(y_test, task, argument='y_test')
     check_lengths({'X_test': inputs, 'y_test': encoded})
-    check_metrics(metrics, task.kind)
-    names = default(task.kind) if metrics is None else metrics
+    names = default(task.kind) if asked is None else asked
+    check_fit(names, task.kind)
     outputs = predict_outputs(model, inputs)
     _check_outputs(outputs)
     return _compare(outputs, encoded, np.asarray(y_test), task, names)
 
 
 def _task_of(model: Any, inputs: np.ndarray, y_test: Any) -> Task:
-    shape = output_shape(model, inputs, argument='X_test')
     known = record_of(model).task
     if known is not None:
         return known
+    shape = output_shape(model, inputs[:2], argument='X_test')
     return infer_task(y_test, shape[1] if len(shape) == 2 else 1, argument='y_test')
 
 

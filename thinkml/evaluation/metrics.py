@@ -7,15 +7,14 @@ index 1; multiclass and multilabel values are means over classes and labels (mac
 """
 
 import dataclasses
-import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from thinkml.errors import ConfigError, ThinkMLWarning, problems, unknown_name
-from thinkml.evaluation.ranking import average_precision, roc_auc
+from thinkml.errors import ConfigError, problems, unknown_name
+from thinkml.evaluation.ranking import average_precision, roc_auc, warn
 from thinkml.record import TaskKind
 
 # --- classification ---------------------------------------------------------------------------
@@ -104,7 +103,7 @@ def balanced_accuracy(labels: np.ndarray, predictions: np.ndarray, kind: TaskKin
         return float(np.mean([balanced_accuracy(*column, 'binary') for column in columns]))
     hits, predicted, actual = class_counts(labels, predictions)
     if np.any(predicted[actual == 0]):
-        _warn('balanced_accuracy: classes were predicted that y_test lacks; they are left out.')
+        warn('balanced_accuracy: classes were predicted that y_test lacks; they are left out.')
     return float(np.mean(ratio(hits, actual)[actual > 0]))
 
 
@@ -162,7 +161,7 @@ def _mean_ratio(
     if undefined := int(np.sum(denominator[which] == 0)):
         noun = 'labels' if kind == 'multilabel' else 'classes'
         several = f'{undefined} of {len(which)} {noun}'
-        _warn(f'{missing} {"the positive class" if kind == "binary" else several}; set to 0 there.')
+        warn(f'{missing} {"the positive class" if kind == "binary" else several}; set to 0 there.')
     return float(np.mean(ratio(numerator[which], denominator[which])))
 
 
@@ -184,10 +183,6 @@ def log_loss(labels: np.ndarray, probabilities: np.ndarray, kind: TaskKind) -> f
         true = np.take_along_axis(probabilities, labels[:, None], axis=1)
     eps = np.finfo(probabilities.dtype).eps
     return float(-np.log(np.clip(true, eps, 1 - eps), dtype=np.float64).mean())
-
-
-def _warn(message: str) -> None:
-    warnings.warn(message, ThinkMLWarning, stacklevel=3)
 
 
 # --- regression -------------------------------------------------------------------------------
@@ -221,7 +216,7 @@ def r2(targets: np.ndarray, predictions: np.ndarray) -> float:
     constant target gives 1 if predicted exactly, else 0. One row gives NaN, with a warning.
     """
     if len(targets) < 2:
-        _warn('r2: NaN, since it is not defined for a single row.')
+        warn('r2: NaN, since it is not defined for a single row.')
         return float('nan')
     squares = np.sum(_errors(targets, predictions) ** 2, axis=0)
     spread = np.sum(_errors(targets, targets.mean(axis=0, dtype=np.float64)) ** 2, axis=0)
@@ -280,24 +275,46 @@ def default_metrics(kind: TaskKind) -> list[str]:
     return [name for name in metrics_for(kind) if METRICS[name].default]
 
 
-def check_metrics(metrics: Sequence[str] | None, kind: TaskKind | None = None) -> None:
-    """Checks asked names: whether they exist and, once the task is known, whether they fit it.
+def check_metrics(metrics: Collection[str] | None) -> list[str] | None:
+    """Returns the asked names as a list, a set's in the order of `METRICS`.
 
     Raises:
-        ConfigError: names every problem at once.
+        ConfigError: if they are no list, tuple or set of names that exist. Names every problem.
     """
     if metrics is None:
-        return
+        return None
     if isinstance(metrics, str):
         raise ConfigError(f'metrics: got the string {metrics!r}, expected a list: [{metrics!r}].')
-    found = [unknown_name('metrics', name, METRICS) for name in metrics if name not in METRICS]
-    if kind is not None:
-        fitting = metrics_for(kind)
-        found += [
-            f'metrics: got {name!r}, but the task is {kind}; expected some of {", ".join(fitting)}.'
-            for name in metrics
-            if name in METRICS and name not in fitting
-        ]
+    if not isinstance(metrics, list | tuple | set | frozenset):
+        raise ConfigError(
+            f'metrics: got {type(metrics).__name__}, expected a list of names, or None for those '
+            'that fit the task.'
+        )
+    _raise(unknown_name('metrics', n, METRICS) for n in metrics if not _is_known(n))
+    is_ordered = isinstance(metrics, list | tuple)
+    return list(metrics) if is_ordered else [name for name in METRICS if name in metrics]
+
+
+def check_fit(names: Sequence[str], kind: TaskKind) -> None:
+    """Checks that known metrics fit a task.
+
+    Raises:
+        ConfigError: names every one that doesn't.
+    """
+    fitting = metrics_for(kind)
+    _raise(
+        f'metrics: got {name!r}, but the task is {kind}; expected some of {", ".join(fitting)}.'
+        for name in names
+        if name not in fitting
+    )
+
+
+def _is_known(name: Any) -> bool:
+    return isinstance(name, str) and name in METRICS
+
+
+def _raise(problem: Iterable[str]) -> None:
+    found = list(problem)
     if found:
         raise ConfigError(found[0] if len(found) == 1 else problems('metrics:', found))
 

@@ -221,6 +221,8 @@ def _title(what: str, evaluation: Evaluation) -> str:
 
 def _cut(label: Any) -> str:
     text = str(label)
+    if text.startswith('_'):  # which matplotlib leaves out of legends
+        text = f' {text}'
     return text if len(text) <= 20 else f'{text[:18]}..'
 
 

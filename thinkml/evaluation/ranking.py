@@ -3,6 +3,7 @@
 Labels are encoded and probabilities shaped as `thinkml.evaluation.metrics` has it.
 """
 
+import sys
 import warnings
 from collections.abc import Iterator
 
@@ -97,11 +98,9 @@ def roc_auc(labels: np.ndarray, probabilities: np.ndarray, kind: TaskKind) -> fl
     if undefined := int(np.isnan(areas).sum()):
         noun = 'labels' if kind == 'multilabel' else 'classes'
         where = '' if kind == 'binary' else f' for {undefined} of {len(areas)} {noun}'
-        warnings.warn(
+        warn(
             f'roc_auc: NaN, since it is not defined{where}: y_test needs positive and negative '
-            'examples.',
-            ThinkMLWarning,
-            stacklevel=2,
+            'examples.'
         )
     return float(np.mean(areas))
 
@@ -123,11 +122,7 @@ def average_precision(labels: np.ndarray, probabilities: np.ndarray, kind: TaskK
     if undefined := sum(area is None for area in areas):
         noun = 'labels' if kind == 'multilabel' else 'classes'
         where = '' if kind == 'binary' else f' for {undefined} of {len(areas)} {noun}'
-        warnings.warn(
-            f'average_precision: set to 0{where}: y_test has no positive examples.',
-            ThinkMLWarning,
-            stacklevel=2,
-        )
+        warn(f'average_precision: set to 0{where}: y_test has no positive examples.')
     return float(np.mean([area or 0.0 for area in areas]))
 
 
@@ -141,3 +136,11 @@ def _precision_area(positive: np.ndarray, scores: np.ndarray) -> float | None:
 def step_area(recall: np.ndarray, precision: np.ndarray) -> float:
     """The area under a precision-recall curve drawn as steps, its average precision."""
     return float(np.sum(np.diff(recall) * precision[1:]))
+
+
+def warn(message: str) -> None:
+    """Issues a warning about a metric where ThinkML was called, however deep inside it arises."""
+    frame, level = sys._getframe(1), 2
+    while frame.f_back and frame.f_globals.get('__name__', '').startswith('thinkml.'):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, ThinkMLWarning, stacklevel=level)

@@ -15,7 +15,8 @@ import jax
 import numpy as np
 from flax import nnx
 
-from thinkml.core.functional import FunctionModel, LinenModel, not_a_model
+from thinkml.core.adapters import FunctionModel, LinenModel
+from thinkml.core.functional import not_a_model
 from thinkml.errors import ModelFileError, ModelTypeError
 from thinkml.models.arrays import ArrayNames, ArrayTaker
 from thinkml.models.attributes import decode_special, encode_attribute

@@ -19,8 +19,9 @@ from flax import nnx
 from flax.core import FrozenDict
 from flax.typing import HashableMapping
 
+from thinkml.errors import ModelFileError
 from thinkml.models import names
-from thinkml.models.values import Json, Path, decode, dtype_named, encode, refuse
+from thinkml.models.values import Json, Path, decode, dtype_named, encode, refuse, where
 
 Special = Callable[[Any, Path], Json]
 
@@ -38,16 +39,6 @@ def encode_attribute(value: Any, path: Path) -> Json:
     return encode(value, path, encode_special)
 
 
-def decode_attribute(node: Json, trusted: Sequence[str]) -> Any:
-    """Turns what `encode_attribute` returned back into the value.
-
-    Raises:
-        ModelFileError: for names that are not allowed or gone.
-        Exception: any other, where the JSON is not what `encode_attribute` writes.
-    """
-    return decode(node, functools.partial(decode_special, trusted=trusted))
-
-
 def encode_special(value: Any, path: Path, again: Special | None = None) -> Json:
     """Encodes what `encode` can't. ``again`` is used for what is inside of it."""
     again = again or encode_special
@@ -62,8 +53,6 @@ def encode_special(value: Any, path: Path, again: Special | None = None) -> Json
     kind = type(value)
     if value is Ellipsis:
         return {'$ellipsis': True}
-    if kind is slice:
-        return {'$slice': inner([value.start, value.stop, value.step])}
     if isinstance(value, _JAX_SCALAR):
         return {'$jax_type': value.dtype.name}
     if isinstance(value, np.dtype):
@@ -73,13 +62,10 @@ def encode_special(value: Any, path: Path, again: Special | None = None) -> Json
     if isinstance(value, enum.Enum):
         return {'$enum': [names.name_of(kind, names.ENUM, path), value.name]}
     if isinstance(value, functools.partial):
-        return {'$partial': [inner(value.func), inner(list(value.args)), inner(value.keywords)]}
-    if isinstance(value, jax.sharding.PartitionSpec):
-        return {'$partition': inner(list(value))}
+        arguments = (encode(a, path, _setting) for a in (list(value.args), value.keywords))
+        return {'$partial': [inner(value.func), *arguments]}
     if kind in _MAPPINGS.values():
         return {'$mapping': [kind.__name__, inner(dict(value))]}
-    if names.NAMED_TUPLE.check(kind):
-        return {'$named_tuple': [names.name_of(kind, names.NAMED_TUPLE, path), inner(list(value))]}
     if names.LINEN.check(kind):
         name = names.name_of(kind, names.LINEN, path)
         return {'$linen': [name, fields(value, lambda field: _is_implied(value, field))]}
@@ -103,8 +89,6 @@ def decode_special(tag: str, body: Json, trusted: Sequence[str], again: Any = No
     match tag:
         case '$ellipsis':
             return Ellipsis
-        case '$slice':
-            return slice(*inner(body))
         case '$jax_type':
             return _jax_type(body)
         case '$dtype':
@@ -120,13 +104,12 @@ def decode_special(tag: str, body: Json, trusted: Sequence[str], again: Any = No
         case '$enum':
             return names.resolve(body[0], names.ENUM, trusted)[body[1]]
         case '$partial':
-            return _partial(body, inner, trusted)
-        case '$partition':
-            return jax.sharding.PartitionSpec(*inner(body))
+            function, args, keywords = body
+            names.check_called_with_arguments(function['$function'], trusted)
+            args, keywords = decode(args, _decode_setting), decode(keywords, _decode_setting)
+            return functools.partial(inner(function), *args, **keywords)
         case '$mapping':
             return _MAPPINGS[body[0]](inner(body[1]))
-        case '$named_tuple':
-            return names.resolve(body[0], names.NAMED_TUPLE, trusted)._make(inner(body[1]))
         case '$linen':
             return names.resolve(body[0], names.LINEN, trusted)(**inner(body[1]))
         case '$dataclass':
@@ -152,10 +135,24 @@ def _jax_type(name: str) -> Any:
     return thing
 
 
-def _partial(body: Json, inner: Callable[[Json], Any], trusted: Sequence[str]) -> Any:
-    function, args, keywords = body
-    names.check_callable_with_arguments(function['$function'], trusted)
-    return functools.partial(inner(function), *inner(args), **inner(keywords))
+# What a partial function may be given: nothing that it could call.
+_SETTINGS = ('$ellipsis', '$jax_type', '$dtype', '$numpy_type', '$builtin', '$enum')
+
+
+def _setting(value: Any, path: Path) -> Json:
+    node = encode_special(value, path, _setting)
+    if next(iter(node)) not in _SETTINGS:
+        raise ModelFileError(
+            f'{where(path)}: a partial function is given {type(value).__name__} {value!r}, '
+            'expected numbers, text and dtypes. Write a function of your own instead.'
+        )
+    return node
+
+
+def _decode_setting(tag: str, body: Json) -> Any:
+    if tag not in _SETTINGS:
+        raise ModelFileError(f'a partial function is given {tag!r}, expected a number or a dtype')
+    return decode_special(tag, body, (), _decode_setting)
 
 
 def _dataclass(kind: type, values: Mapping[str, Any]) -> Any:

@@ -4,7 +4,7 @@ import contextlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import flax
 import jax
@@ -16,14 +16,14 @@ from thinkml.errors import ModelFileError
 from thinkml.models.architecture import build, describe
 from thinkml.models.files import (
     check_target,
-    find,
     read_json,
+    read_whole,
     verify,
     write_json,
     written_whole,
 )
 from thinkml.models.values import Json, decode, encode, plain
-from thinkml.record import ModelRecord, Task, TaskKind, attach_record, record_of
+from thinkml.record import ModelRecord, Task, attach_record, record_of
 
 FORMAT = 1
 _MODEL, _RECORD, _METADATA, _WEIGHTS = 'model.json', 'record.json', 'metadata.json', 'weights'
@@ -93,7 +93,7 @@ class ModelManager:
             'flax': flax.__version__,
             'numpy': np.__version__,
         }
-        with written_whole(target) as directory:
+        with written_whole(target, overwrite) as directory:
             about = {'format': FORMAT, 'versions': versions, 'model': structure}
             write_json(directory, _MODEL, about)
             write_json(directory, _RECORD, record)
@@ -104,13 +104,15 @@ class ModelManager:
     def load_model(self, path: str | os.PathLike, *, trusted: Sequence[str] = ()) -> Any:
         """Gives back a saved model, in eval mode, with what was known of it.
 
-        Every file is checked against the manifest first. A model file names classes and functions:
-        those of flax, jax, optax and thinkml are imported as needed, those of other modules must
-        have been imported already or be trusted. The model's ``__init__`` is not called.
+        Every file is checked against the manifest first, which finds damage, not forgery. A model
+        file names classes and functions: module classes and functions of arrays of flax and jax,
+        and those of your own modules, which must have been imported already. What an installed
+        library brings must be trusted. The model's ``__init__`` is not called.
 
         Args:
             path: the directory.
-            trusted: names of modules that may be imported for this model, with those inside them.
+            trusted: names of modules, with those inside them, that may be imported for this model
+                and of which it may use everything.
 
         Returns:
             A model of the class that was saved.
@@ -122,19 +124,7 @@ class ModelManager:
         """
         if isinstance(trusted, str):
             trusted = (trusted,)
-        directory = find(Path(path).absolute())
-        with _reading(directory, 'its files'):
-            verify(directory)
-        with _reading(directory, _MODEL):
-            about = _read_format(directory)
-        with _reading(directory, _RECORD):
-            record = _record_from_json(read_json(directory, _RECORD))
-        with _reading(directory, _WEIGHTS):
-            arrays = load_arrays(directory / _WEIGHTS)
-        with _reading(directory, _MODEL):
-            model = build(about['model'], arrays, tuple(trusted))
-        attach_record(model, record)
-        return model
+        return read_whole(Path(path).absolute(), lambda directory: _load(directory, tuple(trusted)))
 
     def load_metadata(self, path: str | os.PathLike) -> dict[str, Any]:
         """Gives back the metadata a model was saved with, as plain values.
@@ -142,32 +132,50 @@ class ModelManager:
         Raises:
             ModelFileError: if there is no model at ``path``, or it is damaged.
         """
-        directory = find(Path(path).absolute())
-        with _reading(directory, _METADATA):
-            verify(directory)
-            return decode(read_json(directory, _METADATA))
+        return read_whole(Path(path).absolute(), _load_metadata)
+
+
+def _load(directory: Path, trusted: tuple[str, ...]) -> Any:
+    with _reading(directory):
+        verify(directory)
+        about, known = (read_json(directory, name) for name in (_MODEL, _RECORD))
+    with _reading(directory, _MODEL):
+        _check_format(about)
+    with _reading(directory, _RECORD):
+        record = ModelRecord.from_dict(decode(known))
+    with _reading(directory, _WEIGHTS):
+        arrays = load_arrays(directory / _WEIGHTS)
+    with _reading(directory, _MODEL):
+        model = build(about['model'], arrays, trusted)
+    attach_record(model, record)
+    return model
+
+
+def _load_metadata(directory: Path) -> dict[str, Any]:
+    with _reading(directory):
+        verify(directory)
+        notes = read_json(directory, _METADATA)
+    with _reading(directory, _METADATA):
+        return decode(notes)
 
 
 @contextlib.contextmanager
-def _reading(directory: Path, name: str) -> Iterator[None]:
-    """Whatever goes wrong while a file is read, the file is at fault."""
+def _reading(directory: Path, name: str = '') -> Iterator[None]:
+    """Whatever goes wrong while a model is read, the named file is at fault, or says which is."""
     try:
         yield
     except Exception as error:
-        if isinstance(error, ModelFileError) and str(error).startswith('path: '):
-            raise
         problem = str(error) if isinstance(error, ModelFileError) else f'unreadable: {error!r}'
-        raise ModelFileError(f'path: {directory}: {name}: {problem}.') from error
+        file = f'{name}: ' if name else ''
+        raise ModelFileError(f'path: {directory}: {file}{problem}.') from error
 
 
-def _read_format(directory: Path) -> dict[str, Any]:
-    about = read_json(directory, _MODEL)
+def _check_format(about: Mapping[str, Any]) -> None:
     if about['format'] != FORMAT:
         raise ModelFileError(
             f'format {about["format"]!r} was written by ThinkML {about["versions"]["thinkml"]}, '
             f'this is {__version__}, which reads format {FORMAT}. Install that version'
         )
-    return about
 
 
 def _notes(metadata: Any) -> Json:
@@ -178,65 +186,13 @@ def _notes(metadata: Any) -> Json:
 
 
 def _record_to_json(record: ModelRecord) -> Json:
-    runs = [run.to_dict() if hasattr(run, 'to_dict') else run for run in record.runs]
-    return {
-        'task': None if record.task is None else _task_to_json(record.task),
-        'input_shape': None if record.input_shape is None else _sizes(record.input_shape),
-        'input_dtype': record.input_dtype,
-        'runs': [_described(run) for run in runs],
-        'config': _described(record.config),
-        'data_fingerprint': _described(record.data_fingerprint),
-    }
-
-
-def _task_to_json(task: Task) -> Json:
-    classes = None if task.classes is None else list(task.classes)
-    return {
-        'kind': task.kind,
-        'classes': encode(classes, ('record.task.classes',)),
-        'num_outputs': int(task.num_outputs),
-        'target_shape': _sizes(task.target_shape),
-    }
-
-
-def _sizes(shape: Sequence[Any]) -> list[int]:
-    return [int(size) for size in shape]
-
-
-def _described(value: Any) -> Json:
-    """What is kept to be read by people: objects by their description."""
     path = ('record',)
-    return encode(plain(value, path, special=lambda value, _: repr(value)), path)
-
-
-def _record_from_json(node: Json) -> ModelRecord:
-    shape, task = node['input_shape'], node['task']
-    record = ModelRecord(
-        task=None if task is None else _task_from_json(task),
-        input_shape=None if shape is None else tuple(map(_size, shape)),
-        input_dtype=node['input_dtype'],
-        runs=decode(node['runs']),
-        config=decode(node['config']),
-        data_fingerprint=decode(node['data_fingerprint']),
-    )
-    if not isinstance(record.runs, list) or not all(isinstance(run, dict) for run in record.runs):
-        raise ValueError('its runs are not a list of histories')
-    return record
-
-
-def _task_from_json(node: Json) -> Task:
-    if node['kind'] not in get_args(TaskKind):
-        raise ValueError(f'{node["kind"]!r} is not a kind of task')
-    classes = node['classes']
-    return Task(
-        kind=node['kind'],
-        classes=None if classes is None else tuple(decode(classes)),
-        num_outputs=_size(node['num_outputs']),
-        target_shape=tuple(map(_size, node['target_shape'])),
-    )
-
-
-def _size(value: Any) -> int:
-    if type(value) is not int or value < 0:
-        raise ValueError(f'{value!r} is not a size')
-    return value
+    values = record.to_dict()
+    if record.task is not None:
+        try:
+            Task.from_dict(record.task.to_dict())
+        except ValueError as error:
+            raise ModelFileError(f'record.task: {error}.') from error
+    for name in ('config', 'data_fingerprint'):  # to be read by people: objects as described
+        values[name] = plain(values[name], path, special=lambda value, _: repr(value))
+    return encode(values, path)

@@ -2,7 +2,8 @@
 
 A model file names the classes and functions its model is made of. Whoever wrote the file chose the
 names, so a name is looked up, never walked or evaluated, and what is found must be of the kind
-that belongs in that place and at home where the name says.
+that belongs in that place and at home where the name says. Of libraries only what computes with
+arrays may be named, since a file also chooses what it is called with.
 """
 
 import dataclasses
@@ -13,6 +14,7 @@ import inspect
 import sys
 import types
 from collections.abc import Callable, Sequence
+from pathlib import PurePath
 from typing import Any
 
 import jax
@@ -22,7 +24,7 @@ from flax import nnx
 from thinkml.errors import ModelFileError
 from thinkml.models.values import Path, where
 
-LIBRARIES = ('flax', 'jax', 'optax', 'thinkml')
+LIBRARIES = ('flax', 'jax', 'thinkml')
 
 # Where names are looked for first: a library's private modules move between its versions.
 _PUBLIC = (
@@ -33,11 +35,11 @@ _PUBLIC = (
     'jax.nn.initializers',
     'flax.nnx',
     'flax.linen',
-    'optax',
 )
 
-# What may be called with arguments out of a model file: pure functions of arrays.
-_PURE = (
+# The libraries' functions of arrays, by their homes. No other function of a library may be named:
+# among them are some that read files or run text as code, and the file chooses the arguments.
+_ARRAY_FUNCTIONS = (
     'jax.nn',
     'jax.numpy',
     'jax.lax',
@@ -45,12 +47,28 @@ _PURE = (
     'jax._src.nn',
     'jax._src.numpy',
     'jax._src.lax',
+    'jax._src.ops.special',
     'jax._src.scipy',
     'flax.nnx.nn',
-    'flax.linen',
-    'optax',
+    'flax.linen.attention',
+    'flax.linen.dtypes',
+    'flax.linen.initializers',
+    'flax.linen.linear',
+    'flax.linen.normalization',
+    'flax.linen.pooling',
+    'flax.linen.recurrent',
 )
-_NOT_PURE = ('load', 'fromfile')  # of jax.numpy: they read files, pickled ones too
+
+# What lives there too and touches files, calls what it is given, or hands on what is no array.
+_NO_ARRAY_FUNCTIONS = (
+    'load', 'save', 'savez', 'savez_compressed', 'fromfile', 'fromstring', 'from_dlpack',
+    'fromfunction', 'frompyfunc', 'unary_ufunc', 'vectorize', 'apply_along_axis',
+    'apply_over_axes', 'piecewise', 'mask_indices', 'pad', 'leslie', 'cond', 'switch',
+    'while_loop', 'fori_loop', 'map', 'scan', 'scan3', 'scan_nocarry', 'associative_scan',
+    'platform_dependent', 'composite', 'custom_root', 'custom_linear_solve', 'reduce',
+    'reduce_window', 'cumred_reduce', 'scatter_apply', 'pool', 'stop_gradient',
+    'optimization_barrier',
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,10 +94,6 @@ def _function_types() -> tuple[type, ...]:
     return (types.FunctionType, jitted, jax.custom_jvp, jax.custom_vjp, jnp.ufunc)
 
 
-def _is_named_tuple(thing: Any) -> bool:
-    return _subclass_of(tuple)(thing) and hasattr(thing, '_fields')
-
-
 def _is_dataclass(thing: Any) -> bool:
     return inspect.isclass(thing) and dataclasses.is_dataclass(thing)
 
@@ -90,7 +104,6 @@ def _is_value_class(thing: Any) -> bool:
         or thing is nnx.Carry
         or _is_linen_class(thing)
         or _is_dataclass(thing)
-        or _is_named_tuple(thing)
     )
 
 
@@ -99,7 +112,6 @@ VARIABLE = Kind('an nnx variable class', _subclass_of(nnx.Variable))
 LINEN = Kind('a Linen module class', _is_linen_class)
 FUNCTION = Kind('a function', lambda thing: isinstance(thing, _function_types()))
 DATACLASS = Kind('a dataclass', _is_dataclass)
-NAMED_TUPLE = Kind('a named tuple class', _is_named_tuple)
 ENUM = Kind('an enum class', _subclass_of(enum.Enum))
 CLASS = Kind('a class that models are made of', _is_value_class)
 
@@ -112,17 +124,22 @@ def name_of(thing: Any, kind: Kind, path: Path) -> str:
     """
     name = getattr(thing, '__qualname__', None) or getattr(thing, '__name__', '')
     home = getattr(thing, '__module__', None) or ''
-    if home == '__main__':
+    if name.replace('.', '_').isidentifier() and '.' in name:
         raise ModelFileError(
-            f'{where(path)}: {name!r} is defined in the main program, where another process can '
-            'not find it. Move it into a file of its own, my_models.py for instance, and write '
-            f'from my_models import {name}.'
+            f'{where(path)}: {name!r} is nested, where another process does not look for it. '
+            f'Define {name.split(".")[-1]} at the top level of {home}.'
         )
     if not name.isidentifier():
         raise ModelFileError(
             f'{where(path)}: {name or type(thing).__qualname__!r} of {home or "nowhere"} has no '
             'name by which another process could find it. Define it at the top level of a module, '
             'with def or class.'
+        )
+    if home == '__main__':
+        raise ModelFileError(
+            f'{where(path)}: {name!r} is defined in the main program, where another process can '
+            'not find it. Move it into a file of its own, my_models.py for instance, and write '
+            f'from my_models import {name}.{_rescue(thing)}'
         )
     for module in (*_PUBLIC, home):
         if module in sys.modules and vars(sys.modules[module]).get(name) is thing:
@@ -133,9 +150,21 @@ def name_of(thing: Any, kind: Kind, path: Path) -> str:
     )
 
 
+def _rescue(thing: Any) -> str:
+    if not NODE.check(thing):
+        return ''
+    return (
+        f' To keep what this one has learned, make new = {thing.__name__}(...) of that class, '
+        'nnx.update(new, nnx.state(model)), thinkml.record.attach_record(new, '
+        'thinkml.record.record_of(model)), and save new.'
+    )
+
+
 def _checked(name: str, kind: Kind, path: Path) -> str:
+    """Refuses what `resolve` would refuse, whatever is trusted when the file is loaded."""
+    top = name.split(':')[0].split('.')[0]
     try:
-        resolve(name, kind)
+        resolve(name, kind, () if top in LIBRARIES else (top,))
     except ModelFileError as error:
         raise ModelFileError(f'{where(path)}: {error}.') from None
     return name
@@ -147,8 +176,9 @@ def resolve(name: str, kind: Kind, trusted: Sequence[str] = ()) -> Any:
     Args:
         name: ``'package.module:Name'``.
         kind: what it must be.
-        trusted: modules that may be imported for it, with what is inside them, besides
-            `LIBRARIES`. Other modules must be imported already.
+        trusted: modules that may be imported for it, with what is inside them, and of which
+            everything may be named. Of `LIBRARIES`, classes and functions of arrays may be named;
+            modules of the user's own must be imported already.
 
     Raises:
         ModelFileError: if the name is not allowed, not there, or something else.
@@ -157,50 +187,78 @@ def resolve(name: str, kind: Kind, trusted: Sequence[str] = ()) -> Any:
     parts = module_name.split('.')
     if not all(p.isidentifier() and not p.startswith('__') for p in (*parts, attribute)):
         raise ModelFileError(f'{name!r} is not the name of {kind.label}')
-    is_trusted = is_inside(module_name, trusted)
-    if is_trusted or parts[0] in LIBRARIES:
-        try:
-            module = importlib.import_module(module_name)
-        except ImportError as error:
-            raise ModelFileError(f'{name!r} is gone: {error}') from error
-    else:
-        module = _imported(module_name, name)
+    module = _module(module_name, name, trusted)
     if attribute not in vars(module):
         raise ModelFileError(f'{name!r} is gone: {module_name} has no {attribute}')
     thing = vars(module)[attribute]
-    home = getattr(thing, '__module__', None) or ''
     if not kind.check(thing):
         raise ModelFileError(f'{name!r} is not {kind.label}')
-    if home.split('.')[0] != parts[0] and not is_inside(home, (*LIBRARIES, *trusted)):
+    home = getattr(thing, '__module__', None) or ''
+    if is_inside(home, LIBRARIES):
+        if not is_inside(home, trusted) and not _is_harmless(thing, home):
+            raise ModelFileError(
+                f'{name!r} is none of the functions and classes of {home.split(".")[0]} that a '
+                'model file may name. Call it from a function or module class of your own'
+            )
+    elif home.split('.')[0] != parts[0] and not is_inside(home, trusted):
         raise ModelFileError(f'{name!r} is at home in {home or "no module"}, not in {parts[0]}')
     return thing
 
 
-def _imported(module_name: str, name: str) -> types.ModuleType:
+def _module(module_name: str, name: str, trusted: Sequence[str]) -> types.ModuleType:
     top = module_name.split('.')[0]
     if top in sys.stdlib_module_names:
         raise ModelFileError(f'{name!r} is of the standard library, which no model is made of')
+    if top in LIBRARIES or is_inside(module_name, trusted):
+        try:
+            return importlib.import_module(module_name)
+        except ImportError as error:
+            raise ModelFileError(f'{name!r} is gone: {error}') from error
     if module_name not in sys.modules:
         raise ModelFileError(
             f'{name!r} is of a module that is not imported. If you trust it, import {module_name} '
             f'first, or pass trusted=[{top!r}]'
         )
-    return sys.modules[module_name]
+    module = sys.modules[module_name]
+    if _is_installed(module):
+        raise ModelFileError(
+            f'{name!r} is of an installed library, which others have imported for their own ends. '
+            f'If you trust the file with all of it, pass trusted=[{top!r}]'
+        )
+    return module
 
 
-def check_callable_with_arguments(name: str, trusted: Sequence[str]) -> None:
+def _is_installed(module: types.ModuleType) -> bool:
+    file = getattr(module, '__file__', None)
+    return file is None or not {'site-packages', 'dist-packages'}.isdisjoint(PurePath(file).parts)
+
+
+def _is_harmless(thing: Any, home: str) -> bool:
+    """Whether something of a library does no more than compute with arrays, whatever it is given.
+
+    Its classes do: they are made without being called. Except dataclasses that are functions with
+    settings, since what is called then is one of those settings; nnx's filters only compare.
+    """
+    if inspect.isclass(thing):
+        is_called = any('__call__' in vars(base) for base in thing.__mro__)
+        is_setting = not is_called or home == 'flax.nnx.filterlib'
+        return is_setting or not _is_dataclass(thing) or _is_linen_class(thing)
+    name = getattr(thing, '__name__', '')
+    is_private = name.startswith('_') and home.split('.')[0] == 'jax'
+    return is_inside(home, _ARRAY_FUNCTIONS) and name not in _NO_ARRAY_FUNCTIONS and not is_private
+
+
+def check_called_with_arguments(name: str, trusted: Sequence[str]) -> None:
     """Checks that a function may be called with arguments that a file chose.
 
     Raises:
-        ModelFileError: for functions of modules that are neither pure nor trusted.
+        ModelFileError: for functions that are neither of a library nor trusted.
     """
-    module, _, attribute = name.partition(':')
-    home = getattr(resolve(name, FUNCTION, trusted), '__module__', None) or ''
-    pure = is_inside(home, _PURE) and is_inside(module, LIBRARIES) and attribute not in _NOT_PURE
-    if not pure and not is_inside(module, trusted):
+    home = resolve(name, FUNCTION, trusted).__module__
+    if not is_inside(home, (*LIBRARIES, *trusted)):
         raise ModelFileError(
             f'{name!r} is called with arguments that the file names. If you trust both, pass '
-            f'trusted=[{module!r}]'
+            f'trusted=[{name.split(":")[0]!r}]'
         )
 
 

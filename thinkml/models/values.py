@@ -47,8 +47,7 @@ def encode(value: Any, path: Path, special: Callable[[Any, Path], Json] = refuse
     """Turns a value into strict JSON.
 
     Args:
-        value: None, bool, int, float, complex, str, numpy scalars, and lists, tuples, sets and
-            dicts of them.
+        value: None, bool, int, float, str, numpy scalars, and lists, tuples and dicts of them.
         path: where the value stands, for error messages: a name, then keys.
         special: ``special(value, path)`` encodes, or refuses, everything else.
 
@@ -64,12 +63,10 @@ def encode(value: Any, path: Path, special: Callable[[Any, Path], Json] = refuse
         return value
     if kind is float:
         return value if math.isfinite(value) else {'$float': str(value)}
-    if kind is complex:
-        return {'$complex': items((value.real, value.imag))}
     if kind is list:
         return items(value)
-    if kind in (tuple, set, frozenset):
-        return {f'${kind.__name__}': items(value)}
+    if kind is tuple:
+        return {'$tuple': items(value)}
     if kind is dict:
         if all(type(key) is str and not key.startswith('$') for key in value):
             return {key: encode(item, (*path, key), special) for key, item in value.items()}
@@ -109,14 +106,8 @@ def decode(node: Json, special: Callable[[str, Json], Any] = _unknown) -> Any:
     match tag:
         case '$float':
             return float({'nan': 'nan', 'inf': 'inf', '-inf': '-inf'}[body])
-        case '$complex':
-            return complex(*decode(body))
         case '$tuple':
             return tuple(decode(item, special) for item in body)
-        case '$set':
-            return {decode(item, special) for item in body}
-        case '$frozenset':
-            return frozenset(decode(item, special) for item in body)
         case '$dict':
             return {decode(key, special): decode(item, special) for key, item in body}
         case '$numpy':

@@ -1,20 +1,23 @@
 """A view of a model's training, while it runs and afterwards."""
 
+import inspect
 import math
 import os
+import sys
 import warnings
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from thinkml.errors import (
     ConfigError,
+    ModelTypeError,
     ThinkMLError,
     ThinkMLWarning,
     problems,
     unknown_name,
 )
 from thinkml.figures import save_figure
-from thinkml.monitoring.history import History
+from thinkml.history import History
 from thinkml.monitoring.plots import training_figure
 from thinkml.record import ModelRecord, record_of
 
@@ -72,6 +75,7 @@ class TrainingMonitor:
             )
         if found:
             raise ConfigError(problems('track_progress: these can not be shown.', found))
+        _check_model(model)
         self._record = record_of(model)
         self._metrics, self._interval = names, interval
         self._warn_of_unknown(self._runs())
@@ -129,11 +133,7 @@ class TrainingMonitor:
                 'model: no model is tracked yet. Call track_progress(model) first, before or after '
                 'its training.'
             )
-        # A record that was loaded from a file holds its runs as plain dicts.
-        runs = [
-            History.from_dict(run) if isinstance(run, dict) else run for run in self._record.runs
-        ]
-        return [run for run in runs if run.epochs or run.steps]
+        return [run for run in list(self._record.runs) if run.epochs or run.steps]
 
     def _warn_of_unknown(self, runs: list[History]) -> None:
         recorded = {name for run in runs for name in run}
@@ -144,7 +144,18 @@ class TrainingMonitor:
                 warnings.warn(unknown_name('metrics', name, recorded), ThinkMLWarning, stacklevel=3)
 
 
+def _check_model(model: Any) -> None:
+    """Refuses what is often taken for a model; what can have a record at all is not known here."""
+    linen = sys.modules.get('flax.linen')
+    is_linen = linen is not None and isinstance(model, linen.Module)
+    if is_linen or inspect.isclass(model) or isinstance(model, History | tuple):
+        from thinkml.core.functional import not_a_model  # imports JAX, which monitoring needs not
+
+        raise ModelTypeError(not_a_model(model))
+
+
 def _latest(run: History, interval: int | None) -> Mapping[str, float]:
+    run = run.copy()
     latest = run.last()
     unfinished = run.steps - (run.epoch_ends[-1] if run.epochs else 0)
     if interval is not None and unfinished:

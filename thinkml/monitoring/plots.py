@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from thinkml.figures import new_figure
-from thinkml.monitoring.history import History
+from thinkml.history import History
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -37,6 +37,7 @@ def training_figure(
         >>> [axes.get_ylabel() for axes in training_figure([history]).axes]
         ['loss', 'accuracy']
     """
+    runs = [run.copy() for run in runs]  # one moment of what another thread may be writing
     by_steps = interval is not None and any(run.steps for run in runs)
     recorded = dict.fromkeys(['loss'] if by_steps else [])
     recorded |= dict.fromkeys(name for run in runs for name in run)

@@ -37,6 +37,8 @@ class History(Mapping[str, list[float]]):
     """
 
     def __init__(self) -> None:
+        # Lists grow in place, and may be a value ahead of `epoch_ends`, which is written last: only
+        # the first `epochs` values count. The dict is replaced, never changed, for a new name.
         self._metrics: dict[str, list[float]] = {}
         self._losses = np.empty(0, np.float32)  # with room to grow: only the first steps count
         self._steps = 0
@@ -47,7 +49,8 @@ class History(Mapping[str, list[float]]):
         self.seconds = 0.0
 
     def __getitem__(self, name: str) -> list[float]:
-        return list(self._metrics[name])
+        epochs = self.epochs  # before the list: a writer may append to it
+        return self._metrics[name][:epochs]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._metrics)
@@ -84,34 +87,50 @@ class History(Mapping[str, list[float]]):
 
     def add_epoch(self, metrics: Mapping[str, float]) -> None:
         """Closes an epoch with its metrics. Call it after the epoch's last `add_steps`."""
-        missing = [math.nan] * self.epochs
-        # A new dict, not new items: a reader in another thread sees the old one or the new one.
-        self._metrics = {
-            name: [*self._metrics.get(name, missing), float(metrics.get(name, math.nan))]
-            for name in dict.fromkeys([*self._metrics, *metrics])
-        }
+        epochs = self.epochs
+        values = {name: float(value) for name, value in metrics.items()}
+        if new := [name for name in values if name not in self._metrics]:
+            self._metrics = self._metrics | {name: [math.nan] * epochs for name in new}
+        for name, series in self._metrics.items():
+            series[epochs:] = [values.get(name, math.nan)]  # also after an interrupt in this loop
         self.epoch_ends.append(self._steps)
 
     def last(self) -> dict[str, float]:
         """Returns each metric's value in the last epoch; empty before the first one ended."""
-        return {name: values[-1] for name, values in self._metrics.items()}
+        epochs = self.epochs
+        return {name: values[epochs - 1] for name, values in self._metrics.items() if epochs}
+
+    def copy(self) -> 'History':
+        """Returns the history as it is now, all of it of the same moment."""
+        copy = History()
+        copy.best_epoch = self.best_epoch  # before the epochs, of which it is one
+        copy.epoch_ends = list(self.epoch_ends)  # before all else, which is at least as long
+        copy._metrics = {name: values[: copy.epochs] for name, values in self._metrics.items()}
+        copy.add_steps(self.step_loss)
+        copy.events, copy.interrupted = list(self.events), self.interrupted
+        copy.seconds = self.seconds
+        return copy
 
     def to_dict(self) -> dict[str, Any]:
         """Returns everything as values that strict JSON can hold: NaN becomes ``'nan'``."""
+        now = self.copy()
         return {
-            'metrics': {name: [_encode(v) for v in values] for name, values in self.items()},
+            'metrics': {name: [_encode(v) for v in values] for name, values in now.items()},
             # Through float32's own shortest decimals, a third of the digits and just as exact.
-            'step_loss': [_encode(v) for v in self.step_loss.astype(str).astype(float).tolist()],
-            'epoch_ends': list(self.epoch_ends),
-            'best_epoch': self.best_epoch,
-            'events': [list(event) for event in self.events],
-            'interrupted': self.interrupted,
-            'seconds': self.seconds,
+            'step_loss': [_encode(v) for v in now.step_loss.astype(str).astype(float).tolist()],
+            'epoch_ends': [int(end) for end in now.epoch_ends],
+            'best_epoch': None if now.best_epoch is None else int(now.best_epoch),
+            'events': [[int(epoch), str(text)] for epoch, text in now.events],
+            'interrupted': bool(now.interrupted),
+            'seconds': float(now.seconds),
         }
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """Returns the history that `to_dict` was called on, before or after a trip through JSON.
+
+        Raises:
+            ValueError: for values that `to_dict` does not return.
 
         Example:
             >>> history = History()
@@ -120,15 +139,21 @@ class History(Mapping[str, list[float]]):
             True
         """
         history = cls()
-        history._metrics = {
-            name: [float(v) for v in series] for name, series in values['metrics'].items()
-        }
-        history.add_steps([float(v) for v in values['step_loss']])
-        history.epoch_ends = [int(end) for end in values['epoch_ends']]
-        history.best_epoch = values['best_epoch']
-        history.events = [(int(epoch), str(text)) for epoch, text in values['events']]
-        history.interrupted = bool(values['interrupted'])
-        history.seconds = float(values['seconds'])
+        _check(isinstance(values, dict) and values.keys() == history.to_dict().keys(), 'keys')
+        history.epoch_ends = list(_all_of((int,), values['epoch_ends'], 'epoch_ends'))
+        for name, series in _is(dict, values['metrics'], 'metrics').items():
+            history._metrics[_is(str, name, 'metrics')] = _decode(series)
+            _check(len(series) == history.epochs, f'metrics for {history.epochs} epochs')
+        history.add_steps(_decode(values['step_loss']))
+        steps = [0, *history.epoch_ends, history.steps]
+        _check(steps == sorted(steps), 'epoch_ends')
+        if (best := values['best_epoch']) is not None:
+            _check(1 <= _is(int, best, 'best_epoch') <= history.epochs, 'best_epoch')
+            history.best_epoch = best
+        for epoch, text in _all_of((list, tuple), values['events'], 'events'):
+            history.events.append((_is(int, epoch, 'events'), _is(str, text, 'events')))
+        history.interrupted = _is(bool, values['interrupted'], 'interrupted')
+        [history.seconds] = _decode([values['seconds']])
         return history
 
     def __eq__(self, other: object) -> bool:
@@ -148,8 +173,29 @@ class History(Mapping[str, list[float]]):
         return f'History({size}: {last})' if last else f'History({size})'
 
 
+def _check(condition: bool, what: str) -> None:
+    if not condition:
+        raise ValueError(f'its history has impossible {what}')
+
+
 def _encode(value: float) -> float | str:
     return value if math.isfinite(value) else str(value)
+
+
+def _is(kind: type, value: Any, what: str) -> Any:
+    _check(type(value) is kind, what)
+    return value
+
+
+def _all_of(kinds: tuple[type, ...], values: Any, what: str) -> list[Any]:
+    _check(type(values) is list and all(type(value) in kinds for value in values), what)
+    return values
+
+
+def _decode(values: Any) -> list[float]:
+    numbers = _all_of((int, float, str), values, 'numbers')
+    _check(all(v in ('nan', 'inf', '-inf') for v in numbers if type(v) is str), 'numbers')
+    return [float(v) for v in numbers]
 
 
 def _count(number: int, noun: str) -> str:
