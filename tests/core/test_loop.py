@@ -188,3 +188,20 @@ def test_metrics_lose_nothing_over_very_many_small_batches():
 
     metrics = jax.lax.fori_loop(0, 2_000_000, merge, make_metrics().empty())
     assert float(metrics.compute()['loss']) == pytest.approx(0.1, rel=1e-7)
+
+
+def test_many_models_train_at_once_under_vmap():
+    x, y = problem(8)
+    batch = Batch(x, y, np.ones(8, np.float32))
+    # Not Adam: it would blow up the rounding of gradients that are zero, before BatchNorm.
+    step, one = prepare(DropoutBatchNorm(4, 3, nnx.Rngs(0)), x, 'sgd')
+    _, two = prepare(DropoutBatchNorm(4, 3, nnx.Rngs(1)), x, 'sgd', learning_rate=0.1)
+    both = jax.tree.map(lambda a, b: jnp.stack([a, b]), one, two)
+    states, outputs = jax.jit(jax.vmap(step, in_axes=(0, None)))(both, batch)
+    for index, state in enumerate((one, two)):
+        alone, output = jax.jit(step)(state, batch)
+        np.testing.assert_allclose(outputs.loss[index], output.loss, rtol=1e-5)
+        chex.assert_trees_all_close(
+            jax.tree.map(lambda leaf, index=index: leaf[index], states.params),
+            alone.params, atol=1e-5,
+        )  # fmt: skip
