@@ -6,6 +6,8 @@ from typing import Any, Self
 
 import numpy as np
 
+from thinkml.errors import unknown_name
+
 
 class History(Mapping[str, list[float]]):
     """The record of one training run, a mapping of metric name to its values by epoch.
@@ -33,7 +35,7 @@ class History(Mapping[str, list[float]]):
         >>> history['loss']
         [0.8, 0.5]
         >>> history
-        History(2 epochs, 4 steps: loss=0.5, accuracy=0.75)
+        History(2 epochs, 4 steps; last epoch: loss=0.5, accuracy=0.75)
     """
 
     def __init__(self) -> None:
@@ -49,6 +51,8 @@ class History(Mapping[str, list[float]]):
         self.seconds = 0.0
 
     def __getitem__(self, name: str) -> list[float]:
+        if name not in self._metrics:
+            raise KeyError(unknown_name('history', name, self._metrics))
         epochs = self.epochs  # before the list: a writer may append to it
         return self._metrics[name][:epochs]
 
@@ -165,12 +169,19 @@ class History(Mapping[str, list[float]]):
         size = f'{_count(self.epochs, "epoch")}, {_count(self.steps, "step")}'
         if self.seconds:
             size += f', {self.seconds:.3g} s'
-        if self.best_epoch is not None:
-            size += f', best epoch {self.best_epoch}'
         if self.interrupted:
             size += ', interrupted'
-        last = ', '.join(f'{name}={value:.4g}' for name, value in self.last().items())
-        return f'History({size}: {last})' if last else f'History({size})'
+        parts = [size]
+        if self.epochs:
+            parts.append(f'last epoch: {_values(self.last())}')
+        if self.best_epoch is not None:
+            best = {name: values[self.best_epoch - 1] for name, values in self.items()}
+            parts.append(f'best epoch {self.best_epoch}: {_values(best)}')
+        return f'History({"; ".join(parts)})'
+
+
+def _values(metrics: Mapping[str, float]) -> str:
+    return ', '.join(f'{name}={value:.4g}' for name, value in metrics.items())
 
 
 def _check(condition: bool, what: str) -> None:

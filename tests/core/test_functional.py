@@ -15,7 +15,7 @@ from tests.models_for_tests import (
     init_mlp,
     mlp,
 )
-from thinkml.core import functionalize, output_shape, predict_outputs
+from thinkml.core import functionalize, last_activation, num_outputs, predict_outputs
 from thinkml.core.adapters import from_functions, from_linen
 from thinkml.errors import DataError, ModelTypeError
 
@@ -177,17 +177,22 @@ def test_adapters_refuse_what_they_are_not_for():
         from_functions(init_mlp, 3)
 
 
-def test_output_shape_compiles_nothing_and_explains(count_compiles):
+def test_num_outputs_compiles_nothing_and_explains(count_compiles):
     model = from_linen(nn.Dense(5))
-    assert count_compiles(output_shape, model, X) == 0
-    assert output_shape(model, X) == (6, 5)
+    assert count_compiles(num_outputs, model, X) == 0
+    assert num_outputs(model, X) == 5
+    assert num_outputs(from_functions(lambda key, x: 0, lambda params, x: x[:, 0]), X) == 1
     assert model.variables is None
     with pytest.raises(DataError, match=r'X_train: got rows of \(4,\) float32'):
-        output_shape(mlp(7, 3), X)
-    with pytest.raises(DataError, match=r'returns shape \(6, 4, 1\)'):
-        output_shape(from_functions(lambda key, x: 0, lambda params, x: x[..., None]), X)
+        num_outputs(mlp(7, 3), X)
+    with pytest.raises(DataError, match='X_train: got rows of'):
+        num_outputs(mlp(2, 2), X[:2, 0])  # one number per row is no row of two
+    with pytest.raises(DataError, match=r'returns shape \(13, 4, 1\)'):
+        num_outputs(from_functions(lambda key, x: 0, lambda params, x: x[..., None]), X)
     with pytest.raises(ModelTypeError, match='returns a tuple'):
-        output_shape(from_functions(lambda key, x: 0, lambda params, x: (x, x)), X)
+        num_outputs(from_functions(lambda key, x: 0, lambda params, x: (x, x)), X)
+    with pytest.raises(ModelTypeError, match='TracerBoolConversionError'):
+        num_outputs(from_functions(lambda key, x: 0, lambda params, x: x if x[0, 0] else -x), X)
 
 
 @pytest.mark.parametrize('num_rows', [1, 15, 16, 17, 3000])
@@ -195,6 +200,26 @@ def test_predict_outputs_any_number_of_rows(num_rows):
     x = np.random.default_rng(1).normal(size=(num_rows, 4)).astype(np.float32)
     model = mlp(4, 3)
     np.testing.assert_allclose(predict_outputs(model, x), model(x), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ('activation', 'found'),
+    [
+        (nnx.sigmoid, 'sigmoid'),
+        (nnx.softmax, 'softmax'),
+        (lambda x: nnx.sigmoid(x)[:, 0], None),
+        (lambda x: nnx.sigmoid(x).squeeze(), 'sigmoid'),
+        (nnx.relu, None),
+        (nnx.log_softmax, None),
+        (lambda x: x / 2, None),
+        (lambda x: x, None),
+    ],
+)
+def test_the_last_activation(activation, found):
+    model = nnx.Sequential(nnx.Linear(4, 3, rngs=nnx.Rngs(0)), nnx.sigmoid, activation)
+    if found is None and activation is not nnx.relu:
+        model = nnx.Sequential(nnx.Linear(4, 3, rngs=nnx.Rngs(0)), activation)
+    assert last_activation(model, X) == found
 
 
 def test_predicting_a_few_rows_runs_a_few_rows(monkeypatch):

@@ -79,6 +79,8 @@ def test_inputs_of_a_trained_model_must_have_its_shape():
     with pytest.raises(DataError, match='X_test: got rows of'):
         check_inputs_of(model, np.ones((2, 5)))
     record_of(model).input_shape, record_of(model).input_dtype = (4,), 'float32'
+    with pytest.raises(DataError, match=r'got one row .* Pass it as X_test\[None\]'):
+        check_inputs_of(model, np.ones(4))
     with pytest.raises(DataError, match=r'got rows of shape \(5,\), expected \(4,\)'):
         check_inputs_of(model, np.ones((2, 5)))
 

@@ -74,7 +74,9 @@ def test_the_task_is_inferred_and_labels_go_there_and_back(y, outputs, kind, cla
         (np.zeros((2, 2, 2)), 2, r'got shape \(2, 2, 2\)'),
         ([1.0, np.nan], 1, '1 NaN'),
         ([], 1, 'empty'),
-        (np.array([1, None], object), 1, 'holds NoneType, int'),
+        (np.array([1, None], object), 1, 'got 1 missing values of 2, the first at row 1'),
+        (np.array(['a', float('nan'), 'b'], object), 1, '1 missing values of 3'),
+        (np.array([['a', 1]], object), 2, 'holds int, str'),
     ],
 )
 def test_targets_a_model_cannot_output(y, outputs, says):

@@ -117,8 +117,9 @@ def test_repr_shows_where_it_stands():
     history = recorded()
     history.seconds, history.best_epoch, history.interrupted = 12.34, 1, True
     assert repr(history) == (
-        'History(2 epochs, 5 steps, 12.3 s, best epoch 1, interrupted: '
-        'loss=0.3, accuracy=0.75, val_loss=0.35)'
+        'History(2 epochs, 5 steps, 12.3 s, interrupted; '
+        'last epoch: loss=0.3, accuracy=0.75, val_loss=0.35; '
+        'best epoch 1: loss=0.7, accuracy=0.5, val_loss=nan)'
     )
     assert repr(History()) == 'History(0 epochs, 0 steps)'
 

@@ -11,6 +11,11 @@ from thinkml.training.callbacks import BY_NAME
 from thinkml.training.config import CALLBACKS
 
 
+class Misspelt:
+    def on_epoch_ends(self, run):
+        raise AssertionError
+
+
 def test_the_documented_fields():
     config = TrainingConfig(
         batch_size=32,
@@ -62,6 +67,7 @@ def test_every_problem_is_reported_at_once():
         {'optimizer': 'sdg'}, {'optimizer': None}, {'optimizer': ['adam']},
         {'early_stopping': 5}, {'early_stopping': EarlyStopping},
         {'callbacks': 'checkpoint'}, {'callbacks': [3]}, {'callbacks': None},
+        {'callbacks': [Misspelt()]},
         {'seed': -1}, {'seed': 0.5}, {'steps_per_dispatch': 0},
     ],
     ids=str,

@@ -285,6 +285,46 @@ def test_callbacks_see_the_run_and_may_stop_it():
     assert history.events == [(3, 'seen enough')]
 
 
+def test_callbacks_see_the_model_as_trained_so_far():
+    X, y = blobs()
+    seen = []
+
+    def look(run):
+        seen.append((predict(run.model, X) == y).mean())
+
+    model = DropoutBatchNorm(4, 3, nnx.Rngs(0))
+    train(model, X, y, epochs=8, learning_rate=0.02, callbacks=[look])
+    assert len(set(seen)) > 1 and seen[-1] == (predict(model, X) == y).mean()
+    twin = DropoutBatchNorm(4, 3, nnx.Rngs(0))
+    train(twin, X, y, epochs=8, learning_rate=0.02)
+    jax.tree.map(np.testing.assert_array_equal, params_of(model), params_of(twin))
+
+
+def test_a_run_that_fails_before_its_first_step_is_not_recorded():
+    class Fails:
+        def on_train_start(self, run):
+            raise RuntimeError('no disk')
+
+    X, y = blobs()
+    model = mlp(4, 3)
+    with pytest.raises(RuntimeError, match='no disk'):
+        train(model, X, y, callbacks=[Fails()])
+    assert record_of(model).task is None and record_of(model).runs == []
+
+
+def test_a_model_that_returns_probabilities_is_told():
+    X, y = blobs()
+    model = nnx.Sequential(nnx.Linear(4, 3, rngs=nnx.Rngs(0)), nnx.softmax)
+    with pytest.warns(ThinkMLWarning, match='ends in a softmax'):
+        train(model, X, y, epochs=1)
+
+
+def test_a_single_class_is_told():
+    X, y = blobs()
+    with pytest.warns(ThinkMLWarning, match='got only one class'):
+        train(mlp(4, 3), X[y == 1], y[y == 1], epochs=1)
+
+
 def test_ctrl_c_keeps_what_was_learned():
     X, y = blobs(60)
     model = mlp(4, 3)
@@ -450,7 +490,7 @@ class TrainsOtherwise(nnx.Module):
     ('how', 'says'),
     [
         ('fails', 'called in training mode, it fails with RuntimeError: no training today'),
-        ('outputs', r'returns float32\[2, 2\] in training mode and float32\[2, 3\]'),
+        ('outputs', r'returns float32\[13, 2\] for 13 rows in training mode and 3 outputs'),
         ('state', 'turns its state from'),
     ],
 )
@@ -527,6 +567,9 @@ def test_bad_input_never_starts_a_compile_and_leaves_the_model(name, count_compi
         ({'loss_fn': ['mse']}, r"loss_fn: got \['mse'\]"),
         ({'metrics': [['accuracy']]}, 'expected a list'),
         ({'loss_fn': lambda logits: logits}, 'it failed for logits'),
+        ({'loss_fn': lambda logits, labels: (logits, labels)}, 'it returned no array'),
+        ({'loss_fn': lambda p, t: p[:, :1] - t}, r'returned shape \(13, 13\)'),
+        ({'loss_fn': lambda p, t: p}, r'returned shape \(13, 3\)'),
         ({'metrics': ['acuracy']}, "Did you mean 'accuracy'"),
         ({'metrics': ['mae']}, 'The task is multiclass'),
         ({'metrics': 'accuracy'}, 'expected a list'),

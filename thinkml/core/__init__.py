@@ -4,7 +4,8 @@ from thinkml.core.adapters import ApplyFn as ApplyFn
 from thinkml.core.adapters import FunctionalModel as FunctionalModel
 from thinkml.core.functional import check_trainable as check_trainable
 from thinkml.core.functional import functionalize as functionalize
-from thinkml.core.functional import output_shape as output_shape
+from thinkml.core.functional import last_activation as last_activation
+from thinkml.core.functional import num_outputs as num_outputs
 from thinkml.core.loop import Chunk as Chunk
 from thinkml.core.loop import DeviceData as DeviceData
 from thinkml.core.loop import evaluate as evaluate

@@ -266,7 +266,8 @@ def from_linen(module: Any, variables: Mapping | None = None) -> LinenModel:
 
     if not isinstance(module, linen.Module):
         raise ModelTypeError(
-            f'module: got {type(module).__name__}, expected a flax.linen.Module instance.'
+            f'module: got {module!r}, expected an instance of a flax.linen.Module, such as '
+            'nn.Dense(10).'
         )
     return LinenModel(module, variables)
 

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.extend.core import ClosedJaxpr, Jaxpr
 
 from thinkml.core.adapters import (
     FunctionalModel,
@@ -42,20 +43,23 @@ def functionalize(model: Any, x: PyTree, key: jax.Array) -> FunctionalModel:
     raise ModelTypeError(not_a_model(model))
 
 
-def output_shape(model: Any, x: PyTree, argument: str = 'X_train') -> tuple[int, ...]:
-    """Returns the shape of the model's outputs for a batch, without computing or compiling.
+# A number of rows unlikely to be anything else: with 2, a loss that broadcasts rows against two
+# outputs, or a layer that takes rows for features, would pass.
+PROBE_ROWS = 13
+
+
+def num_outputs(model: Any, x: PyTree, argument: str = 'X_train') -> int:
+    """Returns how many numbers the model returns per example, without computing or compiling.
 
     Args:
         model: see `functionalize`.
-        x: a batch of inputs; only shapes and dtypes are read.
+        x: inputs; only the shape of a row and the dtype are read.
         argument: the name of the inputs in error messages.
-
-    Returns:
-        ``(batch,)`` or ``(batch, num_outputs)``.
 
     Raises:
         ModelTypeError: if the object is not a model, or does not return one array.
-        DataError: if the model can't take these inputs, or returns another shape.
+        DataError: if the model can't take these inputs, or returns another shape than ``(rows,)``
+            or ``(rows, outputs)``.
     """
     outputs, *_ = _trace(model, x, argument, train=False)
     if not isinstance(outputs, jax.ShapeDtypeStruct):
@@ -63,21 +67,21 @@ def output_shape(model: Any, x: PyTree, argument: str = 'X_train') -> tuple[int,
             f'model: it returns a {type(outputs).__name__}, expected one array of logits or '
             'predictions. Return only that from the model.'
         )
-    num_rows = len(jax.tree.leaves(x)[0])
-    if outputs.ndim not in (1, 2) or outputs.shape[0] != num_rows:
+    if outputs.ndim not in (1, 2) or outputs.shape[0] != PROBE_ROWS:
         raise DataError(
-            f'model: it returns shape {outputs.shape} for {num_rows} rows, expected '
-            f'({num_rows},) or ({num_rows}, outputs). Flatten or pool what it returns.'
+            f'model: it returns shape {outputs.shape} for {PROBE_ROWS} rows, expected '
+            f'({PROBE_ROWS},) or ({PROBE_ROWS}, outputs). Flatten or pool what it returns.'
         )
-    return outputs.shape
+    return outputs.shape[1] if outputs.ndim == 2 else 1
 
 
-def check_trainable(model: Any, x: PyTree, argument: str = 'X_train') -> None:
+def check_trainable(model: Any, x: PyTree, num_outputs: int, argument: str = 'X_train') -> None:
     """Checks that a training step could be compiled, without compiling it.
 
     Args:
         model: see `functionalize`.
-        x: a batch of inputs; only shapes and dtypes are read.
+        x: inputs; only the shape of a row and the dtype are read.
+        num_outputs: per example in evaluation mode, from `num_outputs`.
         argument: the name of the inputs in error messages.
 
     Raises:
@@ -85,12 +89,12 @@ def check_trainable(model: Any, x: PyTree, argument: str = 'X_train') -> None:
             evaluation mode, changes the structure of its state, or has parameters that are no
             floats.
     """
-    expected, *_ = _trace(model, x, argument, train=False)
     outputs, state_before, state_after, params = _trace(model, x, argument, train=True)
-    if _shapes(outputs) != _shapes(expected):
+    shape = getattr(outputs, 'shape', None)
+    if shape != (PROBE_ROWS, num_outputs) and (shape, num_outputs) != ((PROBE_ROWS,), 1):
         raise ModelTypeError(
-            f'model: it returns {_shapes(outputs)} in training mode and {_shapes(expected)} in '
-            'evaluation mode, expected the same.'
+            f'model: it returns {_shapes(outputs)} for {PROBE_ROWS} rows in training mode and '
+            f'{num_outputs} outputs per row in evaluation mode, expected the same.'
         )
     if _shapes(state_before) != _shapes(state_after):
         raise ModelTypeError(
@@ -103,6 +107,48 @@ def check_trainable(model: Any, x: PyTree, argument: str = 'X_train') -> None:
                 f'model: its parameter {jax.tree_util.keystr(path)} is {leaf.dtype}, expected '
                 'floats, which gradients are taken of. Keep constants out of the parameters.'
             )
+
+
+def last_activation(model: Any, x: PyTree) -> str | None:
+    """Returns ``'sigmoid'`` or ``'softmax'`` if the model ends in one, else None.
+
+    Args:
+        model: see `functionalize`.
+        x: inputs; only the shape of a row and the dtype are read.
+    """
+
+    def forward(key: jax.Array, x: PyTree) -> jax.Array:
+        functional = functionalize(model, x, key)
+        return functional.apply(
+            functional.params, functional.model_state, x, key=None, train=False
+        )[0]
+
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    jaxpr = jax.make_jaxpr(forward)(key, _probe(x)).jaxpr
+    return _last_activation(jaxpr, jaxpr.outvars[0])
+
+
+def _last_activation(jaxpr: Jaxpr, output: Any) -> str | None:
+    made_by: dict[Any, Any] = {variable: eqn for eqn in jaxpr.eqns for variable in eqn.outvars}
+    eqn = made_by.get(output)
+    while eqn is not None and eqn.primitive.name in ('reshape', 'squeeze', 'convert_element_type'):
+        eqn = made_by.get(eqn.invars[0])
+    if eqn is None:
+        return None
+    if eqn.primitive.name == 'logistic':
+        return 'sigmoid'
+    if eqn.primitive.name == 'div':
+        numerator = made_by.get(eqn.invars[0])
+        return 'softmax' if numerator and numerator.primitive.name == 'exp' else None
+    inner = [value for value in eqn.params.values() if isinstance(value, ClosedJaxpr)]
+    index = eqn.outvars.index(output) if output in eqn.outvars else 0
+    return _last_activation(inner[0].jaxpr, inner[0].jaxpr.outvars[index]) if inner else None
+
+
+def _probe(x: PyTree) -> PyTree:
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct((PROBE_ROWS, *leaf.shape[1:]), leaf.dtype), x
+    )
 
 
 def _shapes(tree: PyTree) -> PyTree:
@@ -120,22 +166,22 @@ def _trace(model: Any, x: PyTree, argument: str, *, train: bool) -> tuple[Any, .
         return outputs, functional.model_state, model_state, functional.params
 
     try:
-        return jax.eval_shape(forward, jax.eval_shape(lambda: jax.random.key(0)), x)
+        return jax.eval_shape(forward, jax.eval_shape(lambda: jax.random.key(0)), _probe(x))
     except ModelTypeError:
         raise
     except Exception as error:
         failure = f'{type(error).__name__}: {error}'
-        if 'shape' not in str(error) and 'dimension' not in str(error):
+        of_the_code = isinstance(error, jax.errors.JAXTypeError)  # if x > 0, np.asarray(x)
+        if of_the_code or ('shape' not in str(error) and 'dimension' not in str(error)):
             mode = 'training' if train else 'evaluation'
             raise ModelTypeError(
                 f'model: called in {mode} mode, it fails with {failure}'
             ) from error
         rows = jax.tree.map(lambda leaf: f'{leaf.shape[1:]} {leaf.dtype}', x)
-        is_flat = any(leaf.ndim == 1 for leaf in jax.tree.leaves(x))
-        hint = f'{argument}.reshape(-1, 1)' if is_flat else 'another shape'
         raise DataError(
             f'{argument}: got rows of {rows}, which the model could not take. It failed with '
-            f'{failure}\nBuild the model for inputs of this shape, or pass {hint}.'
+            f'{failure}\nBuild the model for rows of this shape, or reshape {argument} to '
+            '(rows, features), (rows, height, width, channels) or what else it was built for.'
         ) from error
 
 

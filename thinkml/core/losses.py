@@ -120,8 +120,15 @@ def _as_per_example(loss_fn: LossFn) -> LossFn:
         return loss_fn
 
     def per_example(logits: jax.Array, labels: jax.Array) -> jax.Array:
-        if jax.eval_shape(loss_fn, logits, labels).ndim == 0:
+        shape = getattr(jax.eval_shape(loss_fn, logits, labels), 'shape', None)
+        if shape == ():
             return jax.vmap(lambda row, label: loss_fn(row[None], label[None]))(logits, labels)
+        if shape not in (labels.shape, labels.shape[:1]):
+            raise ConfigError(
+                f'loss_fn: it returned {"no array" if shape is None else f"shape {shape}"} for '
+                f'logits {logits.shape} and labels {labels.shape}, expected a scalar or one value '
+                'per example or label.'
+            )
         return _per_example(loss_fn(logits, labels))
 
     return per_example

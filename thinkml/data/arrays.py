@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 
-from thinkml.core import output_shape
+from thinkml.core import num_outputs
 from thinkml.errors import DataError
 from thinkml.record import record_of
 
@@ -59,8 +59,13 @@ def check_inputs_of(model: Any, X: Any, argument: str = 'X_test') -> np.ndarray:
     array = check_inputs(X, argument)
     record = record_of(model)
     if record.input_shape is None or record.input_dtype is None:
-        output_shape(model, array[:2], argument)
+        num_outputs(model, array, argument)
         return array
+    if array.shape == record.input_shape:
+        raise DataError(
+            f'{argument}: got one row of shape {array.shape} without the axis of rows. Pass it as '
+            f'{argument}[None], or frame.iloc[[0]] of a frame.'
+        )
     if array.shape[1:] != record.input_shape:
         raise DataError(
             f'{argument}: got rows of shape {array.shape[1:]}, expected {record.input_shape}, '

@@ -76,6 +76,8 @@ def infer_task(
 def check_targets(y: Any, argument: str) -> np.ndarray:
     """Returns the targets as an array of numbers, bools or text with one or two axes."""
     array = as_array(y, argument)
+    if array.dtype.kind == 'O':
+        _check_none_missing(array, argument)
     if array.dtype.kind == 'O' and all(isinstance(value, str) for value in array.ravel()):
         array = array.astype(str)
     if array.dtype.kind != 'U':
@@ -87,6 +89,20 @@ def check_targets(y: Any, argument: str) -> np.ndarray:
             'Flatten it to one row per example.'
         )
     return array
+
+
+def _check_none_missing(array: np.ndarray, argument: str) -> None:
+    """Looks for None, NaN, and what pandas has for them."""
+
+    def is_missing(value: Any) -> bool:
+        return value is None or type(value).__name__ in ('NAType', 'NaTType') or value != value
+
+    missing = [index for index, value in enumerate(array.ravel()) if is_missing(value)]
+    if missing:
+        raise DataError(
+            f'{argument}: got {len(missing)} missing values of {array.size}, the first at row '
+            f'{missing[0] * len(array) // array.size}, expected none. Drop these rows.'
+        )
 
 
 def _looks_like_labels(flat: np.ndarray, num_outputs: int) -> bool:

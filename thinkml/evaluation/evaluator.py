@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from thinkml.core import output_shape, predict_outputs
+from thinkml.core import num_outputs, predict_outputs
 from thinkml.data import (
     check_inputs_of,
     check_lengths,
@@ -119,8 +119,7 @@ def _task_of(model: Any, inputs: np.ndarray, y_test: Any) -> Task:
     known = record_of(model).task
     if known is not None:
         return known
-    shape = output_shape(model, inputs[:2], argument='X_test')
-    return infer_task(y_test, shape[1] if len(shape) == 2 else 1, argument='y_test')
+    return infer_task(y_test, num_outputs(model, inputs, 'X_test'), argument='y_test')
 
 
 def _check_outputs(outputs: np.ndarray) -> None:

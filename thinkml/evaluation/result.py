@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from thinkml.errors import unknown_name
 from thinkml.record import Task
 
 
@@ -41,6 +42,8 @@ class Evaluation:
         return len(self.labels)
 
     def __getitem__(self, name: str) -> float:
+        if name not in self.metrics:
+            raise KeyError(unknown_name('evaluation', name, self.metrics))
         return self.metrics[name]
 
     def __repr__(self) -> str:

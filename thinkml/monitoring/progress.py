@@ -33,7 +33,8 @@ class ProgressBar:
         self._metrics: dict[str, float] = {}
         self._epoch: int | None = None
         self._steps = self._examples = 0
-        self._drawn_at = self._rate = 0.0
+        self._drawn_at = 0.0
+        self._started_at: float | None = None
 
     def __enter__(self) -> Self:
         if self.enabled:
@@ -76,25 +77,26 @@ class ProgressBar:
         """
         if self._bar is None:
             return
+        now = time.perf_counter()
         self._steps += num_steps
-        self._examples += num_examples
         self._epoch = epoch
         self._metrics.update(metrics)
-        now = time.perf_counter()
+        # The first steps compile: the rate is that of the steps after them.
+        if self._started_at is None:
+            self._started_at = now
+        else:
+            self._examples += num_examples
         if now - self._drawn_at >= _REFRESH_SECONDS:
             self._draw(now)
 
     def _draw(self, now: float) -> None:
-        elapsed = now - self._drawn_at
-        if elapsed >= _REFRESH_SECONDS:
-            rate = self._examples / elapsed
-            self._rate = 0.7 * self._rate + 0.3 * rate if self._rate else rate
         shown = [f'{n}={self._metrics[n]:.4g}' for n in _SHOWN_METRICS if n in self._metrics]
-        if self._rate:
-            shown.append(f'{self._rate:,.0f} examples/s')
+        if self._started_at is not None and now > self._started_at:
+            rate = self._examples / (now - self._started_at)
+            shown.append(f'{rate:,.0f} examples/s')
         if self._epoch is not None:
             self._bar.set_description(f'epoch {self._epoch}', refresh=False)
         self._bar.set_postfix_str(', '.join(shown), refresh=False)
         self._bar.update(self._steps)
-        self._steps = self._examples = 0
+        self._steps = 0
         self._drawn_at = now

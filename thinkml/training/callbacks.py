@@ -9,14 +9,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-import jax
-import jax.numpy as jnp
-
 from thinkml.checkpoint import Checkpointer
 from thinkml.errors import ConfigError, ThinkMLWarning, is_number, is_whole, problems, unknown_name
 from thinkml.monitoring import EventWriter
 from thinkml.training.config import HOOKS
-from thinkml.training.run import Run
+from thinkml.training.run import Run, copy_arrays
 
 
 class Callback(Protocol):
@@ -98,7 +95,7 @@ class EarlyStopping:
         if score < self._best - self.min_delta:
             self._best, self._best_epoch = score, run.epoch
             if self.restore_best:
-                self._best_arrays = _copy((run.state.params, run.state.model_state))
+                self._best_arrays = copy_arrays((run.state.params, run.state.model_state))
         elif run.epoch - self._best_epoch >= self.patience:
             run.stop(f'early stopping: {self._name} has not improved for {self.patience} epochs')
 
@@ -109,9 +106,6 @@ class EarlyStopping:
         params, model_state = self._best_arrays
         run.state = run.state.replace(params=params, model_state=model_state)
         self._best_arrays = None
-
-
-_copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
 
 
 @dataclasses.dataclass(unsafe_hash=True)

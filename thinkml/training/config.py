@@ -132,6 +132,8 @@ def _callback_problems(callbacks: Any) -> list[str]:
         if isinstance(callback, str):
             if callback not in CALLBACKS:
                 found.append(unknown_name('callbacks', callback, CALLBACKS))
+        elif unknown := [n for n in dir(callback) if n.startswith('on_') and n not in HOOKS]:
+            found.append(unknown_name('callbacks', unknown[0], HOOKS))
         elif isinstance(callback, type) or not (
             callable(callback) or any(hasattr(callback, hook) for hook in HOOKS)
         ):

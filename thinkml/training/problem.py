@@ -8,7 +8,8 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
-from thinkml.core import check_trainable, get_loss, output_shape
+from thinkml.core import check_trainable, get_loss, last_activation, num_outputs
+from thinkml.core.functional import PROBE_ROWS
 from thinkml.core.losses import (
     CLASSIFICATION_LOSSES,
     REGRESSION_LOSSES,
@@ -88,16 +89,22 @@ def make_problem(
     x = check_inputs(X_train, 'X_train')
     targets = check_targets(y_train, 'y_train')
     check_lengths({'X_train': x, 'y_train': targets})
-    outputs = output_shape(model, x[:2], 'X_train')
     known = record_of(model).task
     task = infer_task(
         targets,
-        outputs[1] if len(outputs) == 2 else 1,
+        num_outputs(model, x, 'X_train'),
         decided=_decided_by(loss_fn),
         known=known,
     )
     _warn_of_new_classes(known, task)
     y = encode_targets(targets, task, 'y_train')
+    if task.kind in ('binary', 'multiclass') and len(np.unique(y)) == 1:
+        warnings.warn(
+            f'y_train: got only one class ({len(y):,} rows of it), so there is nothing to tell '
+            'apart. Check how the rows were selected.',
+            ThinkMLWarning,
+            stacklevel=3,
+        )
     rows, rows_val = np.arange(len(x)), None
     validation = _check_validation(X_val, y_val, x, task)
     if validation is None and validation_split > 0:
@@ -106,7 +113,9 @@ def make_problem(
     if validation is not None:
         arrays |= {'X_val': validation[0], 'y_val': validation[1]}
     check_fits(arrays)
-    check_trainable(model, x[:2], 'X_train')
+    check_trainable(model, x, task.num_outputs, 'X_train')
+    if task.is_classification and not _is_own(loss_fn):
+        _warn_of_probabilities(last_activation(model, x))
     return Problem(
         x=x,
         y=y,
@@ -126,6 +135,20 @@ def _warn_of_new_classes(known: Task | None, task: Task) -> None:
         warnings.warn(
             f'y_train: the model was trained as {known} and now is trained as {task}: its outputs '
             'change their meaning. Make a new model if that is not intended.',
+            ThinkMLWarning,
+            stacklevel=4,
+        )
+
+
+def _is_own(loss_fn: Any) -> bool:
+    return loss_fn is not None and _decided_by(loss_fn) is None
+
+
+def _warn_of_probabilities(activation: str | None) -> None:
+    if activation is not None:
+        warnings.warn(
+            f'model: it ends in a {activation}, which the loss and the predictions apply as well. '
+            f'Return logits: remove the {activation} from the model.',
             ThinkMLWarning,
             stacklevel=4,
         )
@@ -186,22 +209,19 @@ def _choose_loss(loss_fn: str | LossFn | None, task: Task, y: np.ndarray) -> Los
 
 def _try_loss(loss_fn: LossFn, task: Task, y: np.ndarray) -> None:
     """Traces the loss on the shapes it will get, so that it can't fail in a compiled program."""
-    rows = 2
+    rows = PROBE_ROWS
     labels = jax.ShapeDtypeStruct((rows, *y.shape[1:]), y.dtype)
     width = () if y.ndim == 1 and task.num_outputs == 1 else (task.num_outputs,)
     logits = jax.ShapeDtypeStruct((rows, *width), np.float32)
     try:
-        losses = jax.eval_shape(loss_fn, logits, labels)
+        jax.eval_shape(loss_fn, logits, labels)
+    except ConfigError:
+        raise
     except Exception as error:
         raise ConfigError(
             f'loss_fn: it failed for logits {logits.shape} and labels {labels.shape} '
             f'{labels.dtype}: {type(error).__name__}: {error}'
         ) from error
-    if losses.shape != (rows,):
-        raise ConfigError(
-            f'loss_fn: it returned shape {losses.shape} for {rows} examples, expected a scalar or '
-            'a value per example.'
-        )
 
 
 def _choose_metrics(metrics: Sequence[str] | None, task: Task) -> tuple[str, ...]:

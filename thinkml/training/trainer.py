@@ -1,16 +1,16 @@
 """ModelTrainer: training with everything checked before and recorded after."""
 
+import contextlib
 import math
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
 from thinkml.core import (
-    FunctionalModel,
     functionalize,
     init_state,
     make_eval_step,
@@ -123,16 +123,18 @@ class ModelTrainer:
         data = place(problem.x, problem.y, problem.rows)
         validation = _place_validation(problem, data)
 
-        run = Run(model, config, History(), state, metric_names)
+        run = Run(model, functional.write, config, History(), state, metric_names)
         self._history = run.history
-        _record(run, problem)
         bar = ProgressBar(_num_steps(problem, config), progress)
         if progress:
             print(_describe(run, problem), file=sys.stderr)
-        try:
-            fit(run, program, data, len(problem.rows), validation, shuffle_key, callbacks, bar)
-        finally:
-            _write_back(run, functional)
+        with _recorded(run, problem):
+            try:
+                fit(run, program, data, len(problem.rows), validation, shuffle_key, callbacks, bar)
+            finally:
+                _write_back(run)
+        if progress and run.stop_reason is not None:
+            print(f'After epoch {run.epoch}: {run.stop_reason}.', file=sys.stderr)
         return run.history
 
     def get_metrics(self) -> dict[str, float]:
@@ -171,8 +173,11 @@ def _history_names(problem: Problem) -> tuple[str, ...]:
     return names + tuple(f'val_{name}' for name in names) if problem.num_val else names
 
 
-def _record(run: Run, problem: Problem) -> None:
-    record = record_of(run.model)
+@contextlib.contextmanager
+def _recorded(run: Run, problem: Problem) -> Iterator[None]:
+    """Notes the run in the model's record, and forgets it if it fails before its first step."""
+    record = record_of(run.user_model)
+    before = vars(record) | {'runs': list(record.runs)}
     record.task = problem.task
     record.input_shape = problem.x.shape[1:]
     record.input_dtype = problem.x.dtype.name
@@ -182,6 +187,12 @@ def _record(run: Run, problem: Problem) -> None:
         'metrics': list(problem.metrics),
     }
     record.data_fingerprint = fingerprint(problem.x, problem.y)
+    try:
+        yield
+    except Exception:
+        if not run.history.steps:
+            vars(record).update(before)
+        raise
 
 
 def _num_steps(problem: Problem, config: TrainingConfig) -> int:
@@ -203,7 +214,7 @@ def _describe(run: Run, problem: Problem) -> str:
     )
 
 
-def _write_back(run: Run, functional: FunctionalModel) -> None:
+def _write_back(run: Run) -> None:
     """Puts the trained arrays into the user's object."""
     params, model_state = run.state.params, run.state.model_state
     if any(leaf.is_deleted() for leaf in jax.tree.leaves((params, model_state))):
@@ -215,4 +226,4 @@ def _write_back(run: Run, functional: FunctionalModel) -> None:
             stacklevel=3,
         )
         return
-    functional.write(params, model_state)
+    run.write(params, model_state)
