@@ -6,7 +6,7 @@ import optax
 import pytest
 from flax import nnx
 
-from tests.models_for_tests import DropoutBatchNorm, apply_mlp, init_mlp, mlp
+from tests.models_for_tests import DropoutBatchNorm, WithFlag, apply_mlp, init_mlp, mlp
 from thinkml.core import (
     Batch,
     evaluate,
@@ -205,3 +205,15 @@ def test_many_models_train_at_once_under_vmap():
             jax.tree.map(lambda leaf, index=index: leaf[index], states.params),
             alone.params, atol=1e-5,
         )  # fmt: skip
+
+
+def test_every_step_draws_anew():
+    # All rows are equal and nothing is learned: neither order nor weights change the loss.
+    x, y = np.ones((8, 4), np.float32), np.zeros(8, np.int32)
+    step, state = prepare(WithFlag(4, 3, nnx.Rngs(0)), x, 'sgd', learning_rate=1e-30)
+    chunks = train_chunks(
+        step, METRICS, state, place(x, y), num_rows=8, batch_size=8, epochs=5,
+        shuffle_key=jax.random.key(2),
+    )  # fmt: skip
+    losses = np.concatenate([chunk.step_losses() for chunk in chunks])
+    assert len(np.unique(losses)) == 5

@@ -230,6 +230,8 @@ def test_early_stopping_puts_the_best_epoch_back():
         learning_rate=0.05,
     )  # fmt: skip
     best = int(np.argmin(history['val_loss']))
+    unstopped = train(mlp(4, 3), X, y, X_val, y_val, epochs=20, learning_rate=0.05)
+    assert unstopped.best_epoch == int(np.argmin(unstopped['val_loss'])) + 1
     assert history.epochs == best + 1 + 3 < 100
     assert history.best_epoch == best + 1
     assert 'early stopping' in history.events[-1][1]

@@ -6,7 +6,6 @@ import warnings
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 from clu.metrics import Collection
 
 from thinkml.core import (
@@ -85,12 +84,8 @@ def _record_chunk(run: Run, chunk: Chunk, progress: ProgressBar, num_rows: int) 
 def _record_epoch(run: Run, metrics: dict[str, float]) -> None:
     run.epoch += 1
     run.history.add_epoch(metrics)
-    if 'val_loss' in metrics:
-        losses = np.array(run.history['val_loss'])
-        finite = np.isfinite(losses)
-        run.history.best_epoch = (
-            1 + int(np.where(finite, losses, np.inf).argmin()) if finite.any() else None
-        )
+    if metrics.get('val_loss', math.inf) < run.best_val_loss:
+        run.best_val_loss, run.history.best_epoch = metrics['val_loss'], run.epoch
     if not math.isfinite(metrics['loss']):
         reason = (
             f'the loss is {metrics["loss"]}: training has diverged. Lower the learning_rate, or '

@@ -1,6 +1,7 @@
 """Run: a training in progress."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -28,6 +29,7 @@ class Run:
         metric_names: the names an epoch records.
         epoch: epochs finished.
         stop_reason: why the run is to end before its last epoch; None while it is not.
+        best_val_loss: the lowest so far, that of ``history.best_epoch``.
     """
 
     user_model: Any
@@ -38,6 +40,7 @@ class Run:
     metric_names: tuple[str, ...]
     epoch: int = 0
     stop_reason: str | None = None
+    best_val_loss: float = math.inf
 
     @property
     def model(self) -> Any:

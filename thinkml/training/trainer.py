@@ -221,7 +221,7 @@ def _write_back(run: Run) -> None:
         # A dispatch that failed, or a second Ctrl-C, took the donated arrays with it.
         warnings.warn(
             'model: what was learned is lost with the step that failed; the model is as it was '
-            "before this training. callbacks=['checkpoint'] keeps every epoch on disk.",
+            "when last written. callbacks=['checkpoint'] keeps every epoch on disk.",
             ThinkMLWarning,
             stacklevel=3,
         )
