@@ -26,6 +26,8 @@ docs: .venv/.docs
 
 bench: .venv/.dev
 	$(BIN)/python benchmarks/step_overhead.py
+	$(BIN)/python benchmarks/streaming.py
+	$(BIN)/python benchmarks/checkpoint.py
 
 clean:
 	rm -rf .venv site build dist .pytest_cache .ruff_cache

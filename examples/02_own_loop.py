@@ -21,17 +21,9 @@ train_step = core.make_train_step(functional.apply, loss_fn, tx, metrics)
 eval_step = core.make_eval_step(functional.apply, loss_fn, metrics)
 state = core.init_state(functional.params, functional.model_state, tx, jax.random.key(1), 1e-3)
 train_data, test_data = place(X[:1500], y[:1500]), place(X[1500:], y[1500:])
-chunks = core.train_chunks(
-    train_step,
-    metrics,
-    state,
-    train_data,
-    num_rows=1500,
-    batch_size=32,
-    epochs=20,
-    shuffle_key=jax.random.key(2),
-)
-for chunk in chunks:
+shuffle_key = jax.random.key(2)
+feed = core.ResidentFeed(train_data, num_rows=1500, batch_size=32, shuffle_key=shuffle_key)
+for chunk in core.train_chunks(train_step, metrics, state, feed, epochs=20):
     if chunk.ends_epoch and chunk.epoch % 5 == 4:
         arrays = (chunk.state.params, chunk.state.model_state)
         test = core.evaluate(eval_step, metrics, *arrays, test_data, batch_size=512)

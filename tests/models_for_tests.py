@@ -89,3 +89,15 @@ def init_mlp(key, x, hidden=16, num_outputs=3):
 def apply_mlp(params, x):
     hidden = jax.nn.relu(x @ params['w1'] + params['b1'])
     return hidden @ params['w2'] + params['b2']
+
+
+class SmallCNN(nnx.Module):
+    """For grey images."""
+
+    def __init__(self, rngs, side=8):
+        self.conv = nnx.Conv(1, 8, (3, 3), rngs=rngs)
+        self.out = nnx.Linear((side // 2) ** 2 * 8, 10, rngs=rngs)
+
+    def __call__(self, x):
+        x = nnx.max_pool(nnx.relu(self.conv(x / 16)), (2, 2), (2, 2))
+        return self.out(x.reshape(len(x), -1))

@@ -3,10 +3,14 @@
 import textwrap
 
 import numpy as np
+import optax
 import pytest
+from flax import nnx
 
-from tests.models_for_tests import mlp
+from tests.models_for_tests import SmallCNN, mlp
 from thinkml.errors import ThinkMLWarning
+from thinkml.record import record_of
+from thinkml.training import ModelTrainer, TrainingConfig
 
 SETUP = """
     from thinkml.training import TrainingConfig
@@ -44,6 +48,33 @@ BASIC_TRAINING = """
     # Get training metrics
     metrics = trainer.get_metrics()
     print("Training Metrics:", metrics)
+"""
+
+ADVANCED_OPTIONS = """
+    # Train with custom loss function
+    trainer.train(
+        model=model,
+        X_train=X_train,
+        y_train=y_train,
+        loss_fn=custom_loss,
+        metrics=['accuracy', 'f1']
+    )
+
+    # Train with class weights
+    trainer.train(
+        model=model,
+        X_train=X_train,
+        y_train=y_train,
+        class_weights={0: 1.0, 1: 2.0}
+    )
+
+    # Train with data augmentation
+    trainer.train(
+        model=model,
+        X_train=X_train,
+        y_train=y_train,
+        augmentation=True
+    )
 """
 
 MONITORING = """
@@ -221,6 +252,32 @@ def test_the_blocks_one_after_another(names, capsys):
     assert names['current_metrics']['accuracy'] == names['history']['accuracy'][-1]
 
 
+def custom_loss(logits, labels):
+    return 2 * optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+
+
+def test_the_advanced_options_on_tables(names):
+    names |= {'trainer': ModelTrainer(TrainingConfig(epochs=3)), 'custom_loss': custom_loss}
+    with pytest.warns(ThinkMLWarning, match='augmentation'):
+        run(ADVANCED_OPTIONS, names)
+    first, weighted, _ = record_of(names['model']).runs
+    assert set(first) == {'loss', 'accuracy', 'f1'}
+    assert weighted.epochs == 3
+
+
+def test_the_advanced_options_on_images(digits):
+    X, _, y, _ = digits
+    names = {
+        'trainer': ModelTrainer(TrainingConfig(epochs=1)),
+        'custom_loss': custom_loss,
+        'X_train': X.reshape(-1, 8, 8, 1),
+        'y_train': y,
+        'model': SmallCNN(nnx.Rngs(0)),
+    }
+    run(ADVANCED_OPTIONS, names)
+    assert record_of(names['model']).config['augmentation'] == 'True'
+
+
 def test_monitoring_before_training(names):
     with pytest.warns(ThinkMLWarning, match='nothing is recorded of this model yet'):
         run(MONITORING, names)
@@ -230,12 +287,10 @@ def test_monitoring_before_training(names):
 
 
 def test_the_setup_block_with_checkpoints_and_event_files(names, tmp_path):
-    from thinkml.training import ModelTrainer
-
     run(SETUP, names | {'ModelTrainer': ModelTrainer})
     names['ModelTrainer'] = ModelTrainer
     run(SETUP + '\n    history = trainer.train(model, X_train, y_train)\n', names)
     assert 'val_loss' in names['history']
-    assert list((tmp_path / 'logs').glob('events*'))
-    newest = max(int(path.name) for path in (tmp_path / 'checkpoints').iterdir())
+    assert list((tmp_path / 'logs').glob('run-1/*/events*'))
+    newest = max(int(path.name) for path in (tmp_path / 'checkpoints/run-1').iterdir())
     assert newest == names['history'].steps

@@ -31,6 +31,10 @@ class NotTrainedError(ThinkMLError, ValueError):
     """Something was asked for that only training makes."""
 
 
+class DivergedError(ThinkMLError, ValueError, FloatingPointError):
+    """A loss became NaN or infinite in a training that was told to raise then."""
+
+
 class ModelFileError(ThinkMLError, OSError):
     """A model directory that can't be written, or is damaged, foreign or not trusted."""
 
@@ -45,7 +49,9 @@ class ThinkMLWarning(UserWarning):
 
 def did_you_mean(name: object, known: Iterable[str]) -> str:
     """Returns ``" Did you mean 'adam'?"`` where something known is close, else an empty string."""
-    close = difflib.get_close_matches(str(name), list(known), n=1)
+    known = list(known)
+    same = [other for other in known if other.casefold() == str(name).casefold()]
+    close = same or difflib.get_close_matches(str(name), known, n=1)
     return f' Did you mean {close[0]!r}?' if close else ''
 
 

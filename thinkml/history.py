@@ -99,6 +99,12 @@ class History(Mapping[str, list[float]]):
             series[epochs:] = [values.get(name, math.nan)]  # also after an interrupt in this loop
         self.epoch_ends.append(self._steps)
 
+    def add_to_epoch(self, metrics: Mapping[str, float]) -> None:
+        """Adds further values to the epoch that has just ended."""
+        for name, value in metrics.items():
+            earlier = self._metrics.get(name, [math.nan] * self.epochs)[: self.epochs - 1]
+            self._metrics = self._metrics | {name: [*earlier, float(value)]}
+
     def last(self) -> dict[str, float]:
         """Returns each metric's value in the last epoch; empty before the first one ended."""
         epochs = self.epochs
@@ -117,11 +123,15 @@ class History(Mapping[str, list[float]]):
 
     def to_dict(self) -> dict[str, Any]:
         """Returns everything as values that strict JSON can hold: NaN becomes ``'nan'``."""
+        # Through float32's own shortest decimals, a third of the digits and just as exact.
+        losses = self.step_loss.astype(str).astype(float).tolist()
+        return self.summary() | {'step_loss': [_encode(loss) for loss in losses]}
+
+    def summary(self) -> dict[str, Any]:
+        """Returns the same without ``step_loss``, whose length is that of the run."""
         now = self.copy()
         return {
             'metrics': {name: [_encode(v) for v in values] for name, values in now.items()},
-            # Through float32's own shortest decimals, a third of the digits and just as exact.
-            'step_loss': [_encode(v) for v in now.step_loss.astype(str).astype(float).tolist()],
             'epoch_ends': [int(end) for end in now.epoch_ends],
             'best_epoch': None if now.best_epoch is None else int(now.best_epoch),
             'events': [[int(epoch), str(text)] for epoch, text in now.events],
@@ -130,8 +140,12 @@ class History(Mapping[str, list[float]]):
         }
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+    def from_dict(cls, values: Mapping[str, Any], step_loss: np.ndarray | None = None) -> Self:
         """Returns the history that `to_dict` was called on, before or after a trip through JSON.
+
+        Args:
+            values: what `to_dict` returned, or `summary` together with ``step_loss``.
+            step_loss: the loss of every step, where ``values`` lacks it.
 
         Raises:
             ValueError: for values that `to_dict` does not return.
@@ -143,12 +157,13 @@ class History(Mapping[str, list[float]]):
             True
         """
         history = cls()
-        _check(isinstance(values, dict) and values.keys() == history.to_dict().keys(), 'keys')
+        expected = history.summary() if step_loss is not None else history.to_dict()
+        _check(isinstance(values, dict) and values.keys() == expected.keys(), 'keys')
         history.epoch_ends = list(_all_of((int,), values['epoch_ends'], 'epoch_ends'))
         for name, series in _is(dict, values['metrics'], 'metrics').items():
             history._metrics[_is(str, name, 'metrics')] = _decode(series)
             _check(len(series) == history.epochs, f'metrics for {history.epochs} epochs')
-        history.add_steps(_decode(values['step_loss']))
+        history.add_steps(_decode(values['step_loss']) if step_loss is None else step_loss)
         steps = [0, *history.epoch_ends, history.steps]
         _check(steps == sorted(steps), 'epoch_ends')
         if (best := values['best_epoch']) is not None:

@@ -89,22 +89,142 @@ class Task:
         return f'{self.kind}, {len(classes)} {noun} ({", ".join(shown)})'
 
 
+@dataclasses.dataclass(frozen=True)
+class ArraySpec:
+    """What one array of a model's inputs looks like.
+
+    Attributes:
+        shape: of one example, without the axis of rows.
+        dtype: name of the dtype the model is given, ``'float32'`` for instance.
+        columns: names of the columns, where the inputs were a frame that names them.
+
+    Example:
+        >>> print(ArraySpec((2,), 'float32', ('age', 'income')))
+        2 float32 (age, income)
+    """
+
+    shape: tuple[int, ...]
+    dtype: str
+    columns: tuple[str, ...] | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns everything by name, as plain values."""
+        columns = None if self.columns is None else list(self.columns)
+        shape = [int(size) for size in self.shape]
+        return {'shape': shape, 'dtype': self.dtype, 'columns': columns}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Returns the description that `to_dict` was called on.
+
+        Raises:
+            ValueError: for values that describe no array.
+        """
+        shape, dtype, columns = _sizes(values['shape']), values['dtype'], values['columns']
+        if not isinstance(dtype, str) or not _is_numeric_name(dtype):
+            raise ValueError(f'{dtype!r} is not a numeric dtype')
+        if columns is None:
+            return cls(shape, dtype)
+        names = type(columns) is list and all(type(name) is str for name in columns)
+        if not names or len(set(columns)) != len(columns) or shape != (len(columns),):
+            raise ValueError(f'{columns!r} are not the names of {shape} columns')
+        return cls(shape, dtype, tuple(columns))
+
+    def __str__(self) -> str:
+        sizes = ' x '.join(map(str, self.shape))
+        numbers = f'{sizes} {self.dtype}' if sizes else self.dtype
+        if self.columns is None:
+            return numbers
+        names = self.columns if len(self.columns) <= 10 else (*self.columns[:4], '...')
+        return f'{numbers} ({", ".join(names)})'
+
+
+@dataclasses.dataclass(frozen=True)
+class InputSpec:
+    """What a model's inputs look like.
+
+    Attributes:
+        arrays: an `ArraySpec`, or a dict or a tuple of them, as the model takes its inputs.
+
+    Example:
+        >>> spec = InputSpec({'image': ArraySpec((8, 8), 'uint8'), 'age': ArraySpec((), 'float32')})
+        >>> print(spec)
+        image: 8 x 8 uint8, age: float32
+        >>> InputSpec.from_dict(spec.to_dict()) == spec
+        True
+    """
+
+    arrays: Any
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns plain values."""
+        return _arrays_to_dict(self.arrays)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Returns the description that `to_dict` was called on.
+
+        Raises:
+            ValueError: for values that describe no inputs.
+        """
+        return cls(_arrays_from_dict(values))
+
+    def __str__(self) -> str:
+        return _arrays_str(self.arrays)
+
+
+def _arrays_to_dict(arrays: Any) -> dict[str, Any]:
+    if isinstance(arrays, dict):
+        return {'dict': {name: _arrays_to_dict(part) for name, part in arrays.items()}}
+    if isinstance(arrays, tuple):
+        return {'tuple': [_arrays_to_dict(part) for part in arrays]}
+    return arrays.to_dict()
+
+
+def _arrays_from_dict(values: Any) -> Any:
+    match values:
+        case {'dict': dict() as parts} if parts and len(values) == 1:
+            return {name: _arrays_from_dict(part) for name, part in parts.items()}
+        case {'tuple': list() as parts} if parts and len(values) == 1:
+            return tuple(_arrays_from_dict(part) for part in parts)
+        case {'shape': _, 'dtype': _, 'columns': _} if len(values) == 3:
+            return ArraySpec.from_dict(values)
+    raise ValueError(f'{values!r} does not describe inputs')
+
+
+def _arrays_str(arrays: Any) -> str:
+    def part(value: Any) -> str:
+        return str(value) if isinstance(value, ArraySpec) else f'({_arrays_str(value)})'
+
+    if isinstance(arrays, dict):
+        return ', '.join(f'{name}: {part(value)}' for name, value in arrays.items())
+    return ', '.join(map(part, arrays)) if isinstance(arrays, tuple) else str(arrays)
+
+
+def _is_numeric_name(name: str) -> bool:
+    if name == 'bfloat16':  # NumPy knows it only once ml_dtypes is imported
+        return True
+    try:
+        dtype = np.dtype(name)
+    except TypeError:
+        return False
+    return dtype.name == name and dtype.kind in 'biuf'
+
+
 @dataclasses.dataclass
 class ModelRecord:
     """What is known of one model. Empty until it is trained or loaded.
 
     Attributes:
         task: what the outputs mean.
-        input_shape: shape of one example, without the batch axis.
-        input_dtype: name of the dtype the model was given, ``'float32'`` for instance.
+        input_spec: what one example's inputs look like.
         runs: the histories of its training runs, oldest first.
         config: the settings of the latest run, as plain values.
         data_fingerprint: of the latest run's training data: rows, shapes and a hash.
     """
 
     task: Task | None = None
-    input_shape: tuple[int, ...] | None = None
-    input_dtype: str | None = None
+    input_spec: InputSpec | None = None
     runs: list[History] = dataclasses.field(default_factory=list)
     config: dict[str, Any] | None = None
     data_fingerprint: dict[str, Any] | None = None
@@ -113,8 +233,7 @@ class ModelRecord:
         """Returns everything by name, tasks and histories as dicts of plain values."""
         return {
             'task': None if self.task is None else self.task.to_dict(),
-            'input_shape': None if self.input_shape is None else [int(n) for n in self.input_shape],
-            'input_dtype': self.input_dtype,
+            'input_spec': None if self.input_spec is None else self.input_spec.to_dict(),
             'runs': [run.to_dict() for run in list(self.runs)],
             'config': self.config,
             'data_fingerprint': self.data_fingerprint,
@@ -127,9 +246,7 @@ class ModelRecord:
         Raises:
             Exception: any, for values that `to_dict` does not return.
         """
-        task, shape, dtype = (values[name] for name in ('task', 'input_shape', 'input_dtype'))
-        if dtype is not None and np.dtype(dtype).name != dtype:
-            raise ValueError(f'{dtype!r} is not a dtype')
+        task, input_spec = values['task'], values['input_spec']
         described = [values[name] for name in ('config', 'data_fingerprint')]
         if not all(part is None or type(part) is dict for part in described):
             raise ValueError('its config or data_fingerprint is not a dict')
@@ -137,8 +254,7 @@ class ModelRecord:
             raise ValueError('its runs are not a list of histories')
         return cls(
             None if task is None else Task.from_dict(task),
-            None if shape is None else _sizes(shape),
-            dtype,
+            None if input_spec is None else InputSpec.from_dict(input_spec),
             [History.from_dict(run) for run in values['runs']],
             *described,
         )

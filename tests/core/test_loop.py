@@ -9,6 +9,8 @@ from flax import nnx
 from tests.models_for_tests import DropoutBatchNorm, WithFlag, apply_mlp, init_mlp, mlp
 from thinkml.core import (
     Batch,
+    Position,
+    ResidentFeed,
     evaluate,
     functionalize,
     get_loss,
@@ -31,24 +33,26 @@ def problem(num_rows=50, seed=0):
     return x, (x[:, 0] + x[:, 1] > 0).astype(np.int32) + (x[:, 2] > 1)
 
 
-def prepare(model, x, optimizer='adam', learning_rate=0.01):
+def prepare(model, x, optimizer='adam', learning_rate=0.01, ema_decay=None, **options):
     functional = functionalize(model, x[:1], jax.random.key(0))
     tx = make_optimizer(optimizer)
-    step = make_train_step(functional.apply, get_loss('cross_entropy'), tx, METRICS)
+    step = make_train_step(functional.apply, get_loss('cross_entropy'), tx, METRICS, **options)
     state = init_state(
-        functional.params, functional.model_state, tx, jax.random.key(1), learning_rate
-    )
+        functional.params, functional.model_state, tx, jax.random.key(1), learning_rate,
+        ema_decay=ema_decay,
+    )  # fmt: skip
     return step, state
 
 
-def run(step, state, x, y, *, batch_size=8, epochs=2, steps_per_dispatch=None, seed=2):
-    chunks = list(
-        train_chunks(
-            step, METRICS, state, place(x, y), num_rows=len(x), batch_size=batch_size,
-            epochs=epochs, shuffle_key=jax.random.key(seed), steps_per_dispatch=steps_per_dispatch,
-        )
-    )  # fmt: skip
-    return chunks
+def feed_of(x, y, batch_size=8, seed=2, **options):
+    key = jax.random.key(seed)
+    data = place(x, y)
+    return ResidentFeed(data, num_rows=len(x), batch_size=batch_size, shuffle_key=key, **options)
+
+
+def run(step, state, x, y, *, batch_size=8, epochs=2, seed=2, **options):
+    feed = feed_of(x, y, batch_size, seed)
+    return list(train_chunks(step, METRICS, state, feed, epochs=epochs, **options))
 
 
 def visited_rows(num_rows, batch_size=1, epochs=1, seed=2):
@@ -60,8 +64,7 @@ def visited_rows(num_rows, batch_size=1, epochs=1, seed=2):
     step = make_train_step(functional.apply, lambda logits, labels: logits, tx, make_metrics())
     chunks = train_chunks(
         step, make_metrics(), init_state(functional.params, {}, tx, jax.random.key(0)),
-        place(x, np.zeros(num_rows, np.int32)), num_rows=num_rows, batch_size=batch_size,
-        epochs=epochs, shuffle_key=jax.random.key(seed),
+        feed_of(x, np.zeros(num_rows, np.int32), batch_size, seed), epochs=epochs,
     )  # fmt: skip
     return np.concatenate([chunk.step_losses() for chunk in chunks])
 
@@ -92,7 +95,8 @@ def test_a_data_set_smaller_than_the_batch_is_one_batch():
 def test_chunks_equal_a_python_loop_over_the_same_step(model):
     x, y = problem(50)
     step, state = prepare(model, x)
-    *_, last = run(step, state, x, y, batch_size=8, epochs=2)
+    chunks = run(step, state, x, y, batch_size=8, epochs=2)
+    last = chunks[-1]
 
     # The order each epoch takes, told by a data set of row numbers.
     order = visited_rows(50, epochs=2).reshape(2, 50).astype(int)
@@ -106,7 +110,8 @@ def test_chunks_equal_a_python_loop_over_the_same_step(model):
             weight = (first + np.arange(8) < 50).astype(np.float32)
             state, output = jitted(state, Batch(x[rows], y[rows], weight))
             losses.append(float(output.loss))
-    np.testing.assert_allclose(last.losses[:7], losses[7:], rtol=1e-5)
+    found = np.concatenate([chunk.step_losses() for chunk in chunks])
+    np.testing.assert_allclose(found, losses, rtol=1e-5)
     chex.assert_trees_all_close(
         (last.state.params, last.state.model_state),
         (state.params, state.model_state),
@@ -122,8 +127,10 @@ def test_where_an_epoch_is_cut_changes_no_bit_and_compiles_nothing(count_compile
 
     def train(steps_per_dispatch):
         step, state = prepare(model, x)
-        *_, last = run(step, state, x, y, epochs=3, steps_per_dispatch=steps_per_dispatch)
-        results.append(jax.device_get((last.state.params, last.state.opt_state, last.losses)))
+        chunks = run(step, state, x, y, epochs=3, steps_per_dispatch=steps_per_dispatch)
+        losses = np.concatenate([chunk.step_losses() for chunk in chunks])
+        arrays = (chunks[-1].state.params, chunks[-1].state.opt_state)
+        results.append(jax.device_get((arrays, losses, chunks[-1].epoch_metrics())))
 
     train(None)
     assert count_compiles(train, 1) == 0
@@ -211,9 +218,176 @@ def test_every_step_draws_anew():
     # All rows are equal and nothing is learned: neither order nor weights change the loss.
     x, y = np.ones((8, 4), np.float32), np.zeros(8, np.int32)
     step, state = prepare(WithFlag(4, 3, nnx.Rngs(0)), x, 'sgd', learning_rate=1e-30)
-    chunks = train_chunks(
-        step, METRICS, state, place(x, y), num_rows=8, batch_size=8, epochs=5,
-        shuffle_key=jax.random.key(2),
-    )  # fmt: skip
+    chunks = run(step, state, x, y, epochs=5)
     losses = np.concatenate([chunk.step_losses() for chunk in chunks])
     assert len(np.unique(losses)) == 5
+
+
+def final(chunks):
+    """What a run ended with, on the host."""
+    return jax.device_get((chunks[-1].state.replace(key=0), chunks[-1].epoch_metrics()))
+
+
+@pytest.mark.parametrize('stop', [1, 3, 7, 9])
+def test_a_run_goes_on_at_any_step_as_if_nothing_had_happened(stop):
+    x, y = problem(50)
+    model = DropoutBatchNorm(4, 3, nnx.Rngs(0))
+    whole = run(*prepare(model, x, ema_decay=0.9), x, y, epochs=3)
+    step, state = prepare(model, x, ema_decay=0.9)
+    *_, half = run(step, state, x, y, epochs=3, max_steps=stop)
+    assert int(half.state.step) == stop
+    state, position = jax.tree.map(jnp.copy, (half.state, half.position))
+    rest = run(step, state, x, y, epochs=3, start=Position(*position))
+    chex.assert_trees_all_equal(final(whole), final(rest))
+
+
+@pytest.mark.parametrize('model', [mlp(4, 3), from_functions(init_mlp, apply_mlp)])
+def test_accumulated_parts_equal_one_batch(model):
+    x, y = problem(6)
+    weight = np.array([1, 2, 0, 0.5, 1, 0], np.float32)
+    ends = []
+    for parts in (1, 2, 3):
+        step, state = prepare(model, x, 'sgd', 0.1, accumulate_steps=parts)
+        state, output = jax.jit(step)(state, Batch(x, y, weight))
+        ends.append(jax.device_get((state.params, output.loss, output.metrics.compute())))
+    chex.assert_trees_all_close(ends[0], ends[1], rtol=1e-6, atol=1e-7)
+    chex.assert_trees_all_close(ends[0], ends[2], rtol=1e-6, atol=1e-7)
+
+
+def test_accumulation_draws_anew_in_every_part():
+    x, y = np.ones((8, 4), np.float32), np.zeros(8, np.int32)
+    model = WithFlag(4, 3, nnx.Rngs(0))
+    ends = []
+    for parts in (1, 4):
+        step, state = prepare(model, x, 'sgd', accumulate_steps=parts)
+        ends.append(float(jax.jit(step)(state, Batch(x, y, np.ones(8, np.float32)))[1].loss))
+    assert ends[0] != ends[1]
+
+
+def test_a_weight_of_two_equals_the_row_twice():
+    x, y = problem(12)
+    twice = y == 1
+    model = mlp(4, 3)
+    step, state = prepare(model, x, 'sgd', 0.1)
+    weighted, _ = jax.jit(step)(state, Batch(x, y, np.where(twice, 2, 1).astype(np.float32)))
+    _, state = prepare(model, x, 'sgd', 0.1)
+    x, y = np.concatenate([x, x[twice]]), np.concatenate([y, y[twice]])
+    doubled, _ = jax.jit(step)(state, Batch(x, y, np.ones(len(x), np.float32)))
+    chex.assert_trees_all_close(weighted.params, doubled.params, rtol=1e-6, atol=1e-7)
+
+
+def test_weights_of_the_data_weigh_the_loss_and_no_metric():
+    x, y = problem(50)
+    weight = np.random.default_rng(1).uniform(0, 2, 50).astype(np.float32)
+    functional = functionalize(mlp(4, 3), x, jax.random.key(0))
+    step = make_eval_step(functional.apply, get_loss('cross_entropy'), METRICS)
+    data = place(x, y)
+    padded = np.concatenate([weight, np.full(len(data.y) - 50, 9, np.float32)])
+    data = data.replace(weight=jnp.asarray(padded))
+    values = evaluate(step, METRICS, functional.params, {}, data, batch_size=16)
+    logits, _ = functional.apply(functional.params, {}, x, key=None, train=False)
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, y)
+    assert values['loss'] == pytest.approx(np.average(losses, weights=weight), rel=1e-6)
+    assert values['accuracy'] == pytest.approx((logits.argmax(1) == y).mean())
+
+
+def test_a_batch_without_any_weight_teaches_nothing():
+    x, y = problem(6)
+    step, state = prepare(mlp(4, 3), x, 'sgd', 0.1)
+    before = jax.device_get(state.params)
+    state, output = jax.jit(step)(state, Batch(x, y, np.zeros(6, np.float32)))
+    chex.assert_trees_all_equal(before, jax.device_get(state.params))
+    assert float(output.loss) == 0
+
+
+def test_an_evaluation_in_parts_equals_the_whole():
+    x, y = problem(50)
+    functional = functionalize(mlp(4, 3), x, jax.random.key(0))
+    step = make_eval_step(functional.apply, get_loss('cross_entropy'), METRICS)
+    parts = [place(x[:20], y[:20]), place(x[20:], y[20:])]
+    whole = evaluate(step, METRICS, functional.params, {}, place(x, y), batch_size=8)
+    split = evaluate(step, METRICS, functional.params, {}, parts, batch_size=8)
+    assert split == pytest.approx(whole, rel=1e-6)
+
+
+def test_the_average_of_the_parameters_is_the_exponential_one():
+    x, y = problem(6)
+    step, state = prepare(mlp(4, 3), x, 'sgd', 0.5, ema_decay=0.8)
+    average = jax.device_get(state.params)
+    for _ in range(3):
+        state, _ = jax.jit(step)(state, Batch(x, y, np.ones(6, np.float32)))
+        params = jax.device_get(state.params)
+        average = jax.tree.map(lambda a, p: 0.8 * a + 0.2 * p, average, params)
+    chex.assert_trees_all_close(state.eval_params, average, rtol=1e-5, atol=1e-7)
+
+
+def test_augmentation_draws_by_seed_and_step_and_metrics_see_the_true_labels():
+    x, y = problem(6)
+    drawn = []
+
+    def augment(key, x, y):
+        jax.debug.callback(lambda value: drawn.append(float(value)), jax.random.uniform(key))
+        return x, 2 - y  # other labels for the loss
+
+    step, state = prepare(mlp(4, 3), x, 'sgd', 1e-30, augment=augment)
+    weight = np.ones(6, np.float32)
+    first, output = step(state, Batch(x, y, weight))
+    step(first, Batch(x, y, weight))
+    step(state, Batch(x, y, weight))
+    assert drawn[0] != drawn[1] and drawn[0] == drawn[2]
+    plain, _ = prepare(mlp(4, 3), x, 'sgd', 1e-30)
+    _, expected = plain(state, Batch(x, y, weight))
+    assert output.metrics.compute()['accuracy'] == expected.metrics.compute()['accuracy']
+    _, flipped = plain(state, Batch(x, 2 - y, weight))
+    np.testing.assert_allclose(output.loss, flipped.loss, rtol=1e-6)
+
+
+def test_dispatches_end_at_the_borders_asked_for():
+    x, y = problem(50)
+    step, state = prepare(mlp(4, 3), x)
+    chunks = run(step, state, x, y, epochs=2, border_every=3, steps_per_dispatch=2)
+    assert [chunk.last for chunk in chunks[:5]] == [2, 3, 5, 6, 7]
+
+
+def test_an_epoch_may_be_limited():
+    x, y = problem(50)
+    step, state = prepare(mlp(4, 3), x)
+    feed = feed_of(x, y, limit_steps=3)
+    chunks = list(train_chunks(step, METRICS, state, feed, epochs=2))
+    assert int(chunks[-1].state.step) == 6 and sum(chunk.ends_epoch for chunk in chunks) == 2
+
+
+@pytest.mark.parametrize('steps_per_dispatch', [1, 4, 100])
+def test_a_loss_that_is_not_finite_ends_the_training_at_its_step(steps_per_dispatch):
+    x, y = problem(50)
+    order = visited_rows(50).astype(int)
+    x[order[40]] = np.nan  # in the sixth step
+    step, state = prepare(mlp(4, 3), x)
+    start = jax.device_get(state.params)
+    kept = [jax.tree.map(jnp.copy, state)]
+    chunks = []
+    feed = feed_of(x, y)
+    options = {'epochs': 2, 'steps_per_dispatch': steps_per_dispatch}
+    for chunk in train_chunks(step, METRICS, state, feed, **options):
+        chunks.append(chunk)
+        kept.append(jax.tree.map(jnp.copy, chunk.state))
+    losses = np.concatenate([chunk.step_losses() for chunk in chunks])
+    assert len(losses) == 6 and np.isnan(losses[5]) and np.isfinite(losses[:5]).all()
+    assert not chunks[-1].is_finite
+
+    # The state before that step comes back from the one before the chunk.
+    before = chunks[-1].rerun(kept[-2], 5 - chunks[-1].first)
+    step, state = prepare(mlp(4, 3), x)
+    *_, expected = run(step, state, x, y, max_steps=5)
+    chex.assert_trees_all_equal(
+        jax.device_get(before.params), jax.device_get(expected.state.params)
+    )
+    assert int(before.step) == 5 and (start['layers'][0]['bias'] == 0).all()
+
+
+def test_a_loss_that_is_not_finite_may_be_ignored():
+    x, y = problem(50)
+    x[0] = np.nan
+    step, state = prepare(mlp(4, 3), x)
+    *_, last = run(step, state, x, y, epochs=2, stop_nonfinite=False)
+    assert int(last.state.step) == 14

@@ -4,7 +4,7 @@ import pytest
 from tests.models_for_tests import mlp
 from thinkml.data import capacity, check_inputs, check_inputs_of, check_lengths, fingerprint, place
 from thinkml.errors import DataError
-from thinkml.record import record_of
+from thinkml.record import ArraySpec, InputSpec, record_of
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ def test_inputs_of_a_trained_model_must_have_its_shape():
     assert check_inputs_of(model, np.ones((2, 4))).shape == (2, 4)
     with pytest.raises(DataError, match='X_test: got rows of'):
         check_inputs_of(model, np.ones((2, 5)))
-    record_of(model).input_shape, record_of(model).input_dtype = (4,), 'float32'
+    record_of(model).input_spec = InputSpec(ArraySpec((4,), 'float32'))
     with pytest.raises(DataError, match=r'got one row .* Pass it as X_test\[None\]'):
         check_inputs_of(model, np.ones(4))
     with pytest.raises(DataError, match=r'got rows of shape \(5,\), expected \(4,\)'):
@@ -87,9 +87,9 @@ def test_inputs_of_a_trained_model_must_have_its_shape():
 
 def test_inputs_of_a_trained_model_must_have_its_kind_of_numbers():
     model = mlp(4, 3)
-    record_of(model).input_shape, record_of(model).input_dtype = (4,), 'float32'
+    record_of(model).input_spec = InputSpec(ArraySpec((4,), 'float32'))
     assert check_inputs_of(model, np.ones((2, 4), int)).dtype == np.float32
-    record_of(model).input_dtype = 'uint8'
+    record_of(model).input_spec = InputSpec(ArraySpec((4,), 'uint8'))
     assert check_inputs_of(model, np.ones((2, 4), np.uint8)).dtype == np.uint8
     with pytest.raises(DataError, match='X_test: got float32, expected uint8'):
         check_inputs_of(model, np.ones((2, 4)))
@@ -122,4 +122,4 @@ def test_fingerprint_tells_data_apart():
     same, other = fingerprint(x.copy(), y), x.copy()
     other[9, 1] = 2
     assert fingerprint(x, y) == same != fingerprint(other, y)
-    assert same['rows'] == 10 and same['input_shape'] == [2]
+    assert same['rows'] == 10 and same['inputs'] == '2 float32'

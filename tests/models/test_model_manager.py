@@ -27,7 +27,7 @@ from thinkml.errors import ModelFileError, ModelTypeError
 from thinkml.history import History
 from thinkml.models import files, manager
 from thinkml.models.manager import ModelManager
-from thinkml.record import ModelRecord, Task, attach_record, record_of
+from thinkml.record import ArraySpec, InputSpec, ModelRecord, Task, attach_record, record_of
 
 MANAGER = ModelManager()
 
@@ -188,8 +188,9 @@ def test_the_record_comes_back(classes, tmp_path):
     model = mlp()
     record = ModelRecord(
         task=Task('multiclass', classes, num_outputs=3, target_shape=(3,)),
-        input_shape=(8, 8),
-        input_dtype='float32',
+        input_spec=InputSpec(
+            {'image': ArraySpec((8, 8), 'uint8'), 'id': (ArraySpec((2,), 'float32', ('a', 'b')),)}
+        ),
         runs=[history(1.0, math.nan, best_epoch=np.int64(1)), history(math.inf, seconds=2.0)],
         config={'epochs': 3, 'learning_rate': 1e-3, 'callbacks': [], 'seed': np.int64(1)},
         data_fingerprint={'rows': 10, 'shape': (10, 3), 'sha256': 'abc'},
@@ -198,7 +199,7 @@ def test_the_record_comes_back(classes, tmp_path):
     loaded = record_of(MANAGER.load_model(MANAGER.save_model(model, tmp_path / 'model')))
     assert loaded.task == record.task
     assert [type(label) for label in loaded.task.classes] == [type(label) for label in classes]
-    assert (loaded.input_shape, loaded.input_dtype) == ((8, 8), 'float32')
+    assert loaded.input_spec == record.input_spec
     assert loaded.runs == record.runs and all(type(run) is History for run in loaded.runs)
     assert loaded.runs[1].seconds == 2.0
     assert loaded.config == {'epochs': 3, 'learning_rate': 1e-3, 'callbacks': [], 'seed': 1}
@@ -590,6 +591,10 @@ def task(**changes):
     return values | changes
 
 
+def array(**changes):
+    return {'shape': [2], 'dtype': 'float32', 'columns': None} | changes
+
+
 def first_layer(about):
     layers = dict(about['model']['graph']['attributes'])['layers']
     return dict(layers['attributes'])[0]
@@ -617,7 +622,7 @@ def first_layer(about):
             "an attribute named '__class__'",
         ),
         ('record.json', lambda record: record.update(runs=5), 'not a list of histories'),
-        ('record.json', lambda record: record.update(input_shape=[-1]), '-1 is not a size'),
+        ('record.json', lambda record: record.update(input_spec=array(shape=[-1])), 'not a size'),
         ('record.json', lambda record: record.update(task={'kind': 'x'}), 'not a kind of task'),
         ('record.json', lambda record: record.update(task=task(num_outputs=0)), 'no outputs'),
         ('record.json', lambda record: record.update(task=task(num_outputs=3)), '2 classes and 3'),
@@ -630,7 +635,14 @@ def first_layer(about):
         ('record.json', lambda record: record.update(task=task(kind='binary', num_outputs=3)), '3'),
         ('record.json', lambda record: record.update(task=task(target_shape=2)), 'not a shape'),
         ('record.json', lambda record: record.update(runs=[{}]), 'impossible keys'),
-        ('record.json', lambda record: record.update(input_dtype='float33'), 'float33'),
+        ('record.json', lambda record: record.update(input_spec=array(dtype='float33')), 'float33'),
+        ('record.json', lambda record: record.update(input_spec=array(dtype='object')), 'object'),
+        ('record.json', lambda record: record.update(input_spec=array(dtype=[])), 'not a numeric'),
+        ('record.json', lambda record: record.update(input_spec=array(columns=['a'])), 'names of'),
+        ('record.json', lambda record: record.update(input_spec=array(columns=[1, 2])), 'names of'),
+        ('record.json', lambda record: record.update(input_spec=array(shape='ab')), 'not a shape'),
+        ('record.json', lambda record: record.update(input_spec={'dict': {}}), 'describe inputs'),
+        ('record.json', lambda record: record.update(input_spec={'tuple': [1]}), 'describe inputs'),
         ('record.json', lambda record: record.update(config=[1]), 'not a dict'),
         ('record.json', lambda record: record.update(config={'$partial': []}), 'not known'),
         ('weights/index.json', lambda index: index.popitem() and None, 'the arrays differ'),

@@ -62,3 +62,29 @@ def test_disabled_means_no_output_and_no_import(capsys, monkeypatch):
     with ProgressBar(total_steps=10, enabled=False) as bar:
         bar.advance(10, 320, epoch=1, metrics={'loss': 0.5})
     assert capsys.readouterr() == ('', '')
+
+
+def test_without_a_total_steps_are_counted(clock, capsys):
+    with ProgressBar(total_steps=None, enabled=True) as bar:
+        for call in (1, 2, 3):
+            clock.now = float(call)
+            bar.advance(50, 1600, epoch=1, metrics={'loss': 0.5})
+    line = drawn(capsys.readouterr().err)[-1]
+    assert line.startswith('epoch 1: 150 steps [')
+    assert 'loss=0.5, 1,600 examples/s]' in line
+    assert not set('%?|') & set(line)
+
+
+def test_a_resumed_run_begins_where_it_was(clock, capsys):
+    with ProgressBar(total_steps=100, enabled=True, initial=40) as bar:
+        clock.now = 1.0
+        bar.advance(10, 320, epoch=3, metrics={'loss': 0.5})
+    first, *_, last = drawn(capsys.readouterr().err)
+    assert '40/100 steps' in first and '40%' in first
+    assert '50/100 steps' in last
+
+
+def test_the_learning_rate_is_shown_where_it_is_given(clock, capsys):
+    with ProgressBar(total_steps=10, enabled=True) as bar:
+        bar.advance(5, 160, epoch=1, metrics={'learning_rate': 3e-4, 'loss': 0.5})
+    assert 'loss=0.5, lr=0.0003]' in drawn(capsys.readouterr().err)[-1]

@@ -1,18 +1,25 @@
 import copy
 import dataclasses
+import datetime
 import inspect
 
 import numpy as np
+import optax
 import pytest
 
 from thinkml.errors import ConfigError
-from thinkml.training import EarlyStopping, TrainingConfig
+from thinkml.training import EarlyStopping, ModelTrainer, TrainingConfig
 from thinkml.training.callbacks import BY_NAME
-from thinkml.training.config import CALLBACKS
+from thinkml.training.config import _ELSEWHERE, _OF_TRAIN, CALLBACKS
 
 
 class Misspelt:
     def on_epoch_ends(self, run):
+        raise AssertionError
+
+
+class AsInKeras:
+    def on_epoch_end(self, epoch, logs):
         raise AssertionError
 
 
@@ -44,7 +51,7 @@ def test_it_is_frozen_equal_by_value_and_can_be_copied():
 
 
 def test_each_callback_name_stands_for_something():
-    assert set(CALLBACKS) == set(BY_NAME)
+    assert set(CALLBACKS) == {*BY_NAME, 'progress'}  # the bar is the trainer's own
 
 
 def test_every_problem_is_reported_at_once():
@@ -95,3 +102,91 @@ def test_an_unknown_field_is_a_type_error_as_python_users_expect():
 def test_early_stopping_settings(settings):
     with pytest.raises(ConfigError, match=next(iter(settings))):
         EarlyStopping(**settings)
+
+
+@pytest.mark.parametrize(
+    ('settings', 'says'),
+    [
+        ({'learning_rate': '1e-3'}, "got '1e-3', expected a number above 0, 'auto'"),
+        ({'optimizer': 'AdamW'}, "Did you mean 'adamw'"),
+        ({'optimizer': lambda: None}, 'called with a learning rate'),
+        ({'early_stopping': {'patience': 5}}, r'EarlyStopping\(patience=5\)'),
+        ({'validation_split': 20}, r'0\.2 is 20 %'),
+        ({'validation_split': '20%'}, r'0\.2 is 20 %'),
+        ({'validation_split': ('first', 0.1)}, "'last', share"),
+        ({'validation_split': ('last', 10)}, "'last', share"),
+        ({'lr_schedule': 'onecycle'}, "Did you mean 'one_cycle'"),
+        ({'lr_schedule': lambda step: 0.1}, 'Pass it as learning_rate'),
+        ({'warmup_steps': '5%'}, 'None or a whole number'),
+        ({'weight_decay': '0.01'}, 'None or a number of at least 0'),
+        ({'gradient_clip_norm': 0}, 'None or a number above 0'),
+        ({'accumulate_steps': 0}, 'a whole number of at least 1'),
+        ({'ema_decay': 99.9}, 'between 0 and 1'),
+        ({'precision': 'fp16'}, r'In float16 .* needs loss scaling'),
+        ({'precision': '16-mixed'}, r'In float16 .* needs loss scaling'),
+        ({'precision': 16}, r'In float16 .* needs loss scaling'),
+        ({'precision': 'bf61'}, "Did you mean 'bf16'"),
+        ({'on_nan': 'rase'}, "Did you mean 'raise'"),
+        ({'on_nan': ['raise']}, 'expected one of'),
+        ({'checkpoint_dir': None}, 'expected a path'),
+        ({'max_steps': 1e3}, 'a whole number of at least 1'),
+        ({'max_time': '1h'}, "'HH:MM:SS'"),
+        ({'max_time': '00:00:00'}, 'above 0'),
+        ({'max_time': datetime.timedelta(seconds=-1)}, 'above 0'),
+        ({'limit_train_batches': 1.5}, 'share above 0 and up to 1'),
+        ({'limit_train_batches': '10%'}, 'share above 0 and up to 1'),
+        ({'fast_dev_run': 'yes'}, 'True, False or a number of steps'),
+        ({'device_data_bytes': '1GB'}, 'a number of bytes'),
+        ({'callbacks': [EarlyStopping]}, r'got the class EarlyStopping, .*: EarlyStopping\(\)'),
+        ({'callbacks': [lambda: None]}, 'expected one argument, the run'),
+        ({'callbacks': [lambda epoch, logs: None]}, r'\(epoch, logs\)'),
+        ({'callbacks': [AsInKeras()]}, r'on_epoch_end.*\(epoch, logs\)'),
+    ],
+)  # fmt: skip
+def test_messages_say_what_to_write(settings, says):
+    name = next(iter(settings))
+    with pytest.raises(ConfigError, match=f'(?s)- {name}: .*{says}'):
+        TrainingConfig(**settings)
+
+
+@pytest.mark.parametrize(
+    ('rate', 'says'),
+    [
+        (lambda step: 0.1 if step < 5 else 0.2, 'use jnp.where for if'),
+        (lambda epoch, rate: rate, "missing 1 required positional argument: 'rate'"),
+        (lambda step: np.ones(3), r'returned shape \(3,\)'),
+    ],
+)
+def test_a_schedule_of_ones_own_is_tried(rate, says):
+    with pytest.raises(ConfigError, match=f'(?s)- learning_rate: .*{says}'):
+        TrainingConfig(learning_rate=rate)
+
+
+def test_a_schedule_of_ones_own_stands_alone():
+    with pytest.raises(ConfigError, match=r'(?s)- lr_schedule: .*- warmup_steps: got 5 beside'):
+        TrainingConfig(learning_rate=lambda step: 0.1, lr_schedule='cosine', warmup_steps=5)
+    TrainingConfig(learning_rate=lambda step: 0.1, lr_schedule='reduce_on_plateau')
+
+
+def test_an_optax_transformation_has_its_own_numbers():
+    with pytest.raises(ConfigError) as error:
+        TrainingConfig(
+            optimizer=optax.adam(0.1), learning_rate='auto', weight_decay=0.1, warmup_steps=5,
+            lr_schedule='cosine',
+        )  # fmt: skip
+    assert str(error.value).count('the optimizer is an optax transformation') == 4
+    TrainingConfig(optimizer=optax.adam(0.1), gradient_clip_norm=1.0, ema_decay=0.9)
+
+
+def test_names_of_other_libraries_lead_to_ours():
+    with pytest.raises(ConfigError) as error:
+        TrainingConfig(max_epochs=3, lr=0.1, class_weight='balanced', verbose=0)
+    message = str(error.value)
+    assert 'max_epochs: unknown setting. Here it is epochs.' in message
+    assert 'lr: unknown setting. Here it is learning_rate.' in message
+    assert 'class_weight: unknown setting. It is an argument of train: train(..., class' in message
+    parameters = inspect.signature(ModelTrainer.train).parameters
+    assert all(set(names.split(', ')) <= set(parameters) for names in _OF_TRAIN.values())
+    fields = {field.name for field in dataclasses.fields(TrainingConfig)}
+    assert {name.partition('=')[0] for name in _ELSEWHERE.values()} <= fields
+    assert not fields & {*_ELSEWHERE, *_OF_TRAIN}

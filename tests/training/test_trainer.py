@@ -16,6 +16,7 @@ from tests.models_for_tests import (
     Attention,
     DropoutBatchNorm,
     Recurrent,
+    SmallCNN,
     Tied,
     WithFlag,
     apply_mlp,
@@ -26,7 +27,7 @@ from thinkml.errors import ConfigError, DataError, ModelTypeError, NotTrainedErr
 from thinkml.models import from_functions, from_linen, predict, predict_proba
 from thinkml.record import record_of
 from thinkml.training import EarlyStopping, ModelTrainer, TrainingConfig
-from thinkml.training.interrupt import noted_interrupt
+from thinkml.training.signals import noted_signals
 
 
 def train(model, X, y, *args, loss_fn=None, metrics=None, **settings):
@@ -378,9 +379,9 @@ def test_a_real_sigint_at_any_moment_keeps_what_was_learned():
 
 
 def test_a_second_ctrl_c_is_raised_at_once():
-    with pytest.raises(KeyboardInterrupt), noted_interrupt() as interrupted:
+    with pytest.raises(KeyboardInterrupt), noted_signals(terminate=True) as signals:
         os.kill(os.getpid(), signal.SIGINT)
-        assert interrupted()
+        assert signals.interrupted and not signals.terminated
         os.kill(os.getpid(), signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
@@ -450,22 +451,12 @@ def test_numpy_numbers_in_the_config_are_plain_in_the_record():
     assert record_of(model).config['learning_rate'] == 0.5
 
 
-class SmallCNN(nnx.Module):
-    def __init__(self, rngs):
-        self.conv = nnx.Conv(1, 8, (3, 3), rngs=rngs)
-        self.out = nnx.Linear(4 * 4 * 8, 10, rngs=rngs)
-
-    def __call__(self, x):
-        x = nnx.max_pool(nnx.relu(self.conv(x / 16)), (2, 2), (2, 2))
-        return self.out(x.reshape(len(x), -1))
-
-
 def test_uint8_images(digits):
     X_train, X_test, y_train, y_test = digits
     as_images = [np.round(X * 16).astype(np.uint8).reshape(-1, 8, 8, 1) for X in (X_train, X_test)]
     model = SmallCNN(nnx.Rngs(0))
     history = train(model, as_images[0], y_train, as_images[1], y_test, epochs=8)
-    assert record_of(model).input_dtype == 'uint8'
+    assert record_of(model).input_spec.arrays.dtype == 'uint8'
     assert history['val_accuracy'][-1] > 0.9
     assert (predict(model, as_images[1]) == y_test).mean() > 0.9
 
@@ -521,9 +512,9 @@ def test_the_record_says_what_was_inferred(capsys):
     model = mlp(4, 3)
     ModelTrainer(TrainingConfig(epochs=1, validation_split=0.25)).train(model, X, y)
     shown = capsys.readouterr().err
-    assert 'multiclass, 3 classes (0, 1, 2); 90 rows of 4, 30 for validation' in shown
+    assert 'multiclass, 3 classes (0, 1, 2); 90 rows of 4 float32, 30 for validation' in shown
     record = record_of(model)
-    assert (record.input_shape, record.input_dtype) == ((4,), 'float32')
+    assert str(record.input_spec) == '4 float32'
     assert record.config['loss_fn'] == 'cross_entropy'
     assert record.data_fingerprint['rows'] == 120
     assert len(record.runs) == 1 and record.runs[0].epochs == 1
@@ -567,7 +558,7 @@ def test_bad_input_never_starts_a_compile_and_leaves_the_model(name, count_compi
         ({'loss_fn': 'binary_cross_entropy'}, "expected 'cross_entropy'"),
         ({'loss_fn': 3}, 'loss_fn: got 3'),
         ({'loss_fn': ['mse']}, r"loss_fn: got \['mse'\]"),
-        ({'metrics': [['accuracy']]}, 'expected a list'),
+        ({'metrics': [['accuracy']]}, 'expected a name'),
         ({'loss_fn': lambda logits: logits}, 'it failed for logits'),
         ({'loss_fn': lambda logits, labels: (logits, labels)}, 'it returned no array'),
         ({'loss_fn': lambda p, t: p[:, :1] - t}, r'returned shape \(13, 13\)'),

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from thinkml.core.precision import DType, cast_floats, linen_dtype, set_nnx_dtype
 from thinkml.errors import ModelTypeError
 
 PyTree = Any
@@ -66,6 +67,10 @@ def _set_flags(flags: tuple[str, ...], train: bool) -> dict[str, Any]:
     return {name: train == _TRAIN_FLAGS[name] for name in flags}
 
 
+def _outputs(outputs: PyTree, compute_dtype: DType | None) -> PyTree:
+    return outputs if compute_dtype is None else cast_floats(outputs, jnp.float32)
+
+
 # --- flax.nnx ---------------------------------------------------------------------------------
 
 
@@ -87,6 +92,7 @@ class _NNXApply:
     # The graphs refer to the user's own lists, dicts and settings objects, which may be changed in
     # place; what they held is part of what a compiled program was made for.
     attributes: str
+    compute_dtype: DType | None
 
     def __call__(self, params, model_state, x, *, key, train):
         key = jax.random.key(0) if key is None else key
@@ -97,7 +103,7 @@ class _NNXApply:
         arguments = _set_flags(self.flags, train)
         if self.takes_rngs:
             arguments['rngs'] = nnx.Rngs(jax.random.fold_in(key, len(self.random_state)))
-        outputs = model(x, **arguments)
+        outputs = _outputs(model(x, **arguments), self.compute_dtype)
         if not train:
             return outputs, model_state
         new_state = nnx.to_pure_dict(nnx.state(model, nnx.Not(nnx.RngState)))
@@ -115,7 +121,7 @@ class _NNXApply:
         return tree
 
 
-def functionalize_nnx(model: nnx.Module) -> FunctionalModel:
+def functionalize_nnx(model: nnx.Module, compute_dtype: DType | None = None) -> FunctionalModel:
     """Takes an NNX module apart without changing it."""
     write_to = model
     if nnx.to_flat_state(nnx.state(model, nnx.Intermediate)):
@@ -127,6 +133,8 @@ def functionalize_nnx(model: nnx.Module) -> FunctionalModel:
     def graph_in_mode(switch: Callable[[nnx.Module], None]) -> Any:
         copy = nnx.merge(graph, params, random_state, model_state)
         switch(copy)
+        if compute_dtype is not None:
+            set_nnx_dtype(copy, compute_dtype)
         return nnx.graphdef(copy)
 
     call = type(model).__call__
@@ -141,6 +149,7 @@ def functionalize_nnx(model: nnx.Module) -> FunctionalModel:
         flags=_flags_of(call),
         takes_rngs='rngs' in parameters,
         attributes=_mutable_attributes(graph),
+        compute_dtype=compute_dtype,
     )
 
     def write(params: PyTree, model_state: PyTree) -> None:
@@ -185,8 +194,14 @@ class _LinenApply:
     module: Any = dataclasses.field(hash=False)  # its fields may be lists: compared, not hashed
     collections: tuple[str, ...]
     flags: tuple[str, ...]
+    compute_dtype: DType | None
 
     def __call__(self, params, model_state, x, *, key, train):
+        with linen_dtype(self.compute_dtype):
+            outputs, model_state = self._apply(params, model_state, x, key=key, train=train)
+        return _outputs(outputs, self.compute_dtype), model_state
+
+    def _apply(self, params, model_state, x, *, key, train):
         variables = {'params': params, **model_state}
         arguments = _set_flags(self.flags, train)
         if not train:
@@ -216,13 +231,15 @@ class LinenModel:
         self.module = module
         self.variables = variables
 
-    def functionalize(self, x: PyTree, key: jax.Array) -> FunctionalModel:
+    def functionalize(
+        self, x: PyTree, key: jax.Array, compute_dtype: DType | None = None
+    ) -> FunctionalModel:
         flags = _flags_of(type(self.module).__call__)
         variables = self.variables
         if variables is None:
             variables = _init_linen(self.module, flags, x, key)
         model_state = {name: tree for name, tree in variables.items() if name != 'params'}
-        apply = _LinenApply(self.module, tuple(sorted(model_state)), flags)
+        apply = _LinenApply(self.module, tuple(sorted(model_state)), flags, compute_dtype)
 
         def write(params: PyTree, model_state: PyTree) -> None:
             self.variables = {'params': params, **model_state}
@@ -280,12 +297,16 @@ class _FunctionApply:
     function: Callable
     flags: tuple[str, ...]
     takes_key: bool
+    compute_dtype: DType | None
 
     def __call__(self, params, model_state, x, *, key, train):
         arguments = _set_flags(self.flags, train)
         if self.takes_key:
             arguments['key'] = key if train else None
-        return self.function(params, x, **arguments), model_state
+        if self.compute_dtype is not None:
+            params, x = cast_floats((params, x), self.compute_dtype)
+        outputs = self.function(params, x, **arguments)
+        return _outputs(outputs, self.compute_dtype), model_state
 
 
 class FunctionModel:
@@ -302,13 +323,15 @@ class FunctionModel:
         self.apply = apply
         self.params = params
 
-    def functionalize(self, x: PyTree, key: jax.Array) -> FunctionalModel:
+    def functionalize(
+        self, x: PyTree, key: jax.Array, compute_dtype: DType | None = None
+    ) -> FunctionalModel:
         params = self.params
         if params is None:
             zeros = jax.tree.map(lambda leaf: jnp.zeros((1, *leaf.shape[1:]), leaf.dtype), x)
             params = jax.jit(self.init)(key, zeros)
         takes_key = 'key' in inspect.signature(self.apply).parameters
-        apply = _FunctionApply(self.apply, _flags_of(self.apply), takes_key)
+        apply = _FunctionApply(self.apply, _flags_of(self.apply), takes_key, compute_dtype)
 
         def write(params: PyTree, model_state: PyTree) -> None:
             self.params = params

@@ -21,10 +21,13 @@ from thinkml.core.adapters import (
     PyTree,
     functionalize_nnx,
 )
+from thinkml.core.precision import DType
 from thinkml.errors import DataError, ModelTypeError
 
 
-def functionalize(model: Any, x: PyTree, key: jax.Array) -> FunctionalModel:
+def functionalize(
+    model: Any, x: PyTree, key: jax.Array, compute_dtype: DType | None = None
+) -> FunctionalModel:
     """Takes a model apart without changing it.
 
     Args:
@@ -32,14 +35,19 @@ def functionalize(model: Any, x: PyTree, key: jax.Array) -> FunctionalModel:
         x: a batch of inputs (arrays or `jax.ShapeDtypeStruct`), used only by models whose
             parameters don't exist yet, to find their shapes.
         key: PRNG key for parameters that don't exist yet.
+        compute_dtype: what layers compute in, see `get_compute_dtype`; None for what the model was
+            built with. Parameters, statistics and outputs stay in float32. Of NNX and Linen
+            modules every layer whose ``dtype`` was left open computes in it: a layer with a
+            dtype of its own keeps that, and so do products outside of layers. Functions get
+            their parameters and floating inputs cast.
 
     Raises:
         ModelTypeError: for anything else; the message says what to wrap it with.
     """
     if isinstance(model, nnx.Module):
-        return functionalize_nnx(model)
+        return functionalize_nnx(model, compute_dtype)
     if isinstance(model, LinenModel | FunctionModel):
-        return model.functionalize(x, key)
+        return model.functionalize(x, key, compute_dtype)
     raise ModelTypeError(not_a_model(model))
 
 
@@ -75,7 +83,13 @@ def num_outputs(model: Any, x: PyTree, argument: str = 'X_train') -> int:
     return outputs.shape[1] if outputs.ndim == 2 else 1
 
 
-def check_trainable(model: Any, x: PyTree, num_outputs: int, argument: str = 'X_train') -> None:
+def check_trainable(
+    model: Any,
+    x: PyTree,
+    num_outputs: int,
+    argument: str = 'X_train',
+    compute_dtype: DType | None = None,
+) -> None:
     """Checks that a training step could be compiled, without compiling it.
 
     Args:
@@ -83,13 +97,16 @@ def check_trainable(model: Any, x: PyTree, num_outputs: int, argument: str = 'X_
         x: inputs; only the shape of a row and the dtype are read.
         num_outputs: per example in evaluation mode, from `num_outputs`.
         argument: the name of the inputs in error messages.
+        compute_dtype: see `functionalize`.
 
     Raises:
         ModelTypeError: if the model fails in training mode, returns something else there than in
             evaluation mode, changes the structure of its state, or has parameters that are no
             floats.
     """
-    outputs, state_before, state_after, params = _trace(model, x, argument, train=True)
+    outputs, state_before, state_after, params = _trace(
+        model, x, argument, train=True, compute_dtype=compute_dtype
+    )
     shape = getattr(outputs, 'shape', None)
     if shape != (PROBE_ROWS, num_outputs) and (shape, num_outputs) != ((PROBE_ROWS,), 1):
         raise ModelTypeError(
@@ -155,11 +172,13 @@ def _shapes(tree: PyTree) -> PyTree:
     return jax.tree.map(lambda leaf: f'{leaf.dtype}{list(leaf.shape)}', tree)
 
 
-def _trace(model: Any, x: PyTree, argument: str, *, train: bool) -> tuple[Any, ...]:
+def _trace(
+    model: Any, x: PyTree, argument: str, *, train: bool, compute_dtype: DType | None = None
+) -> tuple[Any, ...]:
     """Outputs, model state before and after, and params of a call, as shapes and dtypes."""
 
     def forward(key: jax.Array, x: PyTree) -> tuple[Any, ...]:
-        functional = functionalize(model, x, key)
+        functional = functionalize(model, x, key, compute_dtype)
         outputs, model_state = functional.apply(
             functional.params, functional.model_state, x, key=key, train=train
         )

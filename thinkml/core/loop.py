@@ -1,44 +1,45 @@
 """The compiled chunk: many training steps in one dispatch, and the generator over chunks."""
 
+import dataclasses
 import functools
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from clu.metrics import Collection
-from flax import struct
 
+from thinkml.core.feed import DeviceData, Feed, take
+from thinkml.core.metrics import compute
 from thinkml.core.state import TrainState
-from thinkml.core.step import Batch, EvalStep, TrainStep
+from thinkml.core.step import EvalStep, TrainStep
 
 
-class DeviceData(struct.PyTreeNode):
-    """A data set on the device, or a part of one, as an index plan into the whole.
-
-    Row counts are traced, so that folds and subsets of one data set share compiled programs.
+class Position(NamedTuple):
+    """How far a run has got.
 
     Attributes:
-        x: inputs, arrays ``[capacity, ...]``.
-        y: encoded labels or targets, ``[capacity, ...]``.
-        rows: int32, the rows in use; only the first ``num_rows`` entries count.
-        num_rows: int32 scalar.
+        epoch: 0-based epoch to go on with.
+        step: steps of that epoch already done.
+        metrics: what they measured; None where there were none.
+        source: where the source of the data was after them, from the `Feed`.
     """
 
-    x: Any
-    y: jax.Array
-    rows: jax.Array
-    num_rows: jax.Array
+    epoch: int = 0
+    step: int = 0
+    metrics: Collection | None = None
+    source: Any = None
 
 
-class Chunk(NamedTuple):
+@dataclasses.dataclass(eq=False)
+class Chunk:
     """What one dispatch did. Its arrays may still be in the making; reading them waits.
 
     They are donated to the next dispatch: read or copy what you need before asking for the next
-    chunk.
+    chunk. Assign to ``state`` to go on with another one (another learning rate, say).
 
     Attributes:
         state: the state after the chunk.
@@ -46,8 +47,12 @@ class Chunk(NamedTuple):
         first: first step of the chunk within its epoch.
         last: one past the chunk's last step.
         ends_epoch: whether the epoch is complete.
-        losses: the loss of each of the epoch's steps so far, on the device.
         metrics: the epoch's metrics so far, a CLU collection on the device.
+        losses: the loss of each step of the chunk, then zeros, on the device.
+        num_done: steps done, fewer than asked for where a loss was not finite; on the device.
+        source: where the source of the data was after it.
+        rerun: ``rerun(state, num_steps)``, the state after the chunk's first steps from the state
+            before it, which is donated.
     """
 
     state: TrainState
@@ -55,67 +60,102 @@ class Chunk(NamedTuple):
     first: int
     last: int
     ends_epoch: bool
-    losses: jax.Array
     metrics: Collection
+    losses: jax.Array
+    num_done: jax.Array
+    source: Any
+    rerun: Callable[[TrainState, int], TrainState]
 
     def step_losses(self) -> np.ndarray:
-        """The loss of each step of this chunk, on the host."""
-        return np.asarray(self.losses)[self.first : self.last]
+        """The loss of each step done, on the host."""
+        return np.asarray(self.losses)[: int(self.num_done)]
 
     def epoch_metrics(self) -> dict[str, float]:
         """The epoch's metrics so far as plain floats."""
-        return compute_metrics(self.metrics)
+        return compute(self.metrics)
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether the losses of all steps done were finite."""
+        return bool(np.isfinite(self.step_losses()).all())
+
+    @property
+    def position(self) -> Position:
+        """Where to go on after this chunk."""
+        if self.ends_epoch:
+            return Position(self.epoch + 1)
+        return Position(self.epoch, self.last, self.metrics, self.source)
 
 
 def train_chunks(
     step: TrainStep,
     metrics: type[Collection],
     state: TrainState,
-    data: DeviceData,
+    feed: Feed,
     *,
-    num_rows: int,
-    batch_size: int,
     epochs: int,
-    shuffle_key: jax.Array,
+    start: Position = Position(),  # noqa: B008 (immutable)
+    max_steps: int | None = None,
+    border_every: int | None = None,
+    stop_nonfinite: bool = True,
     steps_per_dispatch: int | None = None,
 ) -> Iterator[Chunk]:
     """Trains, yielding after each dispatch.
 
-    Each epoch visits every row once, in an order that depends on ``(shuffle_key, epoch)`` alone.
-    The last batch of an epoch is filled up with rows from its beginning, at weight 0. Where an
-    epoch is cut into dispatches changes neither the numbers nor the compiled program.
+    Where an epoch is cut into dispatches changes neither the numbers nor the compiled program.
 
     Args:
         step: from `make_train_step`.
         metrics: the CLU collection class the step was made with.
         state: from `init_state`; donated, as every later state is.
-        data: the training data.
-        num_rows: ``data.num_rows`` as a Python int.
-        batch_size: rows a step; a smaller data set trains as one batch.
-        epochs: passes over the data.
-        shuffle_key: PRNG key of the shuffling.
+        feed: the batches, for instance a `ResidentFeed`.
+        epochs: passes over the data, those before ``start`` counted in.
+        start: where to begin, from the `Chunk.position` an earlier run got to.
+        max_steps: steps to take at most.
+        border_every: let a dispatch end wherever a multiple of this many steps are done.
+        stop_nonfinite: end with the first step whose loss is NaN or infinite.
         steps_per_dispatch: training steps in one dispatch. None fits them to about a second, for
             Python can't react (progress bar, Ctrl-C) while a dispatch runs.
 
     Yields:
         a `Chunk` as soon as it is dispatched.
     """
-    batch_size = min(batch_size, num_rows)
-    num_steps = math.ceil(num_rows / batch_size)
-    pace = _Pace(steps_per_dispatch)
-    for epoch in range(epochs):
-        plan, totals, losses = _begin_epoch(metrics, batch_size, data, shuffle_key, epoch)
-        first = 0
-        while first < num_steps:
-            last = min(num_steps, first + pace.steps)
-            started = time.perf_counter()
-            state, totals, losses = _run_steps(
-                step, (state, totals, losses), data, plan, first, last
-            )
-            yield Chunk(state, epoch, first, last, last == num_steps, losses, totals)
-            losses.block_until_ready()
-            pace.observe(last - first, time.perf_counter() - started)
-            first = last
+    pace = _Pace(steps_per_dispatch, border_every)
+    steps_done = int(state.step)
+    last_step = math.inf if max_steps is None else steps_done + max_steps
+    for epoch in range(start.epoch, epochs):
+        begun = start if epoch == start.epoch else Position(epoch)
+        totals = empty_metrics(metrics) if begun.metrics is None else begun.metrics
+        for block in feed.blocks(epoch, begun.step, begun.source):
+            first = block.first
+            while first < block.last and steps_done < last_step:
+                steps = min(pace.steps_from(steps_done), last_step - steps_done)
+                last = int(min(block.last, first + steps))
+                started = time.perf_counter()
+                run = functools.partial(_run_steps, step, stop_nonfinite, block.data, block.plan)
+                state, totals, losses, num_done = run((state, totals), first, last)
+                chunk = Chunk(
+                    state=state,
+                    epoch=epoch,
+                    first=block.start + first,
+                    last=block.start + last,
+                    ends_epoch=block.ends_epoch and last == block.last,
+                    metrics=totals,
+                    losses=losses,
+                    num_done=num_done,
+                    source=block.sources[last - 1] if block.sources else None,
+                    rerun=functools.partial(_rerun, run, metrics, first),
+                )
+                yield chunk
+                losses.block_until_ready()
+                if stop_nonfinite and not chunk.is_finite:
+                    return
+                state = chunk.state
+                pace.observe(last - first, time.perf_counter() - started)
+                steps_done += last - first
+                first = last
+            if steps_done >= last_step:
+                return
 
 
 class _Pace:
@@ -123,12 +163,19 @@ class _Pace:
 
     TARGET_SECONDS = 1.0
 
-    def __init__(self, steps_per_dispatch: int | None):
+    def __init__(self, steps_per_dispatch: int | None, border_every: int | None):
         self.fixed = steps_per_dispatch is not None
+        self.border_every = border_every
         # The first dispatch compiles and so tells nothing; the second measures the step.
         self.steps = steps_per_dispatch or 1
         self.compiled = False
         self.step_seconds = math.inf
+
+    def steps_from(self, step: int) -> int:
+        """Steps of the dispatch that begins after ``step`` steps."""
+        if self.border_every is None:
+            return self.steps
+        return min(self.steps, self.border_every - step % self.border_every)
 
     def observe(self, steps: int, seconds: float) -> None:
         if self.fixed:
@@ -141,48 +188,44 @@ class _Pace:
         self.steps = max(1, int(self.TARGET_SECONDS / self.step_seconds))
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _begin_epoch(
-    metrics: type[Collection], batch_size: int, data: DeviceData, key: jax.Array, epoch: int
-) -> tuple[jax.Array, Collection, jax.Array]:
-    """The epoch's index plan ``[steps, batch]``, empty metrics, and room for its losses."""
-    capacity = len(data.rows)
-    # One stable sort by random bits. Two rows that draw the same 32 bits keep their order, a bias
-    # far below anything training could notice.
-    bits = jax.random.bits(jax.random.fold_in(key, epoch), (capacity,), jnp.uint32)
-    unused = jnp.arange(capacity) >= data.num_rows
-    bits = jnp.where(unused, jnp.uint32(0xFFFFFFFF), bits)
-    _, order = jax.lax.sort((bits, data.rows), num_keys=1, is_stable=True)
-    steps = math.ceil(capacity / batch_size)
-    plan = order[jnp.arange(steps * batch_size) % data.num_rows].reshape(steps, batch_size)
-    return plan, metrics.empty(), jnp.zeros((steps,), jnp.float32)
+@functools.partial(jax.jit, static_argnums=0)
+def empty_metrics(metrics: type[Collection]) -> Collection:
+    """An epoch's metrics before anything was measured."""
+    return metrics.empty()
 
 
-@functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
+@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=4)
 def _run_steps(
     step: TrainStep,
-    carry: tuple[TrainState, Collection, jax.Array],
+    stop_nonfinite: bool,
     data: DeviceData,
     plan: jax.Array,
+    carry: tuple[TrainState, Collection],
     first: int,
     last: int,
-) -> tuple[TrainState, Collection, jax.Array]:
-    """Steps ``first`` to ``last`` of an epoch. Traced bounds: one program for every length."""
+) -> tuple[TrainState, Collection, jax.Array, jax.Array]:
+    """Steps ``first`` to ``last`` of a plan. Traced bounds: one program for every length."""
 
-    def body(index, carry):
-        state, totals, losses = carry
-        batch = _take(data, plan[index], index * plan.shape[1])
+    def goes_on(carry):
+        index, goes_on, *_ = carry
+        return (index < last) & goes_on
+
+    def body(carry):
+        index, _, state, totals, losses = carry
+        batch = take(data, plan[index], index * plan.shape[1])
         state, output = step(state, batch)
-        return state, totals.merge(output.metrics), losses.at[index].set(output.loss)
+        goes_on = jnp.isfinite(output.loss) if stop_nonfinite else jnp.asarray(True)
+        losses = losses.at[index - first].set(output.loss)
+        return index + 1, goes_on, state, totals.merge(output.metrics), losses
 
-    return jax.lax.fori_loop(first, last, body, carry)
+    losses = jnp.zeros((len(plan),), jnp.float32)
+    start = (jnp.asarray(first, jnp.int32), jnp.asarray(True), *carry, losses)
+    index, _, state, totals, losses = jax.lax.while_loop(goes_on, body, start)
+    return state, totals, losses, index - first
 
 
-def _take(data: DeviceData, rows: jax.Array, first: jax.Array) -> Batch:
-    """Gathers rows as a batch; those at or past ``num_rows`` of the plan get weight 0."""
-    take = functools.partial(jnp.take, indices=rows, axis=0, mode='clip')
-    weight = (first + jnp.arange(len(rows)) < data.num_rows).astype(jnp.float32)
-    return Batch(jax.tree.map(take, data.x), take(data.y), weight)
+def _rerun(run: Any, metrics: type[Collection], first: int, state: TrainState, num_steps: int):
+    return run((state, empty_metrics(metrics)), first, first + num_steps)[0]
 
 
 def evaluate(
@@ -190,7 +233,7 @@ def evaluate(
     metrics: type[Collection],
     params: Any,
     model_state: Any,
-    data: DeviceData,
+    data: DeviceData | Iterable[DeviceData],
     *,
     batch_size: int,
 ) -> dict[str, float]:
@@ -201,29 +244,21 @@ def evaluate(
         metrics: the CLU collection class the step was made with.
         params: the trainable arrays.
         model_state: the other arrays.
-        data: the data set.
+        data: the data set, whole or in parts.
         batch_size: rows at a time; bounds the memory, changes nothing else.
     """
-    return compute_metrics(_run_eval(step, metrics, batch_size, params, model_state, data))
+    totals = empty_metrics(metrics)
+    for part in [data] if isinstance(data, DeviceData) else data:
+        totals = _run_eval(step, batch_size, totals, params, model_state, part)
+    return compute(totals)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _run_eval(step, metrics, batch_size, params, model_state, data: DeviceData) -> Collection:
+@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=2)
+def _run_eval(step, batch_size, totals, params, model_state, data: DeviceData) -> Collection:
     def body(index, totals):
         first = index * batch_size
         rows = data.rows[(first + jnp.arange(batch_size)) % data.num_rows]
-        return totals.merge(step(params, model_state, _take(data, rows, first)))
+        return totals.merge(step(params, model_state, take(data, rows, first)))
 
     num_batches = (data.num_rows + batch_size - 1) // batch_size
-    return jax.lax.fori_loop(0, num_batches, body, metrics.empty())
-
-
-@jax.jit
-def _compute(metrics: Collection) -> dict[str, jax.Array]:
-    return metrics.compute()
-
-
-def compute_metrics(metrics: Collection) -> dict[str, float]:
-    """The values of a CLU collection as plain floats, in one transfer."""
-    values = jax.device_get(_compute(metrics))
-    return {name: float(values[name]) for name in type(metrics).__annotations__}
+    return jax.lax.fori_loop(0, num_batches, body, totals)

@@ -1,107 +1,116 @@
 """CLU metric collections: accumulated on the device, merged exactly over an epoch.
 
-A metric here is a `clu.metrics.Metric` made from the keywords ``logits``, ``labels``, ``losses``
-(per example) and ``weight``; any collection of such metrics works in a train step.
+`make_metrics` makes the collection of the loss and of any metrics: by name, as classes of
+`clu.metrics.Metric`, or as functions ``(logits, labels)``. Definitions are those of
+`thinkml.evaluation`, and so scikit-learn's.
+
+Metrics that need the same sums share them, so a collection's fields are not its metrics: it is
+read by ``compute()`` or, functions of a whole epoch included, by `compute`.
 """
 
 # clu's collections read the annotations at run time, so no `from __future__ import annotations`.
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, ClassVar, get_args
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 from clu import metrics as clu_metrics
+from clu.values import Scalar, Value
 from flax import struct
 
-from thinkml.core.losses import mae, mse
-from thinkml.errors import ConfigError, unknown_name
+from thinkml.core.accumulators import WeightedMean as WeightedMean
+from thinkml.core.classification import class_indices
+from thinkml.core.metric_entries import Entry, Shape, entry_of, mean_of
+from thinkml.core.metric_names import CLASSIFICATION_METRICS as CLASSIFICATION_METRICS
+from thinkml.core.metric_names import REGRESSION_METRICS as REGRESSION_METRICS
+from thinkml.core.metric_names import TRAINING_ONLY_METRICS as TRAINING_ONLY_METRICS
+from thinkml.core.metric_names import Metric, check_metric, metric_name
+from thinkml.core.metric_names import is_higher_better as is_higher_better
+from thinkml.errors import ConfigError, is_whole, problems, unknown_name
+from thinkml.record import TaskKind
 
-PerExampleFn = Callable[[jax.Array, jax.Array], jax.Array]
+_LOSS = mean_of(lambda losses, **_: losses, weight='weight')
 
 
-@struct.dataclass
-class WeightedMean(clu_metrics.Metric):
-    """``sum(weight * values) / sum(weight)`` over everything merged into it.
+class _Metrics(clu_metrics.Collection):
+    """A collection whose metrics are read from fields that several of them may share."""
 
-    Unlike `clu.metrics.Average`, whose mask is boolean, the weights are real numbers. Both sums
-    are compensated: each is a float32 and what rounding has taken from it, so that millions of
-    merges lose nothing.
-
-    Reference:
-        Kahan, 1965, *Further remarks on reducing truncation errors*.
-    """
-
-    total: jax.Array
-    total_error: jax.Array
-    weight: jax.Array
-    weight_error: jax.Array
+    kind: ClassVar[TaskKind | None]
+    entries: ClassVar[Mapping[str, Entry]]
 
     @classmethod
-    def empty(cls):
-        # Four arrays, not one four times: all are donated to the compiled chunk.
-        return cls(*(jnp.zeros((), jnp.float32) for _ in range(4)))
-
-    @classmethod
-    def from_model_output(cls, values: jax.Array, weight: jax.Array, **_):
-        zero = jnp.zeros((), jnp.float32)
-        return cls(jnp.sum(weight * values), zero, jnp.sum(weight), zero)
-
-    def merge(self, other):
-        total = _add(self.total, self.total_error + other.total_error, other.total)
-        weight = _add(self.weight, self.weight_error + other.weight_error, other.weight)
-        return type(self)(*total, *weight)
+    def _from_model_output(cls, *, labels, weight, mask=None, **step):
+        return super()._from_model_output(
+            labels=class_indices(labels, cls.kind),
+            weight=weight,
+            mask=(weight if mask is None else mask) != 0,
+            **step,
+        )
 
     def compute(self):
-        return (self.total - self.total_error) / (self.weight - self.weight_error)
+        entries = self.entries.items()
+        return {name: e.read(getattr(self, e.field)) for name, e in entries if not e.on_host}
+
+    def compute_values(self) -> dict[str, Value]:
+        return {name: Scalar(value) for name, value in self.compute().items()}
 
 
-def _add(total: jax.Array, error: jax.Array, value: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The sum of ``total`` and ``value``, and by how much it is too large."""
-    value = value - error
-    result = total + value
-    return result, (result - total) - value
+def make_metrics(
+    metrics: Sequence[Metric] = (),
+    *,
+    kind: TaskKind | None = None,
+    num_outputs: int | None = None,
+    capacity: int | None = None,
+) -> type[clu_metrics.Collection]:
+    """Returns the CLU collection class of the loss and the given metrics.
 
+    A batch's ``single_from_model_output`` takes the keywords ``logits`` (float32, ``[batch]`` or
+    ``[batch, k]``), ``labels`` (encoded), ``losses`` and ``weight`` (float32 ``[batch]``),
+    ``mask`` (``[batch]``, not 0 for examples, 0 for rows that only fill the batch up; where it is
+    left out, rows of weight 0 are those) and, for ``'grad_norm'``, ``grads``. The loss is weighted
+    by ``weight``; in every metric each example counts once. Sums and counts are exact for up to
+    2**31 - 1 examples, however the epoch is cut.
 
-def accuracy(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """1 where the prediction is right, ``[batch]``.
+    Names, for classification:
 
-    The prediction is the larger logit's index for ``[batch, classes]`` logits with class-index
-    labels, ``logit > 0`` for one logit; with several labels per example all must be right (subset
-    accuracy, as scikit-learn's).
-    """
-    if labels.ndim == 1 and logits.ndim == 2 and logits.shape[1] > 1:
-        return (jnp.argmax(logits, axis=1) == labels).astype(jnp.float32)
-    right = (logits.reshape(labels.shape) > 0) == (labels > 0)
-    return right.reshape(len(labels), -1).all(axis=1).astype(jnp.float32)
+    - ``'accuracy'``, ``'log_loss'``, ``'brier'``, ``'top_k_accuracy'`` (``k`` is 5) and
+      ``'top_3_accuracy'`` with any number;
+    - ``'precision'``, ``'recall'``, ``'f1'``, of the class with index 1 for binary, the mean over
+      the classes or labels else; ``'_macro'``, ``'_micro'`` or ``'_weighted'`` behind the name
+      chooses the mean; ``'balanced_accuracy'``. They need ``kind`` and ``num_outputs``;
+    - ``'roc_auc'``, ``'average_precision'``, exact by sorting all scores, one-vs-rest for
+      multiclass. They need ``capacity`` too. ``'roc_auc'`` is NaN where a class has no examples
+      or all of them.
 
+    For regression: ``'mse'``, ``'mae'``, and the means over the targets of ``'rmse'`` and
+    ``'r2'``, which need ``num_outputs``. In training also ``'grad_norm'``: the mean over the steps
+    of the gradients' global norm (leave `TRAINING_ONLY_METRICS` out of an evaluation's).
 
-CLASSIFICATION_METRICS: dict[str, PerExampleFn] = {'accuracy': accuracy}
-REGRESSION_METRICS: dict[str, PerExampleFn] = {'mse': mse, 'mae': mae}
+    A function ``(logits, labels)`` that returns a value per example is averaged over the epoch. One
+    that returns a number, or can't be traced by JAX as those of scikit-learn, is called once, on
+    the host, with NumPy arrays of the whole epoch; it needs ``kind``, ``num_outputs`` and
+    ``capacity``, and only `compute` gives its value. A class of `clu.metrics.Metric` gets the
+    keywords above, with a boolean ``mask``. Labels of binary and multiclass tasks are class
+    indices; where an example has shares of classes, that of the largest.
 
+    The scores and labels that ranking metrics and functions of a whole epoch need are kept on the
+    device, once for all: ``capacity * (4 * num_outputs + 5)`` bytes for class indices. Where an
+    epoch has more rows than ``capacity`` the values are NaN.
 
-def _mean_of(per_example: PerExampleFn) -> type[clu_metrics.Metric]:
-    return WeightedMean.from_fun(
-        lambda logits, labels, weight, **_: {
-            'values': per_example(logits, labels),
-            'weight': weight,
-        }
-    )
-
-
-_LOSS = WeightedMean.from_fun(lambda losses, weight, **_: {'values': losses, 'weight': weight})
-
-
-@functools.lru_cache(maxsize=256)
-def make_metrics(names: tuple[str, ...] = ()) -> type[clu_metrics.Collection]:
-    """Returns the CLU collection class of the loss and the named metrics.
-
-    The same names return the same class, so that compiled programs are shared.
+    The same arguments return the same class, so that compiled programs are shared.
 
     Args:
-        names: among ``'accuracy'`` (classification), ``'mse'`` and ``'mae'`` (regression).
+        metrics: names, classes, functions.
+        kind: ``'binary'``, ``'multiclass'``, ``'multilabel'`` or ``'regression'``. None tells by
+            the shapes, where that suffices.
+        num_outputs: numbers the model returns per example.
+        capacity: rows of an epoch, those that only fill batches up included.
 
     Raises:
-        ConfigError: for an unknown name.
+        ConfigError: for metrics that are unknown, don't fit the task, have the same name or need
+            an argument that is None. Names every problem.
 
     Example:
         >>> import jax.numpy as jnp
@@ -112,9 +121,101 @@ def make_metrics(names: tuple[str, ...] = ()) -> type[clu_metrics.Collection]:
         >>> {name: round(float(value), 2) for name, value in metrics.compute().items()}
         {'loss': 0.7, 'accuracy': 0.5}
     """
-    known = CLASSIFICATION_METRICS | REGRESSION_METRICS
-    for name in names:
-        if name not in known:
-            raise ConfigError(unknown_name('metrics', name, known))
-    metrics = {name: _mean_of(known[name]) for name in names}
-    return clu_metrics.Collection.create(loss=_LOSS, **metrics)
+    found = [check_metric(metric, kind, num_outputs) for metric in metrics]
+    if kind not in (None, *get_args(TaskKind)):
+        found = [unknown_name('kind', kind, get_args(TaskKind))]
+    for name, value in {'num_outputs': num_outputs, 'capacity': capacity}.items():
+        if value is not None and not (is_whole(value) and value >= 1):
+            found.append(f'{name}: got {value!r}, expected a whole number of at least 1.')
+    found = [problem for problem in found if problem] or _same_names(metrics)
+    if found:
+        raise ConfigError(found[0] if len(found) == 1 else problems('make_metrics:', found))
+    return _make(tuple(metrics), Shape(kind, num_outputs, capacity))
+
+
+def _same_names(metrics: Sequence[Metric]) -> list[str]:
+    names = ['loss', *map(metric_name, metrics)]
+    return [
+        f'metrics: got two called {name!r}{" (the loss is one)" if name == "loss" else ""}, '
+        'expected names that differ. Give each function a name of its own with def, each class '
+        'with class.'
+        for name in dict.fromkeys(names)
+        if names.count(name) > 1
+    ]
+
+
+@functools.lru_cache(maxsize=256)
+def _make(metrics: tuple[Metric, ...], shape: Shape) -> type[clu_metrics.Collection]:
+    entries = {'loss': Entry('loss', _LOSS, _LOSS.compute)}
+    for index, metric in enumerate(metrics):
+        entries[metric_name(metric)] = entry_of(metric, index, shape)
+    fields = {entry.field: entry.state for entry in entries.values()}
+    if shape.capacity is not None and '_collected' not in fields:
+        return _make(metrics, shape._replace(capacity=None))
+    members = {
+        '__annotations__': fields,
+        '__doc__': f"The epoch's {', '.join(entries)}.",
+        'kind': shape.kind,
+        'entries': MappingProxyType(entries),
+    }
+    return struct.dataclass(type('Metrics', (_Metrics,), members))
+
+
+@jax.jit
+def _compute(metrics: clu_metrics.Collection) -> dict[str, jax.Array]:
+    return metrics.compute()
+
+
+def compute(metrics: clu_metrics.Collection) -> dict[str, float]:
+    """Returns the values of a CLU collection as plain floats, in one transfer.
+
+    Those of functions of a whole epoch are among them: the logits and labels collected for these
+    come along, without the rows that only filled batches up.
+
+    Args:
+        metrics: of a class made by `make_metrics`, or any other collection.
+
+    Raises:
+        ConfigError: for a metric that is not one number.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from thinkml.core.metrics import compute, make_metrics
+        >>> def worst(logits, labels):
+        ...     return abs(logits - labels).max()
+        >>> metrics = make_metrics((worst,), kind='regression', num_outputs=1, capacity=8)
+        >>> compute(metrics.single_from_model_output(
+        ...     logits=jnp.array([1.0, 5.0]), labels=jnp.array([1.0, 1.0]),
+        ...     losses=jnp.array([0.0, 1.0]), weight=jnp.array([1.0, 1.0])))
+        {'loss': 0.5, 'worst': 4.0}
+    """
+    entries: Mapping[str, Entry] = getattr(metrics, 'entries', {})
+    whole = {name: entry for name, entry in entries.items() if entry.on_host}
+    collected = {entry.field: getattr(metrics, entry.field) for entry in whole.values()}
+    values, collected = jax.device_get((_compute(metrics), collected))
+    for name, entry in whole.items():
+        values[name] = _of_epoch(name, entry.read, collected[entry.field])
+    # jit has sorted the names
+    return {
+        name: _as_float(name, values[name]) for name in entries or type(metrics).__annotations__
+    }
+
+
+def _of_epoch(name: str, function: Callable[..., Any], epoch: Any) -> Any:
+    rows = epoch.mask
+    if epoch.position > len(rows) or not rows.any():
+        return np.nan
+    try:
+        value = np.asarray(function(epoch.logits[rows], epoch.labels[rows]))
+    except Exception as error:
+        error.add_note(f'Raised by the metric {name!r} at the end of an epoch.')
+        raise
+    return value.mean() if value.shape[:1] == (rows.sum(),) else value
+
+
+def _as_float(name: str, value: Any) -> float:
+    if np.shape(value) != ():
+        raise ConfigError(
+            f'metrics: {name!r} gave an array of shape {np.shape(value)}, expected one number.'
+        )
+    return float(value)

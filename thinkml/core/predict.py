@@ -2,7 +2,7 @@
 
 import functools
 import math
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -23,20 +23,35 @@ def inference_batch_size(x: Any) -> int:
     It depends on the size of one row alone, so that results don't depend on how training was
     batched.
     """
-    row_bytes = sum(leaf.nbytes // len(leaf) for leaf in jax.tree.leaves(x))
+    row_bytes = sum(math.prod(leaf.shape[1:]) * leaf.dtype.itemsize for leaf in jax.tree.leaves(x))
     fitting = _BATCH_BYTES // max(1, row_bytes)
     return int(np.clip(2 ** int(math.log2(max(1, fitting))), _MIN_BATCH, _MAX_BATCH))
+
+
+class RowSource(Protocol):
+    """Inputs that are read by rows, such as `thinkml.data.Rows`.
+
+    Attributes:
+        spec: shape ``[rows, ...]`` and dtype of each array, as `jax.ShapeDtypeStruct`.
+    """
+
+    @property
+    def spec(self) -> Any: ...
+
+    def take(self, indices: np.ndarray) -> Any:
+        """Reads the rows of these indices."""
+        ...
 
 
 def predict_outputs(model: Any, x: Any, *, batch_size: int | None = None) -> np.ndarray:
     """Returns the model's raw outputs for ``x`` in eval mode, float32 ``[rows, ...]``.
 
-    The model and its mode stay as they were. Rows are sent to the device a batch at a time; the
-    last batch is filled up, so that every batch runs the same program.
+    The model and its mode stay as they were. Rows are read and sent to the device a batch at a
+    time; the last batch is filled up, so that every batch runs the same program.
 
     Args:
         model: see `functionalize`.
-        x: checked inputs, arrays ``[rows, ...]``.
+        x: checked inputs, arrays ``[rows, ...]``, or a `RowSource`.
         batch_size: rows at a time; None picks one by the size of a row.
 
     Example:
@@ -47,17 +62,29 @@ def predict_outputs(model: Any, x: Any, *, batch_size: int | None = None) -> np.
         >>> predict_outputs(model, np.ones((5, 4), np.float32)).shape
         (5, 2)
     """
-    functional = functionalize(model, x, jax.random.key(0))
-    num_rows = len(jax.tree.leaves(x)[0])
+    spec, take = (x.spec, x.take) if hasattr(x, 'spec') else (x, functools.partial(_take, x))
+    functional = functionalize(model, spec, jax.random.key(0))
+    num_rows = jax.tree.leaves(spec)[0].shape[0]
     if batch_size is None:
         # A power of two for few rows as well, so that nearby numbers of rows share a program.
-        batch_size = min(inference_batch_size(x), 2 ** (num_rows - 1).bit_length())
+        batch_size = min(inference_batch_size(spec), 2 ** (num_rows - 1).bit_length())
     outputs = []
     for first in range(0, num_rows, batch_size):
-        rows = np.arange(first, first + batch_size) % num_rows
-        batch = jax.tree.map(lambda leaf, rows=rows: np.take(leaf, rows, axis=0), x)
+        batch = _filled(take(np.arange(first, min(first + batch_size, num_rows))), batch_size)
         outputs.append(_forward(functional.apply, functional.params, functional.model_state, batch))
+        if len(outputs) > 1:  # waits for the batch before, so that inputs don't pile up
+            outputs[-2] = np.asarray(outputs[-2])
     return np.concatenate(jax.device_get(outputs))[:num_rows]
+
+
+def _take(x: Any, rows: np.ndarray) -> Any:
+    return jax.tree.map(lambda leaf: np.take(leaf, rows, axis=0), x)
+
+
+def _filled(x: Any, batch_size: int) -> Any:
+    """Repeats rows until there are ``batch_size`` of them."""
+    num_rows = len(jax.tree.leaves(x)[0])
+    return x if num_rows == batch_size else _take(x, np.arange(batch_size) % num_rows)
 
 
 @functools.partial(jax.jit, static_argnums=0)

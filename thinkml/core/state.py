@@ -1,13 +1,38 @@
 """The state a train step carries."""
 
-from typing import Any
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
 
-from thinkml.core.optimizers import set_learning_rate
+from thinkml.core.optimizers import set_hyperparams
+
+
+class Ema(struct.PyTreeNode):
+    """An exponential moving average of the parameters: ``decay * average + (1 - decay) * params``.
+
+    It starts at the initial parameters.
+
+    Attributes:
+        params: the average.
+        decay: float32 scalar between 0 and 1.
+
+    Reference:
+        Polyak and Juditsky, 1992, *Acceleration of stochastic approximation by averaging*.
+    """
+
+    params: Any
+    decay: jax.Array
+
+    def update(self, params: Any) -> Self:
+        """Returns the average after a step to ``params``."""
+
+        def move(average: jax.Array, value: jax.Array) -> jax.Array:
+            return average + ((1 - self.decay) * (value - average)).astype(average.dtype)
+
+        return self.replace(params=jax.tree.map(move, self.params, params))
 
 
 class TrainState(struct.PyTreeNode):
@@ -19,6 +44,7 @@ class TrainState(struct.PyTreeNode):
         model_state: arrays the model updates without gradients (BatchNorm statistics).
         opt_state: the optimizer's state, learning rate included.
         key: PRNG key of the run; step ``i`` draws from ``fold_in(key, i)``.
+        ema: an average of the parameters over the steps; None for none.
     """
 
     step: jax.Array
@@ -26,6 +52,12 @@ class TrainState(struct.PyTreeNode):
     model_state: Any
     opt_state: Any
     key: jax.Array
+    ema: Ema | None = None
+
+    @property
+    def eval_params(self) -> Any:
+        """The parameters to evaluate and keep: the average where there is one."""
+        return self.params if self.ema is None else self.ema.params
 
 
 def init_state(
@@ -34,6 +66,9 @@ def init_state(
     tx: optax.GradientTransformation,
     key: jax.Array,
     learning_rate: float | None = None,
+    *,
+    ema_decay: float | None = None,
+    **hyperparams: float | None,
 ) -> TrainState:
     """Creates the state before the first step, from copies of the given arrays.
 
@@ -46,6 +81,8 @@ def init_state(
         key: PRNG key of the run.
         learning_rate: for an optimizer from `make_optimizer`, which holds it in its state; None
             for one that was built with its own.
+        ema_decay: of the parameters' moving average; None keeps none.
+        **hyperparams: the optimizer's other numbers, see `set_hyperparams`.
 
     Example:
         >>> import jax, jax.numpy as jnp, optax
@@ -54,23 +91,32 @@ def init_state(
         >>> int(state.step)
         0
     """
-    return _init_state(tx.init, params, model_state, key, learning_rate)
+    hyperparams = {'learning_rate': learning_rate} | hyperparams
+    return _init_state(tx.init, params, model_state, key, hyperparams, ema_decay)
 
 
 def _init(
-    init_optimizer: Any, params: Any, model_state: Any, key: jax.Array, learning_rate: float | None
+    init_optimizer: Any,
+    params: Any,
+    model_state: Any,
+    key: jax.Array,
+    hyperparams: dict[str, float | None],
+    ema_decay: float | None,
 ) -> TrainState:
     # jnp.copy because a jitted function hands unchanged inputs back as the same buffers.
     params, model_state, key = jax.tree.map(jnp.copy, (params, model_state, key))
     opt_state = init_optimizer(params)
-    if learning_rate is not None:
-        opt_state = set_learning_rate(opt_state, learning_rate)
+    if any(value is not None for value in hyperparams.values()):
+        opt_state = set_hyperparams(opt_state, **hyperparams)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
         model_state=model_state,
         opt_state=opt_state,
         key=key,
+        ema=None
+        if ema_decay is None
+        else Ema(jax.tree.map(jnp.copy, params), jnp.asarray(ema_decay, jnp.float32)),
     )
 
 

@@ -11,7 +11,7 @@ from clu.metrics import Collection
 
 from thinkml.core.adapters import ApplyFn
 from thinkml.core.convolutions import fast_convolutions
-from thinkml.core.losses import LossFn, weighted_mean
+from thinkml.core.losses import LossFn
 from thinkml.core.state import TrainState
 
 
@@ -21,12 +21,16 @@ class Batch(NamedTuple):
     Attributes:
         x: inputs, ``[batch, ...]``.
         y: labels or targets, ``[batch]`` or ``[batch, k]``.
-        weight: float32 ``[batch]``; 0 for examples that only fill the batch up.
+        weight: float32 ``[batch]``, what each example's loss counts; 0 for examples that only fill
+            the batch up.
+        mask: float32 ``[batch]``, what each example counts in all other metrics: 1, or 0 for those
+            that fill up. None takes ``weight``.
     """
 
     x: Any
     y: jax.Array
     weight: jax.Array
+    mask: jax.Array | None = None
 
 
 class StepOutput(NamedTuple):
@@ -36,6 +40,7 @@ class StepOutput(NamedTuple):
     metrics: Collection
 
 
+AugmentFn = Callable[[jax.Array, Any, jax.Array], tuple[Any, jax.Array]]
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, StepOutput]]
 EvalStep = Callable[[Any, Any, Batch], Collection]
 
@@ -46,43 +51,94 @@ def make_train_step(
     loss_fn: LossFn,
     tx: optax.GradientTransformation,
     metrics: type[Collection],
+    *,
+    augment: AugmentFn | None = None,
+    accumulate_steps: int = 1,
 ) -> TrainStep:
     """Returns the pure ``train_step(state, batch) -> (state, StepOutput)``.
 
-    The step descends along the gradient of ``sum(weight * loss) / sum(weight)``. Equal arguments
-    return the same function, so that a program compiled for it is found again.
+    The step descends along the gradient of ``sum(weight * loss) / sum(weight)``, both sums over
+    the whole batch however many parts it is computed in. What is random in it is drawn from
+    ``(state.key, state.step)``. Equal arguments return the same function, so that a program
+    compiled for it is found again.
 
     Args:
         apply: the model's forward pass, from `functionalize`.
         loss_fn: ``(logits, labels) -> [batch]``, see `get_loss`.
         tx: an optax transformation, see `make_optimizer`.
-        metrics: a CLU collection class, see `make_metrics`.
+        metrics: a CLU collection class, see `make_metrics`. They compare with the labels as they
+            were before augmentation.
+        augment: ``(key, x, y) -> (x, y)``, applied to each part of the batch.
+        accumulate_steps: parts the batch is computed in, one after another; divides its length.
+            Only one part's activations are in memory at a time, and BatchNorm sees a part each.
 
     Example:
         See ``examples/02_own_loop.py`` for a whole loop.
     """
 
+    def gradients(params: Any, model_state: Any, batch: Batch, total: jax.Array, key: jax.Array):
+        """Of the share of the loss that ``batch`` has, with what else its forward pass gave."""
+        x, y = batch.x, batch.y
+        if augment is not None:
+            x, y = augment(jax.random.fold_in(key, _AUGMENT), x, y)
+
+        def loss_share(params):
+            outputs, new_state = apply(params, model_state, x, key=key, train=True)
+            logits = _as_logits(outputs, batch.y)
+            losses = loss_fn(logits, y)
+            return jnp.sum(batch.weight * losses) / total, (new_state, logits, losses)
+
+        loss_and_grad = fast_convolutions(jax.value_and_grad(loss_share, has_aux=True))
+        (loss, aux), grads = loss_and_grad(params)
+        return loss, grads, *aux
+
+    def accumulated(params: Any, model_state: Any, batch: Batch, total: jax.Array, key: jax.Array):
+        """The same, part by part: sums over sums."""
+
+        def add_part(carry, part):
+            index, batch = part
+            loss, grads, model_state = carry
+            of_part = gradients(params, model_state, batch, total, jax.random.fold_in(key, index))
+            part_loss, part_grads, model_state, *outputs = of_part
+            return (
+                loss + part_loss,
+                jax.tree.map(jnp.add, grads, part_grads),
+                model_state,
+            ), outputs
+
+        parts = jax.tree.map(
+            lambda leaf: leaf.reshape(accumulate_steps, -1, *leaf.shape[1:]), batch
+        )
+        start = (jnp.zeros((), jnp.float32), jax.tree.map(jnp.zeros_like, params), model_state)
+        (loss, grads, model_state), outputs = jax.lax.scan(
+            add_part, start, (jnp.arange(accumulate_steps), parts)
+        )
+        return loss, grads, model_state, *jax.tree.map(lambda leaf: jnp.concatenate(leaf), outputs)
+
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, StepOutput]:
         key = jax.random.fold_in(state.key, state.step)
-
-        def weighted_loss(params):
-            outputs, model_state = apply(params, state.model_state, batch.x, key=key, train=True)
-            logits = _as_logits(outputs, batch.y)
-            losses = loss_fn(logits, batch.y)
-            return weighted_mean(losses, batch.weight), (logits, losses, model_state)
-
-        loss_and_grad = fast_convolutions(jax.value_and_grad(weighted_loss, has_aux=True))
-        (loss, (logits, losses, model_state)), grads = loss_and_grad(state.params)
+        total = jnp.sum(batch.weight)
+        total = jnp.where(total > 0, total, 1)  # a batch of weight 0 has gradient 0, not NaN
+        compute = gradients if accumulate_steps == 1 else accumulated
+        loss, grads, model_state, logits, losses = compute(
+            state.params, state.model_state, batch, total, key
+        )
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
         state = state.replace(
             step=state.step + 1,
-            params=optax.apply_updates(state.params, updates),
+            params=params,
             model_state=model_state,
             opt_state=opt_state,
+            ema=None if state.ema is None else state.ema.update(params),
         )
-        return state, StepOutput(loss, _collect(metrics, logits, losses, batch))
+        return state, StepOutput(loss, _collect(metrics, logits, losses, batch, grads))
 
     return train_step
+
+
+# Apart from the numbers that models fold into the same key.
+_AUGMENT = 2**31
 
 
 @functools.lru_cache(maxsize=64)
@@ -95,7 +151,7 @@ def make_eval_step(apply: ApplyFn, loss_fn: LossFn, metrics: type[Collection]) -
     def eval_step(params: Any, model_state: Any, batch: Batch) -> Collection:
         outputs, _ = apply(params, model_state, batch.x, key=None, train=False)
         logits = _as_logits(outputs, batch.y)
-        return _collect(metrics, logits, loss_fn(logits, batch.y), batch)
+        return _collect(metrics, logits, loss_fn(logits, batch.y), batch, None)
 
     return eval_step
 
@@ -111,7 +167,8 @@ def _as_logits(outputs: jax.Array, labels: jax.Array) -> jax.Array:
     return outputs.astype(jnp.float32)
 
 
-def _collect(metrics: type[Collection], logits, losses, batch: Batch) -> Collection:
+def _collect(metrics: type[Collection], logits, losses, batch: Batch, grads) -> Collection:
     return metrics.single_from_model_output(
-        logits=logits, labels=batch.y, losses=losses, weight=batch.weight
-    )
+        logits=logits, labels=batch.y, losses=losses, grads=grads, weight=batch.weight,
+        mask=batch.weight if batch.mask is None else batch.mask,
+    )  # fmt: skip

@@ -1,17 +1,35 @@
-"""From what people have (arrays, lists, frames) to checked and encoded arrays, and back."""
+"""From what people have (arrays, frames, files, loaders) to checked, encoded arrays, and back."""
 
 from thinkml.data.arrays import as_dtype_of as as_dtype_of
-from thinkml.data.arrays import check_inputs as check_inputs
-from thinkml.data.arrays import check_inputs_of as check_inputs_of
 from thinkml.data.arrays import check_lengths as check_lengths
-from thinkml.data.arrays import fingerprint as fingerprint
+from thinkml.data.batches import Batches as Batches
+from thinkml.data.batches import BatchIterator as BatchIterator
+from thinkml.data.batches import HostBatch as HostBatch
+from thinkml.data.batches import is_batches as is_batches
+from thinkml.data.batches import open_batches as open_batches
+from thinkml.data.datasets import open_data as open_data
+from thinkml.data.datasets import open_dataset as open_dataset
+from thinkml.data.inputs import check_inputs as check_inputs
+from thinkml.data.inputs import check_inputs_of as check_inputs_of
+from thinkml.data.inputs import fingerprint as fingerprint
+from thinkml.data.inputs import open_rows_of as open_rows_of
 from thinkml.data.placement import capacity as capacity
 from thinkml.data.placement import check_fits as check_fits
+from thinkml.data.placement import device_budget as device_budget
+from thinkml.data.placement import fits as fits
 from thinkml.data.placement import place as place
 from thinkml.data.placement import select as select
+from thinkml.data.rows import Rows as Rows
+from thinkml.data.rows import open_rows as open_rows
 from thinkml.data.split import split_rows as split_rows
+from thinkml.data.stream import BatchFeed as BatchFeed
+from thinkml.data.stream import StreamedFeed as StreamedFeed
+from thinkml.data.stream import batch_parts as batch_parts
+from thinkml.data.stream import row_parts as row_parts
 from thinkml.data.targets import check_targets as check_targets
 from thinkml.data.targets import decode as decode
 from thinkml.data.targets import encode_targets as encode_targets
 from thinkml.data.targets import infer_task as infer_task
 from thinkml.data.targets import probabilities as probabilities
+from thinkml.data.weights import class_weight_table as class_weight_table
+from thinkml.data.weights import example_weights as example_weights

@@ -1,6 +1,5 @@
 """Checks on the arrays people pass, before anything is compiled."""
 
-import hashlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,9 +7,8 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 
-from thinkml.core import num_outputs
+from thinkml.data.frames import frame_values, is_frame
 from thinkml.errors import DataError
-from thinkml.record import record_of
 
 # float64 and int64 become what accelerators compute in; everything narrower stays as it is.
 _DEVICE_DTYPES = {
@@ -21,57 +19,6 @@ _DEVICE_DTYPES = {
     'uint64': np.uint32,
 }
 _EXTENDED_FLOATS = (np.dtype(ml_dtypes.bfloat16),)
-
-
-def check_inputs(X: Any, argument: str = 'X_train') -> np.ndarray:
-    """Returns model inputs as a numeric array, in the dtype the device computes in.
-
-    float64 becomes float32 and int64 becomes int32; other dtypes stay (uint8 images, bool).
-
-    Args:
-        X: anything `numpy.asarray` takes: arrays, nested lists, a frame of numbers.
-        argument: the name used in error messages.
-
-    Raises:
-        DataError: if it is empty, not numeric, ragged, or holds NaN or infinite values.
-
-    Example:
-        >>> from thinkml.data import check_inputs
-        >>> check_inputs([[1.0, 2.0], [3.0, 4.0]]).dtype
-        dtype('float32')
-    """
-    array = as_numeric(X, argument)
-    if array.ndim == 0:
-        raise DataError(f'{argument}: got a single number, expected one row per example.')
-    return _for_device(array, argument)
-
-
-def check_inputs_of(model: Any, X: Any, argument: str = 'X_test') -> np.ndarray:
-    """Returns inputs for a model's forward pass, checked as by `check_inputs`.
-
-    Integers become floats where the model was trained on floats.
-
-    Raises:
-        DataError: also if the rows have another shape than the model was trained on, or are
-            floats where it was trained on integers.
-        ModelTypeError: if the object is not a model.
-    """
-    array = check_inputs(X, argument)
-    record = record_of(model)
-    if record.input_shape is None or record.input_dtype is None:
-        num_outputs(model, array, argument)
-        return array
-    if array.shape == record.input_shape:
-        raise DataError(
-            f'{argument}: got one row of shape {array.shape} without the axis of rows. Pass it as '
-            f'{argument}[None], or frame.iloc[[0]] of a frame.'
-        )
-    if array.shape[1:] != record.input_shape:
-        raise DataError(
-            f'{argument}: got rows of shape {array.shape[1:]}, expected {record.input_shape}, '
-            'which the model was trained on.'
-        )
-    return as_dtype_of(array, jnp.dtype(record.input_dtype), argument)
 
 
 def as_dtype_of(array: np.ndarray, dtype: np.dtype, argument: str) -> np.ndarray:
@@ -98,13 +45,18 @@ def as_dtype_of(array: np.ndarray, dtype: np.dtype, argument: str) -> np.ndarray
 
 def as_numeric(values: Any, argument: str) -> np.ndarray:
     """Returns the values as a non-empty numeric array, or says why they are none."""
-    array = as_array(values, argument)
-    if array.dtype.kind not in 'biuf' and array.dtype not in _EXTENDED_FLOATS:
+    array = as_array(frame_values(values, argument) if is_frame(values) else values, argument)
+    if not is_numeric(array.dtype):
         raise DataError(
             f'{argument}: got dtype {array.dtype}, expected numbers. '
             + _how_to_convert(values, array)
         )
     return array
+
+
+def is_numeric(dtype: np.dtype) -> bool:
+    """Whether it is one of real numbers or bools."""
+    return dtype.kind in 'biuf' or dtype in _EXTENDED_FLOATS
 
 
 def as_array(values: Any, argument: str) -> np.ndarray:
@@ -113,7 +65,7 @@ def as_array(values: Any, argument: str) -> np.ndarray:
         raise DataError(f'{argument}: got None, expected an array with one row per example.')
     try:
         array = np.asarray(values)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RuntimeError) as error:
         raise DataError(
             f'{argument}: got a {type(values).__name__} that is no array ({error}). Expected rows '
             'of equal length; pad or cut them first.'
@@ -143,20 +95,35 @@ def _how_to_convert(values: Any, array: np.ndarray) -> str:
     return 'Convert it to float32 first.'
 
 
-def _for_device(array: np.ndarray, argument: str) -> np.ndarray:
-    check_finite(array, argument)
-    dtype = _DEVICE_DTYPES.get(array.dtype.name)
-    if dtype is None:
+def device_dtype(dtype: np.dtype) -> np.dtype:
+    """The dtype the device computes in: float32 for float64, int32 for int64, else the same."""
+    return np.dtype(_DEVICE_DTYPES.get(dtype.name, dtype))
+
+
+def for_device(array: np.ndarray, argument: str, rows: np.ndarray | None = None) -> np.ndarray:
+    """Returns finite numbers in the dtype the device computes in.
+
+    Args:
+        array: ``[rows, ...]``.
+        argument: the name used in error messages.
+        rows: the numbers of these rows in the whole they were read from; None for all of it.
+
+    Raises:
+        DataError: for NaN and infinite values, and those the dtype does not hold.
+    """
+    check_finite(array, argument, rows)
+    dtype = device_dtype(array.dtype)
+    if dtype == array.dtype:
         return array
     if array.dtype.kind in 'iu':
         limits = np.iinfo(dtype)
         if array.min() < limits.min or array.max() > limits.max:
             raise DataError(
                 f'{argument}: got integers from {array.min()} to {array.max()}, expected them '
-                f'within {np.dtype(dtype).name}. Scale them or pass floats.'
+                f'within {dtype.name}. Scale them or pass floats.'
             )
         return array.astype(dtype)
-    largest = np.abs(array).max()
+    largest = max(abs(array.max()), abs(array.min()))
     if largest > np.finfo(dtype).max:
         raise DataError(
             f'{argument}: got a value of magnitude {largest:.3g}, more than float32 holds '
@@ -165,7 +132,7 @@ def _for_device(array: np.ndarray, argument: str) -> np.ndarray:
     return array.astype(dtype)
 
 
-def check_finite(array: np.ndarray, argument: str) -> None:
+def check_finite(array: np.ndarray, argument: str, rows: np.ndarray | None = None) -> None:
     """Raises a `DataError` that counts and locates NaN and infinite values."""
     if array.dtype.kind in 'biu':
         return
@@ -177,6 +144,8 @@ def check_finite(array: np.ndarray, argument: str) -> None:
     if finite.all():
         return
     first = tuple(int(index) for index in np.argwhere(~finite)[0])
+    if rows is not None:
+        first = (int(rows[first[0]]), *first[1:])
     raise DataError(
         f'{argument}: got {np.isnan(array).sum()} NaN and {np.isinf(array).sum()} infinite values '
         f'of {array.size}, the first at index {first}; expected finite numbers. Drop these rows or '
@@ -188,9 +157,9 @@ def check_lengths(arrays: Mapping[str, Any]) -> None:
     """Raises a `DataError` unless all arrays have the same number of rows.
 
     Args:
-        arrays: by argument name.
+        arrays: by argument name; arrays, dicts or tuples of them, or `Rows`.
     """
-    lengths = {name: len(array) for name, array in arrays.items()}
+    lengths = {name: _num_rows(array) for name, array in arrays.items()}
     if len(set(lengths.values())) > 1:
         got = ' and '.join(f'{name} with {length:,} rows' for name, length in lengths.items())
         raise DataError(
@@ -199,16 +168,8 @@ def check_lengths(arrays: Mapping[str, Any]) -> None:
         )
 
 
-def fingerprint(X: np.ndarray, y: np.ndarray) -> dict[str, Any]:
-    """Identifies a data set: shapes, dtypes, and a hash over at most 4,096 evenly spaced rows."""
-    digest = hashlib.sha256()
-    for array in (X, y):
-        rows = np.linspace(0, len(array) - 1, min(len(array), 4096)).astype(np.int64)
-        digest.update(f'{array.shape} {array.dtype}'.encode())
-        digest.update(np.ascontiguousarray(array[rows]).tobytes())
-    return {
-        'rows': len(X),
-        'input_shape': list(X.shape[1:]),
-        'input_dtype': X.dtype.name,
-        'sha256': digest.hexdigest(),
-    }
+def _num_rows(values: Any) -> int:
+    if isinstance(values, Mapping):
+        return _num_rows(next(iter(values.values())))
+    is_several = isinstance(values, tuple) and hasattr(values[0], 'shape')
+    return _num_rows(values[0]) if is_several else len(values)

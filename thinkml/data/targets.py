@@ -8,7 +8,7 @@ from thinkml.data.arrays import as_array, as_numeric, check_finite
 from thinkml.errors import DataError
 from thinkml.record import Task
 
-Decided = Literal['regression', 'softmax', 'sigmoid']
+Decided = Literal['regression', 'softmax', 'sigmoid', 'classification']
 
 
 def infer_task(
@@ -41,7 +41,8 @@ def infer_task(
         num_outputs: numbers the model returns per example.
         argument: the name used in error messages.
         decided: what the loss tells already: ``'regression'``, ``'softmax'`` (one class per
-            example) or ``'sigmoid'`` (yes or no per output); None to infer all of it.
+            example), ``'sigmoid'`` (yes or no per output) or ``'classification'`` (one of the
+            two); None to infer all of it.
         known: the classification task the model has been trained on before. Kept where ``y``
             fits it, so that data in which a class is missing does not renumber the classes.
 

@@ -1,5 +1,6 @@
 """The public door to evaluation."""
 
+import functools
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
@@ -7,11 +8,12 @@ import numpy as np
 
 from thinkml.core import num_outputs, predict_outputs
 from thinkml.data import (
-    check_inputs_of,
-    check_lengths,
     decode,
     encode_targets,
     infer_task,
+    is_batches,
+    open_batches,
+    open_data,
     probabilities,
 )
 from thinkml.errors import ConfigError, DataError
@@ -28,7 +30,7 @@ from thinkml.evaluation.metrics import (
 )
 from thinkml.evaluation.report import Report
 from thinkml.evaluation.result import Evaluation
-from thinkml.record import Task, TaskKind, record_of
+from thinkml.record import InputSpec, Task, TaskKind, record_of
 
 
 class ModelEvaluator:
@@ -51,7 +53,7 @@ class ModelEvaluator:
     """
 
     def evaluate(
-        self, model: Any, X_test: Any, y_test: Any, metrics: Collection[str] | None = None
+        self, model: Any, X_test: Any, y_test: Any = None, metrics: Collection[str] | None = None
     ) -> Evaluation:
         """Predicts ``X_test`` and compares with ``y_test``.
 
@@ -61,8 +63,11 @@ class ModelEvaluator:
             model: a `flax.nnx.Module`, ``thinkml.models.from_linen(module)`` or
                 ``from_functions(init, apply)``. What its outputs mean is known from its training;
                 for a model trained elsewhere it is inferred from ``y_test``.
-            X_test: inputs, one row per example.
-            y_test: targets in the form used in training.
+            X_test: inputs, one row per example, of any kind that training takes: arrays, frames,
+                what is stored on disk (see `thinkml.data.open_rows`), batches
+                (`thinkml.data.open_batches`; weights in them don't count here).
+            y_test: targets in the form used in training. None, or the name of a column, where
+                ``X_test`` holds them (`thinkml.data.open_dataset`).
             metrics: names from `METRICS`. None computes accuracy, precision, recall, f1, roc_auc
                 and log_loss for classification, rmse, mae and r2 for regression.
 
@@ -88,7 +93,9 @@ class ModelEvaluator:
             )
         return Report(evaluation)
 
-    def analyze_performance(self, model: Any, X_test: Any, y_test: Any) -> PerformanceAnalysis:
+    def analyze_performance(
+        self, model: Any, X_test: Any, y_test: Any = None
+    ) -> PerformanceAnalysis:
         """Evaluates with every metric that fits the task, ready to be plotted.
 
         Takes and raises what `evaluate` does.
@@ -104,22 +111,48 @@ def _evaluate(
     default: Callable[[TaskKind], list[str]],
 ) -> Evaluation:
     asked = check_metrics(metrics)
-    inputs = check_inputs_of(model, X_test, argument='X_test')
-    task = _task_of(model, inputs, y_test)
-    encoded = encode_targets(y_test, task, argument='y_test')
-    check_lengths({'X_test': inputs, 'y_test': encoded})
+    example, labels, predict = _open(model, X_test, y_test)
+    task = record_of(model).task
+    if task is None:
+        task = infer_task(labels, num_outputs(model, example, 'X_test'), argument='y_test')
+    encoded = encode_targets(labels, task, argument='y_test')
     names = default(task.kind) if asked is None else asked
     check_fit(names, task.kind)
-    outputs = predict_outputs(model, inputs)
+    outputs = predict()
     _check_outputs(outputs)
-    return _compare(outputs, encoded, np.asarray(y_test), task, names)
+    return _compare(outputs, encoded, labels, task, names)
 
 
-def _task_of(model: Any, inputs: np.ndarray, y_test: Any) -> Task:
-    known = record_of(model).task
-    if known is not None:
-        return known
-    return infer_task(y_test, num_outputs(model, inputs, 'X_test'), argument='y_test')
+def _open(model: Any, X_test: Any, y_test: Any) -> tuple[Any, np.ndarray, Callable[[], np.ndarray]]:
+    """What the inputs are like, the labels, and a function that predicts."""
+    like = record_of(model).input_spec
+    if is_batches(X_test):
+        example, outputs, labels = _predict_batches(model, X_test, y_test, like)
+        return example, labels, lambda: outputs
+    rows, labels = open_data(X_test, y_test, 'X_test', 'y_test', like)
+    if like is None:
+        num_outputs(model, rows.spec, 'X_test')
+    return rows.spec, labels, functools.partial(predict_outputs, model, rows)
+
+
+def _predict_batches(
+    model: Any, X_test: Any, y_test: Any, like: InputSpec | None
+) -> tuple[Any, np.ndarray, np.ndarray]:
+    """Inputs of one batch, and the outputs and labels of all."""
+    if not isinstance(y_test, str | None):
+        raise DataError(
+            f'y_test: got a {type(y_test).__name__} beside batches, expected None: the batches of '
+            'X_test hold their labels, which may come in an order of their own.'
+        )
+    batches = open_batches(X_test, 'X_test', label=y_test, like=like)
+    example = batches.peek().x
+    if like is None:
+        num_outputs(model, example, 'X_test')
+    outputs, labels = [], []
+    for batch in batches.iterate():
+        outputs.append(predict_outputs(model, batch.x))
+        labels.append(batch.y)
+    return example, np.concatenate(outputs), np.concatenate(labels)
 
 
 def _check_outputs(outputs: np.ndarray) -> None:

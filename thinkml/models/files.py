@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
+from thinkml.checkpoint.disk import sync_folder
 from thinkml.errors import ModelFileError
 
 Result = TypeVar('Result')
@@ -86,7 +87,7 @@ def _replace(path: Path, new: Path, overwrite: bool) -> None:
     except OSError:
         check_target(path, overwrite)
         raise
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
     _discard(aside)
 
 
@@ -234,7 +235,7 @@ def _write_manifest(directory: Path) -> None:
     (directory / MANIFEST).write_bytes(_manifest(hashes))
     _sync_file(directory / MANIFEST)
     for folder, _, _ in os.walk(directory):
-        _sync_folder(Path(folder))
+        sync_folder(Path(folder))
 
 
 def _files(directory: Path) -> list[tuple[str, Path]]:
@@ -270,13 +271,3 @@ def _sha256(path: Path, sync: bool = False) -> str:
 def _sync_file(path: Path) -> None:
     with open(path, 'rb+') as file:
         os.fsync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    """Makes renames in a folder last; Windows has no such call, and needs none."""
-    if os.name == 'posix':
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from thinkml.core import predict_outputs
-from thinkml.data import check_inputs_of, decode, probabilities
+from thinkml.data import decode, is_batches, open_batches, open_rows_of, probabilities
 from thinkml.errors import NotTrainedError
 from thinkml.record import Task, record_of
 
@@ -13,12 +13,14 @@ from thinkml.record import Task, record_of
 def predict(model: Any, X: Any) -> np.ndarray:
     """Predicts labels (classification) or numbers (regression).
 
-    The model and its mode stay as they were. Any number of rows: they are sent to the device in
-    batches.
+    The model and its mode stay as they were. Any number of rows: they are read and sent to the
+    device in batches.
 
     Args:
         model: a trained or loaded model.
-        X: inputs, one row per example.
+        X: inputs, one row per example, of any kind that training takes: arrays, frames, what is
+            stored on disk (see `thinkml.data.open_rows`), batches (`thinkml.data.open_batches`).
+            Labels that come with them are passed over.
 
     Returns:
         ``[rows]`` labels of the kind the model was trained on (text stays text), or rows where it
@@ -41,7 +43,7 @@ def predict(model: Any, X: Any) -> np.ndarray:
         ['no', 'yes']
     """
     task = _task_of(model)
-    return decode(predict_outputs(model, check_inputs_of(model, X, 'X')), task)
+    return decode(_outputs(model, X), task)
 
 
 def predict_proba(model: Any, X: Any) -> np.ndarray:
@@ -49,7 +51,7 @@ def predict_proba(model: Any, X: Any) -> np.ndarray:
 
     Args:
         model: a trained or loaded classifier.
-        X: inputs, one row per example.
+        X: inputs, as in `predict`.
 
     Returns:
         float32 ``[rows, classes]`` in the order of the sorted labels; for multilabel the
@@ -60,7 +62,14 @@ def predict_proba(model: Any, X: Any) -> np.ndarray:
         DataError: for inputs the model can't take, or a regression model.
     """
     task = _task_of(model)
-    return probabilities(predict_outputs(model, check_inputs_of(model, X, 'X')), task)
+    return probabilities(_outputs(model, X), task)
+
+
+def _outputs(model: Any, X: Any) -> np.ndarray:
+    if not is_batches(X):
+        return predict_outputs(model, open_rows_of(model, X, 'X'))
+    batches = open_batches(X, 'X', with_labels=False, like=record_of(model).input_spec)
+    return np.concatenate([predict_outputs(model, batch.x) for batch in batches.iterate()])
 
 
 def _task_of(model: Any) -> Task:

@@ -1,7 +1,11 @@
-"""Watching a training: its record, its plots, the progress bar and event files."""
+"""Watching a training: its record, its plots, the progress bar and writers of its values."""
 
 from thinkml.history import History as History
-from thinkml.monitoring.events import EventWriter as EventWriter
 from thinkml.monitoring.monitor import TrainingMonitor as TrainingMonitor
 from thinkml.monitoring.plots import training_figure as training_figure
 from thinkml.monitoring.progress import ProgressBar as ProgressBar
+from thinkml.monitoring.writers import CSVWriter as CSVWriter
+from thinkml.monitoring.writers import EventWriter as EventWriter
+from thinkml.monitoring.writers import MlflowWriter as MlflowWriter
+from thinkml.monitoring.writers import WandbWriter as WandbWriter
+from thinkml.monitoring.writers import Writer as Writer

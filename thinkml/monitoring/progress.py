@@ -5,20 +5,26 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Self
 
-_SHOWN_METRICS = ('loss', 'val_loss')
+_SHOWN_METRICS = {'loss': 'loss', 'val_loss': 'val_loss', 'learning_rate': 'lr'}
+_FORMAT = (
+    '{desc}{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} steps [{elapsed}<{remaining}{postfix}]'
+)
+_FORMAT_WITHOUT_TOTAL = '{desc}{n_fmt} steps [{elapsed}{postfix}]'
 _REFRESH_SECONDS = 0.1
 
 
 class ProgressBar:
-    """A bar on stderr: steps done, epoch, loss, val_loss and examples per second.
+    """A bar on stderr: steps done, epoch, loss, val_loss, learning rate and examples per second.
 
     `advance` may be called as often as one likes: the bar is drawn at most ten times a second, in
     between a call only adds numbers. It is the plain text bar in notebooks too: the widget
     costs more, and warns where ipywidgets is not installed.
 
     Args:
-        total_steps: steps of the whole run.
+        total_steps: steps of the whole run. None where that is not known: steps are counted then,
+            without a bar.
         enabled: False for no output at all.
+        initial: steps that were done before, of a run that is resumed.
 
     Example:
         >>> with ProgressBar(total_steps=200, enabled=False) as bar:
@@ -26,9 +32,10 @@ class ProgressBar:
         ...     bar.advance(100, 3200, epoch=2, metrics={'loss': 0.4, 'val_loss': 0.5})
     """
 
-    def __init__(self, total_steps: int, enabled: bool) -> None:
+    def __init__(self, total_steps: int | None, enabled: bool, initial: int = 0) -> None:
         self.total_steps = total_steps
         self.enabled = enabled
+        self.initial = initial
         self._bar: Any = None
         self._metrics: dict[str, float] = {}
         self._epoch: int | None = None
@@ -42,12 +49,12 @@ class ProgressBar:
 
             self._bar = tqdm(
                 total=self.total_steps,
+                initial=self.initial,
                 unit='step',
                 mininterval=0,
                 miniters=1,
                 dynamic_ncols=True,
-                bar_format='{desc}{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} steps '
-                '[{elapsed}<{remaining}{postfix}]',
+                bar_format=_FORMAT_WITHOUT_TOTAL if self.total_steps is None else _FORMAT,
             )
             self._drawn_at = time.perf_counter()
         return self
@@ -72,8 +79,8 @@ class ProgressBar:
             num_steps: steps done since the last call.
             num_examples: examples those steps saw.
             epoch: the epoch they belong to, counted from 1.
-            metrics: the latest values; ``loss`` and ``val_loss`` are shown, each until a newer one
-                comes.
+            metrics: the latest values; ``loss``, ``val_loss`` and ``learning_rate`` are shown, each
+                until a newer one comes.
         """
         if self._bar is None:
             return
@@ -90,7 +97,11 @@ class ProgressBar:
             self._draw(now)
 
     def _draw(self, now: float) -> None:
-        shown = [f'{n}={self._metrics[n]:.4g}' for n in _SHOWN_METRICS if n in self._metrics]
+        shown = [
+            f'{label}={self._metrics[name]:.4g}'
+            for name, label in _SHOWN_METRICS.items()
+            if name in self._metrics
+        ]
         if self._started_at is not None and now > self._started_at:
             rate = self._examples / (now - self._started_at)
             shown.append(f'{rate:,.0f} examples/s')

@@ -1,16 +1,71 @@
 """TrainingConfig: the settings of a training run."""
 
 import dataclasses
+import datetime
 import inspect
+import re
 from collections.abc import Callable, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
-from thinkml.core import OPTIMIZERS
+from thinkml.core import OPTIMIZERS, SCHEDULES, make_optimizer
+from thinkml.core.precision import get_compute_dtype
 from thinkml.errors import ConfigError, did_you_mean, is_number, is_whole, problems, unknown_name
 
 # What these names stand for is in callbacks.py, which needs to know a config.
-CALLBACKS = ('checkpoint', 'early_stopping', 'tensorboard')
-HOOKS = ('on_train_start', 'on_epoch_end', 'on_train_end')
+CALLBACKS = (
+    'checkpoint',
+    'csv',
+    'early_stopping',
+    'lr_monitor',
+    'profiler',
+    'progress',
+    'tensorboard',
+)
+HOOKS = ('on_train_start', 'on_chunk_end', 'on_epoch_end', 'on_train_end')
+ON_NAN = ('ignore', 'raise', 'restore')
+_LAST_SHARE = 0.2
+
+# What other libraries call our settings.
+_ELSEWHERE = {
+    'accumulate_grad_batches': 'accumulate_steps',
+    'bf16': "precision='bf16'",
+    'clipnorm': 'gradient_clip_norm',
+    'default_root_dir': 'checkpoint_dir',
+    'fp16': "precision='bf16'",
+    'global_clipnorm': 'gradient_clip_norm',
+    'gradient_accumulation_steps': 'accumulate_steps',
+    'gradient_clip_val': 'gradient_clip_norm',
+    'lr': 'learning_rate',
+    'lr_scheduler_type': 'lr_schedule',
+    'max_epochs': 'epochs',
+    'max_grad_norm': 'gradient_clip_norm',
+    'num_train_epochs': 'epochs',
+    'output_dir': 'checkpoint_dir',
+    'patience': 'early_stopping=EarlyStopping(patience=...)',
+    'per_device_train_batch_size': 'batch_size',
+    'save_steps': 'callbacks=[Checkpoint(every_steps=...)]',
+    'save_total_limit': 'callbacks=[Checkpoint(keep=...)]',
+    'steps_per_epoch': 'limit_train_batches',
+    'terminate_on_nan': 'on_nan',
+    'use_ema': 'ema_decay',
+    'warmup_ratio': 'warmup_steps',
+}
+_OF_TRAIN = {
+    'augmentation': 'augmentation',
+    'class_weight': 'class_weights',
+    'class_weights': 'class_weights',
+    'groups': 'groups',
+    'loss': 'loss_fn',
+    'loss_fn': 'loss_fn',
+    'metrics': 'metrics',
+    'progress': 'progress',
+    'resume': 'resume',
+    'resume_from_checkpoint': 'resume',
+    'sample_weight': 'sample_weight',
+    'validation_data': 'X_val, y_val',
+    'verbose': 'progress',
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,18 +73,51 @@ class TrainingConfig:
     """Settings of a training run. Immutable; equal settings give equal runs.
 
     Attributes:
-        batch_size: examples a step. A smaller data set trains as one batch.
+        batch_size: examples computed at a time; a step takes ``batch_size * accumulate_steps``. A
+            smaller data set trains as one batch. Sources that make their own batches (a
+            ``DataLoader``) decide for themselves.
         epochs: passes over the training data.
-        learning_rate: of the optimizer; may be changed without recompiling.
-        optimizer: an optax optimizer by name: ``'adam'``, ``'adamw'``, ``'sgd'``,
-            ``'momentum'``, ``'lion'`` and others.
+        learning_rate: of the optimizer, the peak of its schedule; ``'auto'`` finds one by a range
+            test before training; a function ``step -> rate`` is a schedule of your own. Another
+            number needs no new compiled program.
+        optimizer: an optax optimizer by name (``'adam'``, ``'adamw'``, ``'sgd'``, ``'momentum'``,
+            ``'lion'``, ``'muon'`` and others); a function ``learning_rate -> transformation``,
+            such as ``optax.adamax``; or an optax transformation that has its own learning rate.
         early_stopping: True stops when the validation loss has not fallen for 10 epochs and puts
             the best epoch's parameters back; an `EarlyStopping` says it in detail.
         validation_split: share of the training rows, between 0 and 1, held out for validation
-            where no validation data is passed. 0 holds out none.
-        callbacks: ``'checkpoint'``, ``'tensorboard'``, ``'early_stopping'``, objects (see
-            `Callback`), or functions called with the `Run` after each epoch.
-        seed: of the initialisation, the shuffling, dropout and the split.
+            where no validation data is passed: random rows, stratified by class. ``'last'`` holds
+            out the last 20 % in their order, ``('last', 0.1)`` another share of them: for rows in
+            order of time. 0 holds out none.
+        callbacks: ``'checkpoint'``, ``'tensorboard'``, ``'csv'``, ``'early_stopping'``,
+            ``'lr_monitor'``, ``'profiler'``, ``'progress'``, objects (see `Callback`), or
+            functions called with the `Run` after each epoch.
+        lr_schedule: how the rate goes over the run: ``'constant'``, ``'cosine'``,
+            ``'warmup_cosine'``, ``'linear'``, ``'exponential'``, ``'one_cycle'``, or
+            ``'reduce_on_plateau'``, which is `ReduceLROnPlateau` with its defaults.
+        warmup_steps: steps in which the rate rises; None is the schedule's own share.
+        weight_decay: decoupled, of matrices and kernels only (norms and biases are left out); None
+            is the optimizer's own.
+        gradient_clip_norm: the gradients' global norm is cut to this; None for no limit.
+        accumulate_steps: batches of ``batch_size`` whose gradients make one step.
+        ema_decay: of a moving average of the parameters, which is evaluated and kept; None for
+            none. 0.999 is usual.
+        precision: ``'float32'``, or ``'bf16'`` for matrix products and convolutions in bfloat16;
+            parameters and their updates stay float32.
+        on_nan: what to do when a loss is NaN or infinite: ``'restore'`` stops with a warning, at
+            the last finite state; ``'raise'`` raises a `DivergedError` there; ``'ignore'`` goes
+            on, and keeps no copy of the state to go back to.
+        checkpoint_dir: where ``'checkpoint'`` saves.
+        max_steps: steps after which the run ends; None for no limit.
+        max_time: time after which it ends, at the next border between dispatches: seconds, a
+            `datetime.timedelta` or ``'HH:MM:SS'``; None for no limit.
+        limit_train_batches: steps after which an epoch ends, as a number, or as a share (a float
+            up to 1) of all there are. None for all.
+        fast_dev_run: True trains one step and evaluates one batch, without checkpoints and logs,
+            to see whether everything runs; a number takes as many steps.
+        device_data_bytes: memory of the device that training data may take; data that needs more
+            is streamed. None is 70 % of what is free.
+        seed: of the initialisation, the shuffling, dropout, augmentation and the split.
         steps_per_dispatch: training steps per compiled call; None picks about a second's worth.
 
     Raises:
@@ -43,11 +131,25 @@ class TrainingConfig:
 
     batch_size: int = 32
     epochs: int = 100
-    learning_rate: float = 0.001
-    optimizer: str = 'adam'
+    learning_rate: Any = 0.001
+    optimizer: Any = 'adam'
     early_stopping: Any = False
-    validation_split: float = 0.0
+    validation_split: Any = 0.0
     callbacks: Sequence[Any] = ()
+    lr_schedule: str = 'constant'
+    warmup_steps: int | None = None
+    weight_decay: float | None = None
+    gradient_clip_norm: float | None = None
+    accumulate_steps: int = 1
+    ema_decay: float | None = None
+    precision: str = 'float32'
+    on_nan: str = 'restore'
+    checkpoint_dir: str | Path = 'checkpoints'
+    max_steps: int | None = None
+    max_time: float | str | datetime.timedelta | None = None
+    limit_train_batches: int | float | None = None
+    fast_dev_run: bool | int = False
+    device_data_bytes: int | None = None
     seed: int = 0
     steps_per_dispatch: int | None = None
 
@@ -55,7 +157,7 @@ class TrainingConfig:
         # Ahead of __init__, so that misspelt fields are reported together with bad values.
         known = [field.name for field in dataclasses.fields(cls)]
         found = [
-            f'{name}: unknown setting.{did_you_mean(name, known)}'
+            f'{name}: unknown setting.{_meant(name, known)}'
             for name in settings
             if name not in known
         ]
@@ -73,8 +175,22 @@ class TrainingConfig:
         # Plain numbers: numpy's would be recorded as text, and compiled for anew.
         for name, kind in _NUMBERS.items():
             value = getattr(self, name)
-            object.__setattr__(self, name, None if value is None else kind(value))
+            if is_number(value):
+                object.__setattr__(self, name, kind(value))
         object.__setattr__(self, 'callbacks', tuple(self.callbacks))
+
+    @property
+    def max_seconds(self) -> float | None:
+        """``max_time`` in seconds."""
+        return None if self.max_time is None else _seconds(self.max_time)
+
+    @property
+    def held_out(self) -> tuple[Literal['random', 'last'], float]:
+        """``validation_split`` as ``('random' or 'last', share)``."""
+        split = self.validation_split
+        if split == 'last':
+            return 'last', _LAST_SHARE
+        return ('last', split[1]) if isinstance(split, tuple | list) else ('random', split)
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as plain values; objects by their description."""
@@ -92,36 +208,140 @@ _NUMBERS = {
     'epochs': int,
     'learning_rate': float,
     'validation_split': float,
+    'warmup_steps': int,
+    'weight_decay': float,
+    'gradient_clip_norm': float,
+    'accumulate_steps': int,
+    'ema_decay': float,
+    'max_steps': int,
+    'device_data_bytes': int,
     'seed': int,
     'steps_per_dispatch': int,
 }
 
 
+def _meant(name: str, known: list[str]) -> str:
+    if name in _ELSEWHERE:
+        return f' Here it is {_ELSEWHERE[name]}.'
+    if name in _OF_TRAIN:
+        return f' It is an argument of train: train(..., {_OF_TRAIN[name]}=...).'
+    return did_you_mean(name, known)
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
-    return value if value is None or isinstance(value, bool | int | float | str) else repr(value)
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    # The name of a function, which is the same in every process; its repr is not.
+    if isinstance(value, Path):
+        return str(value)
+    return value.__qualname__ if inspect.isroutine(value) else re.sub(r' at 0x\w+', '', repr(value))
 
 
 def _problems(settings: dict[str, Any]) -> list[str]:
     """All that is wrong with the settings, a sentence each."""
+    count = 'a whole number of at least 1'
     checks: list[tuple[str, Callable[[Any], bool], str]] = [
-        ('batch_size', _is_positive_int, 'a whole number of at least 1'),
-        ('epochs', _is_positive_int, 'a whole number of at least 1'),
-        ('learning_rate', _is_positive_number, 'a number above 0'),
-        ('validation_split', _is_fraction, 'a number from 0 up to but not including 1'),
-        ('early_stopping', _is_early_stopping, 'True, False or an EarlyStopping'),
+        ('batch_size', _is_count, count),
+        ('epochs', _is_count, count),
+        ('learning_rate', _is_rate, "a number above 0, 'auto' or a function step -> rate"),
+        (
+            'validation_split',
+            _is_split,
+            "a share from 0 up to but not including 1 (0.2 is 20 %), 'last' or ('last', share)",
+        ),
+        (
+            'early_stopping',
+            _is_early_stopping,
+            'True, False or an object, for instance EarlyStopping(patience=5)',
+        ),
+        ('warmup_steps', _or_none(_is_natural), 'None or a whole number of at least 0'),
+        ('weight_decay', _or_none(_is_not_negative), 'None or a number of at least 0'),
+        ('gradient_clip_norm', _or_none(_is_positive), 'None or a number above 0'),
+        ('accumulate_steps', _is_count, count),
+        ('ema_decay', _or_none(_is_share), 'None or a number between 0 and 1'),
+        ('checkpoint_dir', lambda value: isinstance(value, str | Path), 'a path'),
+        ('max_steps', _or_none(_is_count), f'None or {count}'),
+        (
+            'max_time',
+            _or_none(_is_time),
+            "None or a time above 0: seconds, a timedelta or 'HH:MM:SS'",
+        ),
+        (
+            'limit_train_batches',
+            _or_none(_is_limit),
+            'None, a whole number of steps of at least 1, or a share above 0 and up to 1.0',
+        ),
+        ('fast_dev_run', _is_natural_or_bool, 'True, False or a number of steps'),
+        ('device_data_bytes', _or_none(_is_count), 'None or a number of bytes'),
         ('seed', _is_seed, 'a whole number from 0 to 2**32 - 1'),
-        ('steps_per_dispatch', _is_positive_int_or_none, 'None or a whole number of at least 1'),
+        ('steps_per_dispatch', _or_none(_is_count), f'None or {count}'),
     ]
     found = [
         f'{name}: got {settings[name]!r}, expected {expected}.'
         for name, is_valid, expected in checks
         if not is_valid(settings[name])
     ]
-    if not isinstance(settings['optimizer'], str) or settings['optimizer'] not in OPTIMIZERS:
-        found.append(unknown_name('optimizer', settings['optimizer'], OPTIMIZERS))
+    if settings['on_nan'] not in ON_NAN:
+        found.append(unknown_name('on_nan', settings['on_nan'], ON_NAN))
+    found += _precision_problems(settings['precision'])
+    found += _schedule_problems(settings)
+    found += _optimizer_problems(settings)
     return found + _callback_problems(settings['callbacks'])
+
+
+def _precision_problems(precision: Any) -> list[str]:
+    try:
+        get_compute_dtype(precision)
+    except ConfigError as error:
+        return [str(error)]
+    return []
+
+
+def _schedule_problems(settings: dict[str, Any]) -> list[str]:
+    schedule, rate = settings['lr_schedule'], settings['learning_rate']
+    known = (*SCHEDULES, 'reduce_on_plateau')
+    if callable(schedule):
+        return [f'lr_schedule: got {schedule!r}, expected a name. Pass it as learning_rate=...']
+    if schedule not in known:
+        return [unknown_name('lr_schedule', schedule, known)]
+    if not callable(rate):
+        return []
+    found = [
+        f'{name}: got {settings[name]!r} beside a learning_rate that is a function of the step, '
+        f'expected one of the two. Leave {name} out, or pass a number as learning_rate.'
+        for name, alone in (
+            ('lr_schedule', ('constant', 'reduce_on_plateau')),
+            ('warmup_steps', (None,)),
+        )
+        if settings[name] not in alone
+    ]
+    try:
+        make_optimizer('sgd', schedule=rate)
+    except ConfigError as error:
+        found.append(f'learning_rate: {str(error).removeprefix("schedule: ")}')
+    return found
+
+
+def _optimizer_problems(settings: dict[str, Any]) -> list[str]:
+    optimizer = settings['optimizer']
+    if isinstance(optimizer, str):
+        known = optimizer in OPTIMIZERS
+        return [] if known else [unknown_name('optimizer', optimizer, OPTIMIZERS)]
+    try:
+        make_optimizer(optimizer)
+    except ConfigError as error:
+        return [str(error)]
+    if hasattr(optimizer, 'update'):
+        defaults = {f.name: f.default for f in dataclasses.fields(TrainingConfig)}
+        return [
+            f'{name}: got {settings[name]!r}, but the optimizer is an optax transformation, which '
+            f'has its own. Leave {name} out, or pass a function learning_rate -> transformation.'
+            for name in ('learning_rate', 'lr_schedule', 'warmup_steps', 'weight_decay')
+            if settings[name] != defaults[name]
+        ]
+    return []
 
 
 def _callback_problems(callbacks: Any) -> list[str]:
@@ -134,9 +354,15 @@ def _callback_problems(callbacks: Any) -> list[str]:
                 found.append(unknown_name('callbacks', callback, CALLBACKS))
         elif unknown := [n for n in dir(callback) if n.startswith('on_') and n not in HOOKS]:
             found.append(unknown_name('callbacks', unknown[0], HOOKS))
-        elif isinstance(callback, type) or not (
-            callable(callback) or any(hasattr(callback, hook) for hook in HOOKS)
-        ):
+        elif isinstance(callback, type):
+            name = callback.__name__
+            found.append(f'callbacks: got the class {name}, expected an object of it: {name}().')
+        elif unfit := [c for c in _called(callback) if not _takes_run(c)]:
+            found.append(
+                f'callbacks: got {unfit[0]!r} with the signature {inspect.signature(unfit[0])}, '
+                'expected one argument, the run.'
+            )
+        elif not _is_callback(callback):
             found.append(
                 f'callbacks: got {callback!r}, expected a name, a function of the run, or an '
                 f'object with {", ".join(HOOKS)}.'
@@ -144,20 +370,86 @@ def _callback_problems(callbacks: Any) -> list[str]:
     return found
 
 
-def _is_positive_number(value: Any) -> bool:
+def _is_callback(value: Any) -> bool:
+    # Loggers and Checkpoint have no hooks of their own.
+    is_own = type(value).__module__.startswith('thinkml.training.')
+    return is_own or callable(value) or any(hasattr(value, hook) for hook in HOOKS)
+
+
+def _called(callback: Any) -> list[Callable[..., Any]]:
+    """What will be called with the run."""
+    hooks = [getattr(callback, hook) for hook in HOOKS if hasattr(callback, hook)]
+    return hooks or ([callback] if callable(callback) else [])
+
+
+def _takes_run(function: Callable[..., Any]) -> bool:
+    try:
+        signature = inspect.signature(function)
+    except ValueError:  # of a function written in C, nobody knows
+        return True
+    try:
+        signature.bind(None)
+    except TypeError:
+        return False
+    return True
+
+
+def _seconds(time: Any) -> float:
+    if isinstance(time, datetime.timedelta):
+        return time.total_seconds()
+    if isinstance(time, str):
+        hours, minutes, seconds = map(int, time.split(':'))
+        return 3600 * hours + 60 * minutes + seconds
+    return float(time)
+
+
+def _or_none(is_valid: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: value is None or is_valid(value)
+
+
+def _is_positive(value: Any) -> bool:
     return is_number(value) and value > 0
 
 
-def _is_fraction(value: Any) -> bool:
-    return is_number(value) and 0 <= value < 1
+def _is_not_negative(value: Any) -> bool:
+    return is_number(value) and value >= 0
 
 
-def _is_positive_int(value: Any) -> bool:
+def _is_share(value: Any) -> bool:
+    return is_number(value) and 0 < value < 1
+
+
+def _is_count(value: Any) -> bool:
     return is_whole(value) and value >= 1
 
 
-def _is_positive_int_or_none(value: Any) -> bool:
-    return value is None or _is_positive_int(value)
+def _is_natural(value: Any) -> bool:
+    return is_whole(value) and value >= 0
+
+
+def _is_natural_or_bool(value: Any) -> bool:
+    return isinstance(value, bool) or _is_natural(value)
+
+
+def _is_rate(value: Any) -> bool:
+    return _is_positive(value) or value == 'auto' or callable(value)
+
+
+def _is_split(value: Any) -> bool:
+    if isinstance(value, tuple | list):
+        return len(value) == 2 and value[0] == 'last' and _is_share(value[1])
+    return value == 'last' if isinstance(value, str) else is_number(value) and 0 <= value < 1
+
+
+def _is_limit(value: Any) -> bool:
+    return _is_count(value) or (isinstance(value, float) and 0 < value <= 1)
+
+
+def _is_time(value: Any) -> bool:
+    if isinstance(value, str) and not re.fullmatch(r'\d+:[0-5]\d:[0-5]\d', value):
+        return False
+    is_time = isinstance(value, str | datetime.timedelta) or is_number(value)
+    return is_time and _seconds(value) > 0
 
 
 def _is_seed(value: Any) -> bool:

@@ -3,103 +3,194 @@
 import math
 import time
 import warnings
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
-import jax
 from clu.metrics import Collection
 
-from thinkml.core import (
-    Chunk,
-    DeviceData,
-    evaluate,
-    inference_batch_size,
-    train_chunks,
-)
+from thinkml.core import Chunk, DeviceData, Feed, TrainState, evaluate, train_chunks
+from thinkml.core.metrics import compute
 from thinkml.core.step import EvalStep, TrainStep
-from thinkml.errors import ThinkMLWarning
+from thinkml.errors import DivergedError, ThinkMLWarning
 from thinkml.monitoring import ProgressBar
-from thinkml.training.callbacks import after_epoch, started
-from thinkml.training.interrupt import noted_interrupt
-from thinkml.training.run import Run
+from thinkml.training.callbacks import after_chunk, after_epoch, started
+from thinkml.training.checkpointing import Checkpoints, load_states
+from thinkml.training.nonfinite import is_finite, last_finite_state, likely_causes
+from thinkml.training.run import Run, copy_arrays
+from thinkml.training.signals import Signals
 
 
 class Program(NamedTuple):
-    """The functions a run is compiled from."""
+    """The functions a run is compiled from, and the metric collections they fill."""
 
     train_step: TrainStep
-    eval_step: EvalStep
     metrics: type[Collection]
+    eval_step: EvalStep
+    eval_metrics: type[Collection]
+
+
+class Validation(NamedTuple):
+    """What is evaluated after each epoch.
+
+    Attributes:
+        read: gives the data, whole or in parts.
+        batch_size: rows at a time.
+        capacity: rows in all, with those that fill up; None where nobody knows.
+    """
+
+    read: Callable[[], DeviceData | Iterable[DeviceData]]
+    batch_size: int
+    capacity: int | None
 
 
 def fit(
     run: Run,
     program: Program,
-    data: DeviceData,
-    num_rows: int,
-    validation: DeviceData | None,
-    shuffle_key: jax.Array,
-    callbacks: list[Any],
+    feed: Feed,
+    validation: Validation | None,
     progress: ProgressBar,
+    checkpoints: Checkpoints | None,
+    callback_states: dict[str, list[Any]],
+    signals: Signals,
 ) -> None:
-    """Trains ``run.state`` to the end of the run, recording on the way.
+    """Trains ``run.state`` from ``run.position`` to the end of the run, recording on the way.
 
     Ctrl-C ends the run after the chunk in progress: the state and the history stay as far as they
-    got, and the history is marked interrupted.
+    got, and the history is marked interrupted. So does SIGTERM where it is noted.
     """
-    start_time = time.perf_counter()
-    chunks = train_chunks(
-        program.train_step, program.metrics, run.state, data,
-        num_rows=num_rows, batch_size=run.config.batch_size, epochs=run.config.epochs,
-        shuffle_key=shuffle_key, steps_per_dispatch=run.config.steps_per_dispatch,
-    )  # fmt: skip
+    started_at, seconds_before = time.perf_counter(), run.history.seconds
+    ended_by, diverged = None, False
     try:
-        with noted_interrupt() as interrupted, started(callbacks, run), progress:
-            for chunk in chunks if run.stop_reason is None else ():
-                _record_chunk(run, chunk, progress, num_rows)
-                if chunk.ends_epoch:
-                    metrics = chunk.epoch_metrics() | _validate(run, program, validation)
-                    _record_epoch(run, metrics)
-                    progress.advance(0, 0, run.epoch, metrics)
-                    after_epoch(callbacks, run)
-                if interrupted():
-                    raise KeyboardInterrupt
-                if chunk.ends_epoch and run.stop_reason is not None:
+        with started(run.callbacks, run), progress:
+            load_states(run.callbacks, callback_states)
+            run.kept = _kept_state(run)
+            for chunk in _chunks(run, program, feed, checkpoints):
+                _record_chunk(run, chunk, progress, feed)
+                if run.kept is not None and not is_finite(chunk):
+                    diverged = True
+                    _go_back(run, chunk, run.kept)
                     break
+                after_chunk(run.callbacks, run)
+                if chunk.ends_epoch:
+                    _end_epoch(run, program, chunk.metrics, validation, progress)
+                run.history.seconds = seconds_before + time.perf_counter() - started_at
+                if checkpoints is not None:
+                    checkpoints.save_if_due(run)
+                ended_by = _ended_by(run, signals, started_at)
+                if ended_by is not None or run.stop_reason is not None:
+                    break
+                chunk.state, run.kept = run.state, _kept_state(run)
+            if not diverged:
+                if checkpoints is not None:
+                    checkpoints.save(run)
+                # After the save: a run that goes on from it goes on with the epoch.
+                partial = run.position.metrics
+                if partial is not None and ended_by not in _SIGNALS:
+                    _end_epoch(run, program, partial, validation, progress)
+            if ended_by is not None:
+                _note_end(run, ended_by, checkpoints)
     except KeyboardInterrupt:
-        run.history.interrupted = True
-        run.history.events.append((run.epoch, 'interrupted'))
+        _note_end(run, 'interrupted', None)
     finally:
-        run.history.seconds = time.perf_counter() - start_time
+        if checkpoints is not None:
+            checkpoints.wait()
+        run.history.seconds = seconds_before + time.perf_counter() - started_at
 
 
-def _record_chunk(run: Run, chunk: Chunk, progress: ProgressBar, num_rows: int) -> None:
-    run.state = chunk.state
+def _chunks(
+    run: Run, program: Program, feed: Feed, checkpoints: Checkpoints | None
+) -> Iterator[Chunk]:
+    config = run.config
+    is_done = config.max_steps is not None and run.step >= config.max_steps
+    if run.stop_reason is not None or is_done:
+        return iter(())
+    return train_chunks(
+        program.train_step, program.metrics, run.state, feed,
+        epochs=config.epochs, start=run.position,
+        max_steps=None if config.max_steps is None else config.max_steps - run.step,
+        border_every=None if checkpoints is None else checkpoints.border_every,
+        stop_nonfinite=config.on_nan != 'ignore', steps_per_dispatch=config.steps_per_dispatch,
+    )  # fmt: skip
+
+
+def _kept_state(run: Run) -> TrainState | None:
+    """A copy to go back to if the next chunk diverges."""
+    return None if run.config.on_nan == 'ignore' else copy_arrays(run.state)
+
+
+def _record_chunk(run: Run, chunk: Chunk, progress: ProgressBar, feed: Feed) -> None:
+    run.state, run.position = chunk.state, chunk.position
     losses = chunk.step_losses()
     run.history.add_steps(losses)
-    batch_size = min(run.config.batch_size, num_rows)
-    examples = min(num_rows, chunk.last * batch_size) - chunk.first * batch_size
+    examples = len(losses) * feed.batch_size
     progress.advance(len(losses), examples, chunk.epoch + 1, {'loss': float(losses.mean())})
 
 
-def _record_epoch(run: Run, metrics: dict[str, float]) -> None:
+def _end_epoch(
+    run: Run,
+    program: Program,
+    measured: Collection,
+    validation: Validation | None,
+    progress: ProgressBar,
+) -> None:
+    """Measures and records the epoch, and tells the callbacks."""
+    metrics = compute(measured) | _validate(run, program, validation)
     run.epoch += 1
     run.history.add_epoch(metrics)
     if metrics.get('val_loss', math.inf) < run.best_val_loss:
         run.best_val_loss, run.history.best_epoch = metrics['val_loss'], run.epoch
-    if not math.isfinite(metrics['loss']):
-        reason = (
-            f'the loss is {metrics["loss"]}: training has diverged. Lower the learning_rate, or '
-            'scale the inputs and targets'
-        )
-        warnings.warn(f'{reason}.', ThinkMLWarning, stacklevel=4)
-        run.stop(reason)
+    progress.advance(0, 0, run.epoch, metrics)
+    after_epoch(run.callbacks, run)
 
 
-def _validate(run: Run, program: Program, validation: DeviceData | None) -> dict[str, float]:
+def _validate(run: Run, program: Program, validation: Validation | None) -> dict[str, float]:
     if validation is None:
         return {}
     metrics = evaluate(
-        program.eval_step, program.metrics, run.state.params, run.state.model_state, validation,
-        batch_size=min(inference_batch_size(validation.x), len(validation.rows)),
+        program.eval_step, program.eval_metrics, run.state.eval_params, run.state.model_state,
+        validation.read(), batch_size=validation.batch_size,
     )  # fmt: skip
     return {f'val_{name}': value for name, value in metrics.items()}
+
+
+def _go_back(run: Run, chunk: Chunk, before: TrainState) -> None:
+    """Puts the run back to its last finite state, and says what happened.
+
+    Raises:
+        DivergedError: if the config asks for it.
+    """
+    run.state, gradient_was_bad = last_finite_state(chunk, before)
+    step = int(run.state.step) + 1
+    losses = run.history.step_loss[:step]
+    causes = likely_causes(losses, gradient_was_bad, run.config.precision)
+    what = 'the gradient is not finite' if gradient_was_bad else f'the loss is {losses[-1]}'
+    reason = (
+        f'{what} at step {step} (epoch {chunk.epoch + 1}): training has diverged. It is back at '
+        f'the parameters after {step - 1} steps. {causes}'
+    )
+    run.stop(reason)
+    if run.config.on_nan == 'raise':
+        raise DivergedError(reason)
+    warnings.warn(reason, ThinkMLWarning, stacklevel=4)
+
+
+_SIGNALS = ('interrupted', 'terminated')
+
+
+def _ended_by(run: Run, signals: Signals, started_at: float) -> str | None:
+    """What ends the run from outside, if anything does."""
+    if signals.interrupted:
+        return 'interrupted'
+    if signals.terminated:
+        return 'terminated'
+    limit = run.config.max_seconds
+    if limit is not None and time.perf_counter() - started_at >= limit:
+        return 'max_time is over'
+    return None
+
+
+def _note_end(run: Run, ended_by: str, checkpoints: Checkpoints | None) -> None:
+    run.history.interrupted = ended_by in _SIGNALS
+    where = '' if checkpoints is None else f', {checkpoints.end_of(run)}'
+    run.history.events.append((run.epoch, ended_by))
+    run.stop_reason = f'{ended_by}{where}'

@@ -3,131 +3,307 @@
 import dataclasses
 import warnings
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from thinkml.core import check_trainable, get_loss, last_activation, num_outputs
+from thinkml.core import check_trainable, get_compute_dtype, last_activation, num_outputs
 from thinkml.core.functional import PROBE_ROWS
-from thinkml.core.losses import (
-    CLASSIFICATION_LOSSES,
-    REGRESSION_LOSSES,
-    LossFn,
-    binary_cross_entropy,
-    cross_entropy,
-)
-from thinkml.core.metrics import CLASSIFICATION_METRICS, REGRESSION_METRICS
+from thinkml.core.losses import decides
 from thinkml.data import (
-    as_dtype_of,
-    check_fits,
-    check_inputs,
+    Batches,
+    Rows,
     check_lengths,
     check_targets,
+    class_weight_table,
     encode_targets,
+    example_weights,
+    fingerprint,
     infer_task,
+    is_batches,
+    open_batches,
+    open_data,
     split_rows,
 )
-from thinkml.errors import ConfigError, DataError, ThinkMLWarning, unknown_name
-from thinkml.record import Task, record_of
+from thinkml.data.frames import is_frame
+from thinkml.errors import ConfigError, DataError, ThinkMLWarning
+from thinkml.record import InputSpec, Task, record_of
+from thinkml.training.config import TrainingConfig
+from thinkml.training.objective import Objective, make_objective
+
+
+class Examples(NamedTuple):
+    """Rows with their encoded targets.
+
+    Attributes:
+        x: the inputs, of all rows.
+        y: encoded targets, of all rows.
+        rows: the rows to use.
+        weight: float32, what each example's loss counts, of all rows; None where all count 1.
+    """
+
+    x: Rows
+    y: np.ndarray
+    rows: np.ndarray
+    weight: np.ndarray | None
+
+
+class Stream(NamedTuple):
+    """Batches as they come, and how to encode them.
+
+    Attributes:
+        batches: the source.
+        task: what the labels mean.
+        class_table: the weight of each class; None where all count 1.
+    """
+
+    batches: Batches
+    task: Task
+    class_table: np.ndarray | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """A model's data, task, loss and metrics, all checked.
+    """A model's data, task and objective, all checked.
 
     Attributes:
-        x: training inputs (with the validation rows, where they were split off).
-        y: encoded targets of the same rows.
-        rows: the rows to train on.
-        x_val: validation inputs; None where there are none, or where they are rows of ``x``.
-        y_val: encoded validation targets, likewise.
-        rows_val: the rows of ``x`` to validate on, where they were split off.
+        train: what to train on.
+        val: what to validate on; None for nothing.
+        inputs: what a row of the inputs looks like.
         task: what the outputs mean.
-        loss_fn: per example.
-        loss_name: for the record.
-        metrics: names, accuracy first for classification.
+        labels: an encoded label, as `jax.ShapeDtypeStruct` of a row.
+        objective: loss, metrics and augmentation.
+        fingerprint: identifies the training data.
     """
 
-    x: np.ndarray
-    y: np.ndarray
-    rows: np.ndarray
-    x_val: np.ndarray | None
-    y_val: np.ndarray | None
-    rows_val: np.ndarray | None
+    train: Examples | Stream
+    val: Examples | Stream | None
+    inputs: InputSpec
     task: Task
-    loss_fn: LossFn
-    loss_name: str
-    metrics: tuple[str, ...]
+    labels: jax.ShapeDtypeStruct
+    objective: Objective
+    fingerprint: dict[str, Any]
 
     @property
-    def num_val(self) -> int:
-        """Rows to validate on; 0 for none."""
-        rows = self.rows_val if self.x_val is None else self.x_val
-        return 0 if rows is None else len(rows)
+    def spec(self) -> Any:
+        """A row of the inputs, as `jax.ShapeDtypeStruct`."""
+        return _probe_of(self.inputs, 1)
+
+
+class Asked(NamedTuple):
+    """The arguments of ``train`` that say what is to be learned, as the user wrote them."""
+
+    X_train: Any
+    y_train: Any
+    X_val: Any = None
+    y_val: Any = None
+    loss_fn: Any = None
+    metrics: Sequence[Any] | None = None
+    class_weights: Any = None
+    sample_weight: Any = None
+    augmentation: Any = None
+    groups: Any = None
 
 
 def make_problem(
-    model: Any,
-    X_train: Any,
-    y_train: Any,
-    X_val: Any,
-    y_val: Any,
-    *,
-    loss_fn: str | LossFn | None,
-    metrics: Sequence[str] | None,
-    validation_split: float,
-    seed: int,
+    model: Any, asked: Asked, config: TrainingConfig, training_metrics: tuple[str, ...] = ()
 ) -> Problem:
     """Checks what the user passed and encodes it.
 
+    Args:
+        model: see `thinkml.core.functionalize`.
+        asked: what is to be learned.
+        config: the settings.
+        training_metrics: what callbacks want recorded of the training besides.
+
     Raises:
-        DataError: for arrays that can't be trained on.
-        ConfigError: for a loss or metric that is unknown or does not fit the task.
+        DataError: for data that can't be trained on.
+        ConfigError: for a loss, metric or augmentation that is unknown or does not fit the task.
         ModelTypeError: for a model that is none.
     """
-    x = check_inputs(X_train, 'X_train')
-    targets = check_targets(y_train, 'y_train')
-    check_lengths({'X_train': x, 'y_train': targets})
-    known = record_of(model).task
-    task = infer_task(
-        targets,
-        num_outputs(model, x, 'X_train'),
-        decided=_decided_by(loss_fn),
-        known=known,
-    )
-    _warn_of_new_classes(known, task)
+    known = record_of(model)
+    if is_batches(asked.X_train):
+        batches, x, targets = _open_stream(asked, config)
+        inputs = batches.inputs
+    else:
+        batches = None
+        _warn_of_answer(asked)
+        x, targets = open_data(asked.X_train, asked.y_train)
+        inputs = x.inputs
+        targets = check_targets(targets, 'y_train')
+        check_lengths({'X_train': x, 'y_train': targets})
+    probe = _probe_of(inputs, PROBE_ROWS)
+    outputs = num_outputs(model, probe, 'X_train')
+    task = infer_task(targets, outputs, decided=decides(asked.loss_fn), known=known.task)
+    _warn_of_new_classes(known.task, task)
     y = encode_targets(targets, task, 'y_train')
+    dtype = get_compute_dtype(config.precision)
+    check_trainable(model, probe, task.num_outputs, 'X_train', compute_dtype=dtype)
+    objective = make_objective(
+        task, x.all() if isinstance(x, Rows) and x.in_memory else probe, y,
+        loss_fn=asked.loss_fn, metrics=asked.metrics, augmentation=asked.augmentation,
+        training_metrics=training_metrics,
+    )  # fmt: skip
+    if task.is_classification and not objective.is_own_loss:
+        _warn_of_probabilities(last_activation(model, probe))
+    if batches is not None:
+        train, split = _stream(batches, task, asked, config), None
+        # No hash: whether a source gives the same batch first in another process is up to it.
+        data_fingerprint = {'batches': batches.num_batches, 'inputs': str(inputs)}
+    else:
+        _warn_of_one_class(task, y)
+        train, split = _examples(x, y, task, asked, config)
+        data_fingerprint = fingerprint(x, y, train.weight)
+    val = split or _open_validation(asked, inputs, task, config)
+    labels = jax.ShapeDtypeStruct((1, *y.shape[1:]), y.dtype)
+    return Problem(train, val, inputs, task, labels, objective, data_fingerprint)
+
+
+def _open_stream(asked: Asked, config: TrainingConfig) -> tuple[Batches, Any, np.ndarray]:
+    """A source of batches, and the inputs and labels of its first one."""
+    label = _label_of_batches(asked.y_train, 'y_train')
+    for name in ('sample_weight', 'groups'):
+        if getattr(asked, name) is not None:
+            raise DataError(
+                f'{name}: got one beside batches, expected none. Let each batch be (inputs, '
+                'labels, weights).'
+                if name == 'sample_weight'
+                else f'{name}: got them beside batches, of which no rows are held out. Pass X_val.'
+            )
+    batches = open_batches(asked.X_train, 'X_train', label=label)
+    if config.learning_rate == 'auto':
+        _check_again(batches, "learning_rate='auto', which reads some of it before training")
+    _check_epochs(batches, config)
+    first = batches.peek()
+    return batches, first.x, check_targets(first.y, 'X_train, batch 1')
+
+
+def _label_of_batches(y: Any, argument: str) -> str | None:
+    """The name of the labels within batches; None to find them."""
+    if not (y is None or isinstance(y, str)):
+        raise DataError(
+            f'{argument}: got a {type(y).__name__} beside batches, which hold their labels '
+            'themselves. Leave it out, or pass the name of the labels; validation data goes by '
+            'name, X_val=...'
+        )
+    return y
+
+
+def _check_epochs(batches: Batches, config: TrainingConfig) -> None:
+    # With max_steps the first epoch may be all there is.
+    if config.epochs > 1 and config.max_steps is None:
+        _check_again(batches, f'epochs={config.epochs}')
+
+
+def _check_again(batches: Batches, needed_for: str) -> None:
+    """Raises a `DataError` for an iterator that is needed more than once."""
+    if batches.has_one_epoch:
+        raise DataError(
+            f'{batches.argument}: got an iterator, which is used up after one epoch, with '
+            f'{needed_for}. Pass the function that makes it, without calling it, or an object '
+            'with __iter__.'
+        )
+
+
+def _stream(batches: Batches, task: Task, asked: Asked, config: TrainingConfig) -> Stream:
+    if config.validation_split != 0 and asked.X_val is None:
+        raise ConfigError(
+            f'validation_split: got {config.validation_split!r} for batches, of which no rows can '
+            'be held out. Pass X_val, another source of batches or arrays.'
+        )
+    if asked.class_weights is None:
+        return Stream(batches, task)
+    if asked.class_weights == 'balanced':
+        raise DataError(
+            "class_weights: got 'balanced' for batches, whose classes can not be counted before "
+            'training. Pass a dict of a weight for each label.'
+        )
+    table = class_weight_table(np.zeros(0, np.int32), task, asked.class_weights)
+    return Stream(batches, task, table)
+
+
+def _examples(
+    x: Rows, y: np.ndarray, task: Task, asked: Asked, config: TrainingConfig
+) -> tuple[Examples, Examples | None]:
+    """The rows to train on, and those held out for validation."""
+    rows, rows_val = np.arange(len(x)), None
+    order, share = config.held_out
+    if asked.X_val is None and asked.y_val is None and share > 0:
+        rows, rows_val = split_rows(
+            y, task, share, config.seed, order=order, groups=asked.groups
+        )  # fmt: skip
+    elif asked.groups is not None:
+        raise ConfigError(
+            'groups: got them where no rows are held out, expected TrainingConfig('
+            'validation_split=...) and no X_val.'
+        )
+    weight = example_weights(y, task, asked.class_weights, asked.sample_weight, rows=rows)
+    if rows_val is None:
+        return Examples(x, y, rows, weight), None
+    if weight is not None:
+        # Class weights say how to learn, not what is true: validation goes without them.
+        alone = example_weights(y, task, None, asked.sample_weight)
+        weight[rows_val] = 1 if alone is None else alone[rows_val]
+    return Examples(x, y, rows, weight), Examples(x, y, rows_val, weight)
+
+
+def _open_validation(
+    asked: Asked, inputs: InputSpec, task: Task, config: TrainingConfig
+) -> Examples | Stream | None:
+    X_val, y_val = asked.X_val, asked.y_val
+    if X_val is None and y_val is None:
+        return None
+    if y_val is None and isinstance(asked.y_train, str):
+        y_val = asked.y_train
+    if X_val is not None and is_batches(X_val):
+        batches = open_batches(X_val, 'X_val', label=_label_of_batches(y_val, 'y_val'), like=inputs)
+        _check_epochs(batches, config)
+        # Its labels now, and not after the first epoch.
+        encode_targets(batches.peek().y, task, 'X_val, batch 1')
+        return Stream(batches, task)
+    if X_val is None or (y_val is None and not _holds_labels(asked)):
+        missing, given = ('X_val', 'y_val') if X_val is None else ('y_val', 'X_val')
+        raise DataError(f'{missing}: got None together with {given}, expected both or neither.')
+    x, targets = open_data(X_val, y_val, 'X_val', 'y_val', like=inputs)
+    targets = check_targets(targets, 'y_val')
+    check_lengths({'X_val': x, 'y_val': targets})
+    return Examples(x, encode_targets(targets, task, 'y_val'), np.arange(len(x)), None)
+
+
+def _holds_labels(asked: Asked) -> bool:
+    """Whether labels come with the inputs, as they did in the training data."""
+    return asked.y_train is None or isinstance(asked.y_train, str)
+
+
+def _probe_of(inputs: InputSpec, rows: int) -> Any:
+    return jax.tree.map(
+        lambda part: jax.ShapeDtypeStruct((rows, *part.shape), jax.numpy.dtype(part.dtype)),
+        inputs.arrays,
+    )
+
+
+def _warn_of_answer(asked: Asked) -> None:
+    name = getattr(asked.y_train, 'name', None)
+    if not is_frame(asked.X_train) or name is None or name not in asked.X_train.columns:
+        return
+    if np.array_equal(np.asarray(asked.X_train[name]), np.asarray(asked.y_train)):
+        warnings.warn(
+            f'X_train: got the column {name!r}, which is also y_train: the model sees the answer. '
+            f'Leave it out, or pass its name alone: y_train={name!r}.',
+            ThinkMLWarning,
+            stacklevel=4,
+        )
+
+
+def _warn_of_one_class(task: Task, y: np.ndarray) -> None:
     if task.kind in ('binary', 'multiclass') and len(np.unique(y)) == 1:
         warnings.warn(
             f'y_train: got only one class ({len(y):,} rows of it), so there is nothing to tell '
             'apart. Check how the rows were selected.',
             ThinkMLWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
-    rows, rows_val = np.arange(len(x)), None
-    validation = _check_validation(X_val, y_val, x, task)
-    if validation is None and validation_split > 0:
-        rows, rows_val = split_rows(y, task, validation_split, seed)
-    arrays = {'X_train': x, 'y_train': y}
-    if validation is not None:
-        arrays |= {'X_val': validation[0], 'y_val': validation[1]}
-    check_fits(arrays)
-    check_trainable(model, x, task.num_outputs, 'X_train')
-    if task.is_classification and not _is_own(loss_fn):
-        _warn_of_probabilities(last_activation(model, x))
-    return Problem(
-        x=x,
-        y=y,
-        rows=rows,
-        x_val=validation and validation[0],
-        y_val=validation and validation[1],
-        rows_val=rows_val,
-        task=task,
-        loss_fn=_choose_loss(loss_fn, task, y),
-        loss_name=_loss_name(loss_fn, task),
-        metrics=_choose_metrics(metrics, task),
-    )
 
 
 def _warn_of_new_classes(known: Task | None, task: Task) -> None:
@@ -140,10 +316,6 @@ def _warn_of_new_classes(known: Task | None, task: Task) -> None:
         )
 
 
-def _is_own(loss_fn: Any) -> bool:
-    return loss_fn is not None and _decided_by(loss_fn) is None
-
-
 def _warn_of_probabilities(activation: str | None) -> None:
     if activation is not None:
         warnings.warn(
@@ -152,86 +324,3 @@ def _warn_of_probabilities(activation: str | None) -> None:
             ThinkMLWarning,
             stacklevel=4,
         )
-
-
-def _check_validation(
-    X_val: Any, y_val: Any, x: np.ndarray, task: Task
-) -> tuple[np.ndarray, np.ndarray] | None:
-    if X_val is None and y_val is None:
-        return None
-    if X_val is None or y_val is None:
-        missing, given = ('X_val', 'y_val') if X_val is None else ('y_val', 'X_val')
-        raise DataError(f'{missing}: got None together with {given}, expected both or neither.')
-    x_val = check_inputs(X_val, 'X_val')
-    targets = check_targets(y_val, 'y_val')
-    check_lengths({'X_val': x_val, 'y_val': targets})
-    if x_val.shape[1:] != x.shape[1:]:
-        raise DataError(
-            f'X_val: got rows of shape {x_val.shape[1:]}, expected {x.shape[1:]} as in X_train.'
-        )
-    return as_dtype_of(x_val, x.dtype, 'X_val'), encode_targets(targets, task, 'y_val')
-
-
-def _decided_by(loss_fn: Any) -> Literal['regression', 'softmax', 'sigmoid'] | None:
-    """What the loss tells of the task, if it is one of ours."""
-    for name, function in REGRESSION_LOSSES.items():
-        if loss_fn in (name, function):
-            return 'regression'
-    if loss_fn in ('cross_entropy', cross_entropy):
-        return 'softmax'
-    return 'sigmoid' if loss_fn in ('binary_cross_entropy', binary_cross_entropy) else None
-
-
-def _loss_name(loss_fn: str | LossFn | None, task: Task) -> str:
-    if isinstance(loss_fn, str):
-        return loss_fn
-    if loss_fn is not None:
-        return getattr(loss_fn, '__name__', type(loss_fn).__name__)
-    if task.kind == 'regression':
-        return 'mse'
-    one_logit = task.kind == 'multilabel' or task.num_outputs == 1
-    return 'binary_cross_entropy' if one_logit else 'cross_entropy'
-
-
-def _choose_loss(loss_fn: str | LossFn | None, task: Task, y: np.ndarray) -> LossFn:
-    default = _loss_name(None, task)
-    if isinstance(loss_fn, str) and loss_fn in CLASSIFICATION_LOSSES and loss_fn != default:
-        raise ConfigError(
-            f'loss_fn: got {loss_fn!r} for a model with {task.num_outputs} '
-            f'output{"s" if task.num_outputs > 1 else ""} ({task}), expected {default!r}.'
-        )
-    if not (loss_fn is None or isinstance(loss_fn, str) or callable(loss_fn)):
-        raise ConfigError(f'loss_fn: got {loss_fn!r}, expected a name or (logits, labels) -> loss.')
-    chosen = get_loss(loss_fn or default)
-    _try_loss(chosen, task, y)
-    return chosen
-
-
-def _try_loss(loss_fn: LossFn, task: Task, y: np.ndarray) -> None:
-    """Traces the loss on the shapes it will get, so that it can't fail in a compiled program."""
-    rows = PROBE_ROWS
-    labels = jax.ShapeDtypeStruct((rows, *y.shape[1:]), y.dtype)
-    width = () if y.ndim == 1 and task.num_outputs == 1 else (task.num_outputs,)
-    logits = jax.ShapeDtypeStruct((rows, *width), np.float32)
-    try:
-        jax.eval_shape(loss_fn, logits, labels)
-    except ConfigError:
-        raise
-    except Exception as error:
-        raise ConfigError(
-            f'loss_fn: it failed for logits {logits.shape} and labels {labels.shape} '
-            f'{labels.dtype}: {type(error).__name__}: {error}'
-        ) from error
-
-
-def _choose_metrics(metrics: Sequence[str] | None, task: Task) -> tuple[str, ...]:
-    known = CLASSIFICATION_METRICS if task.is_classification else REGRESSION_METRICS
-    is_list = isinstance(metrics, Sequence) and not isinstance(metrics, str)
-    if metrics is not None and not (is_list and all(isinstance(name, str) for name in metrics)):
-        raise ConfigError(f"metrics: got {metrics!r}, expected a list, for instance ['accuracy'].")
-    always = ('accuracy',) if task.is_classification else ()
-    asked = tuple(name for name in metrics or () if name not in (*always, 'loss'))
-    for name in asked:
-        if name not in known:
-            raise ConfigError(f'{unknown_name("metrics", name, known)} The task is {task}.')
-    return always + asked

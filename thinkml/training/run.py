@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from thinkml.core import TrainState
+from thinkml.core import Position, TrainState, get_learning_rate
 from thinkml.monitoring import History
 from thinkml.training.config import TrainingConfig
 
@@ -27,9 +27,17 @@ class Run:
         history: what was recorded so far.
         state: the current training state, on the device.
         metric_names: the names an epoch records.
+        callbacks: those with hooks.
+        settings: of the run, as plain values: those of the config, the loss, the data.
         epoch: epochs finished.
+        position: where the next chunk begins.
         stop_reason: why the run is to end before its last epoch; None while it is not.
         best_val_loss: the lowest so far, that of ``history.best_epoch``.
+        best_arrays: parameters and model state to end with instead of the last ones; None for
+            the last.
+        resumed: whether it goes on from a checkpoint.
+        kept: a copy of the state before the steps in progress, to go back to if they fail; None
+            where none is kept.
     """
 
     user_model: Any
@@ -38,17 +46,34 @@ class Run:
     history: History
     state: TrainState
     metric_names: tuple[str, ...]
+    callbacks: list[Any] = dataclasses.field(default_factory=list)
+    settings: dict[str, Any] = dataclasses.field(default_factory=dict)
     epoch: int = 0
+    position: Position = Position()  # noqa: RUF009 (immutable)
     stop_reason: str | None = None
     best_val_loss: float = math.inf
+    best_arrays: tuple[Any, Any] | None = None
+    resumed: bool = False
+    kept: TrainState | None = dataclasses.field(default=None, repr=False)
 
     @property
     def model(self) -> Any:
         """The user's object, with copies of the parameters as they are now, in eval mode."""
-        self.write(*copy_arrays((self.state.params, self.state.model_state)))
+        self.write(*copy_arrays((self.state.eval_params, self.state.model_state)))
         return self.user_model
 
+    @property
+    def step(self) -> int:
+        """Steps done."""
+        return self.history.steps
+
+    @property
+    def learning_rate(self) -> float | None:
+        """The rate of the last step; None for an optimizer that keeps its own."""
+        rate = get_learning_rate(self.state.opt_state)
+        return None if rate is None else float(rate)
+
     def stop(self, reason: str) -> None:
-        """Ends the run after this epoch and notes the reason in the history's events."""
+        """Ends the run with this chunk of steps and notes the reason in the history's events."""
         self.stop_reason = reason
         self.history.events.append((self.epoch, reason))

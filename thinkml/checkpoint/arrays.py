@@ -20,7 +20,7 @@ from thinkml.errors import CheckpointError, problems
 PyTree = Any
 Result = TypeVar('Result')
 
-_INDEX = 'index.json'
+INDEX = 'index.json'
 _ARRAYS = 'arrays'
 MAX_INDEX_BYTES = 64 * 2**20
 
@@ -56,6 +56,9 @@ class _Entry:
         return entry
 
 
+Packed = tuple[dict[str, _Entry], dict[str, Any]]
+
+
 def save_arrays(path: str | pathlib.Path, tree: PyTree) -> None:
     """Writes the arrays of a pytree into a new directory.
 
@@ -75,19 +78,44 @@ def save_arrays(path: str | pathlib.Path, tree: PyTree) -> None:
         {'layers/0/kernel': (2, 3)}
     """
     path = pathlib.Path(path).absolute()
-    index, arrays = _pack(tree)
+    packed = pack(tree)
 
     def write() -> None:
-        path.mkdir(parents=True)
-        entries = {name: entry.to_json() for name, entry in index.items()}
-        (path / _INDEX).write_text(json.dumps(entries, indent=1) + '\n', encoding='utf-8')
-        if arrays:
-            with _orbax().Checkpointer(_orbax().PyTreeCheckpointHandler()) as checkpointer:
-                checkpointer.save(path / _ARRAYS, args=_orbax().args.PyTreeSave(arrays))
+        if is_first_process():
+            path.mkdir(parents=True)
+        start_saving(path, packed, compress=True)()
+
+    guarded(write, f'path: {path} could not be written')
+
+
+def start_saving(path: pathlib.Path, packed: Packed, compress: bool) -> Callable[[], None]:
+    """Copies arrays off the device, to be written into an empty directory.
+
+    In a run of several processes each calls this, with a directory that all of them see.
+
+    Returns:
+        a function that returns when they are on disk; another thread may call it.
+
+    Raises:
+        Exception: what Orbax and the file system raise.
+    """
+    index, arrays = packed
+    entries = {name: entry.to_json() for name, entry in index.items()}
+    writer = None
+    if arrays:
+        handler = _orbax().PyTreeCheckpointHandler(use_compression=compress)
+        writer = _orbax().AsyncCheckpointer(handler)
+        writer.save(path / _ARRAYS, args=_orbax().args.PyTreeSave(arrays))
+
+    def finish() -> None:
+        if writer is not None:
+            writer.close()
+        if is_first_process():
             # It is read by nobody here, and names the directory on the machine that wrote it.
             (path / _ARRAYS / 'commit_success.txt').unlink(missing_ok=True)
+            (path / INDEX).write_text(json.dumps(entries, indent=1) + '\n', encoding='utf-8')
 
-    _guarded(write, f'path: {path} could not be written')
+    return finish
 
 
 def load_arrays(path: str | pathlib.Path, template: PyTree = None) -> PyTree:
@@ -109,9 +137,9 @@ def load_arrays(path: str | pathlib.Path, template: PyTree = None) -> PyTree:
     path = pathlib.Path(path).absolute()
 
     def read() -> tuple[dict[str, _Entry], dict[str, Any]]:
-        if (path / _INDEX).stat().st_size > MAX_INDEX_BYTES:
-            raise ValueError(f'{_INDEX} is larger than {MAX_INDEX_BYTES} bytes')
-        entries = json.loads((path / _INDEX).read_text(encoding='utf-8'))
+        if (path / INDEX).stat().st_size > MAX_INDEX_BYTES:
+            raise ValueError(f'{INDEX} is larger than {MAX_INDEX_BYTES} bytes')
+        entries = json.loads((path / INDEX).read_text(encoding='utf-8'))
         index = {name: _Entry.from_json(entry) for name, entry in entries.items()}
         targets = {} if template is None else _targets(index, template, str(path))
         stored = {name: entry for name, entry in index.items() if not entry.is_empty}
@@ -121,136 +149,8 @@ def load_arrays(path: str | pathlib.Path, template: PyTree = None) -> PyTree:
             _check_declared(stored, checkpointer.metadata(path / _ARRAYS).item_metadata.tree)
             return index, checkpointer.restore(path / _ARRAYS, args=_restore(stored, targets))
 
-    index, arrays = _guarded(read, f'path: {path} could not be read')
+    index, arrays = guarded(read, f'path: {path} could not be read')
     return _unpack(index, arrays, template)
-
-
-class Checkpointer:
-    """Numbered checkpoints of a training state in one directory, written in the background.
-
-    A save returns once the state is copied off the device: the caller may donate it to the next
-    step. A process killed in the middle of a save leaves a checkpoint that is not listed.
-
-    Args:
-        directory: where they live; made with its parents.
-        keep: how many of the latest to keep; None keeps all.
-
-    Example:
-        >>> import tempfile, jax.numpy as jnp
-        >>> from thinkml.checkpoint import Checkpointer
-        >>> checkpointer = Checkpointer(tempfile.mkdtemp(), keep=2)
-        >>> for step in (10, 20, 30):
-        ...     checkpointer.save(step, {'w': jnp.full(3, step)}, {'epoch': step // 10})
-        >>> checkpointer.wait()
-        >>> state, metadata = checkpointer.restore(30, template={'w': jnp.zeros(3, int)})
-        >>> checkpointer.steps(), metadata
-        ([20, 30], {'epoch': 3})
-        >>> checkpointer.close()
-    """
-
-    def __init__(self, directory: str | pathlib.Path, keep: int | None = 3):
-        self.directory = pathlib.Path(directory).absolute()
-        ocp = _orbax()
-        self._manager = _guarded(
-            lambda: ocp.CheckpointManager(
-                self.directory,
-                options=ocp.CheckpointManagerOptions(max_to_keep=keep, create=True),
-                item_names=('state', 'about'),
-            ),
-            f'directory: {self.directory} could not be opened',
-        )
-
-    def save(self, step: int, state: PyTree, metadata: Mapping[str, Any] | None = None) -> None:
-        """Starts to write a checkpoint; waits for the one before it.
-
-        Checkpoints of this step and of later ones are dropped first: the run went back, and they
-        are no longer its future.
-
-        Args:
-            step: its number.
-            state: any pytree of arrays, typed PRNG keys and Python numbers.
-            metadata: plain JSON values.
-
-        Raises:
-            CheckpointError: if this save can't be started, or the one before it failed.
-        """
-        message = f'step: {step} could not be written to {self.directory}'
-        index, arrays = _pack(state)
-        about = {
-            'index': {name: entry.to_json() for name, entry in index.items()},
-            'metadata': dict(metadata or {}),
-        }
-        _guarded(lambda: json.dumps(about), message)  # now, not in the background
-        self.wait()
-        for later in self.steps():
-            if later >= step:
-                self._manager.delete(later)
-        args = _orbax().args.Composite(
-            state=_orbax().args.PyTreeSave(arrays), about=_orbax().args.JsonSave(about)
-        )
-        _guarded(lambda: self._manager.save(step, args=args), message)
-
-    def wait(self) -> None:
-        """Blocks until every save is on disk.
-
-        Raises:
-            CheckpointError: if one failed.
-        """
-        _guarded(
-            self._manager.wait_until_finished,
-            f'directory: a checkpoint could not be written to {self.directory}',
-        )
-
-    def steps(self) -> list[int]:
-        """The steps that can be restored, in order."""
-        return sorted(self._manager.all_steps())
-
-    def latest_step(self) -> int | None:
-        """The highest step that can be restored; None where there is none."""
-        return max(self.steps(), default=None)
-
-    def restore(self, step: int, template: PyTree) -> tuple[PyTree, dict[str, Any]]:
-        """Reads a checkpoint.
-
-        Args:
-            step: one of `steps`.
-            template: a pytree of arrays or `jax.ShapeDtypeStruct`; its structure, and its leaves'
-                shardings, are what comes back.
-
-        Returns:
-            The state and its metadata.
-
-        Raises:
-            CheckpointError: if there is no such step, it can't be read, or it doesn't fit the
-                template. Names every leaf that doesn't, with both shapes.
-        """
-        if step not in self.steps():
-            raise CheckpointError(
-                f'step: got {step}, expected one of {self.steps()} in {self.directory}.'
-            )
-
-        def read() -> tuple[dict[str, _Entry], dict[str, Any], dict[str, Any]]:
-            args = _orbax().args
-            composite = args.Composite(about=args.JsonRestore())
-            about = self._manager.restore(step, args=composite)['about']
-            index = {name: _Entry.from_json(entry) for name, entry in about['index'].items()}
-            targets = _targets(index, template, f'step {step} of {self.directory}')
-            stored = {name: entry for name, entry in index.items() if not entry.is_empty}
-            composite = args.Composite(state=_restore(stored, targets))
-            return index, self._manager.restore(step, args=composite)['state'], about['metadata']
-
-        message = f'step: {step} could not be read from {self.directory}'
-        index, arrays, metadata = _guarded(read, message)
-        return _unpack(index, arrays, template), metadata
-
-    def close(self) -> None:
-        """Waits for what is being written and lets go of the directory.
-
-        Raises:
-            CheckpointError: if a save failed.
-        """
-        self.wait()
-        self._manager.close()
 
 
 def _orbax() -> Any:
@@ -260,7 +160,12 @@ def _orbax() -> Any:
     return orbax.checkpoint
 
 
-def _guarded(call: Callable[[], Result], message: str) -> Result:
+def is_first_process() -> bool:
+    """Whether this process is the one that writes what all processes share."""
+    return jax.process_index() == 0
+
+
+def guarded(call: Callable[[], Result], message: str) -> Result:
     """Orbax and tensorstore raise what they like; users see one type."""
     try:
         return call()
@@ -310,8 +215,12 @@ def _entry_of(leaf: Any) -> _Entry:
     )
 
 
-def _pack(tree: PyTree) -> tuple[dict[str, _Entry], dict[str, Any]]:
-    """The index, and the arrays Orbax can hold."""
+def pack(tree: PyTree) -> Packed:
+    """The index of a pytree, and the arrays Orbax can hold.
+
+    Raises:
+        CheckpointError: if a leaf is no array.
+    """
     index: dict[str, _Entry] = {}
     arrays: dict[str, Any] = {}
     for name, leaf in _named_leaves(tree).items():
@@ -389,4 +298,4 @@ def _check_declared(index: dict[str, _Entry], stored: Mapping[str, Any]) -> None
     found = {name: (tuple(a.shape), jnp.dtype(a.dtype).name) for name, a in stored.items()}
     if declared != found:
         names = sorted(n for n in declared | found if declared.get(n) != found.get(n))
-        raise ValueError(f'{_INDEX} and the arrays differ in {", ".join(names[:5])}')
+        raise ValueError(f'{INDEX} and the arrays differ in {", ".join(names[:5])}')

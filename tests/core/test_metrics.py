@@ -1,0 +1,660 @@
+import functools
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import sklearn.metrics as sk
+from clu import metrics as clu_metrics
+from flax import struct
+
+from thinkml.core.metric_names import metric_name
+from thinkml.core.metrics import (
+    CLASSIFICATION_METRICS,
+    REGRESSION_METRICS,
+    TRAINING_ONLY_METRICS,
+    check_metric,
+    compute,
+    is_higher_better,
+    make_metrics,
+)
+from thinkml.errors import ConfigError
+
+NAMES = {
+    'classification': tuple(
+        n for n in CLASSIFICATION_METRICS if n not in {'grad_norm', 'top_k_accuracy'}
+    ),
+    'regression': tuple(n for n in REGRESSION_METRICS if n != 'grad_norm'),
+}
+AVERAGES = ('macro', 'micro', 'weighted')
+
+
+def outputs(kind, num_rows, num_outputs, seed=0, *, ties=False):
+    """Random logits and encoded labels that have something to do with each other."""
+    rng = np.random.default_rng(seed)
+    width = () if num_outputs == 1 else (num_outputs,)
+    logits = rng.normal(size=(num_rows, *width)).astype(np.float32)
+    if ties:
+        logits = logits[rng.integers(0, 12, num_rows)]
+    if kind == 'regression':
+        return logits, (logits + rng.normal(size=logits.shape)).astype(np.float32)
+    noisy = logits + rng.normal(size=logits.shape)
+    if kind == 'multilabel' or num_outputs == 1:
+        return logits, (noisy > 0).astype(np.float32 if kind == 'multilabel' else np.int32)
+    return logits, noisy.argmax(1).astype(np.int32)
+
+
+def step(logits, labels, mask=None, weight=None, losses=None, **more):
+    rows = len(labels)
+    return {
+        'logits': jnp.asarray(logits), 'labels': jnp.asarray(labels),
+        'losses': jnp.zeros(rows) if losses is None else jnp.asarray(losses),
+        'weight': jnp.ones(rows) if weight is None else jnp.asarray(weight),
+        'mask': None if mask is None else jnp.asarray(mask, jnp.float32), **more,
+    }  # fmt: skip
+
+
+def batches(logits, labels, cuts, batch_size=None):
+    """Cuts rows at ``cuts``; with a batch size, each batch is filled up with rows of rubbish."""
+    for part_logits, part_labels in zip(
+        np.split(logits, cuts), np.split(labels, cuts), strict=True
+    ):
+        rows = len(part_labels)
+        extra = (batch_size or rows) - rows
+        if batch_size:
+            part_logits = np.concatenate([part_logits, 9 * np.ones((extra, *logits.shape[1:]))])
+            part_labels = np.concatenate([part_labels, labels[:1].repeat(extra, 0)])
+        yield step(part_logits.astype(np.float32), part_labels, np.arange(rows + extra) < rows)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def of_batch(metrics, keywords):
+    return metrics.single_from_model_output(**keywords)
+
+
+@jax.jit
+def merge(totals, batch):
+    return totals.merge(batch)
+
+
+def over_epoch(metrics, steps):
+    return compute(functools.reduce(merge, (of_batch(metrics, s) for s in steps), metrics.empty()))
+
+
+def probabilities(logits, kind):
+    logits = logits.astype(np.float64)
+    if kind == 'multilabel' or logits.ndim == 1:
+        p = 1 / (1 + np.exp(-logits))
+        return p if kind == 'multilabel' else np.stack([1 - p, p], 1)
+    p = np.exp(logits - logits.max(1, keepdims=True))
+    return p / p.sum(1, keepdims=True)
+
+
+def by_scikit_learn(logits, labels, kind):
+    """Every classification metric as scikit-learn has it."""
+    p = probabilities(logits, kind)
+    if kind == 'multilabel':
+        guess = (logits > 0).astype(int)
+    else:
+        guess = (logits > 0).astype(int) if logits.ndim == 1 else logits.argmax(1)
+    scores = {
+        'precision': functools.partial(sk.precision_score, zero_division=0),
+        'recall': functools.partial(sk.recall_score, zero_division=0),
+        'f1': functools.partial(sk.f1_score, zero_division=0),
+    }
+    default = 'binary' if kind == 'binary' else 'macro'
+    expected = {name: score(labels, guess, average=default) for name, score in scores.items()}
+    for name, score in scores.items():
+        expected |= {f'{name}_{how}': score(labels, guess, average=how) for how in AVERAGES}
+    columns = {'binary': [1], 'multiclass': range(p.shape[1]), 'multilabel': range(p.shape[1])}
+    rankings = [
+        (labels[:, c] if kind == 'multilabel' else labels == c, p[:, c]) for c in columns[kind]
+    ]
+    is_defined = all(0 < np.sum(positive) < len(labels) for positive, _ in rankings)
+    two = [(labels[:, c], guess[:, c]) for c in range(p.shape[1])] if labels.ndim == 2 else []
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # of classes that are missing
+        expected |= {
+            'accuracy': sk.accuracy_score(labels, guess),
+            'balanced_accuracy': np.mean([sk.balanced_accuracy_score(*column) for column in two])
+            if two
+            else sk.balanced_accuracy_score(labels, guess),
+            'roc_auc': np.mean([sk.roc_auc_score(*r) for r in rankings]) if is_defined else np.nan,
+            'average_precision': np.mean([sk.average_precision_score(*r) for r in rankings]),
+        }
+    if kind == 'multilabel':
+        expected['log_loss'] = np.mean(
+            [
+                sk.log_loss(labels[:, c], p[:, c].astype(np.float32), labels=[0, 1])
+                for c in range(p.shape[1])
+            ]
+        )
+        expected['brier'] = np.mean((p - labels) ** 2)
+    else:
+        expected['log_loss'] = sk.log_loss(labels, p.astype(np.float32), labels=range(p.shape[1]))
+        given = p[:, 1] if kind == 'binary' else p
+        # brier_score_loss wants both classes in the labels unless told
+        expected['brier'] = sk.brier_score_loss(labels, given, labels=range(p.shape[1]))
+    return expected
+
+
+def assert_equal(got, expected, rel=1e-6):
+    assert got.keys() - {'loss'} == expected.keys()
+    for name, value in expected.items():
+        assert got[name] == pytest.approx(value, rel=rel, abs=rel, nan_ok=True), name
+
+
+CASES = [
+    ('binary', 1), ('binary', 2), ('multiclass', 3), ('multiclass', 7), ('multilabel', 2),
+    ('multilabel', 4),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(('kind', 'num_outputs'), CASES)
+@pytest.mark.parametrize('ties', [False, True])
+@pytest.mark.parametrize('seed', range(3))
+def test_classification_metrics_are_those_of_scikit_learn(kind, num_outputs, ties, seed):
+    logits, labels = outputs(kind, 60, num_outputs, seed, ties=ties)
+    names = NAMES['classification']
+    metrics = make_metrics(names, kind=kind, num_outputs=num_outputs, capacity=4 * 40)
+    got = over_epoch(metrics, batches(logits, labels, [1, 9, 37], batch_size=40))
+    assert_equal(got, by_scikit_learn(logits, labels, kind))
+
+
+@pytest.mark.parametrize(('kind', 'num_outputs'), CASES)
+def test_classes_that_are_missing_or_never_predicted(kind, num_outputs):
+    logits, labels = outputs(kind, 40, num_outputs)
+    if kind == 'multilabel':
+        labels[:, 0] = 0
+        logits[:, 1] = -1
+    else:
+        labels[labels == 1] = 0
+        if num_outputs > 2:
+            logits[:, 2] = -50
+    metrics = make_metrics(NAMES['classification'], kind=kind, num_outputs=num_outputs, capacity=40)
+    got = compute(of_batch(metrics, step(logits, labels)))
+    expected = by_scikit_learn(logits, labels, kind)
+    assert np.isnan(expected['roc_auc'])
+    assert_equal(got, expected)
+
+
+def test_labels_without_a_single_positive():
+    logits, labels = outputs('multilabel', 20, 3)
+    names = tuple(n for n in NAMES['classification'] if n != 'roc_auc')
+    metrics = make_metrics(names, kind='multilabel', num_outputs=3, capacity=20)
+    got = compute(of_batch(metrics, step(logits - 99, 0 * labels)))
+    expected = by_scikit_learn(logits - 99, 0 * labels, 'multilabel')
+    del expected['roc_auc']
+    assert_equal(got, expected)
+
+
+def test_metrics_are_those_of_the_evaluation():
+    from thinkml.evaluation import METRICS
+
+    for kind, num_outputs in CASES:
+        logits, labels = outputs(kind, 60, num_outputs, seed=5)
+        p = probabilities(logits, kind).astype(np.float32)
+        guess = (p > 0.5) if kind == 'multilabel' else p.argmax(1)
+        metrics = make_metrics(
+            NAMES['classification'], kind=kind, num_outputs=num_outputs, capacity=4 * 40
+        )
+        got = over_epoch(metrics, batches(logits, labels, [1, 9, 37], batch_size=40))
+        for name, metric in METRICS.items():
+            if name in NAMES['classification']:
+                values = p if metric.values == 'probabilities' else guess.astype(np.int32)
+                expected = metric.function(labels, values, kind)
+                assert got[name] == pytest.approx(expected, rel=1e-6), (kind, name)
+
+
+@pytest.mark.parametrize('k', [1, 2, 5])
+def test_top_k_accuracy(k):
+    logits, labels = outputs('multiclass', 50, 8)
+    name = 'top_k_accuracy' if k == 5 else f'top_{k}_accuracy'
+    got = over_epoch(make_metrics((name,)), batches(logits, labels, [13], batch_size=40))
+    expected = sk.top_k_accuracy_score(labels, logits, k=k, labels=range(8))
+    assert got[name] == pytest.approx(expected, rel=1e-6)
+
+
+def test_of_equal_logits_the_first_counts():
+    logits, labels = outputs('multiclass', 50, 4)
+    logits = np.round(logits)
+    metrics = make_metrics(('accuracy', 'top_1_accuracy'))
+    got = compute(of_batch(metrics, step(logits, labels)))
+    assert (
+        got['accuracy'] == got['top_1_accuracy'] == np.float32((logits.argmax(1) == labels).mean())
+    )
+
+
+@pytest.mark.parametrize('num_outputs', [1, 3])
+@pytest.mark.parametrize('mean', [0.0, 1e4])
+@pytest.mark.parametrize('cuts', [[], [1, 2, 3], range(2, 200, 3)])
+def test_regression_metrics_are_those_of_scikit_learn(num_outputs, mean, cuts):
+    predictions, targets = outputs('regression', 200, num_outputs)
+    predictions, targets = predictions + np.float32(mean), targets + np.float32(mean)
+    metrics = make_metrics(NAMES['regression'], kind='regression', num_outputs=num_outputs)
+    got = over_epoch(metrics, batches(predictions, targets, list(cuts), batch_size=200))
+    predictions, targets = predictions.astype(np.float64), targets.astype(np.float64)
+    expected = {
+        'mse': sk.mean_squared_error(targets, predictions),
+        'mae': sk.mean_absolute_error(targets, predictions),
+        'rmse': sk.root_mean_squared_error(targets, predictions),
+        'r2': sk.r2_score(targets, predictions),
+    }
+    assert_equal(got, expected)
+
+
+@pytest.mark.parametrize(
+    ('predictions', 'targets', 'expected'),
+    [([1, 2], [3, 3], 0.0), ([3, 3], [3, 3], 1.0), ([1], [1], np.nan)],
+)
+def test_r2_of_constant_targets_and_of_one_row(predictions, targets, expected):
+    metrics = make_metrics(('r2',), num_outputs=1)
+    keywords = step(np.float32(predictions), np.float32(targets))
+    got = compute(metrics.single_from_model_output(**keywords))
+    assert got['r2'] == pytest.approx(expected, nan_ok=True)
+
+
+# --- weights and masks ------------------------------------------------------------------------
+
+
+def test_only_the_loss_is_weighted():
+    logits, labels = outputs('multiclass', 30, 3)
+    rng = np.random.default_rng(1)
+    weight, losses = rng.uniform(size=(2, 30)).astype(np.float32)
+    mask = np.arange(30) < 25
+    metrics = make_metrics(('accuracy', 'f1'), kind='multiclass', num_outputs=3)
+    got = compute(of_batch(metrics, step(logits, labels, mask, weight * mask, losses)))
+    assert got['loss'] == pytest.approx(np.average(losses[:25], weights=weight[:25]), rel=1e-6)
+    guess = logits.argmax(1)[:25]
+    assert got['accuracy'] == pytest.approx(sk.accuracy_score(labels[:25], guess))
+    assert got['f1'] == pytest.approx(sk.f1_score(labels[:25], guess, average='macro'))
+
+
+def test_without_a_mask_rows_of_weight_0_are_left_out():
+    logits, labels = outputs('multiclass', 30, 3)
+    weight = np.where(np.arange(30) < 20, 0.3, 0).astype(np.float32)
+    metrics = make_metrics(('accuracy',))
+    got = compute(of_batch(metrics, step(logits, labels, weight=weight)))
+    assert got['accuracy'] == pytest.approx((logits.argmax(1) == labels)[:20].mean())
+
+
+def test_what_fills_up_may_be_nan():
+    logits, labels = outputs('binary', 12, 1)
+    logits[8:] = np.nan
+    mask = np.arange(12) < 8
+    metrics = make_metrics(NAMES['classification'], kind='binary', num_outputs=1, capacity=12)
+    losses = np.where(mask, 1.0, np.nan)
+    got = compute(of_batch(metrics, step(logits, labels, mask, mask, losses)))
+    assert got.pop('loss') == 1
+    assert_equal(got, by_scikit_learn(logits[:8], labels[:8], 'binary'))
+
+
+def test_an_infinite_loss_stays_infinite():
+    metrics = make_metrics()
+    logits, labels = outputs('binary', 4, 1)
+    steps = [step(logits, labels, losses=np.float32([1, value, 1, 1])) for value in (1, np.inf, 1)]
+    assert over_epoch(metrics, steps) == {'loss': np.inf}
+
+
+def test_shares_of_classes_count_as_the_largest():
+    logits, labels = outputs('multiclass', 30, 4)
+    shares = np.float32(0.7 * np.eye(4)[labels] + 0.3 * np.eye(4)[labels[::-1]])
+    metrics = make_metrics(
+        ('accuracy', 'f1', 'log_loss', 'roc_auc'), kind='multiclass', num_outputs=4, capacity=30
+    )
+    hard = compute(of_batch(metrics, step(logits, labels)))
+    assert compute(of_batch(metrics, step(logits, shares))) == hard
+
+
+# --- merging ----------------------------------------------------------------------------------
+
+ALL = (*NAMES['classification'], 'top_2_accuracy')
+
+
+@pytest.mark.parametrize('cuts', [[], [1], [10, 20], [3, 4, 29], list(range(1, 30))])
+def test_any_cut_of_an_epoch_gives_the_same(cuts):
+    logits, labels = outputs('multiclass', 30, 3)
+    metrics = make_metrics(ALL, kind='multiclass', num_outputs=3, capacity=30)
+    whole = compute(of_batch(metrics, step(logits, labels)))
+    parts = [of_batch(metrics, s) for s in batches(logits, labels, cuts)]
+    assert compute(functools.reduce(merge, parts)) == pytest.approx(whole)
+    assert compute(functools.reduce(merge, parts, metrics.empty())) == pytest.approx(whole)
+    # halves of an epoch that were each merged into an empty collection of their own
+    half = len(parts) // 2
+    halves = [
+        functools.reduce(merge, some, metrics.empty()) for some in (parts[:half], parts[half:])
+    ]
+    together = merge(merge(*halves), metrics.empty())
+    assert compute(together) == pytest.approx(whole)
+
+
+@pytest.mark.parametrize('capacity', [5, 8, 29])
+def test_more_rows_than_the_capacity_give_nan(capacity):
+    logits, labels = outputs('binary', 30, 1)
+
+    def own(logits, labels):
+        return np.mean(logits)
+
+    metrics = make_metrics(
+        ('roc_auc', 'accuracy', own), kind='binary', num_outputs=1, capacity=capacity
+    )
+    got = over_epoch(metrics, batches(logits, labels, [10, 20]))
+    assert np.isnan(got['roc_auc']) and np.isnan(got['own'])
+    assert got['accuracy'] == pytest.approx(((logits > 0) == labels).mean())
+
+
+def test_inside_a_compiled_loop_with_donated_state():
+    logits, labels = outputs('multiclass', 64, 3)
+    metrics = make_metrics(ALL, kind='multiclass', num_outputs=3, capacity=64)
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def run(totals, first, last):
+        def body(index, totals):
+            rows = index * 8 + jnp.arange(8)
+            batch = step(jnp.asarray(logits)[rows], jnp.asarray(labels)[rows])
+            return totals.merge(metrics.single_from_model_output(**batch))
+
+        return jax.lax.fori_loop(first, last, body, totals)
+
+    totals = metrics.empty()
+    pointers = [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(totals)]
+    assert len(set(pointers)) == len(pointers)
+    got = compute(run(run(totals, 0, 3), 3, 8))
+    assert_equal(
+        {name: got[name] for name in NAMES['classification']},
+        by_scikit_learn(logits, labels, 'multiclass'),
+    )
+
+
+def test_many_collections_at_once_under_vmap():
+    pairs = [outputs('multiclass', 40, 3, seed) for seed in range(3)]
+    metrics = make_metrics(ALL, kind='multiclass', num_outputs=3, capacity=40)
+    regression = make_metrics(('r2', 'rmse'), num_outputs=3)
+
+    def epoch(metrics, logits, labels):
+        totals = metrics.empty()
+        for rows in (slice(0, 16), slice(16, 32), slice(32, 40)):
+            batch = step(logits[rows], labels[rows])
+            totals = totals.merge(metrics.single_from_model_output(**batch))
+        return totals.compute()
+
+    logits, labels = (jnp.array(arrays) for arrays in zip(*pairs, strict=True))
+    for metrics, labels in ((metrics, labels), (regression, 2 * logits + 1)):  # noqa: B020
+        run = jax.jit(functools.partial(epoch, metrics))
+        together = jax.jit(jax.vmap(run))(logits, labels)
+        for index in range(3):
+            alone = run(logits[index], labels[index])
+            for name, value in alone.items():
+                assert float(together[name][index]) == pytest.approx(float(value), rel=1e-6)
+
+
+def test_two_million_small_batches_lose_nothing():
+    metrics = make_metrics(('accuracy', 'recall'), kind='binary', num_outputs=1)
+
+    def body(index, totals):
+        # Each third batch is right in one of its two rows, the others in both.
+        logits = jnp.array([jnp.where(index % 3 == 0, -1.0, 1.0), 1.0])
+        return totals.merge(
+            metrics.single_from_model_output(
+                logits=logits, labels=jnp.array([1, 1]), losses=jnp.full(2, 0.1),
+                weight=jnp.full(2, 0.3),
+            )
+        )  # fmt: skip
+
+    totals = jax.jit(lambda: jax.lax.fori_loop(0, 2_000_001, body, metrics.empty()))()
+    right = 4_000_002 - 666_667
+    counts = totals._class_counts
+    assert (int(counts.hits[1]), int(counts.num_examples)) == (right, 4_000_002)
+    state = totals.accuracy
+    assert float(state.total) + float(state.total_low) == right
+    got = compute(totals)
+    assert got['accuracy'] == got['recall'] == np.float32(right / 4_000_002)
+    assert got['loss'] == pytest.approx(0.1, rel=1e-7)
+
+
+def test_areas_of_very_many_scores():
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 2, 1_000_000).astype(np.int32)
+    logits = np.float32(rng.normal(size=1_000_000) + 0.3 * labels)
+    metrics = make_metrics(
+        ('roc_auc', 'average_precision'), kind='binary', num_outputs=1, capacity=2**20
+    )
+    got = compute(metrics.empty().merge(of_batch(metrics, step(logits, labels))))
+    assert got['roc_auc'] == pytest.approx(sk.roc_auc_score(labels, logits), rel=1e-6)
+    expected = sk.average_precision_score(labels, logits)
+    assert got['average_precision'] == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_nan_among_the_scores_is_seen():
+    logits, labels = outputs('binary', 20, 1)
+    logits[3] = np.nan
+    names = ('roc_auc', 'average_precision')
+    metrics = make_metrics(names, kind='binary', num_outputs=1, capacity=20)
+    got = compute(of_batch(metrics, step(logits, labels)))
+    assert np.isnan(got['roc_auc']) and np.isnan(got['average_precision'])
+
+
+# --- gradient norm ----------------------------------------------------------------------------
+
+
+def test_grad_norm_is_the_mean_over_the_steps():
+    logits, labels = outputs('binary', 4, 1)
+    grads = [{'w': jnp.full((3,), scale), 'b': jnp.array(scale)} for scale in (1.0, 4.0, 10.0)]
+    steps = [step(logits, labels, grads=tree) for tree in grads]
+    got = over_epoch(make_metrics(('grad_norm',)), steps)
+    assert got['grad_norm'] == pytest.approx(np.mean([optax.tree.norm(g) for g in grads]))
+    assert 'grad_norm' in TRAINING_ONLY_METRICS
+    with pytest.raises(ConfigError, match='only training has'):
+        over_epoch(make_metrics(('grad_norm',)), [step(logits, labels)])
+
+
+# --- metrics of the user's own ----------------------------------------------------------------
+
+
+def margin(logits, labels):
+    return logits.max(axis=1) - logits.min(axis=1)
+
+
+def largest_logit(logits, labels):
+    return jnp.max(logits)
+
+
+def kappa(logits, labels):
+    return sk.cohen_kappa_score(labels, logits.argmax(1))
+
+
+@struct.dataclass
+class MeanLogit(clu_metrics.Average.from_fun(lambda logits, **_: logits.mean(axis=1))):
+    pass
+
+
+def test_own_metrics_of_every_kind():
+    logits, labels = outputs('multiclass', 50, 3)
+    metrics = make_metrics(
+        (margin, largest_logit, kappa, clu_metrics.Accuracy, MeanLogit, 'roc_auc'),
+        kind='multiclass', num_outputs=3, capacity=120,
+    )  # fmt: skip
+    got = over_epoch(metrics, batches(logits, labels, [7, 30], batch_size=40))
+    assert list(got) == [
+        'loss', 'margin', 'largest_logit', 'kappa', 'accuracy', 'mean_logit', 'roc_auc',
+    ]  # fmt: skip
+    expected = by_scikit_learn(logits, labels, 'multiclass')
+    assert got['margin'] == pytest.approx(np.mean(logits.max(1) - logits.min(1)))
+    assert got['largest_logit'] == logits.max()  # filling rows have logits of 9
+    assert got['kappa'] == pytest.approx(sk.cohen_kappa_score(labels, logits.argmax(1)))
+    assert got['accuracy'] == pytest.approx(expected['accuracy'])
+    assert got['mean_logit'] == pytest.approx(logits.mean(), rel=1e-5)
+    assert got['roc_auc'] == pytest.approx(expected['roc_auc'])
+
+
+def test_a_function_that_numpy_computes_per_example_is_averaged():
+    def margin(logits, labels):
+        return np.sort(logits, axis=1)[:, -1] - np.asarray(logits).min(axis=1)
+
+    logits, labels = outputs('multiclass', 20, 3)
+    metrics = make_metrics((margin,), kind='multiclass', num_outputs=3, capacity=20)
+    got = compute(of_batch(metrics, step(logits, labels)))
+    assert got['margin'] == pytest.approx(np.mean(logits.max(1) - logits.min(1)))
+
+
+@pytest.mark.parametrize('kind', ['binary', 'multilabel', 'regression'])
+def test_own_metrics_get_logits_and_labels_as_the_loss_does(kind):
+    num_outputs = 1 if kind == 'binary' else 3
+    seen = []
+
+    def shapes(logits, labels):
+        seen.append((logits.shape, labels.shape, labels.dtype.kind))
+        return jnp.sum(logits)
+
+    logits, labels = outputs(kind, 10, num_outputs)
+    metrics = make_metrics((shapes,), kind=kind, num_outputs=num_outputs, capacity=10)
+    got = compute(of_batch(metrics, step(logits, labels)))
+    assert got['shapes'] == pytest.approx(logits.sum(), rel=1e-5)
+    assert seen[-1] == (logits.shape, labels.shape, labels.dtype.kind)
+
+
+def test_an_error_of_an_own_metric_says_whose_it_is():
+    def fails(logits, labels):
+        np.asarray(logits)
+        raise KeyError('oh')
+
+    logits, labels = outputs('binary', 10, 1)
+    metrics = make_metrics((fails,), kind='binary', num_outputs=1, capacity=10)
+    with pytest.raises(KeyError) as caught:
+        compute(of_batch(metrics, step(logits, labels)))
+    assert "'fails'" in caught.value.__notes__[0]
+
+
+def test_a_collection_of_clu_is_computed_too():
+    plain = clu_metrics.Collection.create(zebra=clu_metrics.Accuracy, ape=MeanLogit)
+    logits, labels = outputs('multiclass', 20, 3)
+    got = compute(
+        plain.single_from_model_output(logits=jnp.array(logits), labels=jnp.array(labels))
+    )
+    assert list(got) == ['zebra', 'ape']
+    assert got['zebra'] == pytest.approx((logits.argmax(1) == labels).mean())
+
+
+def test_a_collection_gives_values_for_clu_writers():
+    logits, labels = outputs('multiclass', 20, 3)
+    totals = make_metrics(('f1', 'recall'), kind='multiclass', num_outputs=3)
+    values = totals.single_from_model_output(**step(logits, labels)).compute_values()
+    expected = by_scikit_learn(logits, labels, 'multiclass')
+    assert float(values['f1'].value) == pytest.approx(expected['f1'])
+
+
+# --- names and errors -------------------------------------------------------------------------
+
+
+def test_the_same_arguments_return_the_same_class():
+    assert make_metrics(['f1'], kind='binary', num_outputs=1) is make_metrics(
+        ('f1',), kind='binary', num_outputs=1
+    )
+    # a capacity that nothing needs makes no difference, and takes no memory
+    assert make_metrics(('accuracy',), capacity=10**9) is make_metrics(('accuracy',))
+    assert make_metrics((margin,)) is make_metrics((margin,))
+
+
+def not_a_pytree():
+    class Mine(clu_metrics.Average):
+        pass
+
+    return Mine
+
+
+SIZE = {'kind': 'multiclass', 'num_outputs': 3, 'capacity': 9}
+
+
+@pytest.mark.parametrize(
+    ('metrics', 'arguments', 'says'),
+    [
+        (('f2',), {}, "got 'f2', expected one of"),
+        (('acuracy',), {}, "Did you mean 'accuracy'"),
+        (('r2',), {'kind': 'binary'}, 'The task is binary'),
+        (('f1',), {'kind': 'regression'}, 'The task is regression'),
+        (('top_2_accuracy',), {'kind': 'binary'}, 'no top 2'),
+        (('top_k_accuracy',), SIZE, 'always 1'),
+        (('top_0_accuracy',), SIZE, "got 'top_0_accuracy'"),
+        (('f1',), {}, 'kind: got None(.|\n)*num_outputs: got None'),
+        (('r2',), {}, 'num_outputs: got None'),
+        (('roc_auc',), {'kind': 'binary', 'num_outputs': 1}, 'capacity: got None'),
+        ((kappa,), {'kind': 'multiclass', 'num_outputs': 3}, 'capacity: got None'),
+        (('accuracy',), {'kind': 'ranking'}, "kind: got 'ranking'"),
+        (('accuracy',), {'num_outputs': 0}, 'num_outputs: got 0'),
+        (('accuracy',), {'capacity': 1.5}, 'capacity: got 1.5'),
+        (('accuracy', 'accuracy'), {}, "two called 'accuracy'"),
+        (('accuracy', clu_metrics.Accuracy), {}, "two called 'accuracy'"),
+        ((lambda a, b: a, lambda a, b: b), {}, "two called 'lambda'"),
+        ((3,), {}, 'got 3, expected a name'),
+        ((dict,), {}, "got <class 'dict'>"),
+        ((clu_metrics.CollectingMetric,), {}, 'collects on the host'),
+        ((not_a_pytree(),), {}, 'flax.struct.dataclass'),
+        ((lambda a, b: a @ a,), SIZE, "'lambda' failed for logits"),
+        ((lambda a, b: a.T,), SIZE, r'returned shape \(3, 4\)'),
+        ((lambda a, b: None,), SIZE, 'returned no array'),
+        (('f2', 'f3'), {}, "'f2'(.|\n)*'f3'"),
+    ],
+)
+def test_metrics_that_are_impossible(metrics, arguments, says):
+    with pytest.raises(ConfigError, match=says):
+        make_metrics(metrics, **arguments)
+
+
+def test_a_metric_called_loss():
+    def loss(logits, labels):
+        return logits
+
+    with pytest.raises(ConfigError, match="two called 'loss'"):
+        make_metrics((loss,))
+
+
+def test_one_number_without_room_for_the_epoch():
+    logits, labels = outputs('multiclass', 20, 3)
+    with pytest.raises(ConfigError, match='needs the whole epoch'):
+        make_metrics((largest_logit,)).single_from_model_output(**step(logits, labels))
+
+
+@pytest.mark.parametrize('kind', ['multiclass', 'multilabel'])
+def test_a_top_k_that_says_nothing_is_told_when_shapes_are_known(kind):
+    logits, labels = outputs(kind, 20, 3)
+    with pytest.raises(ConfigError, match='top'):
+        make_metrics(('top_k_accuracy',)).single_from_model_output(**step(logits, labels))
+
+
+def test_a_metric_that_is_no_number():
+    @struct.dataclass
+    class Vector(MeanLogit):
+        def compute(self):
+            return jnp.zeros(3)
+
+    logits, labels = outputs('multiclass', 20, 3)
+    totals = make_metrics((Vector,)).single_from_model_output(**step(logits, labels))
+    with pytest.raises(ConfigError, match=r"'vector' gave an array of shape \(3,\)"):
+        compute(totals)
+
+
+def test_every_name_can_be_made_and_says_which_way_is_better():
+    lower = {'log_loss', 'brier', 'mse', 'mae', 'rmse', 'grad_norm'}
+    for kind, names in (('multiclass', CLASSIFICATION_METRICS), ('regression', REGRESSION_METRICS)):
+        make_metrics(names, kind=kind, num_outputs=9, capacity=8)
+        for name in names:
+            assert check_metric(name, kind, 9) is None
+            assert is_higher_better(name) is is_higher_better(f'val_{name}') is (name not in lower)
+    assert is_higher_better('val_top_3_accuracy') is True
+    assert is_higher_better('loss') is False
+    assert is_higher_better('val_margin') is None
+
+
+def test_names_of_own_metrics():
+    partial = functools.partial(margin)
+    assert [metric_name(m) for m in (margin, partial, MeanLogit, clu_metrics.Accuracy)] == [
+        'margin', 'margin', 'mean_logit', 'accuracy',
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize('metric', [sk.r2_score, functools.partial(sk.fbeta_score, beta=2)])
+def test_functions_of_scikit_learn_take_their_arguments_the_other_way_round(metric):
+    with pytest.raises(ConfigError, match=r"scikit-learn's (r2|fbeta)_score, which takes \(labels"):
+        make_metrics((metric,), kind='regression', num_outputs=1, capacity=8)

@@ -1,0 +1,79 @@
+"""A training that test_kill.py kills: ``python run_to_kill.py DIRECTORY KIND OUTPUT``."""
+
+import json
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+from flax import nnx
+
+from tests.models_for_tests import DropoutBatchNorm
+from thinkml.training import Checkpoint, GaussianNoise, ModelTrainer, TrainingConfig
+
+rng = np.random.default_rng(0)
+X = rng.normal(size=(300, 4)).astype(np.float32)
+y = (X[:, 0] > 0).astype(int) + (X[:, 1] > 0.8)
+
+
+class Batches:
+    """Batches in an order of its own for each epoch."""
+
+    epoch = 0
+
+    def set_epoch(self, epoch):
+        self.epoch = epoch
+
+    def __len__(self):
+        return 19
+
+    def __iter__(self):
+        order = np.random.default_rng(self.epoch).permutation(300)
+        return ((X[rows], y[rows]) for rows in np.array_split(order, 19))
+
+
+def data_of(kind, directory):
+    """Training data, and settings that go with it."""
+    if kind == 'memmap':
+        np.save(directory / 'x.npy', X)
+        return (np.load(directory / 'x.npy', mmap_mode='r'), y), {'device_data_bytes': 1500}
+    return ((Batches(), None) if kind == 'batches' else (X, y)), {}
+
+
+class Slowly:
+    """Leaves time to be killed in, and keeps the last state."""
+
+    def on_chunk_end(self, run):
+        time.sleep(0.02)
+
+    def on_train_end(self, run):
+        self.state = jax.device_get(run.state.replace(key=jax.random.key_data(run.state.key)))
+
+
+def main(directory, kind, output):
+    data, settings = data_of(kind, directory)
+    slowly = Slowly()
+    config = TrainingConfig(
+        batch_size=16, accumulate_steps=2, epochs=6, steps_per_dispatch=2, early_stopping=True,
+        optimizer='adam', learning_rate=0.01, lr_schedule='reduce_on_plateau', weight_decay=0.01,
+        ema_decay=0.9, callbacks=[Checkpoint(every_steps=3), slowly], checkpoint_dir=directory,
+        **settings,
+    )  # fmt: skip
+    model = DropoutBatchNorm(4, 3, nnx.Rngs(0))
+    history = ModelTrainer(config).train(
+        model, *data, X[:40], y[:40], metrics=['f1', 'roc_auc'], augmentation=GaussianNoise(0.1),
+        class_weights={2: 3.0}, resume=True, progress=False,
+    )  # fmt: skip
+    leaves = {
+        jax.tree_util.keystr(path): np.asarray(leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(
+            (slowly.state, nnx.to_pure_dict(nnx.state(model, nnx.Not(nnx.RngState))))
+        )
+    }
+    np.savez(output.with_suffix('.npz'), **leaves)
+    output.with_suffix('.json').write_text(json.dumps(history.to_dict() | {'seconds': 0}))
+
+
+if __name__ == '__main__':
+    main(Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3]))

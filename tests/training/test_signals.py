@@ -1,0 +1,209 @@
+"""Ctrl-C and SIGTERM during a training."""
+
+import contextlib
+import os
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from tests.training.test_resume import Watcher, run
+from thinkml.checkpoint import Checkpointer
+from thinkml.errors import ThinkMLWarning
+from thinkml.record import record_of
+from thinkml.training.signals import noted_signals
+
+
+@pytest.fixture
+def terminated():
+    """A handler of the user's own for SIGTERM, which notes what it finds."""
+    found = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: found.append(number))
+    yield found
+    signal.signal(signal.SIGTERM, before)
+
+
+class Sends:
+    """Sends this process a signal."""
+
+    def __init__(self, number, at):
+        self.number, self.at = number, at
+
+    def on_train_start(self, run):
+        if self.at == 'start':
+            signal.raise_signal(self.number)
+
+    def on_chunk_end(self, run):
+        if run.step == self.at:
+            signal.raise_signal(self.number)
+
+
+@pytest.fixture(scope='module')
+def uninterrupted(tmp_path_factory):
+    return run(tmp_path_factory.mktemp('uninterrupted'), epochs=2)
+
+
+@pytest.mark.parametrize('at', ['start', 5, 6])
+def test_sigterm_saves_at_the_next_border_and_reaches_the_users_handler(
+    tmp_path, at, terminated, uninterrupted, capsys
+):
+    settings = {'steps_per_dispatch': 1, 'epochs': 2, 'checkpoint': {'every_epochs': 9}}
+    stopped = run(tmp_path, callbacks=[Sends(signal.SIGTERM, at)], **settings)
+    step = 1 if at == 'start' else at  # what compiles is not cut short
+    assert terminated == [signal.SIGTERM]
+    assert stopped.history.interrupted and stopped.history.steps == step
+    told = capsys.readouterr().err
+    assert f'terminated, saved after {step} steps; resume=True goes on from {tmp_path}' in told
+    checkpointer = Checkpointer(tmp_path / 'run-1')
+    assert checkpointer.latest_sound() == step
+    resumed = run(tmp_path, resume=True, epochs=2)
+    assert resumed.watcher.first_step == step
+    assert resumed == uninterrupted
+
+
+def test_the_users_handler_finds_everything_in_its_place(tmp_path):
+    found = {}
+
+    class Ends(Watcher):
+        def on_train_end(self, run):
+            super().on_train_end(run)
+            found['model'] = run.user_model
+
+    def handler(number, frame):
+        history = record_of(found['model']).runs[-1]
+        found['history'] = history.interrupted, history.steps
+        found['steps'] = Checkpointer(tmp_path / 'run-1').steps()
+        raise SystemExit(3)
+
+    before = signal.signal(signal.SIGTERM, handler)
+    try:
+        with pytest.raises(SystemExit):
+            run(tmp_path, callbacks=[Sends(signal.SIGTERM, 5), Ends()], steps_per_dispatch=1)
+        assert signal.getsignal(signal.SIGTERM) is handler
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert found['history'] == (True, 5) and 5 in found['steps']
+
+
+def test_it_is_not_called_saved_when_it_is_not(tmp_path, terminated, capsys, monkeypatch):
+    def refuse(*args, **about):
+        raise OSError('refused')
+
+    monkeypatch.setattr('thinkml.checkpoint.manifest.write', refuse)
+    with pytest.warns(ThinkMLWarning, match='step: 3 could not be written'):
+        run(tmp_path, callbacks=[Sends(signal.SIGTERM, 3)], steps_per_dispatch=1)
+    assert 'terminated, not saved after 3 steps' in capsys.readouterr().err
+    assert terminated
+
+
+def test_a_training_that_fails_passes_sigterm_on(tmp_path, terminated):
+    class Fails:
+        def on_chunk_end(self, run):
+            signal.raise_signal(signal.SIGTERM)
+            raise RuntimeError('failed')
+
+    with pytest.raises(RuntimeError, match='failed'):
+        run(tmp_path, callbacks=[Fails()])
+    assert terminated == [signal.SIGTERM]
+
+
+WORKER = """
+import sys
+from tests.training.test_resume import X, Y, network
+from thinkml.training import Checkpoint, ModelTrainer, TrainingConfig
+
+class Tells:
+    def on_chunk_end(self, run):
+        print('step', run.step, flush=True)
+
+callbacks = [Checkpoint(sys.argv[1], every_epochs=10**6)] if sys.argv[1] else []
+config = TrainingConfig(epochs=10**6, steps_per_dispatch=1, callbacks=[*callbacks, Tells()])
+ModelTrainer(config).train(network(), X, Y, progress=False)
+"""
+
+
+@contextlib.contextmanager
+def worker(directory):
+    root = pathlib.Path(__file__).parents[2]
+    environment = os.environ | {'PYTHONPATH': str(root), 'JAX_PLATFORMS': 'cpu'}
+    with subprocess.Popen(
+        [sys.executable, '-W', 'error', '-c', WORKER, str(directory)],
+        cwd=root, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    ) as process:  # fmt: skip
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+@pytest.mark.slow
+def test_a_process_that_is_told_to_end_saves_says_where_and_ends(tmp_path):
+    with worker(tmp_path) as process:
+        process.stdout.readline()
+        process.terminate()
+        told, errors = process.communicate()
+    assert process.returncode == -signal.SIGTERM, errors
+    last = int(told.split()[-1])
+    (said,) = re.findall(r'saved after ([\d,]+) steps; resume=True goes on from (.*)\.', errors)
+    assert said == (f'{last:,}', str(tmp_path / 'run-1'))
+    assert Checkpointer(tmp_path / 'run-1').latest_sound() == last
+
+
+@pytest.mark.slow
+def test_without_checkpoints_sigterm_is_what_it_was():
+    with worker('') as process:
+        process.stdout.readline()
+        process.terminate()
+        _, errors = process.communicate()
+    assert process.returncode == -signal.SIGTERM
+    assert errors == ''
+
+
+def test_only_the_first_ctrl_c_is_noted():
+    with pytest.raises(KeyboardInterrupt), noted_signals(terminate=False) as signals:
+        signal.raise_signal(signal.SIGINT)
+        assert signals.interrupted and not signals.terminated
+        signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_sigterm_is_sent_on_once_the_handlers_are_back(terminated):
+    handler = signal.getsignal(signal.SIGTERM)
+    with noted_signals(terminate=True) as outer:
+        with noted_signals(terminate=True) as inner:
+            signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
+            assert inner.terminated and not outer.terminated
+        assert outer.terminated and not terminated
+    assert terminated == [signal.SIGTERM]
+    assert signal.getsignal(signal.SIGTERM) is handler
+
+
+def test_somebody_elses_handler_of_ctrl_c_stays(terminated):
+    found = []
+    before = signal.signal(signal.SIGINT, lambda number, frame: found.append(number))
+    try:
+        with noted_signals(terminate=False) as signals:
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert found == [signal.SIGINT] and terminated == [signal.SIGTERM]
+    assert not signals.interrupted and not signals.terminated
+
+
+def test_in_another_thread_nothing_is_touched():
+    handlers = []
+
+    def look():
+        with noted_signals(terminate=True):
+            handlers.extend(map(signal.getsignal, (signal.SIGINT, signal.SIGTERM)))
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    thread.join()
+    assert handlers == [signal.default_int_handler, signal.SIG_DFL]

@@ -1,0 +1,5 @@
+"""Checkpoints of a training run, and arrays on disk. The only part that imports Orbax."""
+
+from thinkml.checkpoint.arrays import load_arrays as load_arrays
+from thinkml.checkpoint.arrays import save_arrays as save_arrays
+from thinkml.checkpoint.checkpointer import Checkpointer as Checkpointer

@@ -1,0 +1,412 @@
+"""Numbered checkpoints of a training run: written in the background, whole or not at all."""
+
+import concurrent.futures
+import json
+import os
+import re
+import shutil
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from thinkml.checkpoint import disk, manifest
+from thinkml.checkpoint.arrays import (
+    INDEX,
+    Packed,
+    PyTree,
+    guarded,
+    is_first_process,
+    load_arrays,
+    pack,
+    start_saving,
+)
+from thinkml.errors import CheckpointError, ConfigError, ThinkMLWarning, is_whole, problems
+
+MAX_METADATA_BYTES = 256 * 2**20
+
+_METADATA = 'metadata.json'
+_STEP = re.compile(r'0|[1-9][0-9]*')
+_LEFTOVER = re.compile(r'\.(0|[1-9][0-9]*)\.thinkml-(new|old)')
+
+
+class Checkpointer:
+    """Numbered checkpoints of a training state in one directory, written in the background.
+
+    A save returns once the state is copied off the device: the caller may donate it to the next
+    step. A checkpoint comes to be in one moment, when its manifest, the size and SHA-256 of every
+    file, is on disk. A process killed at any other leaves what was there before; what it had
+    begun is removed when the directory is next opened. Other files in the directory are left
+    alone.
+
+    In a run of several processes each makes one and calls its methods in the same order; the
+    directory is one that all of them see.
+
+    Args:
+        directory: where they live; made with its parents.
+        keep: how many of the newest to keep; None keeps all. The best one stays beside them.
+
+    Raises:
+        ConfigError: if ``keep`` is no number of checkpoints.
+        CheckpointError: if the directory can't be written.
+
+    Example:
+        >>> import tempfile, jax.numpy as jnp
+        >>> from thinkml.checkpoint import Checkpointer
+        >>> checkpointer = Checkpointer(tempfile.mkdtemp(), keep=2)
+        >>> for step in (10, 20, 30, 40):
+        ...     state = {'w': jnp.full(3, step)}
+        ...     checkpointer.save(step, state, {'epoch': step // 10}, best=step == 10)
+        >>> checkpointer.wait()
+        >>> checkpointer.steps(), checkpointer.best_step()
+        ([10, 30, 40], 10)
+        >>> step = checkpointer.latest_sound()
+        >>> checkpointer.metadata(step)
+        {'epoch': 4}
+        >>> state, metadata = checkpointer.restore(step, template={'w': jnp.zeros(3, int)})
+        >>> state['w'].tolist()
+        [40, 40, 40]
+        >>> checkpointer.close()
+    """
+
+    def __init__(self, directory: str | Path, keep: int | None = 3):
+        if keep is not None and not (is_whole(keep) and keep >= 1):
+            raise ConfigError(
+                f'keep: got {keep!r}, expected a whole number of at least 1, or None for all.'
+            )
+        self.directory = Path(directory).absolute()
+        self._keep = keep
+        self._pending: tuple[int, concurrent.futures.Future[None]] | None = None
+        self._damaged: set[int] = set()
+        self._verified: int | None = None
+        if os.path.isfile(self.directory):
+            raise CheckpointError(
+                f'directory: {self.directory} is a file, expected a directory or a new path.'
+            )
+        guarded(
+            lambda: disk.open_directory(self.directory),
+            f'directory: {self.directory} can not be written. Choose another one, or make it '
+            'writable and free some space',
+        )
+        if is_first_process():
+            guarded(self._clean_up, f'directory: {self.directory} could not be cleaned up')
+        _meet('opened')
+
+    def check_space(self, num_bytes: int) -> None:
+        """Checks that the disk has room for a checkpoint.
+
+        Args:
+            num_bytes: its size; one that is being written stands beside those that are kept.
+
+        Raises:
+            CheckpointError: if there is less. Says how much is needed and free.
+        """
+        message = f'directory: the free space of {self.directory} is not known'
+        free = guarded(lambda: shutil.disk_usage(self.directory).free, message)
+        if free < num_bytes:
+            raise CheckpointError(
+                f'directory: a checkpoint in {self.directory} needs {disk.readable(num_bytes)}, '
+                f'{disk.readable(free)} are free. Free some space, or choose another directory.'
+            )
+
+    def save(
+        self,
+        step: int,
+        state: PyTree,
+        metadata: Mapping[str, Any] | None = None,
+        *,
+        best: bool = False,
+    ) -> None:
+        """Starts to write a checkpoint; waits for the one before it.
+
+        When it is complete, checkpoints of the same step and of later ones give way: the run went
+        back, and they are no longer its future. So do those that are not to be kept.
+
+        Args:
+            step: its number, at least 0.
+            state: any pytree of arrays, typed PRNG keys and Python numbers.
+            metadata: plain JSON values; NaN and infinities may be among them.
+            best: it is the best so far, and stays until a later save is.
+
+        Raises:
+            CheckpointError: if this save can't be started, or the one before it failed; then
+                this one was not started, and the next may succeed.
+        """
+        if not (is_whole(step) and step >= 0):
+            raise CheckpointError(f'step: got {step!r}, expected a whole number of at least 0.')
+        step, best = int(step), bool(best)
+        message = f'step: {step} could not be written to {self.directory}'
+        packed = guarded(lambda: pack(state), message)
+        about = guarded(lambda: _encode(dict(metadata or {})), message)  # may change after this
+        self.wait()
+        self._verified = None
+        finish = guarded(lambda: self._start(step, packed, about, best), message)
+        executor = concurrent.futures.ThreadPoolExecutor(1, 'thinkml-checkpoint')
+        self._pending = step, executor.submit(finish)
+        executor.shutdown(wait=False)
+
+    def wait(self) -> None:
+        """Blocks until every save is on disk.
+
+        Raises:
+            CheckpointError: if one failed.
+        """
+        self._join()
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            step, future = pending
+            guarded(future.result, f'step: {step} could not be written to {self.directory}')
+
+    def close(self) -> None:
+        """Waits for what is being written.
+
+        Raises:
+            CheckpointError: if a save failed.
+        """
+        self.wait()
+
+    def steps(self) -> list[int]:
+        """The steps whose checkpoints are complete, in order; damaged ones may be among them."""
+        return [
+            step
+            for step, path in sorted(self._found().items())
+            if (path / manifest.NAME).is_file() and not path.is_symlink()
+        ]
+
+    def latest_step(self) -> int | None:
+        """The last of `steps`; None where there is none."""
+        return max(self.steps(), default=None)
+
+    def best_step(self) -> int | None:
+        """The step last saved as the best; None where there is none."""
+        return max(filter(self._is_best, self.steps()), default=None)
+
+    def latest_sound(self) -> int | None:
+        """The highest step whose files are as they were written; None without checkpoints.
+
+        Reads every file of it. Warns of newer checkpoints that are damaged; they are dropped when
+        a newer one is complete.
+
+        Raises:
+            CheckpointError: if there are checkpoints and none is sound. Says what is wrong.
+        """
+        self._join()
+        only = jax.process_count() == 1
+        self._verified = self._find_sound() if only else _told_by_first(self._find_sound)
+        return self._verified
+
+    def metadata(self, step: int) -> dict[str, Any]:
+        """The metadata of a checkpoint, read without its arrays.
+
+        Args:
+            step: one of `steps`.
+
+        Raises:
+            CheckpointError: if there is no such step, or it can't be read.
+        """
+        self._join()
+        path = self._path(step)
+        return guarded(lambda: _decode(path), f'step: {step} in {self.directory}')
+
+    def restore(self, step: int, template: PyTree) -> tuple[PyTree, dict[str, Any]]:
+        """Reads a checkpoint, after its files were compared with its manifest.
+
+        Args:
+            step: one of `steps`.
+            template: a pytree of arrays or `jax.ShapeDtypeStruct`; its structure, and its leaves'
+                shardings, are what comes back.
+
+        Returns:
+            The state and its metadata.
+
+        Raises:
+            CheckpointError: if there is no such step, it is damaged, or it doesn't fit the
+                template. Names every leaf that doesn't, with both shapes.
+        """
+        self._join()
+        path = self._path(step)
+        # What latest_sound has just read need not be read twice.
+        damage = None if self._verified == step else self._damage(step, path)
+        if damage:
+            raise CheckpointError(
+                f'step: {step} in {self.directory} is damaged: {damage}. Restore another one, '
+                'such as latest_sound().'
+            )
+        return load_arrays(path, template), self.metadata(step)
+
+    def _path(self, step: int) -> Path:
+        if step not in self.steps():
+            raise CheckpointError(
+                f'step: got {step}, expected one of {self.steps()} in {self.directory}.'
+            )
+        return self.directory / str(step)
+
+    def _beside(self, step: int, kind: str) -> Path:
+        return self.directory / f'.{step}.thinkml-{kind}'
+
+    def _found(self) -> dict[int, Path]:
+        """What is a checkpoint, complete or damaged, by its step."""
+        return {
+            int(path.name): path
+            for path in self.directory.iterdir()
+            if _STEP.fullmatch(path.name) and _is_checkpoint(path)
+        }
+
+    def _is_best(self, step: int) -> bool:
+        try:
+            return manifest.read(self.directory / str(step)).get('best') is True
+        except (OSError, ValueError):  # damaged: latest_sound and restore say so
+            return False
+
+    def _damage(self, step: int, path: Path) -> str | None:
+        return manifest.damage(path, format=1, step=step)
+
+    def _find_sound(self) -> int | None:
+        damaged: dict[int, str] = {}
+        sound = None
+        for step, path in sorted(self._found().items(), reverse=True):
+            damage = self._damage(step, path)
+            if damage is None:
+                sound = step
+                break
+            if path.is_symlink() or path.exists():  # another process may have dropped it
+                damaged[step] = damage
+        self._damaged = set(damaged)
+        if damaged:
+            lines = [f'step {step}: {damage}' for step, damage in damaged.items()]
+            where = f'directory: {self.directory}'
+            if sound is None:
+                raise CheckpointError(
+                    problems(f'{where} has no checkpoint that is not damaged:', lines)
+                )
+            headline = f'{where} has damaged checkpoints; step {sound} is used instead of'
+            warnings.warn(problems(headline, lines), ThinkMLWarning, stacklevel=3)
+        return sound
+
+    def _start(self, step: int, packed: Packed, about: bytes, best: bool) -> Callable[[], None]:
+        """Copies the state off the device; returns what makes it a checkpoint."""
+        new, target = self._beside(step, 'new'), self.directory / str(step)
+        if not is_first_process():
+            return start_saving(new, packed, compress=False)
+        if os.path.lexists(target) and not _is_checkpoint(target):
+            raise CheckpointError(
+                f'step: {step} can not be saved, {target} exists and is no checkpoint. Choose '
+                'another directory.'
+            )
+        if new.exists():
+            self._clean_up()
+        new.mkdir()
+        held = disk.lock(new)
+        try:
+            # Compression takes more from a training on the CPU than all else; it spares a tenth.
+            write_arrays = start_saving(new, packed, compress=False)
+        except BaseException:
+            shutil.rmtree(new, ignore_errors=True)
+            disk.unlock(held)
+            raise
+
+        def finish() -> None:
+            try:
+                write_arrays()
+                (new / _METADATA).write_bytes(about)
+                manifest.write(new, format=1, step=step, best=best)
+                self._put_in_place(new, step)
+                self._drop_old()
+            finally:
+                if not (new / manifest.NAME).is_file():  # else it waits to be put in place
+                    shutil.rmtree(new, ignore_errors=True)
+                disk.unlock(held)
+
+        return finish
+
+    def _put_in_place(self, new: Path, step: int) -> None:
+        """Makes a directory that has its manifest the newest checkpoint."""
+        for later in sorted(self._found(), reverse=True):
+            if later >= step:
+                self._drop(later)
+        new.rename(self.directory / str(step))
+        disk.sync_folder(self.directory)
+
+    def _drop_old(self) -> None:
+        steps = [step for step in self.steps() if step not in self._damaged]
+        kept = set(steps if self._keep is None else steps[-self._keep :])
+        best = max(filter(self._is_best, steps), default=None)
+        for step in self._found().keys() - kept - {best}:
+            self._drop(step)
+
+    def _drop(self, step: int) -> None:
+        trash = self._beside(step, 'old')
+        shutil.rmtree(trash, ignore_errors=True)
+        disk.remove(self.directory / str(step), trash)
+        self._damaged.discard(step)
+
+    def _clean_up(self) -> None:
+        """Completes or removes what a killed process left; leaves what one at work holds."""
+        for path in list(self.directory.iterdir()):
+            leftover = _LEFTOVER.fullmatch(path.name)
+            if leftover is None or path.is_symlink() or not path.is_dir():
+                continue
+            held = disk.lock(path)
+            if held is None:
+                continue
+            try:
+                if leftover[2] == 'new' and (path / manifest.NAME).is_file():
+                    self._put_in_place(path, int(leftover[1]))
+                else:
+                    shutil.rmtree(path, ignore_errors=True)
+            finally:
+                disk.unlock(held)
+
+    def _join(self) -> None:
+        """Waits for the background; an error there is kept for the next `wait`."""
+        if self._pending is not None:
+            concurrent.futures.wait([self._pending[1]])
+            _meet('saved')
+
+
+def _is_checkpoint(path: Path) -> bool:
+    """Whether it is ours, though one of its files may be lost; what is linked counts as well."""
+    return sum((path / name).is_file() for name in (manifest.NAME, INDEX, _METADATA)) >= 2
+
+
+def _encode(metadata: dict[str, Any]) -> bytes:
+    content = json.dumps(metadata).encode() + b'\n'
+    if len(content) > MAX_METADATA_BYTES:
+        raise ValueError(
+            f'metadata of {len(content)} bytes, at most {MAX_METADATA_BYTES} can be read again'
+        )
+    return content
+
+
+def _decode(path: Path) -> dict[str, Any]:
+    if (path / _METADATA).stat().st_size > MAX_METADATA_BYTES:
+        raise ValueError(f'{_METADATA} is larger than {MAX_METADATA_BYTES} bytes')
+    return json.loads((path / _METADATA).read_bytes())
+
+
+def _meet(name: str) -> None:
+    """Waits for all processes, so that each sees what the first one wrote."""
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        multihost_utils.sync_global_devices(f'thinkml-checkpoint-{name}')
+
+
+def _told_by_first(find: Callable[[], int | None]) -> int | None:
+    """What the first process finds, or that it failed, in all of them."""
+    from jax.experimental import multihost_utils
+
+    error, found = None, None
+    if is_first_process():
+        try:
+            found = find()
+        except Exception as caught:  # the others wait for an answer
+            error = caught
+    answer = [error is not None, found is not None, *divmod(found or 0, 2**31)]
+    failed, is_there, high, low = multihost_utils.broadcast_one_to_all(np.array(answer, np.int32))
+    if failed:
+        raise error or CheckpointError('directory: no checkpoint is sound, see process 0.')
+    return int(high) * 2**31 + int(low) if is_there else None

@@ -1,0 +1,87 @@
+"""What the file system is asked for beyond reading and writing: lasting files, locks, room."""
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+_PROBE = b'\0' * 4096
+
+
+def open_directory(directory: Path) -> None:
+    """Makes a directory, and writes to it as a test.
+
+    Raises:
+        OSError: if that is impossible, or the disk is full.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=directory) as file:  # has no name: nothing of it can be left
+        file.write(_PROBE)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def write_synced(path: Path, content: bytes) -> None:
+    """Writes a file and waits until it is on disk."""
+    with open(path, 'wb') as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes renames in a folder last; Windows has no such call, and needs none."""
+    if os.name == 'posix':
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def lock(folder: Path) -> int | None:
+    """Locks a folder until the descriptor is closed or the process ends.
+
+    Returns:
+        The descriptor; None if another one has the lock; -1 where folders can't be locked.
+    """
+    if fcntl is None:
+        return -1
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    except OSError:  # a file system without locks
+        os.close(descriptor)
+        return -1
+    return descriptor
+
+
+def unlock(descriptor: int | None) -> None:
+    """Gives a lock back."""
+    if descriptor is not None and descriptor >= 0:
+        os.close(descriptor)
+
+
+def remove(path: Path, trash: Path) -> None:
+    """Removes a directory or a link, first by name and at once: a kill leaves the trash only."""
+    path.rename(trash)
+    if trash.is_symlink():
+        trash.unlink()
+    else:
+        shutil.rmtree(trash, ignore_errors=True)
+
+
+def readable(num_bytes: int) -> str:
+    """A number of bytes for people, such as ``'1.5 GB'``."""
+    for size, unit in ((1e12, 'TB'), (1e9, 'GB'), (1e6, 'MB'), (1e3, 'kB')):
+        if num_bytes >= size:
+            return f'{num_bytes / size:.1f} {unit}'
+    return f'{num_bytes} bytes'

@@ -1,0 +1,142 @@
+"""The manifest of a directory: the size and SHA-256 of every file in it, in a file of its own.
+
+A directory that has a manifest is complete; what differs from the manifest was changed since.
+"""
+
+import hashlib
+import json
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from thinkml.checkpoint.disk import sync_folder, write_synced
+
+NAME = 'manifest.json'
+MAX_BYTES = 64 * 2**20
+MAX_FILES = 100_000
+
+_PART = f'{NAME}.part'
+
+
+def write(directory: Path, **about: Any) -> None:
+    """Hashes every file of a directory, brings it to disk, and then writes the manifest whole.
+
+    Args:
+        directory: its files are complete, and its links none.
+        **about: plain JSON values the manifest is to hold as well.
+
+    Raises:
+        OSError: if a file can't be read or the manifest not be written.
+        ValueError: if there is something in the directory that no manifest can list.
+    """
+    files = {}
+    folders = [directory]
+    for name, path, mode in _walk(directory):
+        if stat.S_ISDIR(mode):
+            folders.append(path)
+        elif stat.S_ISREG(mode):
+            with open(path, 'rb+') as file:
+                os.fsync(file.fileno())
+            files[name] = _fingerprint(path)
+        else:
+            raise ValueError(f'{name!r} is not a regular file')
+    for folder in folders:
+        sync_folder(folder)
+    write_synced(directory / _PART, _encode({**about, 'files': files}))
+    os.replace(directory / _PART, directory / NAME)
+    sync_folder(directory)
+
+
+def read(directory: Path) -> dict[str, Any]:
+    """Returns what the manifest holds.
+
+    Raises:
+        ValueError: if it is not as `write` wrote it.
+        OSError: if it can't be read.
+    """
+    path = directory / NAME
+    status = path.lstat()
+    if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_BYTES:
+        raise ValueError(f'{NAME!r} is not a file of at most {MAX_BYTES} bytes')
+    content = path.read_bytes()
+    try:
+        manifest = json.loads(content)
+        del manifest['sha256']
+        sound = content == _encode(manifest)
+    except (ValueError, RecursionError, KeyError, TypeError):
+        sound, manifest = False, {}
+    if not sound:
+        raise ValueError(f'{NAME!r} changed since it was written')
+    return manifest
+
+
+def damage(directory: Path, **about: Any) -> str | None:
+    """Says how a directory differs from its manifest; None where it doesn't.
+
+    Args:
+        directory: where the files are.
+        **about: what the manifest must hold as well.
+    """
+    if directory.is_symlink():
+        return 'it is a symbolic link'
+    try:
+        manifest = read(directory)
+        for name, expected in about.items():
+            if manifest.get(name) != expected:
+                return f'its manifest is that of {name} {manifest.get(name)!r}'
+        return _difference(directory, manifest['files'])
+    except FileNotFoundError as error:
+        return f'{os.path.relpath(error.filename or directory, directory)!r} is missing'
+    except (OSError, ValueError) as error:
+        return str(error)
+
+
+def _difference(directory: Path, listed: dict[str, Any]) -> str | None:
+    """The first file or folder that is not as listed. Sizes first: they cost nothing to compare."""
+    folders = {parent.as_posix() for name in listed for parent in Path(name).parents}
+    found = {}
+    for name, path, mode in _walk(directory):
+        if stat.S_ISREG(mode) and (name in listed or name == NAME):
+            found[name] = path
+        elif not (stat.S_ISDIR(mode) and name in folders):
+            return f'{name!r} is not part of it'
+    for name in sorted(listed.keys() - found.keys()):
+        return f'{name!r} is missing'
+    for name, (size, _) in listed.items():
+        if found[name].stat().st_size != size:
+            return f'{name!r} has {found[name].stat().st_size} bytes, expected {size}'
+    for name, fingerprint in listed.items():
+        if _fingerprint(found[name]) != fingerprint:
+            return f'{name!r} changed since it was written'
+    return None
+
+
+def _encode(manifest: dict[str, Any]) -> bytes:
+    """JSON in one way only, with its own digest: whatever else is read was not written so."""
+    body = json.dumps(manifest, indent=1, sort_keys=True).encode()
+    manifest = {**manifest, 'sha256': hashlib.sha256(body).hexdigest()}
+    return json.dumps(manifest, indent=1, sort_keys=True).encode() + b'\n'
+
+
+def _walk(directory: Path) -> Iterator[tuple[str, Path, int]]:
+    """Name within the directory, path and mode of all that is in it; follows no links."""
+    folders, count = [directory], 0
+    while folders:
+        with os.scandir(folders.pop()) as entries:
+            for entry in entries:
+                count += 1
+                if count > MAX_FILES:
+                    raise ValueError(f'it has more than {MAX_FILES} files')
+                path = Path(entry.path)
+                mode = entry.stat(follow_symlinks=False).st_mode
+                if stat.S_ISDIR(mode):
+                    folders.append(path)
+                yield path.relative_to(directory).as_posix(), path, mode
+
+
+def _fingerprint(path: Path) -> list[int | str]:
+    with open(path, 'rb') as file:
+        digest = hashlib.file_digest(file, 'sha256').hexdigest()
+        return [file.tell(), digest]

@@ -1,0 +1,219 @@
+"""What classification metrics are made of: values per example, and ratios of class counts.
+
+Definitions are those of `thinkml.evaluation.metrics`, here as JAX functions of logits.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from thinkml.core.losses import is_softmax
+from thinkml.record import TaskKind
+
+# scikit-learn clips float32 probabilities to [eps, 1 - eps].
+_EPS = np.finfo(np.float32).eps
+
+
+class Classified(NamedTuple):
+    """Logits and labels in the one form all functions here take.
+
+    Attributes:
+        logits: ``[batch, classes]``, two for binary; ``[batch, labels, 2]`` (no, yes) for
+            multilabel.
+        labels: index along the last axis of the logits, int32 ``[batch]`` or ``[batch, labels]``.
+    """
+
+    logits: jax.Array
+    labels: jax.Array
+
+    @property
+    def is_multilabel(self) -> bool:
+        return self.logits.ndim == 3
+
+    @property
+    def predictions(self) -> jax.Array:
+        """Shaped as the labels; of equal logits the first."""
+        return jnp.argmax(self.logits, axis=-1).astype(jnp.int32)
+
+
+def class_indices(labels: jax.Array, kind: TaskKind | None) -> jax.Array:
+    """Labels of a binary or multiclass task as int32 ``[batch]``; others as they are.
+
+    Of shares ``[batch, classes]``, as mixed examples have, the class with the largest one counts.
+    """
+    if kind not in ('binary', 'multiclass'):
+        return labels
+    if labels.ndim == 2 and labels.shape[1] > 1:
+        return jnp.argmax(labels, axis=1).astype(jnp.int32)
+    flat = labels.reshape(len(labels))
+    return (flat > 0.5 if jnp.issubdtype(flat.dtype, jnp.floating) else flat).astype(jnp.int32)
+
+
+def classify(logits: jax.Array, labels: jax.Array, kind: TaskKind | None = None) -> Classified:
+    """Brings the outputs of any classification task into one form.
+
+    Args:
+        logits: ``[batch]``, ``[batch, 1]``, ``[batch, classes]`` or ``[batch, labels]``.
+        labels: class indices ``[batch]``, or 0 and 1 for every label ``[batch, labels]``.
+        kind: None tells a multilabel task by its labels' two axes.
+    """
+    labels = class_indices(labels, kind)
+    if kind == 'multilabel' or (kind is None and labels.ndim == 2):
+        logits = logits.reshape(len(logits), -1)
+        return Classified(
+            _with_zero(logits), (labels.reshape(logits.shape) > 0.5).astype(jnp.int32)
+        )
+    if is_softmax(logits, labels):
+        return Classified(logits, labels)
+    return Classified(_with_zero(logits.reshape(labels.shape)), (labels > 0.5).astype(jnp.int32))
+
+
+def _with_zero(logits: jax.Array) -> jax.Array:
+    """The softmax of ``[0, logit]`` is the sigmoid's ``[1 - p, p]``."""
+    return jnp.stack([jnp.zeros_like(logits), logits], axis=-1)
+
+
+# --- values per example -----------------------------------------------------------------------
+
+
+def accuracy(outputs: Classified) -> jax.Array:
+    """1 where the prediction is right, ``[batch]``; for multilabel, right in every label."""
+    right = outputs.predictions == outputs.labels
+    return right.reshape(len(right), -1).all(axis=1).astype(jnp.float32)
+
+
+def top_accuracy(outputs: Classified, k: int) -> jax.Array:
+    """1 where the label is among the ``k`` largest logits, ``[batch]``.
+
+    Of equal logits the earlier class is the larger, as for `accuracy`, which is ``k=1``.
+    """
+    own = jnp.take_along_axis(outputs.logits, outputs.labels[:, None], axis=1)
+    earlier = jnp.arange(outputs.logits.shape[1]) < outputs.labels[:, None]
+    ahead = (outputs.logits > own) | ((outputs.logits == own) & earlier)
+    # A NaN is larger than nothing: without this it would be right.
+    return ((ahead.sum(axis=1) < k) & ~jnp.isnan(own[:, 0])).astype(jnp.float32)
+
+
+def log_loss(outputs: Classified) -> jax.Array:
+    """``-ln p`` of what is true, in nats, ``[batch]``; for multilabel, the mean over the labels.
+
+    Probabilities are clipped to ``[eps, 1 - eps]`` with float32's ``eps``.
+    """
+    log_p = jax.nn.log_softmax(outputs.logits)
+    true = jnp.take_along_axis(log_p, outputs.labels[..., None], axis=-1)
+    losses = -jnp.clip(true, np.log(_EPS), np.log1p(-_EPS))
+    return losses.reshape(len(losses), -1).mean(axis=1)
+
+
+def brier(outputs: Classified) -> jax.Array:
+    """The squared error of the probabilities, ``[batch]``.
+
+    ``(p - y)^2`` for binary; its sum over the classes for multiclass; its mean over the labels
+    for multilabel.
+
+    Reference:
+        Brier, 1950, *Verification of forecasts expressed in terms of probability*.
+    """
+    shares = jax.nn.softmax(outputs.logits)
+    truth = jax.nn.one_hot(outputs.labels, outputs.logits.shape[-1], dtype=shares.dtype)
+    squares = jnp.sum(jnp.square(shares - truth), axis=-1)
+    squares = squares / 2 if outputs.logits.shape[-1] == 2 else squares  # both say the same
+    return squares.reshape(len(squares), -1).mean(axis=1)
+
+
+# --- what a whole epoch's counts and rankings are made from -----------------------------------
+
+
+def truth_and_guess(outputs: Classified) -> tuple[jax.Array, jax.Array]:
+    """Which classes (or labels) each example has and was predicted, bool ``[batch, classes]``."""
+    if outputs.is_multilabel:
+        return outputs.labels > 0, outputs.predictions > 0
+    classes = jnp.arange(outputs.logits.shape[1])
+    return outputs.labels[:, None] == classes, outputs.predictions[:, None] == classes
+
+
+def one_vs_rest(outputs: Classified) -> tuple[jax.Array, jax.Array]:
+    """The rankings a task consists of: scores, and whether positive, each ``[batch, rankings]``.
+
+    Binary: the class with index 1; multiclass: every class against the others; multilabel: every
+    label. Scores are logarithms of the probabilities, which rank even the smallest ones.
+    """
+    log_p = jax.nn.log_softmax(outputs.logits)
+    if outputs.is_multilabel:
+        return log_p[..., 1], outputs.labels > 0
+    positive, _ = truth_and_guess(outputs)
+    is_binary = log_p.shape[1] == 2
+    return (log_p[:, 1:], positive[:, 1:]) if is_binary else (log_p, positive)
+
+
+class Counts(NamedTuple):
+    """How often each class (or label) was hit, was predicted and occurs, float32 ``[classes]``."""
+
+    hits: jax.Array
+    predicted: jax.Array
+    actual: jax.Array
+
+
+def precision(counts: Counts) -> tuple[jax.Array, jax.Array]:
+    """Of what was predicted to be a class, the share that is: ``tp / (tp + fp)``."""
+    return counts.hits, counts.predicted
+
+
+def recall(counts: Counts) -> tuple[jax.Array, jax.Array]:
+    """Of what is a class, the share that was predicted to be: ``tp / (tp + fn)``."""
+    return counts.hits, counts.actual
+
+
+def f1(counts: Counts) -> tuple[jax.Array, jax.Array]:
+    """The harmonic mean of precision and recall: ``2 tp / (2 tp + fp + fn)``."""
+    return 2 * counts.hits, counts.predicted + counts.actual
+
+
+def average(
+    fraction: tuple[jax.Array, jax.Array], counts: Counts, kind: TaskKind, how: str | None
+) -> jax.Array:
+    """One number from a ratio per class; 0 where there is nothing to divide by.
+
+    Args:
+        fraction: numerators and denominators, from `precision`, `recall` or `f1`.
+        counts: the counts they are made from.
+        kind: None as ``how`` is the positive class for ``'binary'``, ``'macro'`` else.
+        how: ``'macro'`` (mean over the labels, or the classes that occur in labels or
+            predictions), ``'weighted'`` (by how often each occurs in the labels) or ``'micro'``
+            (ratio of the sums).
+    """
+    ratios = _ratio(*fraction)
+    if how is None and kind == 'binary':
+        return ratios[1]
+    if how == 'micro':
+        return _ratio(*(jnp.sum(part) for part in fraction))
+    if how == 'weighted':
+        weight = counts.actual
+    elif kind == 'multilabel':
+        weight = jnp.ones_like(ratios)
+    else:
+        weight = ((counts.actual > 0) | (counts.predicted > 0)).astype(ratios.dtype)
+    return _ratio(jnp.sum(weight * ratios), jnp.sum(weight))
+
+
+def balanced_accuracy(counts: Counts, num_examples: jax.Array, kind: TaskKind) -> jax.Array:
+    """The mean recall of the classes that occur in the labels.
+
+    For multilabel it is taken of each label's 0 and 1, then averaged over the labels.
+    """
+    if kind != 'multilabel':
+        return _mean_recall(counts.hits, counts.actual)
+    absent = num_examples - counts.actual
+    rejected = absent - (counts.predicted - counts.hits)
+    both = jnp.stack([rejected, counts.hits]), jnp.stack([absent, counts.actual])
+    return jnp.mean(jax.vmap(_mean_recall, in_axes=1)(*both))
+
+
+def _mean_recall(hits: jax.Array, actual: jax.Array) -> jax.Array:
+    return jnp.sum(_ratio(hits, actual)) / jnp.sum(actual > 0)
+
+
+def _ratio(numerator: jax.Array, denominator: jax.Array) -> jax.Array:
+    return jnp.where(denominator > 0, numerator / jnp.where(denominator > 0, denominator, 1), 0)

@@ -1,0 +1,164 @@
+"""Where a run's batches come from: data on the device, cut into steps by an index plan."""
+
+import functools
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from thinkml.core.step import Batch
+
+
+class DeviceData(struct.PyTreeNode):
+    """A data set on the device, or a part of one, as an index plan into the whole.
+
+    Row counts are traced, so that folds and subsets of one data set share compiled programs.
+
+    Attributes:
+        x: inputs, arrays ``[capacity, ...]``.
+        y: encoded labels or targets, ``[capacity, ...]``.
+        rows: int32, the rows in use; only the first ``num_rows`` entries count.
+        num_rows: int32 scalar.
+        weight: float32 ``[capacity]``, what each example's loss counts; None where all count 1.
+    """
+
+    x: Any
+    y: jax.Array
+    rows: jax.Array
+    num_rows: jax.Array
+    weight: jax.Array | None = None
+
+
+class Block(NamedTuple):
+    """Consecutive steps of an epoch whose data is on the device.
+
+    Attributes:
+        data: holds at least the rows of these steps.
+        plan: int32 ``[steps, batch]``, the rows of ``data`` each step takes. Counted through, only
+            the first ``data.num_rows`` entries are examples; the others fill up, at weight 0.
+        start: the epoch's step that is the plan's first.
+        first: the first step to run, an index into the plan.
+        last: one past the last step to run.
+        ends_epoch: whether nothing of the epoch is left after it.
+        sources: where the source of the data is after each step of the plan, as plain values;
+            empty where the step alone tells.
+    """
+
+    data: DeviceData
+    plan: jax.Array
+    start: int
+    first: int
+    last: int
+    ends_epoch: bool
+    sources: Sequence[Any] = ()
+
+
+class Feed(Protocol):
+    """The batches of a run, by epoch."""
+
+    @property
+    def steps_per_epoch(self) -> int | None:
+        """Steps of an epoch; None where only its end tells."""
+        ...
+
+    @property
+    def batch_size(self) -> int:
+        """Examples of a step."""
+        ...
+
+    def blocks(self, epoch: int, first: int, source: Any = None) -> Iterator[Block]:
+        """The blocks of an epoch from step ``first`` on. The same arguments give the same data.
+
+        Args:
+            epoch: 0-based.
+            first: steps already done.
+            source: where the source of the data was after them, from `Block.sources`.
+        """
+        ...
+
+
+class ResidentFeed:
+    """Batches of data that stays on the device: an epoch is one block.
+
+    Each epoch visits every row once, in an order that depends on ``(shuffle_key, epoch)`` alone.
+    The last batch of an epoch is filled up with rows from its beginning, at weight 0.
+
+    Args:
+        data: the training data.
+        num_rows: ``data.num_rows`` as a Python int.
+        batch_size: examples of a step; a smaller data set trains as one batch.
+        shuffle_key: PRNG key of the shuffling; None keeps the order of the rows.
+        limit_steps: steps after which an epoch ends, if it has more; None for all.
+    """
+
+    def __init__(
+        self,
+        data: DeviceData,
+        *,
+        num_rows: int,
+        batch_size: int,
+        shuffle_key: jax.Array | None,
+        limit_steps: int | None = None,
+    ):
+        self.batch_size = min(batch_size, num_rows)
+        self.steps_per_epoch = steps_of(num_rows, batch_size, limit_steps)
+        self._data = data
+        self._key = shuffle_key
+
+    def blocks(self, epoch: int, first: int, source: Any = None) -> Iterator[Block]:
+        """One block: the epoch."""
+        plan = _plan(self.batch_size, self._data.rows, self._data.num_rows, self._key, epoch)
+        yield Block(self._data, plan, 0, first, self.steps_per_epoch, True)
+
+
+def steps_of(num_rows: int, batch_size: int, limit_steps: int | None = None) -> int:
+    """Steps of an epoch over ``num_rows`` rows."""
+    steps = math.ceil(num_rows / min(batch_size, num_rows))
+    return steps if limit_steps is None else min(steps, limit_steps)
+
+
+def epoch_order(rows: np.ndarray, num_rows: int, key: jax.Array | None, epoch: int) -> np.ndarray:
+    """The order in which an epoch visits the rows, on the host: the same as on the device.
+
+    Args:
+        rows: int ``[capacity]``, of which the first ``num_rows`` are in use.
+        num_rows: how many are.
+        key: PRNG key of the shuffling; None keeps the order.
+        epoch: 0-based.
+    """
+    return np.asarray(_order(rows.astype(np.int32), np.int32(num_rows), key, epoch))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _plan(
+    batch_size: int, rows: jax.Array, num_rows: jax.Array, key: jax.Array | None, epoch: int
+) -> jax.Array:
+    """The epoch's index plan ``[steps, batch]``."""
+    order = _order(rows, num_rows, key, epoch)
+    steps = math.ceil(len(rows) / batch_size)
+    return order[jnp.arange(steps * batch_size) % num_rows].reshape(steps, batch_size)
+
+
+@jax.jit
+def _order(rows: jax.Array, num_rows: jax.Array, key: jax.Array | None, epoch: int) -> jax.Array:
+    if key is None:
+        return rows
+    # One stable sort by random bits. Two rows that draw the same 32 bits keep their order, a bias
+    # far below anything training could notice.
+    bits = jax.random.bits(jax.random.fold_in(key, epoch), (len(rows),), jnp.uint32)
+    unused = jnp.arange(len(rows)) >= num_rows
+    bits = jnp.where(unused, jnp.uint32(0xFFFFFFFF), bits)
+    _, order = jax.lax.sort((bits, rows), num_keys=1, is_stable=True)
+    return order
+
+
+def take(data: DeviceData, rows: jax.Array, first: jax.Array) -> Batch:
+    """Gathers rows as a batch; those at or past ``num_rows`` of the plan get weight 0."""
+    gather = functools.partial(jnp.take, indices=rows, axis=0, mode='clip')
+    mask = (first + jnp.arange(len(rows)) < data.num_rows).astype(jnp.float32)
+    weight = mask if data.weight is None else mask * gather(data.weight)
+    return Batch(jax.tree.map(gather, data.x), gather(data.y), weight, mask)

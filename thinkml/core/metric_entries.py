@@ -1,0 +1,245 @@
+"""From a metric to the sums it needs and how it is read from them."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple, get_args
+
+import jax
+import jax.numpy as jnp
+import optax
+from clu import metrics as clu_metrics
+
+from thinkml.core import classification, ranking
+from thinkml.core.accumulators import WeightedMean, class_counts, collected, residuals
+from thinkml.core.classification import Counts, classify
+from thinkml.core.losses import mae, mse
+from thinkml.core.metric_names import Metric, check_metric, metric_name, top_k
+from thinkml.errors import ConfigError, problems
+from thinkml.record import TaskKind
+
+_ERRORS = {'mse': mse, 'mae': mae}
+_PER_EXAMPLE = {
+    'accuracy': classification.accuracy,
+    'log_loss': classification.log_loss,
+    'brier': classification.brier,
+}
+_FRACTIONS = {
+    'precision': classification.precision,
+    'recall': classification.recall,
+    'f1': classification.f1,
+}
+_RANKED = {'roc_auc': ranking.roc_auc, 'average_precision': ranking.average_precision}
+_NEEDED = {
+    'kind': f'one of {", ".join(get_args(TaskKind))}',
+    'num_outputs': 'the numbers the model returns per example',
+    'capacity': 'the rows of an epoch, those that only fill batches up included',
+}
+
+
+class Shape(NamedTuple):
+    """What a metric's sums depend on: see `make_metrics`."""
+
+    kind: TaskKind | None
+    num_outputs: int | None
+    capacity: int | None
+
+    def require(self, metric: str, *fields: str) -> list[Any]:
+        """Returns the values of the fields.
+
+        Raises:
+            ConfigError: if one is None.
+        """
+        values = [getattr(self, field) for field in fields]
+        missing = [f for f, value in zip(fields, values, strict=True) if value is None]
+        if missing:
+            found = [f'{field}: got None, expected {_NEEDED[field]}.' for field in missing]
+            raise ConfigError(problems(f'metrics: {metric!r} needs to know more.', found))
+        return values
+
+    def examples(self, rows: int) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
+        """What ``rows`` logits and labels look like."""
+        num_outputs = self.num_outputs or 1
+        width = (num_outputs,) if num_outputs > 1 else ()
+        logits = jax.ShapeDtypeStruct((rows, *width), jnp.float32)
+        if self.kind in ('binary', 'multiclass'):
+            return logits, jax.ShapeDtypeStruct((rows,), jnp.int32)
+        return logits, logits
+
+
+class Entry(NamedTuple):
+    """A metric of a collection.
+
+    Attributes:
+        field: where its sums are; metrics that need the same sums share them.
+        state: the class of the sums.
+        read: the metric from the sums; ``on_host`` from an epoch's logits and labels.
+        on_host: whether it is read on the host.
+    """
+
+    field: str
+    state: type[clu_metrics.Metric]
+    read: Callable[..., Any]
+    on_host: bool = False
+
+
+def entry_of(metric: Metric, index: int, shape: Shape) -> Entry:
+    """The entry of any metric, the ``index``-th of its collection.
+
+    Raises:
+        ConfigError: if ``shape`` does not say all it needs, or a function fails.
+    """
+    if isinstance(metric, str):
+        return _named(metric, shape)
+    if isinstance(metric, type):
+        return Entry(f'_own_{index}', metric, _compute)
+    return _own(metric, index, shape)
+
+
+def mean_of(values: Callable[..., jax.Array], weight: str = 'mask') -> type[clu_metrics.Metric]:
+    """The mean of values per example, made from a step's keywords."""
+
+    def values_and_weight(**step: Any) -> dict[str, jax.Array]:
+        return {'values': values(**step), 'weight': step[weight]}
+
+    return WeightedMean.from_fun(values_and_weight)
+
+
+def _compute(state: clu_metrics.Metric) -> jax.Array:
+    return state.compute()
+
+
+def _named(name: str, shape: Shape) -> Entry:
+    if name == 'grad_norm':
+        return Entry(name, _GRAD_NORM, _compute)
+    if name in ('rmse', 'r2'):
+        (num_targets,) = shape.require(name, 'num_outputs')
+        return Entry('_residuals', _residuals(num_targets), lambda sums: getattr(sums, name)())
+    if name in _ERRORS or name in _PER_EXAMPLE or top_k(name):
+        return Entry(name, mean_of(_per_example(name, shape.kind)), _compute)
+    if name in _RANKED:
+        kind, *_ = shape.require(name, 'kind', 'num_outputs', 'capacity')
+        return Entry('_collected', _collected(shape), functools.partial(_ranked, name, kind))
+    kind, num_outputs = shape.require(name, 'kind', 'num_outputs')
+    return Entry(
+        '_class_counts', _class_counts(kind, num_outputs), functools.partial(_counted, name, kind)
+    )
+
+
+def _per_example(name: str, kind: TaskKind | None) -> Callable[..., jax.Array]:
+    if name in _ERRORS:
+        return lambda logits, labels, **_: _ERRORS[name](logits, labels)
+    if name in _PER_EXAMPLE:
+        return lambda logits, labels, **_: _PER_EXAMPLE[name](classify(logits, labels, kind))
+    return lambda logits, labels, **_: _top_accuracy(name, classify(logits, labels, kind))
+
+
+def _top_accuracy(name: str, outputs: classification.Classified) -> jax.Array:
+    kind = 'multilabel' if outputs.is_multilabel else 'multiclass'
+    if problem := check_metric(name, kind, outputs.logits.shape[1]):
+        raise ConfigError(problem)
+    return classification.top_accuracy(outputs, top_k(name) or 1)
+
+
+def _grad_norm(grads: Any = None, **_) -> dict[str, Any]:
+    if grads is None:
+        raise ConfigError(
+            "metrics: 'grad_norm' got no gradients, which only training has; leave it out of the "
+            'metrics of an evaluation.'
+        )
+    norm = optax.tree.norm(jax.tree.map(lambda grad: grad.astype(jnp.float32), grads))
+    # A step has one norm, so the examples' mask says nothing about it.
+    return {'values': norm, 'weight': jnp.ones(()), 'mask': None}
+
+
+_GRAD_NORM = WeightedMean.from_fun(_grad_norm)
+
+
+def _residuals(num_outputs: int) -> type[clu_metrics.Metric]:
+    def columns(logits, labels, **_):
+        shape = (len(labels), num_outputs)
+        predictions, targets = (a.reshape(shape).astype(jnp.float32) for a in (logits, labels))
+        return {'predictions': predictions, 'targets': targets}
+
+    return residuals(num_outputs).from_fun(columns)
+
+
+def _class_counts(kind: TaskKind, num_outputs: int) -> type[clu_metrics.Metric]:
+    def truth_and_guess(logits, labels, **_):
+        truth, guess = classification.truth_and_guess(classify(logits, labels, kind))
+        return {'truth': truth, 'guess': guess}
+
+    num_classes = num_outputs if kind == 'multilabel' else max(2, num_outputs)
+    return class_counts(num_classes).from_fun(truth_and_guess)
+
+
+def _counted(name: str, kind: TaskKind, sums: Any) -> jax.Array:
+    counts = Counts(*(c.astype(jnp.float32) for c in (sums.hits, sums.predicted, sums.actual)))
+    if name == 'balanced_accuracy':
+        return classification.balanced_accuracy(counts, sums.num_examples, kind)
+    fraction, _, how = name.partition('_')
+    return classification.average(_FRACTIONS[fraction](counts), counts, kind, how or None)
+
+
+def _collected(shape: Shape) -> type[clu_metrics.Metric]:
+    logits, labels = (
+        jax.ShapeDtypeStruct(rows.shape[1:], rows.dtype) for rows in shape.examples(1)
+    )
+    assert shape.capacity is not None
+    return collected(shape.capacity, logits, labels)
+
+
+def _ranked(name: str, kind: TaskKind, sums: Any) -> jax.Array:
+    scores, positive = classification.one_vs_rest(classify(sums.logits, sums.labels, kind))
+    area = jnp.mean(_RANKED[name](scores, positive, sums.mask))
+    return jnp.where(sums.position > len(sums.mask), jnp.nan, area)
+
+
+# --- metrics of the user's own ----------------------------------------------------------------
+
+
+def _own(function: Callable[..., Any], index: int, shape: Shape) -> Entry:
+    if not _is_of_whole_epoch(function, shape):
+        return Entry(f'_own_{index}', mean_of(functools.partial(_own_values, function)), _compute)
+    shape.require(metric_name(function), 'capacity')
+    return Entry('_collected', _collected(shape), function, on_host=True)
+
+
+def _is_of_whole_epoch(function: Callable[..., Any], shape: Shape) -> bool:
+    """Whether it returns one number, or can't be traced: NumPy and scikit-learn want values."""
+    if shape.kind is None or shape.num_outputs is None:
+        return False  # `_own_values` tells where it does return one number
+    logits, labels = shape.examples(rows=shape.num_outputs + 1)  # unlike any other axis
+    try:
+        result = jax.eval_shape(function, logits, labels)
+    except jax.errors.JAXTypeError:
+        return True
+    except Exception as error:
+        raise ConfigError(
+            f'metrics: {metric_name(function)!r} failed for logits {logits.shape} and labels '
+            f'{labels.shape} {labels.dtype}: {type(error).__name__}: {error}'
+        ) from error
+    if getattr(result, 'shape', None) == ():
+        return True
+    _check_per_example(function, result, logits, labels)
+    return False
+
+
+def _own_values(function: Callable[..., Any], *, logits, labels, **_) -> jax.Array:
+    values = function(logits, labels)
+    if getattr(values, 'shape', None) == ():
+        raise ConfigError(
+            f'metrics: {metric_name(function)!r} returned one number, so it needs the whole '
+            'epoch: tell make_metrics kind, num_outputs and capacity.'
+        )
+    _check_per_example(function, values, logits, labels)
+    return values.reshape(len(labels), -1).mean(axis=1)
+
+
+def _check_per_example(function: Callable[..., Any], values: Any, logits: Any, labels: Any) -> None:
+    shape = getattr(values, 'shape', None)
+    if shape not in (labels.shape, labels.shape[:1]):
+        raise ConfigError(
+            f'metrics: {metric_name(function)!r} returned '
+            f'{"no array" if shape is None else f"shape {shape}"} for logits {logits.shape} and '
+            f'labels {labels.shape}, expected a number, or one value per example or label.'
+        )

@@ -1,0 +1,110 @@
+"""Inputs and targets that come together."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from thinkml.data.arrays import check_lengths
+from thinkml.data.frames import is_frame
+from thinkml.data.items import (
+    find_label,
+    is_items,
+    read_labels,
+    refuse_several,
+    split_example,
+    without,
+)
+from thinkml.data.rows import Rows, open_items, open_rows
+from thinkml.data.targets import check_targets
+from thinkml.errors import DataError
+from thinkml.record import InputSpec
+
+
+def open_data(
+    X: Any,
+    y: Any,
+    argument: str = 'X_train',
+    label_argument: str = 'y_train',
+    like: InputSpec | None = None,
+) -> tuple[Rows, np.ndarray]:
+    """Opens inputs and the targets that were passed with them, or are part of them.
+
+    Args:
+        X: what `open_rows` takes.
+        y: the targets; the name of the column of ``X`` that holds them; or None to find it, see
+            `open_dataset`.
+        argument: the name of ``X`` used in error messages.
+        label_argument: that of ``y``.
+        like: what the inputs must be like, of those the model is trained on.
+
+    Returns:
+        the inputs, and the targets, checked but not encoded.
+
+    Raises:
+        DataError: as `open_rows` and `open_dataset` do.
+    """
+    if y is None or isinstance(y, str):
+        return open_dataset(X, y, argument, label_argument, like)
+    rows, targets = open_rows(X, argument, like), check_targets(y, label_argument)
+    check_lengths({argument: rows, label_argument: targets})
+    return rows, targets
+
+
+def open_dataset(
+    dataset: Any,
+    label: str | None = None,
+    argument: str = 'X_train',
+    label_argument: str = 'y_train',
+    like: InputSpec | None = None,
+) -> tuple[Rows, np.ndarray]:
+    """Opens a data set that holds inputs and labels.
+
+    A frame, a dict of arrays, a Hugging Face data set, or a data set of examples that are pairs
+    ``(inputs, label)`` or dicts. All labels are read now, which of a data set of examples means
+    to go through it once.
+
+    Args:
+        dataset: the data set.
+        label: the name of the labels. None takes pairs apart, and in all else looks for one of
+            ``label``, ``labels``, ``target``, ``targets``, ``y``.
+        argument: the name of the data set used in error messages.
+        label_argument: that of the labels.
+        like: what the inputs must be like, of those the model is trained on.
+
+    Returns:
+        the inputs, and the labels ``[rows]``. What is left beside the labels is one input if it
+        is one array, else a dict; columns of a frame are one array ``[rows, columns]``.
+
+    Raises:
+        DataError: if there are no labels, or they can't be told from the inputs.
+
+    Example:
+        >>> import numpy as np
+        >>> from thinkml.data import open_dataset
+        >>> rows, y = open_dataset({'image': np.zeros((3, 8, 8)), 'label': ['cat', 'dog', 'cat']})
+        >>> rows.take(np.array([1])).shape, y
+        ((1, 8, 8), array(['cat', 'dog', 'cat'], dtype='<U3'))
+    """
+
+    def inputs_of(examples: Any) -> Any:
+        return split_example(examples, label, label_argument)[0]
+
+    if is_frame(dataset):
+        names = [str(name) for name in dataset.columns]
+        name = find_label(names, label, label_argument)
+        inputs, labels = dataset[[n for n in dataset.columns if str(n) != name]], dataset[name]
+    elif isinstance(dataset, Mapping):
+        refuse_several(dataset, argument)
+        name = find_label(list(dataset), label, label_argument)
+        inputs, labels = without(dataset, name), dataset[name]
+    elif is_items(dataset):
+        rows = open_items(dataset, argument, like, inputs_of)
+        labels = read_labels(dataset, label, label_argument, argument)
+        return rows, check_targets(labels, label_argument)
+    else:
+        raise DataError(
+            f'{label_argument}: got {label!r}, and {argument} is a {type(dataset).__name__}, '
+            'which names no labels. Pass an array with one target per example.'
+        )
+    return open_data(inputs, labels, argument, label_argument, like)

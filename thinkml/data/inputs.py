@@ -1,0 +1,92 @@
+"""Model inputs as checked arrays, in memory, and what identifies a data set."""
+
+import hashlib
+from typing import Any
+
+import jax
+import numpy as np
+
+from thinkml.core import num_outputs
+from thinkml.data.rows import Rows, open_rows
+from thinkml.record import InputSpec, record_of
+
+# A fingerprint reads at most this many bytes and rows, but never fewer rows than the least.
+_MAX_BYTES, _MAX_ROWS, _MIN_ROWS = 16 * 2**20, 4096, 64
+
+
+def check_inputs(X: Any, argument: str = 'X_train', like: InputSpec | None = None) -> Any:
+    """Returns model inputs as numeric arrays, in the dtype the device computes in.
+
+    float64 becomes float32 and int64 becomes int32; other dtypes stay (uint8 images, bool). See
+    `open_rows` for inputs that don't fit into memory.
+
+    Args:
+        X: anything `open_rows` takes: arrays, nested lists, frames of numbers, sparse matrices,
+            stored arrays, data sets; a dict or a tuple of them for several inputs.
+        argument: the name used in error messages.
+        like: what the inputs must be like, of those the model is trained on.
+
+    Returns:
+        an array ``[rows, ...]``, or a dict or tuple of them.
+
+    Raises:
+        DataError: if it is empty, not numeric, ragged, or holds NaN or infinite values.
+
+    Example:
+        >>> from thinkml.data import check_inputs
+        >>> check_inputs([[1.0, 2.0], [3.0, 4.0]]).dtype
+        dtype('float32')
+    """
+    return open_rows(X, argument, like).all()
+
+
+def open_rows_of(model: Any, X: Any, argument: str = 'X_test') -> Rows:
+    """Opens inputs for a model's forward pass, checked as by `open_rows`.
+
+    Integers become floats where the model was trained on floats, and columns of a frame are put
+    into the order of the training.
+
+    Raises:
+        DataError: also if the rows have another shape than the model was trained on, or are
+            floats where it was trained on integers.
+        ModelTypeError: if the object is not a model.
+    """
+    like = record_of(model).input_spec
+    rows = open_rows(X, argument, like)
+    if like is None:
+        num_outputs(model, rows.spec, argument)
+    return rows
+
+
+def check_inputs_of(model: Any, X: Any, argument: str = 'X_test') -> Any:
+    """Returns inputs for a model's forward pass: all rows of `open_rows_of`.
+
+    Raises:
+        DataError: if they are none, or none the model can take.
+        ModelTypeError: if the object is not a model.
+    """
+    return open_rows_of(model, X, argument).all()
+
+
+def fingerprint(X: Any, y: np.ndarray, weight: np.ndarray | None = None) -> dict[str, Any]:
+    """Identifies a data set: the number of rows, what they are like, and a hash.
+
+    The hash is over shapes, dtypes and evenly spaced rows, at most 4,096 of them (fewer of large
+    rows). Stored and in memory, the same values have the same one.
+
+    Args:
+        X: checked inputs, or `Rows`.
+        y: encoded targets.
+        weight: of the rows; None where all count 1.
+    """
+    rows = X if isinstance(X, Rows) else open_rows(X, 'X')
+    row_bytes = max(1, rows.num_bytes // len(rows))
+    count = min(len(rows), max(_MIN_ROWS, min(_MAX_ROWS, _MAX_BYTES // row_bytes)))
+    chosen = np.linspace(0, len(rows) - 1, count).astype(np.int64)
+    digest = hashlib.sha256()
+    parts = (rows.take(chosen), y[chosen], None if weight is None else weight[chosen])
+    for path, leaf in jax.tree_util.tree_leaves_with_path(parts):
+        place = jax.tree_util.keystr(path)
+        digest.update(f'{place} {len(rows)} {leaf.shape[1:]} {leaf.dtype}'.encode())
+        digest.update(np.ascontiguousarray(leaf).tobytes())
+    return {'rows': len(rows), 'inputs': str(rows.inputs), 'sha256': digest.hexdigest()}

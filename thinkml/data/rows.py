@@ -1,0 +1,382 @@
+"""Inputs that are read by rows: in memory, on disk, or example by example."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from thinkml.data.arrays import as_dtype_of, as_numeric, device_dtype, for_device, is_numeric
+from thinkml.data.frames import column_names, in_order_of, is_frame
+from thinkml.data.items import (
+    inputs_alone,
+    is_array,
+    is_items,
+    num_items,
+    read_items,
+    refuse_several,
+)
+from thinkml.errors import DataError, did_you_mean
+from thinkml.record import ArraySpec, InputSpec
+
+# The part of a stored array that is read at once, beyond what is asked for: reading rows one by
+# one out of HDF5 takes longer than reading those between them as well.
+_MAX_SPAN = 4
+
+Selection = slice | np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """Checked inputs with random access by rows; made by `open_rows`.
+
+    Attributes:
+        num_rows: also ``len(rows)``.
+        inputs: what a row looks like on the device.
+        in_memory: whether all of it is in the host's memory, checked already.
+    """
+
+    num_rows: int
+    inputs: InputSpec
+    in_memory: bool
+    _read: Callable[[Selection], Any] = dataclasses.field(repr=False)
+
+    def __len__(self) -> int:
+        return self.num_rows
+
+    @property
+    def spec(self) -> Any:
+        """Shape ``[rows, ...]`` and dtype of each array: `jax.ShapeDtypeStruct` in their places."""
+        return jax.tree.map(
+            lambda part: jax.ShapeDtypeStruct((self.num_rows, *part.shape), jnp.dtype(part.dtype)),
+            self.inputs.arrays,
+        )
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of all rows on the device."""
+        return sum(
+            math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(self.spec)
+        )
+
+    def take(self, indices: np.ndarray) -> Any:
+        """Reads rows, in any order and more than once if asked.
+
+        Args:
+            indices: ``[n]`` of 0 to ``num_rows - 1``.
+
+        Returns:
+            arrays ``[n, ...]`` in the dtype of the device, not to be written to.
+
+        Raises:
+            DataError: if what is read now is not finite, or not like the other rows.
+            IndexError: for rows that are not there.
+        """
+        indices = np.asarray(indices, np.int64)
+        if len(indices) == 0:
+            return jax.tree.map(lambda leaf: np.empty((0, *leaf.shape[1:]), leaf.dtype), self.spec)
+        if not 0 <= indices.min() <= indices.max() < self.num_rows:
+            raise IndexError(f'rows {indices.min()} to {indices.max()} of {self.num_rows}')
+        return self._read(_as_slice(indices))
+
+    def all(self) -> Any:
+        """Reads all rows; in memory, these are the arrays themselves."""
+        return self._read(slice(0, self.num_rows))
+
+
+def open_rows(X: Any, argument: str = 'X_train', like: InputSpec | None = None) -> Rows:
+    """Opens model inputs of any kind that has random access.
+
+    Arrays in memory (NumPy, JAX, torch, nested lists, pandas and polars frames) are checked now.
+    What is stored elsewhere is checked as it is read: `numpy.memmap`, HDF5 and zarr arrays and
+    whatever else has a shape and a dtype and is indexed; data sets of examples (Hugging Face,
+    torch, Grain: a length and an example for each index); SciPy's sparse matrices, of which only
+    the rows that are read become dense. A dict, or a tuple of arrays, is several inputs, which the
+    model gets as a dict or tuple.
+
+    float64 becomes float32 and int64 becomes int32; other dtypes stay (uint8 images, bool).
+
+    Args:
+        X: the inputs, one row per example.
+        argument: the name used in error messages.
+        like: what the inputs must be like, of those the model is trained on. Columns of a frame
+            are put into that order.
+
+    Raises:
+        DataError: for what is empty, not numeric, ragged, or holds NaN or infinite values; for
+            inputs of different length; for inputs that are not ``like`` those of the training.
+
+    Example:
+        >>> import numpy as np
+        >>> from thinkml.data import open_rows
+        >>> rows = open_rows({'image': np.zeros((5, 8, 8), np.uint8), 'age': np.arange(5.0)})
+        >>> len(rows), rows.num_bytes
+        (5, 340)
+        >>> rows.take(np.array([3, 0]))['age']
+        array([3., 0.], dtype=float32)
+    """
+    arrays = None if like is None else like.arrays
+    if is_items(X):
+        return open_items(X, argument, like, lambda examples: inputs_alone(examples, arrays))
+    tree = _open_tree(X, argument, arrays)
+    leaves = list(_leaves(tree))
+    _check_same_length(leaves)
+    return Rows(
+        leaves[0].num_rows,
+        InputSpec(_map(lambda leaf: leaf.spec, tree)),
+        all(leaf.in_memory for leaf in leaves),
+        lambda selection: _map(lambda leaf: leaf.read(selection), tree),
+    )
+
+
+def check_tree(
+    X: Any, argument: str, like: InputSpec | None = None, rows: np.ndarray | None = None
+) -> Any:
+    """Returns arrays of one batch, checked as by `open_rows`.
+
+    Args:
+        X: an array, or a dict or tuple of them.
+        argument: the name used in error messages.
+        like: what it must be like.
+        rows: the numbers of these rows in the whole they were read from.
+    """
+    tree = _open_tree(X, argument, None if like is None else like.arrays, rows)
+    leaves = list(_leaves(tree))
+    _check_same_length(leaves)
+    return _map(lambda leaf: leaf.read(slice(0, leaf.num_rows)), tree)
+
+
+def open_items(
+    dataset: Any, argument: str, like: InputSpec | None, inputs_of: Callable[[Any], Any]
+) -> Rows:
+    """Opens the inputs of a data set of examples; the first one tells what all are like.
+
+    Args:
+        dataset: the data set.
+        argument: the name used in error messages.
+        like: what the inputs must be like; None for whatever the first example is.
+        inputs_of: the inputs among stacked examples.
+    """
+    count = num_items(dataset, argument)
+
+    def read(indices: np.ndarray, like: InputSpec | None) -> Any:
+        examples = read_items(dataset, indices, argument)
+        return check_tree(inputs_of(examples), argument, like, indices)
+
+    first = spec_of(read(np.array([0]), like))
+    spec = first if like is None else like
+    return Rows(count, spec, False, lambda selection: read(np.arange(count)[selection], spec))
+
+
+class _Leaf(NamedTuple):
+    """One array of the inputs."""
+
+    argument: str
+    num_rows: int
+    spec: ArraySpec
+    in_memory: bool
+    read: Callable[[Selection], np.ndarray]
+
+
+def _open_tree(X: Any, argument: str, like: Any, rows: np.ndarray | None = None) -> Any:
+    """A `_Leaf` for each array, in the structure of the inputs."""
+    if isinstance(X, Mapping) and X:
+        refuse_several(X, argument)
+        _check_names(X, argument, like)
+        return {
+            str(name): _open_tree(X[name], f'{argument}[{name!r}]', like and like[name], rows)
+            for name in X
+        }
+    if is_several(X):
+        if like is not None and not (isinstance(like, tuple) and len(like) == len(X)):
+            raise _not_like(f'a tuple of {len(X)} arrays', argument, like)
+        return tuple(
+            _open_tree(part, f'{argument}[{index}]', like and like[index], rows)
+            for index, part in enumerate(X)
+        )
+    if not isinstance(like, ArraySpec | None):
+        raise _not_like('one array', argument, like)
+    return _open_array(X, argument, like, rows)
+
+
+def is_several(X: Any) -> bool:
+    """Whether it is a tuple of arrays: several inputs, where a list would be rows."""
+    return isinstance(X, tuple) and len(X) > 0 and all(is_array(x) or is_frame(x) for x in X)
+
+
+def _check_names(X: Mapping[Any, Any], argument: str, like: Any) -> None:
+    names = list(X)
+    if not all(isinstance(name, str) for name in names):
+        raise DataError(f'{argument}: got a dict with the keys {names}, expected text as keys.')
+    if like is None:
+        return
+    if not isinstance(like, dict):
+        raise _not_like(f'a dict of {", ".join(names)}', argument, like)
+    missing = [name for name in like if name not in names]
+    extra = [name for name in names if name not in like]
+    if missing or extra:
+        close = did_you_mean(missing[0], extra) if missing and extra else ''
+        raise DataError(
+            f'{argument}: got a dict of {", ".join(names)}, expected {", ".join(like)}, which the '
+            f'model was trained on.{close}'
+        )
+
+
+def _not_like(got: str, argument: str, like: Any) -> DataError:
+    return DataError(
+        f'{argument}: got {got}, expected what the model was trained on: {InputSpec(like)}.'
+    )
+
+
+def _open_array(X: Any, argument: str, like: ArraySpec | None, rows: np.ndarray | None) -> _Leaf:
+    if _is_sparse(X):
+        return _open_sparse(X, argument, like)
+    if _is_stored(X):
+        return _open_stored(X, argument, like)
+    columns = column_names(X) if is_frame(X) else None
+    if columns is not None and like is not None and like.columns is not None:
+        X = in_order_of(X, like.columns, argument)
+        columns = like.columns
+    array = as_numeric(X, argument)
+    if array.ndim == 0:
+        raise DataError(f'{argument}: got a single number, expected one row per example.')
+    spec = _spec_like(array.shape, array.dtype, argument, like, columns)
+    array = as_dtype_of(for_device(array, argument, rows), jnp.dtype(spec.dtype), argument)
+    return _Leaf(argument, len(array), spec, True, lambda selection: _chosen(array, selection))
+
+
+def _open_sparse(X: Any, argument: str, like: ArraySpec | None) -> _Leaf:
+    if len(X.shape) != 2 or 0 in X.shape:
+        raise DataError(f'{argument}: got a sparse array of shape {X.shape}, expected (rows, n).')
+    matrix = X.tocsr()
+    if not is_numeric(matrix.dtype):
+        raise DataError(f'{argument}: got dtype {matrix.dtype}, expected numbers.')
+    spec = _spec_like(matrix.shape, matrix.dtype, argument, like)
+
+    def read(selection: Selection) -> np.ndarray:
+        return _checked(matrix[selection].toarray(), selection, argument, spec)
+
+    return _Leaf(argument, matrix.shape[0], spec, False, read)
+
+
+def _open_stored(X: Any, argument: str, like: ArraySpec | None) -> _Leaf:
+    if 0 in X.shape:
+        raise DataError(
+            f'{argument}: got an empty array of shape {X.shape}, expected at least one example.'
+        )
+    if not is_numeric(X.dtype):
+        raise DataError(
+            f'{argument}: got dtype {X.dtype}, expected numbers. Store it as float32 or uint8.'
+        )
+    spec = _spec_like(X.shape, X.dtype, argument, like)
+
+    def read(selection: Selection) -> np.ndarray:
+        return _checked(_read_stored(X, selection), selection, argument, spec)
+
+    return _Leaf(argument, X.shape[0], spec, False, read)
+
+
+def _checked(array: np.ndarray, selection: Selection, argument: str, spec: ArraySpec) -> np.ndarray:
+    is_run = isinstance(selection, slice)
+    rows = np.arange(selection.start, selection.stop) if is_run else selection
+    return as_dtype_of(for_device(array, argument, rows), jnp.dtype(spec.dtype), argument)
+
+
+def spec_of(arrays: Any) -> InputSpec:
+    """What checked arrays look like; columns have lost their names."""
+    return InputSpec(_map(lambda array: ArraySpec(array.shape[1:], array.dtype.name), arrays))
+
+
+def _spec_like(
+    shape: tuple[int, ...],
+    dtype: np.dtype,
+    argument: str,
+    like: ArraySpec | None,
+    columns: tuple[str, ...] | None = None,
+) -> ArraySpec:
+    """What an array is to look like on the device.
+
+    Raises:
+        DataError: if it can't be made ``like`` the one of the training.
+    """
+    if like is None:
+        return ArraySpec(tuple(map(int, shape[1:])), device_dtype(dtype).name, columns)
+    if shape == like.shape:
+        raise DataError(
+            f'{argument}: got one row of shape {shape} without the axis of rows. Pass it as '
+            f'{argument}[None], or frame.iloc[[0]] of a frame.'
+        )
+    if shape[1:] != like.shape:
+        raise DataError(
+            f'{argument}: got rows of shape {shape[1:]}, expected {like.shape}, '
+            'which the model was trained on.'
+        )
+    # An empty array asks whether the one dtype becomes the other at all.
+    as_dtype_of(np.empty(0, device_dtype(dtype)), jnp.dtype(like.dtype), argument)
+    return like
+
+
+def _is_sparse(X: Any) -> bool:
+    return hasattr(X, 'tocsr') and hasattr(X, 'toarray')
+
+
+def _is_stored(X: Any) -> bool:
+    """Whether it is an array that may be larger than memory."""
+    if isinstance(X, np.memmap):
+        return True
+    is_in_memory = isinstance(X, np.ndarray | jax.Array) or hasattr(X, 'to_numpy')
+    is_indexed = hasattr(X, '__getitem__') and isinstance(getattr(X, 'dtype', None), np.dtype)
+    return is_indexed and is_array(X) and not is_in_memory
+
+
+def _read_stored(array: Any, selection: Selection) -> np.ndarray:
+    """Reads rows out of what may take only slices and increasing indices."""
+    if isinstance(selection, slice) or isinstance(array, np.memmap):
+        return np.asarray(_chosen(array, selection))
+    unique, place = np.unique(selection, return_inverse=True)
+    first, last = int(unique[0]), int(unique[-1]) + 1
+    if last - first <= _MAX_SPAN * len(unique):
+        return np.asarray(array[first:last])[selection - first]
+    # zarr's plain index by an array is pointwise over all axes.
+    return np.asarray(getattr(array, 'oindex', array)[unique])[place]
+
+
+def _chosen(array: np.ndarray, selection: Selection) -> np.ndarray:
+    # numpy.take is several times as fast as an index.
+    is_run = isinstance(selection, slice)
+    return array[selection] if is_run else np.take(array, selection, axis=0)
+
+
+def _as_slice(indices: np.ndarray) -> Selection:
+    """A slice where the indices are consecutive, which needs no gathering."""
+    first = int(indices[0])
+    is_run = len(indices) == 1 or bool((np.diff(indices) == 1).all())
+    return slice(first, first + len(indices)) if is_run else indices
+
+
+def _check_same_length(leaves: list[_Leaf]) -> None:
+    if len({leaf.num_rows for leaf in leaves}) > 1:
+        got = ', '.join(f'{leaf.argument} with {leaf.num_rows:,} rows' for leaf in leaves)
+        raise DataError(f'{got}: expected the same number of rows in all inputs.')
+
+
+def _leaves(tree: Any) -> Iterator[_Leaf]:
+    if isinstance(tree, dict):
+        for part in tree.values():
+            yield from _leaves(part)
+    elif isinstance(tree, _Leaf):
+        yield tree
+    else:
+        for part in tree:
+            yield from _leaves(part)
+
+
+def _map(function: Callable[[Any], Any], tree: Any) -> Any:
+    if isinstance(tree, dict):
+        return {name: _map(function, part) for name, part in tree.items()}
+    if isinstance(tree, tuple) and not isinstance(tree, _Leaf):
+        return tuple(_map(function, part) for part in tree)
+    return function(tree)

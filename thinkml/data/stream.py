@@ -1,0 +1,331 @@
+"""Data that stays on the host and goes to the device a block of steps at a time."""
+
+import collections
+import concurrent.futures
+import functools
+import itertools
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple, TypeVar
+
+import jax
+import numpy as np
+
+from thinkml.core import Block, DeviceData
+from thinkml.core.feed import epoch_order, steps_of
+from thinkml.data.batches import Batches, BatchIterator, HostBatch
+from thinkml.data.placement import capacity, padded
+from thinkml.data.rows import Rows
+from thinkml.errors import DataError
+
+Item = TypeVar('Item')
+# Inputs, encoded targets, and weights where they don't all count 1.
+Arrays = tuple[Any, np.ndarray, np.ndarray | None]
+
+# A dispatch of so many steps costs next to nothing beside them.
+_MAX_BLOCK_STEPS = 64
+# Blocks on the device at a time: one that is trained on, two that wait, one in the making.
+_BLOCKS = 4
+_AHEAD = 2
+# Larger ones would only take longer to come: a transfer of this size is fast already.
+_MAX_BLOCK_BYTES = 64 * 2**20
+# Of a slow source a block holds what comes in this time: training begins with the first batches,
+# and Ctrl-C need not wait for all of them.
+_BLOCK_SECONDS = 1.0
+
+
+class StreamedFeed:
+    """Batches of data that is read by rows, in the same order as if it stayed on the device.
+
+    A thread reads ahead while the device computes. The numbers are those of a
+    `thinkml.core.ResidentFeed`, bit for bit.
+
+    Args:
+        x: the inputs.
+        y: encoded targets ``[rows, ...]``, in memory.
+        rows: the rows to use, in increasing order; None for all.
+        weight: float32 ``[rows]``, what each example's loss counts; None where all count 1.
+        batch_size: examples of a step; a smaller data set trains as one batch.
+        shuffle_key: PRNG key of the shuffling; None keeps the order of the rows.
+        budget: bytes of the device that the blocks may take; None for a default. Room for four
+            steps is taken in any case.
+        limit_steps: steps after which an epoch ends, if it has more; None for all.
+
+    Attributes:
+        num_bytes: what the blocks take on the device at most.
+    """
+
+    def __init__(
+        self,
+        x: Rows,
+        y: np.ndarray,
+        *,
+        rows: np.ndarray | None = None,
+        weight: np.ndarray | None = None,
+        batch_size: int,
+        shuffle_key: jax.Array | None,
+        budget: int | None = None,
+        limit_steps: int | None = None,
+    ):
+        self._x, self._y, self._weight = x, y, weight
+        self._rows = np.arange(len(x)) if rows is None else rows
+        self.batch_size = min(batch_size, len(self._rows))
+        self.steps_per_epoch = steps_of(len(self._rows), batch_size, limit_steps)
+        step_bytes = self.batch_size * row_bytes(x, y, weight)
+        self._block_steps = block_steps(step_bytes, self.steps_per_epoch, budget)
+        self.num_bytes = _BLOCKS * self._block_steps * step_bytes
+        self._key = shuffle_key
+
+    def blocks(self, epoch: int, first: int, source: Any = None) -> Iterator[Block]:
+        """The blocks of an epoch from step ``first`` on, read ahead of their use."""
+        used = len(self._rows)
+        # Padded as on the device: how many there are may decide what is drawn.
+        plan = epoch_order(padded(self._rows, capacity(len(self._x))), used, self._key, epoch)
+        yield from prefetched(self._read_blocks(plan[:used], first))
+
+    def _read_blocks(self, order: np.ndarray, start: int) -> Iterator[Block]:
+        steps = 1  # which tells how long reading takes
+        while start < self.steps_per_epoch:
+            steps = min(steps, self._block_steps, self.steps_per_epoch - start)
+            begun = time.perf_counter()
+            block = self._block(order, start, steps)
+            step_seconds = (time.perf_counter() - begun) / steps
+            yield block
+            start += steps
+            steps = max(1, int(_BLOCK_SECONDS / step_seconds))
+
+    def _block(self, order: np.ndarray, start: int, steps: int) -> Block:
+        first, size = start * self.batch_size, steps * self.batch_size
+        rows = order[np.arange(first, first + size) % len(order)]
+        weight = None if self._weight is None else self._weight[rows]
+        return block_of(
+            (self._x.take(rows), self._y[rows], weight),
+            num_rows=min(len(order) - first, size),
+            shape=(self._block_steps, self.batch_size),
+            start=start, last=steps, ends_epoch=start + steps == self.steps_per_epoch,
+        )  # fmt: skip
+
+
+class BatchFeed:
+    """Batches in the order in which their source gives them.
+
+    A thread reads ahead while the device computes.
+
+    Args:
+        batches: the source. Its first batch tells how many examples a batch has; shorter ones are
+            filled up with their own examples, at weight 0.
+        encode: ``(batch, argument) -> (x, y, weight)``, what a batch is on the device.
+        accumulate_steps: batches of a step.
+        budget: bytes of the device that the blocks may take; None for a default. Room for four
+            steps is taken in any case.
+        limit_steps: steps after which an epoch ends, if it has more; None for all.
+
+    Attributes:
+        num_bytes: what the blocks take on the device at most.
+    """
+
+    def __init__(
+        self,
+        batches: Batches,
+        encode: Callable[[HostBatch, str], Arrays],
+        *,
+        accumulate_steps: int = 1,
+        budget: int | None = None,
+        limit_steps: int | None = None,
+    ):
+        self._batches, self._encode = batches, encode
+        self._accumulate_steps, self._limit_steps = accumulate_steps, limit_steps
+        arrays = encode(batches.peek(), f'{batches.argument}, batch 1')
+        self._rows_of_batch = len(arrays[1])
+        self.batch_size = self._rows_of_batch * accumulate_steps
+        count = batches.num_batches
+        steps = None if count is None else math.ceil(count / accumulate_steps)
+        limits = [number for number in (steps, limit_steps) if number is not None]
+        self.steps_per_epoch = min(limits) if steps is not None else None
+        step_bytes = self.batch_size * row_bytes(*arrays)
+        self._block_steps = block_steps(step_bytes, min(limits, default=None), budget)
+        self.num_bytes = _BLOCKS * self._block_steps * step_bytes
+
+    def blocks(self, epoch: int, first: int, source: Any = None) -> Iterator[Block]:
+        """The blocks of an epoch from ``source`` on, read ahead of their use."""
+        iterator = self._batches.iterate(source, epoch=epoch)
+        return prefetched(self._read_blocks(iterator, first))
+
+    def _read_blocks(self, iterator: BatchIterator, first: int) -> Iterator[Block]:
+        steps: list[_Step] = []
+        start, begun = first, time.perf_counter()
+        for step, is_last in _told_last(itertools.islice(self._steps(iterator), self._left(first))):
+            steps.append(step)
+            is_short = step.num_rows < self.batch_size
+            is_late = time.perf_counter() - begun > _BLOCK_SECONDS
+            if is_last or is_short or is_late or len(steps) == self._block_steps:
+                yield self._block(steps, start, is_last)
+                start, begun = start + len(steps), time.perf_counter()
+                steps = []
+
+    def _left(self, first: int) -> int | None:
+        return None if self._limit_steps is None else self._limit_steps - first
+
+    def _steps(self, iterator: BatchIterator) -> Iterator['_Step']:
+        """As many batches at a time as make a step; fewer after a short one."""
+        parts: list[Arrays] = []
+        for number, batch in enumerate(iterator, 1):
+            x, y, weight = self._encode(batch, f'{iterator.argument}, batch {number}')
+            if len(y) > self._rows_of_batch:
+                raise DataError(
+                    f'{iterator.argument}: got {len(y)} examples in batch {number} after '
+                    f'{self._rows_of_batch} in the first, expected at most as many. Make batches '
+                    'of one size.'
+                )
+            parts.append((x, y, weight))
+            if len(y) < self._rows_of_batch or len(parts) == self._accumulate_steps:
+                yield _Step(parts, iterator.position())
+                parts = []
+        if parts:
+            yield _Step(parts, iterator.position())
+
+    def _block(self, steps: list['_Step'], start: int, ends_epoch: bool) -> Block:
+        parts = [part for step in steps for part in step.parts]
+        num_rows = sum(step.num_rows for step in steps)
+        rows = _filled_up(num_rows, len(steps) * self.batch_size, steps[-1].num_rows)
+        block = block_of(
+            jax.tree.map(lambda *leaves: np.concatenate(leaves)[rows], *parts),
+            num_rows=num_rows,
+            shape=(self._block_steps, self.batch_size),
+            start=start, last=len(steps), ends_epoch=ends_epoch,
+        )  # fmt: skip
+        return block._replace(sources=[step.source for step in steps])
+
+
+class _Step(NamedTuple):
+    """The batches of a step, and where their source is after them."""
+
+    parts: list[Arrays]
+    source: Any
+
+    @property
+    def num_rows(self) -> int:
+        return sum(len(y) for _, y, _ in self.parts)
+
+
+def _told_last(items: Iterable[Item]) -> Iterator[tuple[Item, bool]]:
+    """The items, each with whether it is the last."""
+    iterator = iter(items)
+    for item in iterator:
+        for following in iterator:
+            yield item, False
+            item = following
+        yield item, True
+
+
+def _filled_up(num_rows: int, count: int, num_last: int) -> slice | np.ndarray:
+    """All rows, then those of the last, short step over again, up to ``count``.
+
+    What fills up has weight 0 but is seen by BatchNorm, which of other rows would learn more of
+    them than there is.
+    """
+    if num_rows == count:
+        return slice(None)
+    more = num_rows - num_last + np.arange(count - num_rows) % num_last
+    return np.append(np.arange(num_rows), more)
+
+
+def row_bytes(x: Any, y: np.ndarray, weight: np.ndarray | None) -> int:
+    """Bytes of the device that a row takes, with its target, weight and place in the plan.
+
+    Args:
+        x: `Rows`, or arrays ``[rows, ...]``.
+        y: encoded targets ``[rows, ...]``.
+        weight: float32 ``[rows]``; None where all count 1.
+    """
+    spec = x.spec if isinstance(x, Rows) else x
+    leaves = jax.tree.leaves((spec, y, weight))
+    return 4 + sum(math.prod(leaf.shape[1:]) * leaf.dtype.itemsize for leaf in leaves)
+
+
+def block_steps(step_bytes: int, steps_per_epoch: int | None, budget: int | None) -> int:
+    """Steps of a block, such that all blocks on the device stay within the budget."""
+    block_bytes = min(_MAX_BLOCK_BYTES, math.inf if budget is None else budget // _BLOCKS)
+    fitting = max(1, min(_MAX_BLOCK_STEPS, int(block_bytes // step_bytes)))
+    return fitting if steps_per_epoch is None else min(fitting, steps_per_epoch)
+
+
+def block_of(
+    arrays: Arrays,
+    *,
+    num_rows: int,
+    shape: tuple[int, int],
+    start: int,
+    last: int,
+    ends_epoch: bool,
+) -> Block:
+    """Puts consecutive rows on the device, as a block of ``shape`` whatever their number."""
+    steps, batch_size = shape
+
+    def put(array: np.ndarray) -> jax.Array:
+        return jax.device_put(padded(array, steps * batch_size))
+
+    plan, rows = identity_plan(steps, batch_size)
+    x, y, weight = jax.tree.map(put, arrays)
+    data = DeviceData(x, y, rows, jax.device_put(np.int32(num_rows)), weight)
+    return Block(data, plan, start, 0, last, ends_epoch)
+
+
+@functools.lru_cache(maxsize=8)
+def identity_plan(steps: int, batch_size: int) -> tuple[jax.Array, jax.Array]:
+    """The plan that takes rows as they lie, ``[steps, batch]``, and flat."""
+    rows = np.arange(steps * batch_size, dtype=np.int32)
+    return jax.device_put(rows.reshape(steps, batch_size)), jax.device_put(rows)
+
+
+def row_parts(
+    x: Rows, y: np.ndarray, weight: np.ndarray | None, rows: np.ndarray, part_rows: int
+) -> Iterator[DeviceData]:
+    """Gives rows to the device in parts, for an evaluation."""
+
+    def part(first: int) -> DeviceData:
+        taken = rows[first : first + part_rows]
+        return _part(
+            (x.take(taken), y[taken], None if weight is None else weight[taken]), part_rows
+        )
+
+    return prefetched(part(first) for first in range(0, len(rows), part_rows))
+
+
+def batch_parts(
+    batches: Batches,
+    encode: Callable[[HostBatch, str], Arrays],
+    part_rows: int,
+    limit: int | None = None,
+) -> Iterator[DeviceData]:
+    """Gives batches to the device one by one, for an evaluation; the first ``limit`` of them."""
+    encoded = (
+        encode(batch, f'{batches.argument}, batch {number}')
+        for number, batch in enumerate(itertools.islice(batches.iterate(), limit), 1)
+    )
+    return prefetched(_part(arrays, max(part_rows, len(arrays[1]))) for arrays in encoded)
+
+
+def _part(arrays: Arrays, part_rows: int) -> DeviceData:
+    return block_of(
+        arrays, num_rows=len(arrays[1]), shape=(1, part_rows), start=0, last=1, ends_epoch=False
+    ).data
+
+
+def prefetched(items: Iterable[Item]) -> Iterator[Item]:
+    """The same items, made in a thread a little ahead of their use."""
+    iterator = iter(items)
+
+    def following() -> list[Item]:
+        return list(itertools.islice(iterator, 1))
+
+    with concurrent.futures.ThreadPoolExecutor(1, 'thinkml-prefetch') as pool:
+        waiting = collections.deque(pool.submit(following) for _ in range(_AHEAD))
+        try:
+            while item := waiting.popleft().result():
+                waiting.append(pool.submit(following))
+                yield item[0]
+        finally:
+            for future in waiting:
+                future.cancel()

@@ -1,0 +1,134 @@
+"""What each example's loss counts."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from thinkml.data.arrays import as_numeric, check_finite
+from thinkml.errors import DataError, did_you_mean, is_number
+from thinkml.record import Task
+
+
+def example_weights(
+    targets: np.ndarray,
+    task: Task,
+    class_weights: Mapping[Any, float] | str | None = None,
+    sample_weight: Any = None,
+    *,
+    rows: np.ndarray | None = None,
+) -> np.ndarray | None:
+    r"""Returns the weight of each example, the product of its class's and its own.
+
+    ``'balanced'`` weighs a class with ``n / (k * count)``, as scikit-learn does: ``n`` rows of
+    ``k`` different classes, ``count`` of them of this one. So each class counts the same in sum.
+
+    Args:
+        targets: encoded targets ``[rows, ...]``.
+        task: what they mean.
+        class_weights: by the user's own labels (of one-hot rows, by the index of the 1); classes
+            that are not named count 1. Or ``'balanced'``; None where all count 1.
+        sample_weight: ``[rows]``, not negative; None where all count 1.
+        rows: the rows to train on, of which ``'balanced'`` counts the classes; None for all.
+
+    Returns:
+        float32 ``[rows]``; None where all count 1.
+
+    Raises:
+        DataError: for labels the task does not have, for weights that are negative, not finite or
+            all 0, and for class weights of a task without classes of which each row has one.
+
+    Example:
+        >>> import numpy as np
+        >>> from thinkml.data import example_weights
+        >>> from thinkml.record import Task
+        >>> task = Task('binary', ('no', 'yes'), num_outputs=1)
+        >>> example_weights(np.array([0, 0, 0, 1]), task, {'yes': 3})
+        array([1., 1., 1., 3.], dtype=float32)
+    """
+    if class_weights is None and sample_weight is None:
+        return None
+    used = slice(None) if rows is None else rows
+    weight = np.ones(len(targets), np.float32)
+    if class_weights is not None:
+        weight = class_weight_table(targets[used], task, class_weights)[targets]
+    if sample_weight is not None:
+        weight = weight * check_sample_weight(sample_weight, len(targets), 'sample_weight')
+    if not weight[used].any():
+        names = [
+            name
+            for name, value in (('class_weights', class_weights), ('sample_weight', sample_weight))
+            if value is not None
+        ]
+        raise DataError(
+            f'{", ".join(names)}: got weight 0 for every row to train on, expected some above 0.'
+        )
+    return weight
+
+
+def check_sample_weight(sample_weight: Any, num_rows: int, argument: str) -> np.ndarray:
+    """Returns the weights of rows as float32 ``[rows]``.
+
+    Raises:
+        DataError: unless there is one finite number of at least 0 for each row.
+    """
+    weight = as_numeric(sample_weight, argument)
+    check_finite(weight, argument)
+    if weight.shape not in ((num_rows,), (num_rows, 1)):
+        raise DataError(
+            f'{argument}: got shape {weight.shape}, expected ({num_rows},): one weight per row.'
+        )
+    if weight.min() < 0:
+        raise DataError(
+            f'{argument}: got {weight.min()} at row {weight.argmin()}, expected weights of at '
+            'least 0. A row of weight 0 is not learned from.'
+        )
+    return weight.reshape(num_rows).astype(np.float32)
+
+
+def class_weight_table(
+    targets: np.ndarray, task: Task, class_weights: Mapping[Any, float] | str
+) -> np.ndarray:
+    """Returns the weight of each class, in the order of the encoded targets.
+
+    Takes and raises what `example_weights` does; ``targets`` are of the rows to train on.
+    """
+    if task.classes is None or task.kind == 'multilabel':
+        raise DataError(
+            f'class_weights: got them for {task}, expected a task with one class per row. Pass '
+            'sample_weight=..., one weight per row.'
+        )
+    if isinstance(class_weights, str) and class_weights == 'balanced':
+        counts = np.bincount(targets, minlength=len(task.classes))
+        # A class without rows has no weight to find: no row takes it.
+        present = np.maximum(counts, 1)
+        return (len(targets) / (np.count_nonzero(counts) * present)).astype(np.float32)
+    if not isinstance(class_weights, Mapping):
+        raise DataError(
+            f"class_weights: got {class_weights!r}, expected 'balanced' or a dict of a weight for "
+            f'each label, for instance {{{task.classes[0]!r}: 2.0}}.'
+        )
+    weights = np.ones(len(task.classes), np.float32)
+    places = {label: index for index, label in enumerate(task.classes)}
+    for label, value in class_weights.items():
+        if label not in places:
+            raise DataError(_unknown(label, task.classes))
+        if not is_number(value) or value < 0:
+            raise DataError(
+                f'class_weights[{label!r}]: got {value!r}, expected a finite number of at least 0.'
+            )
+        weights[places[label]] = value
+    return weights
+
+
+def _unknown(label: Any, classes: tuple[Any, ...]) -> str:
+    shown = [repr(known) for known in classes[:10]] + ['...'] * (len(classes) > 10)
+    by_text = {str(known): known for known in classes}
+    if str(label) in by_text:
+        close = f' Did you mean {by_text[str(label)]!r}?'
+    else:
+        close = did_you_mean(label, by_text)
+    return (
+        f'class_weights: got the label {label!r}, expected one of {", ".join(shown)}, as in '
+        f'y_train.{close}'
+    )

@@ -1,0 +1,333 @@
+"""Writers of a run's values: event files, a table, and services that collect runs.
+
+They have one shape, `Writer`, and know nothing of a training: a loop of one's own drives them too.
+"""
+
+import csv
+import importlib
+import importlib.util
+import io
+import numbers
+import os
+import time
+import uuid
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from thinkml.errors import ConfigError, is_whole
+
+
+class Writer(Protocol):
+    """What a writer of a run's values can do.
+
+    Example:
+        >>> class Printer:
+        ...     def write(self, step, values):
+        ...         print(step, dict(values))
+        ...
+        ...     def hyperparameters(self, values, metrics):
+        ...         print(dict(values), '->', dict(metrics))
+        ...
+        ...     def close(self): ...
+        >>> writer: Writer = Printer()
+        >>> writer.write(100, {'loss': 0.5})
+        100 {'loss': 0.5}
+    """
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Records the values reached after ``step`` steps, names as in the `History`."""
+        ...
+
+    def hyperparameters(self, values: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
+        """Records once what the run was made with, and the results by which runs are compared."""
+        ...
+
+    def close(self) -> None:
+        """Writes what is left."""
+        ...
+
+
+class EventWriter:
+    """Writes curves to event files, which TensorBoard draws.
+
+    As Keras does, training and validation are two runs, ``directory/train`` and
+    ``directory/validation``, so that TensorBoard draws both into one chart: ``loss`` becomes the
+    tag ``loss`` of the one, ``val_loss`` the tag ``loss`` of the other.
+
+    Args:
+        directory: the place of one run, made where it does not exist.
+        start_step: the steps done when this run begins: 0 for a new one, those of the checkpoint
+            for one that is resumed. Points of later steps that earlier runs left in the directory
+            are not shown anymore.
+
+    Raises:
+        ConfigError: if ``start_step`` is no number of steps.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as directory:
+        ...     writer = EventWriter(directory)
+        ...     writer.write(100, {'loss': 0.7, 'val_loss': 0.8})
+        ...     writer.hyperparameters({'batch_size': 32}, {'val_loss': 0.8})
+        ...     writer.close()
+    """
+
+    def __init__(self, directory: str | os.PathLike[str], start_step: int = 0) -> None:
+        _check_start_step(start_step)
+        self._directory = Path(directory)
+        self._start_step = self._last_step = int(start_step)
+        self._runs: dict[str, Any] = {}
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Adds one point to the curve of each value."""
+        for name, value in values.items():
+            tag = name.removeprefix('val_')
+            self._run('train' if tag == name else 'validation').add_scalar(tag, float(value), step)
+        self._last_step = step
+
+    def hyperparameters(self, values: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
+        """Adds a row to the table of TensorBoard's HPARAMS tab.
+
+        The row's values are the hyperparameters, the latest of every training curve, and the
+        ``metrics``, which become ``results/<name>``. What is no number, text or bool is written as
+        text.
+        """
+        from tensorboardX.summary import hparams
+
+        run = self._run('train')
+        # Of the three summaries only the one with the values: where there is no description of the
+        # experiment, TensorBoard makes columns of all it finds in any run.
+        run.file_writer.add_summary(hparams({n: _plain(v) for n, v in values.items()}, {})[1])
+        for name, value in metrics.items():
+            run.add_scalar(f'results/{name}', float(value), self._last_step)
+
+    def close(self) -> None:
+        """Writes what is left and closes the files."""
+        for run in self._runs.values():
+            run.close()
+
+    def _run(self, name: str) -> Any:
+        if name not in self._runs:
+            from tensorboardX import SummaryWriter
+
+            self._runs[name] = SummaryWriter(
+                str(self._directory / name),
+                purge_step=self._start_step + 1,  # the first step that is hidden
+                # A run that is killed should be missing seconds of its curve, not minutes.
+                flush_secs=10,
+                # By default the name is the second it was made: a second file of that name
+                # overwrites the first. Files are read in the order of their names.
+                filename_suffix=f'.{time.time_ns():020}.{uuid.uuid4().hex[:8]}',
+            )
+        return self._runs[name]
+
+
+class CSVWriter:
+    """Writes a table, one row per call of `write`: ``step`` and a column for each name.
+
+    A cell is empty where a value was not given, and ``nan`` or ``inf`` where it was just that. Each
+    row is on its way to the disk when `write` returns. A name that comes later adds its column to
+    the rows before. A run that was killed and resumed leaves the table of one that was not.
+
+    Args:
+        path: the file; missing folders are made.
+        start_step: the steps done when this run begins: 0 for a new one, those of the checkpoint
+            for one that is resumed. Rows of later steps, and one that was cut off by a kill, are
+            removed.
+
+    Raises:
+        ConfigError: if the file is there and is not such a table, or ``start_step`` is no number of
+            steps.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> with tempfile.TemporaryDirectory() as directory:
+        ...     path = Path(directory, 'run.csv')
+        ...     writer = CSVWriter(path)
+        ...     writer.write(100, {'loss': 0.5})
+        ...     writer.write(200, {'loss': 0.25, 'val_loss': 0.375})
+        ...     print(path.read_text().strip())
+        step,loss,val_loss
+        100,0.5,
+        200,0.25,0.375
+    """
+
+    def __init__(self, path: str | os.PathLike[str], start_step: int = 0) -> None:
+        _check_start_step(start_step)
+        self._path = Path(path)
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._replace(row for row in _read_rows(self._path) if int(row['step']) <= start_step)
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Adds one row."""
+        row = {'step': str(int(step))} | {name: _cell(value) for name, value in values.items()}
+        if row.keys() <= self._columns.keys():
+            with self._path.open('a', encoding='utf-8', newline='') as file:
+                _table(file, self._columns).writerow(row)
+        else:
+            self._replace([*_read_rows(self._path), row])
+
+    def hyperparameters(self, values: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
+        """Does nothing: a table of steps has no place for them."""
+
+    def close(self) -> None:
+        """Does nothing: every row is written already."""
+
+    def _replace(self, rows: Iterable[dict[str, str]]) -> None:
+        """Writes the whole table anew; killed on the way, it leaves the old one."""
+        rows = list(rows)
+        filled = (name for row in rows for name, cell in row.items() if cell)
+        columns = dict.fromkeys(['step', *filled])
+        new = self._path.with_name(f'{self._path.name}.new')
+        with new.open('w', encoding='utf-8', newline='') as file:
+            table = _table(file, columns)
+            table.writeheader()
+            table.writerows({name: row.get(name, '') for name in columns} for row in rows)
+        os.replace(new, self._path)
+        self._columns = columns  # now that the file has them
+
+
+class WandbWriter:
+    """Writes to Weights & Biases: a thin cover of its ``init``, ``log`` and ``finish``.
+
+    A run that is active (the script called ``wandb.init`` itself) is written to as it is, and stays
+    open. In a run that is resumed, W&B ignores the steps it has already.
+
+    Args:
+        project: where the run is listed. None is W&B's own default.
+        settings: anything else for ``wandb.init``, such as ``name``, ``dir``, ``mode='offline'``,
+            and ``id`` with ``resume='allow'`` to go on with a run.
+
+    Raises:
+        ConfigError: if the package ``wandb`` is not installed.
+
+    Example:
+        >>> writer = WandbWriter('digits', mode='offline')  # doctest: +SKIP
+        >>> writer.write(100, {'loss': 0.7, 'val_loss': 0.8})  # doctest: +SKIP
+        >>> writer.close()  # doctest: +SKIP
+    """
+
+    def __init__(self, project: str | None = None, **settings: Any) -> None:
+        wandb = _optional('wandb', 'WandbWriter')
+        self._is_ours = wandb.run is None
+        self._run = wandb.init(project=project, **settings) if self._is_ours else wandb.run
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Adds one point to the curve of each value."""
+        self._run.log({name: float(value) for name, value in values.items()}, step=int(step))
+
+    def hyperparameters(self, values: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
+        """Sets the run's config, and ``results/<name>`` in its summary for each metric."""
+        self._run.config.update(dict(values), allow_val_change=True)
+        self._run.summary.update({f'results/{n}': float(v) for n, v in metrics.items()})
+
+    def close(self) -> None:
+        """Sends what is left and ends the run, unless it was active before."""
+        if self._is_ours:
+            self._run.finish()
+
+
+class MlflowWriter:
+    """Writes to MLflow through its client, which leaves MLflow's global state alone.
+
+    Without arguments, a run that is active (the script is inside ``with mlflow.start_run():``) is
+    written to, and stays open. ``mlflow.start_run(run_id=...)`` goes on with an earlier one.
+
+    Args:
+        experiment: its name; made where it does not exist. None is ``'Default'``.
+        tracking_uri: a server or a local store, such as ``'sqlite:///runs.db'``. None is what
+            MLflow is set to.
+
+    Raises:
+        ConfigError: if the package ``mlflow`` is not installed.
+
+    Example:
+        >>> writer = MlflowWriter('digits', 'sqlite:///runs.db')  # doctest: +SKIP
+        >>> writer.write(100, {'loss': 0.7, 'val_loss': 0.8})  # doctest: +SKIP
+        >>> writer.close()  # doctest: +SKIP
+    """
+
+    def __init__(self, experiment: str | None = None, tracking_uri: str | None = None) -> None:
+        mlflow = _optional('mlflow', 'MlflowWriter')
+        self._client = mlflow.MlflowClient(tracking_uri)
+        active = mlflow.active_run() if experiment is None and tracking_uri is None else None
+        self._is_ours = active is None
+        run = active or self._client.create_run(self._experiment_id(experiment or 'Default'))
+        self._run_id = run.info.run_id
+        self._last_step = 0
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Adds one point to the curve of each value."""
+        for name, value in values.items():
+            self._client.log_metric(self._run_id, name, float(value), step=int(step))
+        self._last_step = int(step)
+
+    def hyperparameters(self, values: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
+        """Sets the run's parameters, and adds ``results/<name>`` for each metric."""
+        for name, value in values.items():
+            self._client.log_param(self._run_id, name, value)
+        self.write(self._last_step, {f'results/{name}': value for name, value in metrics.items()})
+
+    def close(self) -> None:
+        """Marks the run as finished, unless it was active before."""
+        if self._is_ours:
+            self._client.set_terminated(self._run_id)
+
+    def _experiment_id(self, name: str) -> str:
+        experiment = self._client.get_experiment_by_name(name)
+        return (
+            self._client.create_experiment(name) if experiment is None else experiment.experiment_id
+        )
+
+
+def _check_start_step(start_step: Any) -> None:
+    if not (is_whole(start_step) and start_step >= 0):
+        raise ConfigError(
+            f'start_step: got {start_step!r}, expected the whole number of steps done before this '
+            'run, 0 for a new one.'
+        )
+
+
+def _plain(value: Any) -> bool | float | str:
+    if isinstance(value, bool | str):
+        return value
+    return float(value) if isinstance(value, numbers.Real) else str(value)
+
+
+def _cell(value: float) -> str:
+    return str(int(value)) if isinstance(value, numbers.Integral) else str(float(value))
+
+
+def _table(file: Any, columns: Iterable[str]) -> 'csv.DictWriter[str]':
+    return csv.DictWriter(file, list(columns), lineterminator='\n')
+
+
+def _read_rows(path: Path) -> list[dict[str, str]]:
+    """The rows of a table, without one that was cut off; none where there is no file."""
+    content = path.read_bytes() if path.exists() else b''
+    if not content:
+        return []
+    lines = content[: content.rfind(b'\n') + 1].decode('utf-8-sig', errors='replace')
+    reader = csv.DictReader(io.StringIO(lines, newline=''), restval='')
+    rows = list(reader)
+    is_table = (reader.fieldnames or [''])[0] == 'step'
+    if not (is_table and all(row['step'].isdecimal() for row in rows)):
+        raise ConfigError(
+            f'path: got {str(path)!r}, a file that is there already and is no table of a run, '
+            "whose first column is 'step'. Choose another path, or remove the file."
+        )
+    return rows
+
+
+def _optional(package: str, needed_by: str) -> Any:
+    """Imports a package that ThinkML does not depend on."""
+    spec = importlib.util.find_spec(package)
+    # A folder of that name in the working directory, where runs are kept, can be "imported" too.
+    if spec is None or spec.origin is None:
+        raise ConfigError(
+            f'{needed_by}: needs the package {package}, which is not installed. Install it: '
+            f"pip install 'thinkml[{package}]'."
+        )
+    return importlib.import_module(package)

@@ -1,0 +1,395 @@
+"""Checkpoints of a run: when they are due, what is in them, and going on from one."""
+
+import copy
+import dataclasses
+import time
+import warnings
+from pathlib import Path
+from typing import Any, TypeGuard
+
+import jax
+import numpy as np
+
+from thinkml.checkpoint import Checkpointer
+from thinkml.core import Position
+from thinkml.errors import (
+    CheckpointError,
+    ConfigError,
+    ThinkMLWarning,
+    is_number,
+    is_whole,
+    problems,
+)
+from thinkml.monitoring import History
+from thinkml.training.run import Run
+from thinkml.training.run_directory import run_directory
+from thinkml.training.watching import Mode, watch_problems, watched
+
+
+@dataclasses.dataclass(unsafe_hash=True)
+class Checkpoint:
+    """Saves the whole state of a run, from which ``train(..., resume=True)`` goes on.
+
+    Each run has a directory of its own, ``run-1``, ``run-2`` and so on, in which the newest
+    checkpoints stay, and the best of those that were saved at the end of an epoch. They are written
+    in the background while training goes on. One is written at the end of the run too, when it is
+    interrupted (Ctrl-C), and when the process is told to end (SIGTERM).
+
+    Attributes:
+        directory: where to; None is the config's ``checkpoint_dir``.
+        keep: how many of the newest stay.
+        every_epochs: epochs from one checkpoint to the next.
+        every_steps: besides, steps from one to the next; None for none.
+        every_minutes: besides, minutes from one to the next; None for none.
+        monitor: the metric that tells which is best; None is ``'val_loss'``, or ``'loss'`` without
+            validation data.
+        mode: ``'min'`` or ``'max'``; None is what the metric asks for.
+
+    Raises:
+        ConfigError: for impossible settings.
+
+    Example:
+        >>> from thinkml.training import Checkpoint, TrainingConfig
+        >>> config = TrainingConfig(callbacks=[Checkpoint('runs/digits', every_minutes=10)])
+    """
+
+    directory: str | Path | None = None
+    keep: int = 2
+    every_epochs: int = 1
+    every_steps: int | None = None
+    every_minutes: float | None = None
+    monitor: str | None = None
+    mode: Mode | None = None
+
+    def __post_init__(self) -> None:
+        found = [
+            f'{name}: got {value!r}, expected a whole number of at least 1.'
+            for name in ('keep', 'every_epochs', 'every_steps')
+            if not (is_whole(value := getattr(self, name)) and value >= 1)
+            and not (name == 'every_steps' and value is None)
+        ]
+        found += watch_problems(self.monitor, self.mode)
+        minutes = self.every_minutes
+        if minutes is not None and not (is_number(minutes) and minutes > 0):
+            found.append(f'every_minutes: got {minutes!r}, expected a number above 0.')
+        if found:
+            raise ConfigError(problems('Checkpoint can not be used:', found))
+
+
+class Checkpoints:
+    """The checkpoints of one run.
+
+    Args:
+        settings: when they are due and how many stay.
+        directory: of all runs, where the settings name none.
+        resume: whether to go on with the newest run there.
+        metric_names: the names an epoch records.
+
+    Raises:
+        CheckpointError: if nothing can be written there, or there are checkpoints to go on from
+            and none is sound.
+        ConfigError: if the metric that tells the best is not recorded.
+    """
+
+    def __init__(
+        self,
+        settings: Checkpoint,
+        directory: str | Path,
+        resume: bool,
+        metric_names: tuple[str, ...],
+    ):
+        self._settings = settings
+        self._best = self._best_before = watched(settings.monitor, settings.mode, metric_names)
+        directory = run_directory(settings.directory or directory, resume)
+        self._checkpointer = Checkpointer(directory, keep=settings.keep)
+        found = self._checkpointer.latest_sound() if resume else None
+        self._found = None if found is None else (found, self._checkpointer.metadata(found))
+        self._saved_step = -1
+        self._saved_at = time.monotonic()
+
+    @property
+    def directory(self) -> Path:
+        """Where this run's checkpoints are."""
+        return self._checkpointer.directory
+
+    @property
+    def border_every(self) -> int | None:
+        """Steps after which a dispatch must end."""
+        return self._settings.every_steps
+
+    @property
+    def resumed_settings(self) -> dict[str, Any] | None:
+        """The `Run.settings` of the run to go on with; None where a run begins."""
+        return None if self._found is None else self._found[1]['settings']
+
+    def check_same_run(
+        self, settings: dict[str, Any], callbacks: list[Any], *, fixed_length: bool
+    ) -> None:
+        """Compares a run with the one it is to go on with, if there is one.
+
+        Args:
+            settings: of the run, see `Run`.
+            callbacks: of the run.
+            fixed_length: whether the learning rate depends on how long the run is.
+
+        Raises:
+            ConfigError: if they are different runs; names each difference.
+        """
+        if self._found is None:
+            return
+        _, saved = self._found
+        found = _differences(saved['settings'], settings, fixed_length)
+        before, now = sorted(saved['callbacks']), sorted(_stateful(callbacks))
+        if before != now:
+            found.append(
+                f'callbacks: those with a state are {_listed(before)} in the checkpoint, '
+                f'{_listed(now)} now.'
+            )
+        if found:
+            headline = (
+                f'resume: the run in {self.directory} is another one. Train with what it was begun '
+                'with, or begin a new run with resume=False:'
+            )
+            raise ConfigError(problems(headline, found))
+
+    def check_space(self, state: Any) -> None:
+        """Raises a `CheckpointError` if the disk has no room for a state like this."""
+        leaves = [leaf for leaf in jax.tree.leaves(state) if hasattr(leaf, 'nbytes')]
+        self._checkpointer.check_space(sum(leaf.nbytes for leaf in leaves))
+
+    def restore(self, run: Run, empty_metrics: Any) -> dict[str, list[Any]]:
+        """Puts a run to where its newest sound checkpoint is, if it has any.
+
+        Args:
+            run: as it is before its first step.
+            empty_metrics: an epoch's metrics before anything was measured.
+
+        Returns:
+            what `load_states` takes; empty where there is no checkpoint.
+
+        Raises:
+            CheckpointError: if the model or the optimizer have other arrays than the saved ones.
+        """
+        if self._found is None:
+            return {}
+        step, saved = self._found
+        template = {
+            'state': run.state,
+            'metrics': empty_metrics if saved['step'] else None,
+            'step_loss': np.zeros(saved['steps'], np.float32),
+            'callbacks': {
+                name: [np.empty(shape, dtype) for shape, dtype in leaves]
+                for name, leaves in saved['callbacks'].items()
+            },
+        }
+        try:
+            arrays, _ = self._checkpointer.restore(step, template)
+        except CheckpointError as error:
+            raise CheckpointError(
+                f'resume: step {step} in {self.directory} does not fit this model and optimizer. '
+                f'Make them as they were, or begin a new run with resume=False. {error}'
+            ) from error
+        run.state = arrays['state']
+        run.position = Position(saved['epoch'], saved['step'], arrays['metrics'], saved['source'])
+        run.history = History.from_dict(saved['history'], arrays['step_loss'])
+        run.epoch, run.best_val_loss = run.history.epochs, saved['best_val_loss']
+        run.stop_reason, run.resumed = saved['stop_reason'], True
+        self._best.best, self._best.epoch = saved['best'], saved['best_epoch']
+        self._saved_step = step
+        return arrays['callbacks']
+
+    def save_if_due(self, run: Run) -> None:
+        """Saves the run if it is time to."""
+        settings = self._settings
+        minutes = (time.monotonic() - self._saved_at) / 60
+        if (
+            (_ends_epoch(run) and run.epoch % settings.every_epochs == 0)
+            or (settings.every_steps is not None and run.step % settings.every_steps == 0)
+            or (settings.every_minutes is not None and minutes >= settings.every_minutes)
+        ):
+            self.save(run)
+
+    def save(self, run: Run) -> None:
+        """Saves the run, unless that step is saved already.
+
+        A failure is a warning: training goes on, and the next checkpoint is tried.
+        """
+        self.wait()  # first: if the one before has failed, this one must not fail with it
+        if run.step == self._saved_step:
+            return
+        self._best_before = copy.copy(self._best)
+        best = _ends_epoch(run) and self._best.improves(run)
+        self._saved_at = time.monotonic()
+        self._saved_step = run.step
+        try:
+            self._checkpointer.save(run.step, _arrays_of(run), self._metadata_of(run), best=best)
+        except CheckpointError as error:
+            self._failed(error)
+
+    def wait(self) -> None:
+        """Waits for what is being written."""
+        try:
+            self._checkpointer.wait()
+        except CheckpointError as error:
+            self._failed(error)
+
+    def end_of(self, run: Run) -> str:
+        """Says where a run that ends now is saved, after it was."""
+        self.wait()
+        if run.step == self._saved_step:
+            return f'saved after {run.step:,} steps; resume=True goes on from {self.directory}'
+        return f'not saved after {run.step:,} steps; older checkpoints may be in {self.directory}'
+
+    def _metadata_of(self, run: Run) -> dict[str, Any]:
+        return {
+            'callbacks': {
+                name: [[leaf.shape, leaf.dtype.name] for leaf in leaves]
+                for name, leaves in _states_of(run.callbacks).items()
+            },
+            'epoch': run.position.epoch,
+            'step': run.position.step,
+            'source': run.position.source,
+            'steps': run.step,
+            'history': run.history.summary(),
+            'best_val_loss': run.best_val_loss,
+            'stop_reason': run.stop_reason,
+            'best': self._best.best,
+            'best_epoch': self._best.epoch,
+            'settings': run.settings,
+        }
+
+    def _failed(self, error: CheckpointError) -> None:
+        # Neither a step nor a best that is not on disk may keep the next one from it.
+        self._saved_step, self._best = -1, self._best_before
+        warnings.warn(
+            f'{error} The training goes on; what it learns is in memory.',
+            ThinkMLWarning,
+            stacklevel=4,
+        )
+
+
+def _ends_epoch(run: Run) -> bool:
+    return run.position.step == 0
+
+
+def load_states(callbacks: list[Any], saved: dict[str, list[Any]]) -> None:
+    """Gives callbacks back what they remembered, after they were started.
+
+    Args:
+        callbacks: of the run.
+        saved: from `Checkpoints.restore`, of the same callbacks; empty for nothing.
+
+    Raises:
+        ConfigError: if a state has another structure than the saved one, or can't be saved.
+    """
+    now = _states_of(callbacks)  # so that what can't be saved is told before the first step
+    for name, leaves in saved.items():
+        if len(now[name]) != len(leaves):
+            raise ConfigError(
+                f'callbacks: the state_dict() of {name} has {len(now[name])} values, expected '
+                f'{len(leaves)} as in the checkpoint: its structure must stay the same.'
+            )
+        callback = _stateful(callbacks)[name]
+        before, structure = jax.tree.flatten(callback.state_dict())
+        restored = [_as_before(*pair) for pair in zip(before, leaves, strict=True)]
+        callback.load_state_dict(jax.tree.unflatten(structure, restored))
+
+
+def _stateful(callbacks: list[Any]) -> dict[str, Any]:
+    """The callbacks whose state goes into the checkpoints, by a name that each run gives them."""
+    found: dict[str, Any] = {}
+    for callback in callbacks:
+        if hasattr(callback, 'state_dict'):
+            name = type(callback).__name__
+            count = sum(known.split(' ')[0] == name for known in found)
+            found[f'{name} {count + 1}' if count else name] = callback
+    return found
+
+
+def _states_of(callbacks: list[Any]) -> dict[str, list[Any]]:
+    """The leaves of their states: the structure is known to them alone."""
+    return {
+        name: [_as_array(name, leaf) for leaf in jax.tree.leaves(callback.state_dict())]
+        for name, callback in _stateful(callbacks).items()
+    }
+
+
+def _arrays_of(run: Run) -> dict[str, Any]:
+    return {
+        'state': run.state,
+        'metrics': run.position.metrics,
+        'step_loss': run.history.step_loss,
+        'callbacks': _states_of(run.callbacks),
+    }
+
+
+def _as_array(name: str, value: Any) -> Any:
+    """Python's numbers with all their digits, which JAX would cut, and keys as numbers."""
+    if isinstance(value, bool | int | float):
+        return np.asarray(value)
+    if not isinstance(value, jax.Array | np.ndarray | np.generic):
+        raise ConfigError(
+            f'callbacks: the state_dict() of {name} holds a {type(value).__name__}, expected '
+            'arrays and numbers.'
+        )
+    return jax.random.key_data(value) if _is_key(value) else value
+
+
+def _as_before(before: Any, restored: Any) -> Any:
+    if isinstance(before, bool | int | float | np.generic):
+        return type(before)(restored)
+    if _is_key(before):
+        return jax.random.wrap_key_data(restored, impl=jax.random.key_impl(before))
+    return restored
+
+
+def _is_key(value: Any) -> TypeGuard[jax.Array]:
+    return isinstance(value, jax.Array) and jax.numpy.issubdtype(value.dtype, jax.dtypes.prng_key)
+
+
+# What may be another in the run that goes on.
+MAY_CHANGE = (
+    'callbacks',
+    'checkpoint_dir',
+    'device_data_bytes',
+    'epochs',
+    'max_steps',
+    'max_time',
+    'on_nan',
+    'steps_per_dispatch',
+)
+_LENGTH = ('epochs', 'max_steps')
+
+
+def _differences(saved: dict[str, Any], now: dict[str, Any], fixed_length: bool) -> list[str]:
+    """What two runs differ in and must not, a sentence each."""
+    free = [name for name in MAY_CHANGE if not (fixed_length and name in _LENGTH)]
+    saved, now = _flat(saved), _flat(now)
+    different = [
+        name
+        for name in saved | now
+        if name not in free and (name in saved, saved.get(name)) != (name in now, now.get(name))
+    ]
+    return [_difference(name, saved, now) for name in different]
+
+
+def _difference(name: str, saved: dict[str, Any], now: dict[str, Any]) -> str:
+    why = ''
+    if name in _LENGTH:
+        why = f', which lr_schedule={now["lr_schedule"]!r} depends on'
+    elif name == 'data.sha256':
+        why = ': other values, another order or other weights'
+    return f'{name}: {saved.get(name)!r} in the checkpoint, {now.get(name)!r} now{why}.'
+
+
+def _flat(settings: dict[str, Any]) -> dict[str, Any]:
+    """Each value by its name, those in a dict by both names."""
+    return {
+        f'{name}.{part}' if part else name: value
+        for name, values in settings.items()
+        for part, value in (values.items() if isinstance(values, dict) else [('', values)])
+    }
+
+
+def _listed(names: list[str]) -> str:
+    return ', '.join(names) or 'none'

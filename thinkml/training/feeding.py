@@ -1,0 +1,132 @@
+"""What a problem's data is trained and validated from: on the device, or streamed to it."""
+
+import functools
+import math
+from typing import Any
+
+import jax
+import numpy as np
+
+from thinkml.core import Feed, ResidentFeed, inference_batch_size
+from thinkml.core.feed import steps_of
+from thinkml.data import (
+    BatchFeed,
+    HostBatch,
+    StreamedFeed,
+    batch_parts,
+    capacity,
+    device_budget,
+    encode_targets,
+    place,
+    row_parts,
+    select,
+)
+from thinkml.data.stream import Arrays, row_bytes
+from thinkml.errors import ConfigError
+from thinkml.training.config import TrainingConfig
+from thinkml.training.fit import Validation
+from thinkml.training.problem import Examples, Problem, Stream
+
+
+def make_feed(
+    problem: Problem, config: TrainingConfig, shuffle_key: jax.Array
+) -> tuple[Feed, Validation | None]:
+    """Chooses for the data: what fits stays on the device, what doesn't is streamed.
+
+    Training data comes first; validation data may have what is left.
+
+    Raises:
+        ConfigError: for a share of batches whose number nobody knows.
+    """
+    budget = device_budget(config.device_data_bytes)
+    train, val = problem.train, problem.val
+    if isinstance(train, Stream):
+        feed = BatchFeed(
+            train.batches, functools.partial(_encode, train),
+            accumulate_steps=config.accumulate_steps, budget=budget,
+            limit_steps=_limit(config, _steps_of_batches(train.batches.num_batches, config)),
+        )  # fmt: skip
+        return feed, _validation(val, None, config, _less(budget, feed.num_bytes))
+    batch_size = config.batch_size * config.accumulate_steps
+    limit = _limit(config, steps_of(len(train.rows), batch_size))
+    if budget is not None and _num_bytes(train) > budget:
+        feed = StreamedFeed(
+            train.x, train.y, rows=train.rows, weight=train.weight, batch_size=batch_size,
+            shuffle_key=shuffle_key, budget=budget, limit_steps=limit,
+        )  # fmt: skip
+        return feed, _validation(val, None, config, _less(budget, feed.num_bytes))
+    data = place(train.x.all(), train.y, train.rows, train.weight)
+    feed = ResidentFeed(
+        data, num_rows=len(train.rows), batch_size=batch_size, shuffle_key=shuffle_key,
+        limit_steps=limit,
+    )  # fmt: skip
+    shared = data if isinstance(val, Examples) and val.x is train.x else None
+    return feed, _validation(val, shared, config, _less(budget, _num_bytes(train)))
+
+
+def _less(budget: int | None, num_bytes: int) -> int | None:
+    return None if budget is None else budget - num_bytes
+
+
+def _limit(config: TrainingConfig, steps: int | None) -> int | None:
+    """Steps after which an epoch ends, of ``steps`` there are."""
+    limit = config.limit_train_batches
+    if config.fast_dev_run:
+        return int(config.fast_dev_run)
+    if not isinstance(limit, float):
+        return limit
+    if steps is None:
+        raise ConfigError(
+            f'limit_train_batches: got the share {limit} of batches whose number nobody knows '
+            'before they end. Pass a whole number of steps, or give the source a __len__.'
+        )
+    return max(1, int(limit * steps))
+
+
+def _steps_of_batches(count: int | None, config: TrainingConfig) -> int | None:
+    return None if count is None else math.ceil(count / config.accumulate_steps)
+
+
+def _validation(
+    val: Examples | Stream | None, shared: Any, config: TrainingConfig, budget: int | None
+) -> Validation | None:
+    if val is None:
+        return None
+    if isinstance(val, Stream):
+        batch_size = len(jax.tree.leaves(val.batches.peek().x)[0])
+        encode = functools.partial(_encode, val)
+        limit = 1 if config.fast_dev_run else None
+        count = val.batches.num_batches
+        return Validation(
+            lambda: batch_parts(val.batches, encode, batch_size, limit), batch_size,
+            None if count is None else count * batch_size,
+        )  # fmt: skip
+    # By capacity, so that another split finds the compiled program.
+    batch_size = min(inference_batch_size(val.x.spec), capacity(len(val.x)))
+    rows = val.rows[:batch_size] if config.fast_dev_run else val.rows
+    make = functools.partial(
+        Validation, batch_size=batch_size,
+        capacity=math.ceil(capacity(len(val.x)) / batch_size) * batch_size,
+    )  # fmt: skip
+    if shared is not None:
+        data = select(shared, rows)
+        return make(lambda: data)
+    if budget is None or _num_bytes(val) <= budget:
+        data = place(val.x.all(), val.y, rows, val.weight)
+        return make(lambda: data)
+    return make(lambda: row_parts(val.x, val.y, val.weight, rows, batch_size))
+
+
+def _encode(stream: Stream, batch: HostBatch, argument: str) -> Arrays:
+    """A batch as the device takes it."""
+    y = encode_targets(batch.y, stream.task, argument)
+    weight = np.ones(len(y), np.float32) if batch.weight is None else batch.weight
+    if stream.class_table is not None:
+        weight = weight * stream.class_table[y]
+    return batch.x, y, weight
+
+
+def _num_bytes(examples: Examples) -> int:
+    """Bytes of the device that all rows take, with those that fill up to the capacity."""
+    x, y, _, weight = examples
+    return capacity(len(x)) * row_bytes(x, y, weight)

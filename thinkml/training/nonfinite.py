@@ -1,0 +1,84 @@
+"""A loss that became NaN or infinite: the last finite state, and what is likely wrong."""
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from thinkml.core import Chunk, TrainState
+from thinkml.training.run import copy_arrays
+
+
+def is_finite(chunk: Chunk) -> bool:
+    """Whether the losses of a chunk and the model after it are finite."""
+    return chunk.is_finite and _is_finite(chunk.state)
+
+
+def last_finite_state(chunk: Chunk, before: TrainState) -> tuple[TrainState, bool]:
+    """Returns the last state whose parameters are finite.
+
+    Args:
+        chunk: that is not finite.
+        before: a copy of the state before the chunk, which was.
+
+    Returns:
+        that state, and whether it was a gradient, not the loss, that was not finite in the step
+        after it.
+    """
+
+    def after(steps: int) -> TrainState:
+        return chunk.rerun(copy_arrays(before), steps)
+
+    # The state that the last finite loss left. Parameters that few rows use (an embedding's) may
+    # be broken long before a loss is.
+    last = int(chunk.num_done) - (not chunk.is_finite)
+    state = after(last)
+    if last == 0 or _is_finite(state):
+        return state, False
+    finite, broken = 0, last
+    while broken - finite > 1:
+        middle = (finite + broken) // 2
+        if _is_finite(after(middle)):
+            finite = middle
+        else:
+            broken = middle
+    return after(finite), True
+
+
+def likely_causes(losses: np.ndarray, gradient_was_bad: bool, precision: str) -> str:
+    """Words what is likely wrong, a sentence or two.
+
+    Args:
+        losses: of the steps up to the bad one.
+        gradient_was_bad: whether a gradient was not finite while the loss still was.
+        precision: of the run.
+    """
+    before = losses[-21:-1]
+    if gradient_was_bad:
+        return (
+            'The loss was finite: look for a square root, norm, division or logarithm that meets 0 '
+            'in the model or the loss.'
+        )
+    if len(before) > 1 and before[-1] > 3 * max(float(losses[:-1].min()), 1e-6):
+        return (
+            f'The loss had risen from {losses[:-1].min():.3g} to {before[-1]:.3g} before: lower '
+            'the learning_rate, or set gradient_clip_norm=1.0.'
+        )
+    if precision != 'float32':
+        return f"The step before was fine: try precision='float32' instead of {precision!r}."
+    return (
+        'The step before was fine: lower the learning_rate, scale the inputs and targets, and '
+        'look for a logarithm, division or exponential in the model or the loss.'
+    )
+
+
+@jax.jit
+def _all_finite(tree: Any) -> jax.Array:
+    leaves = [
+        leaf for leaf in jax.tree.leaves(tree) if jax.numpy.issubdtype(leaf.dtype, np.inexact)
+    ]
+    return jax.numpy.stack([jax.numpy.isfinite(leaf).all() for leaf in leaves]).all()
+
+
+def _is_finite(state: TrainState) -> bool:
+    return bool(_all_finite((state.params, state.model_state)))

@@ -1,0 +1,171 @@
+"""What training descends along and what it records: loss, metrics and augmentation, checked."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from thinkml.core import (
+    check_augmentation,
+    check_metric,
+    get_loss,
+    make_augmentation,
+    metric_name,
+)
+from thinkml.core.functional import PROBE_ROWS
+from thinkml.core.losses import CLASSIFICATION_LOSSES, REGRESSION_LOSSES, LossFn, decides
+from thinkml.core.step import AugmentFn
+from thinkml.errors import ConfigError, problems, unknown_name
+from thinkml.record import Task
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """A loss, metrics and an augmentation that fit a task.
+
+    Attributes:
+        loss_fn: per example.
+        loss_name: for the record.
+        is_own_loss: whether the loss is the user's own.
+        metrics: of training and validation, accuracy first for classification.
+        training_metrics: those besides that only training has.
+        augment: of the training batches; None for nothing.
+    """
+
+    loss_fn: LossFn
+    loss_name: str
+    is_own_loss: bool
+    metrics: tuple[Any, ...]
+    training_metrics: tuple[str, ...]
+    augment: AugmentFn | None
+
+    @property
+    def metric_names(self) -> tuple[str, ...]:
+        """The names of the metrics that training and validation have."""
+        return tuple(map(metric_name, self.metrics))
+
+
+def make_objective(
+    task: Task,
+    x: Any,
+    y: np.ndarray,
+    *,
+    loss_fn: Any,
+    metrics: Any,
+    augmentation: Any,
+    training_metrics: Sequence[str] = (),
+) -> Objective:
+    """Checks what the user asked for and puts defaults where nothing was asked.
+
+    Args:
+        task: what the outputs mean.
+        x: the inputs, or `jax.ShapeDtypeStruct` of them.
+        y: encoded targets, or the first of them.
+        loss_fn: a name, a function, or None for the task's usual one.
+        metrics: a list of names, functions and classes, or None.
+        augmentation: see `thinkml.core.make_augmentation`.
+        training_metrics: those of training alone that are wanted besides.
+
+    Raises:
+        ConfigError: for what is unknown, does not fit the task, or can't be traced.
+    """
+    asked = _check_metrics(metrics, task)
+    only_in_training = ('grad_norm',)
+    wanted = dict.fromkeys((*(m for m in asked if m in only_in_training), *training_metrics))
+    augment = make_augmentation(augmentation, x, task.kind, task.num_outputs)
+    labels = jax.ShapeDtypeStruct((PROBE_ROWS, *y.shape[1:]), y.dtype)
+    augmented = labels if augment is None else _check_augmentation(augment, x, labels)
+    chosen = _choose_loss(loss_fn, task)
+    if augmented.shape != labels.shape and decides(loss_fn) == 'classification':
+        raise ConfigError(
+            f'loss_fn: got {_loss_name(loss_fn, task)!r} beside an augmentation that mixes '
+            "classes, whose shares it can't take. Use 'cross_entropy'."
+        )
+    for targets in {labels, augmented}:  # validation has the labels as they are
+        _try_loss(chosen, task, labels, targets)
+    return Objective(
+        loss_fn=chosen,
+        loss_name=_loss_name(loss_fn, task),
+        is_own_loss=loss_fn is not None and decides(loss_fn) is None,
+        metrics=tuple(metric for metric in asked if metric not in only_in_training),
+        training_metrics=tuple(wanted),
+        augment=augment,
+    )
+
+
+def _loss_name(loss_fn: Any, task: Task) -> str:
+    if isinstance(loss_fn, str):
+        return loss_fn
+    if dataclasses.is_dataclass(loss_fn):
+        return repr(loss_fn)
+    if loss_fn is not None:
+        return getattr(loss_fn, '__name__', type(loss_fn).__name__)
+    if task.kind == 'regression':
+        return 'mse'
+    one_logit = task.kind == 'multilabel' or task.num_outputs == 1
+    return 'binary_cross_entropy' if one_logit else 'cross_entropy'
+
+
+def _choose_loss(loss_fn: Any, task: Task) -> LossFn:
+    default = _loss_name(None, task)
+    if not (loss_fn is None or isinstance(loss_fn, str) or callable(loss_fn)):
+        raise ConfigError(f'loss_fn: got {loss_fn!r}, expected a name or (logits, labels) -> loss.')
+    known = CLASSIFICATION_LOSSES | REGRESSION_LOSSES
+    if isinstance(loss_fn, str) and loss_fn not in known:
+        raise ConfigError(unknown_name('loss_fn', loss_fn, known))
+    if isinstance(loss_fn, type):
+        raise ConfigError(
+            f'loss_fn: got the class {loss_fn.__name__}, expected an object of it: '
+            f'{loss_fn.__name__}().'
+        )
+    decision = decides(loss_fn)
+    fitting = {decides(default), None}
+    if task.is_classification:
+        fitting.add('classification')
+    if loss_fn is not None and decision not in fitting:
+        raise ConfigError(
+            f'loss_fn: got {_loss_name(loss_fn, task)!r} for a model with {task.num_outputs} '
+            f'output{"s" if task.num_outputs > 1 else ""} ({task}), expected {default!r}.'
+        )
+    chosen: Any = default if loss_fn is None else loss_fn
+    return get_loss(chosen)
+
+
+def _check_augmentation(augment: AugmentFn, x: Any, labels: Any) -> Any:
+    """The labels as they are after it."""
+    rows = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct((PROBE_ROWS, *leaf.shape[1:]), leaf.dtype), x
+    )
+    check_augmentation(augment, rows, labels)
+    return jax.eval_shape(augment, jax.eval_shape(lambda: jax.random.key(0)), rows, labels)[1]
+
+
+def _try_loss(loss_fn: LossFn, task: Task, labels: Any, targets: Any) -> None:
+    """Traces the loss on the shapes it will get, so that it can't fail in a compiled program."""
+    width = () if labels.ndim == 1 and task.num_outputs == 1 else (task.num_outputs,)
+    logits = jax.ShapeDtypeStruct((PROBE_ROWS, *width), np.float32)
+    try:
+        jax.eval_shape(loss_fn, logits, targets)
+    except ConfigError:
+        raise
+    except Exception as error:
+        after = '' if targets == labels else ', which augmentation makes of the labels'
+        raise ConfigError(
+            f'loss_fn: it failed for logits {logits.shape} and labels {targets.shape} '
+            f'{targets.dtype}{after}: {type(error).__name__}: {error}'
+        ) from error
+
+
+def _check_metrics(metrics: Any, task: Task) -> tuple[Any, ...]:
+    """What to record, in the order asked for."""
+    if metrics is not None and (isinstance(metrics, str) or not isinstance(metrics, Sequence)):
+        raise ConfigError(f"metrics: got {metrics!r}, expected a list, for instance ['accuracy'].")
+    always = ('accuracy',) if task.is_classification else ()
+    asked = [metric for metric in metrics or () if metric not in ('loss', *always)]
+    found = [check_metric(metric, task.kind, task.num_outputs) for metric in asked]
+    found = [problem for problem in found if problem]
+    if found:
+        raise ConfigError(found[0] if len(found) == 1 else problems('metrics:', found))
+    return (*always, *dict.fromkeys(asked))

@@ -1,0 +1,167 @@
+"""From a checked problem to what `fit` runs: the program, the state, the feed."""
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+from clu.metrics import Collection
+
+from thinkml.core import (
+    Feed,
+    FunctionalModel,
+    TrainState,
+    functionalize,
+    get_compute_dtype,
+    init_state,
+    make_eval_step,
+    make_metrics,
+    make_optimizer,
+    make_train_step,
+)
+from thinkml.data import capacity
+from thinkml.errors import ConfigError
+from thinkml.training.config import TrainingConfig
+from thinkml.training.feeding import make_feed
+from thinkml.training.fit import Program, Validation
+from thinkml.training.problem import Problem
+
+
+class Prepared(NamedTuple):
+    """What a run consists of before its first step.
+
+    Attributes:
+        functional: the model taken apart.
+        program: the functions.
+        state: the state before the first step.
+        feed: the training batches.
+        validation: what is evaluated after each epoch; None for nothing.
+        total_steps: of the whole run; None where only the end of an epoch tells.
+    """
+
+    functional: FunctionalModel
+    program: Program
+    state: TrainState
+    feed: Feed
+    validation: Validation | None
+    total_steps: int | None
+
+
+def prepare(model: Any, problem: Problem, config: TrainingConfig) -> Prepared:
+    """Puts the data in its place and makes the program and the state.
+
+    Raises:
+        ConfigError: if the schedule needs a length that nobody knows.
+        DataError: if the data can't be read.
+    """
+    init_key, step_key, shuffle_key = jax.random.split(jax.random.key(config.seed), 3)
+    dtype = get_compute_dtype(config.precision)
+    functional = functionalize(model, problem.spec, init_key, compute_dtype=dtype)
+    feed, validation = make_feed(problem, config, shuffle_key)
+    total_steps = _total_steps(feed, config)
+    tx = make_optimizer(
+        config.optimizer,
+        schedule=_schedule(config),
+        clip_gradients=config.gradient_clip_norm is not None,
+    )
+    state = init_state(
+        functional.params, functional.model_state, tx, step_key,
+        ema_decay=config.ema_decay, **_hyperparams(config, total_steps),
+    )  # fmt: skip
+    program = _make_program(problem, functional, tx, feed, validation, config)
+    return Prepared(functional, program, state, feed, validation, total_steps)
+
+
+def needs_length(config: TrainingConfig) -> bool:
+    """Whether the learning rate depends on how long the run is."""
+    return _schedule(config) != 'constant' and not callable(config.learning_rate)
+
+
+def _schedule(config: TrainingConfig) -> Any:
+    if callable(config.learning_rate):
+        return config.learning_rate
+    plateau = config.lr_schedule == 'reduce_on_plateau'
+    return 'constant' if plateau else config.lr_schedule
+
+
+def _total_steps(feed: Feed, config: TrainingConfig) -> int | None:
+    if feed.steps_per_epoch is not None:
+        steps = config.epochs * feed.steps_per_epoch
+        return steps if config.max_steps is None else min(steps, config.max_steps)
+    if config.max_steps is None and needs_length(config):
+        raise ConfigError(
+            f'lr_schedule: got {config.lr_schedule!r} for batches whose number nobody knows '
+            'before they end. Set max_steps, give the source a __len__, or use '
+            "'reduce_on_plateau'."
+        )
+    return config.max_steps
+
+
+def _hyperparams(config: TrainingConfig, total_steps: int | None) -> dict[str, float | None]:
+    numbers: dict[str, float | None] = {'gradient_clip_norm': config.gradient_clip_norm}
+    if hasattr(config.optimizer, 'update'):
+        return numbers
+    rate = config.learning_rate
+    numbers |= {
+        'learning_rate': rate if isinstance(rate, int | float) else None,
+        'weight_decay': config.weight_decay,
+    }
+    if needs_length(config):
+        numbers['total_steps'] = total_steps
+    if not callable(config.learning_rate):
+        numbers['warmup_steps'] = config.warmup_steps
+    return numbers
+
+
+def _make_program(
+    problem: Problem,
+    functional: FunctionalModel,
+    tx: Any,
+    feed: Feed,
+    validation: Validation | None,
+    config: TrainingConfig,
+) -> Program:
+    objective = problem.objective
+    metrics = _metrics(
+        (*objective.metrics, *objective.training_metrics), problem, _rows_of_epoch(feed, config),
+        'X_train',
+    )  # fmt: skip
+    eval_metrics = metrics
+    if validation is not None:
+        eval_metrics = _metrics(objective.metrics, problem, validation.capacity, 'X_val')
+    train_step = make_train_step(
+        functional.apply, objective.loss_fn, tx, metrics,
+        augment=objective.augment, accumulate_steps=_parts(feed, config),
+    )  # fmt: skip
+    eval_step = make_eval_step(functional.apply, objective.loss_fn, eval_metrics)
+    return Program(train_step, metrics, eval_step, eval_metrics)
+
+
+def _metrics(
+    metrics: tuple[Any, ...], problem: Problem, rows: int | None, argument: str
+) -> type[Collection]:
+    task = problem.task
+    try:
+        return make_metrics(metrics, kind=task.kind, num_outputs=task.num_outputs, capacity=rows)
+    except ConfigError as error:
+        if rows is not None:
+            raise
+        raise ConfigError(
+            f'{error}\n{argument}: got batches that have no length. Give their source a __len__'
+            + (', or set limit_train_batches.' if argument == 'X_train' else '.')
+        ) from error
+
+
+def _rows_of_epoch(feed: Feed, config: TrainingConfig) -> int | None:
+    """Room for all rows of an epoch, the same for data sets of nearly the same length."""
+    steps = feed.steps_per_epoch
+    if steps is None and isinstance(config.limit_train_batches, int):
+        steps = config.limit_train_batches
+    if steps is None:
+        return None
+    rows = capacity(steps * feed.batch_size)
+    return math.ceil(rows / feed.batch_size) * feed.batch_size
+
+
+def _parts(feed: Feed, config: TrainingConfig) -> int:
+    """Parts of a step; a data set smaller than a step has as many as divide it."""
+    return math.gcd(feed.batch_size, config.accumulate_steps)

@@ -1,0 +1,69 @@
+"""Profiler: a trace of some steps, for TensorBoard's profile page or Perfetto."""
+
+import dataclasses
+import warnings
+from pathlib import Path
+
+import jax
+
+from thinkml.errors import ConfigError, ThinkMLWarning, is_whole
+from thinkml.training.run import Run
+
+
+@dataclasses.dataclass(unsafe_hash=True)
+class Profiler:
+    """Traces one dispatch of steps with JAX's profiler.
+
+    The first dispatches compile; the trace is of the one after ``skip`` of them. Look at it with
+    ``tensorboard --logdir logs`` (its profile plugin), or in https://ui.perfetto.dev.
+
+    Attributes:
+        directory: where to.
+        skip: dispatches before it.
+
+    Raises:
+        ConfigError: for impossible settings.
+
+    Warns:
+        ThinkMLWarning: when training ends, if it was too short for a trace.
+    """
+
+    directory: str | Path = 'logs/profile'
+    skip: int = 2
+
+    def __post_init__(self) -> None:
+        if not (is_whole(self.skip) and self.skip >= 0):
+            raise ConfigError(
+                f'skip: got {self.skip!r}, expected a whole number of dispatches, 0 for none.'
+            )
+
+    def on_train_start(self, run: Run) -> None:
+        self._dispatches, self._is_tracing = 0, False
+        self._trace_if_due()
+
+    def on_chunk_end(self, run: Run) -> None:
+        if self._is_tracing:
+            self._stop()
+        self._dispatches += 1
+        self._trace_if_due()
+
+    def on_train_end(self, run: Run) -> None:
+        if self._is_tracing:
+            self._stop()
+        if self._dispatches <= self.skip:
+            warnings.warn(
+                f'callbacks: the profiler has no trace, as the run ended after {self._dispatches} '
+                f'dispatches and it skips {self.skip}. Pass Profiler(skip=0), or train with '
+                'steps_per_dispatch=1.',
+                ThinkMLWarning,
+                stacklevel=2,
+            )
+
+    def _trace_if_due(self) -> None:
+        if self._dispatches == self.skip:
+            jax.profiler.start_trace(str(self.directory))
+            self._is_tracing = True
+
+    def _stop(self) -> None:
+        jax.profiler.stop_trace()
+        self._is_tracing = False

@@ -1,0 +1,164 @@
+"""Finding a learning rate and a batch size before training."""
+
+import dataclasses
+import os
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from thinkml.core import Batch, set_learning_rate, train_chunks
+from thinkml.data import device_budget
+from thinkml.errors import ConfigError, ThinkMLWarning
+from thinkml.figures import new_figure, save_figure
+from thinkml.training.config import TrainingConfig
+from thinkml.training.preparation import Prepared, prepare
+from thinkml.training.problem import Problem
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_LOWEST, _HIGHEST, _STEPS = 1e-6, 10.0, 100
+_SMOOTHING = 0.9
+# Past this many times the lowest loss it will not come back.
+_DIVERGED = 4.0
+
+
+@dataclasses.dataclass(frozen=True)
+class LearningRateRange:
+    """What a learning-rate range test measured.
+
+    Attributes:
+        rates: the rate of each step, rising.
+        losses: the loss of each step, smoothed.
+        suggestion: the rate at which the loss falls fastest, or a tenth of the one at which it is
+            lowest, whichever is smaller.
+
+    Reference:
+        Smith, 2017, *Cyclical learning rates for training neural networks*.
+    """
+
+    rates: np.ndarray
+    losses: np.ndarray
+    suggestion: float
+
+    def plot(self, path: str | os.PathLike[str] | None = None) -> 'Figure':
+        """Draws the loss over the rate, with the suggestion.
+
+        Args:
+            path: where to save the figure; the ending chooses the format. None saves nothing.
+        """
+        figure = new_figure(6.4, 4)
+        axes = figure.add_subplot()
+        axes.plot(self.rates, self.losses)
+        label = f'suggestion: {self.suggestion:.2g}'
+        axes.axvline(self.suggestion, color='0.5', linestyle='--', label=label)
+        axes.set(xscale='log', xlabel='learning rate', ylabel='loss (smoothed)')
+        axes.grid(alpha=0.3)
+        axes.legend()
+        if path is not None:
+            save_figure(figure, path)
+        return figure
+
+
+def learning_rate_range(model: Any, problem: Problem, config: TrainingConfig) -> LearningRateRange:
+    """Trains a copy of the model for 100 steps, at rates from 1e-6 to 10, and looks at the loss.
+
+    Raises:
+        ConfigError: if the optimizer has its own learning rate.
+    """
+    if hasattr(config.optimizer, 'update'):
+        raise ConfigError(
+            'optimizer: got an optax transformation, which has its own learning rate. Pass a '
+            'name, or a function learning_rate -> transformation.'
+        )
+    constant = dataclasses.replace(
+        config, learning_rate=_LOWEST, lr_schedule='constant', warmup_steps=None
+    )
+    rates, losses = _measure(prepare(model, problem, constant))
+    smooth = _smoothed(losses)
+    return LearningRateRange(rates, smooth, _suggested(rates, smooth))
+
+
+def _measure(prepared: Prepared) -> tuple[np.ndarray, np.ndarray]:
+    """The loss of each step at its rate, until it diverges."""
+    rates, losses = np.geomspace(_LOWEST, _HIGHEST, _STEPS), []
+    chunks = train_chunks(
+        prepared.program.train_step, prepared.program.metrics, prepared.state, prepared.feed,
+        epochs=_STEPS, max_steps=_STEPS, steps_per_dispatch=1,
+    )  # fmt: skip
+    for rate, chunk in zip(np.append(rates[1:], _HIGHEST), chunks, strict=False):
+        losses.append(float(chunk.step_losses()[0]))
+        if not losses[-1] <= _DIVERGED * max(np.min(_smoothed(np.array(losses))), 1e-6):
+            break
+        opt_state = set_learning_rate(chunk.state.opt_state, float(rate))
+        chunk.state = chunk.state.replace(opt_state=opt_state)
+    finite = np.isfinite(losses)
+    return rates[: len(losses)][finite], np.array(losses)[finite]
+
+
+def _smoothed(losses: np.ndarray) -> np.ndarray:
+    """An exponential moving average, with the weight of the missing past taken out."""
+    weights = _SMOOTHING ** np.arange(len(losses))
+    sums = [np.dot(weights[: n + 1][::-1], losses[: n + 1]) for n in range(len(losses))]
+    return np.array(sums) / np.cumsum(weights)
+
+
+def _suggested(rates: np.ndarray, losses: np.ndarray) -> float:
+    lowest = int(np.argmin(losses)) if len(losses) else 0
+    if lowest < 2:
+        warnings.warn(
+            f"learning_rate: got 'auto', but the loss falls at no rate from {_LOWEST:g} to "
+            f'{_HIGHEST:g}, so 0.001 is taken. Check that inputs and targets belong together and '
+            'are scaled.',
+            ThinkMLWarning,
+            stacklevel=5,
+        )
+        return 0.001
+    slopes = np.gradient(losses[: lowest + 1], np.log(rates[: lowest + 1]))
+    # Smoothing moves both to the right.
+    return float(min(rates[int(np.argmin(slopes))], rates[lowest] / 10))
+
+
+def largest_batch_size(model: Any, problem: Problem, config: TrainingConfig) -> int:
+    """The largest power of two whose training step fits the device's memory.
+
+    What a step needs is asked of the compiler, so nothing runs out of memory on the way. It is
+    nearly a line in the batch size: two sizes tell where to look.
+    """
+    # Of accumulated batches only one is in memory at a time.
+    prepared = prepare(model, problem, dataclasses.replace(config, accumulate_steps=1))
+    budget = device_budget()
+    limit = prepared.feed.batch_size * (prepared.feed.steps_per_epoch or 1)
+    limit //= config.accumulate_steps
+    largest = 2 ** (max(1, limit).bit_length() - 1)
+    if budget is None or largest < 32:
+        return largest
+    small, double = (_step_bytes(prepared, problem, size) for size in (16, 32))
+    per_row = max(1.0, (double - small) / 16)
+    fitting = max(1, int((budget - small) / per_row))
+    size = min(largest, 2 ** (fitting.bit_length() - 1))
+    while size > 1 and _step_bytes(prepared, problem, size) > budget:
+        size //= 2
+    return size
+
+
+def _step_bytes(prepared: Prepared, problem: Problem, batch_size: int) -> int:
+    """Memory a training step takes beside its state, asked of the compiled program."""
+
+    def rows(leaf: Any) -> Any:
+        return jax.ShapeDtypeStruct((batch_size, *leaf.shape[1:]), leaf.dtype)
+
+    weight: Any = jax.ShapeDtypeStruct((batch_size,), jnp.float32)
+    batch = Batch(jax.tree.map(rows, problem.spec), rows(problem.labels), weight)
+    state = jax.eval_shape(lambda: prepared.state)
+    compiled = jax.jit(prepared.program.train_step).lower(state, batch).compile()
+    memory = compiled.memory_analysis()
+    if memory is None:
+        raise ConfigError(
+            f'find_batch_size: the compiler for {jax.devices()[0].platform} does not tell how much '
+            'memory a step takes. Try powers of two yourself.'
+        )
+    return memory.temp_size_in_bytes + memory.output_size_in_bytes
