@@ -19,6 +19,14 @@ def _count_compile(event: str, duration: float, **_) -> None:
 jax.monitoring.register_event_duration_secs_listener(_count_compile)
 
 
+@pytest.fixture(scope='module', autouse=True)
+def _forget_compiled_programs():
+    # XLA maps each program's code into memory; those of all the tests are more maps than Linux
+    # gives one process (vm.max_map_count), which ends it with a segmentation fault.
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture
 def count_compiles():
     """A function that says how many programs XLA compiled while another one ran."""
