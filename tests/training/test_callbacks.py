@@ -229,6 +229,21 @@ def test_a_rate_that_is_built_in_can_not_be_lowered(make):
         train([ReduceLROnPlateau()], optimizer=make(learning_rate=0.1))
 
 
+def test_a_metric_that_is_never_a_number_is_said_to_be_none():
+    def undefined(logits, labels):
+        return logits[:, 0] * jnp.nan
+
+    history = train([EarlyStopping('undefined', 'min', patience=2)], metrics=[undefined])
+    assert history.epochs == 2
+    assert history.events[-1][1].endswith('undefined has not improved for 2 epochs, it is NaN')
+
+
+@pytest.mark.parametrize('watcher', [EarlyStopping, ReduceLROnPlateau])
+def test_a_metric_of_validation_needs_validation_data(watcher):
+    with pytest.raises(ConfigError, match=r"'val_loss', but there is no validation data"):
+        train([watcher('val_loss')], validation_split=0.0)
+
+
 def keras_plateau(values, *, rate, factor, patience, min_delta, min_rate):
     """The rate of each epoch by the rule of Keras' ReduceLROnPlateau without a cooldown."""
     rates, best, wait = [], np.inf, 0

@@ -10,7 +10,7 @@ import pytest
 from thinkml.errors import ConfigError
 from thinkml.training import EarlyStopping, ModelTrainer, TrainingConfig
 from thinkml.training.callbacks import BY_NAME
-from thinkml.training.config import _ELSEWHERE, _OF_TRAIN, CALLBACKS
+from thinkml.training.config_checks import CALLBACKS, ELSEWHERE, OF_TRAIN
 
 
 class Misspelt:
@@ -186,7 +186,7 @@ def test_names_of_other_libraries_lead_to_ours():
     assert 'lr: unknown setting. Here it is learning_rate.' in message
     assert 'class_weight: unknown setting. It is an argument of train: train(..., class' in message
     parameters = inspect.signature(ModelTrainer.train).parameters
-    assert all(set(names.split(', ')) <= set(parameters) for names in _OF_TRAIN.values())
+    assert all(set(names.split(', ')) <= set(parameters) for names in OF_TRAIN.values())
     fields = {field.name for field in dataclasses.fields(TrainingConfig)}
-    assert {name.partition('=')[0] for name in _ELSEWHERE.values()} <= fields
-    assert not fields & {*_ELSEWHERE, *_OF_TRAIN}
+    assert {name.partition('=')[0] for name in ELSEWHERE.values()} <= fields
+    assert not fields & {*ELSEWHERE, *OF_TRAIN}

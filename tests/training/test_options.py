@@ -387,6 +387,10 @@ def test_max_time_ends_a_run(limit):
     assert 0 < history.epochs < 1_000_000 and 'max_time' in history.events[-1][1]
 
 
+def test_a_run_that_is_complete_was_not_ended_by_the_time():
+    assert train(max_time=1e-9, epochs=1, steps_per_dispatch=100).events == []
+
+
 def test_a_rate_is_found(tmp_path):
     trainer = ModelTrainer(TrainingConfig(learning_rate='auto', epochs=30, batch_size=20))
     model, (X, y) = mlp(4, 3), rows()

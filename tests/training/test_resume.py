@@ -479,6 +479,12 @@ OTHER = {
     'values': ({'arrays': (X + 1, Y, X_VAL, Y_VAL)}, [r"data\.sha256: '.*' in the .* values"]),
     'labels': ({'arrays': (X, (Y + 1) % 3, X_VAL, Y_VAL)}, [r"data\.sha256: '.*' in the"]),
     'rows': ({'arrays': (X[:-8], Y[:-8], X_VAL, Y_VAL)}, [r'data\.rows: 96 in the .*, 88 now']),
+    'validation data': (
+        {'arrays': (X, Y, X_VAL + 1, Y_VAL)}, [r"validation\.sha256: '.*' in the .* values"]
+    ),
+    'no validation': (
+        {'arrays': (X, Y, None, None)}, [r'validation\.rows: \d+ in the checkpoint, None now']
+    ),
     'weights': ({'arguments': {'class_weights': None}}, ["class_weights: '{0: 2.0}' .*, None now"]),
     'seed': ({'seed': 4}, ['seed: 3 in the checkpoint, 4 now']),
     'several': (
@@ -521,6 +527,14 @@ def test_another_run_is_told_what_differs_before_any_compile(tmp_path, name, cou
     assert count_compiles(resume) == 0
     assert leaves(nnx.to_pure_dict(nnx.state(model))) == before
     assert contents(tmp_path) == before_on_disk
+
+
+def test_other_groups_hold_out_other_rows(tmp_path):
+    groups = np.arange(len(X)) // 4
+    settings = {'arrays': (X, Y), 'validation_split': 0.25}
+    crashed(tmp_path, 6, **settings, arguments={'groups': groups})
+    with pytest.raises(ConfigError, match=r'validation\.sha256: .* now: other values'):
+        run(tmp_path, resume=True, **settings, arguments={'groups': (groups + 1) // 2})
 
 
 def test_another_shape_of_the_model_is_told(tmp_path):

@@ -68,7 +68,13 @@ def check_inputs_of(model: Any, X: Any, argument: str = 'X_test') -> Any:
     return open_rows_of(model, X, argument).all()
 
 
-def fingerprint(X: Any, y: np.ndarray, weight: np.ndarray | None = None) -> dict[str, Any]:
+def fingerprint(
+    X: Any,
+    y: np.ndarray,
+    weight: np.ndarray | None = None,
+    *,
+    rows: np.ndarray | None = None,
+) -> dict[str, Any]:
     """Identifies a data set: the number of rows, what they are like, and a hash.
 
     The hash is over shapes, dtypes and evenly spaced rows, at most 4,096 of them (fewer of large
@@ -78,15 +84,20 @@ def fingerprint(X: Any, y: np.ndarray, weight: np.ndarray | None = None) -> dict
         X: checked inputs, or `Rows`.
         y: encoded targets.
         weight: of the rows; None where all count 1.
+        rows: those in use; None for all.
     """
-    rows = X if isinstance(X, Rows) else open_rows(X, 'X')
-    row_bytes = max(1, rows.num_bytes // len(rows))
-    count = min(len(rows), max(_MIN_ROWS, min(_MAX_ROWS, _MAX_BYTES // row_bytes)))
-    chosen = np.linspace(0, len(rows) - 1, count).astype(np.int64)
+    stored = X if isinstance(X, Rows) else open_rows(X, 'X')
+    num_rows = len(stored) if rows is None else len(rows)
+    row_bytes = max(1, stored.num_bytes // len(stored))
+    count = min(num_rows, max(_MIN_ROWS, min(_MAX_ROWS, _MAX_BYTES // row_bytes)))
+    chosen = np.linspace(0, num_rows - 1, count).astype(np.int64)
     digest = hashlib.sha256()
-    parts = (rows.take(chosen), y[chosen], None if weight is None else weight[chosen])
+    if rows is not None:
+        digest.update(rows.astype(np.int64).tobytes())
+        chosen = np.sort(rows[chosen])
+    parts = (stored.take(chosen), y[chosen], None if weight is None else weight[chosen])
     for path, leaf in jax.tree_util.tree_leaves_with_path(parts):
         place = jax.tree_util.keystr(path)
-        digest.update(f'{place} {len(rows)} {leaf.shape[1:]} {leaf.dtype}'.encode())
+        digest.update(f'{place} {num_rows} {leaf.shape[1:]} {leaf.dtype}'.encode())
         digest.update(np.ascontiguousarray(leaf).tobytes())
-    return {'rows': len(rows), 'inputs': str(rows.inputs), 'sha256': digest.hexdigest()}
+    return {'rows': num_rows, 'inputs': str(stored.inputs), 'sha256': digest.hexdigest()}

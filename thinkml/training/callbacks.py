@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from thinkml.errors import ConfigError
 from thinkml.training.checkpointing import Checkpoint
-from thinkml.training.config import HOOKS
+from thinkml.training.config_checks import HOOKS
 from thinkml.training.loggers import (
     CSVLogger,
     LearningRateMonitor,

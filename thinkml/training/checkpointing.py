@@ -377,7 +377,7 @@ def _difference(name: str, saved: dict[str, Any], now: dict[str, Any]) -> str:
     why = ''
     if name in _LENGTH:
         why = f', which lr_schedule={now["lr_schedule"]!r} depends on'
-    elif name == 'data.sha256':
+    elif name.endswith('.sha256'):
         why = ': other values, another order or other weights'
     return f'{name}: {saved.get(name)!r} in the checkpoint, {now.get(name)!r} now{why}.'
 

@@ -4,68 +4,14 @@ import dataclasses
 import datetime
 import inspect
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from thinkml.core import OPTIMIZERS, SCHEDULES, make_optimizer
-from thinkml.core.precision import get_compute_dtype
-from thinkml.errors import ConfigError, did_you_mean, is_number, is_whole, problems, unknown_name
+from thinkml.errors import ConfigError, is_number, problems
+from thinkml.training.config_checks import meant, seconds_of, setting_problems
 
-# What these names stand for is in callbacks.py, which needs to know a config.
-CALLBACKS = (
-    'checkpoint',
-    'csv',
-    'early_stopping',
-    'lr_monitor',
-    'profiler',
-    'progress',
-    'tensorboard',
-)
-HOOKS = ('on_train_start', 'on_chunk_end', 'on_epoch_end', 'on_train_end')
-ON_NAN = ('ignore', 'raise', 'restore')
 _LAST_SHARE = 0.2
-
-# What other libraries call our settings.
-_ELSEWHERE = {
-    'accumulate_grad_batches': 'accumulate_steps',
-    'bf16': "precision='bf16'",
-    'clipnorm': 'gradient_clip_norm',
-    'default_root_dir': 'checkpoint_dir',
-    'fp16': "precision='bf16'",
-    'global_clipnorm': 'gradient_clip_norm',
-    'gradient_accumulation_steps': 'accumulate_steps',
-    'gradient_clip_val': 'gradient_clip_norm',
-    'lr': 'learning_rate',
-    'lr_scheduler_type': 'lr_schedule',
-    'max_epochs': 'epochs',
-    'max_grad_norm': 'gradient_clip_norm',
-    'num_train_epochs': 'epochs',
-    'output_dir': 'checkpoint_dir',
-    'patience': 'early_stopping=EarlyStopping(patience=...)',
-    'per_device_train_batch_size': 'batch_size',
-    'save_steps': 'callbacks=[Checkpoint(every_steps=...)]',
-    'save_total_limit': 'callbacks=[Checkpoint(keep=...)]',
-    'steps_per_epoch': 'limit_train_batches',
-    'terminate_on_nan': 'on_nan',
-    'use_ema': 'ema_decay',
-    'warmup_ratio': 'warmup_steps',
-}
-_OF_TRAIN = {
-    'augmentation': 'augmentation',
-    'class_weight': 'class_weights',
-    'class_weights': 'class_weights',
-    'groups': 'groups',
-    'loss': 'loss_fn',
-    'loss_fn': 'loss_fn',
-    'metrics': 'metrics',
-    'progress': 'progress',
-    'resume': 'resume',
-    'resume_from_checkpoint': 'resume',
-    'sample_weight': 'sample_weight',
-    'validation_data': 'X_val, y_val',
-    'verbose': 'progress',
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,21 +101,21 @@ class TrainingConfig:
 
     def __new__(cls, *args: Any, **settings: Any) -> 'TrainingConfig':
         # Ahead of __init__, so that misspelt fields are reported together with bad values.
-        known = [field.name for field in dataclasses.fields(cls)]
+        known = list(_defaults(cls))
         found = [
-            f'{name}: unknown setting.{_meant(name, known)}'
+            f'{name}: unknown setting.{meant(name, known)}'
             for name in settings
             if name not in known
         ]
         if found:
             given = dict(zip(known, args, strict=False)) | settings
-            fields = dataclasses.fields(cls)
-            found += _problems({f.name: given.get(f.name, f.default) for f in fields})
+            defaults = _defaults(cls)
+            found += setting_problems({n: given.get(n, defaults[n]) for n in known}, defaults)
             raise ConfigError(problems('TrainingConfig can not be used:', found))
         return super().__new__(cls)
 
     def __post_init__(self) -> None:
-        found = _problems(vars(self))
+        found = setting_problems(vars(self), _defaults(type(self)))
         if found:
             raise ConfigError(problems('TrainingConfig can not be used:', found))
         # Plain numbers: numpy's would be recorded as text, and compiled for anew.
@@ -182,7 +128,7 @@ class TrainingConfig:
     @property
     def max_seconds(self) -> float | None:
         """``max_time`` in seconds."""
-        return None if self.max_time is None else _seconds(self.max_time)
+        return None if self.max_time is None else seconds_of(self.max_time)
 
     @property
     def held_out(self) -> tuple[Literal['random', 'last'], float]:
@@ -220,12 +166,8 @@ _NUMBERS = {
 }
 
 
-def _meant(name: str, known: list[str]) -> str:
-    if name in _ELSEWHERE:
-        return f' Here it is {_ELSEWHERE[name]}.'
-    if name in _OF_TRAIN:
-        return f' It is an argument of train: train(..., {_OF_TRAIN[name]}=...).'
-    return did_you_mean(name, known)
+def _defaults(config: type[TrainingConfig]) -> dict[str, Any]:
+    return {field.name: field.default for field in dataclasses.fields(config)}
 
 
 def _plain(value: Any) -> Any:
@@ -237,226 +179,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Path):
         return str(value)
     return value.__qualname__ if inspect.isroutine(value) else re.sub(r' at 0x\w+', '', repr(value))
-
-
-def _problems(settings: dict[str, Any]) -> list[str]:
-    """All that is wrong with the settings, a sentence each."""
-    count = 'a whole number of at least 1'
-    checks: list[tuple[str, Callable[[Any], bool], str]] = [
-        ('batch_size', _is_count, count),
-        ('epochs', _is_count, count),
-        ('learning_rate', _is_rate, "a number above 0, 'auto' or a function step -> rate"),
-        (
-            'validation_split',
-            _is_split,
-            "a share from 0 up to but not including 1 (0.2 is 20 %), 'last' or ('last', share)",
-        ),
-        (
-            'early_stopping',
-            _is_early_stopping,
-            'True, False or an object, for instance EarlyStopping(patience=5)',
-        ),
-        ('warmup_steps', _or_none(_is_natural), 'None or a whole number of at least 0'),
-        ('weight_decay', _or_none(_is_not_negative), 'None or a number of at least 0'),
-        ('gradient_clip_norm', _or_none(_is_positive), 'None or a number above 0'),
-        ('accumulate_steps', _is_count, count),
-        ('ema_decay', _or_none(_is_share), 'None or a number between 0 and 1'),
-        ('checkpoint_dir', lambda value: isinstance(value, str | Path), 'a path'),
-        ('max_steps', _or_none(_is_count), f'None or {count}'),
-        (
-            'max_time',
-            _or_none(_is_time),
-            "None or a time above 0: seconds, a timedelta or 'HH:MM:SS'",
-        ),
-        (
-            'limit_train_batches',
-            _or_none(_is_limit),
-            'None, a whole number of steps of at least 1, or a share above 0 and up to 1.0',
-        ),
-        ('fast_dev_run', _is_natural_or_bool, 'True, False or a number of steps'),
-        ('device_data_bytes', _or_none(_is_count), 'None or a number of bytes'),
-        ('seed', _is_seed, 'a whole number from 0 to 2**32 - 1'),
-        ('steps_per_dispatch', _or_none(_is_count), f'None or {count}'),
-    ]
-    found = [
-        f'{name}: got {settings[name]!r}, expected {expected}.'
-        for name, is_valid, expected in checks
-        if not is_valid(settings[name])
-    ]
-    if settings['on_nan'] not in ON_NAN:
-        found.append(unknown_name('on_nan', settings['on_nan'], ON_NAN))
-    found += _precision_problems(settings['precision'])
-    found += _schedule_problems(settings)
-    found += _optimizer_problems(settings)
-    return found + _callback_problems(settings['callbacks'])
-
-
-def _precision_problems(precision: Any) -> list[str]:
-    try:
-        get_compute_dtype(precision)
-    except ConfigError as error:
-        return [str(error)]
-    return []
-
-
-def _schedule_problems(settings: dict[str, Any]) -> list[str]:
-    schedule, rate = settings['lr_schedule'], settings['learning_rate']
-    known = (*SCHEDULES, 'reduce_on_plateau')
-    if callable(schedule):
-        return [f'lr_schedule: got {schedule!r}, expected a name. Pass it as learning_rate=...']
-    if schedule not in known:
-        return [unknown_name('lr_schedule', schedule, known)]
-    if not callable(rate):
-        return []
-    found = [
-        f'{name}: got {settings[name]!r} beside a learning_rate that is a function of the step, '
-        f'expected one of the two. Leave {name} out, or pass a number as learning_rate.'
-        for name, alone in (
-            ('lr_schedule', ('constant', 'reduce_on_plateau')),
-            ('warmup_steps', (None,)),
-        )
-        if settings[name] not in alone
-    ]
-    try:
-        make_optimizer('sgd', schedule=rate)
-    except ConfigError as error:
-        found.append(f'learning_rate: {str(error).removeprefix("schedule: ")}')
-    return found
-
-
-def _optimizer_problems(settings: dict[str, Any]) -> list[str]:
-    optimizer = settings['optimizer']
-    if isinstance(optimizer, str):
-        known = optimizer in OPTIMIZERS
-        return [] if known else [unknown_name('optimizer', optimizer, OPTIMIZERS)]
-    try:
-        make_optimizer(optimizer)
-    except ConfigError as error:
-        return [str(error)]
-    if hasattr(optimizer, 'update'):
-        defaults = {f.name: f.default for f in dataclasses.fields(TrainingConfig)}
-        return [
-            f'{name}: got {settings[name]!r}, but the optimizer is an optax transformation, which '
-            f'has its own. Leave {name} out, or pass a function learning_rate -> transformation.'
-            for name in ('learning_rate', 'lr_schedule', 'warmup_steps', 'weight_decay')
-            if settings[name] != defaults[name]
-        ]
-    return []
-
-
-def _callback_problems(callbacks: Any) -> list[str]:
-    if isinstance(callbacks, str) or not isinstance(callbacks, Sequence):
-        return [f"callbacks: got {callbacks!r}, expected a list, for instance ['checkpoint']."]
-    found = []
-    for callback in callbacks:
-        if isinstance(callback, str):
-            if callback not in CALLBACKS:
-                found.append(unknown_name('callbacks', callback, CALLBACKS))
-        elif unknown := [n for n in dir(callback) if n.startswith('on_') and n not in HOOKS]:
-            found.append(unknown_name('callbacks', unknown[0], HOOKS))
-        elif isinstance(callback, type):
-            name = callback.__name__
-            found.append(f'callbacks: got the class {name}, expected an object of it: {name}().')
-        elif unfit := [c for c in _called(callback) if not _takes_run(c)]:
-            found.append(
-                f'callbacks: got {unfit[0]!r} with the signature {inspect.signature(unfit[0])}, '
-                'expected one argument, the run.'
-            )
-        elif not _is_callback(callback):
-            found.append(
-                f'callbacks: got {callback!r}, expected a name, a function of the run, or an '
-                f'object with {", ".join(HOOKS)}.'
-            )
-    return found
-
-
-def _is_callback(value: Any) -> bool:
-    # Loggers and Checkpoint have no hooks of their own.
-    is_own = type(value).__module__.startswith('thinkml.training.')
-    return is_own or callable(value) or any(hasattr(value, hook) for hook in HOOKS)
-
-
-def _called(callback: Any) -> list[Callable[..., Any]]:
-    """What will be called with the run."""
-    hooks = [getattr(callback, hook) for hook in HOOKS if hasattr(callback, hook)]
-    return hooks or ([callback] if callable(callback) else [])
-
-
-def _takes_run(function: Callable[..., Any]) -> bool:
-    try:
-        signature = inspect.signature(function)
-    except ValueError:  # of a function written in C, nobody knows
-        return True
-    try:
-        signature.bind(None)
-    except TypeError:
-        return False
-    return True
-
-
-def _seconds(time: Any) -> float:
-    if isinstance(time, datetime.timedelta):
-        return time.total_seconds()
-    if isinstance(time, str):
-        hours, minutes, seconds = map(int, time.split(':'))
-        return 3600 * hours + 60 * minutes + seconds
-    return float(time)
-
-
-def _or_none(is_valid: Callable[[Any], bool]) -> Callable[[Any], bool]:
-    return lambda value: value is None or is_valid(value)
-
-
-def _is_positive(value: Any) -> bool:
-    return is_number(value) and value > 0
-
-
-def _is_not_negative(value: Any) -> bool:
-    return is_number(value) and value >= 0
-
-
-def _is_share(value: Any) -> bool:
-    return is_number(value) and 0 < value < 1
-
-
-def _is_count(value: Any) -> bool:
-    return is_whole(value) and value >= 1
-
-
-def _is_natural(value: Any) -> bool:
-    return is_whole(value) and value >= 0
-
-
-def _is_natural_or_bool(value: Any) -> bool:
-    return isinstance(value, bool) or _is_natural(value)
-
-
-def _is_rate(value: Any) -> bool:
-    return _is_positive(value) or value == 'auto' or callable(value)
-
-
-def _is_split(value: Any) -> bool:
-    if isinstance(value, tuple | list):
-        return len(value) == 2 and value[0] == 'last' and _is_share(value[1])
-    return value == 'last' if isinstance(value, str) else is_number(value) and 0 <= value < 1
-
-
-def _is_limit(value: Any) -> bool:
-    return _is_count(value) or (isinstance(value, float) and 0 < value <= 1)
-
-
-def _is_time(value: Any) -> bool:
-    if isinstance(value, str) and not re.fullmatch(r'\d+:[0-5]\d:[0-5]\d', value):
-        return False
-    is_time = isinstance(value, str | datetime.timedelta) or is_number(value)
-    return is_time and _seconds(value) > 0
-
-
-def _is_seed(value: Any) -> bool:
-    return is_whole(value) and 0 <= value < 2**32
-
-
-def _is_early_stopping(value: Any) -> bool:
-    return isinstance(value, bool) or (
-        hasattr(value, 'on_epoch_end') and not isinstance(value, type)
-    )

@@ -101,8 +101,7 @@ def _chunks(
     run: Run, program: Program, feed: Feed, checkpoints: Checkpoints | None
 ) -> Iterator[Chunk]:
     config = run.config
-    is_done = config.max_steps is not None and run.step >= config.max_steps
-    if run.stop_reason is not None or is_done:
+    if run.stop_reason is not None or _is_complete(run):
         return iter(())
     return train_chunks(
         program.train_step, program.metrics, run.state, feed,
@@ -111,6 +110,12 @@ def _chunks(
         border_every=None if checkpoints is None else checkpoints.border_every,
         stop_nonfinite=config.on_nan != 'ignore', steps_per_dispatch=config.steps_per_dispatch,
     )  # fmt: skip
+
+
+def _is_complete(run: Run) -> bool:
+    """Whether all is trained that was asked for."""
+    max_steps = run.config.max_steps
+    return run.epoch >= run.config.epochs or (max_steps is not None and run.step >= max_steps)
 
 
 def _kept_state(run: Run) -> TrainState | None:
@@ -184,7 +189,7 @@ def _ended_by(run: Run, signals: Signals, started_at: float) -> str | None:
     if signals.terminated:
         return 'terminated'
     limit = run.config.max_seconds
-    if limit is not None and time.perf_counter() - started_at >= limit:
+    if limit is not None and not _is_complete(run) and time.perf_counter() - started_at >= limit:
         return 'max_time is over'
     return None
 

@@ -75,6 +75,7 @@ class Problem:
         labels: an encoded label, as `jax.ShapeDtypeStruct` of a row.
         objective: loss, metrics and augmentation.
         fingerprint: identifies the training data.
+        val_fingerprint: identifies the validation data; empty for none.
     """
 
     train: Examples | Stream
@@ -84,6 +85,7 @@ class Problem:
     labels: jax.ShapeDtypeStruct
     objective: Objective
     fingerprint: dict[str, Any]
+    val_fingerprint: dict[str, Any]
 
     @property
     def spec(self) -> Any:
@@ -149,15 +151,24 @@ def make_problem(
         _warn_of_probabilities(last_activation(model, probe))
     if batches is not None:
         train, split = _stream(batches, task, asked, config), None
-        # No hash: whether a source gives the same batch first in another process is up to it.
-        data_fingerprint = {'batches': batches.num_batches, 'inputs': str(inputs)}
     else:
         _warn_of_one_class(task, y)
         train, split = _examples(x, y, task, asked, config)
-        data_fingerprint = fingerprint(x, y, train.weight)
     val = split or _open_validation(asked, inputs, task, config)
     labels = jax.ShapeDtypeStruct((1, *y.shape[1:]), y.dtype)
-    return Problem(train, val, inputs, task, labels, objective, data_fingerprint)
+    return Problem(
+        train, val, inputs, task, labels, objective,
+        _identified(train), _identified(val, held_out=split is not None),
+    )  # fmt: skip
+
+
+def _identified(data: Examples | Stream | None, held_out: bool = False) -> dict[str, Any]:
+    if data is None:
+        return {}
+    if isinstance(data, Stream):
+        # No hash: whether a source gives the same batch first in another process is up to it.
+        return {'batches': data.batches.num_batches, 'inputs': str(data.batches.inputs)}
+    return fingerprint(data.x, data.y, data.weight, rows=data.rows if held_out else None)
 
 
 def _open_stream(asked: Asked, config: TrainingConfig) -> tuple[Batches, Any, np.ndarray]:

@@ -16,7 +16,7 @@ from thinkml.training.config import TrainingConfig
 copy_arrays = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(repr=False)
 class Run:
     """A training run in progress: what callbacks see.
 
@@ -54,7 +54,10 @@ class Run:
     best_val_loss: float = math.inf
     best_arrays: tuple[Any, Any] | None = None
     resumed: bool = False
-    kept: TrainState | None = dataclasses.field(default=None, repr=False)
+    kept: TrainState | None = None
+
+    def __repr__(self) -> str:
+        return f'Run(epoch={self.epoch}, step={self.step}, stop_reason={self.stop_reason!r})'
 
     @property
     def model(self) -> Any:

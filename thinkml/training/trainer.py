@@ -297,6 +297,7 @@ def _settings(config: TrainingConfig, problem: Problem, asked: Asked) -> dict[st
         'augmentation': None if objective.augment is None else _described(asked.augmentation),
         'task': str(problem.task),
         'data': problem.fingerprint,
+        'validation': problem.val_fingerprint,
     }
 
 
@@ -341,7 +342,8 @@ def _recorded(run: Run, problem: Problem) -> Iterator[None]:
     record.task = problem.task
     record.input_spec = problem.inputs
     record.runs.append(run.history)
-    record.config = {name: value for name, value in run.settings.items() if name != 'data'}
+    data = ('data', 'validation')
+    record.config = {name: value for name, value in run.settings.items() if name not in data}
     record.data_fingerprint = problem.fingerprint
     try:
         yield

@@ -52,6 +52,12 @@ def watched(
         ConfigError: if it is not among them.
     """
     name = monitor or ('val_loss' if 'val_loss' in metric_names else 'loss')
+    of_training = name.removeprefix('val_')
+    if name not in metric_names and of_training in metric_names:
+        raise ConfigError(
+            f'monitor: got {name!r}, but there is no validation data. Pass X_val and y_val, or '
+            f'validation_split, or watch {of_training!r}.'
+        )
     if name not in metric_names:
         raise ConfigError(unknown_name('monitor', name, metric_names))
     higher = is_higher_better(name)
@@ -148,7 +154,8 @@ class EarlyStopping:
                 self._best_arrays = self._arrays(run)
         elif run.epoch - max(self._watched.epoch, self.start_from_epoch) >= self.patience:
             name = self._watched.name
-            run.stop(f'early stopping: {name} has not improved for {self.patience} epochs')
+            why = ', it is NaN' if math.isnan(run.history.last()[name]) else ''
+            run.stop(f'early stopping: {name} has not improved for {self.patience} epochs{why}')
 
     def on_train_end(self, run: Run) -> None:
         if self.restore_best and self._watched.epoch:
