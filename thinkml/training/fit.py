@@ -124,8 +124,8 @@ def _kept_state(run: Run) -> TrainState | None:
 
 
 def _record_chunk(run: Run, chunk: Chunk, progress: ProgressBar, feed: Feed) -> None:
-    losses = chunk.step_losses()  # waits: what failed on the device is raised before it is kept
     run.state, run.position = chunk.state, chunk.position
+    losses = chunk.step_losses()
     run.history.add_steps(losses)
     examples = len(losses) * feed.batch_size
     progress.advance(len(losses), examples, chunk.epoch + 1, {'loss': float(losses.mean())})

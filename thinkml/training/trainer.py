@@ -406,4 +406,8 @@ def _write_back(run: Run) -> None:
 
 
 def _is_usable(state: TrainState) -> bool:
-    return not any(leaf.is_deleted() for leaf in jax.tree.leaves(state))
+    try:
+        jax.block_until_ready(state)
+    except RuntimeError:  # donated, or the outcome of a step that failed
+        return False
+    return True
