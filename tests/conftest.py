@@ -1,3 +1,5 @@
+import signal
+
 import matplotlib
 
 matplotlib.use('agg')
@@ -8,6 +10,8 @@ import pytest
 from sklearn.datasets import load_breast_cancer, load_digits
 from sklearn.model_selection import train_test_split
 
+# Shells start what runs in the background with Ctrl-C ignored; tests raise it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 _compiles = [0]
 
 
