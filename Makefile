@@ -28,6 +28,8 @@ bench: .venv/.dev
 	$(BIN)/python benchmarks/step_overhead.py
 	$(BIN)/python benchmarks/streaming.py
 	$(BIN)/python benchmarks/checkpoint.py
+	$(BIN)/python benchmarks/evaluation.py
+	$(BIN)/python benchmarks/recording.py
 
 clean:
 	rm -rf .venv site build dist .pytest_cache .ruff_cache

@@ -7,6 +7,8 @@ argument it is about.
 import difflib
 import math
 import numbers
+import sys
+import warnings
 from collections.abc import Iterable
 from typing import Any
 
@@ -75,3 +77,11 @@ def is_number(value: Any) -> bool:
 def is_whole(value: Any) -> bool:
     """Whether a setting is an integer, numpy's included; True and False are none."""
     return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
+def warn_user(message: str) -> None:
+    """Issues a `ThinkMLWarning` where ThinkML was called, however deep inside it arises."""
+    frame, level = sys._getframe(1), 2
+    while frame.f_back and frame.f_globals.get('__name__', '').startswith('thinkml.'):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, ThinkMLWarning, stacklevel=level)

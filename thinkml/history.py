@@ -1,12 +1,19 @@
 """What a training run recorded: metrics by epoch, loss by step, what happened and when."""
 
+import json
 import math
-from collections.abc import Iterator, Mapping
-from typing import Any, Self
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Self, overload
 
 import numpy as np
 
-from thinkml.errors import unknown_name
+from thinkml.errors import ConfigError, is_whole, unknown_name
+
+if TYPE_CHECKING:
+    import pandas
+
+# What an epoch took of the machine: another in every run, so histories are equal without them.
+MACHINE_VALUES = frozenset({'step_seconds', 'input_wait', 'bytes_in_use', 'peak_bytes_in_use'})
 
 
 class History(Mapping[str, list[float]]):
@@ -14,14 +21,24 @@ class History(Mapping[str, list[float]]):
 
     All lists have one value per epoch; a metric that was not measured in an epoch is NaN there.
     The training loop fills it as it goes, so it can be read at any time, also from another thread.
-    Two histories are equal when they recorded the same numbers and events; the time they took is
-    not compared.
+
+    It is a table too, whose rows are the epochs, counted from 0 as in a list:
+
+    - ``history[-1]`` is the last row, a dict; ``history[-3:]`` a list of them;
+    - ``history[:, 'val_loss']`` is a column, ``history[-1, 'val_loss']`` one value;
+    - ``history[:, ('loss', 'val_loss')]`` is a list of pairs.
+
+    Two histories are equal when they recorded the same numbers and events. What depends on the
+    machine is not compared: the time a run took, what a callback recorded of time and memory
+    (``step_seconds``, ``input_wait``, ``bytes_in_use``, ``peak_bytes_in_use``), and where the run
+    was resumed.
 
     Attributes:
         epochs: epochs finished. Epochs are numbered from 1.
         epoch_ends: how many steps were done when each epoch ended.
         best_epoch: the epoch with the best validation (or training) score; None while unknown.
         events: ``(epoch, text)`` of what happened besides: early stopping, an interrupt.
+        resumed_at: the steps that were done each time the run was resumed.
         interrupted: whether the run was stopped from outside.
         seconds: how long the run took.
 
@@ -34,6 +51,10 @@ class History(Mapping[str, list[float]]):
         >>> history.add_epoch({'loss': 0.5, 'accuracy': 0.75})
         >>> history['loss']
         [0.8, 0.5]
+        >>> history[-1]
+        {'loss': 0.5, 'accuracy': 0.75}
+        >>> history[:, ('loss', 'accuracy')]
+        [(0.8, 0.5), (0.5, 0.75)]
         >>> history
         History(2 epochs, 4 steps; last epoch: loss=0.5, accuracy=0.75)
     """
@@ -47,14 +68,44 @@ class History(Mapping[str, list[float]]):
         self.epoch_ends: list[int] = []
         self.best_epoch: int | None = None
         self.events: list[tuple[int, str]] = []
+        self.resumed_at: list[int] = []
         self.interrupted = False
         self.seconds = 0.0
 
-    def __getitem__(self, name: str) -> list[float]:
+    @overload
+    def __getitem__(self, key: str) -> list[float]: ...
+    @overload
+    def __getitem__(self, key: int) -> dict[str, float]: ...
+    @overload
+    def __getitem__(self, key: slice) -> list[dict[str, float]]: ...
+    @overload
+    def __getitem__(self, key: tuple[Any, Any]) -> Any: ...
+
+    def __getitem__(self, key: Any) -> Any:
+        epochs = self.epochs  # before the lists: a writer may append to them
+        if isinstance(key, slice) or is_whole(key):
+            key = key, None
+        rows, names = key if isinstance(key, tuple) and len(key) == 2 else (slice(None), key)
+        if isinstance(names, str):
+            return _picked(self._series(names), rows, epochs)
+        if isinstance(names, tuple):
+            columns = [_picked(self._series(name), rows, epochs) for name in names]
+            return list(zip(*columns, strict=True)) if isinstance(rows, slice) else tuple(columns)
+        if names is None:
+            metrics = self._metrics
+            picked = _picked(range(epochs), rows, epochs)
+            if isinstance(rows, slice):
+                return [{n: series[row] for n, series in metrics.items()} for row in picked]
+            return {name: series[picked] for name, series in metrics.items()}
+        raise KeyError(unknown_name('history', names, self._metrics))
+
+    def _series(self, name: Any) -> list[float]:
         if name not in self._metrics:
             raise KeyError(unknown_name('history', name, self._metrics))
-        epochs = self.epochs  # before the list: a writer may append to it
-        return self._metrics[name][:epochs]
+        return self._metrics[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._metrics
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._metrics)
@@ -118,6 +169,7 @@ class History(Mapping[str, list[float]]):
         copy._metrics = {name: values[: copy.epochs] for name, values in self._metrics.items()}
         copy.add_steps(self.step_loss)
         copy.events, copy.interrupted = list(self.events), self.interrupted
+        copy.resumed_at = list(self.resumed_at)
         copy.seconds = self.seconds
         return copy
 
@@ -135,6 +187,7 @@ class History(Mapping[str, list[float]]):
             'epoch_ends': [int(end) for end in now.epoch_ends],
             'best_epoch': None if now.best_epoch is None else int(now.best_epoch),
             'events': [[int(epoch), str(text)] for epoch, text in now.events],
+            'resumed_at': [int(steps) for steps in now.resumed_at],
             'interrupted': bool(now.interrupted),
             'seconds': float(now.seconds),
         }
@@ -158,7 +211,10 @@ class History(Mapping[str, list[float]]):
         """
         history = cls()
         expected = history.summary() if step_loss is not None else history.to_dict()
-        _check(isinstance(values, dict) and values.keys() == expected.keys(), 'keys')
+        _check(isinstance(values, dict), 'keys')
+        older: dict[str, Any] = {'resumed_at': []}  # what files written before do not have
+        values = older | dict(values)
+        _check(values.keys() == expected.keys(), 'keys')
         history.epoch_ends = list(_all_of((int,), values['epoch_ends'], 'epoch_ends'))
         for name, series in _is(dict, values['metrics'], 'metrics').items():
             history._metrics[_is(str, name, 'metrics')] = _decode(series)
@@ -171,14 +227,63 @@ class History(Mapping[str, list[float]]):
             history.best_epoch = best
         for epoch, text in _all_of((list, tuple), values['events'], 'events'):
             history.events.append((_is(int, epoch, 'events'), _is(str, text, 'events')))
+        history.resumed_at = list(_all_of((int,), values['resumed_at'], 'resumed_at'))
         history.interrupted = _is(bool, values['interrupted'], 'interrupted')
         [history.seconds] = _decode([values['seconds']])
         return history
 
+    def to_json(self) -> str:
+        """Returns everything as strict JSON, where NaN is the text ``"nan"``."""
+        return json.dumps(self.to_dict(), allow_nan=False)
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Self:
+        """Returns the history that `to_json` was called on.
+
+        Raises:
+            ValueError: for text that `to_json` does not return.
+
+        Example:
+            >>> history = History()
+            >>> history.add_epoch({'loss': float('nan')})
+            >>> History.from_json(history.to_json()) == history
+            True
+        """
+        return cls.from_dict(json.loads(text))
+
+    def to_pandas(self) -> 'pandas.DataFrame':
+        """Returns the epochs as rows, numbered from 1, and the metrics as columns.
+
+        Raises:
+            ConfigError: if pandas is not installed.
+        """
+        try:
+            import pandas
+        except ImportError as error:
+            raise ConfigError(
+                'to_pandas: needs the package pandas, which is not installed. Install it: '
+                'pip install pandas.'
+            ) from error
+        now = self.copy()
+        return pandas.DataFrame(
+            dict(now), index=pandas.RangeIndex(1, now.epochs + 1, name='epoch'), dtype=float
+        )
+
+    def continues(self, earlier: 'History') -> bool:
+        """Whether the steps are those of an earlier one, as far as both go, as after a resume."""
+        steps = min(self.steps, earlier.steps)
+        same = np.array_equal(self.step_loss[:steps], earlier.step_loss[:steps], equal_nan=True)
+        return steps > 0 and same
+
     def __eq__(self, other: object) -> bool:
         if isinstance(other, History):
-            return {**self.to_dict(), 'seconds': 0} == {**other.to_dict(), 'seconds': 0}
+            return self._compared() == other._compared()
         return super().__eq__(other)
+
+    def _compared(self) -> dict[str, Any]:
+        values = self.to_dict()
+        metrics = {n: v for n, v in values['metrics'].items() if n not in MACHINE_VALUES}
+        return values | {'metrics': metrics, 'resumed_at': None, 'seconds': None}
 
     def __repr__(self) -> str:
         size = f'{_count(self.epochs, "epoch")}, {_count(self.steps, "step")}'
@@ -193,6 +298,20 @@ class History(Mapping[str, list[float]]):
             best = {name: values[self.best_epoch - 1] for name, values in self.items()}
             parts.append(f'best epoch {self.best_epoch}: {_values(best)}')
         return f'History({"; ".join(parts)})'
+
+
+def _picked(values: Sequence[Any], rows: Any, epochs: int) -> Any:
+    """Some of a column's first values, or one of them."""
+    if isinstance(rows, slice):
+        return list(values[:epochs][rows])
+    if not is_whole(rows):
+        raise KeyError(
+            f'history: got the rows {rows!r}, expected a number or a slice. Columns come second: '
+            "history[:, ('loss', 'val_loss')]."
+        )
+    if not -epochs <= rows < epochs:
+        raise IndexError(f'history: got the row {rows}, expected one of {epochs} epochs.')
+    return values[rows % epochs]
 
 
 def _values(metrics: Mapping[str, float]) -> str:

@@ -24,9 +24,9 @@ from thinkml.errors import ConfigError
 
 NAMES = {
     'classification': tuple(
-        n for n in CLASSIFICATION_METRICS if n not in {'grad_norm', 'top_k_accuracy'}
+        n for n in CLASSIFICATION_METRICS if n not in {*TRAINING_ONLY_METRICS, 'top_k_accuracy'}
     ),
-    'regression': tuple(n for n in REGRESSION_METRICS if n != 'grad_norm'),
+    'regression': tuple(n for n in REGRESSION_METRICS if n not in TRAINING_ONLY_METRICS),
 }
 AVERAGES = ('macro', 'micro', 'weighted')
 
@@ -436,7 +436,7 @@ def test_a_nan_among_the_scores_is_seen():
     assert np.isnan(got['roc_auc']) and np.isnan(got['average_precision'])
 
 
-# --- gradient norm ----------------------------------------------------------------------------
+# --- gradient norm and update ratio -----------------------------------------------------------
 
 
 def test_grad_norm_is_the_mean_over_the_steps():
@@ -448,6 +448,45 @@ def test_grad_norm_is_the_mean_over_the_steps():
     assert 'grad_norm' in TRAINING_ONLY_METRICS
     with pytest.raises(ConfigError, match='only training has'):
         over_epoch(make_metrics(('grad_norm',)), [step(logits, labels)])
+
+
+def test_update_ratio_is_the_mean_over_the_steps_that_have_one():
+    rng = np.random.default_rng(0)
+    logits, labels = outputs('binary', 4, 1)
+
+    def tree(scale):
+        return {'w': rng.normal(size=(3, 2)) * scale, 'b': rng.normal(size=2) * scale}
+
+    pairs = [(tree(scale), tree(0.01)) for scale in (1.0, 3.0, 0.0)]  # the last has no ratio
+    steps = [
+        step(logits, labels, params=jax.tree.map(jnp.asarray, params),
+             updates=jax.tree.map(jnp.asarray, updates))
+        for params, updates in pairs
+    ]  # fmt: skip
+    norms = [[np.sqrt(sum((leaf**2).sum() for leaf in t.values())) for t in p] for p in pairs[:2]]
+    expected = np.mean([update / size for size, update in norms])
+    got = over_epoch(make_metrics(('update_ratio',)), steps)
+    assert got['update_ratio'] == pytest.approx(expected, rel=1e-6)
+    with pytest.raises(ConfigError, match="'update_ratio' got no gradients, which only training"):
+        over_epoch(make_metrics(('update_ratio',)), [step(logits, labels)])
+
+
+@pytest.mark.parametrize('name', TRAINING_ONLY_METRICS)
+def test_of_steps_that_are_not_measured_nothing_counts(name):
+    logits, labels = outputs('binary', 4, 1)
+
+    def of(scale, measured):
+        tree = {'w': jnp.full(3, scale)}
+        of_step = {'grads': tree, 'params': {'w': jnp.ones(3)}, 'updates': tree}
+        return step(logits, labels, measured=jnp.asarray(measured), **of_step)
+
+    metrics = make_metrics((name,))
+    every = over_epoch(metrics, [of(2.0, True), of(4.0, True)])
+    some = over_epoch(metrics, [of(2.0, True), of(np.nan, False), of(4.0, True), of(9.0, False)])
+    assert (
+        some[name] == every[name] == pytest.approx(3 * (np.sqrt(3) if name == 'grad_norm' else 1))
+    )
+    assert np.isnan(over_epoch(metrics, [of(2.0, False)])[name])
 
 
 # --- metrics of the user's own ----------------------------------------------------------------
@@ -636,7 +675,7 @@ def test_a_metric_that_is_no_number():
 
 
 def test_every_name_can_be_made_and_says_which_way_is_better():
-    lower = {'log_loss', 'brier', 'mse', 'mae', 'rmse', 'grad_norm'}
+    lower = {'log_loss', 'brier', 'mse', 'mae', 'rmse', *TRAINING_ONLY_METRICS}
     for kind, names in (('multiclass', CLASSIFICATION_METRICS), ('regression', REGRESSION_METRICS)):
         make_metrics(names, kind=kind, num_outputs=9, capacity=8)
         for name in names:

@@ -1,5 +1,10 @@
 """`ModelEvaluator.evaluate` on models, against scikit-learn on what the model returns."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -9,12 +14,15 @@ import sklearn.metrics as sk
 from flax import nnx
 from sklearn.datasets import load_breast_cancer
 
-import thinkml.evaluation.evaluator as evaluator_module
+import thinkml.evaluation.predictors as predictors
+from thinkml.core import predict_outputs
 from thinkml.core.adapters import from_functions, from_linen
 from thinkml.errors import ConfigError, DataError, ModelTypeError, ThinkMLWarning
 from thinkml.evaluation import ModelEvaluator
 
 from .models import Shifted, known, logits_and_labels
+
+REPOSITORY = Path(__file__).parents[2]
 
 
 def softmax(logits):
@@ -197,7 +205,7 @@ def test_unfit_metrics_are_refused_before_predicting(monkeypatch):
     def fail(*_):
         raise AssertionError('it predicted')
 
-    monkeypatch.setattr(evaluator_module, 'predict_outputs', fail)
+    monkeypatch.setattr(predictors, 'predict_outputs', fail)
     logits, labels = logits_and_labels(10, 3)
     evaluate = ModelEvaluator().evaluate
     with pytest.raises(ConfigError, match="Did you mean 'accuracy'"):
@@ -285,3 +293,192 @@ def test_repr_tells_task_rows_and_metrics():
     accuracy = f'{evaluation["accuracy"]:.4f}'
     expected = f'Evaluation(multiclass, 3 classes (0, 1, 2), 10 rows: accuracy={accuracy})'
     assert repr(evaluation) == str(evaluation) == expected
+
+
+# --- models of other libraries ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize('name', ['binary', 'text', 'multiclass', 'multilabel', 'regression'])
+def test_models_of_scikit_learn(name):
+    from sklearn.ensemble import RandomForestClassifier, RandomForestRegressor
+
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(120, 4))
+    number = (X[:, 0] > 0).astype(int) + (X[:, 1] > 0.5)
+    y = {
+        'binary': number.clip(max=1), 'text': np.array(['a', 'b', 'c'])[number],
+        'multiclass': number, 'multilabel': (X[:, :3] > 0).astype(int), 'regression': X[:, 0],
+    }[name]  # fmt: skip
+    kind = RandomForestRegressor if name == 'regression' else RandomForestClassifier
+    model = kind(5, max_depth=3, random_state=0).fit(X, y)
+    evaluation = ModelEvaluator().evaluate(model, X, y)
+    guess = model.predict(X)
+    if name == 'regression':
+        assert evaluation['r2'] == pytest.approx(sk.r2_score(y, guess))
+        return
+    average = 'binary' if name == 'binary' else 'macro'
+    assert evaluation['f1'] == pytest.approx(sk.f1_score(y, guess, average=average))
+    assert evaluation['accuracy'] == pytest.approx(sk.accuracy_score(y, guess))
+    shares = model.predict_proba(X)
+    if name == 'multilabel':
+        shares = np.stack([column[:, 1] for column in shares], axis=1)
+    elif name == 'binary':
+        shares = shares[:, 1]
+    expected = sk.roc_auc_score(y, shares, multi_class='ovr')
+    assert evaluation['roc_auc'] == pytest.approx(expected, rel=1e-6)
+    np.testing.assert_array_equal(evaluation.predictions, guess)
+
+
+def test_a_model_that_only_predicts():
+    class Sign:
+        def predict(self, X):
+            return (X[:, 0] > 0).astype(int)
+
+    X, y = np.array([[-1.0], [2.0], [3.0]]), np.array([0, 1, 0])
+    evaluation = ModelEvaluator().evaluate(Sign(), X, y)
+    assert evaluation['accuracy'] == pytest.approx(2 / 3) and 'roc_auc' not in evaluation.metrics
+    with pytest.raises(ConfigError, match="'roc_auc' need probabilities, but the model has no"):
+        ModelEvaluator().evaluate(Sign(), X, y, metrics=['accuracy', 'roc_auc'])
+
+
+# --- weights, own metrics, slices, several data sets ------------------------------------------
+
+
+def case_of_three(n=300):
+    logits, labels = logits_and_labels(n, 3)
+    return known(Shifted(), 'multiclass', (0, 1, 2), 3), logits, labels
+
+
+def test_sample_weights_are_those_of_scikit_learn():
+    model, logits, labels = case_of_three()
+    weight = np.random.default_rng(3).random(300)
+    evaluation = ModelEvaluator().evaluate(model, logits, labels, sample_weight=weight)
+    guess = logits.argmax(axis=1)
+    expected = {
+        'accuracy': sk.accuracy_score(labels, guess, sample_weight=weight),
+        'f1': sk.f1_score(labels, guess, average='macro', sample_weight=weight),
+        'roc_auc': sk.roc_auc_score(
+            labels, softmax(logits), multi_class='ovr', sample_weight=weight
+        ),
+        'log_loss': sk.log_loss(labels, softmax(logits), sample_weight=weight),
+    }
+    got = {name: evaluation[name] for name in expected}
+    assert got == pytest.approx(expected, rel=1e-6)
+    np.testing.assert_allclose(
+        evaluation.confusion_matrix, sk.confusion_matrix(labels, guess, sample_weight=weight)
+    )
+
+
+def test_metrics_of_ones_own():
+    from clu.metrics import Accuracy
+
+    def margin(logits, labels):
+        return logits.max(axis=1) - np.sort(logits, axis=1)[:, -2]
+
+    def largest(logits, labels):
+        return logits.max()
+
+    model, logits, labels = case_of_three()
+    evaluation = ModelEvaluator().evaluate(
+        model, logits, labels, metrics=['f1', margin, largest, Accuracy]
+    )
+    assert list(evaluation.metrics) == ['f1', 'margin', 'largest', 'accuracy']
+    assert evaluation['margin'] == pytest.approx(margin(logits, labels).mean(), rel=1e-6)
+    assert evaluation['largest'] == pytest.approx(logits.max())
+    assert evaluation['accuracy'] == pytest.approx((logits.argmax(axis=1) == labels).mean())
+    assert set(evaluation.confidence_intervals) == {'f1', 'margin'}
+
+
+def test_slices_are_evaluations_of_their_rows():
+    model, logits, labels = case_of_three()
+    site = np.array(['A', 'B', 'C'])[np.arange(300) % 3]
+    slices = {'site': site, 'first': np.arange(300) < 200, 'few': np.arange(300) < 5}
+    evaluate = ModelEvaluator().evaluate
+    evaluation = evaluate(model, logits, labels, slices=slices)
+    assert list(evaluation.slices) == ['site = A', 'site = B', 'site = C', 'first', 'few']
+    for name, rows in {'site = B': site == 'B', 'first': slices['first']}.items():
+        alone, found = evaluate(model, logits[rows], labels[rows]), evaluation.slices[name]
+        assert found.metrics == pytest.approx(alone.metrics, rel=1e-6)
+        assert found.num_rows == rows.sum() and found.is_supported
+        assert found.gaps['f1'] == pytest.approx(alone['f1'] - evaluation['f1'])
+        for metric, (low, high) in found.confidence_intervals.items():
+            assert low <= found.metrics[metric] <= high
+            assert low == pytest.approx(alone.confidence_intervals[metric][0], abs=0.06)
+    few = evaluation.slices['few']
+    assert not few.is_supported and few.num_rows == 5 and few.metrics == {}
+
+
+def test_several_data_sets():
+    model, logits, labels = case_of_three()
+    halves = {'test': (logits[:200], labels[:200]), 'site B': (logits[200:], labels[200:])}
+    weights = {'site B': np.linspace(0.1, 1, 100)}
+    found = ModelEvaluator().evaluate(model, halves, sample_weight=weights)
+    assert list(found) == ['test', 'site B'] == [one.name for one in found.values()]
+    alone = ModelEvaluator().evaluate(model, *halves['site B'], sample_weight=weights['site B'])
+    assert found['site B'].metrics == alone.metrics
+    assert found['test'].metrics == ModelEvaluator().evaluate(model, *halves['test']).metrics
+
+
+def test_undefined_values_are_warned_of_and_recorded():
+    model, logits, _ = case_of_three()
+    with pytest.warns(ThinkMLWarning) as caught:
+        evaluation = ModelEvaluator().evaluate(model, logits, np.zeros(300, int))
+    assert evaluation.warnings == tuple(str(warning.message) for warning in caught)
+    assert any(text.startswith('roc_auc: NaN, since') for text in evaluation.warnings)
+    assert all(warning.filename == __file__ for warning in caught)
+
+
+@pytest.mark.parametrize(
+    ('settings', 'error', 'message'),
+    [
+        ({'confidence': 95}, ConfigError, 'confidence: got 95, expected a share such as 0.95'),
+        ({'num_resamples': 1}, ConfigError, 'num_resamples: got 1'),
+        ({'min_support': 0}, ConfigError, 'min_support: got 0'),
+        ({'slices': ['a']}, ConfigError, 'slices: got list, expected a dict'),
+        ({'slices': {'a': np.ones(3)}}, DataError, r"slices: 'a' has shape \(3,\)"),
+        ({'slices': {'a': np.arange(300)}}, DataError, "slices: 'a' has 300 different values"),
+        ({'sample_weight': np.ones(3)}, DataError, r'sample_weight: got shape \(3,\)'),
+        ({'sample_weight': -np.ones(300)}, DataError, 'sample_weight: got values that are no'),
+        ({'sample_weight': np.zeros(300)}, DataError, 'sample_weight: got nothing but 0'),
+        ({'groups': np.arange(4)}, DataError, 'groups: got shape'),
+        ({'groups': np.arange(300) // 30, 'stratify': True}, DataError, 'stratify: got groups'),
+    ],
+)  # fmt: skip
+def test_settings_that_make_no_sense(settings, error, message):
+    with pytest.raises(error, match=message):
+        ModelEvaluator().evaluate(*case_of_three(), **settings)
+
+
+@pytest.mark.parametrize('devices', [3, 8])
+def test_predictions_are_sharded_over_the_devices(devices, tmp_path):
+    script = f"""
+import numpy as np, jax
+from flax import nnx
+from thinkml.core import predict_outputs
+assert len(jax.devices()) == {devices}
+seen = set()
+class Seen(nnx.Module):
+    def __init__(self):
+        self.layer = nnx.Linear(5, 3, rngs=nnx.Rngs(0))
+    def __call__(self, x):
+        jax.debug.inspect_array_sharding(x, callback=lambda s: seen.add(s.num_devices))
+        return self.layer(x)
+X = np.random.default_rng(0).normal(size=(2501, 5)).astype(np.float32)
+np.save({str(tmp_path / 'many.npy')!r}, predict_outputs(Seen(), X))
+assert seen == {{{devices}}}, seen
+"""
+    environment = os.environ | {
+        'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}', 'JAX_PLATFORMS': 'cpu',
+    }  # fmt: skip
+    subprocess.run([sys.executable, '-c', script], check=True, env=environment, cwd=REPOSITORY)
+    X = np.random.default_rng(0).normal(size=(2501, 5)).astype(np.float32)
+
+    class Alone(nnx.Module):
+        def __init__(self):
+            self.layer = nnx.Linear(5, 3, rngs=nnx.Rngs(0))
+
+        def __call__(self, x):
+            return self.layer(x)
+
+    expected = predict_outputs(Alone(), X)
+    np.testing.assert_allclose(np.load(tmp_path / 'many.npy'), expected, rtol=1e-6, atol=1e-6)

@@ -2,24 +2,26 @@
 
 import warnings
 
+import jax
 import numpy as np
 import pytest
+import scipy.optimize
+import scipy.special
 import sklearn.metrics as sk
+from sklearn.calibration import calibration_curve
 from sklearn.exceptions import UndefinedMetricWarning
 
-from thinkml.errors import ConfigError, ThinkMLWarning
+from thinkml.errors import ConfigError
+from thinkml.evaluation.counting import confusion_matrix
 from thinkml.evaluation.metrics import (
     METRICS,
     check_fit,
     check_metrics,
-    class_counts,
-    compute_metrics,
-    confusion_matrix,
     default_metrics,
+    get_metric,
     metrics_for,
-    r2,
 )
-from thinkml.evaluation.ranking import precision_recall_curve, roc_curve
+from thinkml.evaluation.scored import Scored
 
 CLASSES = 4
 KINDS = ('binary', 'multiclass', 'multilabel', 'regression')
@@ -33,14 +35,20 @@ VARIANTS = (
     'one_class',
     'single',
 )
+NUMBERED = {
+    'multiclass': ('top_2_accuracy', 'top_3_accuracy'),
+    'regression': ('pinball_0.1', 'pinball_.75'),
+}
 
 
-def make_case(kind, variant, seed=0):
-    """Encoded labels, encoded predictions, probabilities."""
+def make_case(kind, variant, *, weighted=False, seed=0, n=300):
     rng = np.random.default_rng(seed)
-    n = 1 if variant == 'single' else 300
+    n = 1 if variant == 'single' else n
+    weight = rng.integers(1, 4, n) * 0.25 if weighted else None
     if kind == 'regression':
-        return make_regression_case(rng, variant, n)
+        labels, predictions = make_regression_case(rng, variant, n)
+        targets = 1 if labels.ndim == 1 else labels.shape[1]
+        return Scored(kind, targets, labels, predictions, weight=weight)
     k = 2 if kind == 'binary' else CLASSES
     if kind == 'multilabel':
         shares = np.array([0.02, 0.1, 0.3, 0.5]) if variant == 'imbalanced' else 0.4
@@ -70,59 +78,181 @@ def make_case(kind, variant, seed=0):
             probabilities /= probabilities.sum(axis=1, keepdims=True)
     probabilities = probabilities.astype(np.float32)
     if kind == 'multilabel':
-        return labels, (probabilities > 0.5).astype(np.float32), probabilities
-    return labels, probabilities.argmax(axis=1).astype(np.int32), probabilities
+        predictions = (probabilities > 0.5).astype(np.float32)
+    else:
+        predictions = probabilities.argmax(axis=1).astype(np.int32)
+    return Scored(kind, k, labels, predictions, probabilities, weight=weight)
 
 
 def make_regression_case(rng, variant, n):
     shape = (n, 3) if variant in ('plain', 'imbalanced', 'missing') else (n,)
     targets = rng.normal(size=shape) * 50 + 2000
     if variant in ('missing', 'one_class'):
-        targets[..., -1] = targets.flat[0]
+        targets[..., -1] = 2048  # a number whose mean is exact, or scikit-learn's R2 is noise
     if variant == 'never_predicted':
         targets[:] = 7
     exact = variant == 'perfect'
     predictions = targets if exact else targets + rng.normal(size=shape) * 20
-    return targets, predictions.astype(np.float64 if exact else np.float32), None
+    return targets, predictions.astype(np.float64 if exact else np.float32)
 
 
-def reference(name, labels, predictions, probabilities, kind):
-    """What scikit-learn says."""
-    mean = {'average': 'binary' if kind == 'binary' else 'macro'}
-    match name:
+# --- what scikit-learn says -------------------------------------------------------------------
+
+
+def reference(name, case):
+    """The same by scikit-learn, or from its confusion matrices where it has no such function."""
+    if name in ('top_k_accuracy', 'top_2_accuracy', 'top_3_accuracy'):
+        k = {'k': 5}.get(name[4]) or int(name[4])
+        ranked = np.argsort(-case.probabilities, axis=1, kind='stable')[:, :k]
+        return np.average((ranked == case.labels[:, None]).any(axis=1), weights=case.weight)
+    if case.kind == 'regression':
+        return reference_of_numbers(name, case)
+    if name in ('roc_auc', 'roc_auc_ovo', 'average_precision'):
+        return reference_of_ranking(name, case)
+    if name in ('log_loss', 'brier', 'ece', 'ece_adaptive') or name.startswith('calibration'):
+        return reference_of_probabilities(name, case)
+    return reference_of_predictions(name, case)
+
+
+def reference_of_predictions(name, case):
+    labels, predictions, weight = case.labels, case.predictions, {'sample_weight': case.weight}
+    fraction, _, how = name.rpartition('_') if name.count('_') else (name, '', '')
+    how = how or ('binary' if case.kind == 'binary' else 'macro')
+    match fraction:
         case 'accuracy':
-            return sk.accuracy_score(labels, predictions)
-        case 'balanced_accuracy':
-            if kind == 'multilabel':
+            return sk.accuracy_score(labels, predictions, **weight)
+        case 'balanced':
+            if case.kind == 'multilabel':
                 pairs = zip(labels.T, predictions.T, strict=True)
-                return np.mean([sk.balanced_accuracy_score(*pair) for pair in pairs])
-            return sk.balanced_accuracy_score(labels, predictions)
-        case 'precision':
-            return sk.precision_score(labels, predictions, **mean)
-        case 'recall':
-            return sk.recall_score(labels, predictions, **mean)
-        case 'f1':
-            return sk.f1_score(labels, predictions, **mean)
-        case 'roc_auc' | 'average_precision':
-            if kind == 'binary':
-                labels, probabilities = labels == 1, probabilities[:, 1]
-            elif kind == 'multiclass':
-                labels = np.eye(CLASSES, dtype=int)[labels]
-            score = sk.roc_auc_score if name == 'roc_auc' else sk.average_precision_score
-            return score(labels, probabilities)
+                return np.mean([sk.balanced_accuracy_score(*pair, **weight) for pair in pairs])
+            return sk.balanced_accuracy_score(labels, predictions, **weight)
+        case 'mcc':
+            return sk.matthews_corrcoef(labels, predictions, **weight)
+        case 'kappa':
+            return sk.cohen_kappa_score(labels, predictions, **weight)
+        case 'precision' | 'recall' | 'f1':
+            score = getattr(sk, f'{fraction}_score')
+            return score(labels, predictions, average=how, **weight)
+    return reference_of_negatives(fraction, how, case)
+
+
+def reference_of_negatives(fraction, how, case):
+    present = None
+    if case.kind != 'multilabel':
+        present = np.union1d(case.labels, case.predictions)
+        present = np.array([0, 1]) if how == 'binary' else present
+    cells = sk.multilabel_confusion_matrix(
+        case.labels, case.predictions, labels=present, sample_weight=case.weight
+    )
+    tn, fp, fn = cells[:, 0, 0], cells[:, 0, 1], cells[:, 1, 0]
+    below = fp if fraction == 'specificity' else fn
+    support = cells[:, 1].sum(axis=1)
+    if how == 'micro':
+        tn, below = tn.sum(keepdims=True), below.sum(keepdims=True)
+    ratios = np.divide(tn, tn + below, out=np.zeros(len(tn)), where=tn + below > 0)
+    if how == 'binary':
+        return ratios[1]
+    return np.average(ratios, weights=support) if how == 'weighted' else ratios.mean()
+
+
+def reference_of_ranking(name, case):
+    labels, scores, weight = case.labels, case.probabilities, case.weight
+    if name == 'roc_auc_ovo':
+        areas = []
+        for a in range(CLASSES):
+            for b in range(a):
+                rows = np.isin(labels, (a, b))
+                if len(np.unique(labels[rows])) < 2:
+                    return np.nan
+                own = None if weight is None else weight[rows]
+                areas += [
+                    sk.roc_auc_score(labels[rows] == c, scores[rows, c], sample_weight=own)
+                    for c in (a, b)
+                ]
+        return np.mean(areas)
+    if case.kind == 'binary':
+        labels, scores = labels == 1, scores[:, 1]
+    elif case.kind == 'multiclass':
+        labels = np.eye(CLASSES, dtype=int)[labels]
+    score = sk.roc_auc_score if name == 'roc_auc' else sk.average_precision_score
+    return score(labels, scores, sample_weight=weight)
+
+
+def columns_of(case):
+    """Confidences and whether they were right."""
+    if case.kind == 'binary':
+        return [(case.probabilities[:, 1], case.labels == 1)]
+    if case.kind == 'multiclass':
+        return [(case.probabilities.max(axis=1), case.labels == case.predictions)]
+    return list(zip(case.probabilities.T, case.labels.T > 0.5, strict=True))
+
+
+def reference_of_probabilities(name, case):
+    labels, shares, weight = case.labels, case.probabilities, {'sample_weight': case.weight}
+    match name:
         case 'log_loss':
-            if kind == 'multilabel':
-                pairs = zip(labels.T, probabilities.T, strict=True)
-                return np.mean([sk.log_loss(*pair, labels=[0, 1]) for pair in pairs])
-            return sk.log_loss(labels, probabilities, labels=range(probabilities.shape[1]))
-        case 'mse':
-            return sk.mean_squared_error(labels, predictions)
-        case 'rmse':
-            return sk.root_mean_squared_error(labels, predictions)
-        case 'mae':
-            return sk.mean_absolute_error(labels, predictions)
-        case 'r2':
-            return sk.r2_score(labels, predictions)
+            if case.kind == 'multilabel':
+                pairs = zip(labels.T, shares.T, strict=True)
+                return np.mean([sk.log_loss(*p, labels=[0, 1], **weight) for p in pairs])
+            return sk.log_loss(labels, shares, labels=range(shares.shape[1]), **weight)
+        case 'brier':
+            if case.kind == 'multilabel':
+                pairs = zip(labels.T, shares.T, strict=True)
+                return np.mean([np.average((y - p) ** 2, weights=case.weight) for y, p in pairs])
+            if case.kind == 'binary':
+                return np.average((labels - shares[:, 1]) ** 2, weights=case.weight)
+            squares = ((np.eye(CLASSES)[labels] - shares) ** 2).sum(axis=1)
+            return np.average(squares, weights=case.weight)
+        case 'ece' | 'ece_adaptive':
+            return np.mean([reference_ece(name, *pair, case.weight) for pair in columns_of(case)])
+    lines = [reference_line(*pair, case.weight) for pair in columns_of(case)]
+    return np.mean(lines, axis=0)[int(name == 'calibration_slope')]
+
+
+def reference_ece(name, confidence, right, weight):
+    edges = np.linspace(0, 1, 16)
+    if name == 'ece_adaptive':
+        edges = np.percentile(confidence, edges * 100)
+    # as scikit-learn's calibration_curve bins
+    bins = np.searchsorted(edges[1:-1], confidence)
+    weight = np.ones(len(right)) if weight is None else weight
+    total = 0
+    for index in np.unique(bins):
+        rows = bins == index
+        total += abs((weight * (confidence - right.astype(float)))[rows].sum())
+    return total / weight.sum()
+
+
+def reference_line(confidence, right, weight):
+    """A logistic regression by a general optimizer."""
+    eps = np.finfo(np.float32).eps
+    x = scipy.special.logit(np.clip(confidence, eps, 1 - eps).astype(float))
+    y, weight = right * 1.0, np.ones(len(right)) if weight is None else weight
+
+    def loss(line):
+        z = line[0] + line[1] * x
+        return weight @ (np.logaddexp(0, z) - y * z)
+
+    return scipy.optimize.minimize(loss, [0.0, 1.0], tol=1e-12).x
+
+
+def reference_of_numbers(name, case):
+    labels, predictions, weight = case.labels, case.predictions, {'sample_weight': case.weight}
+    if name.startswith('pinball'):
+        alpha = float(name.split('_')[1])
+        return sk.mean_pinball_loss(labels, predictions, alpha=alpha, **weight)
+    if name == 'max_error':
+        return np.mean(np.abs(labels - predictions).max(axis=0))
+    functions = {
+        'mse': sk.mean_squared_error,
+        'rmse': sk.root_mean_squared_error,
+        'mae': sk.mean_absolute_error,
+        'r2': sk.r2_score,
+        'explained_variance': sk.explained_variance_score,
+        'median_absolute_error': sk.median_absolute_error,
+        'mape': sk.mean_absolute_percentage_error,
+    }
+    return functions[name](labels, predictions, **weight)
 
 
 # What scikit-learn issues where a value is undefined; it warns of other things too (a single
@@ -136,118 +266,167 @@ def is_about_undefined(warning):
     )
 
 
-CASES = [
-    (kind, variant, name) for kind in KINDS for variant in VARIANTS for name in metrics_for(kind)
-]
+def names_of(kind):
+    left_out = ('interval_coverage', 'interval_width')
+    return [*(n for n in METRICS[kind] if n not in left_out), *NUMBERED.get(kind, ())]
 
 
-@pytest.mark.parametrize(('kind', 'variant', 'name'), CASES)
-def test_equals_scikit_learn(kind, variant, name):
-    labels, predictions, probabilities = make_case(kind, variant)
-    with warnings.catch_warnings(record=True) as theirs:
-        warnings.simplefilter('always')
-        expected = reference(name, labels, predictions, probabilities, kind)
-    with warnings.catch_warnings(record=True) as ours:
-        warnings.simplefilter('always')
-        got = compute_metrics([name], labels, predictions, probabilities, kind)[name]
+@pytest.mark.parametrize('weighted', [False, True], ids=['plain', 'weighted'])
+@pytest.mark.parametrize('variant', VARIANTS)
+@pytest.mark.parametrize('kind', KINDS)
+def test_every_metric_equals_scikit_learn(kind, variant, weighted):
+    case = make_case(kind, variant, weighted=weighted)
+    for name in names_of(kind):
+        metric = get_metric(name, kind)
+        got = metric.of(case)
+        if name.startswith('calibration') and np.isnan(got):
+            assert metric.undefined(case.part(metric.part), case.weights).startswith('NaN, since')
+            continue
+        with warnings.catch_warnings(record=True) as theirs:
+            warnings.simplefilter('always')
+            expected = reference(name, case)
+        loose = name.startswith('calibration') and 1e-3
+        assert type(got) is float
+        np.testing.assert_allclose(
+            got, expected, rtol=loose or 1e-6, atol=loose or 1e-7, err_msg=name
+        )
+        undefined = metric.undefined and metric.undefined(case.part(metric.part), case.weights)
+        if is_told_by_scikit_learn(name):
+            assert bool(undefined) == any(map(is_about_undefined, theirs)), (name, undefined)
 
-    assert type(got) is float
-    np.testing.assert_allclose(got, expected, rtol=1e-6, atol=1e-7)
-    assert all(warning.category is ThinkMLWarning for warning in ours)
-    assert all(str(warning.message).startswith(f'{name}: ') for warning in ours)
-    assert bool(ours) == any(map(is_about_undefined, theirs)), [str(w.message) for w in theirs]
+
+def is_told_by_scikit_learn(name):
+    ours = ('specificity', 'npv', 'calibration', 'kappa', 'roc_auc_ovo')
+    return not name.startswith(ours) and not name.endswith('_micro')
 
 
-def test_multiclass_auc_equals_the_one_vs_rest_of_scikit_learn():
-    labels, _, probabilities = make_case('multiclass', 'ties')
-    expected = sk.roc_auc_score(labels, probabilities, multi_class='ovr', average='macro')
-    got = METRICS['roc_auc'].function(labels, probabilities, 'multiclass')
-    np.testing.assert_allclose(got, expected, rtol=1e-6)
+def test_calibration_bins_are_those_of_scikit_learn():
+    case = make_case('binary', 'plain')
+    truth, mean = calibration_curve(case.labels, case.probabilities[:, 1], n_bins=15)
+    bins = np.searchsorted(np.linspace(0, 1, 16)[1:-1], case.probabilities[:, 1])
+    count = np.unique(bins, return_counts=True)[1]
+    expected = np.average(abs(truth - mean), weights=count)
+    assert METRICS['binary']['ece'].of(case) == pytest.approx(expected, rel=1e-6)
+
+
+def test_multiclass_auc_equals_both_kinds_of_scikit_learn():
+    case = make_case('multiclass', 'ties')
+    for name, how in {'roc_auc': 'ovr', 'roc_auc_ovo': 'ovo'}.items():
+        expected = sk.roc_auc_score(case.labels, case.probabilities, multi_class=how)
+        assert METRICS['multiclass'][name].of(case) == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize('kind', KINDS)
 def test_order_of_rows_changes_nothing(kind):
-    labels, predictions, probabilities = make_case(kind, 'ties')
-    order = np.random.default_rng(1).permutation(len(labels))
-    names = metrics_for(kind)
-    shuffled = compute_metrics(
-        names,
-        labels[order],
-        predictions[order],
-        None if probabilities is None else probabilities[order],
-        kind,
-    )
-    expected = compute_metrics(names, labels, predictions, probabilities, kind)
-    assert shuffled == pytest.approx(expected, rel=1e-12)
+    case = make_case(kind, 'ties', weighted=True)
+    shuffled = case.take(np.random.default_rng(1).permutation(len(case)))
+    for name in names_of(kind):
+        metric = get_metric(name, kind)
+        assert metric.of(shuffled) == pytest.approx(metric.of(case), rel=1e-9), name
 
 
-def test_binary_with_many_rows_of_few_scores():
+@pytest.mark.parametrize('kind', KINDS)
+def test_a_weight_of_two_is_a_row_twice_and_of_zero_none(kind):
+    case = make_case(kind, 'ties')
+    weight = np.random.default_rng(2).integers(0, 3, len(case)).astype(float)
+    repeated = case.take(np.repeat(np.arange(len(case)), weight.astype(int)))
+    for name in names_of(kind):
+        metric = get_metric(name, kind)
+        if name == 'ece_adaptive':  # whose bins are quantiles of all rows
+            continue
+        assert metric.of(case, weight) == pytest.approx(metric.of(repeated), rel=1e-6), name
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_the_device_computes_the_same(kind):
+    """What the bootstrap compiles is what is evaluated on the host."""
+    case = make_case(kind, 'ties', weighted=True)
+    metrics = {name: get_metric(name, kind) for name in names_of(kind)}
+    parts = {name: case.part(metric.part) for name, metric in metrics.items()}
+
+    @jax.jit
+    def compute(parts, weight):
+        return {name: metric.value(parts[name], weight) for name, metric in metrics.items()}
+
+    got = compute(jax.tree.map(jax.numpy.asarray, parts), case.weights.astype(np.float32))
+    for name, metric in metrics.items():
+        assert float(got[name]) == pytest.approx(metric.of(case), rel=2e-4, abs=1e-5), name
+
+
+@pytest.mark.parametrize('dtype', [np.float32, np.float64])
+def test_a_million_rows(dtype):
     rng = np.random.default_rng(0)
-    labels = (rng.random(200_000) < 0.01).astype(np.int32)
-    positive = np.clip(rng.normal(0.3 + 0.2 * labels, 0.1), 0, 1).round(3).astype(np.float32)
-    probabilities = np.stack([1 - positive, positive], axis=1)
-    for name in ('roc_auc', 'average_precision', 'log_loss'):
-        got = METRICS[name].function(labels, probabilities, 'binary')
-        expected = reference(name, labels, None, probabilities, 'binary')
-        np.testing.assert_allclose(got, expected, rtol=1e-6)
+    labels = (rng.random(1_000_000) < 0.01).astype(np.int32)
+    positive = np.clip(rng.normal(0.3 + 0.2 * labels, 0.1), 0, 1).round(3).astype(dtype)
+    shares = np.stack([1 - positive, positive], axis=1)
+    case = Scored('binary', 2, labels, shares.argmax(axis=1).astype(np.int32), shares)
+    for name in ('accuracy', 'f1', 'mcc', 'roc_auc', 'average_precision', 'log_loss', 'brier'):
+        got, expected = METRICS['binary'][name].of(case), reference(name, case)
+        np.testing.assert_allclose(got, expected, rtol=1e-6, err_msg=name)
 
 
-@pytest.mark.parametrize('variant', ['plain', 'ties'])
-def test_curves_equal_scikit_learn(variant):
-    labels, _, probabilities = make_case('binary', variant)
-    positive, scores = labels == 1, probabilities[:, 1]
-
-    expected = sk.roc_curve(positive, scores, drop_intermediate=False)
-    for ours, theirs in zip(roc_curve(positive, scores), expected, strict=True):
-        np.testing.assert_allclose(ours, theirs, rtol=1e-7)
-
-    precision, recall, thresholds = sk.precision_recall_curve(positive, scores)
-    got = precision_recall_curve(positive, scores)
-    np.testing.assert_allclose(got[0], precision[::-1], rtol=1e-7)
-    np.testing.assert_allclose(got[1], recall[::-1], rtol=1e-7)
-    np.testing.assert_array_equal(got[2][1:], thresholds[::-1])
+@pytest.mark.parametrize('num_classes', [3, 300])
+def test_many_classes(num_classes):
+    rng = np.random.default_rng(0)
+    labels, predictions = rng.integers(num_classes, size=(2, 2000))
+    case = Scored('multiclass', num_classes, labels, np.where(labels % 2, labels, predictions))
+    expected = sk.confusion_matrix(labels, case.predictions, labels=range(num_classes))
+    np.testing.assert_array_equal(confusion_matrix(case), expected)
+    for name in ('f1', 'precision_weighted', 'recall_micro', 'mcc', 'kappa', 'balanced_accuracy'):
+        got = METRICS['multiclass'][name].of(case)
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            assert got == pytest.approx(reference(name, case), rel=1e-9), name
 
 
+def test_scores_below_zero_are_ranked_too():
+    rng = np.random.default_rng(0)
+    labels, scores = rng.integers(2, size=500), rng.normal(size=500).astype(np.float32).round(1)
+    case = Scored('binary', 2, labels, labels, np.stack([-scores, scores], axis=1))
+    assert METRICS['binary']['roc_auc'].of(case) == pytest.approx(sk.roc_auc_score(labels, scores))
+
+
+@pytest.mark.parametrize('weighted', [False, True])
 @pytest.mark.parametrize('variant', ['plain', 'missing', 'single'])
-def test_confusion_matrix_equals_scikit_learn(variant):
-    labels, predictions, _ = make_case('multiclass', variant)
-    expected = sk.confusion_matrix(labels, predictions, labels=range(CLASSES))
-    np.testing.assert_array_equal(confusion_matrix(labels, predictions, CLASSES), expected)
+def test_confusion_matrix_equals_scikit_learn(variant, weighted):
+    case = make_case('multiclass', variant, weighted=weighted)
+    weight = {'sample_weight': case.weight}
+    expected = sk.confusion_matrix(case.labels, case.predictions, labels=range(CLASSES), **weight)
+    np.testing.assert_array_equal(confusion_matrix(case), expected)
 
-    labels, predictions, _ = make_case('multilabel', variant)
-    expected = sk.multilabel_confusion_matrix(labels, predictions)
-    np.testing.assert_array_equal(confusion_matrix(labels, predictions, CLASSES), expected)
-
-
-def test_class_counts_agree_with_the_confusion_matrix():
-    labels, predictions, _ = make_case('multiclass', 'imbalanced')
-    matrix = confusion_matrix(labels, predictions, CLASSES)
-    counts = class_counts(labels, predictions, CLASSES)
-    np.testing.assert_array_equal(counts.hits, np.diag(matrix))
-    np.testing.assert_array_equal(counts.predicted, matrix.sum(axis=0))
-    np.testing.assert_array_equal(counts.actual, matrix.sum(axis=1))
+    case = make_case('multilabel', variant, weighted=weighted)
+    expected = sk.multilabel_confusion_matrix(case.labels, case.predictions, **weight)
+    np.testing.assert_array_equal(confusion_matrix(case), expected)
 
 
-def test_probabilities_of_zero_have_a_finite_log_loss():
-    labels = np.array([0, 1], np.int32)
-    probabilities = np.array([[0, 1], [1, 0]], np.float32)
-    expected = -np.log(np.finfo(np.float32).eps)
-    got = METRICS['log_loss'].function(labels, probabilities, 'binary')
-    assert got == pytest.approx(expected, rel=1e-6)
+def interval_case(bounds):
+    y = np.array([1.0, 2.0, 3.0, 4.0])
+    return Scored('regression', 2, np.stack([y, y], 1), np.array(bounds))
 
 
-def test_r2_of_a_constant_target():
-    constant = np.full(5, 3.0)
-    assert r2(constant, constant) == 1.0
-    assert r2(constant, constant + 1) == 0.0
+def test_interval_metrics():
+    case = interval_case([[0.0, 2.0], [2.0, 3.0], [3.5, 5.0], [1.0, 3.0]])
+    values = {n: get_metric(n, 'regression').of(case) for n in (
+        'interval_coverage', 'interval_width', 'interval_score_0.8')}  # fmt: skip
+    # outside by 0, 0, 0.5 and 1, each 2 / 0.2 = 10 times
+    expected = {
+        'interval_coverage': 0.5, 'interval_width': 1.625, 'interval_score_0.8': 1.625 + 15 / 4
+    }  # fmt: skip
+    assert values == pytest.approx(expected)
 
 
-def test_warnings_say_how_many_classes():
-    labels, predictions, _ = make_case('multiclass', 'never_predicted')
-    message = 'recall: no examples of 1 of 4 classes; set to 0 there.'
-    with pytest.warns(ThinkMLWarning) as caught:
-        METRICS['recall'].function(labels, predictions, 'multiclass')
-    assert [str(warning.message) for warning in caught] == [message]
+def test_interval_metrics_need_bounds():
+    y = np.arange(4.0)
+    for labels, predictions in ((y, y), (np.stack([y, -y], 1), np.zeros((4, 2)))):
+        with pytest.raises(ConfigError, match='the lower bound first and the upper bound last'):
+            METRICS['regression']['interval_width'].of(Scored('regression', 1, labels, predictions))
+
+
+def test_what_is_undefined_is_said_with_how_many():
+    case = make_case('multiclass', 'never_predicted')
+    recall = METRICS['multiclass']['recall']
+    message = recall.undefined(case.part(recall.part), case.weights)
+    assert message == 'no examples of 1 of 4 classes; set to 0 there.'
 
 
 def test_defaults():
@@ -255,6 +434,7 @@ def test_defaults():
     for kind in ('binary', 'multiclass', 'multilabel'):
         assert default_metrics(kind) == classification
     assert default_metrics('regression') == ['rmse', 'mae', 'r2']
+    assert 'mcc' in metrics_for('binary') and 'f1_macro' not in metrics_for('binary')
 
 
 @pytest.mark.parametrize(
@@ -266,6 +446,7 @@ def test_defaults():
         ('f1', None, r"metrics: got the string 'f1', expected a list: \['f1'\]"),
         (['rmse'], 'binary', "metrics: got 'rmse', but the task is binary; expected .*accuracy"),
         (['mae', 'f1'], 'regression', "got 'f1', but the task is regression; expected .*rmse"),
+        (['top_3_accuracy'], 'binary', "got 'top_3_accuracy', but the task is binary"),
         ([3], None, 'metrics: got 3'),
     ],
 )

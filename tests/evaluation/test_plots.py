@@ -1,7 +1,6 @@
 """The plots draw the numbers of the evaluation, without a display."""
 
-import subprocess
-import sys
+import dataclasses
 
 import numpy as np
 import pytest
@@ -9,192 +8,225 @@ import sklearn.metrics as sk
 from matplotlib.figure import Figure
 
 from thinkml.errors import ConfigError
-from thinkml.evaluation import ModelEvaluator
-from thinkml.evaluation.metrics import metrics_for
+from thinkml.evaluation.analysis import PerformanceAnalysis
+from thinkml.evaluation.plots.axes import thinned
 
-from .models import Shifted, known, logits_and_labels
+from .drawn import PLAIN, analyze, has_band, labels_of, line, trained
+from .made import FEW, binary, classification
 
-PLOTS = ('plot_roc_curve', 'plot_precision_recall_curve', 'plot_confusion_matrix')
-
-
-def analyze(kind, num_classes, n=150):
-    classes = tuple(f'class {index}' for index in range(num_classes))
-    logits, labels = logits_and_labels(n, num_classes)
-    model = known(Shifted(), kind, classes, num_classes)
-    return ModelEvaluator().analyze_performance(model, logits, np.asarray(classes)[labels])
-
-
-@pytest.mark.parametrize('plot', PLOTS[:2])
-def test_classes_that_begin_with_an_underscore_are_in_the_legend(plot):
-    classes = ('_a', 'b', '__c')
-    logits, labels = logits_and_labels(60, 3)
-    model = known(Shifted(), 'multiclass', classes, 3)
-    analysis = ModelEvaluator().analyze_performance(model, logits, np.asarray(classes)[labels])
-    shown = [label.split(' (')[0].strip() for label in labels_of(getattr(analysis, plot)().axes[0])]
-    assert [label for label in shown if label not in ('chance', 'mean')] == list(classes)
+CURVES = ('plot_roc_curve', 'plot_precision_recall_curve', 'plot_gain')
+OF_CLASSES = (*CURVES, 'plot_calibration', 'plot_confusion_matrix')
+EVERY = [
+    *((plot, kind) for plot in OF_CLASSES for kind in ('binary', 'multiclass', 'multilabel')),
+    *(('plot_threshold', kind) for kind in ('binary', 'multilabel')),
+    ('plot_residuals', 'regression'),
+    ('plot_learning_curve', 'regression'),
+]
 
 
-def analyze_multilabel():
-    rng = np.random.default_rng(0)
-    y = rng.integers(2, size=(80, 3))
-    logits = (2 * y - 1 + rng.normal(size=y.shape)).astype(np.float32)
-    return ModelEvaluator().analyze_performance(Shifted(), logits, y)
+def draw(plot, kind, **settings):
+    analysis = dataclasses.replace(analyze(kind), runs=[trained()])
+    return getattr(analysis, plot)(**settings)
 
 
-def labels_of(ax):
-    return [text.get_text() for text in ax.get_legend().get_texts()]
+# --- all of them ------------------------------------------------------------------------------
 
 
-def lines_by_label(ax):
-    return {line.get_label(): line.get_xydata().T for line in ax.get_lines()}
-
-
-def test_metrics_are_all_that_fit_the_task():
-    analysis = analyze('binary', 2)
-    metrics = analysis.get_metrics()
-    assert list(metrics) == metrics_for('binary')
-    assert metrics['f1'] == pytest.approx(
-        sk.f1_score(
-            analysis.evaluation.labels, analysis.evaluation.predictions, pos_label='class 1'
-        )
-    )
-    metrics.clear()
-    assert analysis.get_metrics()
-
-
-def test_binary_curves_have_the_area_of_the_metric():
-    analysis = analyze('binary', 2)
-    metrics = analysis.get_metrics()
-
-    ax = analysis.plot_roc_curve().axes[0]
-    x, y = lines_by_label(ax)[f'AUC = {metrics["roc_auc"]:.3f}']
-    assert np.trapezoid(y, x) == pytest.approx(metrics['roc_auc'])
-    assert 'class 1' in ax.get_title()
-
-    ax = analysis.plot_precision_recall_curve().axes[0]
-    recall, precision = lines_by_label(ax)[f'AP = {metrics["average_precision"]:.3f}']
-    area = np.sum(np.diff(recall) * precision[1:])
-    assert area == pytest.approx(metrics['average_precision'])
-
-
-@pytest.mark.parametrize('kind', ['multiclass', 'multilabel'])
-def test_one_curve_per_class_and_their_mean(kind):
-    analysis = analyze(kind, 4) if kind == 'multiclass' else analyze_multilabel()
-    metrics = analysis.get_metrics()
-    names = [str(name) for name in analysis.evaluation.task.classes]
-    for plot, name in (
-        ('plot_roc_curve', 'roc_auc'),
-        ('plot_precision_recall_curve', 'average_precision'),
-    ):
-        ax = getattr(analysis, plot)().axes[0]
-        labels = [label for label in labels_of(ax) if label != 'chance']
-        assert [label.rsplit(' (')[0] for label in labels] == [*names, 'mean']
-        areas = [float(label.rsplit('(')[1][:-1]) for label in labels]
-        assert np.mean(areas[:-1]) == pytest.approx(areas[-1], abs=1e-3)
-        assert areas[-1] == pytest.approx(metrics[name], abs=1e-3)
-        x, y = lines_by_label(ax)[labels[-1]]
-        assert np.trapezoid(y, x) == pytest.approx(metrics[name], abs=0.01)
-
-
-def test_a_class_without_examples_is_left_out_of_the_curves():
-    logits, labels = logits_and_labels(60, 3)
-    kept = labels != 2
-    model = known(Shifted(), 'multiclass', (0, 1, 2), 3)
-    with pytest.warns(match='classes|average_precision|roc_auc|recall|balanced'):
-        analysis = ModelEvaluator().analyze_performance(model, logits[kept], labels[kept])
-    for plot in PLOTS[:2]:
-        labels_shown = labels_of(getattr(analysis, plot)().axes[0])
-        names = [label.split(' (')[0] for label in labels_shown if label != 'chance']
-        assert names == ['0', '1', 'mean, 2 of 3']
-
-
-def test_of_many_classes_the_worst_are_named():
-    analysis = analyze('multiclass', 14, n=900)
-    evaluation = analysis.evaluation
-    areas = {
-        name: sk.roc_auc_score(evaluation.labels == name, evaluation.probabilities[:, index])
-        for index, name in enumerate(evaluation.task.classes)
-    }
-    worst = sorted(areas, key=areas.__getitem__)[:3]
-    shown = labels_of(analysis.plot_roc_curve().axes[0])
-    assert [label.split(' (')[0] for label in shown] == [
-        'chance', 'all 14; the worst:', *worst, 'mean'
-    ]  # fmt: skip
-
-
-def test_large_curves_are_thinned_without_moving():
-    analysis = analyze('binary', 2, n=30_000)
-    metrics = analysis.get_metrics()
-    x, y = lines_by_label(analysis.plot_roc_curve().axes[0])[f'AUC = {metrics["roc_auc"]:.3f}']
-    assert len(x) <= 2000
-    assert (x[0], y[0], x[-1], y[-1]) == (0, 0, 1, 1)
-    assert np.trapezoid(y, x) == pytest.approx(metrics['roc_auc'], abs=1e-4)
-
-
-def test_confusion_matrix_shows_every_count():
-    analysis = analyze('multiclass', 4)
-    ax = analysis.plot_confusion_matrix().axes[0]
-    counts = np.array([int(text.get_text()) for text in ax.texts]).reshape(4, 4)
-    np.testing.assert_array_equal(counts, analysis.evaluation.confusion_matrix)
-    shares = ax.get_images()[0].get_array()
-    np.testing.assert_allclose(np.sum(shares, axis=1), 1)
-    assert [label.get_text() for label in ax.get_yticklabels()] == [
-        f'class {index}' for index in range(4)
-    ]
-    assert (ax.get_xlabel(), ax.get_ylabel()) == ('predicted', 'true')
-
-
-def test_multilabel_confusion_has_a_row_per_label():
-    analysis = analyze_multilabel()
-    ax = analysis.plot_confusion_matrix().axes[0]
-    counts = np.array([int(text.get_text()) for text in ax.texts]).reshape(3, 2, 2)
-    np.testing.assert_array_equal(counts, analysis.evaluation.confusion_matrix)
-
-
-@pytest.mark.parametrize('plot', PLOTS)
-def test_draws_into_given_axes_and_writes_files(plot, tmp_path):
-    analysis = analyze('multiclass', 3)
+@pytest.mark.parametrize(('plot', 'kind'), EVERY)
+def test_draws_into_given_axes_and_writes_files(plot, kind, tmp_path):
     figure = Figure(figsize=(8, 4))
     left, right = figure.subplots(1, 2)
     path = tmp_path / 'plots' / 'curve.png'
-    assert getattr(analysis, plot)(path=path, ax=right) is figure
+    assert draw(plot, kind, path=path, ax=right) is figure
     assert path.read_bytes().startswith(b'\x89PNG')
     assert not left.has_data()
     assert right.has_data()
 
 
-@pytest.mark.parametrize('plot', PLOTS)
-def test_notebooks_get_a_picture(plot):
-    figure = getattr(analyze('binary', 2), plot)()
+@pytest.mark.parametrize(('plot', 'kind'), EVERY)
+def test_notebooks_get_a_picture(plot, kind):
+    figure = draw(plot, kind)
     assert isinstance(figure, Figure)
     assert figure._repr_png_().startswith(b'\x89PNG')
+    ax = figure.axes[0]
+    assert ax.get_title()
+    assert ax.get_ylabel()
+    assert ax.get_xlabel() or (plot, kind) == ('plot_confusion_matrix', 'multilabel')
 
 
-@pytest.mark.parametrize('plot', PLOTS)
+@pytest.mark.parametrize('plot', OF_CLASSES)
 def test_regression_has_no_such_plots(plot):
-    X = np.arange(10, dtype=np.float32)[:, None]
-    analysis = ModelEvaluator().analyze_performance(Shifted(), X, X[:, 0] + 0.5)
-    assert analysis.get_metrics() == pytest.approx(
-        {'rmse': 0.5, 'mae': 0.5, 'mse': 0.25, 'r2': 1 - 0.25 / np.var(X)}
-    )
     with pytest.raises(ConfigError, match=f'{plot}: got the evaluation of a regression model'):
+        getattr(analyze('regression'), plot)()
+
+
+@pytest.mark.parametrize('plot', [*CURVES, 'plot_calibration', 'plot_threshold'])
+def test_without_probabilities_there_are_no_such_plots(plot):
+    evaluation = analyze('binary').evaluation
+    scored = dataclasses.replace(evaluation.scored, probabilities=None)
+    analysis = PerformanceAnalysis(dataclasses.replace(evaluation, scored=scored))
+    with pytest.raises(ConfigError, match=f'{plot}: got the evaluation of a model without'):
         getattr(analysis, plot)()
+    assert analysis.plot_confusion_matrix()
 
 
-def test_matplotlib_is_imported_when_first_drawn_and_pyplot_never():
-    program = (
-        'import sys, numpy as np\n'
-        'from flax import nnx\n'
-        'from thinkml.evaluation import ModelEvaluator\n'
-        'model = nnx.Linear(2, 2, rngs=nnx.Rngs(0))\n'
-        'X, y = np.eye(2, dtype=np.float32).repeat(5, axis=0), np.arange(10) % 2\n'
-        'analysis = ModelEvaluator().analyze_performance(model, X, y)\n'
-        'assert "matplotlib" not in sys.modules\n'
-        'analysis.plot_roc_curve()\n'
-        'analysis.plot_confusion_matrix()\n'
-        'assert "matplotlib.pyplot" not in sys.modules\n'
+@pytest.mark.parametrize('kind', ['binary', 'multiclass', 'multilabel'])
+@pytest.mark.parametrize('plot', CURVES)
+def test_bands_are_drawn_where_there_is_confidence(plot, kind):
+    shaded, plain = (
+        getattr(analyze(kind, resampling=resampling), plot)().axes[0] for resampling in (FEW, PLAIN)
     )
-    done = subprocess.run(
-        [sys.executable, '-W', 'ignore', '-c', program], capture_output=True, text=True, check=False
+    assert has_band(shaded)
+    assert labels_of(shaded)[-1] == '95% band'
+    assert not has_band(plain)
+    assert '95% band' not in labels_of(plain)
+
+
+@pytest.mark.parametrize('plot', [*CURVES, 'plot_calibration', 'plot_threshold'])
+def test_a_row_of_weight_two_is_two_rows(plot):
+    rng = np.random.default_rng(0)
+    labels, p, weight = rng.integers(2, size=40), rng.random(40).round(1), rng.integers(4, size=40)
+    weighted = binary(labels, p, weight.astype(float), resampling=PLAIN)
+    repeated = binary(labels.repeat(weight), p.repeat(weight), resampling=PLAIN)
+    axes = [getattr(PerformanceAnalysis(each), plot)().axes[0] for each in (weighted, repeated)]
+    for one, other in zip(*(ax.get_lines() for ax in axes), strict=True):
+        np.testing.assert_allclose(one.get_xydata(), other.get_xydata(), atol=1e-12)
+    assert labels_of(axes[0]) == labels_of(axes[1])
+
+
+# --- curves of rankings -----------------------------------------------------------------------
+
+
+def test_binary_curves_have_the_area_of_the_metric():
+    analysis = analyze('binary', metrics=['roc_auc', 'average_precision'])
+    metrics = analysis.get_metrics()
+    ax = analysis.plot_roc_curve().axes[0]
+    x, y = line(ax, f'AUC = {metrics["roc_auc"]:.3f}')
+    assert np.trapezoid(y, x) == pytest.approx(metrics['roc_auc'])
+    assert 'yes' in ax.get_title()
+    ax = analysis.plot_precision_recall_curve().axes[0]
+    recall, precision = line(ax, f'AP = {metrics["average_precision"]:.3f}')
+    area = np.sum(np.diff(recall) * precision[1:])
+    assert area == pytest.approx(metrics['average_precision'])
+
+
+def test_gain_is_the_share_of_positives_among_the_first_rows():
+    evaluation = binary([1, 1, 0, 1, 0, 0, 0, 0, 0, 0], np.linspace(0.9, 0, 10))
+    ax = PerformanceAnalysis(evaluation).plot_gain().axes[0]
+    x, y = line(ax, 'lift at 10% = 3.333')
+    np.testing.assert_allclose(x, np.arange(11) / 10)
+    np.testing.assert_allclose(y, np.array([0, 1, 2, 2, *[3] * 7]) / 3)
+    np.testing.assert_allclose(line(ax, 'perfect'), [[0, 0.3, 1], [0, 1, 1]])
+
+
+@pytest.mark.parametrize('kind', ['multiclass', 'multilabel'])
+def test_one_curve_per_class_and_their_mean(kind):
+    analysis = analyze(kind, metrics=['roc_auc', 'average_precision'])
+    metrics = analysis.get_metrics()
+    for plot, name in zip(CURVES, metrics, strict=False):
+        ax = getattr(analysis, plot)().axes[0]
+        labels = [label for label in labels_of(ax) if label not in ('chance', '95% band')]
+        names = [label.rsplit(' (')[0] for label in labels]
+        assert names == [*analysis.evaluation.task.classes, 'mean']
+        areas = [float(label.rsplit('(')[1][:-1]) for label in labels]
+        assert np.mean(areas[:-1]) == pytest.approx(areas[-1], abs=1e-3)
+        assert areas[-1] == pytest.approx(metrics[name], abs=1e-3)
+        x, y = line(ax, labels[-1])
+        assert np.trapezoid(y, x) == pytest.approx(metrics[name], abs=0.01)
+
+
+def test_a_class_without_examples_is_left_out_of_the_curves():
+    evaluation = classification(('a', 'b', 'c'), 60, metrics=['accuracy'])
+    kept = evaluation.scored.take(evaluation.scored.labels != 2)
+    analysis = PerformanceAnalysis(dataclasses.replace(evaluation, scored=kept))
+    for plot in CURVES:
+        shown = labels_of(getattr(analysis, plot)().axes[0])
+        names = [label.split(' (')[0] for label in shown]
+        assert [name for name in names if name not in ('chance', '95% band')] == (
+            ['a', 'b', 'mean, 2 of 3']
+        )
+
+
+@pytest.mark.parametrize('plot', [*CURVES, 'plot_threshold'])
+def test_without_positives_it_says_so(plot):
+    ax = getattr(PerformanceAnalysis(binary([0, 0, 0], [0.1, 0.2, 0.3])), plot)().axes[0]
+    assert any('to draw a curve from' in text.get_text() for text in ax.texts)
+
+
+def test_of_many_classes_the_worst_are_named():
+    evaluation = classification(tuple(f'class {i}' for i in range(14)), 900)
+    labels, shares = evaluation.scored.labels, evaluation.probabilities
+    areas = {
+        name: sk.roc_auc_score(labels == index, shares[:, index])
+        for index, name in enumerate(evaluation.task.classes)
+    }
+    worst = sorted(areas, key=areas.__getitem__)[:3]
+    shown = labels_of(PerformanceAnalysis(evaluation).plot_roc_curve().axes[0])
+    assert [label.split(' (')[0] for label in shown] == [
+        'chance', 'all 14; the worst:', *worst, 'mean', '95% band'
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize('plot', CURVES)
+def test_classes_that_begin_with_an_underscore_are_in_the_legend(plot):
+    analysis = PerformanceAnalysis(classification(('_a', 'b', '__c'), 60))
+    shown = [label.split(' (')[0].strip() for label in labels_of(getattr(analysis, plot)().axes[0])]
+    assert [label for label in shown if label not in ('chance', 'mean', '95% band')] == (
+        ['_a', 'b', '__c']
     )
-    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize('plot', OF_CLASSES)
+def test_dollars_in_names_are_no_formulas(plot):
+    analysis = PerformanceAnalysis(classification(('$5', '$_{', 'none'), 60))
+    assert getattr(analysis, plot)()._repr_png_()
+
+
+def test_large_curves_are_thinned_without_moving():
+    analysis = analyze('binary', n=30_000, metrics=['roc_auc'])
+    area = analysis.get_metrics()['roc_auc']
+    x, y = line(analysis.plot_roc_curve().axes[0], f'AUC = {area:.3f}')
+    assert len(x) <= 2000
+    assert (x[0], y[0], x[-1], y[-1]) == (0, 0, 1, 1)
+    assert np.trapezoid(y, x) == pytest.approx(area, abs=1e-4)
+
+
+def test_thinned_points_are_some_of_the_points():
+    x = np.sort(np.random.default_rng(0).random(10_000))
+    few = thinned(x, x**2)
+    assert len(few[0]) <= 2000
+    assert np.isin(few[0], x).all()
+    np.testing.assert_array_equal(few[1], few[0] ** 2)
+    assert np.diff(few[0]).max() < 0.002
+
+
+# --- confusion matrix -------------------------------------------------------------------------
+
+
+def test_confusion_matrix_shows_every_count():
+    analysis = analyze('multiclass')
+    ax = analysis.plot_confusion_matrix().axes[0]
+    counts = np.array([int(text.get_text()) for text in ax.texts]).reshape(4, 4)
+    np.testing.assert_array_equal(counts, analysis.evaluation.confusion_matrix)
+    shares = ax.get_images()[0].get_array()
+    np.testing.assert_allclose(np.sum(shares, axis=1), 1)
+    names = [label.get_text() for label in ax.get_yticklabels()]
+    assert names == list(analysis.evaluation.task.classes)
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ('predicted', 'true')
+
+
+def test_weights_in_the_confusion_matrix():
+    weight = np.random.default_rng(0).random(150) / 100
+    analysis = analyze('binary', weight=weight)
+    ax = analysis.plot_confusion_matrix().axes[0]
+    shown = [text.get_text() for text in ax.texts]
+    matrix = analysis.evaluation.confusion_matrix
+    assert shown == [f'{value:.1f}' for value in matrix.ravel()]
+    np.testing.assert_allclose(np.sum(ax.get_images()[0].get_array(), axis=1), 1)
+
+
+def test_multilabel_confusion_has_a_row_per_label():
+    analysis = analyze('multilabel')
+    ax = analysis.plot_confusion_matrix().axes[0]
+    counts = np.array([int(text.get_text()) for text in ax.texts]).reshape(3, 2, 2)
+    np.testing.assert_array_equal(counts, analysis.evaluation.confusion_matrix)

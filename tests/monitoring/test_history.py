@@ -1,11 +1,14 @@
 import json
 import math
+import sys
 import threading
 from collections.abc import Mapping
 
 import numpy as np
+import pandas as pd
 import pytest
 
+from thinkml.errors import ConfigError
 from thinkml.history import History
 
 
@@ -128,6 +131,7 @@ def test_a_copy_is_equal_and_its_own():
     history = recorded()
     history.best_epoch, history.interrupted, history.seconds = 2, True, 1.5
     history.events.append((2, 'early stopping'))
+    history.resumed_at.append(3)
     copy = history.copy()
     assert copy.to_dict() == history.to_dict()
     history.add_steps([0.1])
@@ -191,6 +195,7 @@ def test_the_best_epoch_is_a_plain_int():
         ('epoch_ends', [-1, 2]), ('epoch_ends', [3, 4.5]), ('epoch_ends', [3]), ('best_epoch', 0),
         ('best_epoch', 3), ('best_epoch', 1.0), ('best_epoch', True), ('events', [[1, 2]]),
         ('events', [['a', 'b']]), ('interrupted', 1), ('seconds', '5'), ('more', 1),
+        ('resumed_at', ['3']), ('resumed_at', None),
     ],
 )  # fmt: skip
 def test_what_is_no_history_is_a_value_error(name, value):
@@ -198,3 +203,104 @@ def test_what_is_no_history_is_a_value_error(name, value):
     assert History.from_dict(values) == recorded()
     with pytest.raises(ValueError, match='impossible'):
         History.from_dict({**values, name: value})
+
+
+# --- as a table -------------------------------------------------------------------------------
+
+
+def test_slices_are_those_of_a_table():
+    history = recorded()
+    history.add_epoch({'loss': 0.25, 'accuracy': 1.0, 'val_loss': 0.3})
+    table = pd.DataFrame(dict(history))
+    for row in (0, 1, -1, np.int64(2)):
+        np.testing.assert_equal(history[row], table.iloc[row].to_dict())
+        np.testing.assert_equal(history[row, 'val_loss'], table.val_loss.iloc[row])
+        pair = tuple(table[['val_loss', 'loss']].iloc[row])
+        np.testing.assert_equal(history[row, ('val_loss', 'loss')], pair)
+    for rows in (slice(None), slice(1, None), slice(-2, None), slice(None, None, -1), slice(9)):
+        np.testing.assert_equal(history[rows], table.iloc[rows].to_dict('records'))
+        np.testing.assert_equal(history[rows, 'val_loss'], table.val_loss.iloc[rows].tolist())
+        pairs = list(table[['loss', 'accuracy']].iloc[rows].itertuples(index=False, name=None))
+        assert history[rows, ('loss', 'accuracy')] == pairs
+    assert 0 not in history and 'loss' in history
+
+
+@pytest.mark.parametrize(
+    ('key', 'error', 'says'),
+    [
+        (2, IndexError, 'got the row 2, expected one of 2 epochs'),
+        ((-3, 'loss'), IndexError, 'got the row -3'),
+        ((slice(None), 'los'), KeyError, "'los', expected one of .*Did you mean 'loss'"),
+        ((slice(None), ('loss', 'f1')), KeyError, "got 'f1'"),
+        (('loss', 'val_loss'), KeyError, r"rows 'loss'.*history\[:, \('loss', 'val_loss'\)\]"),
+        (1.5, KeyError, 'got 1.5'),
+        ((0, 1), KeyError, 'got 1'),
+        (True, KeyError, 'got True'),
+    ],
+)
+def test_what_is_not_in_the_table(key, error, says):
+    with pytest.raises(error, match=says):
+        recorded()[key]
+
+
+def test_no_epoch_has_no_rows():
+    assert History()[:] == [] and History().get('loss') is None
+    with pytest.raises(IndexError, match='expected one of 0 epochs'):
+        History()[-1]
+
+
+def test_a_row_that_is_half_written_is_none():
+    history = recorded()
+    history._metrics['loss'].append(9.0)  # another thread ends an epoch just now
+    assert history[-1, 'loss'] == 0.3 and history[:, 'loss'] == [0.7, 0.3]
+    assert history[-1]['loss'] == 0.3 and len(history[:]) == 2
+
+
+def test_pandas_has_the_epochs_as_rows():
+    frame = recorded().to_pandas()
+    assert frame.index.tolist() == [1, 2] and frame.index.name == 'epoch'
+    assert set(frame.dtypes) == {np.dtype(float)}
+    np.testing.assert_equal(frame.to_dict('list'), dict(recorded()))
+    assert History().to_pandas().shape == (0, 0)
+
+
+def test_without_pandas_it_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, 'pandas', None)  # importing it raises
+    with pytest.raises(ConfigError, match='pip install pandas'):
+        recorded().to_pandas()
+
+
+def test_json_and_back():
+    history = recorded()
+    history.resumed_at.append(4)
+    loaded = History.from_json(history.to_json())
+    assert loaded == history and loaded.resumed_at == [4]
+    assert loaded[:, ('loss', 'accuracy')] == history[:, ('loss', 'accuracy')]
+    assert loaded.to_json() == history.to_json()
+    for text in ('', '[]', '{"metrics": {}}'):
+        with pytest.raises(ValueError):
+            History.from_json(text)
+
+
+def test_what_was_written_before_runs_knew_where_they_were_resumed_is_read():
+    older = {name: value for name, value in recorded().to_dict().items() if name != 'resumed_at'}
+    assert History.from_dict(older) == recorded()
+
+
+def test_times_and_bytes_are_not_compared():
+    one, other = recorded(), recorded()
+    one.add_epoch({'loss': 0.1, 'step_seconds': 0.5, 'bytes_in_use': 100.0})
+    other.add_epoch({'loss': 0.1, 'step_seconds': 0.7, 'peak_bytes_in_use': 9.0})
+    other.resumed_at.append(3)
+    assert one == other
+    other.add_to_epoch({'grad_norm': 1.0})
+    assert one != other
+
+
+def test_a_run_that_goes_on_is_known_by_its_steps():
+    first, second = recorded(), recorded()
+    assert first.continues(second) and not first.continues(History())
+    second.add_steps([0.5])
+    assert first.continues(second) and second.continues(first)
+    first.add_steps([0.6])
+    assert not first.continues(second)

@@ -147,3 +147,122 @@ def test_empty_axes_say_so(metrics, labels):
     axes = training_figure([], metrics).axes
     assert [panel.get_ylabel() for panel in axes] == labels
     assert [panel.texts[0].get_text() for panel in axes] == ['no data yet'] * len(labels)
+
+
+# --- events, the best epoch, and values of other scales ---------------------------------------
+
+
+def events(axes) -> list[tuple[float, str]]:
+    return sorted((text.xy[0], text.get_text()) for text in axes.texts if hasattr(text, 'xy'))
+
+
+def lines_at(axes) -> set[float]:
+    """Where thin lines mark events."""
+    return {line.get_xdata()[0] for line in axes.lines if line.get_linewidth() < 1}
+
+
+EVENTS = {
+    'early stopping: val_loss has not improved for 10 epochs': 'early stopping',
+    'the loss is nan at step 12 (epoch 3): training has diverged.': 'diverged',
+    'the gradient is not finite at step 12 (epoch 3)': 'diverged',
+    'learning rate lowered to 0.0001': 'rate lowered',
+    'validation loss has risen since epoch 1': 'val_loss rises',
+    'validation loss is nan': 'val_loss not finite',
+    'max_time is over': 'time is over',
+    'interrupted': 'interrupted',
+    'something that takes many words to say': 'something that take…',
+}
+
+
+@pytest.mark.parametrize('text', EVENTS)
+def test_events_are_marked_with_a_few_words(text):
+    history = run(3, 4)
+    history.events.append((2, text))
+    loss, metric = training_figure([history]).axes
+    assert events(loss) == events(metric) == [(2, EVENTS[text])]
+    loss, metric = training_figure([history], interval=2).axes
+    assert events(loss) == events(metric) == [(8, EVENTS[text])]
+
+
+def test_what_ends_a_run_within_an_epoch_is_at_its_last_step():
+    history = run(2, 4)
+    history.add_steps([1.0, 2.0, math.nan])
+    history.events += [(2, 'learning rate lowered to 0.1'), (2, 'the loss is nan at step 11')]
+    assert events(training_figure([history], interval=1).axes[0]) == [
+        (8, 'rate lowered'),
+        (11, 'diverged'),
+    ]
+    assert events(training_figure([history]).axes[0]) == [(2, 'rate lowered, diverged')]
+
+
+def test_where_it_was_resumed_is_marked():
+    first, second = run(2, 4), run(4, 4, seed=1)
+    second.resumed_at += [6, 8]
+    loss, _ = training_figure([first, second]).axes
+    assert events(loss) == [(3.5, 'resumed'), (4, 'resumed')]  # in the second of its epochs, after
+    loss, _ = training_figure([first, second], interval=1).axes
+    assert events(loss) == [(14, 'resumed'), (16, 'resumed')]
+
+
+def test_crowded_events_keep_their_lines_and_lose_their_words():
+    history = run(100, 1)
+    history.events += [(epoch, 'learning rate lowered to 0.1') for epoch in (50, 51, 52, 97)]
+    history.events.append((99, 'early stopping: enough'))
+    loss, _ = training_figure([history]).axes
+    assert events(loss) == [(52, 'rate lowered'), (99, 'early stopping')]
+    assert lines_at(loss) == {50, 51, 52, 97, 99}
+
+
+def test_the_best_epoch_has_a_star_on_what_was_validated():
+    history = run(3, 4)
+    history.best_epoch = 2
+    loss, metric = training_figure([history]).axes
+    (star,) = loss.collections
+    assert star.get_offsets().tolist() == [[2, history['val_loss'][1]]]
+    assert not metric.collections  # accuracy was not
+
+
+def test_values_of_other_scales_have_panels_of_their_own():
+    history = run(3, 4)
+    history.best_epoch = 1
+    history.events.append((2, 'interrupted'))
+    extra = {
+        'bytes_in_use': 1e9, 'peak_bytes_in_use': 2e9, 'learning_rate': 0.1, 'step_seconds': 2e-3,
+        'input_wait': 0.25, 'grad_norm': 3.0, 'update_ratio': 1e-3,
+    }  # fmt: skip
+    history.add_epoch({'loss': 0.5} | extra)
+    figure = training_figure([history])
+    assert [axes.get_ylabel() for axes in figure.axes] == [
+        'loss', 'accuracy', 'learning_rate', 'grad_norm', 'update_ratio', 'step_seconds',
+        'input_wait', 'device memory',
+    ]  # fmt: skip
+    figure.canvas.draw()
+    ticks = [axes.get_yticklabels()[-1].get_text()[-1] for axes in figure.axes[-3:]]
+    assert ticks == ['s', '%', 'B']
+    for axes in figure.axes[2:]:
+        assert axes.get_ylim()[0] == 0 and not marks(axes, 'best epoch')
+        assert lines_at(axes) == {2} and not events(axes)  # the words are above the top row
+    assert legend(figure.axes[-1]) == ['bytes_in_use', 'peak_bytes_in_use']
+
+
+def test_metrics_differ_without_colours():
+    history = run(40, 1)
+    for _ in range(3):
+        history.add_epoch({'accuracy': 0.5, 'val_accuracy': 0.4, 'f1': 0.3})
+    _, metric = training_figure([history]).axes
+    looks = [
+        (line.get_linestyle(), line.get_marker(), line.get_markerfacecolor() == 'white')
+        for line in metric.lines
+    ]
+    assert len(set(looks)) == len(looks) == 3
+
+
+def test_panels_say_what_is_missing():
+    def said(history, **options):
+        return [axes.texts[0].get_text() for axes in training_figure([history], **options).axes]
+
+    history = History()
+    history.add_steps([1.0, math.nan])
+    history.events.append((0, 'the loss is nan at step 2'))
+    assert said(history) == ['no epoch has ended yet\ndiverged'] * 2
+    assert said(run(2, 4), metrics=['acuracy']) == ['acuracy: not recorded']

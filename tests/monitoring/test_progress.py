@@ -88,3 +88,22 @@ def test_the_learning_rate_is_shown_where_it_is_given(clock, capsys):
     with ProgressBar(total_steps=10, enabled=True) as bar:
         bar.advance(5, 160, epoch=1, metrics={'learning_rate': 3e-4, 'loss': 0.5})
     assert 'loss=0.5, lr=0.0003]' in drawn(capsys.readouterr().err)[-1]
+
+
+def test_the_time_left_counts_no_compilation(clock, capsys):
+    with ProgressBar(total_steps=100, enabled=True) as bar:
+        clock.now = 60.0  # the first step compiled for a minute
+        bar.advance(1, 32, epoch=1, metrics={'loss': 0.75})
+        clock.now = 64.0  # and 9 took 4 seconds: 90 are left
+        bar.advance(9, 288, epoch=1, metrics={'loss': 0.5})
+    _, first, second, *_ = drawn(capsys.readouterr().err)
+    assert '<?, loss=0.75]' in first
+    assert '<00:40, loss=0.5, 72 examples/s]' in second
+
+
+def test_validation_is_shown_as_soon_as_it_is_known(clock, capsys):
+    with ProgressBar(total_steps=100, enabled=True) as bar:
+        for now, steps, metrics in [(1.0, 5, {'loss': 0.5}), (2.0, 0, {'val_loss': 0.25})]:
+            clock.now = now
+            bar.advance(steps, 32 * steps, epoch=1, metrics=metrics)
+        assert 'val_loss=0.25' in drawn(capsys.readouterr().err)[-1]

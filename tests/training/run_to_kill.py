@@ -72,7 +72,8 @@ def main(directory, kind, output):
         )
     }
     np.savez(output.with_suffix('.npz'), **leaves)
-    output.with_suffix('.json').write_text(json.dumps(history.to_dict() | {'seconds': 0}))
+    same = history.to_dict() | {'seconds': 0, 'resumed_at': []}
+    output.with_suffix('.json').write_text(json.dumps(same))
 
 
 if __name__ == '__main__':

@@ -1,4 +1,4 @@
-"""What classification metrics are made of: values per example, and ratios of class counts.
+"""What classification metrics are made of: values per example.
 
 Definitions are those of `thinkml.evaluation.metrics`, here as JAX functions of logits.
 """
@@ -146,74 +146,3 @@ def one_vs_rest(outputs: Classified) -> tuple[jax.Array, jax.Array]:
     positive, _ = truth_and_guess(outputs)
     is_binary = log_p.shape[1] == 2
     return (log_p[:, 1:], positive[:, 1:]) if is_binary else (log_p, positive)
-
-
-class Counts(NamedTuple):
-    """How often each class (or label) was hit, was predicted and occurs, float32 ``[classes]``."""
-
-    hits: jax.Array
-    predicted: jax.Array
-    actual: jax.Array
-
-
-def precision(counts: Counts) -> tuple[jax.Array, jax.Array]:
-    """Of what was predicted to be a class, the share that is: ``tp / (tp + fp)``."""
-    return counts.hits, counts.predicted
-
-
-def recall(counts: Counts) -> tuple[jax.Array, jax.Array]:
-    """Of what is a class, the share that was predicted to be: ``tp / (tp + fn)``."""
-    return counts.hits, counts.actual
-
-
-def f1(counts: Counts) -> tuple[jax.Array, jax.Array]:
-    """The harmonic mean of precision and recall: ``2 tp / (2 tp + fp + fn)``."""
-    return 2 * counts.hits, counts.predicted + counts.actual
-
-
-def average(
-    fraction: tuple[jax.Array, jax.Array], counts: Counts, kind: TaskKind, how: str | None
-) -> jax.Array:
-    """One number from a ratio per class; 0 where there is nothing to divide by.
-
-    Args:
-        fraction: numerators and denominators, from `precision`, `recall` or `f1`.
-        counts: the counts they are made from.
-        kind: None as ``how`` is the positive class for ``'binary'``, ``'macro'`` else.
-        how: ``'macro'`` (mean over the labels, or the classes that occur in labels or
-            predictions), ``'weighted'`` (by how often each occurs in the labels) or ``'micro'``
-            (ratio of the sums).
-    """
-    ratios = _ratio(*fraction)
-    if how is None and kind == 'binary':
-        return ratios[1]
-    if how == 'micro':
-        return _ratio(*(jnp.sum(part) for part in fraction))
-    if how == 'weighted':
-        weight = counts.actual
-    elif kind == 'multilabel':
-        weight = jnp.ones_like(ratios)
-    else:
-        weight = ((counts.actual > 0) | (counts.predicted > 0)).astype(ratios.dtype)
-    return _ratio(jnp.sum(weight * ratios), jnp.sum(weight))
-
-
-def balanced_accuracy(counts: Counts, num_examples: jax.Array, kind: TaskKind) -> jax.Array:
-    """The mean recall of the classes that occur in the labels.
-
-    For multilabel it is taken of each label's 0 and 1, then averaged over the labels.
-    """
-    if kind != 'multilabel':
-        return _mean_recall(counts.hits, counts.actual)
-    absent = num_examples - counts.actual
-    rejected = absent - (counts.predicted - counts.hits)
-    both = jnp.stack([rejected, counts.hits]), jnp.stack([absent, counts.actual])
-    return jnp.mean(jax.vmap(_mean_recall, in_axes=1)(*both))
-
-
-def _mean_recall(hits: jax.Array, actual: jax.Array) -> jax.Array:
-    return jnp.sum(_ratio(hits, actual)) / jnp.sum(actual > 0)
-
-
-def _ratio(numerator: jax.Array, denominator: jax.Array) -> jax.Array:
-    return jnp.where(denominator > 0, numerator / jnp.where(denominator > 0, denominator, 1), 0)

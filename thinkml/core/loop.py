@@ -51,6 +51,8 @@ class Chunk:
         losses: the loss of each step of the chunk, then zeros, on the device.
         num_done: steps done, fewer than asked for where a loss was not finite; on the device.
         source: where the source of the data was after it.
+        started_at: when it was dispatched, by `time.perf_counter`.
+        input_seconds: how long it waited for its data before that, the device at rest.
         rerun: ``rerun(state, num_steps)``, the state after the chunk's first steps from the state
             before it, which is donated.
     """
@@ -64,6 +66,8 @@ class Chunk:
     losses: jax.Array
     num_done: jax.Array
     source: Any
+    started_at: float
+    input_seconds: float
     rerun: Callable[[TrainState, int], TrainState]
 
     def step_losses(self) -> np.ndarray:
@@ -126,7 +130,9 @@ def train_chunks(
     for epoch in range(start.epoch, epochs):
         begun = start if epoch == start.epoch else Position(epoch)
         totals = empty_metrics(metrics) if begun.metrics is None else begun.metrics
+        asked_at = time.perf_counter()
         for block in feed.blocks(epoch, begun.step, begun.source):
+            input_seconds = time.perf_counter() - asked_at
             first = block.first
             while first < block.last and steps_done < last_step:
                 steps = min(pace.steps_from(steps_done), last_step - steps_done)
@@ -144,6 +150,8 @@ def train_chunks(
                     losses=losses,
                     num_done=num_done,
                     source=block.sources[last - 1] if block.sources else None,
+                    started_at=started,
+                    input_seconds=input_seconds,
                     rerun=functools.partial(_rerun, run, metrics, first),
                 )
                 yield chunk
@@ -153,9 +161,10 @@ def train_chunks(
                 state = chunk.state
                 pace.observe(last - first, time.perf_counter() - started)
                 steps_done += last - first
-                first = last
+                first, input_seconds = last, 0.0
             if steps_done >= last_step:
                 return
+            asked_at = time.perf_counter()
 
 
 class _Pace:

@@ -8,10 +8,12 @@ import jax
 import jax.numpy as jnp
 import optax
 from clu import metrics as clu_metrics
+from flax import struct
 
-from thinkml.core import classification, ranking
+from thinkml.core import classification, counts, ranking
 from thinkml.core.accumulators import WeightedMean, class_counts, collected, residuals
-from thinkml.core.classification import Counts, classify
+from thinkml.core.classification import classify
+from thinkml.core.counts import Counts
 from thinkml.core.losses import mae, mse
 from thinkml.core.metric_names import Metric, check_metric, metric_name, top_k
 from thinkml.errors import ConfigError, problems
@@ -24,9 +26,9 @@ _PER_EXAMPLE = {
     'brier': classification.brier,
 }
 _FRACTIONS = {
-    'precision': classification.precision,
-    'recall': classification.recall,
-    'f1': classification.f1,
+    'precision': counts.precision,
+    'recall': counts.recall,
+    'f1': counts.f1,
 }
 _RANKED = {'roc_auc': ranking.roc_auc, 'average_precision': ranking.average_precision}
 _NEEDED = {
@@ -109,8 +111,8 @@ def _compute(state: clu_metrics.Metric) -> jax.Array:
 
 
 def _named(name: str, shape: Shape) -> Entry:
-    if name == 'grad_norm':
-        return Entry(name, _GRAD_NORM, _compute)
+    if name in _OF_TRAINING:
+        return Entry(name, _OF_TRAINING[name], _compute)
     if name in ('rmse', 'r2'):
         (num_targets,) = shape.require(name, 'num_outputs')
         return Entry('_residuals', _residuals(num_targets), lambda sums: getattr(sums, name)())
@@ -140,18 +142,78 @@ def _top_accuracy(name: str, outputs: classification.Classified) -> jax.Array:
     return classification.top_accuracy(outputs, top_k(name) or 1)
 
 
-def _grad_norm(grads: Any = None, **_) -> dict[str, Any]:
-    if grads is None:
+def _grad_norm(grads: Any = None, measured: Any = None, **_) -> dict[str, Any]:
+    _check_is_training('grad_norm', grads)
+    return _of_step(lambda grads: (_norm(grads), True), grads, measured)
+
+
+def _update_ratio(
+    params: Any = None, updates: Any = None, measured: Any = None, **_
+) -> dict[str, Any]:
+    _check_is_training('update_ratio', updates)
+
+    def ratio(trees: tuple[Any, Any]) -> tuple[jax.Array, jax.Array]:
+        size = _norm(trees[1])
+        return _norm(trees[0]) / size, size > 0  # of parameters that are all zero there is none
+
+    return _of_step(ratio, (updates, params), measured)
+
+
+def _check_is_training(name: str, of_training: Any) -> None:
+    if of_training is None:
         raise ConfigError(
-            "metrics: 'grad_norm' got no gradients, which only training has; leave it out of the "
+            f'metrics: {name!r} got no gradients, which only training has; leave it out of the '
             'metrics of an evaluation.'
         )
-    norm = optax.tree.norm(jax.tree.map(lambda grad: grad.astype(jnp.float32), grads))
-    # A step has one norm, so the examples' mask says nothing about it.
-    return {'values': norm, 'weight': jnp.ones(()), 'mask': None}
 
 
-_GRAD_NORM = WeightedMean.from_fun(_grad_norm)
+def _norm(tree: Any) -> jax.Array:
+    return optax.tree.norm(jax.tree.map(lambda leaf: leaf.astype(jnp.float32), tree))
+
+
+def _of_step(
+    measure: Callable[[Any], tuple[Any, Any]], trees: Any, measured: jax.Array | None
+) -> dict[str, Any]:
+    """The value of a step that is measured; of one that is not, nothing is computed."""
+
+    def value_and_weight(trees: Any) -> tuple[jax.Array, jax.Array]:
+        value, weight = measure(trees)
+        return value, jnp.asarray(weight, jnp.float32)
+
+    def nothing(trees: Any) -> tuple[jax.Array, jax.Array]:
+        return jnp.zeros(()), jnp.zeros(())
+
+    measured = jnp.asarray(True) if measured is None else measured
+    value, weight = jax.lax.cond(measured, value_and_weight, nothing, trees)
+    # A step has one value, so the examples' mask says nothing about it.
+    return {'value': value, 'weight': weight, 'mask': None}
+
+
+@struct.dataclass
+class _StepMean(clu_metrics.Metric):
+    """The mean over steps, whose two sums are one array: of a small net's step each one counts."""
+
+    sums: jax.Array
+
+    @classmethod
+    def empty(cls):
+        return cls(jnp.zeros(2, jnp.float32))
+
+    @classmethod
+    def from_model_output(cls, value: jax.Array, weight: jax.Array, **_):
+        return cls(jnp.stack([jnp.where(weight > 0, value, 0), weight]))
+
+    def merge(self, other):
+        return type(self)(self.sums + other.sums)
+
+    def compute(self):
+        return self.sums[0] / self.sums[1]
+
+
+_OF_TRAINING = {
+    'grad_norm': _StepMean.from_fun(_grad_norm),
+    'update_ratio': _StepMean.from_fun(_update_ratio),
+}
 
 
 def _residuals(num_outputs: int) -> type[clu_metrics.Metric]:
@@ -173,11 +235,12 @@ def _class_counts(kind: TaskKind, num_outputs: int) -> type[clu_metrics.Metric]:
 
 
 def _counted(name: str, kind: TaskKind, sums: Any) -> jax.Array:
-    counts = Counts(*(c.astype(jnp.float32) for c in (sums.hits, sums.predicted, sums.actual)))
+    found = (sums.hits, sums.predicted, sums.actual, sums.num_examples)
+    by_class = Counts(*(count.astype(jnp.float32) for count in found))
     if name == 'balanced_accuracy':
-        return classification.balanced_accuracy(counts, sums.num_examples, kind)
+        return counts.balanced_accuracy(by_class, kind)
     fraction, _, how = name.partition('_')
-    return classification.average(_FRACTIONS[fraction](counts), counts, kind, how or None)
+    return counts.average(_FRACTIONS[fraction](by_class), by_class, kind, how or None)
 
 
 def _collected(shape: Shape) -> type[clu_metrics.Metric]:

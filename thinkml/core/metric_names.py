@@ -13,7 +13,7 @@ from thinkml.record import TaskKind
 
 Metric = str | type[clu_metrics.Metric] | Callable[[Any, Any], Any]
 
-TRAINING_ONLY_METRICS = frozenset({'grad_norm'})
+TRAINING_ONLY_METRICS = ('grad_norm', 'update_ratio')
 CLASSIFICATION_METRICS = (
     'accuracy',
     'balanced_accuracy',
@@ -33,7 +33,9 @@ CLASSIFICATION_METRICS = (
     *TRAINING_ONLY_METRICS,
 )
 REGRESSION_METRICS = ('mse', 'mae', 'rmse', 'r2', *TRAINING_ONLY_METRICS)
-_LOWER_IS_BETTER = frozenset({'loss', 'log_loss', 'brier', 'mse', 'mae', 'rmse', 'grad_norm'})
+_LOWER_IS_BETTER = frozenset(
+    {'loss', 'log_loss', 'brier', 'mse', 'mae', 'rmse', *TRAINING_ONLY_METRICS}
+)
 _TOP = re.compile(r'top_(k|[1-9]\d*)_accuracy')
 
 

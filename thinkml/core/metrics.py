@@ -69,9 +69,10 @@ def make_metrics(
     A batch's ``single_from_model_output`` takes the keywords ``logits`` (float32, ``[batch]`` or
     ``[batch, k]``), ``labels`` (encoded), ``losses`` and ``weight`` (float32 ``[batch]``),
     ``mask`` (``[batch]``, not 0 for examples, 0 for rows that only fill the batch up; where it is
-    left out, rows of weight 0 are those) and, for ``'grad_norm'``, ``grads``. The loss is weighted
-    by ``weight``; in every metric each example counts once. Sums and counts are exact for up to
-    2**31 - 1 examples, however the epoch is cut.
+    left out, rows of weight 0 are those) and, for `TRAINING_ONLY_METRICS`, ``grads``, the
+    ``updates``, the ``params`` after them, and ``measured`` (whether they look at this step; None
+    for yes). The loss is weighted by ``weight``; in every metric each example counts once. Sums and
+    counts are exact for up to 2**31 - 1 examples, however the epoch is cut.
 
     Names, for classification:
 
@@ -85,8 +86,10 @@ def make_metrics(
       or all of them.
 
     For regression: ``'mse'``, ``'mae'``, and the means over the targets of ``'rmse'`` and
-    ``'r2'``, which need ``num_outputs``. In training also ``'grad_norm'``: the mean over the steps
-    of the gradients' global norm (leave `TRAINING_ONLY_METRICS` out of an evaluation's).
+    ``'r2'``, which need ``num_outputs``. In training also ``'grad_norm'``, the gradients' global
+    norm, and ``'update_ratio'``, the norm of a step's update over that of the parameters (about
+    1e-3 in a training that goes well), each the mean over the steps that are measured (see
+    `make_train_step`). Leave `TRAINING_ONLY_METRICS` out of an evaluation's.
 
     A function ``(logits, labels)`` that returns a value per example is averaged over the epoch. One
     that returns a number, or can't be traced by JAX as those of scikit-learn, is called once, on

@@ -10,6 +10,7 @@ import numpy as np
 
 from thinkml.core.adapters import ApplyFn
 from thinkml.core.functional import functionalize
+from thinkml.core.sharding import placements
 
 # Inputs of one batch are kept to about this size; activations are a small multiple of it.
 _BATCH_BYTES = 8 * 2**20
@@ -46,8 +47,9 @@ class RowSource(Protocol):
 def predict_outputs(model: Any, x: Any, *, batch_size: int | None = None) -> np.ndarray:
     """Returns the model's raw outputs for ``x`` in eval mode, float32 ``[rows, ...]``.
 
-    The model and its mode stay as they were. Rows are read and sent to the device a batch at a
-    time; the last batch is filled up, so that every batch runs the same program.
+    The model and its mode stay as they were. Rows are read and sent to the devices a batch at a
+    time, each device a part of it; the last batch is filled up, so that every batch runs the same
+    program.
 
     Args:
         model: see `functionalize`.
@@ -68,10 +70,13 @@ def predict_outputs(model: Any, x: Any, *, batch_size: int | None = None) -> np.
     if batch_size is None:
         # A power of two for few rows as well, so that nearby numbers of rows share a program.
         batch_size = min(inference_batch_size(spec), 2 ** (num_rows - 1).bit_length())
+    rows, everywhere = placements()
+    batch_size = -(-batch_size // rows.num_devices) * rows.num_devices
+    arrays = jax.device_put((functional.params, functional.model_state), everywhere)
     outputs = []
     for first in range(0, num_rows, batch_size):
         batch = _filled(take(np.arange(first, min(first + batch_size, num_rows))), batch_size)
-        outputs.append(_forward(functional.apply, functional.params, functional.model_state, batch))
+        outputs.append(_forward(functional.apply, *arrays, jax.device_put(batch, rows)))
         if len(outputs) > 1:  # waits for the batch before, so that inputs don't pile up
             outputs[-2] = np.asarray(outputs[-2])
     return np.concatenate(jax.device_get(outputs))[:num_rows]

@@ -54,6 +54,7 @@ def make_train_step(
     *,
     augment: AugmentFn | None = None,
     accumulate_steps: int = 1,
+    measure_every: int = 1,
 ) -> TrainStep:
     """Returns the pure ``train_step(state, batch) -> (state, StepOutput)``.
 
@@ -71,6 +72,8 @@ def make_train_step(
         augment: ``(key, x, y) -> (x, y)``, applied to each part of the batch.
         accumulate_steps: parts the batch is computed in, one after another; divides its length.
             Only one part's activations are in memory at a time, and BatchNorm sees a part each.
+        measure_every: steps from one whose gradients and parameters are measured, by
+            `TRAINING_ONLY_METRICS`, to the next.
 
     Example:
         See ``examples/02_own_loop.py`` for a whole loop.
@@ -125,6 +128,10 @@ def make_train_step(
         )
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
+        collected = _collect(
+            metrics, logits, losses, batch, grads=grads, params=params, updates=updates,
+            measured=None if measure_every == 1 else state.step % measure_every == 0,
+        )  # fmt: skip
         state = state.replace(
             step=state.step + 1,
             params=params,
@@ -132,7 +139,7 @@ def make_train_step(
             opt_state=opt_state,
             ema=None if state.ema is None else state.ema.update(params),
         )
-        return state, StepOutput(loss, _collect(metrics, logits, losses, batch, grads))
+        return state, StepOutput(loss, collected)
 
     return train_step
 
@@ -151,7 +158,7 @@ def make_eval_step(apply: ApplyFn, loss_fn: LossFn, metrics: type[Collection]) -
     def eval_step(params: Any, model_state: Any, batch: Batch) -> Collection:
         outputs, _ = apply(params, model_state, batch.x, key=None, train=False)
         logits = _as_logits(outputs, batch.y)
-        return _collect(metrics, logits, loss_fn(logits, batch.y), batch, None)
+        return _collect(metrics, logits, loss_fn(logits, batch.y), batch)
 
     return eval_step
 
@@ -167,8 +174,14 @@ def _as_logits(outputs: jax.Array, labels: jax.Array) -> jax.Array:
     return outputs.astype(jnp.float32)
 
 
-def _collect(metrics: type[Collection], logits, losses, batch: Batch, grads) -> Collection:
+_ONLY_IN_TRAINING = dict.fromkeys(('grads', 'params', 'updates', 'measured'))
+
+
+def _collect(
+    metrics: type[Collection], logits, losses, batch: Batch, **of_training: Any
+) -> Collection:
     return metrics.single_from_model_output(
-        logits=logits, labels=batch.y, losses=losses, grads=grads, weight=batch.weight,
+        logits=logits, labels=batch.y, losses=losses, weight=batch.weight,
         mask=batch.weight if batch.mask is None else batch.mask,
+        **_ONLY_IN_TRAINING | of_training,
     )  # fmt: skip

@@ -1,36 +1,34 @@
 """The public door to evaluation."""
 
-import functools
-from collections.abc import Callable, Collection, Sequence
+import dataclasses
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import numpy as np
 
-from thinkml.core import num_outputs, predict_outputs
-from thinkml.data import (
-    decode,
-    encode_targets,
-    infer_task,
-    is_batches,
-    open_batches,
-    open_data,
-    probabilities,
-)
-from thinkml.errors import ConfigError, DataError
+from thinkml.core.counts import f1, precision, ratio, recall
+from thinkml.core.metric_names import metric_name
+from thinkml.data import is_batches
+from thinkml.errors import ConfigError, DataError, is_number, is_whole, problems, warn_user
 from thinkml.evaluation.analysis import PerformanceAnalysis
+from thinkml.evaluation.counting import class_counts, class_part, confusion_matrix
 from thinkml.evaluation.metrics import (
+    Metric,
     check_fit,
     check_metrics,
-    class_counts,
-    compute_metrics,
-    confusion_matrix,
     default_metrics,
+    get_metric,
     metrics_for,
-    ratio,
 )
+from thinkml.evaluation.own import own_metric
+from thinkml.evaluation.predictors import Opened, is_foreign, open_model
 from thinkml.evaluation.report import Report
-from thinkml.evaluation.result import Evaluation
-from thinkml.record import InputSpec, Task, TaskKind, record_of
+from thinkml.evaluation.result import Evaluation, Resampling
+from thinkml.evaluation.scored import Scored
+from thinkml.evaluation.slices import Mask, evaluate_slices, open_slices
+from thinkml.evaluation.speed import measure_speed
+from thinkml.record import TaskKind, record_of
+from thinkml.versions import library_versions
 
 
 class ModelEvaluator:
@@ -53,40 +51,91 @@ class ModelEvaluator:
     """
 
     def evaluate(
-        self, model: Any, X_test: Any, y_test: Any = None, metrics: Collection[str] | None = None
-    ) -> Evaluation:
+        self,
+        model: Any,
+        X_test: Any,
+        y_test: Any = None,
+        metrics: Collection[Any] | None = None,
+        *,
+        sample_weight: Any = None,
+        confidence: float | None = 0.95,
+        num_resamples: int = 1000,
+        groups: Any = None,
+        stratify: Any = False,
+        slices: Mapping[str, Any] | None = None,
+        min_support: int = 30,
+        seed: int = 0,
+    ) -> Any:
         """Predicts ``X_test`` and compares with ``y_test``.
 
-        The model and its mode stay as they are.
+        The model and its mode stay as they are. Several data sets are evaluated one after another:
+        ``evaluate(model, {'test': (X, y), 'site B': (X2, y2)})`` returns a dict of evaluations by
+        name; ``sample_weight``, ``groups``, ``stratify`` and ``slices`` then are dicts by the same
+        names.
 
         Args:
             model: a `flax.nnx.Module`, ``thinkml.models.from_linen(module)`` or
-                ``from_functions(init, apply)``. What its outputs mean is known from its training;
-                for a model trained elsewhere it is inferred from ``y_test``.
+                ``from_functions(init, apply)``, or any object with ``predict`` and, for metrics of
+                probabilities, ``predict_proba``, such as those of scikit-learn. What the outputs of
+                the former mean is known from their training; for a model trained elsewhere it is
+                inferred from ``y_test``.
             X_test: inputs, one row per example, of any kind that training takes: arrays, frames,
                 what is stored on disk (see `thinkml.data.open_rows`), batches
-                (`thinkml.data.open_batches`; weights in them don't count here).
+                (`thinkml.data.open_batches`; weights in them don't count here). Of another
+                library's model, what that takes.
             y_test: targets in the form used in training. None, or the name of a column, where
                 ``X_test`` holds them (`thinkml.data.open_dataset`).
-            metrics: names from `METRICS`. None computes accuracy, precision, recall, f1, roc_auc
-                and log_loss for classification, rmse, mae and r2 for regression.
+            metrics: names from `METRICS`, functions ``(logits, labels)`` and CLU metrics as in
+                training. None computes accuracy, precision, recall, f1, roc_auc and log_loss for
+                classification, rmse, mae and r2 for regression.
+            sample_weight: what each row counts, ``(rows,)``, at least 0.
+            confidence: the share of confidence intervals that are to cover the true value; None for
+                no intervals. They are made when `Evaluation.confidence_intervals` is first read.
+            num_resamples: of the bootstrap.
+            groups: which rows belong together, ``(rows,)``: patients, sites. The bootstrap draws
+                whole groups.
+            stratify: True draws as many rows of each class as there are; an array ``(rows,)``
+                names other strata.
+            slices: parts of the rows to look at besides, by name: a mask ``(rows,)`` of bools, or
+                ``(rows,)`` values, each of which is a slice of its own.
+            min_support: rows a slice needs for its metrics to be computed.
+            seed: of the bootstrap.
+
+        Returns:
+            an `Evaluation`, or a dict of them by name.
+
+        Warns:
+            ThinkMLWarning: where a metric is undefined (it is 0 then, or NaN, as in scikit-learn).
 
         Raises:
-            ConfigError: if ``metrics`` are no list, tuple or set of names, or one of them is
-                unknown or does not fit the task.
+            ConfigError: if a metric is unknown or does not fit the task, or a setting is
+                impossible.
             DataError: if the arrays don't fit each other or the model, or hold NaN; if the model
                 returns NaN.
             ModelTypeError: if ``model`` is not a model.
         """
-        return _evaluate(model, X_test, y_test, metrics, default_metrics)
+        settings = _Settings(
+            check_metrics(metrics), sample_weight, confidence, num_resamples, groups, stratify,
+            slices, min_support, seed,
+        )  # fmt: skip
+        if y_test is None and _are_data_sets(X_test):
+            return {
+                name: _evaluate(model, X, y, settings.of(name, X_test), name)
+                for name, (X, y) in X_test.items()
+            }
+        return _evaluate(model, X_test, y_test, settings)
 
-    def generate_report(self, evaluation: Evaluation) -> Report:
-        """Words an evaluation: ``print(report)``, ``report.save(path)``, ``report.to_dict()``.
+    def generate_report(self, evaluation: Any) -> Report:
+        """Words an evaluation: ``print(report)``, ``report.save(path)``, ``report.to_html()``.
+
+        Args:
+            evaluation: what `evaluate` returned, of one data set or of several.
 
         Raises:
-            ConfigError: if ``evaluation`` is not what `evaluate` returned.
+            ConfigError: if ``evaluation`` is something else.
         """
-        if not isinstance(evaluation, Evaluation):
+        found = list(evaluation.values()) if isinstance(evaluation, dict) else [evaluation]
+        if not (found and all(isinstance(one, Evaluation) for one in found)):
             raise ConfigError(
                 f'evaluation: got {type(evaluation).__name__}, expected what '
                 'evaluate(model, X_test, y_test) returned.'
@@ -94,111 +143,233 @@ class ModelEvaluator:
         return Report(evaluation)
 
     def analyze_performance(
-        self, model: Any, X_test: Any, y_test: Any = None
+        self, model: Any, X_test: Any, y_test: Any = None, **settings: Any
     ) -> PerformanceAnalysis:
         """Evaluates with every metric that fits the task, ready to be plotted.
 
-        Takes and raises what `evaluate` does.
+        How fast the model predicts is measured too.
+
+        Args:
+            model: as in `evaluate`.
+            X_test: as in `evaluate`, of one data set.
+            y_test: as in `evaluate`.
+            **settings: ``sample_weight``, ``confidence`` and so on, as in `evaluate`.
+
+        Raises:
+            ConfigError: as `evaluate` does.
+            DataError: as `evaluate` does.
+            ModelTypeError: as `evaluate` does.
         """
-        return PerformanceAnalysis(_evaluate(model, X_test, y_test, None, metrics_for))
+        checked = _Settings(None, **settings)
+        evaluation = _evaluate(model, X_test, y_test, checked, default=metrics_for)
+        speed = None if is_batches(X_test) else measure_speed(*_predictor(model, X_test))
+        runs = () if is_foreign(model) else tuple(record_of(model).runs)
+        return PerformanceAnalysis(evaluation, speed=speed, runs=runs)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Settings:
+    """How to evaluate, checked as far as it can be without the data."""
+
+    metrics: list[Any] | None = None
+    sample_weight: Any = None
+    confidence: float | None = 0.95
+    num_resamples: int = 1000
+    groups: Any = None
+    stratify: Any = False
+    slices: Mapping[str, Any] | None = None
+    min_support: int = 30
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        found = [
+            f'{name}: got {value!r}, expected a whole number of at least {least}.'
+            for name, least in (('num_resamples', 2), ('min_support', 1), ('seed', 0))
+            if not (is_whole(value := getattr(self, name)) and value >= least)
+        ]
+        level = self.confidence
+        if level is not None and not (is_number(level) and 0 < level < 1):
+            found.append(f'confidence: got {level!r}, expected a share such as 0.95, or None.')
+        if not isinstance(self.slices, Mapping | None):
+            found.append(
+                f'slices: got {type(self.slices).__name__}, expected a dict of a mask or values '
+                'for each name.'
+            )
+        if found:
+            raise ConfigError(found[0] if len(found) == 1 else problems('evaluate:', found))
+
+    def of(self, name: str, data_sets: Mapping[str, Any]) -> '_Settings':
+        """Those of one of several data sets."""
+        own: dict[str, Any] = {}
+        for field in ('sample_weight', 'groups', 'stratify', 'slices'):
+            value = getattr(self, field)
+            if value is None or isinstance(value, bool):
+                continue
+            if not isinstance(value, Mapping) or not value.keys() <= data_sets.keys():
+                raise ConfigError(
+                    f'{field}: got {type(value).__name__} beside several data sets, expected a '
+                    f'dict by their names: {", ".join(map(repr, data_sets))}.'
+                )
+            own[field] = value.get(name, False if field == 'stratify' else None)
+        return dataclasses.replace(self, **own)
+
+
+def _are_data_sets(X: Any) -> bool:
+    return (
+        isinstance(X, dict)
+        and bool(X)
+        and all(isinstance(pair, tuple) and len(pair) == 2 for pair in X.values())
+    )
 
 
 def _evaluate(
     model: Any,
     X_test: Any,
     y_test: Any,
-    metrics: Collection[str] | None,
-    default: Callable[[TaskKind], list[str]],
+    settings: _Settings,
+    name: str = '',
+    *,
+    default: Callable[[TaskKind], list[str]] = default_metrics,
 ) -> Evaluation:
-    asked = check_metrics(metrics)
-    example, labels, predict = _open(model, X_test, y_test)
-    task = record_of(model).task
-    if task is None:
-        task = infer_task(labels, num_outputs(model, example, 'X_test'), argument='y_test')
-    encoded = encode_targets(labels, task, argument='y_test')
-    names = default(task.kind) if asked is None else asked
-    check_fit(names, task.kind)
-    outputs = predict()
-    _check_outputs(outputs)
-    return _compare(outputs, encoded, labels, task, names)
-
-
-def _open(model: Any, X_test: Any, y_test: Any) -> tuple[Any, np.ndarray, Callable[[], np.ndarray]]:
-    """What the inputs are like, the labels, and a function that predicts."""
-    like = record_of(model).input_spec
-    if is_batches(X_test):
-        example, outputs, labels = _predict_batches(model, X_test, y_test, like)
-        return example, labels, lambda: outputs
-    rows, labels = open_data(X_test, y_test, 'X_test', 'y_test', like)
-    if like is None:
-        num_outputs(model, rows.spec, 'X_test')
-    return rows.spec, labels, functools.partial(predict_outputs, model, rows)
-
-
-def _predict_batches(
-    model: Any, X_test: Any, y_test: Any, like: InputSpec | None
-) -> tuple[Any, np.ndarray, np.ndarray]:
-    """Inputs of one batch, and the outputs and labels of all."""
-    if not isinstance(y_test, str | None):
-        raise DataError(
-            f'y_test: got a {type(y_test).__name__} beside batches, expected None: the batches of '
-            'X_test hold their labels, which may come in an order of their own.'
-        )
-    batches = open_batches(X_test, 'X_test', label=y_test, like=like)
-    example = batches.peek().x
-    if like is None:
-        num_outputs(model, example, 'X_test')
-    outputs, labels = [], []
-    for batch in batches.iterate():
-        outputs.append(predict_outputs(model, batch.x))
-        labels.append(batch.y)
-    return example, np.concatenate(outputs), np.concatenate(labels)
-
-
-def _check_outputs(outputs: np.ndarray) -> None:
-    finite = np.isfinite(outputs.reshape(len(outputs), -1)).all(axis=1)
-    if not finite.all():
-        raise DataError(
-            f'model: it returns NaN or infinite values for {np.sum(~finite):,} of '
-            f'{len(outputs):,} rows of X_test, expected finite numbers. If it does so for all, its '
-            'training has diverged: train again with a lower learning_rate.'
-        )
-
-
-def _compare(
-    outputs: np.ndarray, encoded: np.ndarray, labels: np.ndarray, task: Task, names: Sequence[str]
-) -> Evaluation:
-    predictions = decode(outputs, task)
-    # One rule decides what is predicted, that of decode: ties at 0.5 count the same everywhere.
-    encoded_predictions = encode_targets(predictions, task, argument='predictions')
-    if task.classes is None:
-        matrix = per_class = shares = None
-        encoded = labels.astype(np.float64).reshape(encoded.shape)
-    else:
-        matrix = confusion_matrix(encoded, encoded_predictions, len(task.classes))
-        per_class = _per_class(encoded, encoded_predictions, task.classes)
-        shares = probabilities(outputs, task)
-    return Evaluation(
-        task=task,
-        metrics=compute_metrics(names, encoded, encoded_predictions, shares, task.kind),
-        per_class=per_class,
-        confusion_matrix=matrix,
-        predictions=predictions,
-        probabilities=shares,
-        labels=labels,
-        encoded_labels=encoded,
+    opened = open_model(model, X_test, y_test)
+    task, labels = opened.task, opened.labels
+    weight = _open_weight(settings.sample_weight, len(labels))
+    masks = open_slices(settings.slices, len(labels))
+    resampling = _open_resampling(settings, opened)
+    asked = default(task.kind) if settings.metrics is None else settings.metrics
+    check_fit(asked, task.kind)
+    predictions, scored = opened.predict()
+    scored = dataclasses.replace(scored, weight=weight)
+    if settings.metrics is None and scored.probabilities is None:
+        asked = [one for one in asked if not _needs_probabilities(one, task.kind)]
+    elif scored.probabilities is None:
+        _check_probabilities(asked, task.kind)
+    return _measured(
+        opened, predictions, scored, asked, resampling, masks, settings.min_support, name
     )
 
 
+def _measured(
+    opened: Opened,
+    predictions: np.ndarray,
+    scored: Scored,
+    asked: list[Any],
+    resampling: Resampling,
+    masks: dict[str, Mask],
+    min_support: int,
+    name: str,
+) -> Evaluation:
+    definitions, values, notes = {}, {}, []
+    for one in asked:
+        metric = get_metric(one, scored.kind) if isinstance(one, str) else own_metric(one, scored)
+        assert metric is not None
+        if not isinstance(metric, Metric):
+            values[metric_name(one)] = metric
+            continue
+        definitions[metric_name(one)], values[metric_name(one)] = metric, metric.of(scored)
+        if metric.undefined is not None:
+            note = metric.undefined(scored.part(metric.part), scored.weights)
+            notes += [] if note is None else [f'{one}: {note}']
+    for note in notes:
+        warn_user(note)
+    evaluation = Evaluation(
+        task=opened.task, metrics=values, per_class=_per_class(scored, opened.task.classes),
+        confusion_matrix=None if opened.task.classes is None else confusion_matrix(scored),
+        predictions=predictions, labels=opened.labels, scored=scored, resampling=resampling,
+        warnings=tuple(notes), definitions=definitions, name=name,
+        data_fingerprint=opened.fingerprint, versions=library_versions(),
+    )  # fmt: skip
+    slices = evaluate_slices(evaluation, masks, min_support)
+    return dataclasses.replace(evaluation, slices=slices)
+
+
+def _predictor(model: Any, X_test: Any) -> tuple[Callable[[Any], Any], Any]:
+    """What predicts rows of the data, and the data."""
+    if is_foreign(model):
+        return model.predict, X_test
+    from thinkml.core import predict_outputs
+    from thinkml.data import open_rows
+
+    rows = open_rows(X_test, 'X_test', record_of(model).input_spec)
+    return lambda x: predict_outputs(model, x), rows.take(np.arange(min(len(rows), 1024)))
+
+
+def _open_weight(sample_weight: Any, num_rows: int) -> np.ndarray | None:
+    if sample_weight is None:
+        return None
+    weight = _column(sample_weight, num_rows, 'sample_weight')
+    if weight.dtype.kind not in 'biuf' or not (np.isfinite(weight) & (weight >= 0)).all():
+        raise DataError('sample_weight: got values that are no numbers of at least 0.')
+    if not weight.any():
+        raise DataError('sample_weight: got nothing but 0, expected some rows that count.')
+    return weight.astype(np.float64)
+
+
+def _open_resampling(settings: _Settings, opened: Opened) -> Resampling:
+    num_rows, stratify = len(opened.labels), settings.stratify
+    groups = None
+    if settings.groups is not None:
+        groups = np.unique(_column(settings.groups, num_rows, 'groups'), return_inverse=True)[1]
+    strata = None
+    if stratify is True:
+        if opened.task.kind not in ('binary', 'multiclass'):
+            raise ConfigError(
+                f'stratify: got True for a {opened.task.kind} task, expected an array that names '
+                'the stratum of each row.'
+            )
+        strata = opened.encoded
+    elif stratify is not False:
+        strata = np.unique(_column(stratify, num_rows, 'stratify'), return_inverse=True)[1]
+    if groups is not None and strata is not None:
+        _check_nested(groups, strata)
+    return Resampling(settings.confidence, settings.num_resamples, groups, strata, settings.seed)
+
+
+def _check_nested(groups: np.ndarray, strata: np.ndarray) -> None:
+    pairs = np.unique(np.stack([groups, strata]), axis=1)
+    if pairs.shape[1] > groups.max() + 1:
+        raise DataError(
+            'stratify: got groups whose rows are of several strata, expected one for each group. '
+            'Stratify by something that groups have in common, or leave it out.'
+        )
+
+
+def _column(values: Any, num_rows: int, argument: str) -> np.ndarray:
+    values = np.asarray(values)
+    if values.shape != (num_rows,):
+        raise DataError(
+            f'{argument}: got shape {values.shape}, expected ({num_rows},), one for each row.'
+        )
+    return values
+
+
+def _needs_probabilities(metric: Any, kind: TaskKind) -> bool:
+    if not isinstance(metric, str) or kind == 'regression':
+        return False
+    found = get_metric(metric, kind)
+    return found is not None and found.needs_probabilities
+
+
+def _check_probabilities(asked: list[Any], kind: TaskKind) -> None:
+    if missing := [one for one in asked if _needs_probabilities(one, kind)]:
+        raise ConfigError(
+            f'metrics: {", ".join(map(repr, missing))} need probabilities, but the model has no '
+            'predict_proba. Ask for metrics of predictions: accuracy, precision, recall, f1, mcc.'
+        )
+
+
 def _per_class(
-    labels: np.ndarray, predictions: np.ndarray, classes: tuple[Any, ...]
-) -> dict[Any, dict[str, float]]:
-    hits, predicted, actual = class_counts(labels, predictions, len(classes))
+    scored: Scored, classes: tuple[Any, ...] | None
+) -> dict[Any, dict[str, float]] | None:
+    if classes is None:
+        return None
+    counts = class_counts(scored.part(class_part), scored.weights)
+    support = counts.actual if scored.weight is not None else counts.actual.astype(np.int64)
     table = {
-        'precision': ratio(hits, predicted).tolist(),
-        'recall': ratio(hits, actual).tolist(),
-        'f1': ratio(2 * hits, predicted + actual).tolist(),
-        'support': actual.tolist(),
+        'precision': ratio(*precision(counts)).tolist(),
+        'recall': ratio(*recall(counts)).tolist(),
+        'f1': ratio(*f1(counts)).tolist(),
+        'support': support.tolist(),
     }
     rows = zip(*table.values(), strict=True)
     return {

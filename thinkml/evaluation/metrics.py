@@ -1,285 +1,321 @@
-"""Metrics of predictions, in numpy on the host, equal to scikit-learn's.
-
-Labels and predictions are encoded: class indices ``(n,)`` for binary and multiclass, 0 or 1 in
-``(n, k)`` for multilabel, numbers ``(n,)`` or ``(n, k)`` for regression. Probabilities are
-``(n, 2)``, ``(n, classes)`` or ``(n, k)``. The positive class of a binary task is the one with
-index 1; multiclass and multilabel values are means over classes and labels (macro).
-"""
+"""The metrics by name: what each is made of, which tasks it fits, when it is undefined."""
 
 import dataclasses
+import functools
+import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, Literal, NamedTuple
+from typing import Any, get_args
 
 import numpy as np
 
+from thinkml.core import counts
+from thinkml.core.metric_names import top_k
 from thinkml.errors import ConfigError, problems, unknown_name
-from thinkml.evaluation.ranking import average_precision, roc_auc, warn
+from thinkml.evaluation import calibration, probabilistic, ranking, regression
+from thinkml.evaluation.counting import Pairs, class_counts, class_part
+from thinkml.evaluation.probabilistic import mean_of_rows
+from thinkml.evaluation.scored import Scored
 from thinkml.record import TaskKind
 
-# --- classification ---------------------------------------------------------------------------
-
-
-class ClassCounts(NamedTuple):
-    """How often each class was hit, was predicted and occurs, each ``(classes,)``."""
-
-    hits: np.ndarray
-    predicted: np.ndarray
-    actual: np.ndarray
-
-
-def class_counts(labels: np.ndarray, predictions: np.ndarray, num_classes: int = 2) -> ClassCounts:
-    """Counts what precision, recall and F1 are made of.
-
-    Args:
-        labels: encoded, ``(n,)`` or multilabel ``(n, k)``.
-        predictions: encoded likewise.
-        num_classes: the least number of classes to count; more are counted where they occur. For
-            multilabel the columns are counted.
-
-    Example:
-        >>> import numpy as np
-        >>> class_counts(np.array([0, 1, 1]), np.array([1, 1, 1])).hits
-        array([0, 2])
-    """
-    if labels.ndim == 2:
-        truth, guess = labels > 0.5, predictions > 0.5
-        return ClassCounts((truth & guess).sum(0), guess.sum(0), truth.sum(0))
-    length = max(num_classes, int(labels.max()) + 1, int(predictions.max()) + 1)
-    return ClassCounts(
-        np.bincount(labels[labels == predictions], minlength=length),
-        np.bincount(predictions, minlength=length),
-        np.bincount(labels, minlength=length),
-    )
-
-
-def ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
-    """Divides counts by counts; 0 where there is nothing to divide by, as scikit-learn has it."""
-    zeros = np.zeros(np.shape(numerator))
-    return np.divide(numerator, denominator, out=zeros, where=denominator > 0)
-
-
-def confusion_matrix(labels: np.ndarray, predictions: np.ndarray, num_classes: int) -> np.ndarray:
-    """Counts rows by true and predicted class.
-
-    Returns:
-        Integers ``(classes, classes)``, true classes in rows, predicted in columns. For
-        multilabel one matrix ``[[tn, fp], [fn, tp]]`` per label, ``(k, 2, 2)``.
-
-    Example:
-        >>> import numpy as np
-        >>> confusion_matrix(np.array([0, 1, 1]), np.array([1, 1, 1]), 2)
-        array([[0, 1],
-               [0, 2]])
-    """
-    if labels.ndim == 2:
-        hits, predicted, actual = class_counts(labels, predictions)
-        neither = len(labels) - predicted - actual + hits
-        cells = np.stack([neither, predicted - hits, actual - hits, hits], axis=1)
-        return cells.reshape(-1, 2, 2)
-    cells = labels.astype(np.int64) * num_classes + predictions
-    return np.bincount(cells, minlength=num_classes**2).reshape(num_classes, num_classes)
-
-
-def accuracy(labels: np.ndarray, predictions: np.ndarray, kind: TaskKind) -> float:
-    """The share of rows predicted right; for multilabel, right in every label.
-
-    Example:
-        >>> import numpy as np
-        >>> accuracy(np.array([0, 1, 1, 0]), np.array([0, 1, 0, 0]), 'binary')
-        0.75
-    """
-    right = labels == predictions
-    return float(np.mean(right.all(axis=1) if kind == 'multilabel' else right))
-
-
-def balanced_accuracy(labels: np.ndarray, predictions: np.ndarray, kind: TaskKind) -> float:
-    """The mean recall of the classes that occur in the labels.
-
-    For multilabel it is taken of each label's 0 and 1, then averaged over the labels.
-    """
-    if kind == 'multilabel':
-        columns = zip(labels.T.astype(int), predictions.T.astype(int), strict=True)
-        return float(np.mean([balanced_accuracy(*column, 'binary') for column in columns]))
-    hits, predicted, actual = class_counts(labels, predictions)
-    if np.any(predicted[actual == 0]):
-        warn('balanced_accuracy: classes were predicted that y_test lacks; they are left out.')
-    return float(np.mean(ratio(hits, actual)[actual > 0]))
-
-
-def precision(labels: np.ndarray, predictions: np.ndarray, kind: TaskKind) -> float:
-    """Of what was predicted to be a class, the share that is: ``tp / (tp + fp)``.
-
-    A class that was never predicted has precision 0, with a warning. The multiclass mean is over
-    the classes that occur in the labels or the predictions.
-
-    Example:
-        >>> import numpy as np
-        >>> precision(np.array([0, 1, 1, 0]), np.array([1, 1, 1, 1]), 'binary')
-        0.5
-    """
-    counts = class_counts(labels, predictions)
-    return _mean_ratio(counts.hits, counts.predicted, counts, kind, 'precision: no predictions of')
-
-
-def recall(labels: np.ndarray, predictions: np.ndarray, kind: TaskKind) -> float:
-    """Of what is a class, the share that was predicted to be: ``tp / (tp + fn)``.
-
-    A class without examples has recall 0, with a warning. The mean is over the same classes as
-    in `precision`.
-    """
-    counts = class_counts(labels, predictions)
-    return _mean_ratio(counts.hits, counts.actual, counts, kind, 'recall: no examples of')
-
-
-def f1(labels: np.ndarray, predictions: np.ndarray, kind: TaskKind) -> float:
-    """The harmonic mean of precision and recall: ``2 tp / (2 tp + fp + fn)``.
-
-    A class that neither occurs nor is predicted has F1 0, with a warning. The multiclass value is
-    the mean of the classes' F1, over the same classes as in `precision`.
-    """
-    counts = class_counts(labels, predictions)
-    either = counts.predicted + counts.actual
-    return _mean_ratio(
-        2 * counts.hits, either, counts, kind, 'f1: neither examples nor predictions of'
-    )
-
-
-def _mean_ratio(
-    numerator: np.ndarray,
-    denominator: np.ndarray,
-    counts: ClassCounts,
-    kind: TaskKind,
-    missing: str,
-) -> float:
-    if kind == 'binary':
-        which = np.array([1])
-    elif kind == 'multiclass':
-        which = np.flatnonzero(counts.predicted + counts.actual)
-    else:
-        which = np.arange(len(denominator))
-    if undefined := int(np.sum(denominator[which] == 0)):
-        noun = 'labels' if kind == 'multilabel' else 'classes'
-        several = f'{undefined} of {len(which)} {noun}'
-        warn(f'{missing} {"the positive class" if kind == "binary" else several}; set to 0 there.')
-    return float(np.mean(ratio(numerator[which], denominator[which])))
-
-
-def log_loss(labels: np.ndarray, probabilities: np.ndarray, kind: TaskKind) -> float:
-    """The mean of ``-ln p`` of what is true, in nats; for multilabel, over rows and labels.
-
-    Probabilities are clipped to ``[eps, 1 - eps]`` with the ``eps`` of their dtype, as
-    scikit-learn does. For multilabel its ``log_loss`` counts positive labels only; this one is
-    the mean of the labels' binary log losses.
-
-    Example:
-        >>> import numpy as np
-        >>> round(log_loss(np.array([0, 1]), np.array([[0.5, 0.5], [0.5, 0.5]]), 'binary'), 4)
-        0.6931
-    """
-    if kind == 'multilabel':
-        true = np.where(labels > 0.5, probabilities, 1 - probabilities)
-    else:
-        true = np.take_along_axis(probabilities, labels[:, None], axis=1)
-    eps = np.finfo(probabilities.dtype).eps
-    return float(-np.log(np.clip(true, eps, 1 - eps), dtype=np.float64).mean())
-
-
-# --- regression -------------------------------------------------------------------------------
-
-
-def mse(targets: np.ndarray, predictions: np.ndarray) -> float:
-    """The mean squared error, in squared units of the target; the mean over several targets.
-
-    Example:
-        >>> import numpy as np
-        >>> mse(np.array([1.0, 2.0]), np.array([1.0, 4.0]))
-        2.0
-    """
-    return float(np.mean(_errors(targets, predictions) ** 2))
-
-
-def rmse(targets: np.ndarray, predictions: np.ndarray) -> float:
-    """The root of each target's mean squared error, in the target's units; the mean of these."""
-    return float(np.mean(np.sqrt(np.mean(_errors(targets, predictions) ** 2, axis=0))))
-
-
-def mae(targets: np.ndarray, predictions: np.ndarray) -> float:
-    """The mean absolute error, in the target's units; the mean over several targets."""
-    return float(np.mean(np.abs(_errors(targets, predictions))))
-
-
-def r2(targets: np.ndarray, predictions: np.ndarray) -> float:
-    """The coefficient of determination ``1 - sum(error^2) / sum((y - mean(y))^2)``.
-
-    1 is perfect, 0 is as good as always predicting the mean; the mean over several targets. A
-    constant target gives 1 if predicted exactly, else 0. One row gives NaN, with a warning.
-    """
-    if len(targets) < 2:
-        warn('r2: NaN, since it is not defined for a single row.')
-        return float('nan')
-    squares = np.sum(_errors(targets, predictions) ** 2, axis=0)
-    spread = np.sum(_errors(targets, targets.mean(axis=0, dtype=np.float64)) ** 2, axis=0)
-    return float(np.mean(np.where(spread > 0, 1 - ratio(squares, spread), squares == 0)))
-
-
-def _errors(targets: np.ndarray, predictions: np.ndarray) -> np.ndarray:
-    return np.subtract(targets, predictions, dtype=np.float64)
-
-
-# --- the table --------------------------------------------------------------------------------
+_KINDS = frozenset(get_args(TaskKind))
+_CLASSES = frozenset({'binary', 'multiclass'})
+_CLASSIFICATION = _KINDS - {'regression'}
+_REGRESSION = frozenset({'regression'})
 
 
 @dataclasses.dataclass(frozen=True)
 class Metric:
-    """A metric by name.
+    """A metric.
 
     Attributes:
-        function: ``function(labels, values, kind)``, without ``kind`` for regression.
-        values: whether ``values`` are the predictions or the probabilities.
-        regression: whether it is for regression rather than classification.
+        part: what it needs of labels and predictions, prepared once.
+        value: ``value(part, weight)``, the metric under the rows' weights. See
+            `thinkml.evaluation.counting`.
+        kinds: the tasks it fits.
+        higher_is_better: whether larger values are better; None for one that has a best value in
+            between.
         default: whether it is computed where no metrics are asked for.
+        needs_probabilities: whether predictions alone are not enough.
+        share: ``share(part, weight)``, the rows it counts and those it counts them among, where it
+            is such a share; None where it is not.
+        is_biased: whether resamples lie to one side of the value, as chance alone adds to an error
+            that can't be negative. Their percentiles are moved onto it.
+        undefined: ``undefined(part, weight)``, what is to be warned of, a sentence; None if nothing
+            is.
     """
 
-    function: Callable[..., float]
-    values: Literal['predictions', 'probabilities'] = 'predictions'
-    regression: bool = False
-    default: bool = True
+    part: Callable[[Scored], Any]
+    value: Callable[[Any, Any], Any]
+    kinds: frozenset[str]
+    higher_is_better: bool | None = True
+    default: bool = False
+    needs_probabilities: bool = False
+    share: Callable[[Any, np.ndarray], tuple[float, float]] | None = None
+    is_biased: bool = False
+    undefined: Callable[[Any, np.ndarray], str | None] | None = None
+
+    def of(self, scored: Scored, weight: np.ndarray | None = None) -> float:
+        """The metric of labels and predictions, as a plain float.
+
+        Args:
+            scored: both.
+            weight: float64 ``(n,)``; None is that of ``scored``.
+        """
+        weight = scored.weights if weight is None else weight
+        return float(self.value(scored.part(self.part), weight))
 
 
-METRICS: Mapping[str, Metric] = MappingProxyType(
-    {
-        'accuracy': Metric(accuracy),
-        'balanced_accuracy': Metric(balanced_accuracy, default=False),
-        'precision': Metric(precision),
-        'recall': Metric(recall),
-        'f1': Metric(f1),
-        'roc_auc': Metric(roc_auc, 'probabilities'),
-        'average_precision': Metric(average_precision, 'probabilities', default=False),
-        'log_loss': Metric(log_loss, 'probabilities'),
-        'rmse': Metric(rmse, regression=True),
-        'mae': Metric(mae, regression=True),
-        'mse': Metric(mse, regression=True, default=False),
-        'r2': Metric(r2, regression=True),
+# --- metrics made of counts -------------------------------------------------------------------
+
+_MISSING = {
+    'precision': ('no predictions of', counts.precision),
+    'recall': ('no examples of', counts.recall),
+    'f1': ('neither examples nor predictions of', counts.f1),
+    'specificity': ('no other examples than of', counts.specificity),
+    'npv': ('no other predictions than of', counts.npv),
+}
+
+
+def _fraction(name: str, how: str | None, kind: TaskKind) -> Metric:
+    missing, fraction = _MISSING[name]
+
+    def value(part: Any, weight: Any) -> Any:
+        found = class_counts(part, weight)
+        return counts.average(fraction(found), found, kind, how)
+
+    def share(part: Any, weight: np.ndarray) -> tuple[float, float]:
+        ratio = fraction(class_counts(part, weight))
+        if how == 'micro':
+            which = counts.occurring(class_counts(part, weight), kind)
+            return (ratio.numerator * which).sum(), (ratio.denominator * which).sum()
+        return ratio.numerator[1], ratio.denominator[1]
+
+    def undefined(part: Any, weight: np.ndarray) -> str | None:
+        found = class_counts(part, weight)
+        which = counts.occurring(found, kind)
+        if how is None and kind == 'binary':
+            which = np.array([False, True])
+        empty = int((fraction(found).denominator[which] == 0).sum())
+        if not empty or how == 'micro':
+            return None
+        noun = 'labels' if kind == 'multilabel' else 'classes'
+        of = f'{empty} of {which.sum()} {noun}'
+        if how is None and kind == 'binary':
+            of = 'the positive class'
+        return f'{missing} {of}; set to 0 there.'
+
+    is_share = name != 'f1' and (how == 'micro' or (how is None and kind == 'binary'))
+    return Metric(
+        class_part, value, _CLASSIFICATION, default=how is None and name in _DEFAULTS,
+        share=share if is_share else None, undefined=undefined,
+    )  # fmt: skip
+
+
+def _counted(function: Callable[[counts.Counts], Any]) -> Callable[[Any, Any], Any]:
+    return lambda part, weight: function(class_counts(part, weight))
+
+
+def _balanced_accuracy(kind: TaskKind) -> Metric:
+    def undefined(part: Any, weight: np.ndarray) -> str | None:
+        found = class_counts(part, weight)
+        lacking = found.predicted[found.actual == 0].any()
+        if kind == 'multilabel':
+            lacking |= (found.predicted < found.total)[found.actual == found.total].any()
+        return 'classes were predicted that y_test lacks; they are left out.' if lacking else None
+
+    value = _counted(lambda found: counts.balanced_accuracy(found, kind))
+    return Metric(class_part, value, _CLASSIFICATION, undefined=undefined)
+
+
+def _one_class(part: Pairs, weight: np.ndarray) -> str | None:
+    if not np.isnan(_counted(counts.kappa)(part, weight)):
+        return None
+    return 'NaN, since labels and predictions are one and the same class.'
+
+
+# --- metrics made of rankings and rows --------------------------------------------------------
+
+
+def _without_both(part: ranking.Rankings, weight: np.ndarray) -> str | None:
+    missing = [min(positive, rest) == 0 for positive, rest in _sides(part, weight)]
+    if not any(missing):
+        return None
+    return (
+        f'NaN, since it is not defined{_of_columns(part, sum(missing))}: y_test needs positive and '
+        'negative examples.'
+    )
+
+
+def _without_positives(part: ranking.Rankings, weight: np.ndarray) -> str | None:
+    missing = sum(positive == 0 for positive, _ in _sides(part, weight))
+    if not missing:
+        return None
+    return f'set to 0{_of_columns(part, missing)}: y_test has no positive examples.'
+
+
+def _sides(part: ranking.Rankings, weight: np.ndarray) -> Iterable[tuple[float, float]]:
+    for order, rival, own in zip(part.order, part.rival, part.own, strict=True):
+        positive = weight[order][rival == own].sum()
+        yield positive, weight.sum() - positive
+
+
+def _of_columns(part: ranking.Rankings, missing: int) -> str:
+    columns = len(part.own)
+    noun = 'classes' if len(part.classes) > 2 else 'labels'
+    return '' if columns == 1 else f' for {missing} of {columns} {noun}'
+
+
+def _rows(rows: Callable[[Scored], np.ndarray], **settings: Any) -> Metric:
+    return Metric(rows, mean_of_rows, **settings)
+
+
+def _sum_of_rows(part: np.ndarray, weight: np.ndarray) -> tuple[float, float]:
+    return float(weight @ part), float(weight.sum())
+
+
+def _too_few(part: regression.Errors, weight: np.ndarray) -> str | None:
+    if (weight > 0).sum() >= 2:
+        return None
+    return 'NaN, since it is not defined for a single row.'
+
+
+def _separable(part: calibration.Logits, weight: np.ndarray) -> str | None:
+    if not np.isnan(calibration.calibration_slope(part, weight)):
+        return None
+    return 'NaN, since the logits tell the labels apart without error, or there is only one label.'
+
+
+# --- the table --------------------------------------------------------------------------------
+
+_DEFAULTS = ('precision', 'recall', 'f1')
+_HOWS = ('macro', 'micro', 'weighted')
+_NUMBERED = {
+    'pinball': regression.pinball_rows,
+    'interval_score': regression.interval_score_rows,
+}
+_LEVEL = re.compile(rf'({"|".join(_NUMBERED)})_(0?\.\d+)')
+
+
+def _of_counts(kind: TaskKind) -> dict[str, Metric]:
+    found = {
+        'accuracy': _rows(
+            probabilistic.accuracy_rows, kinds=_CLASSIFICATION, default=True, share=_sum_of_rows
+        ),
+        'balanced_accuracy': _balanced_accuracy(kind),
+        'mcc': Metric(class_part, _counted(counts.mcc), _CLASSES),
+        'kappa': Metric(class_part, _counted(counts.kappa), _CLASSES, undefined=_one_class),
     }
+    for how in (None, *_HOWS):
+        for name in _MISSING:
+            found[name if how is None else f'{name}_{how}'] = _fraction(name, how, kind)
+    return found
+
+
+def _of_probabilities() -> dict[str, Metric]:
+    given: dict[str, Any] = {'kinds': _CLASSIFICATION, 'needs_probabilities': True}
+    lower: dict[str, Any] = given | {'higher_is_better': False}
+    slope: dict[str, Any] = given | {
+        'kinds': _CLASSIFICATION - {'multiclass'}, 'higher_is_better': None,
+        'undefined': _separable,
+    }  # fmt: skip
+    area: dict[str, Any] = given | {'undefined': _without_both}
+    pairs: dict[str, Any] = area | {'kinds': frozenset({'multiclass'})}
+    error = calibration.calibration_error
+    return {
+        'roc_auc': Metric(ranking.rankings, ranking.roc_auc, default=True, **area),
+        'roc_auc_ovo': Metric(ranking.rankings, ranking.roc_auc_ovo, **pairs),
+        'average_precision': Metric(
+            ranking.rankings, ranking.average_precision, undefined=_without_positives, **given
+        ),
+        'log_loss': _rows(probabilistic.log_loss_rows, default=True, **lower),
+        'brier': _rows(probabilistic.brier_rows, **lower),
+        'top_k_accuracy': _top(5),
+        'ece': Metric(calibration.even_bins, error, is_biased=True, **lower),
+        'ece_adaptive': Metric(calibration.filled_bins, error, is_biased=True, **lower),
+        'calibration_slope': Metric(calibration.logits, calibration.calibration_slope, **slope),
+        'calibration_intercept': Metric(
+            calibration.logits, calibration.calibration_intercept, **slope
+        ),
+    }
+
+
+def _of_numbers() -> dict[str, Metric]:
+    higher: dict[str, Any] = {'kinds': _REGRESSION}
+    lower: dict[str, Any] = higher | {'higher_is_better': False}
+    errors, ordered = regression.errors, regression.ordered_errors
+    return {
+        'rmse': Metric(errors, regression.rmse, default=True, **lower),
+        'mae': Metric(errors, regression.mae, default=True, **lower),
+        'mse': Metric(errors, regression.mse, **lower),
+        'r2': Metric(errors, regression.r2, default=True, undefined=_too_few, **higher),
+        'explained_variance': Metric(errors, regression.explained_variance, **higher),
+        'median_absolute_error': Metric(ordered, regression.median_absolute_error, **lower),
+        'max_error': Metric(ordered, regression.max_error, **lower),
+        'mape': _rows(regression.mape_rows, **lower),
+        'interval_coverage': _rows(
+            regression.coverage_rows, higher_is_better=None, share=_sum_of_rows, **higher
+        ),
+        'interval_width': _rows(regression.width_rows, **lower),
+    }
+
+
+def _top(k: int) -> Metric:
+    return _rows(
+        probabilistic.top_rows(k), kinds=frozenset({'multiclass'}), share=_sum_of_rows,
+        needs_probabilities=True,
+    )  # fmt: skip
+
+
+def _table(kind: TaskKind) -> Mapping[str, Metric]:
+    found = _of_counts(kind) | _of_probabilities() | _of_numbers()
+    return MappingProxyType({name: m for name, m in found.items() if kind in m.kinds})
+
+
+METRICS: Mapping[str, Mapping[str, Metric]] = MappingProxyType(
+    {kind: _table(kind) for kind in get_args(TaskKind)}
 )
+"""The metrics by kind of task and name. Besides these there are some with a number in their name:
+``'top_3_accuracy'``, ``'pinball_0.9'``, ``'interval_score_0.8'``."""
+
+_NAMES = tuple(dict.fromkeys(name for table in METRICS.values() for name in table))
+# These need a model of another form (bounds), or say the same as others do.
+_NOT_IN_ANALYSIS = ('interval_coverage', 'interval_width', 'top_k_accuracy')
+
+
+@functools.lru_cache(maxsize=256)
+def get_metric(name: str, kind: TaskKind) -> Metric | None:
+    """The metric of a name; None if there is none for this kind of task."""
+    if name in METRICS[kind]:
+        return METRICS[kind][name]
+    if kind == 'multiclass' and top_k(name):
+        return _top(top_k(name) or 1)
+    if kind == 'regression' and (found := _LEVEL.fullmatch(name)):
+        rows = _NUMBERED[found[1]]
+        return _rows(rows(float(found[2])), kinds=_REGRESSION, higher_is_better=False)
+    return None
 
 
 def metrics_for(kind: TaskKind) -> list[str]:
-    """The names of all metrics that fit a task."""
-    return [name for name, metric in METRICS.items() if metric.regression == (kind == 'regression')]
+    """The names of all metrics that fit any model of a task, without other means of the same."""
+    return [
+        name
+        for name in METRICS[kind]
+        if name not in _NOT_IN_ANALYSIS and name.rpartition('_')[2] not in _HOWS
+    ]
 
 
 def default_metrics(kind: TaskKind) -> list[str]:
     """The names of the metrics computed where none are asked for."""
-    return [name for name in metrics_for(kind) if METRICS[name].default]
+    return [name for name, metric in METRICS[kind].items() if metric.default]
 
 
-def check_metrics(metrics: Collection[str] | None) -> list[str] | None:
-    """Returns the asked names as a list, a set's in the order of `METRICS`.
+def check_metrics(metrics: Collection[Any] | None) -> list[Any] | None:
+    """Returns what was asked for as a list, a set's names in the order of `METRICS`.
 
     Raises:
-        ConfigError: if they are no list, tuple or set of names that exist. Names every problem.
+        ConfigError: if it is no list, tuple or set of names that exist, and of functions. Names
+            every problem.
     """
     if metrics is None:
         return None
@@ -290,45 +326,33 @@ def check_metrics(metrics: Collection[str] | None) -> list[str] | None:
             f'metrics: got {type(metrics).__name__}, expected a list of names, or None for those '
             'that fit the task.'
         )
-    _raise(unknown_name('metrics', n, METRICS) for n in metrics if not _is_known(n))
-    is_ordered = isinstance(metrics, list | tuple)
-    return list(metrics) if is_ordered else [name for name in METRICS if name in metrics]
+    _raise(unknown_name('metrics', n, _NAMES) for n in metrics if not _is_known(n))
+    if isinstance(metrics, list | tuple):
+        return list(dict.fromkeys(metrics))
+    return sorted(metrics, key=lambda name: _NAMES.index(name) if name in _NAMES else len(_NAMES))
 
 
-def check_fit(names: Sequence[str], kind: TaskKind) -> None:
+def check_fit(metrics: Sequence[Any], kind: TaskKind) -> None:
     """Checks that known metrics fit a task.
 
     Raises:
         ConfigError: names every one that doesn't.
     """
-    fitting = metrics_for(kind)
     _raise(
-        f'metrics: got {name!r}, but the task is {kind}; expected some of {", ".join(fitting)}.'
-        for name in names
-        if name not in fitting
+        f'metrics: got {name!r}, but the task is {kind}; expected some of '
+        f'{", ".join(METRICS[kind])}.'
+        for name in metrics
+        if isinstance(name, str) and get_metric(name, kind) is None
     )
 
 
 def _is_known(name: Any) -> bool:
-    return isinstance(name, str) and name in METRICS
+    if isinstance(name, str):
+        return any(get_metric(name, kind) for kind in get_args(TaskKind))
+    return callable(name)
 
 
 def _raise(problem: Iterable[str]) -> None:
     found = list(problem)
     if found:
         raise ConfigError(found[0] if len(found) == 1 else problems('metrics:', found))
-
-
-def compute_metrics(
-    names: Sequence[str],
-    labels: np.ndarray,
-    predictions: np.ndarray,
-    probabilities: np.ndarray | None,
-    kind: TaskKind,
-) -> dict[str, float]:
-    """Computes metrics by name. Everything is encoded; None probabilities are for regression."""
-    values = {'predictions': predictions, 'probabilities': probabilities}
-    kinds = () if kind == 'regression' else (kind,)
-    return {
-        name: METRICS[name].function(labels, values[METRICS[name].values], *kinds) for name in names
-    }

@@ -1,146 +1,195 @@
-"""What a ranking by score gives: ROC and precision-recall curves and the areas under them.
+"""What a ranking by score gives: the areas under ROC and precision-recall curves.
 
-Labels are encoded and probabilities shaped as `thinkml.evaluation.metrics` has it.
+Rows are sorted once. From then on everything is a function of the rows' weights, see
+`thinkml.evaluation.counting`.
 """
 
-import sys
-import warnings
-from collections.abc import Iterator
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
-from thinkml.errors import ThinkMLWarning
-from thinkml.record import TaskKind
+from thinkml.core.counts import ratio
+from thinkml.evaluation.counting import tally
+from thinkml.evaluation.scored import Scored
 
 
-def one_vs_rest(
-    labels: np.ndarray, probabilities: np.ndarray, kind: TaskKind
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yields the rankings a task consists of, as ``(is_positive, score)``, each ``(n,)``.
+class Rankings(NamedTuple):
+    """Rows in the order of falling scores, for each column of scores: ``(columns, n)``.
 
-    Binary: the positive class alone; multiclass: every class against the others; multilabel:
-    every label.
+    Attributes:
+        order: the rows.
+        rival: the class each has, of multiclass; else whether it is positive, 0 or 1.
+        own: ``(columns,)``, which of these counts as positive.
+        first: where the rows begin that have the same score; None where no two have.
+        last: where they end.
+        classes: the indices of the classes, or 0 and 1.
     """
-    if kind == 'binary':
-        yield labels == 1, probabilities[:, 1]
-    elif kind == 'multiclass':
-        for index, scores in enumerate(probabilities.T):
-            yield labels == index, scores
+
+    order: Any
+    rival: Any
+    own: Any
+    first: Any
+    last: Any
+    classes: Any
+
+
+def rankings(scored: Scored) -> Rankings:
+    """Ranks the rows by the probability of the positive class, of each class or of each label."""
+    assert scored.probabilities is not None
+    if scored.kind == 'multiclass':
+        scores, rivals = scored.probabilities.T, scored.labels[None]
+        own, classes = np.arange(len(scores)), np.arange(scored.num_classes)
+    elif scored.kind == 'binary':
+        scores, rivals = scored.probabilities[:, 1][None], scored.labels[None]
+        own, classes = np.ones(1, int), np.arange(2)
     else:
-        yield from zip(labels.T > 0.5, probabilities.T, strict=True)
+        scores, rivals = scored.probabilities.T, (scored.labels.T > 0.5).astype(np.int64)
+        own, classes = np.ones(len(scores), int), np.arange(2)
+    order, first, last = (np.empty(scores.shape, np.int64) for _ in range(3))
+    rival = np.empty(scores.shape, rivals.dtype)
+    scores = np.ascontiguousarray(scores)
+
+    def rank(index: int) -> bool:
+        ranked = _write_order(scores[index], order[index])
+        rival[index] = rivals[index % len(rivals)][order[index]]
+        return _write_ties(ranked, first[index], last[index])
+
+    # NumPy sorts and copies without the interpreter's lock: columns on as many cores as there are.
+    with ThreadPoolExecutor() as threads:
+        has_ties = any(list(threads.map(rank, range(len(scores)))))
+    ties = (first, last) if has_ties else (None, None)
+    return Rankings(order, rival, own, *ties, classes)
 
 
-def roc_curve(
-    positive: np.ndarray, scores: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The rates of calling everything at or above a threshold positive, for each threshold.
-
-    Args:
-        positive: ``(n,)`` bool, with both values among them.
-        scores: ``(n,)``, higher for positives.
-
-    Returns:
-        False positive rates, true positive rates (both rise from 0 to 1) and the thresholds,
-        highest first, starting with infinity. As scikit-learn's with ``drop_intermediate=False``.
-
-    Example:
-        >>> import numpy as np
-        >>> roc_curve(np.array([False, True, True]), np.array([0.1, 0.4, 0.8]))[1]
-        array([0. , 0.5, 1. , 1. ])
-    """
-    hits, misses, thresholds = _hits_by_threshold(positive, scores)
-    hits, misses = np.append(0, hits), np.append(0, misses)
-    return misses / misses[-1], hits / hits[-1], np.append(np.inf, thresholds)
+def _write_order(scores: np.ndarray, order: np.ndarray) -> np.ndarray:
+    """Notes the rows by falling score, and returns the scores in that order."""
+    if scores.dtype != np.float32:
+        order[:] = np.argsort(-scores, kind='stable')
+        return scores[order]
+    # Sorting 64-bit numbers, each a score's bits above its row, takes a third of an argsort.
+    packed = np.empty(len(scores), np.uint64)
+    row, key = packed.view(np.uint32).reshape(-1, 2).T
+    row[:] = np.arange(len(scores), dtype=np.uint32)
+    key[:] = (scores + np.float32(0)).view(np.uint32)  # without the sign of zero
+    if scores.min() < 0:
+        key[:] = np.where(key >> 31 == 1, ~key, key | np.uint32(1 << 31))
+    np.invert(key, out=key)
+    packed.sort()
+    order[:] = row
+    return scores[order]
 
 
-def precision_recall_curve(
-    positive: np.ndarray, scores: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Precision and recall of calling everything at or above a threshold positive.
-
-    Args:
-        positive: ``(n,)`` bool, with at least one positive.
-        scores: ``(n,)``, higher for positives.
-
-    Returns:
-        Precision, recall and the thresholds, highest first, starting with precision 1 and recall
-        0 at infinity. This is scikit-learn's curve, which starts at the other end.
-    """
-    hits, misses, thresholds = _hits_by_threshold(positive, scores)
-    precision, recall = hits / (hits + misses), hits / hits[-1]
-    return np.append(1.0, precision), np.append(0.0, recall), np.append(np.inf, thresholds)
+def _write_ties(ranked: np.ndarray, first: np.ndarray, last: np.ndarray) -> bool:
+    """Notes for each place the first and the last one of the same score; whether any are."""
+    changes = np.flatnonzero(ranked[1:] != ranked[:-1]) + 1
+    begins, ends = np.append(0, changes), np.append(changes, len(ranked))
+    first[:] = np.repeat(begins, ends - begins)
+    last[:] = np.repeat(ends - 1, ends - begins)
+    return len(begins) < len(ranked)
 
 
-def _hits_by_threshold(
-    positive: np.ndarray, scores: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """True and false positives at each distinct score as threshold, the highest first."""
-    order = np.argsort(scores)[::-1]
-    ranked = scores[order]
-    last_of_ties = np.flatnonzero(np.append(ranked[1:] != ranked[:-1], True))
-    hits = np.cumsum(positive[order])[last_of_ties]
-    return hits, last_of_ties + 1 - hits, ranked[last_of_ties]
+class _Ranked(NamedTuple):
+    """One ranking: the weights of positives and of all others, and where scores are the same."""
+
+    positive: Any
+    negative: Any
+    first: Any
+    last: Any
+
+    def through(self, values: Any) -> Any:
+        """The sum of the values down to each score."""
+        sums = values.__array_namespace__().cumsum(values)
+        return sums if self.last is None else sums[self.last]
+
+    def lost(self) -> Any:
+        """What positives score above each row, and half of those that score the same."""
+        sums = self.positive.__array_namespace__().cumsum(self.positive)
+        above = sums - self.positive
+        if self.last is not None:
+            above, sums = above[self.first], sums[self.last]
+        return (above + sums) / 2
 
 
-def roc_auc(labels: np.ndarray, probabilities: np.ndarray, kind: TaskKind) -> float:
+def _ranked(weight: Any, order: Any, rival: Any, own: Any, first: Any, last: Any) -> _Ranked:
+    weight = weight[order]
+    positive = weight * (rival == own)
+    return _Ranked(positive, weight - positive, first, last)
+
+
+def _each_ranking(function: Callable[..., Any], part: Rankings, weight: Any) -> Any:
+    """``function(ranked, rival)`` of every column, stacked."""
+
+    def of_column(column: tuple[Any, ...]) -> Any:
+        return function(_ranked(weight, *column), column[1])
+
+    columns = (part.order, part.rival, part.own, part.first, part.last)
+    if isinstance(weight, np.ndarray):
+        count = range(len(part.own))
+        return np.stack(
+            [of_column(tuple(c if c is None else c[i] for c in columns)) for i in count]
+        )
+    return jax.vmap(of_column)(columns)
+
+
+def roc_auc(part: Rankings, weight: Any) -> Any:
     """The area under the ROC curve; the mean over classes (one-vs-rest) or labels, if several.
 
-    It is the chance that a positive example scores above a negative one, ties counted half. NaN,
-    with a warning, if a class has no examples or all of them.
-
-    Example:
-        >>> import numpy as np
-        >>> probabilities = np.array([[0.9, 0.1], [0.6, 0.4], [0.65, 0.35], [0.2, 0.8]])
-        >>> roc_auc(np.array([0, 0, 1, 1]), probabilities, 'binary')
-        0.75
+    It is the chance that a positive example scores above a negative one, ties counted half. NaN
+    where a class has no examples or all of them.
     """
-    areas = [_roc_area(*ranking) for ranking in one_vs_rest(labels, probabilities, kind)]
-    if undefined := int(np.isnan(areas).sum()):
-        noun = 'labels' if kind == 'multilabel' else 'classes'
-        where = '' if kind == 'binary' else f' for {undefined} of {len(areas)} {noun}'
-        warn(
-            f'roc_auc: NaN, since it is not defined{where}: y_test needs positive and negative '
-            'examples.'
-        )
-    return float(np.mean(areas))
+    return _each_ranking(_roc_area, part, weight).mean()
 
 
-def _roc_area(positive: np.ndarray, scores: np.ndarray) -> float:
-    if positive.all() or not positive.any():
-        return np.nan
-    false_positive_rate, true_positive_rate, _ = roc_curve(positive, scores)
-    return float(np.trapezoid(true_positive_rate, false_positive_rate))
+def _roc_area(ranked: _Ranked, rival: Any) -> Any:
+    lost = (ranked.negative * ranked.lost()).sum()
+    return _or_nan(lost, ranked.positive.sum() * ranked.negative.sum())
 
 
-def average_precision(labels: np.ndarray, probabilities: np.ndarray, kind: TaskKind) -> float:
+def roc_auc_ovo(part: Rankings, weight: Any) -> Any:
+    """The mean over all pairs of classes of the area between the two alone.
+
+    Of each pair it is the mean of the areas by the scores of the one and of the other.
+
+    Reference:
+        Hand and Till, 2001, *A simple generalisation of the area under the ROC curve for multiple
+        class classification problems*.
+    """
+    size = len(part.classes)
+
+    def against_each(ranked: _Ranked, rival: Any) -> Any:
+        pairs = ranked.positive.sum() * tally(rival, ranked.negative, size)
+        return _or_nan(tally(rival, ranked.negative * ranked.lost(), size), pairs)
+
+    areas = _each_ranking(against_each, part, weight)
+    xp = areas.__array_namespace__()
+    others = ~np.eye(size, dtype=bool)
+    return xp.where(others, areas, 0).sum() / others.sum()
+
+
+def average_precision(part: Rankings, weight: Any) -> Any:
     """The precision-recall curve's area; the mean over classes (one-vs-rest) or labels, if several.
 
     The area is the sum of steps ``sum_i (recall_i - recall_{i-1}) precision_i``. A class without
-    examples has 0, with a warning.
+    examples has 0.
     """
-    areas = [_precision_area(*ranking) for ranking in one_vs_rest(labels, probabilities, kind)]
-    if undefined := sum(area is None for area in areas):
-        noun = 'labels' if kind == 'multilabel' else 'classes'
-        where = '' if kind == 'binary' else f' for {undefined} of {len(areas)} {noun}'
-        warn(f'average_precision: set to 0{where}: y_test has no positive examples.')
-    return float(np.mean([area or 0.0 for area in areas]))
+    return _each_ranking(_precision_area, part, weight).mean()
 
 
-def _precision_area(positive: np.ndarray, scores: np.ndarray) -> float | None:
-    if not positive.any():
-        return None
-    precision, recall, _ = precision_recall_curve(positive, scores)
-    return step_area(recall, precision)
+def _precision_area(ranked: _Ranked, rival: Any) -> Any:
+    hits, misses = ranked.through(ranked.positive), ranked.through(ranked.negative)
+    precision = ratio(hits, hits + misses)
+    return ratio((ranked.positive * precision).sum(), ranked.positive.sum())
+
+
+def _or_nan(numerator: Any, denominator: Any) -> Any:
+    xp = numerator.__array_namespace__()
+    some = denominator > 0
+    return xp.where(some, numerator / xp.where(some, denominator, 1), xp.nan)
 
 
 def step_area(recall: np.ndarray, precision: np.ndarray) -> float:
     """The area under a precision-recall curve drawn as steps, its average precision."""
     return float(np.sum(np.diff(recall) * precision[1:]))
-
-
-def warn(message: str) -> None:
-    """Issues a warning about a metric where ThinkML was called, however deep inside it arises."""
-    frame, level = sys._getframe(1), 2
-    while frame.f_back and frame.f_globals.get('__name__', '').startswith('thinkml.'):
-        frame, level = frame.f_back, level + 1
-    warnings.warn(message, ThinkMLWarning, stacklevel=level)

@@ -1,12 +1,58 @@
 """What an evaluation found."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import numpy as np
 
 from thinkml.errors import unknown_name
+from thinkml.evaluation.metrics import Metric
+from thinkml.evaluation.scored import Scored
 from thinkml.record import Task
+
+Interval = tuple[float, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Slice:
+    """How the model does on a part of the rows.
+
+    Attributes:
+        name: of the slice.
+        num_rows: rows in it.
+        metrics: as in `Evaluation.metrics`; empty where the slice has too few rows.
+        confidence_intervals: of them.
+        gaps: what each metric is above (or below) that of all rows.
+        is_supported: whether it has the rows that were asked for at least.
+    """
+
+    name: str
+    num_rows: int
+    metrics: dict[str, float]
+    confidence_intervals: dict[str, Interval]
+    gaps: dict[str, float]
+    is_supported: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Resampling:
+    """How confidence intervals are made.
+
+    Attributes:
+        confidence: the share of intervals that are to cover the true value; None for no intervals.
+        num_resamples: of the bootstrap.
+        groups: ``(n,)`` whole numbers from 0, rows that are drawn together; None for each alone.
+        strata: ``(n,)`` whole numbers from 0: as many rows (or groups) are drawn of each stratum
+            as it has; None for one stratum.
+        seed: of the draws.
+    """
+
+    confidence: float | None = 0.95
+    num_resamples: int = 1000
+    groups: np.ndarray | None = None
+    strata: np.ndarray | None = None
+    seed: int = 0
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -16,15 +62,22 @@ class Evaluation:
     Attributes:
         task: what the model's outputs mean, and its classes.
         metrics: plain floats under the asked names.
-        per_class: ``precision``, ``recall``, ``f1`` and ``support`` (the number of examples) by
-            class, for multilabel by label; None for regression.
-        confusion_matrix: integers ``(classes, classes)``, true classes in rows, predicted in
-            columns; for multilabel ``[[tn, fp], [fn, tp]]`` per label, ``(k, 2, 2)``; None for
-            regression.
+        per_class: ``precision``, ``recall``, ``f1`` and ``support`` (the number of examples, or
+            their weight) by class, for multilabel by label; None for regression.
+        confusion_matrix: ``(classes, classes)``, true classes in rows, predicted in columns; for
+            multilabel ``[[tn, fp], [fn, tp]]`` per label, ``(k, 2, 2)``; None for regression.
+            Integers, with sample weights floats.
         predictions: in the form of the labels, ``(rows, ...)``.
-        probabilities: ``(rows, classes)``, for multilabel ``(rows, k)``; None for regression.
         labels: the true ones, as they were passed.
-        encoded_labels: the true ones as the functions in `thinkml.evaluation.metrics` take them.
+        scored: both as the metrics take them, with the probabilities.
+        resampling: how the confidence intervals are made.
+        warnings: what was undefined or unusual, a sentence each.
+        slices: how the model does on parts of the rows, by name.
+        definitions: of the metrics, by name, as far as they can be resampled: not of functions of
+            the user's own that have one number for all rows.
+        name: of the data set; empty where it has none.
+        data_fingerprint: identifies the data: rows, what they are like, a hash.
+        versions: of the libraries.
     """
 
     task: Task
@@ -32,14 +85,48 @@ class Evaluation:
     per_class: dict[Any, dict[str, float]] | None
     confusion_matrix: np.ndarray | None
     predictions: np.ndarray
-    probabilities: np.ndarray | None
     labels: np.ndarray
-    encoded_labels: np.ndarray
+    scored: Scored
+    resampling: Resampling = Resampling()
+    warnings: tuple[str, ...] = ()
+    slices: dict[str, Slice] = dataclasses.field(default_factory=dict)
+    definitions: dict[str, Metric] = dataclasses.field(default_factory=dict)
+    name: str = ''
+    data_fingerprint: dict[str, Any] = dataclasses.field(default_factory=dict)
+    versions: dict[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def num_rows(self) -> int:
         """The number of examples evaluated."""
         return len(self.labels)
+
+    @property
+    def probabilities(self) -> np.ndarray | None:
+        """``(rows, classes)``, for multilabel ``(rows, k)``; None for regression."""
+        return self.scored.probabilities
+
+    @property
+    def encoded_labels(self) -> np.ndarray:
+        """The true ones as `Scored` has them: class indices, for instance."""
+        return self.scored.labels
+
+    @functools.cached_property
+    def confidence_intervals(self) -> dict[str, Interval]:
+        """``(low, high)`` of each metric, made when first asked for; empty without confidence.
+
+        By the bootstrap's percentiles, those of simple shares (accuracy) by Wilson's formula where
+        the rows are independent and count alike.
+        """
+        from thinkml.evaluation.intervals import metric_intervals  # which reads evaluations
+
+        return metric_intervals(self)
+
+    @functools.cached_property
+    def per_class_intervals(self) -> dict[Any, dict[str, Interval]]:
+        """The same by class (or label), of ``precision``, ``recall`` and ``f1``."""
+        from thinkml.evaluation.intervals import class_intervals
+
+        return class_intervals(self)
 
     def __getitem__(self, name: str) -> float:
         if name not in self.metrics:
@@ -51,8 +138,9 @@ class Evaluation:
         return f'Evaluation({self.headline()}: {metrics})'
 
     def headline(self) -> str:
-        """The task and the number of rows, in a line."""
-        return f'{self.task}, {self.num_rows:,} row{"s" if self.num_rows > 1 else ""}'
+        """The data set, the task and the number of rows, in a line."""
+        name = f'{self.name}: ' if self.name else ''
+        return f'{name}{self.task}, {self.num_rows:,} row{"s" if self.num_rows > 1 else ""}'
 
 
 def number(value: float) -> str:

@@ -4,6 +4,7 @@ from thinkml.history import History as History
 from thinkml.monitoring.monitor import TrainingMonitor as TrainingMonitor
 from thinkml.monitoring.plots import training_figure as training_figure
 from thinkml.monitoring.progress import ProgressBar as ProgressBar
+from thinkml.monitoring.watch import Watch as Watch
 from thinkml.monitoring.writers import CSVWriter as CSVWriter
 from thinkml.monitoring.writers import EventWriter as EventWriter
 from thinkml.monitoring.writers import MlflowWriter as MlflowWriter

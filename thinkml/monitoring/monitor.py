@@ -5,7 +5,7 @@ import math
 import os
 import sys
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from thinkml.errors import (
@@ -13,12 +13,14 @@ from thinkml.errors import (
     ModelTypeError,
     ThinkMLError,
     ThinkMLWarning,
+    is_number,
     problems,
     unknown_name,
 )
 from thinkml.figures import save_figure
 from thinkml.history import History
 from thinkml.monitoring.plots import training_figure
+from thinkml.monitoring.watch import Watch, file_display, in_notebook, notebook_display
 from thinkml.record import ModelRecord, record_of
 
 if TYPE_CHECKING:
@@ -30,7 +32,8 @@ class TrainingMonitor:
 
     A monitor reads the record ThinkML keeps of the model; nothing is pushed to it and it costs the
     training nothing. So `track_progress` may be called before the training, after it, or while it
-    runs in another thread.
+    runs, from a callback or another thread. Earlier runs of the model are shown, those that a
+    loaded model had before it was saved too, and later ones are followed.
 
     Example:
         >>> from flax import nnx
@@ -45,6 +48,7 @@ class TrainingMonitor:
         self._record: ModelRecord | None = None
         self._metrics: tuple[str, ...] | None = None
         self._interval: int | None = None
+        self._watch: Watch | None = None
 
     def track_progress(
         self, model: Any, metrics: Iterable[str] | None = None, interval: int | None = None
@@ -106,8 +110,9 @@ class TrainingMonitor:
     def plot_progress(self, path: str | os.PathLike[str] | None = None) -> 'Figure':
         """Draws the tracked model's training, several runs one after another.
 
-        One panel shows the loss, one the other metrics: training solid, validation dashed, the
-        best epoch as a dotted line.
+        One panel shows the loss, one the other metrics, and each other value that was recorded
+        (the learning rate, the time of a step) has its own: training solid, validation dashed, the
+        best epoch a dotted line with stars, and what happened besides a thin line with a few words.
 
         Args:
             path: where to save the figure; the ending chooses the format (``.png``, ``.svg``,
@@ -121,10 +126,76 @@ class TrainingMonitor:
         """
         runs = self._runs()
         self._warn_of_unknown(runs)
-        figure = training_figure(runs, self._metrics, self._interval)
+        figure = self._figure()
         if path is not None:
             save_figure(figure, path)
         return figure
+
+    def watch(
+        self, path: str | os.PathLike[str] | None = None, every_seconds: float = 2.0
+    ) -> Watch:
+        """Shows the plot of `plot_progress` and draws it again while training goes on.
+
+        In a notebook it appears below the cell. A thread looks for something new and draws it, so
+        that the training may run in the same cell, in a later one, or in another thread. Anywhere
+        else a picture that redraws itself needs a ``path``: a file, which many viewers load again
+        when it changes.
+
+        Calling it again ends the picture before and begins a new one.
+
+        Args:
+            path: a file to draw into, its ending as for `plot_progress`. None shows the plot in
+                the notebook; where there is none, a warning says what else there is.
+            every_seconds: how often to look for something new.
+
+        Returns:
+            The `Watch`; ``stop()`` ends it, and so does ``with monitor.watch(): ...``, each with a
+            last look.
+
+        Raises:
+            ConfigError: if ``every_seconds`` is no number above 0.
+            ThinkMLError: if `track_progress` was not called.
+
+        Example:
+            >>> monitor.watch()  # doctest: +SKIP
+            >>> trainer.train(model, X_train, y_train)  # doctest: +SKIP
+        """
+        self._runs()
+        if not (is_number(every_seconds) and every_seconds > 0):
+            raise ConfigError(f'every_seconds: got {every_seconds!r}, expected a number above 0.')
+        if self._watch is not None:
+            self._watch.stop()
+        self._watch = Watch(self._news, self._shown_by(path), every_seconds)
+        return self._watch
+
+    def _shown_by(self, path: str | os.PathLike[str] | None) -> Callable[[], None]:
+        """What draws the plot to where it is watched."""
+        if path is not None:
+            show = file_display(path)
+        elif in_notebook():
+            show = notebook_display()
+        else:
+            warnings.warn(
+                'watch: this is no notebook, so nothing is drawn. Name a file to draw into, '
+                "watch('progress.png'), or train with callbacks=['tensorboard'] and look at it "
+                'there. The progress bar is shown in any case.',
+                ThinkMLWarning,
+                stacklevel=3,
+            )
+            return lambda: None
+        return lambda: show(self._figure())
+
+    def _news(self) -> Hashable:
+        """Something that is another whenever the plot would be."""
+        interval = self._interval
+        runs = [
+            (run.epochs, run.best_epoch, len(run.events), interval and run.steps // interval)
+            for run in self._runs()
+        ]
+        return tuple(runs), self._metrics, interval
+
+    def _figure(self) -> 'Figure':
+        return training_figure(self._runs(), self._metrics, self._interval)
 
     def _runs(self) -> list[History]:
         """The runs that have recorded something."""

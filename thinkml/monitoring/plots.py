@@ -1,5 +1,13 @@
-"""The picture of a training: loss and metrics over epochs or steps."""
+"""The picture of a training: loss, metrics and what else was recorded, over epochs or steps.
 
+Colours are Okabe and Ito's, which the colour-blind tell apart; training is solid and validation
+dashed, so that a print without colours can be read too.
+
+Reference:
+    Okabe and Ito, 2008, *Color universal design*.
+"""
+
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -12,14 +20,32 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+_COLOURS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9')
+_MARKERS = ('o', 's', '^', 'D', 'v', 'P')
+_BEST, _EVENT = '#009E73', '0.4'
+# Values of another scale than metrics have, by the panel they share; each in one of its own.
+_PANELS = {
+    'loss': 'loss',
+    'learning_rate': 'learning_rate',
+    'grad_norm': 'grad_norm',
+    'update_ratio': 'update_ratio',
+    'step_seconds': 'step_seconds',
+    'input_wait': 'input_wait',
+    'bytes_in_use': 'device memory',
+    'peak_bytes_in_use': 'device memory',
+}
+_LABEL_LENGTH = 20
+
 
 def training_figure(
     runs: Sequence[History], metrics: Sequence[str] | None = None, interval: int | None = None
 ) -> 'Figure':
     """Draws the training runs of one model, one after another on the same axis.
 
-    Training is solid, validation dashed, the best epoch a dotted line. Values that are not finite
-    are left out.
+    Training is solid, validation dashed, the best epoch a dotted line with a star on each curve
+    that was validated. What happened besides (early stopping, a loss that is not finite, a lowered
+    learning rate, where a run was resumed) is a thin line with a few words. Values that are not
+    finite are left out.
 
     Args:
         runs: the histories, oldest first.
@@ -28,8 +54,8 @@ def training_figure(
             steps. None draws one point per epoch over an axis of epochs.
 
     Returns:
-        A `matplotlib.figure.Figure` with a panel for the loss and one for all other metrics; only
-        one of them where there is nothing to show in the other.
+        A `matplotlib.figure.Figure` with a panel for the loss, one for metrics, and one for each
+        other value that was recorded; only those that there is something to show in.
 
     Example:
         >>> history = History()
@@ -43,67 +69,196 @@ def training_figure(
     recorded |= dict.fromkeys(name for run in runs for name in run)
     shown = [n for n in recorded if metrics is None or n in metrics or _base(n) in metrics]
     shown = shown or list(metrics or ('loss', 'metric'))
-    is_loss = [_base(name) == 'loss' for name in shown]
-    panels = [
-        [name for name, in_loss in zip(shown, is_loss, strict=True) if in_loss == panel]
-        for panel in (True, False)
-        if panel in is_loss
-    ]
-    figure = new_figure(5.5 * len(panels), 4)
-    for axes, names in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
-        _draw_panel(axes, names, runs, interval if by_steps else None)
+    panels: dict[str, list[str]] = {}
+    for name in shown:
+        panels.setdefault(_panel(name), []).append(name)
+    order = ['loss', 'metric', *_PANELS.values()]
+    columns = min(2, len(panels))
+    rows = math.ceil(len(panels) / columns)
+    figure = new_figure(5.5 * columns, 4.2 if rows == 1 else 3.2 * rows)
+    places = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for index, panel in enumerate(sorted(panels, key=order.index)):
+        axes = places[index]
+        _draw_panel(axes, panels[panel], runs, interval if by_steps else None)
+        if axes.get_legend_handles_labels()[0]:
+            _draw_events(axes, runs, interval if by_steps else None, in_words=index < columns)
+    for axes in places[len(panels) :]:
+        axes.remove()
     return figure
 
 
 def _draw_panel(
     axes: 'Axes', names: list[str], runs: Sequence[History], interval: int | None
 ) -> None:
-    from matplotlib.ticker import MaxNLocator
-
     bases = list(dict.fromkeys(map(_base, names)))
     names = sorted(names, key=lambda name: bases.index(_base(name)))  # accuracy, val_accuracy, f1
-    start = 0
-    for run in runs:
-        ends = np.arange(1, run.epochs + 1) if interval is None else np.array(run.epoch_ends, int)
+    with_markers = [  # where there are few points, or several metrics to tell apart
+        name
+        for name in names
+        if len(bases) > 1 or all(len(_points(run, name, interval)[0]) <= 30 for run in runs)
+    ]
+    for run, start in zip(runs, _starts(runs, interval), strict=True):
         for name in names:
-            if name == 'loss' and interval is not None:
-                x, y = _block_means(run.step_loss, interval)
-            elif name in run:
-                x, y = ends, np.array(run[name])
-            else:
-                continue
-            finite = np.isfinite(y)
-            axes.plot(
-                start + x[finite],
-                y[finite],
-                color=f'C{bases.index(_base(name))}',
-                linestyle='-' if name == _base(name) else '--',
-                marker=None if finite.sum() > 30 else '.' if name == _base(name) else 'x',
-                label=name,
-            )
-        if run.best_epoch is not None and run.best_epoch <= run.epochs:
-            axes.axvline(
-                start + ends[run.best_epoch - 1], color='0.4', linestyle=':', label='best epoch'
-            )
-        start += run.epochs if interval is None else run.steps
-        if run is not runs[-1]:
+            x, y = _points(run, name, interval)
+            if len(x):
+                kind = bases.index(_base(name))
+                _draw_curve(axes, name, start + x, y, kind, name in with_markers)
+        if _panel(bases[0]) in ('loss', 'metric'):
+            _mark_best(axes, run, names, start, interval)
+        if start:
             border = start + 0.5 if interval is None else start
             axes.axvline(border, color='0.85', linewidth=3, zorder=0)
     axes.set_xlabel('epoch' if interval is None else 'step')
-    axes.set_ylabel(bases[0] if len(bases) == 1 else 'metric')
+    axes.set_ylabel(bases[0] if len(bases) == 1 else _panel(bases[0]))
+    if axes.get_legend_handles_labels()[0]:
+        _dress(axes, _panel(bases[0]))
+    else:
+        _say_why_empty(axes, names, runs)
+
+
+def _draw_curve(
+    axes: 'Axes', name: str, x: np.ndarray, y: np.ndarray, kind: int, with_markers: bool
+) -> None:
+    finite = np.isfinite(y)
+    is_train = name == _base(name)
+    axes.plot(
+        x[finite],
+        y[finite],
+        color=_COLOURS[kind % len(_COLOURS)],
+        linestyle='-' if is_train else '--',
+        marker=_MARKERS[kind % len(_MARKERS)] if with_markers else None,
+        markevery=max(1, finite.sum() // 15),
+        markersize=4,
+        markerfacecolor=None if is_train else 'white',
+        label=name,
+    )
+
+
+def _dress(axes: 'Axes', panel: str) -> None:
+    """Ticks, grid and legend."""
+    from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter
+
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    units = {
+        'step_seconds': EngFormatter('s'),
+        'input_wait': PercentFormatter(1),
+        'device memory': EngFormatter('B'),
+    }
+    if panel in units:
+        axes.yaxis.set_major_formatter(units[panel])
+    if panel not in ('loss', 'metric'):  # all of them are sizes: 0 is nothing
+        axes.set_ylim(0, 1.1 * axes.get_ylim()[1])
+    axes.grid(alpha=0.3)
     # One entry per name: several runs draw the same names.
     handles = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
-    if handles:
-        axes.legend(handles.values(), handles.keys())
-        axes.grid(alpha=0.3)
+    if len(handles) > 1 or panel in ('loss', 'metric'):
+        axes.legend(handles.values(), handles.keys(), framealpha=0.9)
+
+
+def _say_why_empty(axes: 'Axes', names: list[str], runs: Sequence[History]) -> None:
+    if any(run.epochs for run in runs):
+        why = f'{", ".join(names)}: not recorded'
     else:
-        axes.text(0.5, 0.5, 'no data yet', transform=axes.transAxes, ha='center', va='center')
-        axes.set(xticks=[], yticks=[])
+        why = 'no epoch has ended yet' if any(run.steps for run in runs) else 'no data yet'
+    events = [_label(text) for run in runs for _, text in run.events]
+    text = '\n'.join([why, *events])
+    axes.text(0.5, 0.5, text, transform=axes.transAxes, ha='center', va='center')
+    axes.set(xticks=[], yticks=[])
+
+
+def _starts(runs: Sequence[History], interval: int | None) -> list[int]:
+    """Where each run begins on the axis."""
+    lengths = [run.epochs if interval is None else run.steps for run in runs]
+    return [sum(lengths[:index]) for index in range(len(runs))]
+
+
+def _points(run: History, name: str, interval: int | None) -> tuple[np.ndarray, np.ndarray]:
+    if name == 'loss' and interval is not None:
+        return _block_means(run.step_loss, interval)
+    if name not in run:
+        return np.empty(0), np.empty(0)
+    return _ends(run, interval), np.array(run[name])
+
+
+def _ends(run: History, interval: int | None) -> np.ndarray:
+    """Where the epochs end on the axis."""
+    return np.arange(1, run.epochs + 1) if interval is None else np.array(run.epoch_ends, int)
+
+
+def _mark_best(
+    axes: 'Axes', run: History, names: list[str], start: int, interval: int | None
+) -> None:
+    if run.best_epoch is None or run.best_epoch > run.epochs or run.keys().isdisjoint(names):
+        return
+    at = start + _ends(run, interval)[run.best_epoch - 1]
+    axes.axvline(at, color=_BEST, linestyle=':', linewidth=1.5, label='best epoch')
+    for name in names:
+        if name != _base(name) and name in run:
+            value = run[run.best_epoch - 1, name]
+            axes.scatter(at, value, s=80, marker='*', color=_BEST, zorder=3)
+
+
+def _draw_events(
+    axes: 'Axes', runs: Sequence[History], interval: int | None, in_words: bool
+) -> None:
+    """A thin line for each event, and above the panel a few words where there is room for them."""
+    by_place: dict[float, list[str]] = {}
+    for run, start in zip(runs, _starts(runs, interval), strict=True):
+        for at, label in _events(run, interval):
+            by_place.setdefault(start + at, []).append(label)
+    first, last = axes.get_xlim()
+    labelled = math.inf
+    for at in sorted(by_place, reverse=True):  # how a run ended is said in any case
+        axes.axvline(at, color=_EVENT, linewidth=0.6, zorder=1)
+        if in_words and labelled - at >= (last - first) / 20:
+            axes.annotate(
+                ', '.join(dict.fromkeys(by_place[at])), (at, 1), (-3, 3), ha='left', va='bottom',
+                xycoords=axes.get_xaxis_transform(), textcoords='offset points',
+                rotation=35, rotation_mode='anchor', fontsize=8, color=_EVENT,
+            )  # fmt: skip
+            labelled = at
+
+
+def _events(run: History, interval: int | None) -> list[tuple[float, str]]:
+    """What happened, as places on the axis and a few words."""
+    steps = np.array([0, *run.epoch_ends])
+    places = np.arange(len(steps)) if interval is None else steps
+    found = []
+    for epoch, text in run.events:
+        # What ends a run does so after its last step, which may be within an epoch.
+        ends_run = epoch >= run.epochs and not text.startswith(_AFTER_EPOCHS)
+        place = run.steps if ends_run and interval is not None else places[min(epoch, run.epochs)]
+        found.append((float(place), _label(text)))
+    for step in run.resumed_at:
+        place = step if interval is not None else np.interp(step, steps, places)
+        found.append((float(place), 'resumed'))
+    return found
+
+
+# The words of an event by how its text begins.
+_LABELS = {
+    'the loss is': 'diverged',
+    'the gradient is not finite': 'diverged',
+    'learning rate lowered': 'rate lowered',
+    'validation loss has risen': 'val_loss rises',
+    'validation loss is': 'val_loss not finite',
+    'max_time is over': 'time is over',
+}
+_AFTER_EPOCHS = ('learning rate lowered', 'validation loss')
+
+
+def _label(text: str) -> str:
+    known = [label for begin, label in _LABELS.items() if text.startswith(begin)]
+    text = known[0] if known else text.partition(':')[0]
+    return text if len(text) <= _LABEL_LENGTH else f'{text[: _LABEL_LENGTH - 1]}…'
 
 
 def _base(name: str) -> str:
     return name.removeprefix('val_')
+
+
+def _panel(name: str) -> str:
+    return _PANELS.get(_base(name), 'metric')
 
 
 def _block_means(losses: np.ndarray, interval: int) -> tuple[np.ndarray, np.ndarray]:

@@ -6,18 +6,17 @@ from types import TracebackType
 from typing import Any, Self
 
 _SHOWN_METRICS = {'loss': 'loss', 'val_loss': 'val_loss', 'learning_rate': 'lr'}
-_FORMAT = (
-    '{desc}{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} steps [{elapsed}<{remaining}{postfix}]'
-)
+_FORMAT = '{desc}{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} steps [{elapsed}<LEFT{postfix}]'
 _FORMAT_WITHOUT_TOTAL = '{desc}{n_fmt} steps [{elapsed}{postfix}]'
 _REFRESH_SECONDS = 0.1
 
 
 class ProgressBar:
-    """A bar on stderr: steps done, epoch, loss, val_loss, learning rate and examples per second.
+    """A bar on stderr: steps done, time left, epoch, loss, val_loss and examples per second.
 
     `advance` may be called as often as one likes: the bar is drawn at most ten times a second, in
-    between a call only adds numbers. It is the plain text bar in notebooks too: the widget
+    between a call only adds numbers. The time left and the examples per second are those of the
+    steps after the first ones, which compile. It is the plain text bar in notebooks too: the widget
     costs more, and warns where ipywidgets is not installed.
 
     Args:
@@ -39,7 +38,7 @@ class ProgressBar:
         self._bar: Any = None
         self._metrics: dict[str, float] = {}
         self._epoch: int | None = None
-        self._steps = self._examples = 0
+        self._steps = self._timed_steps = self._examples = 0
         self._drawn_at = 0.0
         self._started_at: float | None = None
 
@@ -54,7 +53,7 @@ class ProgressBar:
                 mininterval=0,
                 miniters=1,
                 dynamic_ncols=True,
-                bar_format=_FORMAT_WITHOUT_TOTAL if self.total_steps is None else _FORMAT,
+                bar_format=self._format('?'),
             )
             self._drawn_at = time.perf_counter()
         return self
@@ -88,10 +87,10 @@ class ProgressBar:
         self._steps += num_steps
         self._epoch = epoch
         self._metrics.update(metrics)
-        # The first steps compile: the rate is that of the steps after them.
         if self._started_at is None:
             self._started_at = now
         else:
+            self._timed_steps += num_steps
             self._examples += num_examples
         if now - self._drawn_at >= _REFRESH_SECONDS:
             self._draw(now)
@@ -102,12 +101,20 @@ class ProgressBar:
             for name, label in _SHOWN_METRICS.items()
             if name in self._metrics
         ]
-        if self._started_at is not None and now > self._started_at:
-            rate = self._examples / (now - self._started_at)
-            shown.append(f'{rate:,.0f} examples/s')
+        seconds = 0.0 if self._started_at is None else now - self._started_at
+        if seconds > 0:
+            shown.append(f'{self._examples / seconds:,.0f} examples/s')
+        self._bar.n += self._steps
+        self._steps = 0
+        if self._timed_steps and self.total_steps is not None:
+            left = max(0, self.total_steps - self._bar.n) * seconds / self._timed_steps
+            self._bar.bar_format = self._format(self._bar.format_interval(left))
         if self._epoch is not None:
             self._bar.set_description(f'epoch {self._epoch}', refresh=False)
         self._bar.set_postfix_str(', '.join(shown), refresh=False)
-        self._bar.update(self._steps)
-        self._steps = 0
+        self._bar.refresh()
         self._drawn_at = now
+
+    def _format(self, left: str) -> str:
+        # tqdm's own time left counts the compilation in.
+        return _FORMAT_WITHOUT_TOTAL if self.total_steps is None else _FORMAT.replace('LEFT', left)

@@ -17,6 +17,7 @@ from thinkml.training.loggers import (
     WandB,
 )
 from thinkml.training.profiler import Profiler
+from thinkml.training.recorders import DeviceStats, Throughput
 from thinkml.training.run import Run
 from thinkml.training.watching import EarlyStopping, ReduceLROnPlateau
 
@@ -24,10 +25,12 @@ from thinkml.training.watching import EarlyStopping, ReduceLROnPlateau
 class Callback(Protocol):
     """The hooks of a callback object; it may have any of them.
 
-    They are called in the order of the config's list, where an epoch ends first ``on_chunk_end`` of
-    all and then ``on_epoch_end``. Each gets the `Run`: its ``model``, ``config``, ``history``,
-    ``state`` and ``epoch``, and ``run.stop(reason)``. The state is on the device and donated to the
-    next chunk: copy what you keep, and assign to ``run.state`` to go on with another one.
+    They are called in the order of the config's list, but ``'throughput'`` and ``'device_stats'``
+    come first, so that all others find what these recorded. Where an epoch ends, ``on_chunk_end``
+    of all is called and then ``on_epoch_end``. Each gets the `Run`: its ``model``, ``config``,
+    ``history``, ``state`` and ``epoch``, and ``run.stop(reason)``. The state is on the device and
+    donated to the next chunk: copy what you keep, and assign to ``run.state`` to go on with another
+    one.
 
     What an object remembers goes into the checkpoints if it has ``state_dict()``, a pytree of
     arrays and numbers whose structure stays the same, and ``load_state_dict(state)``, which is
@@ -47,12 +50,15 @@ class Callback(Protocol):
 BY_NAME: dict[str, type] = {
     'checkpoint': Checkpoint,
     'csv': CSVLogger,
+    'device_stats': DeviceStats,
     'early_stopping': EarlyStopping,
     'lr_monitor': LearningRateMonitor,
     'profiler': Profiler,
     'tensorboard': TensorBoard,
+    'throughput': Throughput,
 }
 _LOGGERS = (TensorBoard, CSVLogger, WandB, MLflow)
+_RECORDERS = (DeviceStats, Throughput)
 OWN = (*BY_NAME.values(), ReduceLROnPlateau, WandB, MLflow)
 
 
@@ -87,6 +93,7 @@ def make_callbacks(
         )
     made = [item for item in made if not isinstance(item, Checkpoint)]
     made = [Logging(item) if isinstance(item, _LOGGERS) else item for item in made]
+    made.sort(key=lambda item: not isinstance(item, _RECORDERS))
     return made, checkpoints[0] if checkpoints else None
 
 

@@ -15,11 +15,13 @@ from thinkml.errors import ConfigError, did_you_mean, is_number, is_whole, unkno
 CALLBACKS = (
     'checkpoint',
     'csv',
+    'device_stats',
     'early_stopping',
     'lr_monitor',
     'profiler',
     'progress',
     'tensorboard',
+    'throughput',
 )
 HOOKS = ('on_train_start', 'on_chunk_end', 'on_epoch_end', 'on_train_end')
 ON_NAN = ('ignore', 'raise', 'restore')

@@ -15,6 +15,7 @@ from thinkml.errors import DivergedError, ThinkMLWarning
 from thinkml.monitoring import ProgressBar
 from thinkml.training.callbacks import after_chunk, after_epoch, started
 from thinkml.training.checkpointing import Checkpoints, load_states
+from thinkml.training.health import warn_of_validation, warn_of_waiting
 from thinkml.training.nonfinite import is_finite, last_finite_state, likely_causes
 from thinkml.training.run import Run, copy_arrays
 from thinkml.training.signals import Signals
@@ -66,6 +67,7 @@ def fit(
             run.kept = _kept_state(run)
             for chunk in _chunks(run, program, feed, checkpoints):
                 _record_chunk(run, chunk, progress, feed)
+                warn_of_waiting(run, feed)
                 if run.kept is not None and not is_finite(chunk):
                     diverged = True
                     _go_back(run, chunk, run.kept)
@@ -103,6 +105,8 @@ def _chunks(
     config = run.config
     if run.stop_reason is not None or _is_complete(run):
         return iter(())
+    if run.resumed:
+        run.history.resumed_at.append(run.step)
     return train_chunks(
         program.train_step, program.metrics, run.state, feed,
         epochs=config.epochs, start=run.position,
@@ -126,6 +130,11 @@ def _kept_state(run: Run) -> TrainState | None:
 def _record_chunk(run: Run, chunk: Chunk, progress: ProgressBar, feed: Feed) -> None:
     run.state, run.position = chunk.state, chunk.position
     losses = chunk.step_losses()
+    if run.compiled:
+        run.times = run.times.plus(
+            len(losses), time.perf_counter() - chunk.started_at, chunk.input_seconds
+        )
+    run.compiled = True
     run.history.add_steps(losses)
     examples = len(losses) * feed.batch_size
     progress.advance(len(losses), examples, chunk.epoch + 1, {'loss': float(losses.mean())})
@@ -145,6 +154,7 @@ def _end_epoch(
     if metrics.get('val_loss', math.inf) < run.best_val_loss:
         run.best_val_loss, run.history.best_epoch = metrics['val_loss'], run.epoch
     progress.advance(0, 0, run.epoch, metrics)
+    warn_of_validation(run)
     after_epoch(run.callbacks, run)
 
 

@@ -16,6 +16,7 @@ from thinkml.core import (
 )
 from thinkml.core.functional import PROBE_ROWS
 from thinkml.core.losses import CLASSIFICATION_LOSSES, REGRESSION_LOSSES, LossFn, decides
+from thinkml.core.metric_names import TRAINING_ONLY_METRICS
 from thinkml.core.step import AugmentFn
 from thinkml.errors import ConfigError, problems, unknown_name
 from thinkml.record import Task
@@ -72,8 +73,7 @@ def make_objective(
         ConfigError: for what is unknown, does not fit the task, or can't be traced.
     """
     asked = _check_metrics(metrics, task)
-    only_in_training = ('grad_norm',)
-    wanted = dict.fromkeys((*(m for m in asked if m in only_in_training), *training_metrics))
+    wanted = dict.fromkeys((*(m for m in asked if m in TRAINING_ONLY_METRICS), *training_metrics))
     augment = make_augmentation(augmentation, x, task.kind, task.num_outputs)
     labels = jax.ShapeDtypeStruct((PROBE_ROWS, *y.shape[1:]), y.dtype)
     augmented = labels if augment is None else _check_augmentation(augment, x, labels)
@@ -89,7 +89,7 @@ def make_objective(
         loss_fn=chosen,
         loss_name=_loss_name(loss_fn, task),
         is_own_loss=loss_fn is not None and decides(loss_fn) is None,
-        metrics=tuple(metric for metric in asked if metric not in only_in_training),
+        metrics=tuple(metric for metric in asked if metric not in TRAINING_ONLY_METRICS),
         training_metrics=tuple(wanted),
         augment=augment,
     )

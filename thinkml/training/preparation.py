@@ -131,6 +131,7 @@ def _make_program(
     train_step = make_train_step(
         functional.apply, objective.loss_fn, tx, metrics,
         augment=objective.augment, accumulate_steps=_parts(feed, config),
+        measure_every=_measure_every(feed) if objective.training_metrics else 1,
     )  # fmt: skip
     eval_step = make_eval_step(functional.apply, objective.loss_fn, eval_metrics)
     return Program(train_step, metrics, eval_step, eval_metrics)
@@ -165,3 +166,10 @@ def _rows_of_epoch(feed: Feed, config: TrainingConfig) -> int | None:
 def _parts(feed: Feed, config: TrainingConfig) -> int:
     """Parts of a step; a data set smaller than a step has as many as divide it."""
     return math.gcd(feed.batch_size, config.accumulate_steps)
+
+
+def _measure_every(feed: Feed) -> int:
+    """Steps from one whose gradients are measured to the next: at least 16 of an epoch are."""
+    # A power of two, so that data sets of nearly the same length share a program.
+    share = max(1, (feed.steps_per_epoch or 1) // 16)
+    return min(16, 2 ** (share.bit_length() - 1))

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,43 @@ from thinkml.training.config import TrainingConfig
 
 # What a run keeps of its state must be copied: the state is donated to the next chunk.
 copy_arrays = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
+
+
+class Times(NamedTuple):
+    """Where the time of some steps went; validation, checkpoints and callbacks are not in it.
+
+    Attributes:
+        steps: how many.
+        step_seconds: how long the device took for them.
+        input_seconds: how long it waited for their data, at rest.
+    """
+
+    steps: int = 0
+    step_seconds: float = 0.0
+    input_seconds: float = 0.0
+
+    @property
+    def seconds(self) -> float:
+        """Both together."""
+        return self.step_seconds + self.input_seconds
+
+    @property
+    def input_share(self) -> float:
+        """The share of the time that was waited; NaN of no time."""
+        return self.input_seconds / self.seconds if self.seconds else math.nan
+
+    def plus(self, steps: int, step_seconds: float, input_seconds: float) -> 'Times':
+        """With further steps."""
+        return Times(
+            self.steps + steps,
+            self.step_seconds + step_seconds,
+            self.input_seconds + input_seconds,
+        )
+
+    def since(self, earlier: 'Times') -> 'Times':
+        """Without those that were there earlier."""
+        steps, step_seconds, input_seconds = earlier
+        return self.plus(-steps, -step_seconds, -input_seconds)
 
 
 @dataclasses.dataclass(repr=False)
@@ -38,6 +75,9 @@ class Run:
         resumed: whether it goes on from a checkpoint.
         kept: a copy of the state before the steps in progress, to go back to if they fail; None
             where none is kept.
+        compiled: whether a first dispatch is done.
+        times: of the steps in this process after that one, which compiles.
+        waits: whether a warning has said that the run waits for its data.
     """
 
     user_model: Any
@@ -55,6 +95,9 @@ class Run:
     best_arrays: tuple[Any, Any] | None = None
     resumed: bool = False
     kept: TrainState | None = None
+    compiled: bool = False
+    times: Times = Times()  # noqa: RUF009 (immutable)
+    waits: bool = False
 
     def __repr__(self) -> str:
         return f'Run(epoch={self.epoch}, step={self.step}, stop_reason={self.stop_reason!r})'

@@ -341,6 +341,8 @@ def _recorded(run: Run, problem: Problem) -> Iterator[None]:
     before = vars(record) | {'runs': list(record.runs)}
     record.task = problem.task
     record.input_spec = problem.inputs
+    if run.resumed and record.runs and run.history.continues(record.runs[-1]):
+        record.runs.pop()  # the same run, which now goes on
     record.runs.append(run.history)
     data = ('data', 'validation')
     record.config = {name: value for name, value in run.settings.items() if name not in data}

@@ -1,0 +1,261 @@
+"""Confidence intervals: what they cover, how rows are drawn, and the comparison of two models."""
+
+import numpy as np
+import pytest
+import scipy.stats
+import sklearn.metrics as sk
+
+from thinkml.errors import ConfigError, DataError
+from thinkml.evaluation import ModelEvaluator, compare
+from thinkml.evaluation.bootstrap import percentiles, resampled, shared_parts, units_of
+from thinkml.evaluation.intervals import intervals_of, wilson
+from thinkml.evaluation.metrics import get_metric
+from thinkml.evaluation.result import Resampling
+from thinkml.evaluation.scored import Scored
+
+from .models import Shifted, known, logits_and_labels
+
+
+def binary_case(n, seed, shift=1.2):
+    rng = np.random.default_rng(seed)
+    labels = (rng.random(n) < 0.4).astype(np.int32)
+    positive = 1 / (1 + np.exp(-rng.normal(shift * (labels - 0.5), 1)))
+    shares = np.stack([1 - positive, positive], axis=1).astype(np.float32)
+    return Scored('binary', 2, labels, shares.argmax(axis=1).astype(np.int32), shares)
+
+
+def metrics_of(*names, kind='binary'):
+    return {name: get_metric(name, kind) for name in names}
+
+
+def draw(resampling, num_rows):
+    """How often each row is drawn, ``(num_resamples, rows)``."""
+    counts = lambda parts, weight: weight  # noqa: E731
+    return resampled((counts,), (), None, resampling, num_rows)[0]
+
+
+# --- drawing ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('num_rows', [1, 7, 500, 70_000])
+def test_each_resample_draws_as_many_rows_as_there_are(num_rows):
+    counts = draw(Resampling(num_resamples=20), num_rows)
+    assert counts.shape == (20, num_rows)
+    assert (counts.sum(axis=1) == num_rows).all()
+    if num_rows > 7:
+        assert len(np.unique(counts, axis=0)) == 20
+
+
+def test_rows_are_drawn_evenly():
+    """Counts of a row are Poisson-like: their mean and variance over resamples are near 1."""
+    counts = draw(Resampling(num_resamples=4000), 100)
+    assert np.abs(counts.mean(axis=0) - 1).max() < 0.08
+    expected = scipy.stats.binom(100, 0.01).pmf(np.arange(5))
+    shares = [(counts == k).mean() for k in range(5)]
+    np.testing.assert_allclose(shares, expected, atol=0.005)
+
+
+def test_groups_are_drawn_whole():
+    groups = np.repeat(np.arange(25), 4)
+    counts = draw(Resampling(num_resamples=50, groups=groups), 100).reshape(50, 25, 4)
+    assert (counts == counts[:, :, :1]).all()
+    assert (counts[:, :, 0].sum(axis=1) == 25).all()
+
+
+def test_strata_keep_their_size():
+    strata = np.random.default_rng(0).integers(3, size=90)
+    counts = draw(Resampling(num_resamples=50, strata=strata), 90)
+    for stratum in range(3):
+        size = (strata == stratum).sum()
+        assert (counts[:, strata == stratum].sum(axis=1) == size).all()
+
+
+def test_groups_within_strata():
+    groups = np.random.default_rng(0).permutation(np.repeat(np.arange(20), 3))
+    strata = groups % 2
+    units = units_of(Resampling(groups=groups, strata=strata), 60)
+    assert set(units.size) == {10}
+    counts = draw(Resampling(num_resamples=10, groups=groups, strata=strata), 60)
+    assert (counts[:, strata == 1].sum(axis=1) == 30).all()
+
+
+def test_a_seed_gives_the_same_intervals_and_another_gives_others():
+    case, metrics = binary_case(300, 0), metrics_of('f1')
+    one, same, other = (intervals_of(case, metrics, Resampling(seed=seed)) for seed in (1, 1, 2))
+    assert one == same != other
+
+
+# --- the values of resamples ------------------------------------------------------------------
+
+
+def test_resampled_values_are_those_of_the_drawn_rows():
+    case, settings = binary_case(200, 3), Resampling(num_resamples=8)
+    metrics = metrics_of('accuracy', 'f1', 'roc_auc', 'average_precision', 'log_loss')
+    values, parts = shared_parts(case, metrics)
+    samples = dict(zip(metrics, resampled(values, parts, None, settings, 200), strict=True))
+    for index, counts in enumerate(draw(settings, 200)):
+        rows = np.repeat(np.arange(200), counts.astype(int))
+        y, p, guess = case.labels[rows], case.probabilities[rows, 1], case.predictions[rows]
+        expected = {
+            'accuracy': sk.accuracy_score(y, guess),
+            'f1': sk.f1_score(y, guess),
+            'roc_auc': sk.roc_auc_score(y, p),
+            'average_precision': sk.average_precision_score(y, p),
+            'log_loss': sk.log_loss(y, p),
+        }
+        got = {name: sample[index] for name, sample in samples.items()}
+        assert got == pytest.approx(expected, rel=1e-4)
+
+
+def test_intervals_are_those_of_the_scikit_learn_loop():
+    case, rng = binary_case(400, 5), np.random.default_rng(0)
+    names = ('f1', 'roc_auc', 'mcc')
+    found = intervals_of(case, metrics_of(*names), Resampling(num_resamples=4000))
+    loop = []
+    for _ in range(1500):
+        rows = rng.integers(400, size=400)
+        y, guess = case.labels[rows], case.predictions[rows]
+        auc = sk.roc_auc_score(y, case.probabilities[rows, 1])
+        loop.append((sk.f1_score(y, guess), auc, sk.matthews_corrcoef(y, guess)))
+    expected = np.quantile(loop, [0.025, 0.975], axis=0).T
+    np.testing.assert_allclose([found[name] for name in names], expected, atol=0.012)
+
+
+def test_wilson_equals_scipy():
+    for count, total in ((0, 10), (9, 10), (10, 10), (123, 1000)):
+        for confidence in (0.8, 0.95):
+            expected = scipy.stats.binomtest(count, total).proportion_ci(confidence, 'wilson')
+            np.testing.assert_allclose(wilson(count, total, confidence), expected, atol=1e-12)
+    assert np.isnan(wilson(0, 0)).all()
+
+
+def test_simple_shares_have_wilsons_interval_and_weighted_ones_the_bootstraps():
+    case, metrics = binary_case(300, 1), metrics_of('accuracy', 'recall')
+    found = intervals_of(case, metrics, Resampling())
+    hits = (case.labels == case.predictions).sum()
+    assert found['accuracy'] == pytest.approx(wilson(hits, 300))
+    positives = case.labels == 1
+    right = (case.predictions[positives] == 1).sum()
+    assert found['recall'] == pytest.approx(wilson(right, positives.sum()))
+    weighted = intervals_of(case, metrics, Resampling(), np.linspace(0.5, 1.5, 300))
+    assert weighted['accuracy'] != found['accuracy']
+    np.testing.assert_allclose(weighted['accuracy'], found['accuracy'], atol=0.02)
+
+
+def test_undefined_resamples_are_left_out():
+    samples = np.array([np.nan, 1.0, 2.0, 3.0, np.nan])
+    np.testing.assert_allclose(percentiles(samples, 0.5), [1.5, 2.5])
+    assert np.isnan(percentiles(np.full(3, np.nan), 0.5)).all()
+
+
+def test_groups_that_agree_widen_the_interval():
+    case, groups = binary_case(400, 2), np.repeat(np.arange(40), 10)
+    labels = np.repeat(case.labels[::10], 10)  # ten copies of each row
+    shares = np.repeat(case.probabilities[::10], 10, axis=0)
+    case = Scored('binary', 2, labels, shares.argmax(axis=1).astype(np.int32), shares)
+    widths = [
+        np.diff(intervals_of(case, metrics_of('f1'), Resampling(groups=g))['f1'])[0]
+        for g in (None, groups)
+    ]
+    assert widths[1] > 2.5 * widths[0]  # the square root of ten, about
+
+
+@pytest.mark.slow
+def test_95_percent_intervals_cover_the_truth_95_percent_of_the_time():
+    truth_case, names = binary_case(2_000_000, 10_000), ('accuracy', 'f1', 'roc_auc')
+    metrics = metrics_of(*names)
+    truth = {name: metric.of(truth_case) for name, metric in metrics.items()}
+    covered = dict.fromkeys(names, 0)
+    simulations = 1500
+    for seed in range(simulations):
+        settings = Resampling(num_resamples=1000, seed=seed)
+        found = intervals_of(binary_case(500, seed), metrics, settings)
+        for name, (low, high) in found.items():
+            covered[name] += low <= truth[name] <= high
+    shares = {name: count / simulations for name, count in covered.items()}
+    assert all(0.93 <= share <= 0.97 for share in shares.values()), shares
+
+
+# --- in an evaluation -------------------------------------------------------------------------
+
+
+def evaluated(kind='multiclass', **settings):
+    logits, labels = logits_and_labels(200, 3)
+    model = known(Shifted(), 'multiclass', (0, 1, 2), 3)
+    return ModelEvaluator().evaluate(model, logits, labels, **settings)
+
+
+def test_every_metric_has_an_interval_around_it():
+    evaluation = evaluated(metrics=[
+        'accuracy', 'balanced_accuracy', 'precision', 'f1_micro', 'mcc', 'kappa', 'specificity',
+        'npv', 'roc_auc', 'roc_auc_ovo', 'average_precision', 'log_loss', 'brier', 'ece',
+        'top_2_accuracy'])  # fmt: skip
+    assert list(evaluation.confidence_intervals) == list(evaluation.metrics)
+    for name, (low, high) in evaluation.confidence_intervals.items():
+        assert low < high, name
+        assert low <= evaluation[name] <= high, name
+    for label, row in evaluation.per_class_intervals.items():
+        for name, (low, high) in row.items():
+            assert low <= evaluation.per_class[label][name] <= high
+
+
+def test_no_confidence_no_intervals():
+    evaluation = evaluated(confidence=None)
+    assert evaluation.confidence_intervals == {} == evaluation.per_class_intervals
+
+
+def test_intervals_shrink_with_the_confidence():
+    wide, narrow = (evaluated(confidence=c).confidence_intervals['f1'] for c in (0.99, 0.5))
+    assert wide[0] < narrow[0] < narrow[1] < wide[1]
+
+
+# --- comparison -------------------------------------------------------------------------------
+
+
+def pair(shift):
+    logits, labels = logits_and_labels(400, 3)
+    worse = logits + shift * np.random.default_rng(9).normal(size=logits.shape).astype(np.float32)
+    model = known(Shifted(), 'multiclass', (0, 1, 2), 3)
+    evaluate = ModelEvaluator().evaluate
+    return evaluate(model, logits, labels), evaluate(model, worse, labels)
+
+
+def test_a_better_model_is_told_from_a_worse_one():
+    a, b = pair(2.0)
+    found = compare(a, b)
+    for name, difference in found.differences.items():
+        low, high = difference.interval
+        assert low <= difference.difference <= high
+        assert difference.p_value < 0.05, name
+    assert found.mcnemar.p_value < 0.01
+    right_a, right_b = (e.predictions == e.labels for e in (a, b))
+    assert (found.mcnemar.only_a, found.mcnemar.only_b) == (
+        (right_a & ~right_b).sum(), (right_b & ~right_a).sum())  # fmt: skip
+    assert 'McNemar' in str(found) and 'accuracy' in str(found)
+
+
+def test_a_model_does_not_differ_from_itself():
+    a, b = pair(0.0)
+    found = compare(a, b)
+    for difference in found.differences.values():
+        assert difference.difference == 0 and difference.interval == (0, 0)
+        assert difference.p_value == 1
+    assert found.mcnemar.p_value == 1
+
+
+def test_pairing_narrows_the_interval_of_a_difference():
+    a, b = pair(0.3)
+    low, high = compare(a, b).differences['log_loss'].interval
+    apart = sum(np.diff(e.confidence_intervals['log_loss'])[0] for e in (a, b))
+    assert high - low < apart / 2
+
+
+def test_what_can_not_be_compared():
+    a, _ = pair(1.0)
+    other = evaluated()
+    with pytest.raises(DataError, match='b: its labels are not those of a'):
+        compare(a, other)
+    with pytest.raises(ConfigError, match='b: got float, expected what evaluate'):
+        compare(a, 0.5)
+    with pytest.raises(ConfigError, match='a: it was evaluated with confidence=None'):
+        compare(evaluated(confidence=None), other)

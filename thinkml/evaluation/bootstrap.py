@@ -1,0 +1,139 @@
+"""The bootstrap, on the device: metrics under many random weights of the rows.
+
+Drawing rows with replacement is counting how often each is drawn, and a count is a weight. So rows
+are sorted once, and a resample costs a pass over them.
+
+Reference:
+    Efron and Tibshirani, 1993, *An introduction to the bootstrap*.
+"""
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from thinkml.evaluation.result import Resampling
+
+Values = tuple[Callable[[Any, Any], Any], ...]
+# Resamples computed side by side, where rows are few, come to about so many numbers.
+_SIDE_BY_SIDE = 2**16
+
+
+class Units(NamedTuple):
+    """What is drawn: rows, or groups of rows.
+
+    Attributes:
+        first: ``(units,)``, where the units begin among which each draw chooses.
+        size: ``(units,)``, how many they are.
+        unit: ``(units,)``, which unit stands at each place.
+        of_row: ``(n,)``, the unit of each row; None where each row is its own.
+    """
+
+    first: Any
+    size: Any
+    unit: Any
+    of_row: Any
+
+
+def units_of(resampling: Resampling, num_rows: int) -> Units:
+    """What a resampling draws."""
+    groups, strata = resampling.groups, resampling.strata
+    num_units = num_rows if groups is None else int(groups.max()) + 1
+    stratum = np.zeros(num_units, np.int64)
+    if strata is not None:
+        stratum[np.arange(num_rows) if groups is None else groups] = strata
+    unit = np.argsort(stratum, kind='stable')
+    sizes = np.bincount(stratum)
+    ends = np.cumsum(sizes)[stratum[unit]]
+    size = sizes[stratum[unit]]
+    return Units(
+        (ends - size).astype(np.int32), size.astype(np.uint32), unit.astype(np.int32),
+        None if groups is None else groups.astype(np.int32),
+    )  # fmt: skip
+
+
+def resampled(
+    values: Values, parts: Any, weight: np.ndarray | None, resampling: Resampling, num_rows: int
+) -> list[np.ndarray]:
+    """Returns each value under every resample, ``(num_resamples, ...)``.
+
+    Args:
+        values: functions ``(parts, weight) -> value`` of JAX arrays.
+        parts: what they take, arrays.
+        weight: of the rows, ``(n,)``; None where all count 1.
+        resampling: how rows are drawn.
+        num_rows: rows.
+    """
+    keys = jax.random.split(jax.random.key(resampling.seed), resampling.num_resamples)
+    units = units_of(resampling, num_rows)
+    weight = np.ones(num_rows, np.float32) if weight is None else weight.astype(np.float32)
+    parts = jax.tree.map(_narrow, parts)
+    return [
+        np.asarray(found, np.float64) for found in _resample(values, keys, units, weight, parts)
+    ]
+
+
+def _narrow(array: Any) -> Any:
+    """As the device computes: indices in 32 bits, numbers in float32."""
+    array = np.asarray(array)
+    if array.dtype.kind == 'f':
+        return array.astype(np.float32)
+    return array.astype(np.int32) if array.dtype.kind in 'iu' else array
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _resample(values: Values, keys: Any, units: Units, weight: Any, parts: Any) -> list[Any]:
+    def one(key: jax.Array) -> list[Any]:
+        drawn = _draw(key, units)
+        drawn = drawn if units.of_row is None else drawn[units.of_row]
+        return [value(parts, drawn * weight) for value in values]
+
+    # A divisor: what is left over would be compiled a second time.
+    most = min(len(keys), _SIDE_BY_SIDE // len(weight))
+    batch_size = next((n for n in range(most, 1, -1) if len(keys) % n == 0), None)
+    return jax.lax.map(one, keys, batch_size=batch_size)
+
+
+def _draw(key: jax.Array, units: Units) -> jax.Array:
+    """How often each unit is drawn, float32 ``(units,)``."""
+    bits = jax.random.bits(key, units.size.shape, jnp.uint32)
+    chosen = units.unit[units.first + _high(bits, units.size).astype(jnp.int32)]
+    return jnp.zeros(len(chosen), jnp.float32).at[chosen].add(1)
+
+
+def _high(a: jax.Array, b: jax.Array) -> jax.Array:
+    """The upper half of the 64 bits of ``a * b``: ``a / 2**32`` of ``b``, rounded down."""
+    half, low = jnp.uint32(16), jnp.uint32(0xFFFF)
+    crossed = (a >> half) * (b & low) + ((a & low) * (b & low) >> half)
+    carried = (a & low) * (b >> half) + (crossed & low)
+    return (a >> half) * (b >> half) + (crossed >> half) + (carried >> half)
+
+
+def percentiles(samples: np.ndarray, confidence: float) -> np.ndarray:
+    """The bounds between which a share ``confidence`` of the resamples is, ``(2, ...)``.
+
+    Resamples in which a value is undefined are left out; of none, both bounds are NaN.
+    """
+    tail = (1 - confidence) / 2
+    defined = ~np.isnan(samples)
+    if not defined.all(axis=0).all():
+        filled = np.where(defined.any(axis=0), samples, 0)
+        bounds = np.nanquantile(filled, [tail, 1 - tail], axis=0)
+        return np.where(defined.any(axis=0), bounds, np.nan)
+    return np.quantile(samples, [tail, 1 - tail], axis=0)
+
+
+def shared_parts(scored: Any, metrics: Mapping[str, Any]) -> tuple[Values, tuple[Any, ...]]:
+    """Functions of all parts at once, in place of those of a part each, and these parts."""
+    makers = tuple(dict.fromkeys(metric.part for metric in metrics.values()))
+    values = tuple(_of_part(m.value, makers.index(m.part)) for m in metrics.values())
+    return values, tuple(scored.part(make) for make in makers)
+
+
+@functools.lru_cache(maxsize=1024)
+def _of_part(value: Callable[[Any, Any], Any], index: int) -> Callable[[Any, Any], Any]:
+    # Cached, so that the same metrics are the same compiled program.
+    return lambda parts, weight: value(parts[index], weight)

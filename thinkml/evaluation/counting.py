@@ -1,0 +1,97 @@
+"""Counts of hits and misses by class, for any weights of the rows.
+
+A *part* is what metrics need of the labels and predictions, prepared once; a metric's value is a
+function of a part and the rows' weights. Both are NumPy arrays, or JAX arrays inside a compiled
+function: the bootstrap is nothing but the same value under many weights.
+"""
+
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from thinkml.core.counts import Counts, ratio
+from thinkml.evaluation.scored import Scored
+
+_MAX_CELLS = 4096
+
+
+class Pairs(NamedTuple):
+    """Rows by what is true and what was predicted.
+
+    Attributes:
+        pair: ``(n,)``, the pair of classes of each row.
+        truth: ``(pairs,)``, its true class.
+        guess: ``(pairs,)``, the one predicted.
+        classes: ``(classes,)``, their indices.
+    """
+
+    pair: Any
+    truth: Any
+    guess: Any
+    classes: Any
+
+
+class Labels(NamedTuple):
+    """Which labels each row has, was predicted and both, 0 or 1, ``(n, k)``."""
+
+    truth: Any
+    guess: Any
+    both: Any
+
+
+def class_part(scored: Scored) -> Pairs | Labels:
+    """What counts by class are made of."""
+    if scored.kind == 'multilabel':
+        truth, guess = scored.labels > 0.5, scored.predictions > 0.5
+        return Labels(*(a.astype(np.float32) for a in (truth, guess, truth & guess)))
+    k = scored.num_classes
+    cells = scored.labels.astype(np.int64) * k + scored.predictions
+    if k * k <= _MAX_CELLS:
+        found = np.arange(k * k)
+    else:
+        found, cells = np.unique(cells, return_inverse=True)
+    return Pairs(cells, found // k, found % k, np.arange(k))
+
+
+def tally(groups: Any, weight: Any, size: int) -> Any:
+    """The sum of the weights in each of ``size`` groups."""
+    if isinstance(weight, np.ndarray):
+        return np.bincount(groups, weight, size)
+    return jnp.zeros(size, weight.dtype).at[groups].add(weight)
+
+
+def class_counts(part: Pairs | Labels, weight: Any) -> Counts:
+    """Counts what precision, recall and F1 are made of."""
+    if isinstance(part, Labels):
+        return Counts(weight @ part.both, weight @ part.guess, weight @ part.truth, weight.sum())
+    found = tally(part.pair, weight, len(part.truth))
+    k = len(part.classes)
+    hits = tally(part.truth, found * (part.truth == part.guess), k)
+    return Counts(hits, tally(part.guess, found, k), tally(part.truth, found, k), weight.sum())
+
+
+def confusion_matrix(scored: Scored) -> np.ndarray:
+    """Counts rows by true and predicted class.
+
+    Returns:
+        ``(classes, classes)``, true classes in rows, predicted in columns. For multilabel one
+        matrix ``[[tn, fp], [fn, tp]]`` per label, ``(k, 2, 2)``. Integers, unless rows are
+        weighted.
+    """
+    part = scored.part(class_part)
+    if isinstance(part, Labels):
+        hits, predicted, actual, total = class_counts(part, scored.weights)
+        neither = total - predicted - actual + hits
+        matrix = np.stack([neither, predicted - hits, actual - hits, hits], 1).reshape(-1, 2, 2)
+    else:
+        matrix = np.zeros((scored.num_classes,) * 2)
+        found = tally(part.pair, scored.weights, len(part.truth))
+        matrix[part.truth, part.guess] = found
+    return matrix if scored.weight is not None else np.round(matrix).astype(np.int64)
+
+
+def per_class_f1(part: Pairs | Labels, weight: Any) -> Any:
+    """The F1 of each class, ``(classes,)``."""
+    counts = class_counts(part, weight)
+    return ratio(2 * counts.hits, counts.predicted + counts.actual)

@@ -1,0 +1,140 @@
+"""What every threshold of a probability gives: the counts behind ROC, precision-recall and gain."""
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from thinkml.core.counts import ratio
+from thinkml.errors import ConfigError
+from thinkml.evaluation.ranking import rankings
+from thinkml.evaluation.result import Evaluation
+from thinkml.evaluation.scored import Scored
+
+
+class Ranking(NamedTuple):
+    """The rows by falling score, of one class against the others or of one label.
+
+    Attributes:
+        order: ``(n,)``, the rows.
+        positive: ``(n,)`` bool, which of these are positive.
+        ends: ``(m,)``, the last place of each distinct score.
+        scores: ``(m,)``, the distinct scores.
+    """
+
+    order: np.ndarray
+    positive: np.ndarray
+    ends: np.ndarray
+    scores: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Ladder:
+    """What is called positive, at each distinct score as the threshold, the highest first.
+
+    Rows at or above the threshold are called positive. The first threshold is infinite. Rows that
+    count nothing are left out.
+
+    Attributes:
+        thresholds: ``(m,)``.
+        hits: ``(m,)``, the number (or weight) of true positives, from 0.
+        misses: ``(m,)``, that of false positives.
+    """
+
+    thresholds: np.ndarray
+    hits: np.ndarray
+    misses: np.ndarray
+
+    @property
+    def positives(self) -> float:
+        """The number (or weight) of all positive rows."""
+        return float(self.hits[-1])
+
+    @property
+    def negatives(self) -> float:
+        """The number (or weight) of all other rows."""
+        return float(self.misses[-1])
+
+    @property
+    def precision(self) -> np.ndarray:
+        """Of what is called positive, the share that is; 0 where nothing is called positive."""
+        return ratio(self.hits, self.hits + self.misses)
+
+    @property
+    def recall(self) -> np.ndarray:
+        """Of what is positive, the share that is called so; NaN without positives."""
+        return self.hits / (self.positives or np.nan)
+
+    @property
+    def f1(self) -> np.ndarray:
+        """The harmonic mean of precision and recall: ``2 tp / (2 tp + fp + fn)``."""
+        return ratio(2 * self.hits, self.hits + self.misses + self.positives)
+
+    @property
+    def fall_out(self) -> np.ndarray:
+        """Of what is negative, the share that is called positive; NaN without negatives."""
+        return self.misses / (self.negatives or np.nan)
+
+
+def ranked(scored: Scored) -> Iterator[Ranking]:
+    """Yields the rankings a task consists of.
+
+    Binary: that of the positive class alone; multiclass: of every class against the others;
+    multilabel: of every label.
+    """
+    assert scored.probabilities is not None
+    part = scored.part(rankings)
+    columns = scored.probabilities[:, 1:] if scored.kind == 'binary' else scored.probabilities
+    for index, (order, rival, own) in enumerate(zip(part.order, part.rival, part.own, strict=True)):
+        ends = np.arange(len(order))
+        if part.last is not None:
+            ends = np.flatnonzero(part.last[index] == ends)
+        yield Ranking(order, rival == own, ends, columns[order[ends], index])
+
+
+def ladder(ranking: Ranking, weight: np.ndarray) -> Ladder:
+    """Counts true and false positives down a ranking, for any weights of the rows ``(n,)``."""
+    weight = weight[ranking.order]
+    hits = np.cumsum(weight * ranking.positive)[ranking.ends]
+    misses = np.cumsum(weight * ~ranking.positive)[ranking.ends]
+    return ladder_of(ranking.scores, hits, misses)
+
+
+def ladder_of(scores: np.ndarray, hits: np.ndarray, misses: np.ndarray) -> Ladder:
+    """The ladder of counts down to each score, the highest first, all ``(m,)``."""
+    rungs = np.flatnonzero(np.diff(hits + misses, prepend=0) > 0)
+    return Ladder(
+        np.append(np.inf, scores[rungs]), np.append(0, hits[rungs]), np.append(0, misses[rungs])
+    )
+
+
+def all_ladders(scored: Scored) -> Iterator[Ladder]:
+    """Yields the ladder of each ranking, with the rows' own weights."""
+    weight = scored.weights
+    for ranking in ranked(scored):
+        yield ladder(ranking, weight)
+
+
+def named_columns(evaluation: Evaluation) -> tuple[Any, ...]:
+    """The classes or labels that `ranked` ranks: for binary the positive class alone."""
+    classes = evaluation.task.classes or ()
+    return classes[1:] if evaluation.task.kind == 'binary' else classes
+
+
+def check_probabilities(evaluation: Evaluation, function: str) -> None:
+    """Refuses an evaluation without probabilities.
+
+    Raises:
+        ConfigError: for regression and models that only predict.
+    """
+    if evaluation.task.classes is None:
+        raise ConfigError(
+            f'{function}: got the evaluation of a regression model, expected one of a '
+            'classification model. For regression see plot_residuals and get_metrics().'
+        )
+    if evaluation.probabilities is None:
+        raise ConfigError(
+            f'{function}: got the evaluation of a model without probabilities, expected one with. '
+            'Give the model a predict_proba.'
+        )

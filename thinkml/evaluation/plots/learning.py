@@ -1,0 +1,70 @@
+"""Learning curves: a metric of training and validation over the epochs."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from thinkml.errors import ConfigError, NotTrainedError, unknown_name
+from thinkml.evaluation.plots.axes import COLOURS, GREY, PathLike, calm, finish, legend, new_axes
+from thinkml.history import History
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_MAX_MARKED = 30  # epochs with a marker each
+
+
+def learning_curve(
+    runs: Sequence[History],
+    path: PathLike | None = None,
+    ax: 'Axes | None' = None,
+    metric: str = 'loss',
+) -> 'Figure':
+    """Draws a metric over the epochs of a model's trainings, see `plot_learning_curve`."""
+    from matplotlib.ticker import MaxNLocator
+
+    runs = [run.copy() for run in runs if run.epochs]  # one moment of what may still be written
+    if not runs:
+        raise NotTrainedError(
+            'plot_learning_curve: got a model without a recorded training, expected one that was '
+            'trained by ThinkML or loaded with its history.'
+        )
+    known = dict.fromkeys(name.removeprefix('val_') for run in runs for name in run)
+    if metric not in known:
+        raise ConfigError(unknown_name('metric', metric, known))
+    ax = new_axes(ax, 5.6, 4)
+    calm(ax)
+    start = 0
+    for index, run in enumerate(runs):
+        if index:
+            ax.axvline(start + 0.5, color='#dddddd', linewidth=3, zorder=0)
+        _draw_run(ax, run, metric, start)
+        start += run.epochs
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    several = f', {len(runs)} trainings' if len(runs) > 1 else ''
+    ax.set(title=f'Learning curve{several}', xlabel='epoch', ylabel=metric)
+    # One entry per name: several trainings draw the same names.
+    named = dict(zip(*reversed(ax.get_legend_handles_labels()), strict=True))
+    legend(ax, loc='best', labels=list(named), handles=list(named.values()))
+    return finish(ax, path)
+
+
+def _draw_run(ax: 'Axes', run: History, metric: str, start: int) -> None:
+    """One training; the epochs before it are ``start``."""
+    lines = {
+        'training': (metric, COLOURS[0], '-', '.'),
+        'validation': (f'val_{metric}', COLOURS[1], '--', 'x'),
+    }
+    for label, (name, colour, style, marker) in lines.items():
+        values = np.array(run.get(name, []))
+        [finite] = np.nonzero(np.isfinite(values))
+        if len(finite):
+            ax.plot(
+                start + 1 + finite, values[finite], color=colour, linestyle=style, linewidth=1.6,
+                marker=marker if len(finite) <= _MAX_MARKED else None, markersize=5, label=label,
+            )  # fmt: skip
+    if run.best_epoch is not None:
+        at = start + run.best_epoch
+        ax.axvline(at, color=GREY, linewidth=1, linestyle=':', label='best epoch')

@@ -1,0 +1,3 @@
+"""Reports: an evaluation in words, as text, Markdown, a web page or data."""
+
+from thinkml.evaluation.report.report import Report as Report

@@ -1,0 +1,158 @@
+"""What a report says, as plain values. Everything is computed here, once; renderers lay it out."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from thinkml.evaluation.report.errors import confusions, errors
+from thinkml.evaluation.report.findings import baseline, calibration, thresholds
+from thinkml.evaluation.result import Evaluation
+
+SCHEMA = 1
+_SCORES = ('precision', 'recall', 'f1')
+
+
+def content_of(evaluation: Evaluation, name: str | None = None) -> dict[str, Any]:
+    """Gathers all that is to be said of an evaluation.
+
+    Args:
+        evaluation: what was found.
+        name: of the data set; None for the evaluation's own.
+
+    Returns:
+        what JSON can take: text, numbers, lists and dicts with text as keys; NaN is None.
+    """
+    task, resampling = evaluation.task, evaluation.resampling
+    name = evaluation.name if name is None else name
+    classes = None if task.classes is None else [str(label) for label in task.classes]
+    return plain(
+        {
+            'schema': SCHEMA,
+            'headline': dataclasses.replace(evaluation, name=name).headline(),
+            'name': name,
+            'task': task.kind,
+            'classes': classes,
+            'num_outputs': task.num_outputs,
+            'num_rows': evaluation.num_rows,
+            'is_weighted': evaluation.scored.weight is not None,
+            'confidence': resampling.confidence,
+            'metrics': evaluation.metrics,
+            'confidence_intervals': evaluation.confidence_intervals,
+            'baseline': baseline(evaluation),
+            'notes': _notes(evaluation, classes),
+            'warnings': evaluation.warnings,
+            'per_class': evaluation.per_class,
+            'per_class_intervals': _class_intervals(evaluation),
+            'averages': _averages(evaluation),
+            'confusion_matrix': evaluation.confusion_matrix,
+            'confusions': confusions(evaluation),
+            'calibration': calibration(evaluation),
+            'thresholds': thresholds(evaluation),
+            'errors': errors(evaluation),
+            'slices': [dataclasses.asdict(part) for part in evaluation.slices.values()],
+            'data_fingerprint': evaluation.data_fingerprint,
+            'versions': evaluation.versions,
+            'seed': resampling.seed,
+        }
+    )
+
+
+def content_of_several(evaluations: Mapping[str, Evaluation]) -> dict[str, Any]:
+    """Gathers all that is to be said of several data sets, each under its name."""
+    evaluations = {str(name): part for name, part in evaluations.items()}
+    plural = 's' if len(evaluations) > 1 else ''
+    return {
+        'schema': SCHEMA,
+        'headline': f'{len(evaluations)} data set{plural}: {", ".join(evaluations)}',
+        'data_sets': {name: content_of(part, name) for name, part in evaluations.items()},
+    }
+
+
+def plain(value: Any) -> Any:
+    """Turns a value and all in it into what JSON can take; NaN and infinity are None.
+
+    Example:
+        >>> import numpy as np
+        >>> plain({1: (np.float32(0.5), np.nan), 'rows': np.arange(2)})
+        {'1': [0.5, None], 'rows': [0, 1]}
+    """
+    if isinstance(value, np.ndarray | np.generic):
+        value = value.tolist()
+    if isinstance(value, Mapping):
+        return {str(key): plain(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(part) for part in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if value is None or isinstance(value, bool | int | str) else str(value)
+
+
+def _class_intervals(evaluation: Evaluation) -> dict[Any, dict[str, tuple[float, float]]]:
+    return {} if evaluation.per_class is None else evaluation.per_class_intervals
+
+
+def _averages(evaluation: Evaluation) -> dict[str, dict[str, float]] | None:
+    """The means of the table by class, as scikit-learn has them."""
+    if evaluation.per_class is None or evaluation.confusion_matrix is None:
+        return None
+    rows = evaluation.per_class.values()
+    scores = np.array([[row[name] for name in _SCORES] for row in rows])
+    support = np.array([row['support'] for row in rows])
+    occurs = _occurring(evaluation.confusion_matrix)
+    weights = support / (support.sum() or 1)
+    means = {'macro mean': scores[occurs].mean(axis=0), 'weighted mean': weights @ scores}
+    total = {'support': support.sum()}
+    return {name: dict(zip(_SCORES, mean, strict=True)) | total for name, mean in means.items()}
+
+
+def _occurring(matrix: np.ndarray) -> np.ndarray:
+    """Which classes a macro mean is over: those with examples or predictions; all labels."""
+    if matrix.ndim == 3:
+        return np.full(len(matrix), True)
+    return matrix.sum(axis=0) + matrix.sum(axis=1) > 0
+
+
+def _notes(evaluation: Evaluation, classes: list[str] | None) -> list[str]:
+    """What the numbers are of, what the baseline is, and how the intervals were made."""
+    kind, scored = evaluation.task.kind, evaluation.scored
+    if classes is None:
+        over = [] if evaluation.task.num_outputs == 1 else ['Metrics: means over the targets.']
+        base = 'Baseline: always the mean of the true values.'
+    elif kind == 'multilabel':
+        over = ['Metrics: means over the labels; accuracy: all labels right.']
+        base = (
+            "Baseline: each label's most frequent value; probabilities: the shares of the labels."
+        )
+    else:
+        of = f'of class {classes[1]}' if kind == 'binary' else 'means over the classes'
+        over = [f'Precision, recall and the like: {of}.']
+        most = classes[int(np.bincount(scored.labels, scored.weights).argmax())]
+        base = (
+            f'Baseline: always class {most}, the most frequent; '
+            'probabilities: the shares of classes.'
+        )
+    weighted = ['Rows count by their weights.'] if scored.weight is not None else []
+    return [*over, base, *weighted, *_on_intervals(evaluation)]
+
+
+def _on_intervals(evaluation: Evaluation) -> list[str]:
+    resampling = evaluation.resampling
+    if resampling.confidence is None:
+        return []
+    units = 'rows' if resampling.groups is None else 'groups of rows'
+    within = '' if resampling.strata is None else ', as many of each stratum as there are'
+    is_simple = resampling.groups is resampling.strata is evaluation.scored.weight is None
+    shares = is_simple and any(metric.share for metric in evaluation.definitions.values())
+    wilson = "; those of simple shares by Wilson's formula" if shares else ''
+    return [
+        f'{percent(resampling.confidence)} intervals: percentiles of {resampling.num_resamples:,} '
+        f'bootstrap resamples of {units}{within} (seed {resampling.seed}){wilson}.'
+    ]
+
+
+def percent(share: float) -> str:
+    """A share as text: ``95%``."""
+    return f'{100 * share:.6g}%'

@@ -1,0 +1,295 @@
+"""From what a report says to sections of paragraphs and tables: words and formatted numbers."""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from thinkml.evaluation.report.content import percent
+from thinkml.evaluation.report.page import Block, Cell, Items, Page, Section, Table
+from thinkml.evaluation.result import number
+
+MAX_ROWS = 50  # of a table; of more the ones that matter most
+MAX_MATRIX = 20  # classes whose confusion matrix is written out
+_SCORES = ('precision', 'recall', 'f1')
+
+Content = Mapping[str, Any]
+
+
+def lay_out(content: Content) -> Page:
+    """Arranges what `content_of` or `content_of_several` gathered."""
+    if 'data_sets' in content:
+        parts = content['data_sets'].values()
+        return Page('', content['headline'], [_comparison(content)], [lay_out(p) for p in parts])
+    found = (
+        _metrics(content),
+        _warnings(content),
+        _classes(content),
+        _confusion(content),
+        Section('curves', 'Curves', []),
+        _calibration(content),
+        _thresholds(content),
+        _errors(content),
+        _slices(content),
+        _origin(content),
+    )
+    sections = [section for section in found if section is not None]
+    return Page(content['name'], content['headline'], sections)
+
+
+def _metrics(content: Content) -> Section:
+    intervals, base = content['confidence_intervals'], content['baseline']
+    rows = [
+        [Cell(name), _measured(content, name), Cell(_value(base[name]) if name in base else '')]
+        for name in content['metrics']
+    ]
+    head = ('', f'model [{_interval_name(content)}]' if intervals else 'model', 'baseline')
+    table = Table(head, rows, 'lrr')
+    return Section('metrics', 'Metrics', [table, '\n'.join(content['notes'])])
+
+
+def _warnings(content: Content) -> Section | None:
+    if not content['warnings']:
+        return None
+    return Section('warnings', 'Warnings', [Items(content['warnings'])])
+
+
+def _classes(content: Content) -> Section | None:
+    """The table by class; of very many classes only the worst."""
+    per_class, intervals = content['per_class'], content['per_class_intervals']
+    if per_class is None:
+        return None
+    noun, nouns, title = 'class', 'classes', 'By class'
+    if content['task'] == 'multilabel':
+        noun, nouns, title = 'label', 'labels', 'By label'
+    names, blocks = list(per_class), []
+    if len(names) > MAX_ROWS:
+        blocks.append(f'The {MAX_ROWS} of {len(names):,} {nouns} with the lowest F1:')
+        names = sorted(names, key=lambda name: per_class[name]['f1'])[:MAX_ROWS]
+    rows = [_score_row(name, per_class[name], intervals.get(name, {})) for name in names]
+    means = {}
+    if content['task'] != 'binary':  # there the metrics are those of the positive class
+        means = {'macro mean': content['confidence_intervals']}
+    foot = [
+        _score_row(name, mean, means.get(name, {})) for name, mean in content['averages'].items()
+    ]
+    head = (noun, *_SCORES, 'support')
+    return Section('classes', title, [*blocks, Table(head, rows, 'lrrrr', foot=foot)])
+
+
+def _score_row(name: str, row: Content, intervals: Content) -> list[Cell]:
+    scores = [Cell(_score(row[s]), _interval(intervals.get(s), _score)) for s in _SCORES]
+    return [Cell(name), *scores, Cell(_count(row['support']))]
+
+
+def _confusion(content: Content) -> Section | None:
+    matrix, classes = content['confusion_matrix'], content['classes']
+    if matrix is None:
+        return None
+    if content['task'] == 'multilabel':
+        return _label_confusion(content)
+    if len(matrix) <= MAX_MATRIX:
+        rows = [
+            [Cell(name), *_shaded(counts)] for name, counts in zip(classes, matrix, strict=True)
+        ]
+        table = Table(
+            ['', *classes],
+            rows,
+            align='l' + 'r' * len(classes),
+            title='rows: true, columns: predicted',
+            has_short_head=True,
+        )
+        return Section('confusion', 'Confusion matrix', [table])
+    if not content['confusions']:
+        return None
+    rows = [
+        [*_texts(row['true'], row['predicted'], _count(row['count'])), Cell(_score(row['share']))]
+        for row in content['confusions']
+    ]
+    head = ('true', 'predicted', 'count', 'share of true')
+    return Section('confusion', 'Most frequent confusions', [Table(head, rows, 'llrr')])
+
+
+def _label_confusion(content: Content) -> Section:
+    matrix, classes, blocks = content['confusion_matrix'], content['classes'], []
+    found = list(zip(classes, matrix, strict=True))
+    if len(found) > MAX_ROWS:
+        blocks.append(f'The {MAX_ROWS} of {len(found):,} labels with the most errors:')
+        found = sorted(found, key=lambda pair: -(pair[1][0][1] + pair[1][1][0]))[:MAX_ROWS]
+    rows = [
+        [Cell(name), *_shaded([hits, missed]), *_shaded([false, rest])]
+        for name, ((rest, false), (missed, hits)) in found
+    ]
+    head = ('label', 'true positives', 'false negatives', 'false positives', 'true negatives')
+    title = 'Right and wrong by label'
+    return Section('confusion', title, [*blocks, Table(head, rows, 'lrrrr')])
+
+
+def _shaded(counts: Sequence[float]) -> Iterator[Cell]:
+    total = sum(counts) or 1
+    return (Cell(_count(count), share=count / total) for count in counts)
+
+
+def _calibration(content: Content) -> Section | None:
+    found = content['calibration']
+    if found is None:
+        return None
+    rows = [
+        _texts(
+            f'{row["low"]:.3f}-{row["high"]:.3f}',
+            f'{row["count"]:,}',
+            _value(row['mean_probability']),
+            _value(row['share_true']),
+        )
+        for row in found['bins']
+    ]
+    of, true = {
+        'binary': (f'class {(content["classes"] or [""])[-1]}', 'share of the class'),
+        'multiclass': ('the predicted class', 'share right'),
+        'multilabel': ('each label', 'share with the label'),
+    }[content['task']]
+    told = (
+        f'What became of the probabilities of {of}, in {found["num_bins"]} bins. '
+        f'Expected calibration error (ECE): {_value(found["ece"])}.'
+    )
+    table = Table(('probability', 'count', 'mean probability', true), rows, 'lrrr')
+    return Section('calibration', 'Calibration', [table, told])
+
+
+def _thresholds(content: Content) -> Section | None:
+    found = content['thresholds']
+    if found is None:
+        return None
+    scores = ('threshold', 'precision', 'recall', 'f1', 'specificity')
+    rows = [_texts(row['rule'], *(_value(row[name]) for name in scores)) for row in found['rows']]
+    table = Table(('', *scores), rows, 'lrrrrr')
+    return Section('thresholds', 'Thresholds', [table, found['note']])
+
+
+def _errors(content: Content) -> Section:
+    found, task = content['errors'], content['task']
+    if task == 'regression':
+        return _residuals(content)
+    what = f'{content["num_rows"]:,} rows'
+    if task == 'multilabel':
+        what = f'{content["num_rows"] * len(content["classes"]):,} labels of rows'
+    rows = found['rows']
+    if not rows:
+        return Section('errors', 'Errors', [f'Predicted wrong: none of {what}.'])
+    is_sure = rows[0]['probability'] is not None
+    shown = 'the most confident' if is_sure else 'the first'
+    told = f'Predicted wrong: {found["count"]:,} of {what}'
+    told += f'; {shown}:' if len(rows) < found['count'] else ':'
+    label = ('label',) if task == 'multilabel' else ()
+    head = ('row', *label, 'true', 'predicted', *(['probability'] if is_sure else []))
+    table = [_texts(*(_error_value(row[name]) for name in head)) for row in rows]
+    align = 'r' + 'l' * (len(label) + 2) + 'r' * is_sure
+    title = 'Most confident errors' if is_sure else 'Errors'
+    return Section('errors', title, [told, Table(head, table, align)])
+
+
+def _error_value(value: Any) -> str:
+    if isinstance(value, bool):
+        return 'yes' if value else 'no'
+    return _value(value) if isinstance(value, float) else str(value)
+
+
+def _residuals(content: Content) -> Section:
+    rows = content['errors']['rows']
+    if not rows:
+        return Section('errors', 'Residuals', ['Every row was predicted exactly.'])
+    is_one = content['num_outputs'] == 1
+    head = ('row', *([] if is_one else ['target']), 'true', 'predicted', 'residual')
+    table = [_texts(*(_error_value(row[name]) for name in head)) for row in rows]
+    told = 'A residual is the true value less the predicted one.'
+    if not is_one:
+        told += " Ordered by size, in units of the target's RMSE."
+    return Section('errors', 'Largest residuals', [Table(head, table, 'r' * len(head)), told])
+
+
+def _slices(content: Content) -> Section | None:
+    """A table for each metric, the slices below all rows."""
+    slices = content['slices']
+    if not slices:
+        return None
+    blocks: list[Block] = []
+    if len(slices) > MAX_ROWS:
+        blocks.append(f'Of {len(slices):,} slices the {MAX_ROWS} with the largest gaps.')
+    for name in content['metrics']:
+        whole = _slice_row('all rows', content, name, '')
+        largest = sorted(slices, key=lambda part: -abs(part['gaps'].get(name) or 0))[:MAX_ROWS]
+        rows = [
+            _slice_row(part['name'], part, name, _signed(part['gaps'].get(name)))
+            for part in (slices if len(slices) <= MAX_ROWS else largest)
+        ]
+        blocks.append(Table(('slice', 'n', 'value', 'gap'), [whole, *rows], 'lrrr', title=name))
+    return Section('slices', 'Slices', blocks)
+
+
+def _slice_row(label: str, part: Content, metric: str, gap: str) -> list[Cell]:
+    value = _measured(part, metric)
+    if not part.get('is_supported', True):
+        value = Cell('too few rows')
+    return [Cell(label), Cell(f'{part["num_rows"]:,}'), value, Cell(gap)]
+
+
+def _comparison(content: Content) -> Section:
+    """The metrics of several data sets, side by side."""
+    parts = content['data_sets']
+    names = dict.fromkeys(name for part in parts.values() for name in part['metrics'])
+    rows = [[Cell('rows'), *(Cell(f'{part["num_rows"]:,}') for part in parts.values())]]
+    for name in names:
+        rows.append([Cell(name), *(_measured(part, name) for part in parts.values())])
+    table = Table(('', *parts), rows, 'l' + 'r' * len(parts))
+    return Section('comparison', 'Side by side', [table])
+
+
+def _measured(part: Content, metric: str) -> Cell:
+    """A metric and its interval; empty where it was not computed."""
+    if metric not in part['metrics']:
+        return Cell('')
+    interval = part['confidence_intervals'].get(metric)
+    return Cell(_value(part['metrics'][metric]), _interval(interval))
+
+
+def _origin(content: Content) -> Section:
+    found = {
+        **{f'data: {name}': value for name, value in content['data_fingerprint'].items()},
+        **content['versions'],
+        'seed': content['seed'],
+    }
+    rows = [
+        _texts(name, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
+        for name, value in found.items()
+    ]
+    return Section('origin', 'Data, versions, seed', [Table((), rows, 'll')])
+
+
+def _texts(*texts: str) -> list[Cell]:
+    return [Cell(text) for text in texts]
+
+
+def _value(value: float | None) -> str:
+    return 'undefined' if value is None else number(value)
+
+
+def _score(value: float | None) -> str:
+    return 'undefined' if value is None else f'{value:.3f}'
+
+
+def _signed(value: float | None) -> str:
+    return '' if value is None else f'{"+" if value >= 0 else "-"}{number(abs(value))}'
+
+
+def _count(value: float) -> str:
+    return f'{value:,.1f}'.removesuffix('.0')  # weights may add up to fractions
+
+
+def _interval(bounds: Iterable[float | None] | None, form: Any = number) -> str:
+    if bounds is None:
+        return ''
+    low, high = bounds
+    return '' if low is None or high is None else f'[{form(low)}, {form(high)}]'
+
+
+def _interval_name(content: Content) -> str:
+    return f'{percent(content["confidence"])} interval'

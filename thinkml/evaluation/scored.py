@@ -1,0 +1,58 @@
+"""Scored: labels and predictions side by side, and what metrics prepare of them once."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import numpy as np
+
+from thinkml.record import TaskKind
+
+Part = TypeVar('Part')
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Scored:
+    """The labels and predictions of a data set, encoded, one row per example.
+
+    Attributes:
+        kind: of the task.
+        num_classes: classes, labels (multilabel) or targets (regression).
+        labels: class indices ``(n,)`` for binary and multiclass, 0 or 1 in ``(n, k)`` for
+            multilabel, numbers ``(n,)`` or ``(n, k)`` for regression.
+        predictions: encoded likewise.
+        probabilities: ``(n, 2)``, ``(n, classes)`` or ``(n, k)``; None for regression.
+        outputs: what the model returned, ``(n, ...)``; None for a model that only predicts.
+        weight: float64 ``(n,)``, what each example counts; None where all count 1.
+    """
+
+    kind: TaskKind
+    num_classes: int
+    labels: np.ndarray
+    predictions: np.ndarray
+    probabilities: np.ndarray | None = None
+    outputs: np.ndarray | None = None
+    weight: np.ndarray | None = None
+    _parts: dict[Callable[..., Any], Any] = dataclasses.field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def weights(self) -> np.ndarray:
+        """What each example counts, float64 ``(n,)``."""
+        return np.ones(len(self)) if self.weight is None else self.weight
+
+    def part(self, make: 'Callable[[Scored], Part]') -> Part:
+        """Returns ``make(self)``, made once: what several metrics need."""
+        if make not in self._parts:
+            self._parts[make] = make(self)
+        return self._parts[make]
+
+    def take(self, rows: np.ndarray) -> 'Scored':
+        """Returns some of the rows, by index or as a mask."""
+        chosen = {
+            name: None if getattr(self, name) is None else getattr(self, name)[rows]
+            for name in ('labels', 'predictions', 'probabilities', 'outputs', 'weight')
+        }
+        return dataclasses.replace(self, **chosen, _parts={})

@@ -1,0 +1,76 @@
+"""Warnings of a run that goes on but should not be left alone."""
+
+import math
+import warnings
+
+from thinkml.core import Feed, ResidentFeed
+from thinkml.errors import ThinkMLWarning
+from thinkml.training.run import Run
+from thinkml.training.watching import EarlyStopping
+
+_KEY = 'validation loss'
+# Told once the run has had so much time: the beginning fills queues and caches.
+_WAIT_AFTER_SECONDS = 30.0
+_WAIT_SHARE = 0.3
+# Epochs after the best one, of which the last few must all be clearly worse than it.
+_RISING_EPOCHS = 20
+_RISEN_EPOCHS = 5
+
+
+def warn_of_waiting(run: Run, feed: Feed) -> None:
+    """Warns, once, of a run that spends much of its time waiting for data from the host."""
+    if isinstance(feed, ResidentFeed):
+        return
+    share, seconds = run.times.input_share, run.times.seconds
+    if run.waits or seconds < _WAIT_AFTER_SECONDS or not share >= _WAIT_SHARE:
+        return
+    run.waits = True
+    warnings.warn(
+        f'The run waits for its input: {share:.0%} of the first {seconds:.0f} s of training went '
+        'by with the device at rest. Let more workers read (num_workers of a DataLoader), do less '
+        'to each example on the host (augmentation= runs on the device), or keep the data decoded, '
+        'in memory or in a memory-mapped file.',
+        ThinkMLWarning,
+        stacklevel=4,
+    )
+
+
+def warn_of_validation(run: Run) -> None:
+    """Warns, once, of a validation loss that is not finite, or that rises for long.
+
+    It becomes an event of the history, by which a run that is resumed knows that it was told.
+    """
+    if 'val_loss' not in run.history or any(_KEY in text for _, text in run.history.events):
+        return
+    loss, val_loss = run.history[-1, ('loss', 'val_loss')]
+    best = run.history.best_epoch
+    if math.isfinite(loss) and not math.isfinite(val_loss):
+        event = f'{_KEY} is {val_loss}'
+        advice = (
+            'while that of training is finite: look for NaN or very large values in X_val and '
+            'y_val, and for a logarithm, division or exponential in the model or the loss.'
+        )
+    elif best is not None and _has_risen(run, best):
+        event = f'{_KEY} has risen since epoch {best}'
+        advice = (
+            f'from {run.history[best - 1, "val_loss"]:.3g} to {val_loss:.3g}, while that of '
+            'training falls: the model overfits. early_stopping=True stops in time and keeps the '
+            'best parameters; more data, augmentation=, weight_decay= or a smaller model help.'
+        )
+    else:
+        return
+    run.history.events.append((run.epoch, event))
+    warnings.warn(f'After epoch {run.epoch} the {event}, {advice}', ThinkMLWarning, stacklevel=5)
+
+
+def _has_risen(run: Run, best: int) -> bool:
+    """Whether validation has lost much of what it had gained by its best epoch, for long."""
+    history = run.history
+    if run.epoch - best < _RISING_EPOCHS or any(
+        isinstance(callback, EarlyStopping) for callback in run.callbacks
+    ):
+        return False
+    first, lowest = history[0, 'val_loss'], history[best - 1, 'val_loss']
+    risen = min(history[-_RISEN_EPOCHS:, 'val_loss']) - lowest
+    is_clear = risen > 0.2 * abs(lowest) and risen > 0.1 * (first - lowest)
+    return is_clear and history[-1, 'loss'] < history[best - 1, 'loss']
