@@ -19,6 +19,7 @@ from flax import nnx
 
 from tests.models_for_tests import DropoutBatchNorm, mlp
 from thinkml.checkpoint import Checkpointer, manifest
+from thinkml.core.loop import _run_steps
 from thinkml.errors import CheckpointError, ConfigError, DataError, DivergedError, ThinkMLWarning
 from thinkml.training import (
     Checkpoint,
@@ -535,6 +536,13 @@ def test_other_groups_hold_out_other_rows(tmp_path):
     crashed(tmp_path, 6, **settings, arguments={'groups': groups})
     with pytest.raises(ConfigError, match=r'validation\.sha256: .* now: other values'):
         run(tmp_path, resume=True, **settings, arguments={'groups': (groups + 1) // 2})
+
+
+def test_a_resumed_run_compiles_the_step_no_other_way(tmp_path, uninterrupted):
+    compiled = _run_steps._cache_size()
+    crashed(tmp_path, 9)
+    assert run(tmp_path, resume=True) == uninterrupted
+    assert _run_steps._cache_size() == compiled
 
 
 def test_another_shape_of_the_model_is_told(tmp_path):

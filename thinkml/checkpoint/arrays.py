@@ -259,7 +259,16 @@ def _weakly_typed(array: jax.Array) -> jax.Array:
     weak = jnp.full(array.shape, array.dtype.type(0).item())
     if weak.dtype != array.dtype:
         return array
-    return jax.device_put(weak.at[...].set(array), array.sharding)
+    filled = weak.at[...].set(array)
+    return filled if _is_default(array.sharding) else jax.device_put(filled, array.sharding)
+
+
+def _is_default(sharding: jax.sharding.Sharding) -> bool:
+    """Whether arrays are there anyway. Put there by name they would be committed to the device.
+
+    A program is compiled anew for arrays that are committed.
+    """
+    return sharding == jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
 
 
 def _targets(index: dict[str, _Entry], template: PyTree, where: str) -> dict[str, Any]:
@@ -285,7 +294,7 @@ def _restore(index: dict[str, _Entry], targets: Mapping[str, Any]) -> Any:
 
     def how(name: str, entry: _Entry) -> Any:
         sharding = getattr(targets.get(name), 'sharding', None)
-        if sharding is None or entry.key_impl:
+        if sharding is None or entry.key_impl or _is_default(sharding):
             return ocp.RestoreArgs(restore_type=np.ndarray)
         return ocp.ArrayRestoreArgs(sharding=sharding)
 

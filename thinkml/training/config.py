@@ -36,8 +36,9 @@ class TrainingConfig:
             out the last 20 % in their order, ``('last', 0.1)`` another share of them: for rows in
             order of time. 0 holds out none.
         callbacks: ``'checkpoint'``, ``'tensorboard'``, ``'csv'``, ``'early_stopping'``,
-            ``'lr_monitor'``, ``'profiler'``, ``'progress'``, objects (see `Callback`), or
-            functions called with the `Run` after each epoch.
+            ``'lr_monitor'``, ``'throughput'``, ``'device_stats'``, ``'profiler'``,
+            ``'progress'``, objects (see `Callback`), or functions called with the `Run` after each
+            epoch.
         lr_schedule: how the rate goes over the run: ``'constant'``, ``'cosine'``,
             ``'warmup_cosine'``, ``'linear'``, ``'exponential'``, ``'one_cycle'``, or
             ``'reduce_on_plateau'``, which is `ReduceLROnPlateau` with its defaults.
