@@ -1,5 +1,6 @@
 """`ModelEvaluator.evaluate` on models, against scikit-learn on what the model returns."""
 
+import functools
 import os
 import subprocess
 import sys
@@ -329,6 +330,19 @@ def test_models_of_scikit_learn(name):
     np.testing.assert_array_equal(evaluation.predictions, guess)
 
 
+def test_a_regressor_of_whole_numbers_is_one():
+    from sklearn.linear_model import LinearRegression
+
+    X = np.random.default_rng(0).normal(size=(60, 3))
+    y = np.round(10 * X[:, 0]).astype(int)
+    model = LinearRegression().fit(X, y)
+    evaluation = ModelEvaluator().evaluate(model, X, y)
+    assert evaluation.metrics == pytest.approx({
+        'rmse': sk.root_mean_squared_error(y, model.predict(X)),
+        'mae': sk.mean_absolute_error(y, model.predict(X)), 'r2': model.score(X, y),
+    })  # fmt: skip
+
+
 def test_a_model_that_only_predicts():
     class Sign:
         def predict(self, X):
@@ -339,6 +353,61 @@ def test_a_model_that_only_predicts():
     assert evaluation['accuracy'] == pytest.approx(2 / 3) and 'roc_auc' not in evaluation.metrics
     with pytest.raises(ConfigError, match="'roc_auc' need probabilities, but the model has no"):
         ModelEvaluator().evaluate(Sign(), X, y, metrics=['accuracy', 'roc_auc'])
+
+
+class Predicts:
+    """A model of another library that predicts what it is told."""
+
+    def __init__(self, predictions, shares=None, classes=None):
+        self.predictions = np.asarray(predictions)
+        if shares is not None:
+            self.predict_proba = lambda X: np.asarray(shares)[X]
+        if classes is not None:
+            self.classes_ = np.asarray(classes)
+
+    def predict(self, X):
+        return self.predictions[X]
+
+
+def test_a_label_that_training_never_saw_has_probability_zero():
+    from sklearn.ensemble import RandomForestClassifier
+
+    rng = np.random.default_rng(0)
+    X, Y = rng.normal(size=(80, 3)), rng.integers(2, size=(80, 3))
+    Y[:, 2] = 0
+    model = RandomForestClassifier(5, random_state=0).fit(X, Y)
+    evaluation = ModelEvaluator().evaluate(model, X, Y, metrics=['brier'])
+    assert (evaluation.probabilities[:, 2] == 0).all()
+
+
+def test_regression_keeps_all_digits():
+    rng = np.random.default_rng(0)
+    y = 1.7e9 + rng.normal(size=200) * 3600
+    guess = y + rng.normal(size=200)
+    evaluation = ModelEvaluator().evaluate(Predicts(guess), np.arange(200), y)
+    assert evaluation['rmse'] == pytest.approx(sk.root_mean_squared_error(y, guess), rel=1e-9)
+
+
+def test_classes_are_those_of_labels_and_predictions():
+    evaluation = ModelEvaluator().evaluate(Predicts([0, 1, 1]), np.arange(3), np.ones(3, int))
+    assert evaluation.task.classes == (0, 1)
+    assert evaluation['accuracy'] == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize(
+    ('model', 'y', 'error', 'message'),
+    [
+        (Predicts([0.2, 0.7, 0.9]), [0, 1, 1], DataError, 'model: predict returned numbers with'),
+        (
+            Predicts([0, 1, 2], classes=[0, 1, 2]), np.eye(3), DataError,
+            r'y_test: got shape \(3, 3\).*y_test.argmax',
+        ),
+        (Predicts, [0, 1, 1], ModelTypeError, 'model: got the class Predicts'),
+    ],
+)  # fmt: skip
+def test_models_of_other_libraries_that_do_not_fit(model, y, error, message):
+    with pytest.raises(error, match=message):
+        ModelEvaluator().evaluate(model, np.arange(3), y)
 
 
 # --- weights, own metrics, slices, several data sets ------------------------------------------
@@ -441,6 +510,11 @@ def test_undefined_values_are_warned_of_and_recorded():
         ({'sample_weight': -np.ones(300)}, DataError, 'sample_weight: got values that are no'),
         ({'sample_weight': np.zeros(300)}, DataError, 'sample_weight: got nothing but 0'),
         ({'groups': np.arange(4)}, DataError, 'groups: got shape'),
+        ({'groups': np.zeros(300)}, DataError, 'groups: got one group of all rows'),
+        ({'groups': [1.0, np.nan, 2.0] * 100}, DataError, 'groups: got 100 missing values'),
+        ({'slices': {'a': np.array([True, None, False] * 100)}}, DataError, 'got 100 missing'),
+        ({'slices': {'a = 0': np.ones(300, bool), 'a': np.zeros(300, int)}}, DataError, "'a = 0'"),
+        ({'metrics': [lambda a, b: 0.0, lambda a, b: 1.0]}, ConfigError, "two called 'lambda'"),
         ({'groups': np.arange(300) // 30, 'stratify': True}, DataError, 'stratify: got groups'),
     ],
 )  # fmt: skip
@@ -482,3 +556,12 @@ assert seen == {{{devices}}}, seen
 
     expected = predict_outputs(Alone(), X)
     np.testing.assert_allclose(np.load(tmp_path / 'many.npy'), expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize('batch_size', [1, 7, 300, 1000])
+def test_the_batch_size_changes_nothing(batch_size, monkeypatch):
+    model, logits, labels = case_of_three()
+    expected = ModelEvaluator().evaluate(model, logits, labels).metrics
+    in_batches = functools.partial(predict_outputs, batch_size=batch_size)
+    monkeypatch.setattr(predictors, 'predict_outputs', in_batches)
+    assert ModelEvaluator().evaluate(model, logits, labels).metrics == expected

@@ -160,6 +160,48 @@ def test_groups_that_agree_widen_the_interval():
     assert widths[1] > 2.5 * widths[0]  # the square root of ten, about
 
 
+def perfect(kind, num_classes, rows_of_each):
+    if kind == 'multilabel':
+        rng = np.random.default_rng(0)
+        labels = np.zeros((400, num_classes), np.float32)
+        for column in labels.T:
+            column[rng.choice(400, rows_of_each, replace=False)] = 1
+        return Scored(kind, num_classes, labels, labels, labels)
+    labels = np.repeat(np.arange(num_classes, dtype=np.int32), rows_of_each)
+    return Scored(kind, num_classes, labels, labels, np.eye(num_classes, dtype=np.float32)[labels])
+
+
+@pytest.mark.parametrize('kind', ['multiclass', 'multilabel'])
+def test_a_class_that_a_resample_lacks_does_not_count_in_it(kind):
+    """A perfect model is perfect in every resample, however rare its classes are."""
+    case = perfect(kind, 20, 2)
+    names = ['roc_auc', 'average_precision', 'f1', 'precision', 'recall']
+    names += ['roc_auc_ovo'] if kind == 'multiclass' else []
+    found = intervals_of(case, metrics_of(*names, kind=kind), Resampling(num_resamples=200))
+    assert found == {name: (1.0, 1.0) for name in names}
+
+
+def test_labels_of_one_row_are_not_independent():
+    labels = np.repeat(np.random.default_rng(0).integers(2, size=(400, 1)), 20, axis=1)
+    guess = np.where(np.random.default_rng(1).random((400, 1)) < 0.2, 1 - labels, labels)
+    case = Scored('multilabel', 20, labels, guess)
+    metrics = metrics_of('precision_micro', 'precision_macro', kind='multilabel')
+    micro, macro = intervals_of(case, metrics, Resampling()).values()
+    np.testing.assert_allclose(micro, macro, atol=1e-5)
+
+
+def test_data_sets_of_many_classes_share_a_program():
+    from thinkml.evaluation.bootstrap import _resample
+
+    sizes = []
+    for seed in range(3):
+        labels, guess = np.random.default_rng(seed).integers(100, size=(2, 800))
+        case = Scored('multiclass', 100, labels, np.where(labels % 3, labels, guess))
+        intervals_of(case, metrics_of('f1', kind='multiclass'), Resampling(num_resamples=4))
+        sizes.append(_resample._cache_size())
+    assert len(set(sizes)) == 1
+
+
 @pytest.mark.slow
 def test_95_percent_intervals_cover_the_truth_95_percent_of_the_time():
     truth_case, names = binary_case(2_000_000, 10_000), ('accuracy', 'f1', 'roc_auc')
@@ -248,6 +290,16 @@ def test_pairing_narrows_the_interval_of_a_difference():
     low, high = compare(a, b).differences['log_loss'].interval
     apart = sum(np.diff(e.confidence_intervals['log_loss'])[0] for e in (a, b))
     assert high - low < apart / 2
+
+
+def test_groups_have_no_mcnemar():
+    logits, labels = logits_and_labels(400, 3)
+    model = known(Shifted(), 'multiclass', (0, 1, 2), 3)
+    a, b = (
+        ModelEvaluator().evaluate(model, x, labels, groups=np.arange(400) // 20)
+        for x in (logits, -logits)
+    )
+    assert compare(a, b).mcnemar is None
 
 
 def test_what_can_not_be_compared():

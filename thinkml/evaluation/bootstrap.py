@@ -92,7 +92,8 @@ def _resample(values: Values, keys: Any, units: Units, weight: Any, parts: Any) 
         return [value(parts, drawn * weight) for value in values]
 
     # A divisor: what is left over would be compiled a second time.
-    most = min(len(keys), _SIDE_BY_SIDE // len(weight))
+    largest = max(len(weight), *(leaf.size for leaf in jax.tree.leaves(parts)), 1)
+    most = min(len(keys), _SIDE_BY_SIDE // largest)
     batch_size = next((n for n in range(most, 1, -1) if len(keys) % n == 0), None)
     return jax.lax.map(one, keys, batch_size=batch_size)
 
@@ -129,7 +130,7 @@ def percentiles(samples: np.ndarray, confidence: float) -> np.ndarray:
 def shared_parts(scored: Any, metrics: Mapping[str, Any]) -> tuple[Values, tuple[Any, ...]]:
     """Functions of all parts at once, in place of those of a part each, and these parts."""
     makers = tuple(dict.fromkeys(metric.part for metric in metrics.values()))
-    values = tuple(_of_part(m.value, makers.index(m.part)) for m in metrics.values())
+    values = tuple(_of_part(m.resampled or m.value, makers.index(m.part)) for m in metrics.values())
     return values, tuple(scored.part(make) for make in makers)
 
 

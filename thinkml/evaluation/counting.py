@@ -51,6 +51,8 @@ def class_part(scored: Scored) -> Pairs | Labels:
         found = np.arange(k * k)
     else:
         found, cells = np.unique(cells, return_inverse=True)
+        # Up to a power of two, with pairs that no row has, so that data sets share a program.
+        found = np.pad(found, (0, (1 << (len(found) - 1).bit_length()) - len(found)))
     return Pairs(cells, found // k, found % k, np.arange(k))
 
 
@@ -87,7 +89,7 @@ def confusion_matrix(scored: Scored) -> np.ndarray:
     else:
         matrix = np.zeros((scored.num_classes,) * 2)
         found = tally(part.pair, scored.weights, len(part.truth))
-        matrix[part.truth, part.guess] = found
+        np.add.at(matrix, (part.truth, part.guess), found)
     return matrix if scored.weight is not None else np.round(matrix).astype(np.int64)
 
 

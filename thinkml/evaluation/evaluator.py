@@ -25,7 +25,7 @@ from thinkml.evaluation.predictors import Opened, is_foreign, open_model
 from thinkml.evaluation.report import Report
 from thinkml.evaluation.result import Evaluation, Resampling
 from thinkml.evaluation.scored import Scored
-from thinkml.evaluation.slices import Mask, evaluate_slices, open_slices
+from thinkml.evaluation.slices import Mask, check_none_missing, evaluate_slices, open_slices
 from thinkml.evaluation.speed import measure_speed
 from thinkml.record import TaskKind, record_of
 from thinkml.versions import library_versions
@@ -160,6 +160,16 @@ class ModelEvaluator:
             DataError: as `evaluate` does.
             ModelTypeError: as `evaluate` does.
         """
+        if y_test is None and _are_data_sets(X_test):
+            raise DataError('X_test: got several data sets, expected one. Analyse one at a time.')
+        if unknown := settings.keys() - {f.name for f in dataclasses.fields(_Settings)} | (
+            settings.keys() & {'metrics'}
+        ):
+            raise ConfigError(
+                f'analyze_performance: got {", ".join(sorted(unknown))}, expected some of '
+                'sample_weight, confidence, num_resamples, groups, stratify, slices, min_support '
+                'and seed. It computes all metrics that fit.'
+            )
         checked = _Settings(None, **settings)
         evaluation = _evaluate(model, X_test, y_test, checked, default=metrics_for)
         speed = None if is_batches(X_test) else measure_speed(*_predictor(model, X_test))
@@ -260,6 +270,12 @@ def _measured(
     name: str,
 ) -> Evaluation:
     definitions, values, notes = {}, {}, []
+    names = [metric_name(one) for one in asked]
+    if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
+        raise ConfigError(
+            f'metrics: got two called {twice[0]!r}, expected names that differ. Give each function '
+            'a name of its own with def.'
+        )
     for one in asked:
         metric = get_metric(one, scored.kind) if isinstance(one, str) else own_metric(one, scored)
         assert metric is not None
@@ -310,15 +326,17 @@ def _open_resampling(settings: _Settings, opened: Opened) -> Resampling:
     groups = None
     if settings.groups is not None:
         groups = np.unique(_column(settings.groups, num_rows, 'groups'), return_inverse=True)[1]
+        if not groups.any():
+            raise DataError('groups: got one group of all rows, expected several to draw from.')
     strata = None
-    if stratify is True:
+    if isinstance(stratify, bool | np.bool_) and stratify:
         if opened.task.kind not in ('binary', 'multiclass'):
             raise ConfigError(
                 f'stratify: got True for a {opened.task.kind} task, expected an array that names '
                 'the stratum of each row.'
             )
         strata = opened.encoded
-    elif stratify is not False:
+    elif not (stratify is None or isinstance(stratify, bool | np.bool_)):
         strata = np.unique(_column(stratify, num_rows, 'stratify'), return_inverse=True)[1]
     if groups is not None and strata is not None:
         _check_nested(groups, strata)
@@ -336,10 +354,12 @@ def _check_nested(groups: np.ndarray, strata: np.ndarray) -> None:
 
 def _column(values: Any, num_rows: int, argument: str) -> np.ndarray:
     values = np.asarray(values)
+    values = values[:, 0] if values.ndim == 2 and values.shape[1] == 1 else values
     if values.shape != (num_rows,):
         raise DataError(
             f'{argument}: got shape {values.shape}, expected ({num_rows},), one for each row.'
         )
+    check_none_missing(values, argument)
     return values
 
 

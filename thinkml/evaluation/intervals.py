@@ -74,8 +74,11 @@ def intervals_of(
         samples = resampled(values, parts, weight, resampling, len(scored))
         for name, sample in zip(drawn, samples, strict=True):
             low, high = percentiles(sample, resampling.confidence)
-            if metrics[name].is_biased:
-                bias = np.median(sample) - metrics[name].of(scored, weight)
+            value = metrics[name].of(scored, weight)
+            if np.isnan(value):
+                low = high = np.nan
+            elif metrics[name].is_biased:
+                bias = np.median(sample) - value
                 low, high = max(0.0, low - bias), high - bias
             found[name] = (float(low), float(high))
     return {name: found[name] for name in metrics}
@@ -181,7 +184,8 @@ class Comparison:
 
     Attributes:
         differences: by metric.
-        mcnemar: of the rows they have right; None for regression.
+        mcnemar: of the rows they have right; None for regression, and where rows are weighted or
+            belong to groups.
         confidence: of the intervals.
     """
 
@@ -289,7 +293,8 @@ def _differences(a: Evaluation, b: Evaluation, names: list[str]) -> dict[str, Di
 
 
 def _mcnemar(a: Evaluation, b: Evaluation) -> McNemar | None:
-    if not a.task.is_classification:
+    rows_alone = a.scored.weight is None and a.resampling.groups is None
+    if not (a.task.is_classification and rows_alone):
         return None
     from scipy.stats import binomtest
 

@@ -41,6 +41,7 @@ class Metric:
             is such a share; None where it is not.
         is_biased: whether resamples lie to one side of the value, as chance alone adds to an error
             that can't be negative. Their percentiles are moved onto it.
+        resampled: the same as ``value`` for a resample that may lack a class; None is ``value``.
         undefined: ``undefined(part, weight)``, what is to be warned of, a sentence; None if nothing
             is.
     """
@@ -53,6 +54,7 @@ class Metric:
     needs_probabilities: bool = False
     share: Callable[[Any, np.ndarray], tuple[float, float]] | None = None
     is_biased: bool = False
+    resampled: Callable[[Any, Any], Any] | None = None
     undefined: Callable[[Any, np.ndarray], str | None] | None = None
 
     def of(self, scored: Scored, weight: np.ndarray | None = None) -> float:
@@ -105,10 +107,20 @@ def _fraction(name: str, how: str | None, kind: TaskKind) -> Metric:
             of = 'the positive class'
         return f'{missing} {of}; set to 0 there.'
 
-    is_share = name != 'f1' and (how == 'micro' or (how is None and kind == 'binary'))
+    def resampled(part: Any, weight: Any) -> Any:
+        # A label that this resample has nothing of is left out; one that all rows lack is 0.
+        of, whole = (fraction(class_counts(part, w)) for w in (weight, weight * 0 + 1))
+        counted = (of.denominator > 0) | (whole.denominator == 0)
+        return counts.ratio((counts.ratio(*of) * counted).sum(), counted.sum())
+
+    is_share = name != 'f1' and (
+        (how == 'micro' and kind != 'multilabel') or (how is None and kind == 'binary')
+    )
+    is_mean_of_labels = kind == 'multilabel' and how in (None, 'macro')
     return Metric(
         class_part, value, _CLASSIFICATION, default=how is None and name in _DEFAULTS,
         share=share if is_share else None, undefined=undefined,
+        resampled=resampled if is_mean_of_labels else None,
     )  # fmt: skip
 
 
@@ -223,10 +235,22 @@ def _of_probabilities() -> dict[str, Metric]:
     pairs: dict[str, Any] = area | {'kinds': frozenset({'multiclass'})}
     error = calibration.calibration_error
     return {
-        'roc_auc': Metric(ranking.rankings, ranking.roc_auc, default=True, **area),
-        'roc_auc_ovo': Metric(ranking.rankings, ranking.roc_auc_ovo, **pairs),
+        'roc_auc': Metric(
+            ranking.rankings,
+            ranking.roc_auc,
+            default=True,
+            resampled=ranking.roc_auc_of_some,
+            **area,
+        ),
+        'roc_auc_ovo': Metric(
+            ranking.rankings, ranking.roc_auc_ovo, resampled=ranking.roc_auc_ovo_of_some, **pairs
+        ),
         'average_precision': Metric(
-            ranking.rankings, ranking.average_precision, undefined=_without_positives, **given
+            ranking.rankings,
+            ranking.average_precision,
+            undefined=_without_positives,
+            resampled=ranking.average_precision_of_some,
+            **given,
         ),
         'log_loss': _rows(probabilistic.log_loss_rows, default=True, **lower),
         'brier': _rows(probabilistic.brier_rows, **lower),

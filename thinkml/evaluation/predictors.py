@@ -1,7 +1,8 @@
 """What is evaluated: the outputs of any model on any data, beside the true labels."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from thinkml.data import (
     open_data,
     probabilities,
 )
-from thinkml.errors import DataError
+from thinkml.errors import DataError, ModelTypeError
 from thinkml.evaluation.scored import Scored
 from thinkml.record import InputSpec, Task, record_of
 
@@ -111,9 +112,17 @@ def _task_of(model: Any, labels: np.ndarray, example: Any) -> Task:
 
 
 def _encoded(labels: np.ndarray, task: Task) -> np.ndarray:
-    encoded = encode_targets(labels, task, argument='y_test')
-    # float32 is for the device; here numbers keep their digits.
-    return labels.astype(np.float64).reshape(encoded.shape) if task.classes is None else encoded
+    if task.classes is None:
+        return _numbers(labels, (len(labels), *task.target_shape), 'y_test')
+    return encode_targets(labels, task, argument='y_test')
+
+
+def _numbers(values: np.ndarray, shape: tuple[int, ...], argument: str) -> np.ndarray:
+    """Targets of regression with all their digits: float32 is for the device."""
+    values = np.asarray(values, np.float64)
+    if values.size != np.prod(shape):
+        raise DataError(f'{argument}: got shape {values.shape}, expected {shape}.')
+    return values.reshape(shape)
 
 
 def _scored(outputs: np.ndarray, encoded: np.ndarray, task: Task) -> tuple[np.ndarray, Scored]:
@@ -131,7 +140,10 @@ def _beside(
     outputs: np.ndarray | None = None,
 ) -> Scored:
     # One rule decides what is predicted, that of decode: ties at 0.5 count the same everywhere.
-    guess = encode_targets(predictions, task, argument='predictions')
+    if task.classes is None:
+        guess = _numbers(predictions, encoded.shape, 'predictions')
+    else:
+        guess = encode_targets(predictions, task, argument='predictions')
     num_classes = task.num_outputs if task.classes is None else len(task.classes)
     return Scored(task.kind, num_classes, encoded, guess, shares, outputs)
 
@@ -150,6 +162,10 @@ def _check_outputs(outputs: np.ndarray) -> None:
 
 
 def _open_foreign(model: Any, X_test: Any, y_test: Any) -> Opened:
+    if isinstance(model, type):
+        raise ModelTypeError(
+            f'model: got the class {model.__name__}, expected an instance of it that is trained.'
+        )
     labels = check_targets(y_test, 'y_test')
     rows = X_test.shape[0] if hasattr(X_test, 'shape') else len(X_test)
     if rows != len(labels):
@@ -157,15 +173,19 @@ def _open_foreign(model: Any, X_test: Any, y_test: Any) -> Opened:
             f'X_test and y_test have different lengths: {rows} and {len(labels)}. Pass one label '
             'for each row.'
         )
-    task = _foreign_task(model, labels)
+
+    @functools.cache
+    def guesses() -> np.ndarray:
+        return check_targets(_by_rows(model.predict, X_test, rows), 'predictions')
+
+    task = _foreign_task(model, labels, guesses)
     encoded = _encoded(labels, task)
 
     def predict() -> tuple[np.ndarray, Scored]:
-        predictions = check_targets(_by_rows(model.predict, X_test, rows), 'predictions')
         shares = None
         if task.classes is not None and hasattr(model, 'predict_proba'):
-            shares = _foreign_shares(_by_rows(model.predict_proba, X_test, rows), task)
-        return predictions, _beside(predictions, encoded, task, shares)
+            shares = _foreign_shares(_by_rows(model.predict_proba, X_test, rows), model, task)
+        return guesses(), _beside(guesses(), encoded, task, shares)
 
     return Opened(task, labels, encoded, predict, {'rows': rows})
 
@@ -179,26 +199,46 @@ def _by_rows(predict: Callable[[Any], Any], X: Any, num_rows: int) -> Any:
     return np.concatenate(parts)
 
 
-def _foreign_task(model: Any, labels: np.ndarray) -> Task:
-    classes = getattr(model, 'classes_', None)
-    shape = labels.shape[1:]
-    if labels.ndim == 2 and labels.shape[1] > 1 and (classes is not None or _is_binary(labels)):
-        return Task('multilabel', tuple(range(labels.shape[1])), labels.shape[1], shape)
-    if classes is None and not hasattr(model, 'predict_proba') and labels.dtype.kind == 'f':
-        return Task('regression', None, int(np.prod(shape)) or 1, shape)
-    if classes is None and labels.dtype.kind not in 'Ubiu':
-        return Task('regression', None, int(np.prod(shape)) or 1, shape)
-    values: Sequence[Any] = (np.unique(labels) if classes is None else np.asarray(classes)).tolist()
-    return Task('binary' if len(values) == 2 else 'multiclass', tuple(values), len(values), shape)
+def _foreign_task(model: Any, labels: np.ndarray, guesses: Callable[[], np.ndarray]) -> Task:
+    known, shape = getattr(model, 'classes_', None), labels.shape[1:]
+    targets = int(np.prod(shape)) or 1
+    if _is_regressor(model) or (known is None and labels.dtype.kind == 'f'):
+        return Task('regression', None, targets, shape)
+    if targets > 1:
+        if isinstance(known, np.ndarray) and known.ndim == 1 and len(known) == targets:
+            raise DataError(
+                f'y_test: got shape {labels.shape} for a model that predicts one of {targets} '
+                'classes, expected one label for each row. Pass y_test.argmax(axis=1) or the '
+                'labels it was trained on.'
+            )
+        return Task('multilabel', tuple(range(targets)), targets, shape)
+    if known is not None:
+        values = np.asarray(known)
+    elif guesses().dtype.kind == 'f' and labels.dtype.kind in 'iu':
+        if np.isin(labels, (0, 1)).all():
+            raise DataError(
+                'model: predict returned numbers with a point for labels that are 0 and 1, '
+                'expected labels. Wrap the model: predict for labels, predict_proba for these.'
+            )
+        return Task('regression', None, targets, shape)
+    else:
+        found = np.union1d(labels, guesses())
+        values = np.arange(2) if np.isin(found, (0, 1)).all() else found
+    kind = 'binary' if len(values) == 2 else 'multiclass'
+    return Task(kind, tuple(values.tolist()), len(values), shape)
 
 
-def _is_binary(labels: np.ndarray) -> bool:
-    return labels.dtype.kind in 'biu' and bool(np.isin(labels, (0, 1)).all())
+def _is_regressor(model: Any) -> bool:
+    tags = getattr(model, '__sklearn_tags__', None)
+    return tags is not None and tags().estimator_type == 'regressor'
 
 
-def _foreign_shares(shares: Any, task: Task) -> np.ndarray:
-    if isinstance(shares, list):  # of each label the shares of no and yes
-        shares = np.stack([np.asarray(column)[:, -1] for column in shares], axis=1)
+def _foreign_shares(shares: Any, model: Any, task: Task) -> np.ndarray:
+    if isinstance(shares, list):  # of each label the shares of its classes
+        known = getattr(model, 'classes_', [np.arange(2)] * len(shares))
+        columns = zip(map(np.asarray, shares), map(np.asarray, known), strict=True)
+        # A label that training saw only without has no column for it.
+        shares = np.stack([(of * (classes == 1)).sum(axis=1) for of, classes in columns], axis=1)
     shares = np.asarray(shares)
     expected = len(task.classes or ())
     if shares.ndim == 1 and expected == 2:

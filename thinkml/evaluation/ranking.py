@@ -143,6 +143,17 @@ def roc_auc(part: Rankings, weight: Any) -> Any:
     return _each_ranking(_roc_area, part, weight).mean()
 
 
+def roc_auc_of_some(part: Rankings, weight: Any) -> Any:
+    """The same over the classes that these weights leave with and without examples."""
+    return _mean_of_defined(_each_ranking(_roc_area, part, weight))
+
+
+def _mean_of_defined(areas: Any) -> Any:
+    xp = areas.__array_namespace__()
+    defined = ~xp.isnan(areas)
+    return _or_nan(xp.where(defined, areas, 0).sum(), defined.sum())
+
+
 def _roc_area(ranked: _Ranked, rival: Any) -> Any:
     lost = (ranked.negative * ranked.lost()).sum()
     return _or_nan(lost, ranked.positive.sum() * ranked.negative.sum())
@@ -157,16 +168,26 @@ def roc_auc_ovo(part: Rankings, weight: Any) -> Any:
         Hand and Till, 2001, *A simple generalisation of the area under the ROC curve for multiple
         class classification problems*.
     """
+    areas = _areas_of_pairs(part, weight)
+    size = len(part.classes)
+    return areas.__array_namespace__().where(np.eye(size), 0, areas).sum() / (size * (size - 1))
+
+
+def roc_auc_ovo_of_some(part: Rankings, weight: Any) -> Any:
+    """The same over the pairs of which these weights leave both classes."""
+    areas = _areas_of_pairs(part, weight)
+    xp = areas.__array_namespace__()
+    return _mean_of_defined(xp.where(np.eye(len(part.classes)), xp.nan, areas))
+
+
+def _areas_of_pairs(part: Rankings, weight: Any) -> Any:
     size = len(part.classes)
 
     def against_each(ranked: _Ranked, rival: Any) -> Any:
         pairs = ranked.positive.sum() * tally(rival, ranked.negative, size)
         return _or_nan(tally(rival, ranked.negative * ranked.lost(), size), pairs)
 
-    areas = _each_ranking(against_each, part, weight)
-    xp = areas.__array_namespace__()
-    others = ~np.eye(size, dtype=bool)
-    return xp.where(others, areas, 0).sum() / others.sum()
+    return _each_ranking(against_each, part, weight)
 
 
 def average_precision(part: Rankings, weight: Any) -> Any:
@@ -176,6 +197,18 @@ def average_precision(part: Rankings, weight: Any) -> Any:
     examples has 0.
     """
     return _each_ranking(_precision_area, part, weight).mean()
+
+
+def average_precision_of_some(part: Rankings, weight: Any) -> Any:
+    """The same over the classes that these weights leave with examples, or that no row has."""
+    areas = _each_ranking(_precision_area, part, weight)
+    has_some = _each_ranking(_positives, part, weight) > 0
+    counted = has_some | (_each_ranking(_positives, part, weight * 0 + 1) == 0)
+    return ratio((areas * counted).sum(), counted.sum())
+
+
+def _positives(ranked: _Ranked, rival: Any) -> Any:
+    return ranked.positive.sum()
 
 
 def _precision_area(ranked: _Ranked, rival: Any) -> Any:

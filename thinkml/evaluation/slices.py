@@ -22,23 +22,48 @@ def open_slices(slices: Mapping[str, Any] | None, num_rows: int) -> dict[str, Ma
     masks = {}
     for name, values in (slices or {}).items():
         array = np.asarray(values)
+        check_none_missing(array, f'slices: {name!r}')
+        if array.dtype == object and all(isinstance(value, bool | np.bool_) for value in array):
+            array = array.astype(bool)
         if array.shape != (num_rows,):
             raise DataError(
                 f'slices: {name!r} has shape {array.shape}, expected ({num_rows},), a bool or a '
                 'value for each row.'
             )
-        if array.dtype == bool:
-            masks[str(name)] = array
-            continue
-        found = np.unique(array)
-        if len(found) > _MAX_VALUES:
-            raise DataError(
-                f'slices: {name!r} has {len(found):,} different values, expected at most '
-                f'{_MAX_VALUES}. Pass masks, such as values > 60, or bins: np.digitize(values, '
-                '[20, 40, 60]).'
-            )
-        masks |= {f'{name} = {value}': array == value for value in found}
+        new = {str(name): array} if array.dtype == bool else _by_value(name, array)
+        if twice := masks.keys() & new.keys():
+            raise DataError(f'slices: got two called {min(twice)!r}, expected names that differ.')
+        masks |= new
     return masks
+
+
+def _by_value(name: str, array: np.ndarray) -> dict[str, Mask]:
+    found = np.unique(array)
+    if len(found) > _MAX_VALUES:
+        raise DataError(
+            f'slices: {name!r} has {len(found):,} different values, expected at most '
+            f'{_MAX_VALUES}. Pass masks, such as values > 60, or bins: np.digitize(values, '
+            '[20, 40, 60]).'
+        )
+    return {f'{name} = {value}': array == value for value in found}
+
+
+def check_none_missing(values: np.ndarray, argument: str) -> None:
+    """Raises a `DataError` for None, NaN, and what pandas has for them."""
+    if values.dtype.kind == 'f':
+        missing = np.isnan(values)
+    elif values.dtype == object:
+        missing = np.array([
+            value is None or type(value).__name__ in ('NAType', 'NaTType') or value != value
+            for value in values.ravel()
+        ])  # fmt: skip
+    else:
+        return
+    if missing.any():
+        raise DataError(
+            f'{argument}: got {int(missing.sum())} missing values, expected none. Name them, such '
+            "as series.fillna('unknown'), or leave these rows out."
+        )
 
 
 def evaluate_slices(
