@@ -9,6 +9,7 @@ import itertools
 import re
 import resource
 import signal
+import time
 
 import jax
 import jax.numpy as jnp
@@ -654,6 +655,8 @@ def test_a_directory_that_vanishes_costs_no_training(tmp_path, uninterrupted):
     class Vanish:
         def on_chunk_end(self, run):
             if run.step == 2 * STEPS:
+                while any((tmp_path / 'run-1').glob('.*')):  # what is being saved
+                    time.sleep(0.01)
                 (tmp_path / 'run-1').rename(tmp_path / 'moved')
                 (tmp_path / 'run-1').write_text('')
 
