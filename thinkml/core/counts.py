@@ -141,3 +141,10 @@ def ratio(numerator: Any, denominator: Any) -> Any:
     xp = numerator.__array_namespace__()
     some = denominator > 0
     return xp.where(some, numerator / xp.where(some, denominator, 1), 0)
+
+
+def ratio_or_nan(numerator: Any, denominator: Any) -> Any:
+    """Divides; NaN where there is nothing to divide by."""
+    xp = numerator.__array_namespace__()
+    some = denominator > 0
+    return xp.where(some, numerator / xp.where(some, denominator, 1), xp.nan)

@@ -162,13 +162,11 @@ class ModelEvaluator:
         """
         if y_test is None and _are_data_sets(X_test):
             raise DataError('X_test: got several data sets, expected one. Analyse one at a time.')
-        if unknown := settings.keys() - {f.name for f in dataclasses.fields(_Settings)} | (
-            settings.keys() & {'metrics'}
-        ):
+        known = [field.name for field in dataclasses.fields(_Settings) if field.name != 'metrics']
+        if unknown := settings.keys() - set(known):
             raise ConfigError(
                 f'analyze_performance: got {", ".join(sorted(unknown))}, expected some of '
-                'sample_weight, confidence, num_resamples, groups, stratify, slices, min_support '
-                'and seed. It computes all metrics that fit.'
+                f'{", ".join(known)}. It computes all metrics that fit.'
             )
         checked = _Settings(None, **settings)
         evaluation = _evaluate(model, X_test, y_test, checked, default=metrics_for)

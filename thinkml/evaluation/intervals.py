@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from thinkml.core.counts import precision, recall
+from thinkml.core.counts import precision, ratio_or_nan, recall
 from thinkml.errors import ConfigError, DataError
 from thinkml.evaluation.bootstrap import percentiles, resampled, shared_parts
 from thinkml.evaluation.counting import class_counts, class_part, per_class_f1
@@ -122,18 +122,12 @@ def class_intervals(evaluation: Evaluation) -> dict[Any, dict[str, Interval]]:
 
 def _precisions(part: Any, weight: Any) -> Any:
     counts = class_counts(part, weight)
-    return _share(*precision(counts))
+    return ratio_or_nan(*precision(counts))
 
 
 def _recalls(part: Any, weight: Any) -> Any:
     counts = class_counts(part, weight)
-    return _share(*recall(counts))
-
-
-def _share(numerator: Any, denominator: Any) -> Any:
-    xp = numerator.__array_namespace__()
-    some = denominator > 0
-    return xp.where(some, numerator / xp.where(some, denominator, 1), xp.nan)
+    return ratio_or_nan(*recall(counts))
 
 
 # --- comparison -------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from thinkml.core.counts import ratio
+from thinkml.core.counts import ratio, ratio_or_nan
 from thinkml.evaluation.counting import tally
 from thinkml.evaluation.scored import Scored
 
@@ -151,12 +151,12 @@ def roc_auc_of_some(part: Rankings, weight: Any) -> Any:
 def _mean_of_defined(areas: Any) -> Any:
     xp = areas.__array_namespace__()
     defined = ~xp.isnan(areas)
-    return _or_nan(xp.where(defined, areas, 0).sum(), defined.sum())
+    return ratio_or_nan(xp.where(defined, areas, 0).sum(), defined.sum())
 
 
 def _roc_area(ranked: _Ranked, rival: Any) -> Any:
     lost = (ranked.negative * ranked.lost()).sum()
-    return _or_nan(lost, ranked.positive.sum() * ranked.negative.sum())
+    return ratio_or_nan(lost, ranked.positive.sum() * ranked.negative.sum())
 
 
 def roc_auc_ovo(part: Rankings, weight: Any) -> Any:
@@ -185,7 +185,7 @@ def _areas_of_pairs(part: Rankings, weight: Any) -> Any:
 
     def against_each(ranked: _Ranked, rival: Any) -> Any:
         pairs = ranked.positive.sum() * tally(rival, ranked.negative, size)
-        return _or_nan(tally(rival, ranked.negative * ranked.lost(), size), pairs)
+        return ratio_or_nan(tally(rival, ranked.negative * ranked.lost(), size), pairs)
 
     return _each_ranking(against_each, part, weight)
 
@@ -215,12 +215,6 @@ def _precision_area(ranked: _Ranked, rival: Any) -> Any:
     hits, misses = ranked.through(ranked.positive), ranked.through(ranked.negative)
     precision = ratio(hits, hits + misses)
     return ratio((ranked.positive * precision).sum(), ranked.positive.sum())
-
-
-def _or_nan(numerator: Any, denominator: Any) -> Any:
-    xp = numerator.__array_namespace__()
-    some = denominator > 0
-    return xp.where(some, numerator / xp.where(some, denominator, 1), xp.nan)
 
 
 def step_area(recall: np.ndarray, precision: np.ndarray) -> float:
