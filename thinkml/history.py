@@ -85,10 +85,12 @@ class History(Mapping[str, list[float]]):
         epochs = self.epochs  # before the lists: a writer may append to them
         if isinstance(key, slice) or is_whole(key):
             key = key, None
+        elif key is None:
+            raise KeyError(unknown_name('history', key, self._metrics))
         rows, names = key if isinstance(key, tuple) and len(key) == 2 else (slice(None), key)
         if isinstance(names, str):
             return _picked(self._series(names), rows, epochs)
-        if isinstance(names, tuple):
+        if isinstance(names, tuple | list):
             columns = [_picked(self._series(name), rows, epochs) for name in names]
             return list(zip(*columns, strict=True)) if isinstance(rows, slice) else tuple(columns)
         if names is None:

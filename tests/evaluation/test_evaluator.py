@@ -2,6 +2,7 @@
 
 import functools
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -11,15 +12,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import sklearn
 import sklearn.metrics as sk
 from flax import nnx
 from sklearn.datasets import load_breast_cancer
 
+import thinkml.evaluation.foreign as foreign
 import thinkml.evaluation.predictors as predictors
 from thinkml.core import predict_outputs
 from thinkml.core.adapters import from_functions, from_linen
 from thinkml.errors import ConfigError, DataError, ModelTypeError, ThinkMLWarning
-from thinkml.evaluation import ModelEvaluator
+from thinkml.evaluation import ModelEvaluator, compare
 
 from .models import Shifted, known, logits_and_labels
 
@@ -369,6 +372,57 @@ class Predicts:
         return self.predictions[X]
 
 
+class Short(Predicts):
+    """One that forgets the last row."""
+
+    def predict(self, X):
+        return super().predict(X)[:-1]
+
+
+def test_models_of_many_labels_that_say_so_with_classes_of_one_axis():
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.multiclass import OneVsRestClassifier
+
+    X = np.random.default_rng(0).normal(size=(120, 3))
+    Y = (X[:, :2] + 0.5 * X[:, 1:] > 0).astype(int)
+    model = OneVsRestClassifier(LogisticRegression()).fit(X, Y)
+    evaluation = ModelEvaluator().evaluate(model, X, Y)
+    assert evaluation.task.kind == 'multilabel'
+    assert evaluation['f1'] == pytest.approx(sk.f1_score(Y, model.predict(X), average='macro'))
+    assert evaluation['roc_auc'] == pytest.approx(sk.roc_auc_score(Y, model.predict_proba(X)))
+    assert evaluation.versions['sklearn'] == sklearn.__version__
+    assert len(evaluation.data_fingerprint['sha256']) == 64
+
+
+def test_classes_in_another_order_are_sorted():
+    y = np.array(['yes', 'no', 'yes', 'yes'])
+    shares = np.array([[0.9, 0.1], [0.4, 0.6], [0.3, 0.7], [0.8, 0.2]])
+    guess = np.where(shares[:, 0] > 0.5, 'yes', 'no')
+    rows = np.arange(4)
+    one = ModelEvaluator().evaluate(Predicts(guess, shares, ['yes', 'no']), rows, y)
+    other = ModelEvaluator().evaluate(Predicts(guess, shares[:, ::-1], ['no', 'yes']), rows, y)
+    assert one.task.classes == ('no', 'yes') and one.metrics == other.metrics
+    assert one['precision'] == sk.precision_score(y, guess, pos_label='yes')
+
+
+@pytest.mark.parametrize('kind', ['list', 'frame', 'sparse'])
+def test_rows_of_other_libraries_come_in_parts_too(kind, monkeypatch):
+    pandas, sparse = pytest.importorskip('pandas'), pytest.importorskip('scipy.sparse')
+    sizes = []
+
+    class Sees(Predicts):
+        def predict(self, X):
+            sizes.append(X.shape[0] if hasattr(X, 'shape') else len(X))
+            values = X.toarray() if kind == 'sparse' else np.asarray(X)
+            return (values[:, 0] > 0).astype(int)
+
+    X = np.random.default_rng(0).normal(size=(10, 2))
+    given = {'list': X.tolist(), 'frame': pandas.DataFrame(X), 'sparse': sparse.csr_matrix(X)}
+    monkeypatch.setattr(foreign, '_ROWS', 4)
+    evaluation = ModelEvaluator().evaluate(Sees([]), given[kind], (X[:, 0] > 0).astype(int))
+    assert evaluation['accuracy'] == 1 and sizes == [4, 4, 2]
+
+
 def test_a_label_that_training_never_saw_has_probability_zero():
     from sklearn.ensemble import RandomForestClassifier
 
@@ -402,6 +456,19 @@ def test_classes_are_those_of_labels_and_predictions():
             Predicts([0, 1, 2], classes=[0, 1, 2]), np.eye(3), DataError,
             r'y_test: got shape \(3, 3\).*y_test.argmax',
         ),
+        (
+            Predicts([0, 1, 1], np.full((3, 2), 3.0)), [0, 1, 1], DataError,
+            'predict_proba returned values from 3 to 3, expected probabilities',
+        ),
+        (
+            Predicts([0, 1, 1], np.full((3, 2), 0.9)), [0, 1, 1], DataError,
+            'predict_proba returned rows that sum to 1.8, expected 1',
+        ),
+        (
+            Predicts([[0, 1, 1]] * 3, classes=[0, 1]), [0, 1, 1], DataError,
+            'predictions: got shape|predict',
+        ),
+        (Short([0, 1, 1]), [0, 1, 1], DataError, 'model: predict returned 2 rows for 3 of X_test'),
         (Predicts, [0, 1, 1], ModelTypeError, 'model: got the class Predicts'),
     ],
 )  # fmt: skip
@@ -456,6 +523,10 @@ def test_metrics_of_ones_own():
     assert evaluation['largest'] == pytest.approx(logits.max())
     assert evaluation['accuracy'] == pytest.approx((logits.argmax(axis=1) == labels).mean())
     assert set(evaluation.confidence_intervals) == {'f1', 'margin'}
+    with pytest.warns(ThinkMLWarning, match='largest: it returned one number for all rows, so '):
+        ModelEvaluator().evaluate(
+            model, logits, labels, metrics=[margin, largest], sample_weight=np.ones(300)
+        )
 
 
 def test_slices_are_evaluations_of_their_rows():
@@ -488,6 +559,68 @@ def test_several_data_sets():
     assert found['test'].metrics == ModelEvaluator().evaluate(model, *halves['test']).metrics
 
 
+def test_what_is_undefined_in_a_slice_is_said():
+    model, logits, labels = case_of_three()
+    slices = {'zeros': labels == 0, 'ones': labels == 1, 'all': labels >= 0}
+    with pytest.warns(ThinkMLWarning, match="slices 'zeros', 'ones': roc_auc: NaN"):
+        evaluation = ModelEvaluator().evaluate(
+            model, logits, labels, ['accuracy', 'roc_auc'], slices=slices
+        )
+    assert len(evaluation.warnings) == 1
+
+
+def test_a_slice_needs_rows_that_count():
+    model, logits, labels = case_of_three()
+    first = np.arange(300) < 50
+    evaluation = ModelEvaluator().evaluate(
+        model, logits, labels, sample_weight=np.where(first, 0.0, 2.0),
+        slices={'first': first, 'others': ~first}, min_support=1,
+    )  # fmt: skip
+    assert not evaluation.slices['first'].is_supported
+    assert evaluation.slices['others'].gaps == dict.fromkeys(evaluation.metrics, 0)
+
+
+@pytest.mark.parametrize('scale', [1e-30, 1e30])
+def test_the_scale_of_weights_changes_no_interval(scale):
+    model, logits, labels = case_of_three()
+    weight = np.random.default_rng(3).random(300)
+    one, other = (
+        ModelEvaluator().evaluate(model, logits, labels, sample_weight=w, num_resamples=50)
+        for w in (weight, weight * scale)
+    )
+    for name, interval in one.confidence_intervals.items():
+        assert other.confidence_intervals[name] == pytest.approx(interval, rel=1e-5)
+
+
+def test_an_evaluation_is_a_mapping_of_its_metrics_and_survives_other_processes():
+    model, logits, labels = case_of_three()
+
+    def margin(logits, labels):
+        return logits.max(axis=1) - np.sort(logits, axis=1)[:, -2]
+
+    evaluation = ModelEvaluator().evaluate(model, logits, labels, metrics=['f1', 'mcc', margin])
+    assert list(evaluation) == ['f1', 'mcc', 'margin'] and 'f1' in evaluation
+    again = pickle.loads(pickle.dumps(evaluation))
+    assert again.metrics == evaluation.metrics
+    assert again.confidence_intervals == evaluation.confidence_intervals
+    assert compare(again, evaluation).differences['margin'].difference == 0
+
+
+def test_several_data_sets_that_do_not_fit():
+    model, logits, labels = case_of_three()
+    sets = {'test': (logits, labels)}
+    with pytest.raises(DataError, match='y_test: got a ndarray beside several data sets'):
+        ModelEvaluator().evaluate(model, sets, labels)
+    with pytest.raises(ConfigError, match="slices: got a dict of 'old' beside several data sets"):
+        ModelEvaluator().evaluate(model, sets, slices={'old': labels > 0})
+    with pytest.raises(
+        DataError, match="X_test: got a dict of 'test' with tuples that are no pairs, expected"
+    ):
+        ModelEvaluator().evaluate(model, {'test': (logits, labels, labels)})
+    with pytest.warns(ThinkMLWarning, match='test: roc_auc: NaN'):
+        ModelEvaluator().evaluate(model, {'test': [logits, labels * 0]}, metrics=['roc_auc'])
+
+
 def test_undefined_values_are_warned_of_and_recorded():
     model, logits, _ = case_of_three()
     with pytest.warns(ThinkMLWarning) as caught:
@@ -505,6 +638,9 @@ def test_undefined_values_are_warned_of_and_recorded():
         ({'min_support': 0}, ConfigError, 'min_support: got 0'),
         ({'slices': ['a']}, ConfigError, 'slices: got list, expected a dict'),
         ({'slices': {'a': np.ones(3)}}, DataError, r"slices: 'a' has shape \(3,\)"),
+        ({'slices': {'a': abs}}, DataError, r"slices: 'a' has shape \(\)"),
+        ({'slices': {'a': [[1], [1, 2]]}}, DataError, "slices: 'a': got a list that is no array"),
+        ({'seed': 2**70}, ConfigError, 'seed: got 1180591620717411303424'),
         ({'slices': {'a': np.arange(300)}}, DataError, "slices: 'a' has 300 different values"),
         ({'sample_weight': np.ones(3)}, DataError, r'sample_weight: got shape \(3,\)'),
         ({'sample_weight': -np.ones(300)}, DataError, 'sample_weight: got values that are no'),

@@ -12,6 +12,7 @@ from sklearn.calibration import calibration_curve
 from sklearn.exceptions import UndefinedMetricWarning
 
 from thinkml.errors import ConfigError
+from thinkml.evaluation import ranking
 from thinkml.evaluation.counting import confusion_matrix
 from thinkml.evaluation.metrics import (
     METRICS,
@@ -454,3 +455,25 @@ def test_metrics_that_cannot_be_computed(metrics, kind, message):
     with pytest.raises(ConfigError, match=message):
         names = check_metrics(metrics)
         check_fit(names, kind)
+
+
+# --- what a device sorts ----------------------------------------------------------------------
+
+
+def test_rows_are_ranked_alike_on_the_host_and_on_a_device():
+    scores = np.round(np.random.default_rng(0).normal(size=5000), 2).astype(np.float32)
+    scores[:3] = 0, -0.0, 0
+    host = np.empty(len(scores), np.int32)
+    ranking._write_packed_order(scores, host)
+    np.testing.assert_array_equal(host, np.argsort(-scores, kind='stable'))
+    np.testing.assert_array_equal(host, ranking._falling(scores))
+
+
+def test_columns_ranked_in_turn_have_the_value_of_all_at_once(monkeypatch):
+    scored = make_case('multiclass', 'ties')
+    metric = get_metric('roc_auc', 'multiclass')
+    part, weight = scored.part(metric.part), jax.numpy.ones(len(scored))
+    together = metric.value(part, weight)
+    monkeypatch.setattr(ranking, '_SIDE_BY_SIDE', 1)
+    assert float(together) == pytest.approx(float(metric.value(part, weight)), rel=1e-6)
+    assert float(together) == pytest.approx(metric.of(scored), rel=1e-5)

@@ -32,6 +32,19 @@ def draw(plot, kind, **settings):
 # --- all of them ------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        ({'ax': 3}, 'ax: got int, expected axes'),
+        ({'path': 'curve.abc'}, "path: got 'curve.abc', expected a file that ends in .png"),
+        ({'path': Figure()}, 'path: got Figure, expected the name of a file. Axes to draw into'),
+    ],
+)
+def test_places_nothing_can_be_drawn_into(arguments, message):
+    with pytest.raises(ConfigError, match=message):
+        draw('plot_roc_curve', 'binary', **arguments)
+
+
 @pytest.mark.parametrize(('plot', 'kind'), EVERY)
 def test_draws_into_given_axes_and_writes_files(plot, kind, tmp_path):
     figure = Figure(figsize=(8, 4))

@@ -304,3 +304,10 @@ def test_a_run_that_goes_on_is_known_by_its_steps():
     assert first.continues(second) and second.continues(first)
     first.add_steps([0.6])
     assert not first.continues(second)
+
+
+def test_columns_by_a_list_of_names():
+    history = recorded()
+    assert history[:, ['loss', 'accuracy']] == history[:, ('loss', 'accuracy')]
+    with pytest.raises(KeyError, match='got None'):
+        history[None]

@@ -69,6 +69,17 @@ def test_the_latest_run_with_data_counts():
     assert monitor.get_current_metrics() == second.last()
 
 
+def test_a_run_in_its_first_epoch_does_not_hide_the_one_before():
+    model, monitor, begun = Model(), TrainingMonitor(), History()
+    first = train(model)
+    begun.add_steps(np.array([2.0]))
+    record_of(model).runs.append(begun)
+    monitor.track_progress(model)
+    assert monitor.get_current_metrics() == first.last()
+    monitor.track_progress(model, interval=np.int64(5))
+    assert monitor.get_current_metrics() == {'loss': 2.0}
+
+
 @pytest.mark.parametrize('names', [None, ['accuracy', 'f1']])
 def test_before_any_data_values_are_nan_and_a_warning_says_so(names):
     monitor = TrainingMonitor()
@@ -151,6 +162,7 @@ def test_a_monitor_does_not_keep_the_model_alive():
         ({'interval': 1.5}, 'interval: got 1.5'),
         ({'interval': True}, 'interval: got True'),
         ({'metrics': 'loss'}, r"metrics: got the string 'loss', expected a list: \['loss'\]"),
+        ({'metrics': 3}, 'metrics: got 3, expected a list of names'),
         ({'metrics': []}, r'metrics: got \[\]'),
         ({'metrics': ['loss', 3]}, r"metrics: got \['loss', 3\]"),
         ({'metrics': 'loss', 'interval': 0}, r'(?s)metrics: .*interval: '),

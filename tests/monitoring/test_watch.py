@@ -108,6 +108,11 @@ def test_watching_again_begins_anew_and_shows_the_choice_of_now(notebook):
     assert len(notebook.updated[0].axes) == 1
 
 
+def test_the_ending_of_the_file_is_checked(tmp_path):
+    with pytest.raises(ConfigError, match=r'expected a file that ends in \.png'):
+        tracking(Model(), interval=2).watch(tmp_path / 'progress')
+
+
 @pytest.mark.parametrize('name', ['watched.png', 'deep/er/watched.svg'])
 def test_a_file_is_drawn_anywhere(tmp_path, name):
     model, path = Model(), tmp_path / name

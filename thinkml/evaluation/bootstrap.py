@@ -69,11 +69,11 @@ def resampled(
     """
     keys = jax.random.split(jax.random.key(resampling.seed), resampling.num_resamples)
     units = units_of(resampling, num_rows)
-    weight = np.ones(num_rows, np.float32) if weight is None else weight.astype(np.float32)
+    # Metrics are the same for any scale of the weights, but float32 has room for some only.
+    weight = np.ones(num_rows) if weight is None else weight / weight.max()
     parts = jax.tree.map(_narrow, parts)
-    return [
-        np.asarray(found, np.float64) for found in _resample(values, keys, units, weight, parts)
-    ]
+    samples = _resample(values, keys, units, _narrow(weight), parts)
+    return [np.asarray(sample, np.float64) for sample in samples]
 
 
 def _narrow(array: Any) -> Any:

@@ -12,6 +12,7 @@ from thinkml.data import is_batches
 from thinkml.errors import ConfigError, DataError, is_number, is_whole, problems, warn_user
 from thinkml.evaluation.analysis import PerformanceAnalysis
 from thinkml.evaluation.counting import class_counts, class_part, confusion_matrix
+from thinkml.evaluation.foreign import is_foreign
 from thinkml.evaluation.metrics import (
     Metric,
     check_fit,
@@ -20,12 +21,19 @@ from thinkml.evaluation.metrics import (
     get_metric,
     metrics_for,
 )
+from thinkml.evaluation.opened import Opened
 from thinkml.evaluation.own import own_metric
-from thinkml.evaluation.predictors import Opened, is_foreign, open_model
+from thinkml.evaluation.predictors import open_model
 from thinkml.evaluation.report import Report
 from thinkml.evaluation.result import Evaluation, Resampling
 from thinkml.evaluation.scored import Scored
-from thinkml.evaluation.slices import Mask, check_none_missing, evaluate_slices, open_slices
+from thinkml.evaluation.slices import (
+    Mask,
+    check_none_missing,
+    evaluate_slices,
+    open_slices,
+    undefined_in,
+)
 from thinkml.evaluation.speed import measure_speed
 from thinkml.record import TaskKind, record_of
 from thinkml.versions import library_versions
@@ -118,7 +126,7 @@ class ModelEvaluator:
             check_metrics(metrics), sample_weight, confidence, num_resamples, groups, stratify,
             slices, min_support, seed,
         )  # fmt: skip
-        if y_test is None and _are_data_sets(X_test):
+        if _are_data_sets(X_test, y_test):
             return {
                 name: _evaluate(model, X, y, settings.of(name, X_test), name)
                 for name, (X, y) in X_test.items()
@@ -160,7 +168,7 @@ class ModelEvaluator:
             DataError: as `evaluate` does.
             ModelTypeError: as `evaluate` does.
         """
-        if y_test is None and _are_data_sets(X_test):
+        if _are_data_sets(X_test, y_test):
             raise DataError('X_test: got several data sets, expected one. Analyse one at a time.')
         known = [field.name for field in dataclasses.fields(_Settings) if field.name != 'metrics']
         if unknown := settings.keys() - set(known):
@@ -193,7 +201,7 @@ class _Settings:
         found = [
             f'{name}: got {value!r}, expected a whole number of at least {least}.'
             for name, least in (('num_resamples', 2), ('min_support', 1), ('seed', 0))
-            if not (is_whole(value := getattr(self, name)) and value >= least)
+            if not (is_whole(value := getattr(self, name)) and least <= value < 2**63)
         ]
         level = self.confidence
         if level is not None and not (is_number(level) and 0 < level < 1):
@@ -215,19 +223,39 @@ class _Settings:
                 continue
             if not isinstance(value, Mapping) or not value.keys() <= data_sets.keys():
                 raise ConfigError(
-                    f'{field}: got {type(value).__name__} beside several data sets, expected a '
+                    f'{field}: got {_keys_or_type(value)} beside several data sets, expected a '
                     f'dict by their names: {", ".join(map(repr, data_sets))}.'
                 )
             own[field] = value.get(name, False if field == 'stratify' else None)
         return dataclasses.replace(self, **own)
 
 
-def _are_data_sets(X: Any) -> bool:
-    return (
+def _keys_or_type(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return f'a dict of {", ".join(map(repr, value))}'
+    return type(value).__name__
+
+
+def _are_data_sets(X: Any, y: Any) -> bool:
+    are_pairs = (
         isinstance(X, dict)
         and bool(X)
-        and all(isinstance(pair, tuple) and len(pair) == 2 for pair in X.values())
+        and all(
+            isinstance(pair, tuple | list) and len(pair) == 2 and hasattr(pair[0], '__len__')
+            for pair in X.values()
+        )
     )
+    if isinstance(X, dict) and not are_pairs and any(isinstance(p, tuple) for p in X.values()):
+        raise DataError(
+            f'X_test: got a dict of {", ".join(map(repr, X))} with tuples that are no pairs, '
+            'expected (X, y) under each name: {"test": (X, y), "site B": (X2, y2)}.'
+        )
+    if are_pairs and y is not None:
+        raise DataError(
+            f'y_test: got a {type(y).__name__} beside several data sets, expected None: each pair '
+            'in X_test holds its labels.'
+        )
+    return are_pairs
 
 
 def _evaluate(
@@ -279,22 +307,35 @@ def _measured(
         assert metric is not None
         if not isinstance(metric, Metric):
             values[metric_name(one)] = metric
+            notes += _without_weights(metric_name(one), scored, masks)
             continue
         definitions[metric_name(one)], values[metric_name(one)] = metric, metric.of(scored)
-        if metric.undefined is not None:
-            note = metric.undefined(scored.part(metric.part), scored.weights)
-            notes += [] if note is None else [f'{one}: {note}']
-    for note in notes:
-        warn_user(note)
+        note = metric.note(metric_name(one), scored, scored.weights)
+        notes += [] if note is None else [note]
     evaluation = Evaluation(
         task=opened.task, metrics=values, per_class=_per_class(scored, opened.task.classes),
         confusion_matrix=None if opened.task.classes is None else confusion_matrix(scored),
         predictions=predictions, labels=opened.labels, scored=scored, resampling=resampling,
-        warnings=tuple(notes), definitions=definitions, name=name,
-        data_fingerprint=opened.fingerprint, versions=library_versions(),
+        definitions=definitions, name=name,
+        data_fingerprint=opened.fingerprint, versions=library_versions() | opened.versions,
     )  # fmt: skip
     slices = evaluate_slices(evaluation, masks, min_support)
-    return dataclasses.replace(evaluation, slices=slices)
+    evaluation = dataclasses.replace(evaluation, slices=slices)
+    notes += undefined_in(evaluation, masks)
+    for note in notes:
+        warn_user(f'{name}: {note}' if name else note)
+    return dataclasses.replace(evaluation, warnings=tuple(notes))
+
+
+def _without_weights(name: str, scored: Scored, masks: dict[str, Mask]) -> list[str]:
+    given = ['sample_weight'] if scored.weight is not None else []
+    given += ['slices'] if masks else []
+    if not given:
+        return []
+    return [
+        f'{name}: it returned one number for all rows, so {" and ".join(given)} did not count. '
+        'Return a value for each row to have it weighted.'
+    ]
 
 
 def _predictor(model: Any, X_test: Any) -> tuple[Callable[[Any], Any], Any]:

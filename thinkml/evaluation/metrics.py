@@ -67,6 +67,11 @@ class Metric:
         weight = scored.weights if weight is None else weight
         return float(self.value(scored.part(self.part), weight))
 
+    def note(self, name: str, scored: Scored, weight: np.ndarray) -> str | None:
+        """What is to be warned of where the metric of this name is undefined, else None."""
+        note = None if self.undefined is None else self.undefined(scored.part(self.part), weight)
+        return None if note is None else f'{name}: {note}'
+
 
 # --- metrics made of counts -------------------------------------------------------------------
 

@@ -1,5 +1,6 @@
 """Metrics of the user's own, in evaluation."""
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -37,7 +38,7 @@ def own_metric(metric: Any, scored: Scored) -> Metric | float:
     found = _value(metric, scored.outputs, scored.labels)
     if found.ndim and len(found) == len(scored):
         values = found.reshape(len(scored), -1).mean(axis=1).astype(np.float64)
-        return Metric(_constant(values), mean_of_rows, frozenset({scored.kind}))
+        return Metric(_Values(values), mean_of_rows, frozenset({scored.kind}))
     if found.size == 1:
         return float(found.reshape(()))
     raise ConfigError(
@@ -45,8 +46,14 @@ def own_metric(metric: Any, scored: Scored) -> Metric | float:
     )
 
 
-def _constant(values: np.ndarray) -> Any:
-    return lambda scored: values
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Values:
+    """A part that is there already."""
+
+    values: np.ndarray
+
+    def __call__(self, scored: Scored) -> np.ndarray:
+        return self.values
 
 
 def _value(metric: Any, outputs: np.ndarray, labels: np.ndarray) -> np.ndarray:

@@ -9,11 +9,15 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from thinkml.core.counts import ratio, ratio_or_nan
 from thinkml.evaluation.counting import tally
 from thinkml.evaluation.scored import Scored
+
+# On a device, columns side by side come to about so many numbers.
+_SIDE_BY_SIDE = 2**22
 
 
 class Rankings(NamedTuple):
@@ -48,8 +52,7 @@ def rankings(scored: Scored) -> Rankings:
     else:
         scores, rivals = scored.probabilities.T, (scored.labels.T > 0.5).astype(np.int64)
         own, classes = np.ones(len(scores), int), np.arange(2)
-    order, first, last = (np.empty(scores.shape, np.int64) for _ in range(3))
-    rival = np.empty(scores.shape, rivals.dtype)
+    order, first, last, rival = (np.empty(scores.shape, np.int32) for _ in range(4))
     scores = np.ascontiguousarray(scores)
 
     def rank(index: int) -> bool:
@@ -66,9 +69,23 @@ def rankings(scored: Scored) -> Rankings:
 
 def _write_order(scores: np.ndarray, order: np.ndarray) -> np.ndarray:
     """Notes the rows by falling score, and returns the scores in that order."""
-    if scores.dtype != np.float32:
+    if scores.dtype != np.float32:  # all digits count, and devices have 32 bits
         order[:] = np.argsort(-scores, kind='stable')
-        return scores[order]
+    elif jax.default_backend() == 'cpu':
+        _write_packed_order(scores, order)
+    else:
+        order[:] = _falling(scores)
+    return scores[order]
+
+
+@jax.jit
+def _falling(scores: jax.Array) -> jax.Array:
+    # One sort of keys and rows takes an accelerator milliseconds for millions.
+    rows = jax.lax.iota(jnp.int32, len(scores))
+    return jax.lax.sort((-scores, rows), num_keys=1, is_stable=True)[1]
+
+
+def _write_packed_order(scores: np.ndarray, order: np.ndarray) -> None:
     # Sorting 64-bit numbers, each a score's bits above its row, takes a third of an argsort.
     packed = np.empty(len(scores), np.uint64)
     row, key = packed.view(np.uint32).reshape(-1, 2).T
@@ -79,7 +96,6 @@ def _write_order(scores: np.ndarray, order: np.ndarray) -> np.ndarray:
     np.invert(key, out=key)
     packed.sort()
     order[:] = row
-    return scores[order]
 
 
 def _write_ties(ranked: np.ndarray, first: np.ndarray, last: np.ndarray) -> bool:
@@ -131,7 +147,9 @@ def _each_ranking(function: Callable[..., Any], part: Rankings, weight: Any) -> 
         return np.stack(
             [of_column(tuple(c if c is None else c[i] for c in columns)) for i in count]
         )
-    return jax.vmap(of_column)(columns)
+    most = max(1, _SIDE_BY_SIDE // len(weight))
+    batch_size = next(n for n in range(min(most, len(part.own)), 0, -1) if len(part.own) % n == 0)
+    return jax.lax.map(of_column, columns, batch_size=batch_size)
 
 
 def roc_auc(part: Rankings, weight: Any) -> Any:

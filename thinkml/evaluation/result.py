@@ -2,12 +2,13 @@
 
 import dataclasses
 import functools
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 from thinkml.errors import unknown_name
-from thinkml.evaluation.metrics import Metric
+from thinkml.evaluation.metrics import Metric, get_metric
 from thinkml.evaluation.scored import Scored
 from thinkml.record import Task
 
@@ -24,7 +25,7 @@ class Slice:
         metrics: as in `Evaluation.metrics`; empty where the slice has too few rows.
         confidence_intervals: of them.
         gaps: what each metric is above (or below) that of all rows.
-        is_supported: whether it has the rows that were asked for at least.
+        is_supported: whether it has the rows that were asked for at least, of those that count.
     """
 
     name: str
@@ -132,6 +133,27 @@ class Evaluation:
         if name not in self.metrics:
             raise KeyError(unknown_name('evaluation', name, self.metrics))
         return self.metrics[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.metrics
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.metrics)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Metrics that have a name go by it: they are made of functions made in functions.
+        names = {
+            name: name if get_metric(name, self.task.kind) is metric else metric
+            for name, metric in self.definitions.items()
+        }
+        return self.__dict__ | {'definitions': names}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        found = {
+            name: get_metric(metric, state['task'].kind) if isinstance(metric, str) else metric
+            for name, metric in state['definitions'].items()
+        }
+        self.__dict__.update(state, definitions=found)
 
     def __repr__(self) -> str:
         metrics = ', '.join(f'{name}={number(value)}' for name, value in self.metrics.items())

@@ -43,6 +43,12 @@ class Scored:
         """What each example counts, float64 ``(n,)``."""
         return np.ones(len(self)) if self.weight is None else self.weight
 
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {'_parts': {}}  # made again when asked for
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+
     def part(self, make: 'Callable[[Scored], Part]') -> Part:
         """Returns ``make(self)``, made once: what several metrics need."""
         if make not in self._parts:

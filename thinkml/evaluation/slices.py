@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from thinkml.data import as_array
 from thinkml.errors import DataError
 from thinkml.evaluation.intervals import intervals_of
 from thinkml.evaluation.result import Evaluation, Slice
@@ -21,15 +22,15 @@ def open_slices(slices: Mapping[str, Any] | None, num_rows: int) -> dict[str, Ma
     """
     masks = {}
     for name, values in (slices or {}).items():
-        array = np.asarray(values)
-        check_none_missing(array, f'slices: {name!r}')
-        if array.dtype == object and all(isinstance(value, bool | np.bool_) for value in array):
-            array = array.astype(bool)
+        array = as_array(values, f'slices: {name!r}')
         if array.shape != (num_rows,):
             raise DataError(
                 f'slices: {name!r} has shape {array.shape}, expected ({num_rows},), a bool or a '
                 'value for each row.'
             )
+        check_none_missing(array, f'slices: {name!r}')
+        if array.dtype == object and all(isinstance(value, bool | np.bool_) for value in array):
+            array = array.astype(bool)
         new = {str(name): array} if array.dtype == bool else _by_value(name, array)
         if twice := masks.keys() & new.keys():
             raise DataError(f'slices: got two called {min(twice)!r}, expected names that differ.')
@@ -38,6 +39,8 @@ def open_slices(slices: Mapping[str, Any] | None, num_rows: int) -> dict[str, Ma
 
 
 def _by_value(name: str, array: np.ndarray) -> dict[str, Mask]:
+    if array.dtype == object and not all(isinstance(value, str) for value in array):
+        array = array.astype(str)  # values of several kinds have no order
     found = np.unique(array)
     if len(found) > _MAX_VALUES:
         raise DataError(
@@ -61,8 +64,8 @@ def check_none_missing(values: np.ndarray, argument: str) -> None:
         return
     if missing.any():
         raise DataError(
-            f'{argument}: got {int(missing.sum())} missing values, expected none. Name them, such '
-            "as series.fillna('unknown'), or leave these rows out."
+            f'{argument}: got {int(missing.sum())} missing values, expected none. Fill them in, as '
+            'series.fillna(...) does, or leave these rows out.'
         )
 
 
@@ -80,10 +83,26 @@ def evaluate_slices(
 
 def _evaluate_slice(name: str, evaluation: Evaluation, mask: Mask, min_support: int) -> Slice:
     scored, metrics, num_rows = evaluation.scored, evaluation.definitions, int(mask.sum())
-    if num_rows < min_support:
-        return Slice(name, num_rows, {}, {}, {}, is_supported=False)
     weight = scored.weights * mask
+    if (weight > 0).sum() < min_support:
+        return Slice(name, num_rows, {}, {}, {}, is_supported=False)
     values = {n: metric.of(scored, weight) for n, metric in metrics.items()}
     gaps = {n: value - evaluation.metrics[n] for n, value in values.items()}
     intervals = intervals_of(scored, metrics, evaluation.resampling, weight)
     return Slice(name, num_rows, values, intervals, gaps, is_supported=True)
+
+
+def undefined_in(evaluation: Evaluation, masks: dict[str, Mask]) -> list[str]:
+    """What is undefined in slices that have the rows, a sentence for each metric."""
+    scored, found = evaluation.scored, {}
+    for name, part in evaluation.slices.items():
+        for metric in part.metrics:
+            weight = scored.weights * masks[name]
+            if note := evaluation.definitions[metric].note(metric, scored, weight):
+                found.setdefault(note, []).append(name)
+    return [f'{_named(names)}: {note}' for note, names in found.items()]
+
+
+def _named(names: list[str]) -> str:
+    more = f' and {len(names) - 3} more' if len(names) > 3 else ''
+    return f'slice{"s" if len(names) > 1 else ""} {", ".join(map(repr, names[:3]))}{more}'

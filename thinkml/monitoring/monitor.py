@@ -5,7 +5,7 @@ import math
 import os
 import sys
 import warnings
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from thinkml.errors import (
@@ -14,6 +14,7 @@ from thinkml.errors import (
     ThinkMLError,
     ThinkMLWarning,
     is_number,
+    is_whole,
     problems,
     unknown_name,
 )
@@ -66,13 +67,15 @@ class TrainingMonitor:
             ConfigError: if ``metrics`` or ``interval`` make no sense.
             ModelTypeError: if ``model`` can't be a model.
         """
-        names = None if metrics is None or isinstance(metrics, str) else tuple(metrics)
+        names = tuple(metrics) if isinstance(metrics, Collection) else None
         found = []
         if isinstance(metrics, str):
             found.append(f'metrics: got the string {metrics!r}, expected a list: [{metrics!r}].')
+        elif metrics is not None and not isinstance(metrics, Collection):
+            found.append(f'metrics: got {metrics!r}, expected a list of names, or None for all.')
         elif names is not None and not (names and all(isinstance(name, str) for name in names)):
             found.append(f'metrics: got {list(names)!r}, expected names, or None for all.')
-        if interval is not None and not _is_positive_int(interval):
+        if interval is not None and not (is_whole(interval) and interval >= 1):
             found.append(
                 f'interval: got {interval!r}, expected a number of steps, at least 1, '
                 'or None for one point per epoch.'
@@ -96,11 +99,12 @@ class TrainingMonitor:
         """
         runs = self._runs()
         self._warn_of_unknown(runs)
-        latest = _latest(runs[-1], self._interval) if runs else {}
+        # A run whose first epoch has not ended has little to tell yet: the run before it has.
+        latest = next(filter(None, (_latest(run, self._interval) for run in reversed(runs))), {})
         if not latest:
             warnings.warn(
                 'get_current_metrics: nothing is recorded of this model yet, so all values are '
-                'NaN. They appear when its first epoch ends.',
+                'NaN. They appear when an epoch ends.',
                 ThinkMLWarning,
                 stacklevel=2,
             )
@@ -232,7 +236,3 @@ def _latest(run: History, interval: int | None) -> Mapping[str, float]:
     if interval is not None and unfinished:
         latest['loss'] = float(run.step_loss[-min(interval, unfinished) :].mean())
     return latest
-
-
-def _is_positive_int(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1

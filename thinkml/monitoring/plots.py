@@ -13,16 +13,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from thinkml.figures import new_figure
+from thinkml.figures import COLOURS, new_figure
 from thinkml.history import History
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_COLOURS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9')
 _MARKERS = ('o', 's', '^', 'D', 'v', 'P')
-_BEST, _EVENT = '#009E73', '0.4'
+_BEST, _EVENT = COLOURS[2], '0.4'
 # Values of another scale than metrics have, by the panel they share; each in one of its own.
 _PANELS = {
     'loss': 'loss',
@@ -124,7 +123,7 @@ def _draw_curve(
     axes.plot(
         x[finite],
         y[finite],
-        color=_COLOURS[kind % len(_COLOURS)],
+        color=COLOURS[kind % len(COLOURS)],
         linestyle='-' if is_train else '--',
         marker=_MARKERS[kind % len(_MARKERS)] if with_markers else None,
         markevery=max(1, finite.sum() // 15),

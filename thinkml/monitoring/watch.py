@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from thinkml.figures import save_figure
+from thinkml.figures import check_ending, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -98,6 +98,7 @@ def notebook_display() -> Callable[['Figure'], None]:
 def file_display(path: str | os.PathLike[str]) -> Callable[['Figure'], None]:
     """What writes a picture to a file, whole at any moment it is looked at."""
     path = Path(path)
+    check_ending(path)
     new = path.with_name(f'.{path.stem}.new{path.suffix}')  # the ending picks the format
 
     def show(figure: 'Figure') -> None:

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from thinkml.errors import ConfigError
 from thinkml.evaluation.result import Evaluation
-from thinkml.figures import new_figure, save_figure
+from thinkml.figures import COLOURS, new_figure, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 
 PathLike = str | os.PathLike[str]
 
-COLOURS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9')
 STYLES = ('-', '--', '-.', (0, (1, 1)))
 GREY = '#555555'
 PALE = '#bbbbbb'
@@ -29,7 +29,14 @@ _MAX_POINTS = 2000  # drawn per curve
 
 def new_axes(ax: 'Axes | None', width: float, height: float) -> 'Axes':
     """The axes to draw into: those given, or those of a new figure (sizes in inches)."""
-    return new_figure(width, height).add_subplot() if ax is None else ax
+    if ax is None:
+        return new_figure(width, height).add_subplot()
+    if not hasattr(ax, 'get_figure'):
+        raise ConfigError(
+            f'ax: got {type(ax).__name__}, expected axes to draw into (plt.subplots()[1]), or None '
+            'for a new figure. A file is path=...'
+        )
+    return ax
 
 
 def finish(ax: 'Axes', path: PathLike | None) -> 'Figure':

@@ -10,7 +10,6 @@ from thinkml.evaluation.counting import tally
 from thinkml.evaluation.intervals import wilson
 from thinkml.evaluation.ladder import check_probabilities, named_columns
 from thinkml.evaluation.plots.axes import (
-    COLOURS,
     GREY,
     MAX_NAMED,
     NUM_WORST,
@@ -24,6 +23,7 @@ from thinkml.evaluation.plots.axes import (
     short,
 )
 from thinkml.evaluation.result import Evaluation
+from thinkml.figures import COLOURS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

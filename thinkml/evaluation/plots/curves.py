@@ -7,7 +7,6 @@ import numpy as np
 
 from thinkml.evaluation.ladder import Ladder, all_ladders, check_probabilities, named_columns
 from thinkml.evaluation.plots.axes import (
-    COLOURS,
     GREY,
     MAX_NAMED,
     NUM_WORST,
@@ -27,6 +26,7 @@ from thinkml.evaluation.plots.bands import bands, draw_band
 from thinkml.evaluation.plots.kinds import GAIN, PRECISION_RECALL, ROC, Kind
 from thinkml.evaluation.ranking import step_area
 from thinkml.evaluation.result import Evaluation
+from thinkml.figures import COLOURS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

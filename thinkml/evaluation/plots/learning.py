@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from thinkml.errors import ConfigError, NotTrainedError, unknown_name
-from thinkml.evaluation.plots.axes import COLOURS, GREY, PathLike, calm, finish, legend, new_axes
+from thinkml.evaluation.plots.axes import GREY, PathLike, calm, finish, legend, new_axes
+from thinkml.figures import COLOURS
 from thinkml.history import History
 
 if TYPE_CHECKING:

@@ -7,7 +7,6 @@ import numpy as np
 
 from thinkml.errors import ConfigError
 from thinkml.evaluation.plots.axes import (
-    COLOURS,
     GREY,
     NUM_WORST,
     STYLES,
@@ -20,6 +19,7 @@ from thinkml.evaluation.plots.axes import (
     new_axes,
 )
 from thinkml.evaluation.result import Evaluation, Resampling
+from thinkml.figures import COLOURS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

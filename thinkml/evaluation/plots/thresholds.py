@@ -8,7 +8,6 @@ import numpy as np
 from thinkml.errors import ConfigError
 from thinkml.evaluation.ladder import Ladder, all_ladders, named_columns
 from thinkml.evaluation.plots.axes import (
-    COLOURS,
     GREY,
     MAX_NAMED,
     NUM_WORST,
@@ -32,6 +31,7 @@ from thinkml.evaluation.thresholds import (
     check_decided_by_threshold,
     threshold_at,
 )
+from thinkml.figures import COLOURS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

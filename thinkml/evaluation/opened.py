@@ -1,0 +1,82 @@
+"""A model and a data set, opened: what is known before anything is predicted."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from thinkml.data import encode_targets, fingerprint
+from thinkml.errors import DataError
+from thinkml.evaluation.scored import Scored
+from thinkml.record import Task
+
+
+@dataclasses.dataclass(frozen=True)
+class Opened:
+    """A model and a data set, checked, before anything is predicted.
+
+    Attributes:
+        task: what the outputs mean.
+        labels: the true ones, as they were passed.
+        encoded: the same, encoded.
+        predict: returns the predictions in the form of the labels, and both as `Scored`.
+        fingerprint: identifies the data.
+        versions: of the model's library, where it is another one.
+    """
+
+    task: Task
+    labels: np.ndarray
+    encoded: np.ndarray
+    predict: Callable[[], tuple[np.ndarray, Scored]]
+    fingerprint: dict[str, Any]
+    versions: dict[str, str] = dataclasses.field(default_factory=dict)
+
+
+def encode_labels(labels: np.ndarray, task: Task) -> np.ndarray:
+    """The labels as `Scored` has them."""
+    if task.classes is None:
+        return _numbers(labels, (len(labels), *task.target_shape), 'y_test')
+    return encode_targets(labels, task, argument='y_test')
+
+
+def _numbers(values: np.ndarray, shape: tuple[int, ...], argument: str) -> np.ndarray:
+    """Targets of regression with all their digits: float32 is for the device."""
+    values = np.asarray(values, np.float64)
+    if values.size != np.prod(shape):
+        raise DataError(f'{argument}: got shape {values.shape}, expected {shape}.')
+    return values.reshape(shape)
+
+
+def set_beside(
+    predictions: np.ndarray,
+    encoded: np.ndarray,
+    task: Task,
+    shares: np.ndarray | None,
+    outputs: np.ndarray | None = None,
+) -> Scored:
+    """Predictions in the form of the labels, encoded, beside the encoded labels."""
+    # One rule decides what is predicted, that of decode: ties at 0.5 count the same everywhere.
+    if task.classes is None:
+        guess = _numbers(predictions, encoded.shape, 'predictions')
+    else:
+        guess = encode_targets(predictions, task, argument='predictions')
+    num_classes = task.num_outputs if task.classes is None else len(task.classes)
+    return Scored(task.kind, num_classes, encoded, guess, shares, outputs)
+
+
+def fingerprint_of_labels(encoded: np.ndarray) -> dict[str, Any]:
+    """Of data whose inputs are read once, or are no arrays."""
+    found = fingerprint(encoded.reshape(len(encoded), -1), encoded)
+    return found | {'inputs': 'not looked at, the hash is of the labels'}
+
+
+def check_outputs(outputs: np.ndarray) -> None:
+    """Raises a `DataError` where a model returned what is no number."""
+    finite = np.isfinite(outputs.reshape(len(outputs), -1)).all(axis=1)
+    if not finite.all():
+        raise DataError(
+            f'model: it returns NaN or infinite values for {np.sum(~finite):,} of '
+            f'{len(outputs):,} rows of X_test, expected finite numbers. If it does so for all, its '
+            'training has diverged: train again with a lower learning_rate.'
+        )
