@@ -30,6 +30,7 @@ bench: .venv/.dev
 	$(BIN)/python benchmarks/checkpoint.py
 	$(BIN)/python benchmarks/evaluation.py
 	$(BIN)/python benchmarks/recording.py
+	$(BIN)/python benchmarks/model_files.py
 
 clean:
 	rm -rf .venv site build dist .pytest_cache .ruff_cache

@@ -85,7 +85,10 @@ class Task:
             return f'regression, {self.num_outputs} target{"s" if self.num_outputs > 1 else ""}'
         classes = [str(label) for label in np.asarray(self.classes).tolist()]
         shown = classes if len(classes) <= 10 else [*classes[:4], '...', classes[-1]]
-        noun = 'labels' if self.kind == 'multilabel' else 'classes'
+        singular, plural = (
+            ('label', 'labels') if self.kind == 'multilabel' else ('class', 'classes')
+        )
+        noun = singular if len(classes) == 1 else plural
         return f'{self.kind}, {len(classes)} {noun} ({", ".join(shown)})'
 
 
@@ -221,6 +224,9 @@ class ModelRecord:
         runs: the histories of its training runs, oldest first.
         config: the settings of the latest run, as plain values.
         data_fingerprint: of the latest run's training data: rows, shapes and a hash.
+        origin: the model file it was saved to or loaded from last: its path and a hash.
+        optimizer: the optimizer's arrays at the end of the latest run, by name.
+        continues: whether the next training begins with them.
     """
 
     task: Task | None = None
@@ -228,9 +234,12 @@ class ModelRecord:
     runs: list[History] = dataclasses.field(default_factory=list)
     config: dict[str, Any] | None = None
     data_fingerprint: dict[str, Any] | None = None
+    origin: dict[str, str] | None = dataclasses.field(default=None, compare=False)
+    optimizer: dict[str, Any] | None = dataclasses.field(default=None, compare=False)
+    continues: bool = dataclasses.field(default=False, compare=False)
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns everything by name, tasks and histories as dicts of plain values."""
+        """Returns what was learned of the task and the runs, by name, as plain values."""
         return {
             'task': None if self.task is None else self.task.to_dict(),
             'input_spec': None if self.input_spec is None else self.input_spec.to_dict(),

@@ -1,7 +1,10 @@
 """The versions that a result was made with."""
 
 import importlib.metadata
+import os
 import platform
+import subprocess
+import sys
 
 _LIBRARIES = ('thinkml', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
 
@@ -21,3 +24,18 @@ def library_versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:  # used from a checkout that isn't installed
             continue
     return found
+
+
+def code_revision() -> str | None:
+    """The Git commit of the program's code, with ``-dirty`` where files differ from it.
+
+    Of the main program's folder, or the working directory in a notebook; None outside of Git.
+    """
+    main = getattr(sys.modules.get('__main__'), '__file__', None)
+    folder = os.path.dirname(os.path.abspath(main)) if main else os.getcwd()
+    command = ['git', '-C', folder, 'describe', '--always', '--dirty', '--abbrev=40', '--exclude=*']
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, timeout=5, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return found.stdout.strip() or None

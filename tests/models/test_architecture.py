@@ -5,6 +5,7 @@ import re
 import sys
 import types
 
+import dm_pix
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -262,8 +263,9 @@ def test_what_is_no_model_is_a_type_error_that_names_the_adapter():
         ('tests.models.borrowed:norm', names.FUNCTION, 'at home in numpy.linalg'),
         ('tests.models.no_file:bent', names.FUNCTION, r"trusted=\['tests'\]"),
         ('numpy.testing:runstring', names.FUNCTION, r"trusted=\['numpy'\]"),
-        ('optax.tree:get', names.FUNCTION, r"trusted=\['optax'\]"),
-        ('optax:FactoredState', names.CLASS, r"trusted=\['optax'\]"),
+        ('optax.tree:get', names.FUNCTION, 'optax that a model file may name'),
+        ('optax.losses:make_fenchel_young_loss', names.FUNCTION, 'optax that a model file may'),
+        ('optax:FactoredState', names.CLASS, 'is not a class that models are made of'),
         ('sklearn.utils:Bunch', names.CLASS, r"trusted=\['sklearn'\]"),
         ('jax.numpy:load', names.FUNCTION, 'jax that a model file may name'),
         ('jax.numpy:fromfile', names.FUNCTION, 'jax that a model file may name'),
@@ -324,10 +326,12 @@ def test_a_partial_function_is_given_nothing_to_call(argument):
 
 
 def test_a_function_of_a_trusted_library_is_found():
-    node = encode_attribute(optax.l2_loss, ('model',))
-    assert decode_attribute(node, ['optax']) is optax.l2_loss
-    with pytest.raises(ModelFileError, match=r"trusted=\['optax'\]"):
+    node = encode_attribute(dm_pix.flip_left_right, ('model',))
+    assert decode_attribute(node, ['dm_pix']) is dm_pix.flip_left_right
+    with pytest.raises(ModelFileError, match=r"trusted=\['dm_pix'\]"):
         decode_attribute(node)
+    loss = encode_attribute(optax.softmax_cross_entropy, ('model',))
+    assert decode_attribute(loss) is optax.softmax_cross_entropy
     with pytest.raises(ModelFileError, match='standard library'):
         names.resolve('os:getcwd', names.FUNCTION, ['os'])
 

@@ -10,20 +10,17 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
-import numpy as np
-
 from thinkml.checkpoint import disk, manifest
 from thinkml.checkpoint.arrays import (
     INDEX,
     Packed,
     PyTree,
     guarded,
-    is_first_process,
     load_arrays,
     pack,
     start_saving,
 )
+from thinkml.checkpoint.processes import is_first_process, meet, told_by_first
 from thinkml.errors import CheckpointError, ConfigError, ThinkMLWarning, is_whole, problems
 
 MAX_METADATA_BYTES = 256 * 2**20
@@ -77,7 +74,7 @@ class Checkpointer:
             raise ConfigError(
                 f'keep: got {keep!r}, expected a whole number of at least 1, or None for all.'
             )
-        self.directory = Path(directory).absolute()
+        self.directory = Path(os.path.abspath(directory))
         self._keep = keep
         self._pending: tuple[int, concurrent.futures.Future[None]] | None = None
         self._damaged: set[int] = set()
@@ -93,7 +90,7 @@ class Checkpointer:
         )
         if is_first_process():
             guarded(self._clean_up, f'directory: {self.directory} could not be cleaned up')
-        _meet('opened')
+        meet('checkpoint-opened')
 
     def check_space(self, num_bytes: int) -> None:
         """Checks that the disk has room for a checkpoint.
@@ -194,8 +191,7 @@ class Checkpointer:
             CheckpointError: if there are checkpoints and none is sound. Says what is wrong.
         """
         self._join()
-        only = jax.process_count() == 1
-        self._verified = self._find_sound() if only else _told_by_first(self._find_sound)
+        self._verified = told_by_first(self._find_sound)
         return self._verified
 
     def metadata(self, step: int) -> dict[str, Any]:
@@ -290,7 +286,7 @@ class Checkpointer:
         """Copies the state off the device; returns what makes it a checkpoint."""
         new, target = self._beside(step, 'new'), self.directory / str(step)
         if not is_first_process():
-            return start_saving(new, packed, compress=False)
+            return start_saving(new, packed)
         if os.path.lexists(target) and not _is_checkpoint(target):
             raise CheckpointError(
                 f'step: {step} can not be saved, {target} exists and is no checkpoint. Choose '
@@ -301,8 +297,7 @@ class Checkpointer:
         new.mkdir()
         held = disk.lock(new)
         try:
-            # Compression takes more from a training on the CPU than all else; it spares a tenth.
-            write_arrays = start_saving(new, packed, compress=False)
+            write_arrays = start_saving(new, packed)
         except BaseException:
             shutil.rmtree(new, ignore_errors=True)
             disk.unlock(held)
@@ -364,7 +359,7 @@ class Checkpointer:
         """Waits for the background; an error there is kept for the next `wait`."""
         if self._pending is not None:
             concurrent.futures.wait([self._pending[1]])
-            _meet('saved')
+            meet('checkpoint-saved')
 
 
 def _is_checkpoint(path: Path) -> bool:
@@ -385,28 +380,3 @@ def _decode(path: Path) -> dict[str, Any]:
     if (path / _METADATA).stat().st_size > MAX_METADATA_BYTES:
         raise ValueError(f'{_METADATA} is larger than {MAX_METADATA_BYTES} bytes')
     return json.loads((path / _METADATA).read_bytes())
-
-
-def _meet(name: str) -> None:
-    """Waits for all processes, so that each sees what the first one wrote."""
-    if jax.process_count() > 1:
-        from jax.experimental import multihost_utils
-
-        multihost_utils.sync_global_devices(f'thinkml-checkpoint-{name}')
-
-
-def _told_by_first(find: Callable[[], int | None]) -> int | None:
-    """What the first process finds, or that it failed, in all of them."""
-    from jax.experimental import multihost_utils
-
-    error, found = None, None
-    if is_first_process():
-        try:
-            found = find()
-        except Exception as caught:  # the others wait for an answer
-            error = caught
-    answer = [error is not None, found is not None, *divmod(found or 0, 2**31)]
-    failed, is_there, high, low = multihost_utils.broadcast_one_to_all(np.array(answer, np.int32))
-    if failed:
-        raise error or CheckpointError('directory: no checkpoint is sound, see process 0.')
-    return int(high) * 2**31 + int(low) if is_there else None

@@ -7,7 +7,8 @@ import hashlib
 import json
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from thinkml.checkpoint.disk import sync_folder, write_synced
 NAME = 'manifest.json'
 MAX_BYTES = 64 * 2**20
 MAX_FILES = 100_000
+_MAX_DEPTH = 100
 
 _PART = f'{NAME}.part'
 
@@ -31,17 +33,17 @@ def write(directory: Path, **about: Any) -> None:
         OSError: if a file can't be read or the manifest not be written.
         ValueError: if there is something in the directory that no manifest can list.
     """
-    files = {}
-    folders = [directory]
+    paths, folders = {}, [directory]
     for name, path, mode in _walk(directory):
         if stat.S_ISDIR(mode):
             folders.append(path)
         elif stat.S_ISREG(mode):
-            with open(path, 'rb+') as file:
-                os.fsync(file.fileno())
-            files[name] = _fingerprint(path)
+            paths[name] = path
         else:
             raise ValueError(f'{name!r} is not a regular file')
+    # Hashing holds no lock of the interpreter's: as many files at once as there are cores.
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        files = dict(zip(paths, threads.map(_sync_and_fingerprint, paths.values()), strict=True))
     for folder in folders:
         sync_folder(folder)
     write_synced(directory / _PART, _encode({**about, 'files': files}))
@@ -72,11 +74,12 @@ def read(directory: Path) -> dict[str, Any]:
     return manifest
 
 
-def damage(directory: Path, **about: Any) -> str | None:
+def damage(directory: Path, only: Collection[str] | None = None, **about: Any) -> str | None:
     """Says how a directory differs from its manifest; None where it doesn't.
 
     Args:
         directory: where the files are.
+        only: the files whose contents are compared; None for all.
         **about: what the manifest must hold as well.
     """
     if directory.is_symlink():
@@ -86,15 +89,19 @@ def damage(directory: Path, **about: Any) -> str | None:
         for name, expected in about.items():
             if manifest.get(name) != expected:
                 return f'its manifest is that of {name} {manifest.get(name)!r}'
-        return _difference(directory, manifest['files'])
+        return difference(directory, manifest['files'], only)
     except FileNotFoundError as error:
         return f'{os.path.relpath(error.filename or directory, directory)!r} is missing'
     except (OSError, ValueError) as error:
         return str(error)
 
 
-def _difference(directory: Path, listed: dict[str, Any]) -> str | None:
+def difference(
+    directory: Path, listed: Mapping[str, Any], only: Collection[str] | None = None
+) -> str | None:
     """The first file or folder that is not as listed. Sizes first: they cost nothing to compare."""
+    if any(name.count('/') > _MAX_DEPTH for name in listed):
+        return f'a file of it is more than {_MAX_DEPTH} folders deep'
     folders = {parent.as_posix() for name in listed for parent in Path(name).parents}
     found = {}
     for name, path, mode in _walk(directory):
@@ -107,9 +114,12 @@ def _difference(directory: Path, listed: dict[str, Any]) -> str | None:
     for name, (size, _) in listed.items():
         if found[name].stat().st_size != size:
             return f'{name!r} has {found[name].stat().st_size} bytes, expected {size}'
-    for name, fingerprint in listed.items():
-        if _fingerprint(found[name]) != fingerprint:
-            return f'{name!r} changed since it was written'
+    compared = sorted(listed if only is None else listed.keys() & only)
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        fingerprints = threads.map(lambda name: _fingerprint(found[name]), compared)
+        for name, fingerprint in zip(compared, fingerprints, strict=True):
+            if fingerprint != listed[name]:
+                return f'{name!r} changed since it was written'
     return None
 
 
@@ -134,6 +144,12 @@ def _walk(directory: Path) -> Iterator[tuple[str, Path, int]]:
                 if stat.S_ISDIR(mode):
                     folders.append(path)
                 yield path.relative_to(directory).as_posix(), path, mode
+
+
+def _sync_and_fingerprint(path: Path) -> list[int | str]:
+    with open(path, 'rb+') as file:
+        os.fsync(file.fileno())
+    return _fingerprint(path)
 
 
 def _fingerprint(path: Path) -> list[int | str]:

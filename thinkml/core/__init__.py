@@ -13,12 +13,15 @@ from thinkml.core.augment import RandomRotation as RandomRotation
 from thinkml.core.augmentation import AUGMENTATIONS as AUGMENTATIONS
 from thinkml.core.augmentation import check_augmentation as check_augmentation
 from thinkml.core.augmentation import make_augmentation as make_augmentation
+from thinkml.core.exported import ExportedModel as ExportedModel
+from thinkml.core.exported import export_forward as export_forward
 from thinkml.core.feed import Block as Block
 from thinkml.core.feed import DeviceData as DeviceData
 from thinkml.core.feed import Feed as Feed
 from thinkml.core.feed import ResidentFeed as ResidentFeed
 from thinkml.core.functional import check_trainable as check_trainable
 from thinkml.core.functional import functionalize as functionalize
+from thinkml.core.functional import is_model as is_model
 from thinkml.core.functional import last_activation as last_activation
 from thinkml.core.functional import num_outputs as num_outputs
 from thinkml.core.loop import Chunk as Chunk

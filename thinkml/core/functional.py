@@ -16,8 +16,6 @@ from jax.extend.core import ClosedJaxpr, Jaxpr
 
 from thinkml.core.adapters import (
     FunctionalModel,
-    FunctionModel,
-    LinenModel,
     PyTree,
     functionalize_nnx,
 )
@@ -31,7 +29,8 @@ def functionalize(
     """Takes a model apart without changing it.
 
     Args:
-        model: a `flax.nnx.Module`, or what `from_linen` or `from_functions` returned.
+        model: a `flax.nnx.Module`, what `from_linen` or `from_functions` returned, or an
+            `ExportedModel`.
         x: a batch of inputs (arrays or `jax.ShapeDtypeStruct`), used only by models whose
             parameters don't exist yet, to find their shapes.
         key: PRNG key for parameters that don't exist yet.
@@ -46,9 +45,16 @@ def functionalize(
     """
     if isinstance(model, nnx.Module):
         return functionalize_nnx(model, compute_dtype)
-    if isinstance(model, LinenModel | FunctionModel):
+    if is_model(model):
         return model.functionalize(x, key, compute_dtype)
     raise ModelTypeError(not_a_model(model))
+
+
+def is_model(model: Any) -> bool:
+    """Whether it is a `flax.nnx.Module`, or one of ThinkML's adapters, which say how they go."""
+    return isinstance(model, nnx.Module) or (
+        not inspect.isclass(model) and callable(getattr(model, 'functionalize', None))
+    )
 
 
 # A number of rows unlikely to be anything else: with 2, a loss that broadcasts rows against two

@@ -1,5 +1,6 @@
 """From what people have (arrays, frames, files, loaders) to checked, encoded arrays, and back."""
 
+from thinkml.data.arrays import as_array as as_array
 from thinkml.data.arrays import as_dtype_of as as_dtype_of
 from thinkml.data.arrays import check_lengths as check_lengths
 from thinkml.data.batches import Batches as Batches

@@ -2,6 +2,11 @@
 
 from thinkml.core.adapters import from_functions as from_functions
 from thinkml.core.adapters import from_linen as from_linen
+from thinkml.models.inspection import Inspection as Inspection
+from thinkml.models.inspection import Parameter as Parameter
 from thinkml.models.manager import ModelManager as ModelManager
 from thinkml.models.predict import predict as predict
 from thinkml.models.predict import predict_proba as predict_proba
+from thinkml.models.table import Table as Table
+from thinkml.models.ways_out import load_safetensors as load_safetensors
+from thinkml.models.ways_out import save_safetensors as save_safetensors

@@ -16,6 +16,7 @@ import numpy as np
 from flax import nnx
 
 from thinkml.core.adapters import FunctionModel, LinenModel
+from thinkml.core.exported import ExportedModel
 from thinkml.core.functional import not_a_model
 from thinkml.errors import ModelFileError, ModelTypeError
 from thinkml.models.arrays import ArrayNames, ArrayTaker
@@ -50,6 +51,8 @@ def describe(model: Any) -> tuple[Json, dict[str, Any]]:
         'Sequential'
     """
     arrays = ArrayNames()
+    if isinstance(model, ExportedModel):
+        return {'kind': 'exported'}, dict(model.arrays)
     if isinstance(model, nnx.Module):
         structure = {'kind': 'nnx', 'graph': describe_graph(model, arrays)}
     elif isinstance(model, LinenModel):

@@ -11,6 +11,11 @@ from thinkml.models.attributes import encode_special
 from thinkml.models.values import Json, Path
 
 
+def is_array(value: Any) -> bool:
+    """Whether it goes among the arrays of a model file, not into its structure."""
+    return isinstance(value, jax.Array | np.ndarray)
+
+
 class ArrayNames:
     """Gives each array a name made of its path.
 
@@ -30,7 +35,7 @@ class ArrayNames:
 
     def special(self, value: Any, path: Path) -> Json:
         """Encodes arrays by their name, and what else a tree of arrays is made of."""
-        if isinstance(value, jax.Array | np.ndarray):
+        if is_array(value):
             return {'$array': self.add(path[1:], value)}
         return encode_special(value, path, self.special)
 

@@ -9,19 +9,38 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
+from thinkml.checkpoint import manifest
 from thinkml.checkpoint.disk import sync_folder
-from thinkml.errors import ModelFileError
+from thinkml.checkpoint.processes import is_first_process, meet, told_by_first
+from thinkml.errors import ConfigError, ModelFileError
 
 Result = TypeVar('Result')
 
-MANIFEST = 'manifest.json'
+FORMAT = 2
+
 MAX_JSON_BYTES = 256 * 2**20
-MAX_MANIFEST_BYTES = 16 * 2**20
-MAX_FILES = 100_000
+_MAX_NAME_BYTES = 200  # what stands beside has a longer name
+
+
+def absolute(path: Any, argument: str = 'path') -> Path:
+    """Where a path leads, without links and dots in its folders; ``~`` is the home folder.
+
+    Raises:
+        ConfigError: if it is no path.
+    """
+    is_path = isinstance(path, str | os.PathLike) and isinstance(os.fspath(path), str)
+    if not is_path or '\0' in str(path) or not (name := Path(path).name):
+        raise ConfigError(f'{argument}: got {path!r}, expected the path of a directory.')
+    if len(name.encode()) > _MAX_NAME_BYTES:
+        raise ConfigError(
+            f'{argument}: got a name of {len(name)} letters, expected at most {_MAX_NAME_BYTES}.'
+        )
+    found = Path(path).expanduser()
+    return found.resolve() if name == '..' else found.parent.resolve() / name
 
 
 def check_target(path: Path, overwrite: bool) -> None:
@@ -52,23 +71,30 @@ def written_whole(path: Path, overwrite: bool) -> Iterator[Path]:
 
     What was at ``path`` stays until the new directory is on disk with its manifest; a process that
     is killed leaves the one or the other. After an error nothing has changed. Of two processes
-    that write to one path without ``overwrite``, one gets the error.
+    that write to one path without ``overwrite``, one gets the error. The processes of one run write
+    one directory together.
 
     Raises:
         ModelFileError: if the directory can't be written, or something came to be at ``path``.
     """
-    beside = _unused(path)
-    try:
-        beside.mkdir(parents=True)
-        yield beside
-        _write_manifest(beside)
+    beside = Path(told_by_first(lambda: str(_unused(path)), ModelFileError))
+
+    def finish() -> None:
+        manifest.write(beside, format=FORMAT)
         _replace(path, beside, overwrite)
+
+    try:
+        told_by_first(lambda: beside.mkdir(parents=True), ModelFileError)
+        yield beside
+        meet('model-written')
+        told_by_first(finish, ModelFileError)
     except ModelFileError:
         raise
     except OSError as error:
         raise ModelFileError(f'path: {path} could not be written: {error}') from error
     finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        if is_first_process():
+            shutil.rmtree(beside, ignore_errors=True)
 
 
 def _replace(path: Path, new: Path, overwrite: bool) -> None:
@@ -80,7 +106,7 @@ def _replace(path: Path, new: Path, overwrite: bool) -> None:
     check_target(path, overwrite)
     aside = _aside(path)
     if path.exists():
-        _discard(aside)
+        _discard(path)
         path.rename(aside)
     try:
         new.rename(path)  # fails where another process put a model in the meantime
@@ -88,7 +114,7 @@ def _replace(path: Path, new: Path, overwrite: bool) -> None:
         check_target(path, overwrite)
         raise
     sync_folder(path.parent)
-    _discard(aside)
+    _discard(path)
 
 
 def _aside(path: Path) -> Path:
@@ -100,7 +126,7 @@ def _unused(path: Path) -> Path:
 
 
 def _is_model(path: Path) -> bool:
-    return not path.is_symlink() and (path / MANIFEST).is_file()
+    return not path.is_symlink() and (path / manifest.NAME).is_file()
 
 
 def _put_back(path: Path) -> None:
@@ -111,13 +137,14 @@ def _put_back(path: Path) -> None:
             aside.rename(path)
 
 
-def _discard(aside: Path) -> None:
+def _discard(path: Path) -> None:
     """Removes a model that was replaced; its place is free at once, also if the rest is killed."""
+    aside = _aside(path)
     if not os.path.lexists(aside):
         return
     if not _is_model(aside):
         raise ModelFileError(f'path: {aside} is in the way and is not a model. Move it away.')
-    trash = _unused(aside)
+    trash = _unused(path)
     aside.rename(trash)
     shutil.rmtree(trash, ignore_errors=True)
 
@@ -134,9 +161,9 @@ def find(path: Path) -> Path:
         raise ModelFileError(f'path: {path} does not exist.')
     if not path.is_dir():
         raise ModelFileError(f'path: {path} is a file, expected the directory of a saved model.')
-    if not (path / MANIFEST).is_file():
+    if not (path / manifest.NAME).is_file():
         raise ModelFileError(
-            f'path: {path} is not the directory of a saved model: it has no {MANIFEST}.'
+            f'path: {path} is not the directory of a saved model: it has no {manifest.NAME}.'
         )
     return path
 
@@ -159,7 +186,7 @@ def read_whole(path: Path, read: Callable[[Path], Result]) -> Result:
 def _stamp(path: Path) -> tuple[int, int] | None:
     """Changes whenever the model at a path is another one."""
     try:
-        status = (path / MANIFEST).stat()
+        status = (path / manifest.NAME).stat()
     except OSError:
         return None
     return status.st_ino, status.st_mtime_ns
@@ -204,70 +231,43 @@ def _refuse_constant(name: str) -> Any:
     raise ValueError(f'{name} is not JSON')
 
 
-def verify(directory: Path) -> None:
-    """Checks every file of a model directory against its manifest.
+def fingerprint(directory: Path) -> str:
+    """Identifies what a model directory holds, by its manifest."""
+    return hashlib.sha256((directory / manifest.NAME).read_bytes()).hexdigest()
+
+
+def verify(directory: Path, only: Collection[str] | None = None) -> None:
+    """Checks the files of a model directory against its manifest.
+
+    Args:
+        directory: of the model.
+        only: the files whose contents are looked at; None for all. That no others are missing or
+            too many is checked in any case.
 
     Raises:
         ModelFileError: for the first file that is missing, changed or not listed. Names it.
     """
-    manifest = read_json(directory, MANIFEST, MAX_MANIFEST_BYTES)
-    listed = manifest.get('sha256') if isinstance(manifest, dict) else None
+    listed = _listed_in_format_1(directory)
+    if listed is None:
+        problem = manifest.damage(directory, only)
+    else:
+        problem = manifest.difference(directory, listed, only)
+    if problem is not None:
+        raise ModelFileError(problem)
+
+
+def _listed_in_format_1(directory: Path) -> dict[str, Any] | None:
+    """The files and hashes that a manifest of the first format lists; None for later ones."""
+    found = read_json(directory, manifest.NAME, manifest.MAX_BYTES)
+    hashes = found.get('sha256') if isinstance(found, dict) else None
+    if not isinstance(hashes, dict):
+        return None
     # Written in one way only: whatever else means the same was not written by us.
-    if not isinstance(listed, dict) or (directory / MANIFEST).read_bytes() != _manifest(listed):
-        raise ModelFileError(f'{MANIFEST} is damaged')
-    found = {name: path for name, path in _files(directory) if name != MANIFEST}
-    for name in sorted(listed.keys() | found.keys()):
-        if name not in found:
-            raise ModelFileError(f'{name} is missing')
-        if name not in listed:
-            raise ModelFileError(f'{name} is not part of the model')
-        if _sha256(found[name]) != listed[name]:
-            raise ModelFileError(f'{name} is damaged: it changed since it was saved')
-
-
-def _manifest(hashes: dict[str, str]) -> bytes:
-    manifest = {'format': 1, 'sha256': hashes}
-    return json.dumps(manifest, indent=1, sort_keys=True).encode() + b'\n'
-
-
-def _write_manifest(directory: Path) -> None:
-    hashes = {name: _sha256(path, sync=True) for name, path in _files(directory)}
-    (directory / MANIFEST).write_bytes(_manifest(hashes))
-    _sync_file(directory / MANIFEST)
-    for folder, _, _ in os.walk(directory):
-        sync_folder(Path(folder))
-
-
-def _files(directory: Path) -> list[tuple[str, Path]]:
-    """All files by their name within the directory.
-
-    Raises:
-        ModelFileError: for links and devices, which could lead out of it, and too many files.
-    """
-    files = []
-    folders = [directory]
-    while folders:
-        with os.scandir(folders.pop()) as entries:
-            for entry in entries:
-                name = Path(entry.path).relative_to(directory).as_posix()
-                if entry.is_dir(follow_symlinks=False):
-                    folders.append(Path(entry.path))
-                elif entry.is_file(follow_symlinks=False):
-                    files.append((name, Path(entry.path)))
-                else:
-                    raise ModelFileError(f'{name} is not a regular file')
-        if len(files) + len(folders) > MAX_FILES:
-            raise ModelFileError(f'it has more than {MAX_FILES} files')
-    return files
-
-
-def _sha256(path: Path, sync: bool = False) -> str:
-    if sync:
-        _sync_file(path)
-    with open(path, 'rb') as file:
-        return hashlib.file_digest(file, 'sha256').hexdigest()
-
-
-def _sync_file(path: Path) -> None:
-    with open(path, 'rb+') as file:
-        os.fsync(file.fileno())
+    written = json.dumps({'format': 1, 'sha256': hashes}, indent=1, sort_keys=True).encode()
+    if (directory / manifest.NAME).read_bytes() != written + b'\n':
+        raise ModelFileError(f'{manifest.NAME!r} changed since it was written')
+    sizes = {
+        path.relative_to(directory).as_posix(): path.lstat().st_size
+        for path in directory.rglob('*')
+    }
+    return {name: [sizes.get(name, 0), digest] for name, digest in hashes.items()}

@@ -17,14 +17,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-import numpy as np
 from flax import nnx
 from flax.nnx import graphlib, pytreelib
 from flax.typing import HashableMapping
 
 from thinkml.errors import ModelFileError
 from thinkml.models import names
-from thinkml.models.arrays import ArrayNames, ArrayTaker
+from thinkml.models.arrays import ArrayNames, ArrayTaker, is_array
 from thinkml.models.attributes import decode_special, encode_attribute
 from thinkml.models.values import Json, Path, decode, refuse, where
 
@@ -88,7 +87,7 @@ class _Writer:
     def _leaf(self, path: Path) -> Json:
         leaf_path, leaf = next(self._leaves)
         value = leaf.get_value() if isinstance(leaf, nnx.Variable) else leaf
-        if isinstance(value, jax.Array | np.ndarray):
+        if is_array(value):
             return {'$array': self._arrays.add(leaf_path, value)}
         return encode_attribute(value, path)
 

@@ -1,75 +1,88 @@
-"""Saving models to directories and getting them back."""
+"""The public door to model files, and to a folder of them."""
 
-import contextlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import flax
-import jax
-import numpy as np
-
-from thinkml import __version__
-from thinkml.checkpoint import load_arrays, save_arrays
-from thinkml.errors import ModelFileError
-from thinkml.models.architecture import build, describe
+from thinkml.checkpoint.processes import told_by_first
+from thinkml.errors import ConfigError, ModelFileError
+from thinkml.models import model_file
 from thinkml.models.files import (
+    absolute,
     check_target,
-    read_json,
+    fingerprint,
     read_whole,
     verify,
-    write_json,
     written_whole,
 )
-from thinkml.models.values import Json, decode, encode, plain
-from thinkml.record import ModelRecord, Task, attach_record, record_of
+from thinkml.models.inspection import Inspection, inspect_file
+from thinkml.models.registry import Registry, parse
+from thinkml.models.table import Table
+from thinkml.models.ways_out import write_safetensors, write_stablehlo
+from thinkml.record import record_of
 
-FORMAT = 1
-_MODEL, _RECORD, _METADATA, _WEIGHTS = 'model.json', 'record.json', 'metadata.json', 'weights'
+PathLike = str | os.PathLike[str]
 
 
 class ModelManager:
-    """Saves models and loads them, without pickle.
+    """Saves models and loads them, without pickle; keeps versions of them in a folder.
 
     A saved model is a directory: ``model.json`` describes the model's structure, ``weights`` holds
-    its arrays, ``record.json`` what ThinkML knows of it (task and classes, training runs,
-    settings), ``metadata.json`` what the user noted, ``manifest.json`` a hash of every file.
+    its arrays, ``forward.bin`` its forward pass as a program that needs no class, ``record.json``
+    what ThinkML knows of it (task and classes, training runs, settings), ``metadata.json`` what the
+    user noted, ``manifest.json`` a hash of every file.
+
+    With a ``root``, a model can be saved under a name: each save is a new version of it, and tags
+    (``'best'``, ``'production'``) say which is which. What is asked for then is a reference:
+    ``'digits'`` or ``'digits@latest'``, ``'digits@3'``, ``'digits@production'``. Anything with a
+    separator is a path.
+
+    Args:
+        root: the folder of named models; it is made when something is saved. None: paths alone.
 
     Example:
         >>> import tempfile
         >>> from flax import nnx
         >>> from thinkml.models import ModelManager
         >>> model = nnx.Sequential(nnx.Linear(2, 3, rngs=nnx.Rngs(0)), nnx.relu)
-        >>> manager = ModelManager()
-        >>> path = manager.save_model(model, tempfile.mkdtemp() + '/v1', {'version': '1.0'})
-        >>> loaded = manager.load_model(path)
+        >>> manager = ModelManager(root=tempfile.mkdtemp())
+        >>> path = manager.save_model(model, 'small', {'accuracy': 0.9})
+        >>> loaded = manager.load_model('small')
         >>> bool((loaded.layers[0].kernel[...] == model.layers[0].kernel[...]).all())
         True
-        >>> manager.load_metadata(path)
-        {'version': '1.0'}
+        >>> manager.metadata('small@1')
+        {'accuracy': 0.9}
     """
+
+    def __init__(self, root: PathLike | None = None):
+        self._registry = None if root is None else Registry(Path(root))
+
+    # --- one model ----------------------------------------------------------------------------
 
     def save_model(
         self,
         model: Any,
-        path: str | os.PathLike,
+        path: PathLike,
         metadata: Mapping[str, Any] | None = None,
         *,
         overwrite: bool = False,
+        include_optimizer: bool = False,
     ) -> Path:
         """Writes a model into a new directory.
 
         The directory is written beside its place and moved there when it is complete. The model
-        stays as it is.
+        stays as it is. In a run of several processes each calls this, with a path that all see.
 
         Args:
             model: a `flax.nnx.Module`, or what `from_linen` or `from_functions` returned. Its
                 classes and functions must live in modules, not in the main program.
-            path: the directory; its parents are made.
+            path: the directory, whose parents are made; or a name, of which it is a new version.
             metadata: what to note beside it. Numbers, text, dates, paths, NumPy and JAX arrays,
                 dataclasses, and lists and dicts of them; kept as plain JSON values.
             overwrite: whether a model that is at ``path`` is replaced.
+            include_optimizer: whether the optimizer's state at the end of the training is kept,
+                so that training can go on where it was.
 
         Returns:
             The path.
@@ -78,30 +91,34 @@ class ModelManager:
             ModelTypeError: if ``model`` is not a model.
             ModelFileError: if the path is taken or can't be written, or a part of the model or of
                 the metadata can't be. Names it. Nothing is written then.
-        """
-        target = Path(path).absolute()
-        check_target(target, overwrite)
-        try:
-            structure, arrays = describe(model)
-            record = _record_to_json(record_of(model))
-            notes = _notes(metadata)
-        except RecursionError as error:
-            raise ModelFileError('model, metadata: one of them contains itself.') from error
-        versions = {
-            'thinkml': __version__,
-            'jax': jax.__version__,
-            'flax': flax.__version__,
-            'numpy': np.__version__,
-        }
-        with written_whole(target, overwrite) as directory:
-            about = {'format': FORMAT, 'versions': versions, 'model': structure}
-            write_json(directory, _MODEL, about)
-            write_json(directory, _RECORD, record)
-            write_json(directory, _METADATA, notes)
-            save_arrays(directory / _WEIGHTS, arrays)
-        return Path(path)
 
-    def load_model(self, path: str | os.PathLike, *, trusted: Sequence[str] = ()) -> Any:
+        Warns:
+            ThinkMLWarning: if the forward pass can't be exported.
+        """
+        named = self._is_reference(path)
+        if not named:
+            target = absolute(path)
+            told_by_first(lambda: check_target(target, overwrite), ModelFileError)
+        elif parse(str(path))[1] is not None or '@' in str(path):
+            raise ModelFileError(
+                f'path: got {path!r}, expected a name: a save is always a new version. Write '
+                f'{str(path).partition("@")[0]!r}, and tag it afterwards.'
+            )
+        contents = model_file.contents_of(model, metadata, include_optimizer)
+        place = self._place_of_new(str(path)) if named else absolute(path)
+        with written_whole(place, overwrite) as directory:
+            model_file.write(directory, contents, place)
+        record_of(model).origin = {'path': str(place), 'sha256': fingerprint(place)}
+        return place if named else Path(path)
+
+    def load_model(
+        self,
+        path: PathLike,
+        *,
+        into: Any = None,
+        trusted: Sequence[str] = (),
+        include_optimizer: bool = False,
+    ) -> Any:
         """Gives back a saved model, in eval mode, with what was known of it.
 
         Every file is checked against the manifest first, which finds damage, not forgery. A model
@@ -109,90 +126,233 @@ class ModelManager:
         and those of your own modules, which must have been imported already. What an installed
         library brings must be trusted. The model's ``__init__`` is not called.
 
+        Where a class is not there, or does something else than it did, the exported forward pass
+        stands in for it: it predicts and can be evaluated.
+
         Args:
-            path: the directory.
+            path: the directory, or a reference such as ``'digits@production'``.
+            into: a model of your own whose arrays are replaced by those of the file, in place, on
+                whatever devices they are. No name of the file is looked up then.
             trusted: names of modules, with those inside them, that may be imported for this model
                 and of which it may use everything.
+            include_optimizer: whether the next training goes on with the optimizer's state.
 
         Returns:
-            A model of the class that was saved.
+            A model of the class that was saved; with ``into``, that.
 
         Raises:
             ModelFileError: if there is no model at ``path``, it is damaged or was written by a
-                newer ThinkML, or it needs a class or function that is gone or not trusted. Names
-                the file.
-        """
-        if isinstance(trusted, str):
-            trusted = (trusted,)
-        return read_whole(Path(path).absolute(), lambda directory: _load(directory, tuple(trusted)))
+                newer ThinkML, it needs a class or function that is gone or not trusted and has no
+                forward pass, or it does not fit ``into``. Names the file, or each array.
 
-    def load_metadata(self, path: str | os.PathLike) -> dict[str, Any]:
+        Warns:
+            ThinkMLWarning: if the exported forward pass stands in. Says why, and what is lost.
+        """
+        trusted = (trusted,) if isinstance(trusted, str) else trusted
+        if not isinstance(trusted, list | tuple | set) or not all(map(_is_module, trusted)):
+            raise ConfigError(
+                f"trusted: got {trusted!r}, expected names of modules, as ['my_models']."
+            )
+        place = self._place_of(path)
+
+        def read(directory: Path) -> Any:
+            model = model_file.read(directory, tuple(trusted), into, include_optimizer)
+            with model_file.reading(directory):  # it may be replaced just now
+                origin = {'path': str(place), 'sha256': fingerprint(directory)}
+            record_of(model).origin = origin
+            return model
+
+        return read_whole(place, read)
+
+    def metadata(self, path: PathLike) -> dict[str, Any]:
         """Gives back the metadata a model was saved with, as plain values.
 
         Raises:
             ModelFileError: if there is no model at ``path``, or it is damaged.
         """
-        return read_whole(Path(path).absolute(), _load_metadata)
+        return read_whole(self._place_of(path), model_file.read_metadata)
 
+    def inspect(self, path: PathLike) -> Inspection:
+        """What the file holds: its arrays, inputs, task and history. The weights are not read.
 
-def _load(directory: Path, trusted: tuple[str, ...]) -> Any:
-    with _reading(directory):
-        verify(directory)
-        about, known = (read_json(directory, name) for name in (_MODEL, _RECORD))
-    with _reading(directory, _MODEL):
-        _check_format(about)
-    with _reading(directory, _RECORD):
-        record = ModelRecord.from_dict(decode(known))
-    with _reading(directory, _WEIGHTS):
-        arrays = load_arrays(directory / _WEIGHTS)
-    with _reading(directory, _MODEL):
-        model = build(about['model'], arrays, trusted)
-    attach_record(model, record)
-    return model
+        Raises:
+            ModelFileError: if there is no model at ``path``, or it is damaged.
+        """
+        return read_whole(self._place_of(path), inspect_file)
 
+    def verify(self, path: PathLike) -> None:
+        """Compares every file of a model, weights included, with its hash.
 
-def _load_metadata(directory: Path) -> dict[str, Any]:
-    with _reading(directory):
-        verify(directory)
-        notes = read_json(directory, _METADATA)
-    with _reading(directory, _METADATA):
-        return decode(notes)
+        Raises:
+            ModelFileError: for the first that is missing, changed or too many. Names it.
+        """
 
+        def check(directory: Path) -> None:
+            with model_file.reading(directory):
+                verify(directory)
 
-@contextlib.contextmanager
-def _reading(directory: Path, name: str = '') -> Iterator[None]:
-    """Whatever goes wrong while a model is read, the named file is at fault, or says which is."""
-    try:
-        yield
-    except Exception as error:
-        problem = str(error) if isinstance(error, ModelFileError) else f'unreadable: {error!r}'
-        file = f'{name}: ' if name else ''
-        raise ModelFileError(f'path: {directory}: {file}{problem}.') from error
+        read_whole(self._place_of(path), check)
 
+    def export(self, path: PathLike, file: PathLike) -> Path:
+        """Writes a saved model's file for other programs. Its classes are not needed.
 
-def _check_format(about: Mapping[str, Any]) -> None:
-    if about['format'] != FORMAT:
-        raise ModelFileError(
-            f'format {about["format"]!r} was written by ThinkML {about["versions"]["thinkml"]}, '
-            f'this is {__version__}, which reads format {FORMAT}. Install that version'
+        Args:
+            path: the model.
+            file: where to; the ending says what: ``.safetensors`` for the weights,
+                ``.mlirbc`` for the forward pass alone as StableHLO bytecode, whose first arguments
+                are the weights that ``inspect(path).forward_arrays`` names, in that order.
+
+        Returns:
+            The file.
+
+        Raises:
+            ModelFileError: if there is no model at ``path``, it is damaged, or has no forward pass;
+                for other endings.
+            ImportError: without the package safetensors.
+        """
+        place = self._place_of(path)
+        match absolute(file, 'file').suffix.lower():
+            case '.safetensors':
+                return write_safetensors(read_whole(place, model_file.read_arrays), file)
+            case '.mlirbc':
+                return write_stablehlo(read_whole(place, model_file.read_forward), file)
+        raise ModelFileError(f'file: got {str(file)!r}, expected .safetensors or .mlirbc.')
+
+    # --- named models -------------------------------------------------------------------------
+
+    def list_models(self) -> list[str]:
+        """The names under the root.
+
+        Raises:
+            ModelFileError: if the manager has no root.
+        """
+        return self._named().names()
+
+    def versions(self, name: str) -> Table:
+        """The versions of a name, oldest first, with their tags, dates and metadata.
+
+        Of one that is damaged there is its problem alone.
+
+        Raises:
+            ModelFileError: if there is no such name.
+        """
+        return self._table(
+            [f'{name}@{number}' for number in self._named().versions(name)], keep_going=True
         )
 
+    def compare(self, *paths: PathLike) -> Table:
+        """A table of models: metadata, the last values of their training, where they came from.
 
-def _notes(metadata: Any) -> Json:
-    if not isinstance(metadata, Mapping | None):
-        raise ModelFileError(f'metadata: got {type(metadata).__name__}, expected a dict.')
-    path = ('metadata',)
-    return encode(plain(dict(metadata or {}), path), path)
+        Of the settings of their training, those in which they differ.
+
+        Args:
+            *paths: directories and references; a name alone stands for its latest version.
+
+        Raises:
+            ModelFileError: if one of them is no model.
+        """
+        return self._table(paths)
+
+    def tag(self, reference: str, tag: str) -> None:
+        """Says that a version is, for instance, ``'production'``; another version ceases to be.
+
+        A tag moves at once: whoever reads sees the one version or the other.
+
+        Raises:
+            ModelFileError: if there is no such version, or the tag can't be one.
+        """
+        self._named().tag(reference, tag)
+
+    def untag(self, name: str, tag: str) -> None:
+        """Takes a tag away.
+
+        Raises:
+            ModelFileError: if the name has no such tag.
+        """
+        self._named().untag(name, tag)
+
+    def delete(self, reference: str) -> None:
+        """Deletes ``'digits@2'``, or ``'digits'`` with all its versions.
+
+        Raises:
+            ModelFileError: if a tag says that it is in use, or there is no such version.
+        """
+        self._named().delete(reference)
+
+    # --- where ---------------------------------------------------------------------------------
+
+    def _is_reference(self, path: PathLike) -> bool:
+        return self._registry is not None and isinstance(path, str) and not _is_path(path)
+
+    def _named(self) -> Registry:
+        if self._registry is None:
+            raise ModelFileError(
+                'root: this manager knows no folder of named models. Make one: '
+                "ModelManager(root='models')."
+            )
+        return self._registry
+
+    def _place_of(self, path: PathLike) -> Path:
+        if self._is_reference(path):
+            return self._named().locate(str(path))
+        return absolute(path)
+
+    def _place_of_new(self, name: str) -> Path:
+        registry = self._named()
+        return Path(told_by_first(lambda: str(registry.reserve(name)), ModelFileError))
+
+    def _table(self, paths: Sequence[PathLike], keep_going: bool = False) -> Table:
+        rows = []
+        for path in paths:
+            try:
+                rows.append(self._row(path))
+            except ModelFileError as error:
+                if not keep_going:
+                    raise
+                rows.append({'model': str(path), 'problem': str(error)})
+        settings = [row.get('config', {}) for row in rows]
+        for row, own in zip(rows, settings, strict=True):
+            differing = {
+                name: value
+                for name, value in own.items()
+                if any(other.get(name) != value for other in settings)
+            }
+            row['config'] = differing
+        return Table.of(rows)
+
+    def _row(self, path: PathLike) -> dict[str, Any]:
+        found = self.inspect(path)
+        last = found.record.runs[-1].last() if found.record.runs else {}
+        row: dict[str, Any] = {'model': self._name_of(found.path)}
+        if self._is_reference(path):
+            name, number = found.path.parts[-2:]
+            tags = self._named().tags(name).items()
+            row['tags'] = ', '.join(tag for tag, version in tags if str(version) == number)
+        parent = found.parent and self._name_of(
+            Path(os.path.normpath(found.path / found.parent['path']))
+        )
+        data = found.record.data_fingerprint or {}
+        return row | {
+            'saved': found.created,
+            'metadata': found.metadata,
+            'last': dict(last),
+            'config': found.record.config or {},
+            'parameters': found.num_parameters,
+            'data': str(data.get('sha256', ''))[:12],
+            'code': found.code,
+            'parent': parent,
+        }
+
+    def _name_of(self, path: Path) -> str:
+        """How a directory is called here."""
+        if self._registry is not None and path.parent.parent == self._registry.root:
+            return f'{path.parent.name}@{path.name}'
+        return str(path)
 
 
-def _record_to_json(record: ModelRecord) -> Json:
-    path = ('record',)
-    values = record.to_dict()
-    if record.task is not None:
-        try:
-            Task.from_dict(record.task.to_dict())
-        except ValueError as error:
-            raise ModelFileError(f'record.task: {error}.') from error
-    for name in ('config', 'data_fingerprint'):  # to be read by people: objects as described
-        values[name] = plain(values[name], path, special=lambda value, _: repr(value))
-    return encode(values, path)
+def _is_path(text: str) -> bool:
+    return any(separator in text for separator in (os.sep, os.altsep) if separator)
+
+
+def _is_module(name: Any) -> bool:
+    return isinstance(name, str) and all(part.isidentifier() for part in name.split('.'))

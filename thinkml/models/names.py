@@ -24,7 +24,7 @@ from flax import nnx
 from thinkml.errors import ModelFileError
 from thinkml.models.values import Path, where
 
-LIBRARIES = ('flax', 'jax', 'thinkml')
+LIBRARIES = ('flax', 'jax', 'optax', 'thinkml')
 
 # Where names are looked for first: a library's private modules move between its versions.
 _PUBLIC = (
@@ -35,6 +35,8 @@ _PUBLIC = (
     'jax.nn.initializers',
     'flax.nnx',
     'flax.linen',
+    'optax',
+    'optax.losses',
 )
 
 # The libraries' functions of arrays, by their homes. No other function of a library may be named:
@@ -57,6 +59,7 @@ _ARRAY_FUNCTIONS = (
     'flax.linen.normalization',
     'flax.linen.pooling',
     'flax.linen.recurrent',
+    'optax.losses',
 )
 
 # What lives there too and touches files, calls what it is given, or hands on what is no array.
@@ -67,8 +70,12 @@ _NO_ARRAY_FUNCTIONS = (
     'while_loop', 'fori_loop', 'map', 'scan', 'scan3', 'scan_nocarry', 'associative_scan',
     'platform_dependent', 'composite', 'custom_root', 'custom_linear_solve', 'reduce',
     'reduce_window', 'cumred_reduce', 'scatter_apply', 'pool', 'stop_gradient',
-    'optimization_barrier',
+    'optimization_barrier', 'make_fenchel_young_loss',
 )  # fmt: skip
+
+
+class MissingNameError(ModelFileError):
+    """A class or function is not here, or not trusted: the code, not the file, is at fault."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -189,7 +196,7 @@ def resolve(name: str, kind: Kind, trusted: Sequence[str] = ()) -> Any:
         raise ModelFileError(f'{name!r} is not the name of {kind.label}')
     module = _module(module_name, name, trusted)
     if attribute not in vars(module):
-        raise ModelFileError(f'{name!r} is gone: {module_name} has no {attribute}')
+        raise MissingNameError(f'{name!r} is gone: {module_name} has no {attribute}')
     thing = vars(module)[attribute]
     if not kind.check(thing):
         raise ModelFileError(f'{name!r} is not {kind.label}')
@@ -213,22 +220,23 @@ def _module(module_name: str, name: str, trusted: Sequence[str]) -> types.Module
         try:
             return importlib.import_module(module_name)
         except ImportError as error:
-            raise ModelFileError(f'{name!r} is gone: {error}') from error
+            raise MissingNameError(f'{name!r} is gone: {error}') from error
     if module_name not in sys.modules:
-        raise ModelFileError(
+        raise MissingNameError(
             f'{name!r} is of a module that is not imported. If you trust it, import {module_name} '
             f'first, or pass trusted=[{top!r}]'
         )
     module = sys.modules[module_name]
-    if _is_installed(module):
-        raise ModelFileError(
+    if is_installed(module):
+        raise MissingNameError(
             f'{name!r} is of an installed library, which others have imported for their own ends. '
             f'If you trust the file with all of it, pass trusted=[{top!r}]'
         )
     return module
 
 
-def _is_installed(module: types.ModuleType) -> bool:
+def is_installed(module: types.ModuleType) -> bool:
+    """Whether it is part of an installed library, or of no file."""
     file = getattr(module, '__file__', None)
     return file is None or not {'site-packages', 'dist-packages'}.isdisjoint(PurePath(file).parts)
 
@@ -256,7 +264,7 @@ def check_called_with_arguments(name: str, trusted: Sequence[str]) -> None:
     """
     home = resolve(name, FUNCTION, trusted).__module__
     if not is_inside(home, (*LIBRARIES, *trusted)):
-        raise ModelFileError(
+        raise MissingNameError(
             f'{name!r} is called with arguments that the file names. If you trust both, pass '
             f'trusted=[{name.split(":")[0]!r}]'
         )

@@ -20,7 +20,9 @@ from thinkml.core import (
 )
 from thinkml.data import capacity
 from thinkml.errors import ConfigError
+from thinkml.record import record_of
 from thinkml.training.config import TrainingConfig
+from thinkml.training.continuing import take_up
 from thinkml.training.feeding import make_feed
 from thinkml.training.fit import Program, Validation
 from thinkml.training.problem import Problem
@@ -67,6 +69,9 @@ def prepare(model: Any, problem: Problem, config: TrainingConfig) -> Prepared:
         functional.params, functional.model_state, tx, step_key,
         ema_decay=config.ema_decay, **_hyperparams(config, total_steps),
     )  # fmt: skip
+    record = record_of(model)
+    if record.continues and record.optimizer is not None:
+        state = take_up(state, record.optimizer)
     program = _make_program(problem, functional, tx, feed, validation, config)
     return Prepared(functional, program, state, feed, validation, total_steps)
 

@@ -20,6 +20,7 @@ from thinkml.record import record_of
 from thinkml.training.callbacks import OWN, check_callbacks, make_callbacks, recorded_for
 from thinkml.training.checkpointing import Checkpoint, Checkpoints
 from thinkml.training.config import TrainingConfig
+from thinkml.training.continuing import optimizer_arrays
 from thinkml.training.fit import fit
 from thinkml.training.preparation import Prepared, needs_length, prepare
 from thinkml.training.problem import Asked, Examples, Problem, make_problem
@@ -185,7 +186,11 @@ class ModelTrainer:
                 raise
             _write_back(run)
             if run.stop_reason is not None and (shown or signals.terminated):
-                print(f'After epoch {run.epoch}: {run.stop_reason}.', file=sys.stderr, flush=True)
+                print(
+                    f'After epoch {run.epoch}: {run.stop_reason.rstrip(".")}.',
+                    file=sys.stderr,
+                    flush=True,
+                )
         return run.history
 
     def find_learning_rate(
@@ -347,6 +352,7 @@ def _recorded(run: Run, problem: Problem) -> Iterator[None]:
     data = ('data', 'validation')
     record.config = {name: value for name, value in run.settings.items() if name not in data}
     record.data_fingerprint = problem.fingerprint
+    record.optimizer, record.continues = None, False
     try:
         yield
     except Exception:
@@ -405,6 +411,8 @@ def _write_back(run: Run) -> None:
             stacklevel=3,
         )
     run.write(*(run.best_arrays or (states[0].eval_params, states[0].model_state)))
+    if states:
+        record_of(run.user_model).optimizer = optimizer_arrays(states[0])
 
 
 def _is_usable(state: TrainState) -> bool:

@@ -1,0 +1,68 @@
+"""``python -m thinkml.models``: looks at model files, checks and exports them."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from thinkml.errors import ThinkMLError
+from thinkml.models.manager import ModelManager
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command; returns 0 where it succeeded, 1 where the file is at fault."""
+    asked = _parser().parse_args(arguments)
+    try:
+        asked.run(asked)
+    except (ThinkMLError, ImportError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog='python -m thinkml.models', description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar='COMMAND')
+
+    inspect = commands.add_parser('inspect', help='what a model holds, without reading its weights')
+    inspect.add_argument('path', help='the directory of a model, or NAME@VERSION with --root')
+    inspect.set_defaults(run=_inspect)
+
+    listing = commands.add_parser('list', help='the named models in a folder, with their versions')
+    listing.add_argument('root', help='the folder')
+    listing.set_defaults(run=_list)
+
+    verify = commands.add_parser('verify', help='compares every file with its hash')
+    verify.add_argument('path', help='as for inspect')
+    verify.set_defaults(run=_verify)
+
+    export = commands.add_parser('export', help='writes a file for other programs')
+    export.add_argument('path', help='as for inspect')
+    export.add_argument('file', help='ends in .safetensors (weights) or .mlirbc (forward pass)')
+    export.set_defaults(run=_export)
+
+    for command in (inspect, verify, export):
+        command.add_argument('--root', help='the folder of named models')
+    return parser
+
+
+def _inspect(asked: argparse.Namespace) -> None:
+    print(ModelManager(asked.root).inspect(asked.path))
+
+
+def _list(asked: argparse.Namespace) -> None:
+    manager = ModelManager(asked.root)
+    for name in manager.list_models():
+        print(manager.versions(name), end='\n\n')
+
+
+def _verify(asked: argparse.Namespace) -> None:
+    ModelManager(asked.root).verify(asked.path)
+    print(f'{asked.path}: every file is as it was saved.')
+
+
+def _export(asked: argparse.Namespace) -> None:
+    print(ModelManager(asked.root).export(asked.path, asked.file))
+
+
+if __name__ == '__main__':
+    sys.exit(main())

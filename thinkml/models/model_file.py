@@ -1,0 +1,423 @@
+"""What the directory of a model holds: written from a model, read back into one.
+
+- ``model.json``: the structure, versions, when and from what it was made.
+- ``weights``: the arrays. ``optimizer``: those of the optimizer, where they were asked for.
+- ``forward.bin``: the exported forward pass, where the model's inputs are known.
+- ``record.json``: task and classes, training runs, settings. ``metadata.json``: the user's notes.
+- ``manifest.json``: size and SHA-256 of each of these.
+"""
+
+import contextlib
+import dataclasses
+import datetime
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from thinkml.checkpoint import load_arrays, save_arrays
+from thinkml.checkpoint.processes import told_by_first
+from thinkml.core import functionalize
+from thinkml.core.exported import (
+    ExportedModel,
+    Forward,
+    check_inputs,
+    check_readable,
+    export_forward,
+)
+from thinkml.core.predict import predict_outputs
+from thinkml.errors import ModelFileError, ModelTypeError, warn_user
+from thinkml.models.architecture import build, describe
+from thinkml.models.files import FORMAT, read_json, verify, write_json
+from thinkml.models.names import MissingNameError
+from thinkml.models.sources import changed_sources, source_hashes
+from thinkml.models.values import Json, decode, encode, plain
+from thinkml.models.weights import fill
+from thinkml.record import ArraySpec, InputSpec, ModelRecord, Task, attach_record, record_of
+from thinkml.versions import code_revision, library_versions
+
+MODEL, RECORD, METADATA, FORWARD = 'model.json', 'record.json', 'metadata.json', 'forward.bin'
+WEIGHTS, OPTIMIZER = 'weights', 'optimizer'
+INDEX = f'{WEIGHTS}/index.json'
+MAX_FORWARD_BYTES = 256 * 2**20
+_MAX_DRAWN = 2**27  # numbers
+
+
+@dataclasses.dataclass(frozen=True)
+class Contents:
+    """All that is written, checked before anything is.
+
+    Attributes:
+        about: of ``model.json``; the parent's path is absolute.
+        record: of ``record.json``.
+        notes: of ``metadata.json``.
+        arrays: of the model, by name.
+        forward: the exported forward pass; None where there is none.
+        optimizer: its arrays by name; None where they were not asked for.
+    """
+
+    about: Json
+    record: Json
+    notes: Json
+    arrays: dict[str, Any]
+    forward: bytes | None
+    optimizer: dict[str, Any] | None
+
+
+# --- writing ----------------------------------------------------------------------------------
+
+
+def contents_of(model: Any, metadata: Any, include_optimizer: bool) -> Contents:
+    """Everything a model's directory is to hold.
+
+    Args:
+        model: a model.
+        metadata: the user's notes.
+        include_optimizer: whether the optimizer's state goes with it.
+
+    Raises:
+        ModelTypeError: if it is no model.
+        ModelFileError: for a part of it that no file can hold. Names the part.
+    """
+    try:
+        structure, arrays = describe(model)
+        record = record_of(model)
+        known, notes = _record_to_json(record), _notes(metadata)
+    except RecursionError as error:
+        raise ModelFileError('model, metadata: one of them contains itself.') from error
+    if include_optimizer and record.optimizer is None:
+        raise ModelFileError(
+            'include_optimizer: nothing is known of an optimizer of this model, expected one that '
+            'was trained by ModelTrainer in this process. Save without it.'
+        )
+    forward = _forward_of(model, record)
+    about = {
+        'format': FORMAT,
+        'versions': library_versions(),
+        'created': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
+        'model': structure,
+        'sources': source_hashes(structure),
+        'trainable': _trainable(model, arrays),
+        'forward': None if forward is None else _arguments(forward, arrays),
+        'parent': record.origin,
+        'code': code_revision(),
+    }
+    optimizer = record.optimizer if include_optimizer else None
+    return Contents(
+        about, known, notes, arrays, None if forward is None else forward.program, optimizer
+    )
+
+
+def write(directory: Path, contents: Contents, target: Path) -> None:
+    """Writes it into an empty directory, for its place; of several processes each calls this."""
+    about = contents.about | {'parent': _seen_from(target, contents.about['parent'])}
+
+    def write_small_files() -> None:
+        write_json(directory, MODEL, about)
+        write_json(directory, RECORD, contents.record)
+        write_json(directory, METADATA, contents.notes)
+        if contents.forward is not None:
+            (directory / FORWARD).write_bytes(contents.forward)
+
+    told_by_first(write_small_files, ModelFileError)
+    save_arrays(directory / WEIGHTS, contents.arrays)
+    if contents.optimizer is not None:
+        save_arrays(directory / OPTIMIZER, contents.optimizer)
+
+
+def _forward_of(model: Any, record: ModelRecord) -> Forward | None:
+    if isinstance(model, ExportedModel):
+        return model.forward
+    if record.input_spec is None:
+        return None
+    try:
+        forward = export_forward(model, _batch_like(record.input_spec))
+    except ModelTypeError as error:
+        problem = str(error)
+    else:
+        if len(forward.program) <= MAX_FORWARD_BYTES:
+            return forward
+        problem = (
+            f'it has {len(forward.program):,} bytes, at most {MAX_FORWARD_BYTES:,} can be read'
+        )
+    warn_user(
+        'model: its forward pass was not exported, so the file can be loaded only where its '
+        f'classes are. {problem}'
+    )
+    return None
+
+
+def _trainable(model: Any, arrays: Mapping[str, Any]) -> Json:
+    """The names of the arrays that training takes gradients of; None where nobody knows."""
+    if isinstance(model, ExportedModel):
+        return None
+    params = functionalize(model, None, jax.random.key(0)).params
+    names = {id(array): name for name, array in arrays.items()}
+    return sorted(names[id(leaf)] for leaf in jax.tree.leaves(params) if id(leaf) in names)
+
+
+def _batch_like(spec: InputSpec) -> Any:
+    """A batch of such inputs, of shapes alone."""
+    return jax.tree.map(
+        lambda array: jax.ShapeDtypeStruct((1, *array.shape), jnp.dtype(array.dtype)),
+        spec.arrays,
+        is_leaf=lambda part: isinstance(part, ArraySpec),
+    )
+
+
+def _arguments(forward: Forward, arrays: Mapping[str, Any]) -> Json:
+    names = {id(array): name for name, array in arrays.items()}
+    return {'arrays': [names[id(array)] for array in forward.arrays], 'rows': forward.rows}
+
+
+def _seen_from(target: Path, origin: Mapping[str, str] | None) -> Json:
+    """The model file it came from, by a relative path; None if it takes that one's place."""
+    if origin is None or origin['path'] == str(target):
+        return None
+    path = Path(os.path.relpath(origin['path'], target)).as_posix()
+    return {'path': path, 'sha256': origin['sha256']}
+
+
+def _notes(metadata: Any) -> Json:
+    if not isinstance(metadata, Mapping | None):
+        raise ModelFileError(f'metadata: got {type(metadata).__name__}, expected a dict.')
+    path = ('metadata',)
+    return encode(plain(dict(metadata or {}), path), path)
+
+
+def _record_to_json(record: ModelRecord) -> Json:
+    path = ('record',)
+    values = record.to_dict()
+    if record.task is not None:
+        try:
+            Task.from_dict(record.task.to_dict())
+        except ValueError as error:
+            raise ModelFileError(f'record.task: {error}.') from error
+    for name in ('config', 'data_fingerprint'):  # to be read by people: objects as described
+        values[name] = plain(values[name], path, special=lambda value, _: repr(value))
+    return encode(values, path)
+
+
+# --- reading ----------------------------------------------------------------------------------
+
+
+def read(
+    directory: Path, trusted: Sequence[str] = (), into: Any = None, include_optimizer: bool = False
+) -> Any:
+    """Reads a model, or fills one.
+
+    Raises:
+        ModelFileError: if it is damaged, or asks for what is not allowed. Names path and file.
+    """
+    with reading(directory):
+        verify(directory)
+        about, known = (read_json(directory, name) for name in (MODEL, RECORD))
+    with reading(directory, MODEL):
+        _check_format(about)
+    with reading(directory, RECORD):
+        record = ModelRecord.from_dict(decode(known))
+    arrays = _read_arrays(directory)
+    if include_optimizer:
+        record.optimizer, record.continues = _read_optimizer(directory), True
+    if into is not None:
+        fill(into, arrays, str(directory))
+        model = into
+    else:
+        model = _read_model(directory, about, record, arrays, trusted)
+    attach_record(model, record)
+    return model
+
+
+def read_metadata(directory: Path) -> dict[str, Any]:
+    """The user's notes."""
+    with reading(directory):
+        verify(directory, only=(METADATA,))
+        notes = read_json(directory, METADATA)
+    with reading(directory, METADATA):
+        return decode_notes(notes)
+
+
+def decode_notes(node: Json) -> dict[str, Any]:
+    """The user's notes from what ``metadata.json`` holds.
+
+    Raises:
+        Exception: any, where it is not what was written.
+    """
+    notes = decode(node)
+    if type(notes) is not dict:
+        raise ModelFileError(f'got a {type(notes).__name__}, expected a dict')
+    return notes
+
+
+@contextlib.contextmanager
+def reading(directory: Path, name: str = '') -> Iterator[None]:
+    """Whatever goes wrong while a model is read, the named file is at fault, or says which is."""
+    try:
+        yield
+    except Exception as error:
+        problem = str(error) if isinstance(error, ModelFileError) else f'unreadable: {error!r}'
+        file = f'{name}: ' if name else ''
+        raise ModelFileError(f'path: {directory}: {file}{problem.rstrip(".")}.') from error
+
+
+def _check_format(about: Mapping[str, Any]) -> None:
+    if about['format'] not in (1, FORMAT):
+        raise ModelFileError(
+            f'format {about["format"]!r} was written by ThinkML {about["versions"]["thinkml"]}, '
+            f'this one reads formats up to {FORMAT}. Install that version'
+        )
+
+
+def _read_optimizer(directory: Path) -> dict[str, Any]:
+    if not (directory / OPTIMIZER).is_dir():
+        raise ModelFileError(
+            f'include_optimizer: {directory} holds no optimizer. Save it with '
+            'save_model(..., include_optimizer=True), or load the model without.'
+        )
+    with reading(directory, OPTIMIZER):
+        return load_arrays(directory / OPTIMIZER)
+
+
+def _read_model(
+    directory: Path,
+    about: Mapping[str, Any],
+    record: ModelRecord,
+    arrays: Mapping[str, Any],
+    trusted: Sequence[str],
+) -> Any:
+    """The model of its own classes, or where these are gone or do something else, its forward."""
+    with reading(directory, MODEL):
+        is_exported = about['model']['kind'] == 'exported'
+        changed = changed_sources(about.get('sources', {}))
+    if is_exported:
+        stand_in = _stand_in(directory, about, record, arrays)
+        if stand_in is None:
+            raise ModelFileError(f'path: {directory}: {MODEL}: it names no forward pass.')
+        return stand_in
+    try:
+        with reading(directory, MODEL):
+            model = build(about['model'], arrays, trusted)
+    except ModelFileError as error:
+        cause = error.__cause__
+        is_gone = isinstance(cause, MissingNameError)
+        stand_in = _stand_in(directory, about, record, arrays) if is_gone or changed else None
+        if stand_in is None:
+            raise
+        why = str(cause) if is_gone else f'{_listed(changed)} changed since it was saved: {cause!r}'
+        return _standing_in(stand_in, directory, why)
+    if not changed:
+        return model
+    if about.get('forward') is None:
+        warn_user(
+            f'path: {directory}: {_listed(changed)} changed since the model was saved. Whether it '
+            'computes what it did is not known, as it was saved without its forward pass.'
+        )
+        return model
+    stand_in = _stand_in(directory, about, record, arrays)
+    spec = record.input_spec
+    if stand_in is None or spec is None or _agree(model, stand_in, spec, directory):
+        return model
+    return _standing_in(
+        stand_in,
+        directory,
+        f'{_listed(changed)} changed since it was saved, and computes otherwise',
+    )
+
+
+def read_arrays(directory: Path) -> dict[str, Any]:
+    """The arrays of a model by name."""
+    with reading(directory):
+        verify(directory)
+    return _read_arrays(directory)
+
+
+def _read_arrays(directory: Path) -> dict[str, Any]:
+    with reading(directory, WEIGHTS):
+        return load_arrays(directory / WEIGHTS)
+
+
+def read_forward(directory: Path) -> Forward:
+    """The exported forward pass, with its arrays."""
+    arrays = read_arrays(directory)
+    with reading(directory):
+        about = read_json(directory, MODEL)
+    stand_in = _read_forward(directory, about, arrays)
+    if stand_in is None:
+        raise ModelFileError(
+            f'path: {directory} has no exported forward pass, which a model has that was saved '
+            'after its training.'
+        )
+    return stand_in.forward
+
+
+def _read_forward(
+    directory: Path, about: Mapping[str, Any], arrays: Mapping[str, Any]
+) -> ExportedModel | None:
+    with reading(directory, MODEL):
+        taken = about.get('forward')
+    if taken is None:
+        return None
+    with reading(directory, FORWARD):
+        if (directory / FORWARD).stat().st_size > MAX_FORWARD_BYTES:
+            raise ModelFileError(f'it has more than {MAX_FORWARD_BYTES:,} bytes')
+        program, names, rows = (directory / FORWARD).read_bytes(), taken['arrays'], taken['rows']
+        check_readable(program)
+        if not (rows is None or (type(rows) is int and 0 < rows <= 2**20)):
+            raise ModelFileError(f'{rows!r} is not a number of rows')
+        return ExportedModel(
+            Forward(program, [arrays[name] for name in names], rows), names, arrays
+        )
+
+
+def _stand_in(
+    directory: Path, about: Mapping[str, Any], record: ModelRecord, arrays: Mapping[str, Any]
+) -> ExportedModel | None:
+    """The exported forward pass, if there is one, checked against the inputs of the record."""
+    stand_in = _read_forward(directory, about, arrays)
+    if stand_in is not None and record.input_spec is not None:
+        with reading(directory, FORWARD):
+            check_inputs(stand_in, _batch_like(record.input_spec))
+    return stand_in
+
+
+def _standing_in(stand_in: ExportedModel, directory: Path, why: str) -> ExportedModel:
+    warn_user(
+        f'path: {directory}: {why.rstrip(".")}. Its exported forward pass stands in: it predicts '
+        'and can be evaluated, but not be trained, and has no layers to look into. For the model '
+        'itself put its code back, or fill one of your own: load_model(path, into=model).'
+    )
+    return stand_in
+
+
+def _agree(model: Any, stand_in: ExportedModel, spec: InputSpec, directory: Path) -> bool:
+    """Whether both compute the same of some inputs; inputs too large to be drawn say nothing."""
+    rows = jax.tree.leaves(_batch_like(spec))
+    if sum(4 * math.prod(row.shape) for row in rows) > _MAX_DRAWN:
+        return False
+    rng = np.random.default_rng(0)
+
+    def draw(array: jax.ShapeDtypeStruct) -> np.ndarray:
+        shape = (4, *array.shape[1:])
+        if jnp.issubdtype(array.dtype, jnp.inexact):
+            return rng.normal(size=shape).astype(array.dtype)
+        return rng.integers(0, 2, shape).astype(array.dtype)
+
+    inputs = jax.tree.map(draw, _batch_like(spec))
+    try:
+        found = predict_outputs(model, inputs)
+    except Exception:  # the changed code's own
+        return False
+    with reading(directory, FORWARD):
+        expected = predict_outputs(stand_in, inputs)
+    return found.shape == expected.shape and np.allclose(
+        found, expected, rtol=1e-3, atol=1e-5, equal_nan=True
+    )
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ', '.join(names[:3])

@@ -1,0 +1,115 @@
+"""Models for other programs: weights as safetensors, the forward pass as StableHLO."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from thinkml.checkpoint.disk import write_synced
+from thinkml.core.exported import Forward, open_program
+from thinkml.errors import ModelFileError
+from thinkml.models.weights import fill, named_arrays
+
+PathLike = str | os.PathLike[str]
+
+
+def save_safetensors(model: Any, path: PathLike) -> Path:
+    """Writes the arrays of a model into one file that other libraries read.
+
+    Names are the arrays' paths in the model, joined by dots: ``layers.0.kernel``. Keys of random
+    streams are left out. The file is replaced at once, if there is one.
+
+    Args:
+        model: a `flax.nnx.Module`, or what `from_linen` or `from_functions` returned.
+        path: the file, which by convention ends in ``.safetensors``.
+
+    Returns:
+        The path.
+
+    Raises:
+        ModelTypeError: if ``model`` is no model.
+        ImportError: without the package safetensors.
+
+    Example:
+        >>> import tempfile
+        >>> from flax import nnx
+        >>> from thinkml.models import load_safetensors, save_safetensors
+        >>> model = nnx.Linear(2, 3, rngs=nnx.Rngs(0))
+        >>> path = save_safetensors(model, tempfile.mkdtemp() + '/linear.safetensors')
+        >>> _ = load_safetensors(path, into=nnx.Linear(2, 3, rngs=nnx.Rngs(1)))
+    """
+    return write_safetensors(named_arrays(model), path)
+
+
+def write_safetensors(arrays: Mapping[str, Any], path: PathLike) -> Path:
+    """The same of arrays by the names they have in a model file."""
+    named = {
+        name.replace('/', '.'): np.asarray(array, order='C')
+        for name, array in arrays.items()
+        if not _is_key(array)
+    }
+    if len(named) != sum(not _is_key(array) for array in arrays.values()):
+        raise ModelFileError("model: two of its arrays differ in '.' and '/' alone, rename one.")
+    return _write_whole(path, _safetensors().numpy.save(named))
+
+
+def load_safetensors(path: PathLike, *, into: Any) -> Any:
+    """Puts the arrays of a safetensors file into a model, all or, if one does not fit, none.
+
+    Args:
+        path: the file; names as `save_safetensors` writes them.
+        into: a model whose arrays have these names, shapes and dtypes. Its keys of random streams
+            stay what they are.
+
+    Returns:
+        The model, in eval mode.
+
+    Raises:
+        ModelFileError: if there is no such file, it is damaged, or does not fit. Names each array.
+        ImportError: without the package safetensors.
+    """
+    own = named_arrays(into)
+    names: dict[str, str] = {name.replace('/', '.'): name for name in own}
+    try:
+        found = _safetensors().numpy.load_file(path)
+    except Exception as error:  # its own type, and what the file system raises
+        raise ModelFileError(f'path: {path} can not be read: {error}') from error
+    arrays = {names.get(str(n), str(n)): jnp.asarray(array) for n, array in found.items()}
+    fill(into, {n: array for n, array in own.items() if _is_key(array)} | arrays, str(path))
+    return into
+
+
+def write_stablehlo(forward: Forward, path: PathLike) -> Path:
+    """Writes the forward pass as StableHLO's portable bytecode, the arrays its first arguments."""
+    return _write_whole(path, bytes(open_program(forward).mlir_module_serialized))
+
+
+def _write_whole(path: PathLike, content: bytes) -> Path:
+    target = Path(path)
+    beside = target.with_name(f'.{target.name}.tmp')
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_synced(beside, content)
+        beside.replace(target)
+    except OSError as error:
+        beside.unlink(missing_ok=True)
+        raise ModelFileError(f'file: {target} could not be written: {error}') from error
+    return target
+
+
+def _is_key(array: Any) -> bool:
+    return jnp.issubdtype(array.dtype, jax.dtypes.prng_key)
+
+
+def _safetensors() -> Any:
+    try:
+        import safetensors.numpy
+    except ImportError as error:
+        raise ImportError(
+            "safetensors is not installed. Install it with pip install 'thinkml[safetensors]'."
+        ) from error
+    return safetensors

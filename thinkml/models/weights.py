@@ -1,0 +1,129 @@
+"""A model's arrays by name, taken and filled without describing its classes."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+from thinkml.core.adapters import FunctionModel, LinenModel
+from thinkml.core.exported import ExportedModel
+from thinkml.core.functional import not_a_model
+from thinkml.errors import ModelFileError, ModelTypeError, problems
+from thinkml.models.arrays import ArrayNames, ArrayTaker, is_array
+from thinkml.models.attributes import decode_special
+from thinkml.models.values import decode, encode
+
+# What holds the arrays of a model that is not an NNX module.
+_TREES = {LinenModel: 'variables', FunctionModel: 'params'}
+
+
+def named_arrays(model: Any) -> dict[str, Any]:
+    """Returns the arrays of a model by the names they have in its file.
+
+    Args:
+        model: a `flax.nnx.Module`, or what `from_linen` or `from_functions` returned, with
+            parameters.
+
+    Raises:
+        ModelTypeError: for anything else.
+
+    Example:
+        >>> from flax import nnx
+        >>> from thinkml.models.weights import named_arrays
+        >>> sorted(named_arrays(nnx.Linear(2, 3, rngs=nnx.Rngs(0))))
+        ['bias', 'kernel']
+    """
+    names = ArrayNames()
+    if isinstance(model, nnx.Module):
+        for path, leaf in nnx.to_flat_state(nnx.state(model)):
+            value = leaf.get_value() if isinstance(leaf, nnx.Variable) else leaf
+            if is_array(value):
+                names.add(path, value)
+    elif isinstance(model, ExportedModel):
+        return dict(model.arrays)
+    else:
+        encode(_tree_of(model), ('model',), names.special)
+    return names.found
+
+
+def fill(model: Any, arrays: Mapping[str, Any], source: str) -> None:
+    """Puts arrays into a model, all of them or, if one does not fit, none.
+
+    Args:
+        model: as for `named_arrays`.
+        arrays: by name.
+        source: where they come from, for the message.
+
+    Raises:
+        ModelFileError: names every array that does not fit, with both types and shapes.
+        ModelTypeError: if it is no model.
+    """
+    own = named_arrays(model)
+    check_fit(own, arrays, source)
+    arrays = {name: _placed_like(own[name], array) for name, array in arrays.items()}
+    if isinstance(model, nnx.Module):
+        names, values = ArrayNames(), {}
+        for path, leaf in nnx.to_flat_state(nnx.state(model)):
+            value = leaf.get_value() if isinstance(leaf, nnx.Variable) else leaf
+            if is_array(value):
+                _set(values, path, arrays[names.add(path, value)])
+        nnx.update(model, values)
+        model.eval()
+        return
+    names = ArrayNames()
+    node = encode(_tree_of(model), ('model',), names.special)
+    taker = ArrayTaker(arrays)
+    again = taker.or_else(lambda tag, body: decode_special(tag, body, (), again))
+    setattr(model, _TREES[type(model)], decode(node, again))
+
+
+def check_fit(expected: Mapping[str, Any], arrays: Mapping[str, Any], source: str) -> None:
+    """Compares names, shapes and dtypes.
+
+    Raises:
+        ModelFileError: names every array that does not fit, with both types and shapes.
+    """
+    found = [
+        f'{name}: {_shape(arrays[name])} in the file, the model has no such array'
+        for name in arrays
+        if name not in expected
+    ]
+    found += [
+        f'{name}: {_shape(expected[name])} in the model, '
+        + (f'{_shape(arrays[name])} in the file' if name in arrays else 'not in the file')
+        for name in expected
+        if name not in arrays or _shape(arrays[name]) != _shape(expected[name])
+    ]
+    if found:
+        raise ModelFileError(problems(f'into: {source} does not fit the model:', sorted(found)))
+
+
+def _shape(array: Any) -> str:
+    return f'{array.dtype}[{",".join(map(str, np.shape(array)))}]'
+
+
+def _placed_like(own: Any, array: Any) -> Any:
+    """On the devices where the model's array is, if somebody put it there."""
+    is_placed = isinstance(own, jax.Array) and own.committed
+    return jax.device_put(array, own.sharding) if is_placed else array
+
+
+def _tree_of(model: Any) -> Any:
+    attribute = _TREES.get(type(model))
+    if attribute is None:
+        raise ModelTypeError(not_a_model(model))
+    tree = getattr(model, attribute)
+    if tree is None:
+        raise ModelFileError(
+            f'model: {model!r} has no parameters yet. Train it, or make it with some: from_linen('
+            'module, module.init(key, x)), from_functions(init, apply, init(key, x)).'
+        )
+    return tree
+
+
+def _set(tree: dict[Any, Any], path: tuple[Any, ...], value: Any) -> None:
+    for key in path[:-1]:
+        tree = tree.setdefault(key, {})
+    tree[path[-1]] = value
