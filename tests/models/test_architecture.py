@@ -133,7 +133,7 @@ VALUES = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize('value', VALUES, ids=str)
+@pytest.mark.parametrize('value', VALUES)
 def test_attributes_come_back_equal_and_of_the_same_type(value):
     copy = decode_attribute(through_json(encode_attribute(value, ('model',))))
     assert copy == value
