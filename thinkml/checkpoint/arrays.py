@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from thinkml.checkpoint.direct import read_stored
-from thinkml.checkpoint.processes import is_first_process, meet
+from thinkml.core.processes import is_first_process, meet
 from thinkml.errors import CheckpointError, problems
 
 PyTree = Any

@@ -20,7 +20,7 @@ from thinkml.checkpoint.arrays import (
     pack,
     start_saving,
 )
-from thinkml.checkpoint.processes import is_first_process, meet, told_by_first
+from thinkml.core.processes import is_first_process, meet, told_by_first
 from thinkml.errors import CheckpointError, ConfigError, ThinkMLWarning, is_whole, problems
 
 MAX_METADATA_BYTES = 256 * 2**20

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from thinkml.checkpoint import manifest
 from thinkml.checkpoint.disk import sync_folder
-from thinkml.checkpoint.processes import is_first_process, meet, told_by_first
+from thinkml.core.processes import is_first_process, meet, told_by_first
 from thinkml.errors import ConfigError, ModelFileError
 
 Result = TypeVar('Result')

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from thinkml.checkpoint.processes import told_by_first
+from thinkml.core.processes import told_by_first
 from thinkml.errors import ConfigError, ModelFileError
 from thinkml.models import model_file
 from thinkml.models.files import (

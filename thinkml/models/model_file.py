@@ -21,7 +21,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from thinkml.checkpoint import load_arrays, save_arrays
-from thinkml.checkpoint.processes import told_by_first
 from thinkml.core import functionalize
 from thinkml.core.exported import (
     ExportedModel,
@@ -31,6 +30,7 @@ from thinkml.core.exported import (
     export_forward,
 )
 from thinkml.core.predict import predict_outputs
+from thinkml.core.processes import told_by_first
 from thinkml.errors import ModelFileError, ModelTypeError, warn_user
 from thinkml.models.architecture import build, describe
 from thinkml.models.files import FORMAT, read_json, verify, write_json
