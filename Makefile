@@ -2,6 +2,8 @@
 #   make quickstart PYTHON=python3.12
 PYTHON ?= python3
 BIN := .venv/bin
+# A process for each core; each test file in one of them.
+PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 .PHONY: quickstart test fast lint types docs bench clean
 
@@ -9,10 +11,10 @@ quickstart: .venv/.examples  ## train, monitor, evaluate, save and load a model 
 	$(BIN)/python examples/01_first_model.py
 
 test: .venv/.dev  ## all tests
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 fast: .venv/.dev  ## all tests but the slow ones
-	$(BIN)/python -m pytest -m 'not slow'
+	$(PYTEST) -m 'not slow'
 
 lint: .venv/.dev
 	$(BIN)/ruff check .

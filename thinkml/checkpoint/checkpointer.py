@@ -5,7 +5,6 @@ import json
 import os
 import re
 import shutil
-import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,13 @@ from thinkml.checkpoint.arrays import (
     start_saving,
 )
 from thinkml.core.processes import is_first_process, meet, told_by_first
-from thinkml.errors import CheckpointError, ConfigError, ThinkMLWarning, is_whole, problems
+from thinkml.errors import (
+    CheckpointError,
+    ConfigError,
+    is_whole,
+    problems,
+    warn_user,
+)
 
 MAX_METADATA_BYTES = 256 * 2**20
 
@@ -279,7 +284,7 @@ class Checkpointer:
                     problems(f'{where} has no checkpoint that is not damaged:', lines)
                 )
             headline = f'{where} has damaged checkpoints; step {sound} is used instead of'
-            warnings.warn(problems(headline, lines), ThinkMLWarning, stacklevel=3)
+            warn_user(problems(headline, lines))
         return sound
 
     def _start(self, step: int, packed: Packed, about: bytes, best: bool) -> Callable[[], None]:

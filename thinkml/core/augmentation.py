@@ -2,7 +2,6 @@
 
 import dataclasses
 import inspect
-import warnings
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -21,7 +20,7 @@ from thinkml.core.augment import (
     RandomFlip,
     RandomRotation,
 )
-from thinkml.errors import ConfigError, ThinkMLWarning, problems, unknown_name
+from thinkml.errors import ConfigError, problems, unknown_name, warn_user
 from thinkml.record import TaskKind
 
 AUGMENTATIONS: dict[str, Augment] = {
@@ -164,11 +163,9 @@ def _default(x: Any) -> list[Augment]:
         if len(getattr(x, 'shape', ())) == 2
         else 'a function (key, x, y) -> (x, y)'
     )
-    warnings.warn(
+    warn_user(
         f'augmentation: got True for {reason}. There is no default for that, so nothing is '
-        f'augmented. Pass what suits your data: {other}.',
-        ThinkMLWarning,
-        stacklevel=4,
+        f'augmented. Pass what suits your data: {other}.'
     )
     return []
 

@@ -4,7 +4,6 @@ import inspect
 import math
 import os
 import sys
-import warnings
 from collections.abc import Callable, Collection, Hashable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -12,11 +11,11 @@ from thinkml.errors import (
     ConfigError,
     ModelTypeError,
     ThinkMLError,
-    ThinkMLWarning,
     is_number,
     is_whole,
     problems,
     unknown_name,
+    warn_user,
 )
 from thinkml.figures import save_figure
 from thinkml.history import History
@@ -102,11 +101,9 @@ class TrainingMonitor:
         # A run whose first epoch has not ended has little to tell yet: the run before it has.
         latest = next(filter(None, (_latest(run, self._interval) for run in reversed(runs))), {})
         if not latest:
-            warnings.warn(
+            warn_user(
                 'get_current_metrics: nothing is recorded of this model yet, so all values are '
-                'NaN. They appear when an epoch ends.',
-                ThinkMLWarning,
-                stacklevel=2,
+                'NaN. They appear when an epoch ends.'
             )
         names = self._metrics or latest or ('loss',)
         return {name: latest.get(name, math.nan) for name in names}
@@ -179,12 +176,10 @@ class TrainingMonitor:
         elif in_notebook():
             show = notebook_display()
         else:
-            warnings.warn(
+            warn_user(
                 'watch: this is no notebook, so nothing is drawn. Name a file to draw into, '
                 "watch('progress.png'), or train with callbacks=['tensorboard'] and look at it "
-                'there. The progress bar is shown in any case.',
-                ThinkMLWarning,
-                stacklevel=3,
+                'there. The progress bar is shown in any case.'
             )
             return lambda: None
         return lambda: show(self._figure())
@@ -216,7 +211,7 @@ class TrainingMonitor:
             return
         for name in self._metrics or ():
             if name not in recorded:
-                warnings.warn(unknown_name('metrics', name, recorded), ThinkMLWarning, stacklevel=3)
+                warn_user(unknown_name('metrics', name, recorded))
 
 
 def _check_model(model: Any) -> None:

@@ -3,7 +3,6 @@
 import copy
 import dataclasses
 import time
-import warnings
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -15,10 +14,10 @@ from thinkml.core import Position
 from thinkml.errors import (
     CheckpointError,
     ConfigError,
-    ThinkMLWarning,
     is_number,
     is_whole,
     problems,
+    warn_user,
 )
 from thinkml.monitoring import History
 from thinkml.training.run import Run
@@ -261,11 +260,7 @@ class Checkpoints:
     def _failed(self, error: CheckpointError) -> None:
         # Neither a step nor a best that is not on disk may keep the next one from it.
         self._saved_step, self._best = -1, self._best_before
-        warnings.warn(
-            f'{error} The training goes on; what it learns is in memory.',
-            ThinkMLWarning,
-            stacklevel=4,
-        )
+        warn_user(f'{error} The training goes on; what it learns is in memory.')
 
 
 def _ends_epoch(run: Run) -> bool:

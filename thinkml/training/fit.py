@@ -2,7 +2,6 @@
 
 import math
 import time
-import warnings
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -11,7 +10,7 @@ from clu.metrics import Collection
 from thinkml.core import Chunk, DeviceData, Feed, TrainState, evaluate, train_chunks
 from thinkml.core.metrics import compute
 from thinkml.core.step import EvalStep, TrainStep
-from thinkml.errors import DivergedError, ThinkMLWarning
+from thinkml.errors import DivergedError, warn_user
 from thinkml.monitoring import ProgressBar
 from thinkml.training.callbacks import after_chunk, after_epoch, started
 from thinkml.training.checkpointing import Checkpoints, load_states
@@ -186,7 +185,7 @@ def _go_back(run: Run, chunk: Chunk, before: TrainState) -> None:
     run.stop(reason)
     if run.config.on_nan == 'raise':
         raise DivergedError(reason)
-    warnings.warn(reason, ThinkMLWarning, stacklevel=4)
+    warn_user(reason)
 
 
 _SIGNALS = ('interrupted', 'terminated')

@@ -1,10 +1,9 @@
 """Warnings of a run that goes on but should not be left alone."""
 
 import math
-import warnings
 
 from thinkml.core import Feed, ResidentFeed
-from thinkml.errors import ThinkMLWarning
+from thinkml.errors import warn_user
 from thinkml.training.run import Run
 from thinkml.training.watching import EarlyStopping
 
@@ -25,13 +24,11 @@ def warn_of_waiting(run: Run, feed: Feed) -> None:
     if run.waits or seconds < _WAIT_AFTER_SECONDS or not share >= _WAIT_SHARE:
         return
     run.waits = True
-    warnings.warn(
+    warn_user(
         f'The run waits for its input: {share:.0%} of the first {seconds:.0f} s of training went '
         'by with the device at rest. Let more workers read (num_workers of a DataLoader), do less '
         'to each example on the host (augmentation= runs on the device), or keep the data decoded, '
-        'in memory or in a memory-mapped file.',
-        ThinkMLWarning,
-        stacklevel=4,
+        'in memory or in a memory-mapped file.'
     )
 
 
@@ -60,7 +57,7 @@ def warn_of_validation(run: Run) -> None:
     else:
         return
     run.history.events.append((run.epoch, event))
-    warnings.warn(f'After epoch {run.epoch} the {event}, {advice}', ThinkMLWarning, stacklevel=5)
+    warn_user(f'After epoch {run.epoch} the {event}, {advice}')
 
 
 def _has_risen(run: Run, best: int) -> bool:

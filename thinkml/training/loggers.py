@@ -1,13 +1,12 @@
 """What writes a run's values somewhere: event files, a table, W&B, MLflow, the history."""
 
 import dataclasses
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 from thinkml.checkpoint.disk import open_directory
-from thinkml.errors import ThinkMLWarning
+from thinkml.errors import warn_user
 from thinkml.monitoring import CSVWriter, EventWriter, MlflowWriter, WandbWriter, Writer
 from thinkml.training.run import Run
 from thinkml.training.run_directory import run_directory
@@ -116,11 +115,9 @@ class Logging:
         try:
             self._writer.write(run.step, run.history.last() | values)
         except OSError as error:
-            warnings.warn(
+            warn_user(
                 f'callbacks: {type(self.logger).__name__} could not write epoch {run.epoch} '
-                f'({error}). The training goes on.',
-                ThinkMLWarning,
-                stacklevel=2,
+                f'({error}). The training goes on.'
             )
 
     def on_train_end(self, run: Run) -> None:
@@ -138,12 +135,10 @@ class LearningRateMonitor:
 
     def on_train_start(self, run: Run) -> None:
         if run.learning_rate is None:
-            warnings.warn(
+            warn_user(
                 "callbacks: 'lr_monitor' records nothing, as the optimizer has its learning rate "
                 'built in. Pass a name, a function learning_rate -> transformation, or one made '
-                'with optax.inject_hyperparams.',
-                ThinkMLWarning,
-                stacklevel=2,
+                'with optax.inject_hyperparams.'
             )
 
     def on_epoch_end(self, run: Run) -> None:

@@ -1,7 +1,6 @@
 """What is to be learned, checked and encoded before anything is compiled."""
 
 import dataclasses
-import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -27,7 +26,7 @@ from thinkml.data import (
     split_rows,
 )
 from thinkml.data.frames import is_frame
-from thinkml.errors import ConfigError, DataError, ThinkMLWarning
+from thinkml.errors import ConfigError, DataError, warn_user
 from thinkml.record import InputSpec, Task, record_of
 from thinkml.training.config import TrainingConfig
 from thinkml.training.objective import Objective, make_objective
@@ -299,39 +298,31 @@ def _warn_of_answer(asked: Asked) -> None:
     if not is_frame(asked.X_train) or name is None or name not in asked.X_train.columns:
         return
     if np.array_equal(np.asarray(asked.X_train[name]), np.asarray(asked.y_train)):
-        warnings.warn(
+        warn_user(
             f'X_train: got the column {name!r}, which is also y_train: the model sees the answer. '
-            f'Leave it out, or pass its name alone: y_train={name!r}.',
-            ThinkMLWarning,
-            stacklevel=4,
+            f'Leave it out, or pass its name alone: y_train={name!r}.'
         )
 
 
 def _warn_of_one_class(task: Task, y: np.ndarray) -> None:
     if task.kind in ('binary', 'multiclass') and len(np.unique(y)) == 1:
-        warnings.warn(
+        warn_user(
             f'y_train: got only one class ({len(y):,} rows of it), so there is nothing to tell '
-            'apart. Check how the rows were selected.',
-            ThinkMLWarning,
-            stacklevel=4,
+            'apart. Check how the rows were selected.'
         )
 
 
 def _warn_of_new_classes(known: Task | None, task: Task) -> None:
     if known is not None and known.classes != task.classes:
-        warnings.warn(
+        warn_user(
             f'y_train: the model was trained as {known} and now is trained as {task}: its outputs '
-            'change their meaning. Make a new model if that is not intended.',
-            ThinkMLWarning,
-            stacklevel=4,
+            'change their meaning. Make a new model if that is not intended.'
         )
 
 
 def _warn_of_probabilities(activation: str | None) -> None:
     if activation is not None:
-        warnings.warn(
+        warn_user(
             f'model: it ends in a {activation}, which the loss and the predictions apply as well. '
-            f'Return logits: remove the {activation} from the model.',
-            ThinkMLWarning,
-            stacklevel=4,
+            f'Return logits: remove the {activation} from the model.'
         )

@@ -1,12 +1,11 @@
 """Profiler: a trace of some steps, for TensorBoard's profile page or Perfetto."""
 
 import dataclasses
-import warnings
 from pathlib import Path
 
 import jax
 
-from thinkml.errors import ConfigError, ThinkMLWarning, is_whole
+from thinkml.errors import ConfigError, is_whole, warn_user
 from thinkml.training.run import Run
 
 
@@ -51,12 +50,10 @@ class Profiler:
         if self._is_tracing:
             self._stop()
         if self._dispatches <= self.skip:
-            warnings.warn(
+            warn_user(
                 f'callbacks: the profiler has no trace, as the run ended after {self._dispatches} '
                 f'dispatches and it skips {self.skip}. Pass Profiler(skip=0), or train with '
-                'steps_per_dispatch=1.',
-                ThinkMLWarning,
-                stacklevel=2,
+                'steps_per_dispatch=1.'
             )
 
     def _trace_if_due(self) -> None:

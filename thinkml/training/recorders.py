@@ -1,10 +1,9 @@
 """What adds values of the machine to the history: the time of a step, the device's memory."""
 
 import math
-import warnings
 from typing import Any
 
-from thinkml.errors import ThinkMLWarning
+from thinkml.errors import warn_user
 from thinkml.training.run import Run
 
 
@@ -41,11 +40,9 @@ class DeviceStats:
 
     def on_train_start(self, run: Run) -> None:
         if not _memory(run):
-            warnings.warn(
+            warn_user(
                 "callbacks: 'device_stats' records nothing, as a device of the kind "
-                f'{_devices(run)[0].platform!r} does not tell how its memory is used.',
-                ThinkMLWarning,
-                stacklevel=2,
+                f'{_devices(run)[0].platform!r} does not tell how its memory is used.'
             )
 
     def on_epoch_end(self, run: Run) -> None:

@@ -1,31 +1,14 @@
 """ModelTrainer: training with everything checked before and recorded after."""
 
-import contextlib
-import dataclasses
-import re
-import sys
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import jax
-import numpy as np
-
-from thinkml.core import TrainState
-from thinkml.core.loop import empty_metrics
 from thinkml.core.losses import LossFn
-from thinkml.errors import ConfigError, NotTrainedError, ThinkMLWarning
-from thinkml.monitoring import History, ProgressBar
-from thinkml.record import record_of
-from thinkml.training.callbacks import OWN, check_callbacks, make_callbacks, recorded_for
-from thinkml.training.checkpointing import Checkpoint, Checkpoints
+from thinkml.errors import ConfigError
+from thinkml.monitoring import History
 from thinkml.training.config import TrainingConfig
-from thinkml.training.continuing import optimizer_arrays
-from thinkml.training.fit import fit
-from thinkml.training.preparation import Prepared, needs_length, prepare
-from thinkml.training.problem import Asked, Examples, Problem, make_problem
-from thinkml.training.run import Run
-from thinkml.training.signals import noted_signals
+from thinkml.training.problem import Asked, make_problem
+from thinkml.training.train import Latest, train
 from thinkml.training.tuning import LearningRateRange, largest_batch_size, learning_rate_range
 
 
@@ -37,7 +20,6 @@ class ModelTrainer:
 
     Attributes:
         config: the settings.
-        learning_rate_range: what ``learning_rate='auto'`` measured last; None before.
 
     Raises:
         ConfigError: if ``config`` is something else.
@@ -61,8 +43,12 @@ class ModelTrainer:
                 'TrainingConfig(epochs=20).'
             )
         self.config = config or TrainingConfig()
-        self.learning_rate_range: LearningRateRange | None = None
-        self._history: History | None = None
+        self._latest = Latest()
+
+    @property
+    def learning_rate_range(self) -> LearningRateRange | None:
+        """What ``learning_rate='auto'`` measured last; None before."""
+        return self._latest.learning_rate_range
 
     def train(
         self,
@@ -137,61 +123,11 @@ class ModelTrainer:
             DivergedError: if the loss is NaN or infinite and ``config.on_nan`` is ``'raise'``.
         """
         _check_switches(resume=resume, progress=progress)
-        config = _without_traces(self.config) if self.config.fast_dev_run else self.config
-        callbacks, checkpoint = make_callbacks(
-            config.callbacks, config.early_stopping, config.lr_schedule
-        )
         asked = Asked(
             X_train, y_train, X_val, y_val, loss_fn, metrics, class_weights, sample_weight,
             augmentation, groups,
         )  # fmt: skip
-        problem = make_problem(model, asked, config, recorded_for(callbacks))
-        metric_names = _history_names(problem)
-        check_callbacks(callbacks, metric_names)
-        checkpoints = _open_checkpoints(checkpoint, config, resume, metric_names)
-        resumed = None if checkpoints is None else checkpoints.resumed_settings
-        if config.learning_rate == 'auto':
-            if resumed is None:
-                self.learning_rate_range = learning_rate_range(model, problem, config)
-                rate = self.learning_rate_range.suggestion
-            else:
-                rate = resumed['learning_rate']
-            config = dataclasses.replace(config, learning_rate=rate)
-        settings = _settings(config, problem, asked)
-        if checkpoints is not None:
-            checkpoints.check_same_run(settings, callbacks, fixed_length=needs_length(config))
-        prepared = prepare(model, problem, config)
-        run = Run(
-            model, prepared.functional.write, config, History(), prepared.state, metric_names,
-            callbacks, settings,
-        )  # fmt: skip
-        states = _restored(run, checkpoints, prepared)
-        self._history = run.history
-
-        shown = progress or 'progress' in config.callbacks
-        bar = ProgressBar(prepared.total_steps, shown, initial=run.step)
-        if shown:
-            print(_describe(run, problem, checkpoints), file=sys.stderr)
-        # A SIGTERM that was noted is sent on at the end of this block.
-        with noted_signals(checkpoints is not None) as signals, _recorded(run, problem):
-            first_step = run.step
-            try:
-                fit(
-                    run, prepared.program, prepared.feed, prepared.validation, bar, checkpoints,
-                    states, signals,
-                )  # fmt: skip
-            except BaseException:
-                if run.step > first_step:
-                    _write_back(run)
-                raise
-            _write_back(run)
-            if run.stop_reason is not None and (shown or signals.terminated):
-                print(
-                    f'After epoch {run.epoch}: {run.stop_reason.rstrip(".")}.',
-                    file=sys.stderr,
-                    flush=True,
-                )
-        return run.history
+        return train(self._latest, model, asked, self.config, resume=resume, progress=progress)
 
     def find_learning_rate(
         self,
@@ -268,9 +204,7 @@ class ModelTrainer:
         Raises:
             NotTrainedError: before the first epoch has ended.
         """
-        if self._history is None or not self._history.epochs:
-            raise NotTrainedError('get_metrics: no epoch was trained yet. Call train(...) first.')
-        return self._history.last()
+        return self._latest.metrics()
 
 
 def _check_switches(**switches: Any) -> None:
@@ -278,146 +212,3 @@ def _check_switches(**switches: Any) -> None:
         if not isinstance(value, bool):
             where = ' checkpoint_dir, in the config, says where from.' if name == 'resume' else ''
             raise ConfigError(f'{name}: got {value!r}, expected True or False.{where}')
-
-
-def _without_traces(config: TrainingConfig) -> TrainingConfig:
-    """The config of a trial run: one epoch, and of the callbacks only the user's own."""
-    own = tuple(c for c in config.callbacks if not isinstance(c, str) and not isinstance(c, OWN))
-    return dataclasses.replace(config, epochs=1, callbacks=own, early_stopping=False)
-
-
-def _history_names(problem: Problem) -> tuple[str, ...]:
-    shared = ('loss', *problem.objective.metric_names)
-    names = (*shared, *problem.objective.training_metrics)
-    return names if problem.val is None else (*names, *(f'val_{name}' for name in shared))
-
-
-def _settings(config: TrainingConfig, problem: Problem, asked: Asked) -> dict[str, Any]:
-    """What the run is made of, as plain values: what a run that goes on must have in common."""
-    objective = problem.objective
-    return config.to_dict() | {
-        'loss_fn': objective.loss_name,
-        'metrics': [*objective.metric_names, *objective.training_metrics],
-        'class_weights': None if asked.class_weights is None else str(asked.class_weights),
-        'augmentation': None if objective.augment is None else _described(asked.augmentation),
-        'task': str(problem.task),
-        'data': problem.fingerprint,
-        'validation': problem.val_fingerprint,
-    }
-
-
-def _described(augmentation: Any) -> str:
-    if isinstance(augmentation, list | tuple):
-        return f'[{", ".join(map(_described, augmentation))}]'
-    # Without addresses, which are others in every process.
-    return getattr(augmentation, '__qualname__', None) or re.sub(
-        r' at 0x\w+', '', repr(augmentation)
-    )
-
-
-def _open_checkpoints(
-    checkpoint: Checkpoint | None,
-    config: TrainingConfig,
-    resume: bool,
-    metric_names: tuple[str, ...],
-) -> Checkpoints | None:
-    if checkpoint is not None:
-        return Checkpoints(checkpoint, config.checkpoint_dir, resume, metric_names)
-    if resume and not config.fast_dev_run:
-        raise ConfigError(
-            "resume: got True without checkpoints, expected callbacks=['checkpoint'] in the config."
-        )
-    return None
-
-
-def _restored(
-    run: Run, checkpoints: Checkpoints | None, prepared: Prepared
-) -> dict[str, list[Any]]:
-    if checkpoints is None:
-        return {}
-    checkpoints.check_space(run.state)
-    return checkpoints.restore(run, empty_metrics(prepared.program.metrics))
-
-
-@contextlib.contextmanager
-def _recorded(run: Run, problem: Problem) -> Iterator[None]:
-    """Notes the run in the model's record, and forgets it if it fails before its first step."""
-    record = record_of(run.user_model)
-    before = vars(record) | {'runs': list(record.runs)}
-    record.task = problem.task
-    record.input_spec = problem.inputs
-    if run.resumed and record.runs and run.history.continues(record.runs[-1]):
-        record.runs.pop()  # the same run, which now goes on
-    record.runs.append(run.history)
-    data = ('data', 'validation')
-    record.config = {name: value for name, value in run.settings.items() if name not in data}
-    record.data_fingerprint = problem.fingerprint
-    record.optimizer, record.continues = None, False
-    try:
-        yield
-    except Exception:
-        if not run.history.steps:
-            vars(record).update(before)
-        raise
-
-
-def _describe(run: Run, problem: Problem, checkpoints: Checkpoints | None) -> str:
-    """One line on what is about to happen, with what was inferred."""
-    config = run.config
-    parameters = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(run.state.params))
-    parts = [
-        str(problem.task),
-        _rows_of(problem),
-        f'{parameters:,} parameters',
-        f'{problem.objective.loss_name}, {_optimizer_of(config)}',
-        jax.devices()[0].platform,
-    ]
-    if run.resumed and checkpoints is not None:
-        parts.append(f'resumed after {run.step:,} steps from {checkpoints.directory}')
-    return '; '.join(parts)
-
-
-def _rows_of(problem: Problem) -> str:
-    train, val = problem.train, problem.val
-    rows = f'{len(train.rows):,} rows' if isinstance(train, Examples) else 'batches'
-    shown = f'{rows} of {problem.inputs}'
-    return shown + (f', {len(val.rows):,} for validation' if isinstance(val, Examples) else '')
-
-
-def _optimizer_of(config: TrainingConfig) -> str:
-    if not isinstance(config.optimizer, str):
-        return 'an optimizer of your own'
-    rate = config.learning_rate
-    return f'{config.optimizer} {rate:g}' if isinstance(rate, int | float) else config.optimizer
-
-
-def _write_back(run: Run) -> None:
-    """Puts the trained arrays into the user's object."""
-    # A dispatch that failed, or a second Ctrl-C, took the donated arrays with it.
-    states = [state for state in (run.state, run.kept) if state is not None and _is_usable(state)]
-    if run.best_arrays is None and not states:
-        warnings.warn(
-            'model: what was learned is lost with the step that failed; the model is as it was '
-            "when last written. callbacks=['checkpoint'] keeps every epoch on disk.",
-            ThinkMLWarning,
-            stacklevel=3,
-        )
-        return
-    if run.best_arrays is None and states[0] is not run.state:
-        warnings.warn(
-            f'model: a step failed; the model has what was learned in the {int(states[0].step):,} '
-            'steps before the dispatch it was in.',
-            ThinkMLWarning,
-            stacklevel=3,
-        )
-    run.write(*(run.best_arrays or (states[0].eval_params, states[0].model_state)))
-    if states:
-        record_of(run.user_model).optimizer = optimizer_arrays(states[0])
-
-
-def _is_usable(state: TrainState) -> bool:
-    try:
-        jax.block_until_ready(state)
-    except RuntimeError:  # donated, or the outcome of a step that failed
-        return False
-    return True

@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-import warnings
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -11,7 +10,7 @@ import numpy as np
 
 from thinkml.core import Batch, set_learning_rate, train_chunks
 from thinkml.data import device_budget
-from thinkml.errors import ConfigError, ThinkMLWarning
+from thinkml.errors import ConfigError, warn_user
 from thinkml.figures import new_figure, save_figure
 from thinkml.training.config import TrainingConfig
 from thinkml.training.preparation import Prepared, prepare
@@ -109,12 +108,10 @@ def _smoothed(losses: np.ndarray) -> np.ndarray:
 def _suggested(rates: np.ndarray, losses: np.ndarray) -> float:
     lowest = int(np.argmin(losses)) if len(losses) else 0
     if lowest < 2:
-        warnings.warn(
+        warn_user(
             f"learning_rate: got 'auto', but the loss falls at no rate from {_LOWEST:g} to "
             f'{_HIGHEST:g}, so 0.001 is taken. Check that inputs and targets belong together and '
-            'are scaled.',
-            ThinkMLWarning,
-            stacklevel=5,
+            'are scaled.'
         )
         return 0.001
     slopes = np.gradient(losses[: lowest + 1], np.log(rates[: lowest + 1]))

@@ -2,11 +2,17 @@
 
 import dataclasses
 import math
-import warnings
 from typing import Any, Literal
 
 from thinkml.core import is_higher_better, scale_learning_rate
-from thinkml.errors import ConfigError, ThinkMLWarning, is_number, is_whole, problems, unknown_name
+from thinkml.errors import (
+    ConfigError,
+    is_number,
+    is_whole,
+    problems,
+    unknown_name,
+    warn_user,
+)
 from thinkml.training.run import Run, copy_arrays
 
 Mode = Literal['min', 'max']
@@ -138,11 +144,9 @@ class EarlyStopping:
     def on_train_start(self, run: Run) -> None:
         self._watched = watched(self.monitor, self.mode, run.metric_names, self.min_delta)
         if self.monitor is None and self._watched.name == 'loss':
-            warnings.warn(
+            warn_user(
                 'early_stopping: there is no validation data, so it watches the training loss, '
-                'which does not notice overfitting. Pass X_val and y_val, or validation_split.',
-                ThinkMLWarning,
-                stacklevel=2,
+                'which does not notice overfitting. Pass X_val and y_val, or validation_split.'
             )
         self._best_arrays: Any = self._arrays(run) if self.restore_best else None
 
