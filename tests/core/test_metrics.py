@@ -256,6 +256,19 @@ def test_r2_of_constant_targets_and_of_one_row(predictions, targets, expected):
     assert got['r2'] == pytest.approx(expected, nan_ok=True)
 
 
+def test_collections_of_other_metrics_have_another_structure():
+    """Else a jitted function takes one for the other, see `thinkml.core.metrics._registered`."""
+    names = [('mse',), ('mae',), ('mae', 'mse'), ('mse', 'mae'), ()]
+    made = [make_metrics(each, kind='regression', num_outputs=1) for each in names]
+    structures = [jax.tree.structure(metrics.empty()) for metrics in made]
+    for index, structure in enumerate(structures):
+        assert [structure == other for other in structures] == [
+            other == index for other in range(len(structures))
+        ]
+    paths = [jax.tree_util.keystr(path) for path, _ in jax.tree.leaves_with_path(made[0].empty())]
+    assert any(path.startswith('.loss') for path in paths)
+
+
 # --- weights and masks ------------------------------------------------------------------------
 
 
