@@ -49,6 +49,10 @@ class ThinkMLWarning(UserWarning):
     """Base of all warnings ThinkML issues on purpose."""
 
 
+class DeviceCountWarning(ThinkMLWarning):
+    """A training runs on fewer devices than it was asked to."""
+
+
 def did_you_mean(name: object, known: Iterable[str]) -> str:
     """Returns ``" Did you mean 'adam'?"`` where something known is close, else an empty string."""
     known = list(known)
@@ -79,9 +83,9 @@ def is_whole(value: Any) -> bool:
     return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
-def warn_user(message: str) -> None:
-    """Issues a `ThinkMLWarning` where ThinkML was called, however deep inside it arises."""
+def warn_user(message: str, category: type[ThinkMLWarning] = ThinkMLWarning) -> None:
+    """Issues a warning where ThinkML was called, however deep inside it arises."""
     frame, level = sys._getframe(1), 2
     while frame.f_back and frame.f_globals.get('__name__', '').startswith('thinkml.'):
         frame, level = frame.f_back, level + 1
-    warnings.warn(message, ThinkMLWarning, stacklevel=level)
+    warnings.warn(message, category, stacklevel=level)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from thinkml.core.sharding import Parted
 from thinkml.core.step import Batch
 
 
@@ -24,6 +25,8 @@ class DeviceData(struct.PyTreeNode):
         rows: int32, the rows in use; only the first ``num_rows`` entries count.
         num_rows: int32 scalar.
         weight: float32 ``[capacity]``, what each example's loss counts; None where all count 1.
+        parted: how ``x``, ``y`` and ``weight`` are in parts on several devices; None where each
+            device has all of them.
     """
 
     x: Any
@@ -31,6 +34,7 @@ class DeviceData(struct.PyTreeNode):
     rows: jax.Array
     num_rows: jax.Array
     weight: jax.Array | None = None
+    parted: Parted | None = struct.field(pytree_node=False, default=None)
 
 
 class Block(NamedTuple):
@@ -158,7 +162,10 @@ def _order(rows: jax.Array, num_rows: jax.Array, key: jax.Array | None, epoch: i
 
 def take(data: DeviceData, rows: jax.Array, first: jax.Array) -> Batch:
     """Gathers rows as a batch; those at or past ``num_rows`` of the plan get weight 0."""
-    gather = functools.partial(jnp.take, indices=rows, axis=0, mode='clip')
+    if data.parted is None:
+        gather = functools.partial(jnp.take, indices=rows, axis=0, mode='clip')
+    else:
+        gather = functools.partial(data.parted.take, rows=rows)
     mask = (first + jnp.arange(len(rows)) < data.num_rows).astype(jnp.float32)
     weight = mask if data.weight is None else mask * gather(data.weight)
     return Batch(jax.tree.map(gather, data.x), gather(data.y), weight, mask)

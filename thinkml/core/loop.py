@@ -14,6 +14,7 @@ from clu.metrics import Collection
 
 from thinkml.core.feed import DeviceData, Feed, take
 from thinkml.core.metrics import compute
+from thinkml.core.sharding import Layout, replicate
 from thinkml.core.state import TrainState
 from thinkml.core.step import EvalStep, TrainStep
 
@@ -103,6 +104,7 @@ def train_chunks(
     border_every: int | None = None,
     stop_nonfinite: bool = True,
     steps_per_dispatch: int | None = None,
+    layout: Layout | None = None,
 ) -> Iterator[Chunk]:
     """Trains, yielding after each dispatch.
 
@@ -120,6 +122,7 @@ def train_chunks(
         stop_nonfinite: end with the first step whose loss is NaN or infinite.
         steps_per_dispatch: training steps in one dispatch. None fits them to about a second, for
             Python can't react (progress bar, Ctrl-C) while a dispatch runs.
+        layout: that of the step.
 
     Yields:
         a `Chunk` as soon as it is dispatched.
@@ -129,7 +132,7 @@ def train_chunks(
     last_step = math.inf if max_steps is None else steps_done + max_steps
     for epoch in range(start.epoch, epochs):
         begun = start if epoch == start.epoch else Position(epoch)
-        totals = empty_metrics(metrics) if begun.metrics is None else begun.metrics
+        totals = empty_metrics(metrics, layout) if begun.metrics is None else begun.metrics
         asked_at = time.perf_counter()
         for block in feed.blocks(epoch, begun.step, begun.source):
             input_seconds = time.perf_counter() - asked_at
@@ -138,7 +141,9 @@ def train_chunks(
                 steps = min(pace.steps_from(steps_done), last_step - steps_done)
                 last = int(min(block.last, first + steps))
                 started = time.perf_counter()
-                run = functools.partial(_run_steps, step, stop_nonfinite, block.data, block.plan)
+                run = functools.partial(
+                    _run_steps, step, stop_nonfinite, layout, block.data, block.plan
+                )
                 state, totals, losses, num_done = run((state, totals), first, last)
                 chunk = Chunk(
                     state=state,
@@ -152,7 +157,7 @@ def train_chunks(
                     source=block.sources[last - 1] if block.sources else None,
                     started_at=started,
                     input_seconds=input_seconds,
-                    rerun=functools.partial(_rerun, run, metrics, first),
+                    rerun=functools.partial(_rerun, run, metrics, layout, first),
                 )
                 yield chunk
                 losses.block_until_ready()
@@ -197,16 +202,17 @@ class _Pace:
         self.steps = max(1, int(self.TARGET_SECONDS / self.step_seconds))
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def empty_metrics(metrics: type[Collection]) -> Collection:
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def empty_metrics(metrics: type[Collection], layout: Layout | None = None) -> Collection:
     """An epoch's metrics before anything was measured."""
-    return metrics.empty()
+    return replicate(layout, metrics.empty())
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=4)
+@functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=5)
 def _run_steps(
     step: TrainStep,
     stop_nonfinite: bool,
+    layout: Layout | None,
     data: DeviceData,
     plan: jax.Array,
     carry: tuple[TrainState, Collection],
@@ -225,16 +231,24 @@ def _run_steps(
         state, output = step(state, batch)
         goes_on = jnp.isfinite(output.loss) if stop_nonfinite else jnp.asarray(True)
         losses = losses.at[index - first].set(output.loss)
-        return index + 1, goes_on, state, totals.merge(output.metrics), losses
+        totals = replicate(layout, totals.merge(output.metrics))
+        return index + 1, goes_on, state, totals, losses
 
     losses = jnp.zeros((len(plan),), jnp.float32)
     start = (jnp.asarray(first, jnp.int32), jnp.asarray(True), *carry, losses)
     index, _, state, totals, losses = jax.lax.while_loop(goes_on, body, start)
-    return state, totals, losses, index - first
+    return state, totals, *replicate(layout, (losses, index - first))
 
 
-def _rerun(run: Any, metrics: type[Collection], first: int, state: TrainState, num_steps: int):
-    return run((state, empty_metrics(metrics)), first, first + num_steps)[0]
+def _rerun(
+    run: Any,
+    metrics: type[Collection],
+    layout: Layout | None,
+    first: int,
+    state: TrainState,
+    num_steps: int,
+) -> TrainState:
+    return run((state, empty_metrics(metrics, layout)), first, first + num_steps)[0]
 
 
 def evaluate(
@@ -245,6 +259,7 @@ def evaluate(
     data: DeviceData | Iterable[DeviceData],
     *,
     batch_size: int,
+    layout: Layout | None = None,
 ) -> dict[str, float]:
     """Returns the metrics over a data set as plain floats, exact for any batch size.
 
@@ -255,19 +270,23 @@ def evaluate(
         model_state: the other arrays.
         data: the data set, whole or in parts.
         batch_size: rows at a time; bounds the memory, changes nothing else.
+        layout: that of the step.
     """
-    totals = empty_metrics(metrics)
+    totals = empty_metrics(metrics, layout)
     for part in [data] if isinstance(data, DeviceData) else data:
-        totals = _run_eval(step, batch_size, totals, params, model_state, part)
+        totals = _run_eval(step, batch_size, layout, totals, params, model_state, part)
     return compute(totals)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=2)
-def _run_eval(step, batch_size, totals, params, model_state, data: DeviceData) -> Collection:
+@functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=3)
+def _run_eval(
+    step, batch_size, layout, totals, params, model_state, data: DeviceData
+) -> Collection:
     def body(index, totals):
         first = index * batch_size
         rows = data.rows[(first + jnp.arange(batch_size)) % data.num_rows]
-        return totals.merge(step(params, model_state, take(data, rows, first)))
+        measured = step(params, model_state, take(data, rows, first))
+        return replicate(layout, totals.merge(measured))
 
     num_batches = (data.num_rows + batch_size - 1) // batch_size
     return jax.lax.fori_loop(0, num_batches, body, totals)

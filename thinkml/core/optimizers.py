@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from thinkml.core.schedules import SCHEDULES, Schedule
+from thinkml.core.sharding import put_like
 from thinkml.errors import ConfigError, unknown_name
 
 PyTree = Any
@@ -399,7 +400,7 @@ def _like(old: Any, value: Any, name: str) -> jax.Array:
     if old is None:
         return jnp.array(value, _dtype(name))
     value = jnp.broadcast_to(jnp.asarray(value), jnp.shape(old))
-    return jnp.array(value, jnp.result_type(old))
+    return put_like(jnp.array(value, jnp.result_type(old)), old)
 
 
 def set_learning_rate(opt_state: Any, learning_rate: float) -> Any:

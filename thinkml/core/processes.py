@@ -49,6 +49,38 @@ def told_by_first(find: Callable[[], Any], error: type[Exception] = CheckpointEr
     return told['found']
 
 
+def agreed(value: int) -> int:
+    """Returns the first process's number in all of them: what a clock says differs in each."""
+    if jax.process_count() == 1:
+        return value
+    from jax.experimental import multihost_utils
+
+    return int(multihost_utils.broadcast_one_to_all(np.int32(value)))
+
+
+def least_of_all(value: int | None) -> int | None:
+    """Returns the least number of all processes; None where each has none."""
+    if jax.process_count() == 1:
+        return value
+    most = np.iinfo(np.int64).max
+    least = int(_gathered(most if value is None else value).min())
+    return None if least == most else least
+
+
+def most_of_all(value: int) -> int:
+    """Returns the greatest number of all processes."""
+    return value if jax.process_count() == 1 else int(_gathered(value).max())
+
+
+def _gathered(value: int) -> np.ndarray:
+    from jax.experimental import multihost_utils
+
+    # As text of its bytes: without 64-bit mode, JAX would cut it.
+    own = np.frombuffer(np.int64(value).tobytes(), np.uint8)
+    gathered = np.asarray(multihost_utils.process_allgather(own), np.uint8)
+    return np.frombuffer(gathered.tobytes(), np.int64)
+
+
 def _broadcast(content: bytes) -> bytes:
     from jax.experimental import multihost_utils
 

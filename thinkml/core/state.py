@@ -8,6 +8,7 @@ import optax
 from flax import struct
 
 from thinkml.core.optimizers import set_hyperparams
+from thinkml.core.sharding import Layout, pin_state, put_global
 
 
 class Ema(struct.PyTreeNode):
@@ -68,6 +69,7 @@ def init_state(
     learning_rate: float | None = None,
     *,
     ema_decay: float | None = None,
+    layout: Layout | None = None,
     **hyperparams: float | None,
 ) -> TrainState:
     """Creates the state before the first step, from copies of the given arrays.
@@ -82,6 +84,7 @@ def init_state(
         learning_rate: for an optimizer from `make_optimizer`, which holds it in its state; None
             for one that was built with its own.
         ema_decay: of the parameters' moving average; None keeps none.
+        layout: where the state is to be, on several devices; None for one.
         **hyperparams: the optimizer's other numbers, see `set_hyperparams`.
 
     Example:
@@ -92,11 +95,15 @@ def init_state(
         0
     """
     hyperparams = {'learning_rate': learning_rate} | hyperparams
-    return _init_state(tx.init, params, model_state, key, hyperparams, ema_decay)
+    arrays = (params, model_state, key)
+    if layout is not None:
+        arrays = jax.tree.map(put_global, arrays, layout.of_state(arrays))
+    return _init_state(tx.init, layout, *arrays, hyperparams, ema_decay)
 
 
 def _init(
     init_optimizer: Any,
+    layout: Layout | None,
     params: Any,
     model_state: Any,
     key: jax.Array,
@@ -108,7 +115,7 @@ def _init(
     opt_state = init_optimizer(params)
     if any(value is not None for value in hyperparams.values()):
         opt_state = set_hyperparams(opt_state, **hyperparams)
-    return TrainState(
+    state = TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
         model_state=model_state,
@@ -118,6 +125,7 @@ def _init(
         if ema_decay is None
         else Ema(jax.tree.map(jnp.copy, params), jnp.asarray(ema_decay, jnp.float32)),
     )
+    return pin_state(layout, state)
 
 
-_init_state = jax.jit(_init, static_argnums=0)
+_init_state = jax.jit(_init, static_argnums=(0, 1))

@@ -12,6 +12,7 @@ from clu.metrics import Collection
 from thinkml.core.adapters import ApplyFn
 from thinkml.core.convolutions import fast_convolutions
 from thinkml.core.losses import LossFn
+from thinkml.core.sharding import Layout, pin_state, replicate, split_rows
 from thinkml.core.state import TrainState
 
 
@@ -55,6 +56,7 @@ def make_train_step(
     augment: AugmentFn | None = None,
     accumulate_steps: int = 1,
     measure_every: int = 1,
+    layout: Layout | None = None,
 ) -> TrainStep:
     """Returns the pure ``train_step(state, batch) -> (state, StepOutput)``.
 
@@ -74,6 +76,7 @@ def make_train_step(
             Only one part's activations are in memory at a time, and BatchNorm sees a part each.
         measure_every: steps from one whose gradients and parameters are measured, by
             `TRAINING_ONLY_METRICS`, to the next.
+        layout: where the arrays are, on several devices; None for one.
 
     Example:
         See ``examples/02_own_loop.py`` for a whole loop.
@@ -112,6 +115,7 @@ def make_train_step(
         parts = jax.tree.map(
             lambda leaf: leaf.reshape(accumulate_steps, -1, *leaf.shape[1:]), batch
         )
+        parts = split_rows(layout, parts, axis=1)
         start = (jnp.zeros((), jnp.float32), jax.tree.map(jnp.zeros_like, params), model_state)
         (loss, grads, model_state), outputs = jax.lax.scan(
             add_part, start, (jnp.arange(accumulate_steps), parts)
@@ -120,6 +124,8 @@ def make_train_step(
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, StepOutput]:
         key = jax.random.fold_in(state.key, state.step)
+        if accumulate_steps == 1:
+            batch = split_rows(layout, batch)
         total = jnp.sum(batch.weight)
         total = jnp.where(total > 0, total, 1)  # a batch of weight 0 has gradient 0, not NaN
         compute = gradients if accumulate_steps == 1 else accumulated
@@ -139,7 +145,7 @@ def make_train_step(
             opt_state=opt_state,
             ema=None if state.ema is None else state.ema.update(params),
         )
-        return state, StepOutput(loss, collected)
+        return pin_state(layout, state), replicate(layout, StepOutput(loss, collected))
 
     return train_step
 
@@ -149,16 +155,23 @@ _AUGMENT = 2**31
 
 
 @functools.lru_cache(maxsize=64)
-def make_eval_step(apply: ApplyFn, loss_fn: LossFn, metrics: type[Collection]) -> EvalStep:
+def make_eval_step(
+    apply: ApplyFn,
+    loss_fn: LossFn,
+    metrics: type[Collection],
+    *,
+    layout: Layout | None = None,
+) -> EvalStep:
     """Returns the pure ``eval_step(params, model_state, batch) -> metrics``, in eval mode.
 
     Equal arguments return the same function.
     """
 
     def eval_step(params: Any, model_state: Any, batch: Batch) -> Collection:
+        batch = split_rows(layout, batch)
         outputs, _ = apply(params, model_state, batch.x, key=None, train=False)
         logits = _as_logits(outputs, batch.y)
-        return _collect(metrics, logits, loss_fn(logits, batch.y), batch)
+        return replicate(layout, _collect(metrics, logits, loss_fn(logits, batch.y), batch))
 
     return eval_step
 

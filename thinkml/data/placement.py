@@ -1,7 +1,8 @@
 """Checked arrays onto the device."""
 
+import functools
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,8 @@ import jax
 import numpy as np
 
 from thinkml.core import DeviceData
+from thinkml.core.processes import least_of_all
+from thinkml.core.sharding import Layout, Parted, put_global
 from thinkml.data.rows import Rows
 from thinkml.errors import DataError
 
@@ -19,43 +22,101 @@ _CGROUP_LIMIT = Path('/sys/fs/cgroup/memory.max')
 
 
 def place(
-    x: Any, y: np.ndarray, rows: np.ndarray | None = None, weight: np.ndarray | None = None
+    x: Any,
+    y: np.ndarray,
+    rows: np.ndarray | None = None,
+    weight: np.ndarray | None = None,
+    layout: Layout | None = None,
+    *,
+    parted: bool = False,
 ) -> DeviceData:
-    """Puts a data set on the device.
+    """Puts a data set on the device, or on all of them.
 
     Arrays are padded to a capacity at most 1/64 larger, so that data sets of nearly equal length
     (the folds of a cross-validation) share compiled programs.
 
     Args:
-        x: inputs ``[rows, ...]``: an array, or a dict or tuple of them.
+        x: inputs ``[rows, ...]``: an array, a dict or tuple of them, or `Rows`.
         y: encoded targets ``[rows, ...]``.
         rows: the rows to use; None for all.
         weight: float32 ``[rows]``, what each example's loss counts; None where all count 1.
+        layout: the devices, where there are several.
+        parted: whether each of them has a part of the rows, and not all. A process then reads no
+            others than its devices have.
 
     Raises:
         DataError: if the arrays don't fit into the device's memory.
     """
-    check_fits({'x': x, 'y': y})
+    if layout is None:
+        check_fits({'x': x, 'y': y})
     count = capacity(len(y))
     used = np.arange(len(y)) if rows is None else rows
-
-    def put(array: np.ndarray) -> jax.Array:
-        return jax.device_put(padded(array, count))
-
+    read = functools.partial(_read, x, y, weight)
+    if parted and layout is not None:
+        positions = np.arange(-(-count // layout.num_devices) * layout.num_devices)
+        arrays = put_parts(read, positions, len(y), layout)
+    else:
+        arrays = jax.tree.map(
+            lambda array: put(padded(array, count), layout), read(slice(0, len(y)))
+        )
+    x_placed, y_placed, weight_placed = arrays
     return DeviceData(
-        x=jax.tree.map(put, x),
-        y=put(y),
-        rows=put(used.astype(np.int32)),
-        num_rows=jax.device_put(np.int32(len(used))),
-        weight=None if weight is None else put(weight),
-    )
+        x=x_placed, y=y_placed, weight=weight_placed,
+        rows=put(padded(used.astype(np.int32), count), layout),
+        num_rows=put(np.int32(len(used)), layout),
+        parted=Parted(layout.mesh, aligned=False) if parted and layout is not None else None,
+    )  # fmt: skip
 
 
-def select(data: DeviceData, rows: np.ndarray) -> DeviceData:
+def _read(x: Any, y: np.ndarray, weight: np.ndarray | None, rows: slice | np.ndarray) -> Any:
+    if not isinstance(x, Rows):
+        x = jax.tree.map(lambda array: array[rows], x)
+    elif isinstance(rows, slice):
+        x = x.all()
+    else:
+        x = x.take(rows)
+    return x, y[rows], None if weight is None else weight[rows]
+
+
+def put(array: Any, layout: Layout | None) -> jax.Array:
+    """Puts an array on the device, or on all devices of a layout."""
+    return jax.device_put(array) if layout is None else put_global(array, layout.everywhere)
+
+
+def put_parts(
+    read: Callable[[np.ndarray], Any], positions: np.ndarray, num_rows: int, layout: Layout
+) -> Any:
+    """Puts rows on the devices, each of which gets an equal part of them.
+
+    Args:
+        read: returns the arrays of some rows, given their positions.
+        positions: of the rows, in the order in which they are to lie on the devices.
+        num_rows: how many there are; later positions only fill up.
+        layout: the devices.
+
+    Returns:
+        the arrays ``[len(positions), ...]``, of which this process has read its own parts.
+    """
+
+    def part_of(device: Any, part: slice) -> Any:
+        wanted = positions[part]
+        there = wanted[wanted < num_rows]
+        arrays = read(there if len(there) else np.zeros(1, np.int64))
+        return jax.tree.map(lambda leaf: jax.device_put(padded(leaf, len(wanted)), device), arrays)
+
+    def whole(*parts: jax.Array) -> jax.Array:
+        shape = (len(positions), *parts[0].shape[1:])
+        return jax.make_array_from_single_device_arrays(shape, layout.rows, list(parts))
+
+    places: Any = layout.rows.addressable_devices_indices_map((len(positions),))
+    return jax.tree.map(whole, *(part_of(device, part) for device, (part,) in places.items()))
+
+
+def select(data: DeviceData, rows: np.ndarray, layout: Layout | None = None) -> DeviceData:
     """Another part of a placed data set; the arrays are shared."""
     return data.replace(
-        rows=jax.device_put(padded(rows.astype(np.int32), len(data.rows))),
-        num_rows=jax.device_put(np.int32(len(rows))),
+        rows=put(padded(rows.astype(np.int32), len(data.rows)), layout),
+        num_rows=put(np.int32(len(rows)), layout),
     )
 
 
@@ -65,17 +126,22 @@ def capacity(num_rows: int) -> int:
     return -(-num_rows // granularity) * granularity
 
 
-def device_budget(limit: int | None = None) -> int | None:
-    """Bytes that data may take on the device; None where nobody says and nothing limits them.
+def device_budget(limit: int | None = None, layout: Layout | None = None) -> int | None:
+    """Bytes that data may take on a device; None where nobody says and nothing limits them.
 
     What is free now, less what parameters, optimizer state and activations need.
 
     Args:
         limit: the most it may be; None for no such limit.
+        layout: the devices, where there are several; the one with the least counts.
     """
-    free = _free_bytes(jax.devices()[0])
-    budgets = [limit, None if free is None else int(free * (1 - _RESERVED_SHARE))]
-    return min((budget for budget in budgets if budget is not None), default=None)
+    devices = jax.local_devices()[:1] if layout is None else layout.mesh.local_devices
+    frees = [free for device in devices if (free := _free_bytes(device)) is not None]
+    # All devices that are simulated on a CPU share its memory.
+    shares = len(devices) if devices[0].platform == 'cpu' else 1
+    budgets = [limit, *(int(free * (1 - _RESERVED_SHARE)) // shares for free in frees)]
+    budget = min((budget for budget in budgets if budget is not None), default=None)
+    return budget if layout is None else least_of_all(budget)
 
 
 def fits(num_bytes: int, limit: int | None = None) -> bool:
@@ -92,7 +158,7 @@ def check_fits(arrays: Mapping[str, Any]) -> None:
     """
     needed = sum(map(_num_bytes, arrays.values()))
     if not fits(needed):
-        free = _free_bytes(jax.devices()[0]) or 0
+        free = _free_bytes(jax.local_devices()[0]) or 0
         raise DataError(
             f'{", ".join(arrays)}: got {needed / 2**20:,.0f} MiB of data, but the device has '
             f'{free / 2**20:,.0f} MiB free, of which {_RESERVED_SHARE:.0%} is kept for training. '

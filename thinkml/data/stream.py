@@ -14,8 +14,9 @@ import numpy as np
 
 from thinkml.core import Block, DeviceData
 from thinkml.core.feed import epoch_order, steps_of
+from thinkml.core.sharding import Layout, Parted
 from thinkml.data.batches import Batches, BatchIterator, HostBatch
-from thinkml.data.placement import capacity, padded
+from thinkml.data.placement import capacity, padded, put, put_parts
 from thinkml.data.rows import Rows
 from thinkml.errors import DataError
 
@@ -51,9 +52,10 @@ class StreamedFeed:
         budget: bytes of the device that the blocks may take; None for a default. Room for four
             steps is taken in any case.
         limit_steps: steps after which an epoch ends, if it has more; None for all.
+        layout: the devices, where there are several.
 
     Attributes:
-        num_bytes: what the blocks take on the device at most.
+        num_bytes: what the blocks take on a device at most.
     """
 
     def __init__(
@@ -67,15 +69,16 @@ class StreamedFeed:
         shuffle_key: jax.Array | None,
         budget: int | None = None,
         limit_steps: int | None = None,
+        layout: Layout | None = None,
     ):
         self._x, self._y, self._weight = x, y, weight
         self._rows = np.arange(len(x)) if rows is None else rows
         self.batch_size = min(batch_size, len(self._rows))
         self.steps_per_epoch = steps_of(len(self._rows), batch_size, limit_steps)
-        step_bytes = self.batch_size * row_bytes(x, y, weight)
+        step_bytes = _bytes_of_step(self.batch_size, row_bytes(x, y, weight), layout)
         self._block_steps = block_steps(step_bytes, self.steps_per_epoch, budget)
         self.num_bytes = _BLOCKS * self._block_steps * step_bytes
-        self._key = shuffle_key
+        self._key, self._layout = shuffle_key, layout
 
     def blocks(self, epoch: int, first: int, source: Any = None) -> Iterator[Block]:
         """The blocks of an epoch from step ``first`` on, read ahead of their use."""
@@ -94,16 +97,24 @@ class StreamedFeed:
             yield block
             start += steps
             steps = max(1, int(_BLOCK_SECONDS / step_seconds))
+            if jax.process_count() > 1:  # whose clocks differ, and whose blocks must not
+                steps = self._block_steps
 
     def _block(self, order: np.ndarray, start: int, steps: int) -> Block:
         first, size = start * self.batch_size, steps * self.batch_size
-        rows = order[np.arange(first, first + size) % len(order)]
-        weight = None if self._weight is None else self._weight[rows]
+        rows_of_block = order[np.arange(first, first + size) % len(order)]
+
+        def read(positions: np.ndarray) -> Arrays:
+            rows = rows_of_block[positions]
+            weight = None if self._weight is None else self._weight[rows]
+            return self._x.take(rows), self._y[rows], weight
+
         return block_of(
-            (self._x.take(rows), self._y[rows], weight),
+            read, size,
             num_rows=min(len(order) - first, size),
             shape=(self._block_steps, self.batch_size),
             start=start, last=steps, ends_epoch=start + steps == self.steps_per_epoch,
+            layout=self._layout,
         )  # fmt: skip
 
 
@@ -120,9 +131,10 @@ class BatchFeed:
         budget: bytes of the device that the blocks may take; None for a default. Room for four
             steps is taken in any case.
         limit_steps: steps after which an epoch ends, if it has more; None for all.
+        layout: the devices, where there are several.
 
     Attributes:
-        num_bytes: what the blocks take on the device at most.
+        num_bytes: what the blocks take on a device at most.
     """
 
     def __init__(
@@ -133,8 +145,9 @@ class BatchFeed:
         accumulate_steps: int = 1,
         budget: int | None = None,
         limit_steps: int | None = None,
+        layout: Layout | None = None,
     ):
-        self._batches, self._encode = batches, encode
+        self._batches, self._encode, self._layout = batches, encode, layout
         self._accumulate_steps, self._limit_steps = accumulate_steps, limit_steps
         arrays = encode(batches.peek(), f'{batches.argument}, batch 1')
         self._rows_of_batch = len(arrays[1])
@@ -143,7 +156,7 @@ class BatchFeed:
         steps = None if count is None else math.ceil(count / accumulate_steps)
         limits = [number for number in (steps, limit_steps) if number is not None]
         self.steps_per_epoch = min(limits) if steps is not None else None
-        step_bytes = self.batch_size * row_bytes(*arrays)
+        step_bytes = _bytes_of_step(self.batch_size, row_bytes(*arrays), layout)
         self._block_steps = block_steps(step_bytes, min(limits, default=None), budget)
         self.num_bytes = _BLOCKS * self._block_steps * step_bytes
 
@@ -158,7 +171,7 @@ class BatchFeed:
         for step, is_last in _told_last(itertools.islice(self._steps(iterator), self._left(first))):
             steps.append(step)
             is_short = step.num_rows < self.batch_size
-            is_late = time.perf_counter() - begun > _BLOCK_SECONDS
+            is_late = time.perf_counter() - begun > _BLOCK_SECONDS and jax.process_count() == 1
             if is_last or is_short or is_late or len(steps) == self._block_steps:
                 yield self._block(steps, start, is_last)
                 start, begun = start + len(steps), time.perf_counter()
@@ -188,12 +201,14 @@ class BatchFeed:
     def _block(self, steps: list['_Step'], start: int, ends_epoch: bool) -> Block:
         parts = [part for step in steps for part in step.parts]
         num_rows = sum(step.num_rows for step in steps)
-        rows = _filled_up(num_rows, len(steps) * self.batch_size, steps[-1].num_rows)
+        size = len(steps) * self.batch_size
+        rows = _filled_up(num_rows, size, steps[-1].num_rows)
+        arrays = jax.tree.map(lambda *leaves: np.concatenate(leaves)[rows], *parts)
         block = block_of(
-            jax.tree.map(lambda *leaves: np.concatenate(leaves)[rows], *parts),
+            lambda positions: jax.tree.map(lambda leaf: leaf[positions], arrays), size,
             num_rows=num_rows,
             shape=(self._block_steps, self.batch_size),
-            start=start, last=len(steps), ends_epoch=ends_epoch,
+            start=start, last=len(steps), ends_epoch=ends_epoch, layout=self._layout,
         )  # fmt: skip
         return block._replace(sources=[step.source for step in steps])
 
@@ -251,44 +266,98 @@ def block_steps(step_bytes: int, steps_per_epoch: int | None, budget: int | None
     return fitting if steps_per_epoch is None else min(fitting, steps_per_epoch)
 
 
+def _bytes_of_step(batch_size: int, row_bytes: int, layout: Layout | None) -> int:
+    """Bytes of a device that the rows of a step take."""
+    return row_bytes * (batch_size if layout is None else -(-batch_size // layout.num_devices))
+
+
 def block_of(
-    arrays: Arrays,
+    read: Callable[[Any], Arrays],
+    size: int,
     *,
     num_rows: int,
     shape: tuple[int, int],
     start: int,
     last: int,
     ends_epoch: bool,
+    layout: Layout | None = None,
 ) -> Block:
-    """Puts consecutive rows on the device, as a block of ``shape`` whatever their number."""
-    steps, batch_size = shape
+    """Puts consecutive rows on the device, as a block of ``shape`` whatever their number.
 
-    def put(array: np.ndarray) -> jax.Array:
-        return jax.device_put(padded(array, steps * batch_size))
+    Args:
+        read: returns the arrays of some of the rows, given their positions or a slice of them.
+        size: how many rows there are to read.
+        num_rows: how many of them are examples, before those that fill up.
+        shape: steps and rows of a step.
+        start: see `Block`.
+        last: see `Block`.
+        ends_epoch: see `Block`.
+        layout: the devices, where there are several: each gets its rows of every step.
+    """
+    places = block_places(*shape, layout)
+    if layout is None:
+        count = len(places.positions)
+        arrays = jax.tree.map(
+            lambda array: jax.device_put(padded(array, count)), read(slice(0, size))
+        )
+    else:
+        arrays = put_parts(read, places.positions, size, layout)
+    x, y, weight = arrays
+    data = DeviceData(x, y, places.rows, put(np.int32(num_rows), layout), weight, places.parted)
+    return Block(data, places.plan, start, 0, last, ends_epoch)
 
-    plan, rows = identity_plan(steps, batch_size)
-    x, y, weight = jax.tree.map(put, arrays)
-    data = DeviceData(x, y, rows, jax.device_put(np.int32(num_rows)), weight)
-    return Block(data, plan, start, 0, last, ends_epoch)
+
+class _Places(NamedTuple):
+    """Where the rows of a block lie.
+
+    Attributes:
+        positions: of the rows in the block, in the order in which they lie on the devices.
+        plan: ``[steps, batch]``, the places of the rows of each step.
+        rows: the same, flat.
+        parted: see `DeviceData`.
+    """
+
+    positions: np.ndarray
+    plan: jax.Array
+    rows: jax.Array
+    parted: Parted | None
 
 
 @functools.lru_cache(maxsize=8)
-def identity_plan(steps: int, batch_size: int) -> tuple[jax.Array, jax.Array]:
-    """The plan that takes rows as they lie, ``[steps, batch]``, and flat."""
-    rows = np.arange(steps * batch_size, dtype=np.int32)
-    return jax.device_put(rows.reshape(steps, batch_size)), jax.device_put(rows)
+def block_places(steps: int, batch_size: int, layout: Layout | None) -> _Places:
+    """Rows lie as they come, or those of each device together, if the devices divide a step."""
+    positions = np.arange(steps * batch_size, dtype=np.int32)
+    plan, parted = positions.reshape(steps, batch_size), None
+    if layout is not None:
+        num_devices = layout.num_devices
+        parted = Parted(layout.mesh, aligned=batch_size % num_devices == 0)
+        if parted.aligned:
+            by_device = positions.reshape(steps, num_devices, -1).swapaxes(0, 1)
+            plan = np.argsort(by_device.ravel()).astype(np.int32).reshape(steps, batch_size)
+            positions = by_device.ravel()
+        else:
+            positions = np.arange(-(-len(positions) // num_devices) * num_devices, dtype=np.int32)
+    return _Places(positions, put(plan, layout), put(plan.ravel(), layout), parted)
 
 
 def row_parts(
-    x: Rows, y: np.ndarray, weight: np.ndarray | None, rows: np.ndarray, part_rows: int
+    x: Rows,
+    y: np.ndarray,
+    weight: np.ndarray | None,
+    rows: np.ndarray,
+    part_rows: int,
+    layout: Layout | None = None,
 ) -> Iterator[DeviceData]:
     """Gives rows to the device in parts, for an evaluation."""
 
     def part(first: int) -> DeviceData:
-        taken = rows[first : first + part_rows]
-        return _part(
-            (x.take(taken), y[taken], None if weight is None else weight[taken]), part_rows
-        )
+        part_of_rows = rows[first : first + part_rows]
+
+        def read(positions: Any) -> Arrays:
+            taken = part_of_rows[positions]
+            return x.take(taken), y[taken], None if weight is None else weight[taken]
+
+        return _part(read, len(part_of_rows), part_rows, layout)
 
     return prefetched(part(first) for first in range(0, len(rows), part_rows))
 
@@ -298,19 +367,28 @@ def batch_parts(
     encode: Callable[[HostBatch, str], Arrays],
     part_rows: int,
     limit: int | None = None,
+    layout: Layout | None = None,
 ) -> Iterator[DeviceData]:
     """Gives batches to the device one by one, for an evaluation; the first ``limit`` of them."""
-    encoded = (
-        encode(batch, f'{batches.argument}, batch {number}')
-        for number, batch in enumerate(itertools.islice(batches.iterate(), limit), 1)
-    )
-    return prefetched(_part(arrays, max(part_rows, len(arrays[1]))) for arrays in encoded)
+
+    def part(number: int, batch: HostBatch) -> DeviceData:
+        arrays = encode(batch, f'{batches.argument}, batch {number}')
+        return _part(
+            lambda positions: jax.tree.map(lambda leaf: leaf[positions], arrays),
+            len(arrays[1]), max(part_rows, len(arrays[1])), layout,
+        )  # fmt: skip
+
+    numbered = enumerate(itertools.islice(batches.iterate(), limit), 1)
+    return prefetched(itertools.starmap(part, numbered))
 
 
-def _part(arrays: Arrays, part_rows: int) -> DeviceData:
+def _part(
+    read: Callable[[Any], Arrays], num_rows: int, part_rows: int, layout: Layout | None
+) -> DeviceData:
     return block_of(
-        arrays, num_rows=len(arrays[1]), shape=(1, part_rows), start=0, last=1, ends_epoch=False
-    ).data
+        read, num_rows, num_rows=num_rows, shape=(1, part_rows), start=0, last=1,
+        ends_epoch=False, layout=layout,
+    ).data  # fmt: skip
 
 
 def prefetched(items: Iterable[Item]) -> Iterator[Item]:

@@ -16,6 +16,7 @@ from thinkml.monitoring import TrainingMonitor as TrainingMonitor
 from thinkml.training.callbacks import Callback as Callback
 from thinkml.training.checkpointing import Checkpoint as Checkpoint
 from thinkml.training.config import TrainingConfig as TrainingConfig
+from thinkml.training.distributed import DistributedTrainer as DistributedTrainer
 from thinkml.training.loggers import CSVLogger as CSVLogger
 from thinkml.training.loggers import MLflow as MLflow
 from thinkml.training.loggers import TensorBoard as TensorBoard

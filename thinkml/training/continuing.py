@@ -6,6 +6,7 @@ from typing import Any
 import jax
 
 from thinkml.core import TrainState
+from thinkml.core.sharding import put_like
 from thinkml.errors import ConfigError, problems
 
 
@@ -43,6 +44,7 @@ def take_up(state: TrainState, arrays: Mapping[str, Any]) -> TrainState:
         jax.tree.structure(_learned(opt_state)), [arrays[name] for name in expected]
     )
     copied = jax.tree.map(jax.numpy.copy, learned)  # a training donates what it is given
+    copied = jax.tree.map(put_like, copied, _learned(opt_state))
     if hasattr(opt_state, 'inner_state'):
         copied = opt_state._replace(inner_state=copied)
     return state.replace(opt_state=copied)

@@ -1,5 +1,6 @@
 """What a problem's data is trained and validated from: on the device, or streamed to it."""
 
+import enum
 import functools
 import math
 from typing import Any
@@ -7,8 +8,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from thinkml.core import Feed, ResidentFeed, inference_batch_size
+from thinkml.core import DeviceData, Feed, ResidentFeed, inference_batch_size
 from thinkml.core.feed import steps_of
+from thinkml.core.sharding import Layout
 from thinkml.data import (
     BatchFeed,
     HostBatch,
@@ -29,39 +31,75 @@ from thinkml.training.problem import Examples, Problem, Stream
 
 
 def make_feed(
-    problem: Problem, config: TrainingConfig, shuffle_key: jax.Array
+    problem: Problem, config: TrainingConfig, shuffle_key: jax.Array, layout: Layout | None
 ) -> tuple[Feed, Validation | None]:
     """Chooses for the data: what fits stays on the device, what doesn't is streamed.
 
-    Training data comes first; validation data may have what is left.
+    Of several devices each has all of it, or, where that does not fit, a part. Training data comes
+    first; validation data may have what is left.
 
     Raises:
         ConfigError: for a share of batches whose number nobody knows.
     """
-    budget = device_budget(config.device_data_bytes)
+    budget = device_budget(config.device_data_bytes, layout)
     train, val = problem.train, problem.val
     if isinstance(train, Stream):
         feed = BatchFeed(
             train.batches, functools.partial(_encode, train),
             accumulate_steps=config.accumulate_steps, budget=budget,
             limit_steps=_limit(config, _steps_of_batches(train.batches.num_batches, config)),
+            layout=layout,
         )  # fmt: skip
-        return feed, _validation(val, None, config, _less(budget, feed.num_bytes))
+        return feed, _validation(val, None, config, _less(budget, feed.num_bytes), layout)
     batch_size = config.batch_size * config.accumulate_steps
     limit = _limit(config, steps_of(len(train.rows), batch_size))
-    if budget is not None and _num_bytes(train) > budget:
+    where = where_to_put(train, budget, layout)
+    if where is Where.HOST:
         feed = StreamedFeed(
             train.x, train.y, rows=train.rows, weight=train.weight, batch_size=batch_size,
-            shuffle_key=shuffle_key, budget=budget, limit_steps=limit,
+            shuffle_key=shuffle_key, budget=budget, limit_steps=limit, layout=layout,
         )  # fmt: skip
-        return feed, _validation(val, None, config, _less(budget, feed.num_bytes))
-    data = place(train.x.all(), train.y, train.rows, train.weight)
+        return feed, _validation(val, None, config, _less(budget, feed.num_bytes), layout)
+    data = _placed(train, train.rows, where, layout)
     feed = ResidentFeed(
-        data, num_rows=len(train.rows), batch_size=batch_size, shuffle_key=shuffle_key,
-        limit_steps=limit,
+        data, num_rows=len(train.rows), batch_size=batch_size,
+        shuffle_key=shuffle_key if layout is None else layout.put(shuffle_key), limit_steps=limit,
     )  # fmt: skip
     shared = data if isinstance(val, Examples) and val.x is train.x else None
-    return feed, _validation(val, shared, config, _less(budget, _num_bytes(train)))
+    left = _less(budget, num_bytes(train, where, layout))
+    return feed, _validation(val, shared, config, left, layout)
+
+
+class Where(enum.Enum):
+    """Where the rows of a data set are."""
+
+    EACH_DEVICE = 'on each device'
+    PARTED = 'a part on each device'
+    HOST = 'on the host, streamed'
+
+
+def where_to_put(examples: Examples, budget: int | None, layout: Layout | None) -> Where:
+    """Where the rows go, given the bytes that data may take on a device."""
+    for where in (Where.EACH_DEVICE, Where.PARTED):
+        if budget is None or num_bytes(examples, where, layout) <= budget:
+            return where
+    return Where.HOST
+
+
+def num_bytes(examples: Examples, where: Where, layout: Layout | None) -> int:
+    """Bytes of a device that all rows take, with those that fill up to the capacity."""
+    x, y, _, weight = examples
+    num_devices = 1 if layout is None or where is Where.EACH_DEVICE else layout.num_devices
+    count = capacity(len(x))
+    # The plan, 4 bytes a row, is whole on each device.
+    return -(-count // num_devices) * (row_bytes(x, y, weight) - 4) + 4 * count
+
+
+def _placed(
+    examples: Examples, rows: np.ndarray, where: Where, layout: Layout | None
+) -> DeviceData:
+    x, y, _, weight = examples
+    return place(x, y, rows, weight, layout, parted=where is Where.PARTED)
 
 
 def _less(budget: int | None, num_bytes: int) -> int | None:
@@ -88,7 +126,11 @@ def _steps_of_batches(count: int | None, config: TrainingConfig) -> int | None:
 
 
 def _validation(
-    val: Examples | Stream | None, shared: Any, config: TrainingConfig, budget: int | None
+    val: Examples | Stream | None,
+    shared: Any,
+    config: TrainingConfig,
+    budget: int | None,
+    layout: Layout | None,
 ) -> Validation | None:
     if val is None:
         return None
@@ -98,7 +140,7 @@ def _validation(
         limit = 1 if config.fast_dev_run else None
         count = val.batches.num_batches
         return Validation(
-            lambda: batch_parts(val.batches, encode, batch_size, limit), batch_size,
+            lambda: batch_parts(val.batches, encode, batch_size, limit, layout), batch_size,
             None if count is None else count * batch_size,
         )  # fmt: skip
     # By capacity, so that another split finds the compiled program.
@@ -108,13 +150,11 @@ def _validation(
         Validation, batch_size=batch_size,
         capacity=math.ceil(capacity(len(val.x)) / batch_size) * batch_size,
     )  # fmt: skip
-    if shared is not None:
-        data = select(shared, rows)
-        return make(lambda: data)
-    if budget is None or _num_bytes(val) <= budget:
-        data = place(val.x.all(), val.y, rows, val.weight)
-        return make(lambda: data)
-    return make(lambda: row_parts(val.x, val.y, val.weight, rows, batch_size))
+    where = where_to_put(val, budget, layout)
+    if shared is None and where is Where.HOST:
+        return make(lambda: row_parts(val.x, val.y, val.weight, rows, batch_size, layout))
+    data = _placed(val, rows, where, layout) if shared is None else select(shared, rows, layout)
+    return make(lambda: data)
 
 
 def _encode(stream: Stream, batch: HostBatch, argument: str) -> Arrays:
@@ -124,9 +164,3 @@ def _encode(stream: Stream, batch: HostBatch, argument: str) -> Arrays:
     if stream.class_table is not None:
         weight = weight * stream.class_table[y]
     return batch.x, y, weight
-
-
-def _num_bytes(examples: Examples) -> int:
-    """Bytes of the device that all rows take, with those that fill up to the capacity."""
-    x, y, _, weight = examples
-    return capacity(len(x)) * row_bytes(x, y, weight)

@@ -9,6 +9,7 @@ from clu.metrics import Collection
 
 from thinkml.core import Chunk, DeviceData, Feed, TrainState, evaluate, train_chunks
 from thinkml.core.metrics import compute
+from thinkml.core.sharding import Layout
 from thinkml.core.step import EvalStep, TrainStep
 from thinkml.errors import DivergedError, warn_user
 from thinkml.monitoring import ProgressBar
@@ -21,12 +22,17 @@ from thinkml.training.signals import Signals
 
 
 class Program(NamedTuple):
-    """The functions a run is compiled from, and the metric collections they fill."""
+    """The functions a run is compiled from, the metric collections they fill, and the devices.
+
+    Attributes:
+        layout: where the arrays are, on several devices; None for one.
+    """
 
     train_step: TrainStep
     metrics: type[Collection]
     eval_step: EvalStep
     eval_metrics: type[Collection]
+    layout: Layout | None
 
 
 class Validation(NamedTuple):
@@ -112,6 +118,7 @@ def _chunks(
         max_steps=None if config.max_steps is None else config.max_steps - run.step,
         border_every=None if checkpoints is None else checkpoints.border_every,
         stop_nonfinite=config.on_nan != 'ignore', steps_per_dispatch=config.steps_per_dispatch,
+        layout=program.layout,
     )  # fmt: skip
 
 
@@ -162,7 +169,7 @@ def _validate(run: Run, program: Program, validation: Validation | None) -> dict
         return {}
     metrics = evaluate(
         program.eval_step, program.eval_metrics, run.state.eval_params, run.state.model_state,
-        validation.read(), batch_size=validation.batch_size,
+        validation.read(), batch_size=validation.batch_size, layout=program.layout,
     )  # fmt: skip
     return {f'val_{name}': value for name, value in metrics.items()}
 

@@ -1,5 +1,6 @@
 """From a checked problem to what `fit` runs: the program, the state, the feed."""
 
+import dataclasses
 import math
 from typing import Any, NamedTuple
 
@@ -18,6 +19,7 @@ from thinkml.core import (
     make_optimizer,
     make_train_step,
 )
+from thinkml.core.sharding import Layout, as_on_one_device
 from thinkml.data import capacity
 from thinkml.errors import ConfigError
 from thinkml.record import record_of
@@ -48,7 +50,9 @@ class Prepared(NamedTuple):
     total_steps: int | None
 
 
-def prepare(model: Any, problem: Problem, config: TrainingConfig) -> Prepared:
+def prepare(
+    model: Any, problem: Problem, config: TrainingConfig, layout: Layout | None = None
+) -> Prepared:
     """Puts the data in its place and makes the program and the state.
 
     Raises:
@@ -58,7 +62,7 @@ def prepare(model: Any, problem: Problem, config: TrainingConfig) -> Prepared:
     init_key, step_key, shuffle_key = jax.random.split(jax.random.key(config.seed), 3)
     dtype = get_compute_dtype(config.precision)
     functional = functionalize(model, problem.spec, init_key, compute_dtype=dtype)
-    feed, validation = make_feed(problem, config, shuffle_key)
+    feed, validation = make_feed(problem, config, shuffle_key, layout)
     total_steps = _total_steps(feed, config)
     tx = make_optimizer(
         config.optimizer,
@@ -67,13 +71,22 @@ def prepare(model: Any, problem: Problem, config: TrainingConfig) -> Prepared:
     )
     state = init_state(
         functional.params, functional.model_state, tx, step_key,
-        ema_decay=config.ema_decay, **_hyperparams(config, total_steps),
+        ema_decay=config.ema_decay, layout=layout, **_hyperparams(config, total_steps),
     )  # fmt: skip
     record = record_of(model)
     if record.continues and record.optimizer is not None:
         state = take_up(state, record.optimizer)
-    program = _make_program(problem, functional, tx, feed, validation, config)
+    program = _make_program(problem, functional, tx, feed, validation, config, layout)
+    if layout is not None:
+        functional = _written_as_on_one_device(functional, layout)
     return Prepared(functional, program, state, feed, validation, total_steps)
+
+
+def _written_as_on_one_device(functional: FunctionalModel, layout: Layout) -> FunctionalModel:
+    def write(params: Any, model_state: Any) -> None:
+        functional.write(*as_on_one_device(layout, (params, model_state)))
+
+    return dataclasses.replace(functional, write=write)
 
 
 def needs_length(config: TrainingConfig) -> bool:
@@ -124,6 +137,7 @@ def _make_program(
     feed: Feed,
     validation: Validation | None,
     config: TrainingConfig,
+    layout: Layout | None,
 ) -> Program:
     objective = problem.objective
     metrics = _metrics(
@@ -137,9 +151,10 @@ def _make_program(
         functional.apply, objective.loss_fn, tx, metrics,
         augment=objective.augment, accumulate_steps=_parts(feed, config),
         measure_every=_measure_every(feed) if objective.training_metrics else 1,
+        layout=layout,
     )  # fmt: skip
-    eval_step = make_eval_step(functional.apply, objective.loss_fn, eval_metrics)
-    return Program(train_step, metrics, eval_step, eval_metrics)
+    eval_step = make_eval_step(functional.apply, objective.loss_fn, eval_metrics, layout=layout)
+    return Program(train_step, metrics, eval_step, eval_metrics, layout)
 
 
 def _metrics(

@@ -12,6 +12,7 @@ import numpy as np
 
 from thinkml.core import TrainState
 from thinkml.core.loop import empty_metrics
+from thinkml.core.sharding import Layout, as_on_one_device
 from thinkml.errors import ConfigError, NotTrainedError, warn_user
 from thinkml.monitoring import History, ProgressBar
 from thinkml.record import record_of
@@ -55,6 +56,7 @@ def train(
     model: Any,
     asked: Asked,
     config: TrainingConfig,
+    layout: Layout | None = None,
     *,
     resume: bool,
     progress: bool,
@@ -66,6 +68,7 @@ def train(
         model: the user's object.
         asked: what is to be learned.
         config: the settings.
+        layout: the devices, where there are several.
         resume: go on from the newest checkpoint.
         progress: show what is trained and a progress bar on stderr.
     """
@@ -80,7 +83,7 @@ def train(
     resumed = None if checkpoints is None else checkpoints.resumed_settings
     if config.learning_rate == 'auto':
         if resumed is None:
-            latest.learning_rate_range = learning_rate_range(model, problem, config)
+            latest.learning_rate_range = learning_rate_range(model, problem, config, layout)
             rate = latest.learning_rate_range.suggestion
         else:
             rate = resumed['learning_rate']
@@ -88,7 +91,7 @@ def train(
     settings = _settings(config, problem, asked)
     if checkpoints is not None:
         checkpoints.check_same_run(settings, callbacks, fixed_length=needs_length(config))
-    prepared = prepare(model, problem, config)
+    prepared = prepare(model, problem, config, layout)
     run = Run(
         model, prepared.functional.write, config, History(), prepared.state, metric_names,
         callbacks, settings,
@@ -110,9 +113,9 @@ def train(
             )  # fmt: skip
         except BaseException:
             if run.step > first_step:
-                _write_back(run)
+                _write_back(run, layout)
             raise
-        _write_back(run)
+        _write_back(run, layout)
         if run.stop_reason is not None and (shown or signals.terminated):
             print(
                 f'After epoch {run.epoch}: {run.stop_reason.rstrip(".")}.',
@@ -120,6 +123,24 @@ def train(
                 flush=True,
             )
     return run.history
+
+
+def check_config(config: TrainingConfig | None) -> TrainingConfig:
+    """Returns the settings, the defaults for None."""
+    if not isinstance(config, TrainingConfig | None):
+        raise ConfigError(
+            f'config: got {type(config).__name__}, expected a TrainingConfig, for instance '
+            'TrainingConfig(epochs=20).'
+        )
+    return config or TrainingConfig()
+
+
+def check_switches(**switches: Any) -> None:
+    """Raises a `ConfigError` for one that is neither True nor False."""
+    for name, value in switches.items():
+        if not isinstance(value, bool):
+            where = ' checkpoint_dir, in the config, says where from.' if name == 'resume' else ''
+            raise ConfigError(f'{name}: got {value!r}, expected True or False.{where}')
 
 
 def _without_traces(config: TrainingConfig) -> TrainingConfig:
@@ -178,7 +199,8 @@ def _restored(
     if checkpoints is None:
         return {}
     checkpoints.check_space(run.state)
-    return checkpoints.restore(run, empty_metrics(prepared.program.metrics))
+    program = prepared.program
+    return checkpoints.restore(run, empty_metrics(program.metrics, program.layout))
 
 
 @contextlib.contextmanager
@@ -233,7 +255,7 @@ def _optimizer_of(config: TrainingConfig) -> str:
     return f'{config.optimizer} {rate:g}' if isinstance(rate, int | float) else config.optimizer
 
 
-def _write_back(run: Run) -> None:
+def _write_back(run: Run, layout: Layout | None) -> None:
     """Puts the trained arrays into the user's object."""
     # A dispatch that failed, or a second Ctrl-C, took the donated arrays with it.
     states = [state for state in (run.state, run.kept) if state is not None and _is_usable(state)]
@@ -250,7 +272,8 @@ def _write_back(run: Run) -> None:
         )
     run.write(*(run.best_arrays or (states[0].eval_params, states[0].model_state)))
     if states:
-        record_of(run.user_model).optimizer = optimizer_arrays(states[0])
+        learned = as_on_one_device(layout, optimizer_arrays(states[0]))
+        record_of(run.user_model).optimizer = learned
 
 
 def _is_usable(state: TrainState) -> bool:

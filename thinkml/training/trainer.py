@@ -4,11 +4,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from thinkml.core.losses import LossFn
-from thinkml.errors import ConfigError
 from thinkml.monitoring import History
 from thinkml.training.config import TrainingConfig
 from thinkml.training.problem import Asked, make_problem
-from thinkml.training.train import Latest, train
+from thinkml.training.train import Latest, check_config, check_switches, train
 from thinkml.training.tuning import LearningRateRange, largest_batch_size, learning_rate_range
 
 
@@ -37,12 +36,7 @@ class ModelTrainer:
     """
 
     def __init__(self, config: TrainingConfig | None = None):
-        if not isinstance(config, TrainingConfig | None):
-            raise ConfigError(
-                f'config: got {type(config).__name__}, expected a TrainingConfig, for instance '
-                'TrainingConfig(epochs=20).'
-            )
-        self.config = config or TrainingConfig()
+        self.config = check_config(config)
         self._latest = Latest()
 
     @property
@@ -122,7 +116,7 @@ class ModelTrainer:
             CheckpointError: if checkpoints can't be written, or none can be read.
             DivergedError: if the loss is NaN or infinite and ``config.on_nan`` is ``'raise'``.
         """
-        _check_switches(resume=resume, progress=progress)
+        check_switches(resume=resume, progress=progress)
         asked = Asked(
             X_train, y_train, X_val, y_val, loss_fn, metrics, class_weights, sample_weight,
             augmentation, groups,
@@ -205,10 +199,3 @@ class ModelTrainer:
             NotTrainedError: before the first epoch has ended.
         """
         return self._latest.metrics()
-
-
-def _check_switches(**switches: Any) -> None:
-    for name, value in switches.items():
-        if not isinstance(value, bool):
-            where = ' checkpoint_dir, in the config, says where from.' if name == 'resume' else ''
-            raise ConfigError(f'{name}: got {value!r}, expected True or False.{where}')

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from thinkml.core import Batch, set_learning_rate, train_chunks
+from thinkml.core.sharding import Layout
 from thinkml.data import device_budget
 from thinkml.errors import ConfigError, warn_user
 from thinkml.figures import new_figure, save_figure
@@ -62,7 +63,9 @@ class LearningRateRange:
         return figure
 
 
-def learning_rate_range(model: Any, problem: Problem, config: TrainingConfig) -> LearningRateRange:
+def learning_rate_range(
+    model: Any, problem: Problem, config: TrainingConfig, layout: Layout | None = None
+) -> LearningRateRange:
     """Trains a copy of the model for 100 steps, at rates from 1e-6 to 10, and looks at the loss.
 
     Raises:
@@ -76,7 +79,7 @@ def learning_rate_range(model: Any, problem: Problem, config: TrainingConfig) ->
     constant = dataclasses.replace(
         config, learning_rate=_LOWEST, lr_schedule='constant', warmup_steps=None
     )
-    rates, losses = _measure(prepare(model, problem, constant))
+    rates, losses = _measure(prepare(model, problem, constant, layout))
     smooth = _smoothed(losses)
     return LearningRateRange(rates, smooth, _suggested(rates, smooth))
 
@@ -86,7 +89,7 @@ def _measure(prepared: Prepared) -> tuple[np.ndarray, np.ndarray]:
     rates, losses = np.geomspace(_LOWEST, _HIGHEST, _STEPS), []
     chunks = train_chunks(
         prepared.program.train_step, prepared.program.metrics, prepared.state, prepared.feed,
-        epochs=_STEPS, max_steps=_STEPS, steps_per_dispatch=1,
+        epochs=_STEPS, max_steps=_STEPS, steps_per_dispatch=1, layout=prepared.program.layout,
     )  # fmt: skip
     for rate, chunk in zip(np.append(rates[1:], _HIGHEST), chunks, strict=False):
         losses.append(float(chunk.step_losses()[0]))
