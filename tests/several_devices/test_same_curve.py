@@ -1,0 +1,155 @@
+"""The curve of one device, on any number of them."""
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from tests.models_for_tests import mlp
+from thinkml.training import DistributedTrainer, ModelTrainer, TrainingConfig
+
+RNG = np.random.default_rng(0)
+# Neither a multiple of the batch nor of the devices.
+X = RNG.normal(size=(203, 8, 8, 1)).astype(np.float32)
+Y = (X.mean((1, 2, 3)) > 0).astype(int) + (X[:, 0, 0, 0] > 0.7)
+X_VAL, Y_VAL = X[:57] + 0.1, Y[:57]
+
+
+class ConvBatchNorm(nnx.Module):
+    def __init__(self, rngs):
+        self.conv = nnx.Conv(1, 8, (3, 3), rngs=rngs)
+        self.norm = nnx.BatchNorm(8, rngs=rngs)
+        self.dropout = nnx.Dropout(0.3, rngs=rngs)
+        self.out = nnx.Linear(128, 3, rngs=rngs)
+
+    def __call__(self, x):
+        x = nnx.max_pool(nnx.relu(self.norm(self.conv(x))), (2, 2), (2, 2))
+        return self.out(self.dropout(x.reshape(len(x), -1)))
+
+
+class TransformerBlock(nnx.Module):
+    """Rows of pixels are the sequence."""
+
+    def __init__(self, rngs):
+        self.embed = nnx.Linear(8, 32, rngs=rngs)
+        self.attention = nnx.MultiHeadAttention(
+            num_heads=4, in_features=32, dropout_rate=0.2, decode=False, rngs=rngs
+        )
+        self.norms = nnx.List([nnx.LayerNorm(32, rngs=rngs) for _ in range(2)])
+        self.up = nnx.Linear(32, 64, rngs=rngs)
+        self.down = nnx.Linear(64, 32, rngs=rngs)
+        self.out = nnx.Linear(32, 3, rngs=rngs)
+
+    def __call__(self, x):
+        x = self.embed(x[..., 0])
+        x = x + self.attention(self.norms[0](x))
+        x = x + self.down(nnx.gelu(self.up(self.norms[1](x))))
+        return self.out(x.mean(1))
+
+
+class Flat(nnx.Module):
+    def __init__(self, rngs):
+        self.mlp = mlp(64, 3, hidden=64)
+
+    def __call__(self, x):
+        return self.mlp(x.reshape(len(x), -1))
+
+
+MODELS = {'mlp': Flat, 'cnn': ConvBatchNorm, 'transformer': TransformerBlock}
+SETTINGS = {
+    'epochs': 2, 'batch_size': 32, 'optimizer': 'momentum', 'learning_rate': 0.05,
+    'gradient_clip_norm': 1.0, 'ema_decay': 0.9, 'steps_per_dispatch': 3,
+}  # fmt: skip
+_known = {}
+
+
+def arrays_of(model):
+    kept = nnx.state(model, nnx.Any(nnx.Param, nnx.BatchStat))
+    return {str(path): np.asarray(value) for path, value in nnx.to_flat_state(kept)}
+
+
+def trained(kind, trainer, x=X, y=Y, **options):
+    model = MODELS[kind](nnx.Rngs(0))
+    options = {'metrics': ['f1', 'roc_auc'], 'class_weights': 'balanced', **options}
+    history = trainer.train(model, x, y, X_VAL, Y_VAL, progress=False, **options)
+    return dict(history), history.step_loss, arrays_of(model)
+
+
+def on_one(kind, **settings):
+    key = (kind, *sorted(settings.items()))
+    if key not in _known:
+        _known[key] = trained(kind, ModelTrainer(TrainingConfig(**SETTINGS | settings)))
+    return _known[key]
+
+
+def assert_same(got, expected, tolerance=1e-5):
+    assert got[0].keys() == expected[0].keys()
+    for name, values in expected[0].items():
+        np.testing.assert_allclose(got[0][name], values, rtol=0, atol=tolerance, err_msg=name)
+    np.testing.assert_allclose(got[1], expected[1], rtol=0, atol=tolerance)
+    for name, array in expected[2].items():
+        np.testing.assert_allclose(got[2][name], array, rtol=0, atol=tolerance, err_msg=name)
+
+
+@pytest.mark.parametrize('kind', MODELS)
+@pytest.mark.parametrize('strategy', ['mirrored', 'fsdp'])
+@pytest.mark.parametrize('devices', [1, 2, 3, 4, 8])
+@pytest.mark.parametrize('accumulate_steps', [1, 2])
+def test_the_curve_does_not_depend_on_the_devices(kind, strategy, devices, accumulate_steps):
+    settings = {'accumulate_steps': accumulate_steps, 'batch_size': 32 // accumulate_steps}
+    config = TrainingConfig(**SETTINGS | settings)
+    trainer = DistributedTrainer(config, strategy=strategy, num_gpus=devices)
+    assert_same(trained(kind, trainer), on_one(kind, **settings))
+
+
+def test_adam_too():
+    # Not of a model with parameters whose gradients are 0 but for rounding (a bias before
+    # BatchNorm): Adam divides that by its own size.
+    trainer = DistributedTrainer(TrainingConfig(**SETTINGS | {'optimizer': 'adam'}))
+    assert_same(trained('mlp', trainer), on_one('mlp', optimizer='adam'))
+
+
+@pytest.mark.parametrize('devices', [3, 8])
+@pytest.mark.parametrize('bytes_', [20_000, 4_000], ids=['parted', 'streamed'])
+def test_the_curve_does_not_depend_on_where_the_data_is(devices, bytes_):
+    config = TrainingConfig(**SETTINGS, device_data_bytes=bytes_ * 8 // devices)
+    trainer = DistributedTrainer(config, num_gpus=devices)
+    assert_same(trained('cnn', trainer), on_one('cnn'))
+
+
+def batches():
+    for first in range(0, len(X), 32):
+        yield X[first : first + 32], Y[first : first + 32]
+
+
+@pytest.mark.parametrize('devices', [3, 8])
+def test_the_curve_of_batches(devices):
+    config = TrainingConfig(**SETTINGS)
+    weights = {0: 1.0, 1: 2.0, 2: 0.5}
+    options = {'x': batches, 'y': None, 'class_weights': weights, 'metrics': ['f1']}
+    expected = trained('cnn', ModelTrainer(config), **options)
+    got = trained('cnn', DistributedTrainer(config, num_gpus=devices), **options)
+    assert_same(got, expected)
+
+
+@pytest.mark.parametrize('strategy', ['mirrored', 'fsdp'])
+def test_the_same_seed_gives_the_same_bits(strategy):
+    runs = [
+        trained('cnn', DistributedTrainer(TrainingConfig(**SETTINGS), strategy=strategy))
+        for _ in range(2)
+    ]
+    assert runs[0][0] == runs[1][0]
+    for name, array in runs[0][2].items():
+        np.testing.assert_array_equal(runs[1][2][name], array)
+
+
+@pytest.mark.parametrize('settings', [{}, {'device_data_bytes': 20_000}])
+def test_nothing_compiles_twice(settings, count_compiles):
+    def train(epochs=2):
+        config = TrainingConfig(**SETTINGS | settings | {'epochs': epochs})
+        trained('cnn', DistributedTrainer(config))
+
+    train()
+    assert count_compiles(train) == 0
+    assert count_compiles(train, epochs=4) == 0
+    assert len(jax.devices()) == 8
