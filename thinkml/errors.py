@@ -41,6 +41,10 @@ class ModelFileError(ThinkMLError, OSError):
     """A model directory that can't be written, or is damaged, foreign or not trusted."""
 
 
+class ProcessError(ThinkMLError, OSError):
+    """A run of several processes can't begin, or has lost one of them."""
+
+
 class CheckpointError(ThinkMLError, OSError):
     """A checkpoint that can't be written or read."""
 

@@ -36,7 +36,11 @@ def _png(figure: 'Figure') -> bytes:
 
 def save_figure(figure: 'Figure', path: str | os.PathLike[str]) -> None:
     """Writes a figure to a file, whose ending picks the format; missing folders are made."""
+    from thinkml.core.processes import is_first_process
+
     check_ending(path)
+    if not is_first_process():
+        return
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=200)
 

@@ -14,6 +14,7 @@ from clu.metrics import Collection
 
 from thinkml.core.feed import DeviceData, Feed, take
 from thinkml.core.metrics import compute
+from thinkml.core.processes import agreed
 from thinkml.core.sharding import Layout, replicate
 from thinkml.core.state import TrainState
 from thinkml.core.step import EvalStep, TrainStep
@@ -138,7 +139,10 @@ def train_chunks(
             input_seconds = time.perf_counter() - asked_at
             first = block.first
             while first < block.last and steps_done < last_step:
-                steps = min(pace.steps_from(steps_done), last_step - steps_done)
+                steps = pace.steps_from(steps_done)
+                if layout is not None and layout.spans_processes:
+                    steps = agreed(steps)
+                steps = min(steps, last_step - steps_done)
                 last = int(min(block.last, first + steps))
                 started = time.perf_counter()
                 run = functools.partial(

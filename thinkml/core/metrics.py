@@ -172,7 +172,7 @@ def _registered(cls: type[clu_metrics.Collection]) -> type[clu_metrics.Collectio
     function then runs the program of another class; ``register_pytree_with_keys`` has no such gap.
     """
     cls = dataclasses.dataclass(frozen=True)(cls)
-    names = [field.name for field in dataclasses.fields(cls)]
+    names = [field.name for field in dataclasses.fields(cls)]  # pyright: ignore[reportArgumentType]
 
     def flatten(metrics: Any) -> tuple[tuple[Any, ...], None]:
         return tuple(getattr(metrics, name) for name in names), None

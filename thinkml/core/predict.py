@@ -10,7 +10,7 @@ import numpy as np
 
 from thinkml.core.adapters import ApplyFn
 from thinkml.core.functional import functionalize
-from thinkml.core.sharding import placements
+from thinkml.core.sharding import Layout, layout_of, placements, put_global, replicate
 
 # Inputs of one batch are kept to about this size; activations are a small multiple of it.
 _BATCH_BYTES = 8 * 2**20
@@ -49,7 +49,8 @@ def predict_outputs(model: Any, x: Any, *, batch_size: int | None = None) -> np.
 
     The model and its mode stay as they were. Rows are read and sent to the devices a batch at a
     time, each device a part of it; the last batch is filled up, so that every batch runs the same
-    program.
+    program. The devices are those of this process, or those that a model is in parts on; where
+    they are of several processes, each of these calls it with the same rows.
 
     Args:
         model: see `functionalize`.
@@ -70,13 +71,20 @@ def predict_outputs(model: Any, x: Any, *, batch_size: int | None = None) -> np.
     if batch_size is None:
         # A power of two for few rows as well, so that nearby numbers of rows share a program.
         batch_size = min(inference_batch_size(spec), 2 ** (num_rows - 1).bit_length())
-    rows, everywhere = placements()
+    arrays = (functional.params, functional.model_state)
+    layout = layout_of(arrays)
+    if layout is None:
+        rows, everywhere = placements()
+        arrays = jax.device_put(arrays, everywhere)
+    else:  # they stay in their parts
+        rows = layout.rows
+        arrays = jax.tree.map(put_global, arrays, layout.of_state(arrays))
     batch_size = -(-batch_size // rows.num_devices) * rows.num_devices
-    arrays = jax.device_put((functional.params, functional.model_state), everywhere)
     outputs = []
     for first in range(0, num_rows, batch_size):
         batch = _filled(take(np.arange(first, min(first + batch_size, num_rows))), batch_size)
-        outputs.append(_forward(functional.apply, *arrays, jax.device_put(batch, rows)))
+        batch = jax.tree.map(lambda leaf: put_global(leaf, rows), batch)
+        outputs.append(_forward(functional.apply, layout, *arrays, batch))
         if len(outputs) > 1:  # waits for the batch before, so that inputs don't pile up
             outputs[-2] = np.asarray(outputs[-2])
     return np.concatenate(jax.device_get(outputs))[:num_rows]
@@ -92,7 +100,9 @@ def _filled(x: Any, batch_size: int) -> Any:
     return x if num_rows == batch_size else _take(x, np.arange(batch_size) % num_rows)
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _forward(apply: ApplyFn, params: Any, model_state: Any, x: Any) -> jax.Array:
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _forward(
+    apply: ApplyFn, layout: Layout | None, params: Any, model_state: Any, x: Any
+) -> jax.Array:
     outputs, _ = apply(params, model_state, x, key=None, train=False)
-    return outputs.astype(jnp.float32)
+    return replicate(layout, outputs.astype(jnp.float32))

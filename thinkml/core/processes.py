@@ -1,18 +1,92 @@
-"""What the processes of one run do together: one of them writes what all share."""
+"""What the processes of one run do together: they start, agree, and one writes what all share."""
 
+import contextlib
 import json
-from collections.abc import Callable
+import os
+import re
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import numpy as np
 
-from thinkml.errors import CheckpointError
+from thinkml.errors import CheckpointError, ProcessError
+
+# Seconds after which a process that says nothing counts as lost.
+_SILENCE = 60
+
+
+def start(
+    coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None
+) -> None:
+    """Makes this process one of a run's, if it is: by the arguments or by the environment.
+
+    JAX finds the others where SLURM, Kubernetes, Open MPI or a TPU pod started them. Nothing is
+    done where they have met already (``jax.distributed.initialize`` was called), or where
+    nothing says that there are others.
+
+    Args:
+        coordinator: ``'host:port'`` of process 0, where the environment does not tell.
+        num_processes: how many there are, likewise.
+        process_id: which one this is, likewise.
+
+    Raises:
+        ProcessError: if JAX was used before, or the others can't be met.
+    """
+    if jax.distributed.is_initialized() or not (coordinator or _is_one_of_several()):
+        return
+    # The only transport of XLA's CPU backend that every build has; other backends have their own.
+    jax.config.update('jax_cpu_collectives_implementation', 'gloo')
+    try:
+        jax.distributed.initialize(
+            coordinator, num_processes, process_id, heartbeat_timeout_seconds=_SILENCE
+        )
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise ProcessError(
+            f'coordinator: this process could not join the others ({error}) Make the '
+            'DistributedTrainer before the model and anything else that uses JAX; where the '
+            "environment does not tell, pass coordinator='host:port', num_processes and process_id."
+        ) from error
+
+
+def _is_one_of_several() -> bool:
+    """Whether the environment names other processes, in one of the ways that JAX understands."""
+    counts = ('SLURM_NTASKS', 'OMPI_COMM_WORLD_SIZE')
+    if any(os.environ.get(name, '1') not in ('', '1') for name in counts):
+        return not ('SLURM_NTASKS' in os.environ and 'SLURM_PROCID' not in os.environ)
+    if ',' in os.environ.get('TPU_WORKER_HOSTNAMES', ''):
+        return True
+    names = ('JAX_COORDINATOR_ADDRESS', 'JOB_COMPLETION_INDEX', 'MEGASCALE_COORDINATOR_ADDRESS')
+    return any(name in os.environ for name in names)
+
+
+# What XLA's transports say when they lose the other side.
+_LOST = re.compile('gloo|nccl|coordination service|connection (reset|closed|refused)|peer', re.I)
+
+
+@contextlib.contextmanager
+def losses_told() -> Iterator[None]:
+    """Words the failure of an exchange between processes.
+
+    Raises:
+        ProcessError: in its place.
+    """
+    try:
+        yield
+    except (jax.errors.JaxRuntimeError, ValueError) as error:
+        if jax.process_count() == 1 or not _LOST.search(str(error)):
+            raise
+        raise ProcessError(
+            f'process {jax.process_index()} of {jax.process_count()} has lost another one, which '
+            'has ended or can not be reached; its own output says why. Start all of them again, '
+            f'with resume=True to go on from the newest checkpoint. ({str(error)[:300]})'
+        ) from error
 
 
 def is_first_process() -> bool:
     """Whether this process is the one that writes what all processes share."""
-    return jax.process_index() == 0
+    # Alone, without asking for the devices, which would take them.
+    return not jax.distributed.is_initialized() or jax.process_index() == 0
 
 
 def meet(name: str) -> None:
@@ -67,9 +141,9 @@ def least_of_all(value: int | None) -> int | None:
     return None if least == most else least
 
 
-def most_of_all(value: int) -> int:
-    """Returns the greatest number of all processes."""
-    return value if jax.process_count() == 1 else int(_gathered(value).max())
+def of_all(value: int) -> list[int]:
+    """Returns the numbers of all processes, in their order."""
+    return [value] if jax.process_count() == 1 else _gathered(value).tolist()
 
 
 def _gathered(value: int) -> np.ndarray:

@@ -63,6 +63,11 @@ class Layout:
         return self.mesh.size
 
     @property
+    def spans_processes(self) -> bool:
+        """Whether the devices are those of several processes, which must do the same."""
+        return self.mesh.is_multi_process
+
+    @property
     def rows(self) -> NamedSharding:
         """Of arrays in parts along their first axis."""
         return NamedSharding(self.mesh, PartitionSpec(_AXIS))
@@ -152,6 +157,17 @@ def pin_state(layout: Layout | None, state: PyTree) -> PyTree:
     return (
         state if layout is None else jax.lax.with_sharding_constraint(state, layout.of_state(state))
     )
+
+
+def layout_of(tree: PyTree) -> Layout | None:
+    """The layout of arrays that a training with FSDP has left in parts; None for all others."""
+    for leaf in jax.tree.leaves(tree):
+        sharding = getattr(leaf, 'sharding', None)
+        if not isinstance(sharding, NamedSharding) or sharding.is_fully_replicated:
+            continue
+        if isinstance(sharding.mesh, Mesh) and sharding.mesh.axis_names == (_AXIS,):
+            return Layout(sharding.mesh, shards_state=True)
+    return None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -97,7 +97,7 @@ class StreamedFeed:
             yield block
             start += steps
             steps = max(1, int(_BLOCK_SECONDS / step_seconds))
-            if jax.process_count() > 1:  # whose clocks differ, and whose blocks must not
+            if _is_shared(self._layout):
                 steps = self._block_steps
 
     def _block(self, order: np.ndarray, start: int, steps: int) -> Block:
@@ -171,7 +171,7 @@ class BatchFeed:
         for step, is_last in _told_last(itertools.islice(self._steps(iterator), self._left(first))):
             steps.append(step)
             is_short = step.num_rows < self.batch_size
-            is_late = time.perf_counter() - begun > _BLOCK_SECONDS and jax.process_count() == 1
+            is_late = time.perf_counter() - begun > _BLOCK_SECONDS and not _is_shared(self._layout)
             if is_last or is_short or is_late or len(steps) == self._block_steps:
                 yield self._block(steps, start, is_last)
                 start, begun = start + len(steps), time.perf_counter()
@@ -211,6 +211,11 @@ class BatchFeed:
             start=start, last=len(steps), ends_epoch=ends_epoch, layout=self._layout,
         )  # fmt: skip
         return block._replace(sources=[step.source for step in steps])
+
+
+def _is_shared(layout: Layout | None) -> bool:
+    """Whether other processes make blocks of the same steps, by clocks of their own."""
+    return layout is not None and layout.spans_processes
 
 
 class _Step(NamedTuple):

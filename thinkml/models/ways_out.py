@@ -11,6 +11,7 @@ import numpy as np
 
 from thinkml.checkpoint.disk import write_synced
 from thinkml.core.exported import Forward, open_program
+from thinkml.core.processes import is_first_process
 from thinkml.errors import ModelFileError
 from thinkml.models.weights import fill, named_arrays
 
@@ -90,6 +91,8 @@ def write_stablehlo(forward: Forward, path: PathLike) -> Path:
 
 def _write_whole(path: PathLike, content: bytes) -> Path:
     target = Path(path)
+    if not is_first_process():
+        return target
     beside = target.with_name(f'.{target.name}.tmp')
     try:
         target.parent.mkdir(parents=True, exist_ok=True)

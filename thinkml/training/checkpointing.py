@@ -11,6 +11,7 @@ import numpy as np
 
 from thinkml.checkpoint import Checkpointer
 from thinkml.core import Position
+from thinkml.core.processes import agreed, of_all, told_by_first
 from thinkml.errors import (
     CheckpointError,
     ConfigError,
@@ -99,7 +100,8 @@ class Checkpoints:
     ):
         self._settings = settings
         self._best = self._best_before = watched(settings.monitor, settings.mode, metric_names)
-        directory = run_directory(settings.directory or directory, resume)
+        root = settings.directory or directory
+        directory = told_by_first(lambda: str(run_directory(root, resume)))
         self._checkpointer = Checkpointer(directory, keep=settings.keep)
         found = self._checkpointer.latest_sound() if resume else None
         self._found = None if found is None else (found, self._checkpointer.metadata(found))
@@ -204,7 +206,7 @@ class Checkpoints:
         if (
             (_ends_epoch(run) and run.epoch % settings.every_epochs == 0)
             or (settings.every_steps is not None and run.step % settings.every_steps == 0)
-            or (settings.every_minutes is not None and minutes >= settings.every_minutes)
+            or (settings.every_minutes is not None and agreed(minutes >= settings.every_minutes))
         ):
             self.save(run)
 
@@ -227,10 +229,15 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Waits for what is being written."""
+        failure = None
         try:
             self._checkpointer.wait()
         except CheckpointError as error:
-            self._failed(error)
+            failure = error
+        # In all processes alike: each decides by it whether a step is still to be saved.
+        failed = [process for process, code in enumerate(of_all(failure is not None)) if code]
+        if failed:
+            self._failed(failure or CheckpointError(f'process {failed[0]} could not save.'))
 
     def end_of(self, run: Run) -> str:
         """Says where a run that ends now is saved, after it was."""

@@ -6,6 +6,7 @@ from typing import Any, Literal
 import jax
 
 from thinkml.core.losses import LossFn
+from thinkml.core.processes import start
 from thinkml.core.sharding import Layout, data_mesh
 from thinkml.errors import ConfigError, DeviceCountWarning, is_whole, unknown_name, warn_user
 from thinkml.monitoring import History
@@ -32,7 +33,11 @@ class DistributedTrainer:
             and the gradients are summed over the devices, in one exchange a step. ``'fsdp'``:
             parameters and the optimizer's state are in parts on the devices, for models that one
             does not hold; after the training they stay so.
-        num_gpus: how many devices, of whatever kind JAX has; None for all.
+        num_gpus: how many devices of all processes, of whatever kind JAX has; None for all.
+        coordinator: ``'host:port'`` of process 0, in a run of several processes that are not
+            started by SLURM, Kubernetes, Open MPI or on a TPU pod, of which JAX finds out itself.
+        num_processes: how many there are, likewise.
+        process_id: which one this is, likewise.
 
     Attributes:
         config: the settings.
@@ -45,6 +50,7 @@ class DistributedTrainer:
 
     Raises:
         ConfigError: for an unknown strategy, or more devices than there are.
+        ProcessError: if this process can't join the others.
 
     Example:
         >>> import numpy as np
@@ -64,10 +70,14 @@ class DistributedTrainer:
         *,
         strategy: Strategy = 'mirrored',
         num_gpus: int | None = None,
+        coordinator: str | None = None,
+        num_processes: int | None = None,
+        process_id: int | None = None,
     ):
         if strategy not in _STRATEGIES:
             raise ConfigError(unknown_name('strategy', strategy, _STRATEGIES))
         self.config = check_config(config)
+        start(coordinator, num_processes, process_id)
         self.strategy = strategy
         self.devices = _devices(num_gpus)
         self._latest = Latest()
@@ -120,6 +130,8 @@ class DistributedTrainer:
 
         Raises:
             ThinkMLError: as `ModelTrainer.train` does.
+            ProcessError: if another process is lost.
+            ConfigError: also if the processes were given different data, settings or models.
         """
         check_switches(resume=resume, progress=progress)
         asked = Asked(

@@ -9,6 +9,7 @@ from clu.metrics import Collection
 
 from thinkml.core import Chunk, DeviceData, Feed, TrainState, evaluate, train_chunks
 from thinkml.core.metrics import compute
+from thinkml.core.processes import of_all
 from thinkml.core.sharding import Layout
 from thinkml.core.step import EvalStep, TrainStep
 from thinkml.errors import DivergedError, warn_user
@@ -65,7 +66,7 @@ def fit(
     got, and the history is marked interrupted. So does SIGTERM where it is noted.
     """
     started_at, seconds_before = time.perf_counter(), run.history.seconds
-    ended_by, diverged = None, False
+    ended_by, diverged, failed = None, False, True
     try:
         with started(run.callbacks, run), progress:
             load_states(run.callbacks, callback_states)
@@ -83,7 +84,7 @@ def fit(
                 run.history.seconds = seconds_before + time.perf_counter() - started_at
                 if checkpoints is not None:
                     checkpoints.save_if_due(run)
-                ended_by = _ended_by(run, signals, started_at)
+                ended_by = _agreed_end(run, _ended_by(run, signals, started_at), program)
                 if ended_by is not None or run.stop_reason is not None:
                     break
                 chunk.state, run.kept = run.state, _kept_state(run)
@@ -96,10 +97,12 @@ def fit(
                     _end_epoch(run, program, partial, validation, progress)
             if ended_by is not None:
                 _note_end(run, ended_by, checkpoints)
+        failed = False
     except KeyboardInterrupt:
         _note_end(run, 'interrupted', None)
     finally:
-        if checkpoints is not None:
+        # A process that fails alone must not wait for the others, which know nothing of it.
+        if checkpoints is not None and not (failed and _spans_processes(program)):
             checkpoints.wait()
         run.history.seconds = seconds_before + time.perf_counter() - started_at
 
@@ -208,6 +211,25 @@ def _ended_by(run: Run, signals: Signals, started_at: float) -> str | None:
     if limit is not None and not _is_complete(run) and time.perf_counter() - started_at >= limit:
         return 'max_time is over'
     return None
+
+
+def _spans_processes(program: Program) -> bool:
+    return program.layout is not None and program.layout.spans_processes
+
+
+# The later ones count where processes differ.
+_ENDS = (None, 'max_time is over', 'terminated', 'interrupted')
+
+
+def _agreed_end(run: Run, ended_by: str | None, program: Program) -> str | None:
+    """What ends the run in all of its processes: a signal, a clock or a callback of any of them."""
+    if not _spans_processes(program):
+        return ended_by
+    told = of_all(2 * _ENDS.index(ended_by) + (run.stop_reason is not None))
+    stopped = [process for process, code in enumerate(told) if code % 2]
+    if stopped and run.stop_reason is None:
+        run.stop(f'process {stopped[0]} ended the run')
+    return _ENDS[max(code // 2 for code in told)]
 
 
 def _note_end(run: Run, ended_by: str, checkpoints: Checkpoints | None) -> None:

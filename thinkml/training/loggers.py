@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from thinkml.checkpoint.disk import open_directory
+from thinkml.core.processes import is_first_process
 from thinkml.errors import warn_user
 from thinkml.monitoring import CSVWriter, EventWriter, MlflowWriter, WandbWriter, Writer
 from thinkml.training.run import Run
@@ -99,7 +100,7 @@ def _recorded_steps(run: Run) -> int:
 
 
 class Logging:
-    """A `Logger` as a callback."""
+    """A `Logger` as a callback, of the first process."""
 
     records = ('grad_norm',)
 
@@ -107,9 +108,11 @@ class Logging:
         self.logger = logger
 
     def on_train_start(self, run: Run) -> None:
-        self._writer = self.logger.open(run)
+        self._writer = self.logger.open(run) if is_first_process() else None
 
     def on_epoch_end(self, run: Run) -> None:
+        if self._writer is None:
+            return
         rate = run.learning_rate
         values = {} if rate is None else {'learning_rate': rate}
         try:
@@ -121,6 +124,8 @@ class Logging:
             )
 
     def on_train_end(self, run: Run) -> None:
+        if self._writer is None:
+            return
         if run.history.epochs:
             self._writer.hyperparameters(run.settings, run.history.last())
         self._writer.close()

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import jax
 
+from thinkml.core.processes import is_first_process
 from thinkml.errors import ConfigError, is_whole, warn_user
 from thinkml.training.run import Run
 
@@ -57,7 +58,7 @@ class Profiler:
             )
 
     def _trace_if_due(self) -> None:
-        if self._dispatches == self.skip:
+        if self._dispatches == self.skip and is_first_process():
             jax.profiler.start_trace(str(self.directory))
             self._is_tracing = True
 

@@ -12,10 +12,12 @@ import numpy as np
 
 from thinkml.core import TrainState
 from thinkml.core.loop import empty_metrics
+from thinkml.core.processes import is_first_process, losses_told
 from thinkml.core.sharding import Layout, as_on_one_device
 from thinkml.errors import ConfigError, NotTrainedError, warn_user
 from thinkml.monitoring import History, ProgressBar
 from thinkml.record import record_of
+from thinkml.training.agreement import check_same_everywhere
 from thinkml.training.callbacks import OWN, check_callbacks, make_callbacks, recorded_for
 from thinkml.training.checkpointing import Checkpoint, Checkpoints
 from thinkml.training.config import TrainingConfig
@@ -96,15 +98,17 @@ def train(
         model, prepared.functional.write, config, History(), prepared.state, metric_names,
         callbacks, settings,
     )  # fmt: skip
+    if layout is not None and layout.spans_processes:
+        check_same_everywhere(settings, prepared.functional)
     states = _restored(run, checkpoints, prepared)
     latest.history = run.history
 
-    shown = progress or 'progress' in config.callbacks
+    shown = (progress or 'progress' in config.callbacks) and is_first_process()
     bar = ProgressBar(prepared.total_steps, shown, initial=run.step)
     if shown:
         print(_describe(run, problem, checkpoints), file=sys.stderr)
     # A SIGTERM that was noted is sent on at the end of this block.
-    with noted_signals(checkpoints is not None) as signals, _recorded(run, problem):
+    with noted_signals(checkpoints is not None) as signals, _recorded(run, problem), losses_told():
         first_step = run.step
         try:
             fit(

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from thinkml.core.processes import is_first_process
 from thinkml.errors import ConfigError
 from thinkml.evaluation.report.content import content_of, content_of_several
 from thinkml.evaluation.report.html import render_html
@@ -94,6 +95,8 @@ class Report:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes a file, whole or not at all. Makes the directory if there is none.
 
+        Of several processes the first one does.
+
         Args:
             path: its ending picks the format: ``.txt``, ``.md``, ``.html`` or ``.json``.
 
@@ -113,6 +116,8 @@ class Report:
                 f'{", ".join(formats)}: the ending picks the format.'
             )
         text = formats[path.suffix.lower()]()
+        if not is_first_process():
+            return
         path.parent.mkdir(parents=True, exist_ok=True)
         unfinished = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
         try:

@@ -1,0 +1,225 @@
+"""Training on eight devices, with everything else that ThinkML does."""
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from tests.several_devices.test_same_curve import SETTINGS, X, Y, assert_same, on_one, trained
+from thinkml.core import loop
+from thinkml.errors import ConfigError
+from thinkml.evaluation import ModelEvaluator
+from thinkml.models import ModelManager, predict_proba
+from thinkml.training import Checkpoint, DistributedTrainer, ModelTrainer, TrainingConfig
+
+CONFIG = TrainingConfig(**SETTINGS)
+
+
+class Wide(nnx.Module):
+    def __init__(self, rngs):
+        self.up = nnx.Linear(64, 512, rngs=rngs)
+        self.out = nnx.Linear(512, 3, rngs=rngs)
+
+    def __call__(self, x):
+        return self.out(nnx.relu(self.up(x.reshape(len(x), -1))))
+
+
+@pytest.fixture(scope='module')
+def in_parts():
+    model = Wide(nnx.Rngs(0))
+    trainer = DistributedTrainer(TrainingConfig(epochs=1), strategy='fsdp')
+    trainer.train(model, X, Y, progress=False)
+    return model
+
+
+# --- what is where ----------------------------------------------------------------------------
+
+
+def test_mirrored_leaves_a_model_as_one_device_would():
+    model = Wide(nnx.Rngs(0))
+    DistributedTrainer(TrainingConfig(epochs=1)).train(model, X, Y, progress=False)
+    kernel = model.up.kernel[...]
+    assert kernel.sharding.device_set == {jax.devices()[0]} and not kernel.committed
+
+
+def test_fsdp_leaves_it_in_parts(in_parts):
+    kernel = in_parts.up.kernel[...]
+    assert {shard.data.shape for shard in kernel.addressable_shards} == {(64, 64)}
+    assert len(kernel.sharding.device_set) == 8
+
+
+def test_fsdp_takes_an_eighth_of_the_memory():
+    seen = {}
+
+    def look(run):
+        for leaf in jax.tree.leaves((run.state.params, run.state.opt_state)):
+            seen[run.config.seed] = seen.get(run.config.seed, 0) + leaf.addressable_data(0).nbytes
+
+    for seed, strategy in enumerate(('mirrored', 'fsdp')):
+        config = TrainingConfig(epochs=1, seed=seed, callbacks=[look])
+        DistributedTrainer(config, strategy=strategy).train(Wide(nnx.Rngs(0)), X, Y, progress=False)
+    assert seen[1] < seen[0] / 7
+
+
+# --- what is exchanged ------------------------------------------------------------------------
+
+
+def program_of(monkeypatch, **settings):
+    """The compiled chunk of a training, as text."""
+    texts = []
+    run_steps = loop._run_steps
+
+    def compiled(*arguments):
+        texts.append(run_steps.lower(*arguments).compile().as_text())
+        return run_steps(*arguments)
+
+    monkeypatch.setattr(loop, '_run_steps', compiled)
+    strategy = settings.pop('strategy', 'mirrored')
+    config = TrainingConfig(**{'epochs': 1, 'steps_per_dispatch': 20, **settings})
+    trainer = DistributedTrainer(config, strategy=strategy)
+    trainer.train(Wide(nnx.Rngs(0)), X, Y, progress=False)
+    return texts[0]
+
+
+def exchanges(text, kind):
+    return [line for line in text.splitlines() if f' {kind}(' in line or f' {kind}-start(' in line]
+
+
+def test_a_mirrored_step_exchanges_the_gradients_once(monkeypatch):
+    text = program_of(monkeypatch)
+    of_gradients = [line for line in exchanges(text, 'all-reduce') if '[64,512]' in line]
+    of_gradients += [line for line in exchanges(text, 'all-reduce') if '[512,64]' in line]
+    assert len(of_gradients) == 1
+    # All of them in it, and the loss.
+    assert 'f32[512]' in of_gradients[0] and 'f32[3]' in of_gradients[0]
+    assert not exchanges(text, 'all-gather') and not exchanges(text, 'all-to-all')
+    assert not exchanges(text, 'collective-permute')
+
+
+def test_rows_in_parts_are_never_gathered(monkeypatch):
+    text = program_of(monkeypatch, device_data_bytes=20_000)
+    rows = f'[{len(X) + 1},8,8,1]'
+    assert f'[{(len(X) + 5) // 8},8,8,1]' in text  # a device's part
+    assert rows not in text
+    assert not exchanges(text, 'all-gather')
+
+
+def test_fsdp_gathers_parameters(monkeypatch):
+    text = program_of(monkeypatch, strategy='fsdp')
+    assert exchanges(text, 'all-gather') or exchanges(text, 'all-reduce')
+    assert 'f32[64,64]' in text
+
+
+# --- resuming ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ('before', 'after'),
+    [
+        (('mirrored', 8), ('mirrored', 8)),
+        (('mirrored', 8), ('mirrored', 3)),
+        (('mirrored', 2), ('fsdp', 8)),
+        (('fsdp', 8), ('fsdp', 8)),
+        (('fsdp', 8), (None, 1)),
+        ((None, 1), ('fsdp', 4)),
+    ],
+)
+def test_a_run_goes_on_with_other_devices(before, after, tmp_path):
+    def train(strategy, devices, directory, stop_after=None, **options):
+        def stop(run):
+            if run.step == stop_after:
+                raise RuntimeError('stopped')
+
+        stopper = type('Stopper', (), {'on_chunk_end': lambda self, run: stop(run)})()
+        config = TrainingConfig(
+            **SETTINGS, callbacks=[Checkpoint(directory, every_steps=3), stopper]
+        )
+        if strategy is None:
+            trainer = ModelTrainer(config)
+        else:
+            trainer = DistributedTrainer(config, strategy=strategy, num_gpus=devices)
+        return trained('cnn', trainer, **options)
+
+    with pytest.raises(RuntimeError, match='stopped'):
+        train(*before, tmp_path, stop_after=9)
+    resumed = train(*after, tmp_path, resume=True)
+    assert_same(resumed, on_one('cnn'))
+    if before == after:
+        whole = train(*before, tmp_path / 'whole')
+        assert resumed[0] == whole[0]
+        for name, array in whole[2].items():
+            np.testing.assert_array_equal(resumed[2][name], array)
+
+
+# --- options ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    'settings',
+    [
+        {'lr_schedule': 'reduce_on_plateau', 'early_stopping': True, 'epochs': 4},
+        {'precision': 'bfloat16'},
+        {'callbacks': ['throughput', 'lr_monitor']},
+        {'learning_rate': 'auto'},
+    ],
+    ids=lambda settings: next(iter(settings)),
+)
+def test_settings_that_work_on_one_device_work_on_eight(settings, count_compiles):
+    config = TrainingConfig(**SETTINGS | settings)
+    expected = trained('mlp', ModelTrainer(config))
+    got = trained('mlp', DistributedTrainer(config))
+    tolerance = 0.02 if 'precision' in settings else 1e-5
+    for name in ('loss', 'val_loss', 'val_f1'):
+        np.testing.assert_allclose(got[0][name], expected[0][name], atol=tolerance)
+
+
+def test_a_run_that_diverges_goes_back():
+    config = TrainingConfig(**SETTINGS | {'learning_rate': 1e30, 'gradient_clip_norm': None})
+    with pytest.warns(UserWarning, match='diverged'):
+        _, _, arrays = trained('mlp', DistributedTrainer(config))
+    assert all(np.isfinite(array).all() for array in arrays.values())
+
+
+# --- afterwards -------------------------------------------------------------------------------
+
+
+def test_a_model_in_parts_predicts_evaluates_and_is_saved(in_parts, tmp_path):
+    probabilities = predict_proba(in_parts, X)
+    kernel = in_parts.up.kernel[...]
+    assert {shard.data.shape for shard in kernel.addressable_shards} == {(64, 64)}
+    alone = Wide(nnx.Rngs(1))
+    manager = ModelManager()
+    manager.save_model(in_parts, tmp_path / 'model')
+    manager.load_model(tmp_path / 'model', into=alone)
+    np.testing.assert_allclose(predict_proba(alone, X), probabilities, atol=1e-6)
+    assert_equal_metrics(in_parts, alone)
+
+
+def assert_equal_metrics(one, other):
+    evaluations = [ModelEvaluator().evaluate(model, X, Y) for model in (one, other)]
+    for name, value in evaluations[0].metrics.items():
+        assert evaluations[1][name] == pytest.approx(value, abs=1e-6), name
+
+
+def test_a_model_in_parts_trains_on(in_parts):
+    model = nnx.clone(in_parts)
+    before = ModelEvaluator().evaluate(model, X, Y).metrics['log_loss']
+    DistributedTrainer(TrainingConfig(epochs=5), strategy='fsdp').train(model, X, Y, progress=False)
+    assert ModelEvaluator().evaluate(model, X, Y).metrics['log_loss'] < before
+
+
+# --- wrong input ------------------------------------------------------------------------------
+
+
+def test_what_can_not_be():
+    with pytest.raises(ConfigError, match="strategy: got 'mirored'.*Did you mean 'mirrored'"):
+        DistributedTrainer(strategy='mirored')
+    with pytest.raises(ConfigError, match=r'num_gpus: got 9, but there are 8 devices \(cpu\)'):
+        DistributedTrainer(num_gpus=9)
+    with pytest.raises(ConfigError, match='xla_force_host_platform_device_count=9'):
+        DistributedTrainer(num_gpus=9)
+    for wrong in (0, -1, 1.5, True, '2'):
+        with pytest.raises(ConfigError, match='num_gpus: got'):
+            DistributedTrainer(num_gpus=wrong)
+    with pytest.raises(ConfigError, match='config: got dict'):
+        DistributedTrainer({'epochs': 1})

@@ -1,0 +1,229 @@
+"""Trainings of several processes, which here talk over localhost."""
+
+import json
+import os
+import signal
+import time
+
+import numpy as np
+import pytest
+from flax import nnx
+
+from tests.models_for_tests import DropoutBatchNorm
+from tests.processes import outputs_of, run_together, start_together
+from thinkml.training import DistributedTrainer, ModelTrainer, TrainingConfig
+
+RNG = np.random.default_rng(0)
+X = RNG.normal(size=(203, 6)).astype(np.float32)
+Y = (X[:, 0] > 0).astype(int) + (X[:, 1] > 0.5)
+SETTINGS = {
+    'epochs': 4, 'batch_size': 16, 'optimizer': 'momentum', 'learning_rate': 0.05,
+    'validation_split': 0.2, 'steps_per_dispatch': 4,
+}  # fmt: skip
+
+# What every script begins with. The trainer comes first: it meets the other processes.
+BEGIN = """
+import json, os, sys, time
+import numpy as np
+from tests.training.test_processes import SETTINGS, X, Y, arrays_of, trained
+from thinkml.training import Checkpoint, DistributedTrainer, TrainingConfig
+"""
+
+
+def arrays_of(model):
+    kept = nnx.state(model, nnx.Any(nnx.Param, nnx.BatchStat))
+    return {str(path): np.asarray(value).tolist() for path, value in nnx.to_flat_state(kept)}
+
+
+def trained(trainer, seed=0, y=Y, **options):
+    model = DropoutBatchNorm(6, 3, nnx.Rngs(seed))
+    options = {'metrics': ['f1', 'roc_auc'], 'progress': False, **options}
+    history = trainer.train(model, X, y, **options)
+    return {
+        'history': dict(history), 'losses': history.step_loss.tolist(), 'arrays': arrays_of(model),
+    }  # fmt: skip
+
+
+def assert_same(got, expected, tolerance=1e-5):
+    for part in ('history', 'arrays'):
+        for name, values in expected[part].items():
+            np.testing.assert_allclose(got[part][name], values, rtol=0, atol=tolerance)
+    np.testing.assert_allclose(got['losses'], expected['losses'], rtol=0, atol=tolerance)
+
+
+@pytest.fixture(scope='module')
+def alone():
+    return trained(ModelTrainer(TrainingConfig(**SETTINGS)))
+
+
+SAME = """
+strategy, budget, folder = sys.argv[1], json.loads(sys.argv[2]), sys.argv[3]
+config = TrainingConfig(
+    **SETTINGS, device_data_bytes=budget, checkpoint_dir=folder + '/checkpoints',
+    callbacks=['checkpoint', 'tensorboard', 'csv', 'progress'],
+)
+os.chdir(folder)
+trainer = DistributedTrainer(config, strategy=strategy)
+print(json.dumps(trained(trainer)))
+"""
+
+
+@pytest.mark.parametrize(
+    ('count', 'devices', 'strategy', 'budget'),
+    [
+        (2, 1, 'mirrored', None),
+        pytest.param(2, 2, 'fsdp', None, marks=pytest.mark.slow),
+        pytest.param(4, 1, 'mirrored', 5_000, marks=pytest.mark.slow),  # rows in parts
+        (4, 1, 'mirrored', 1_500),  # streamed
+    ],
+)
+def test_processes_train_as_one(count, devices, strategy, budget, alone, tmp_path):
+    outputs = run_together(
+        BEGIN + SAME, count, strategy, json.dumps(budget), tmp_path, devices=devices
+    )
+    results = [json.loads(output) for output, _ in outputs]
+    for result in results:
+        assert result == results[0]
+    assert_same(results[0], alone)
+    bars = ['epoch 4' in errors for _, errors in outputs]
+    assert bars == [True] + [False] * (count - 1)
+    assert len(list(tmp_path.glob('logs/run-*/events*'))) == 1
+    assert [path.name for path in tmp_path.glob('checkpoints/*')] == ['run-1']
+
+
+RESUMED = """
+folder, pause, resume = sys.argv[1], float(sys.argv[2]), sys.argv[3] == 'resume'
+
+class Slow:
+    def on_chunk_end(self, run):
+        time.sleep(pause)
+
+config = TrainingConfig(
+    **SETTINGS, callbacks=[Checkpoint(folder, every_steps=2), Slow()],
+)
+print(json.dumps(trained(DistributedTrainer(config), resume=resume)))
+"""
+
+
+def killed_after_some_checkpoints(count, folder):
+    processes = start_together(BEGIN + RESUMED, count, folder, 0.4, 'begin')
+    try:
+        deadline = time.monotonic() + 120
+        while not any(int(path.name) >= 6 for path in folder.glob('run-1/[0-9]*')):
+            assert time.monotonic() < deadline, processes[0].communicate(timeout=5)
+            time.sleep(0.05)
+    finally:
+        for process in processes:
+            process.send_signal(signal.SIGKILL)
+        for process in processes:
+            process.communicate()
+
+
+@pytest.mark.parametrize(
+    ('first', 'second'),
+    [
+        (2, 2),
+        (2, 1),
+        pytest.param(4, 2, marks=pytest.mark.slow),
+        pytest.param(2, 4, marks=pytest.mark.slow),
+    ],
+)
+def test_a_run_that_was_killed_goes_on_with_another_number(first, second, alone, tmp_path):
+    killed_after_some_checkpoints(first, tmp_path)
+    outputs = run_together(BEGIN + RESUMED, second, tmp_path, 0, 'resume')
+    results = [json.loads(output) for output, _ in outputs]
+    assert all(result == results[0] for result in results)
+    assert_same(results[0], alone)
+    if first == second:
+        [(whole, _), *_] = run_together(BEGIN + RESUMED, first, tmp_path / 'whole', 0, 'begin')
+        assert json.loads(whole) == results[0]
+
+
+DYING = """
+def die(run):
+    if run.epoch == 2 and os.environ['SLURM_PROCID'] == '1':
+        os.kill(os.getpid(), 9)
+
+config = TrainingConfig(**SETTINGS | {'epochs': 10_000}, callbacks=[die])
+try:
+    trained(DistributedTrainer(config))
+except Exception as error:
+    print(type(error).__name__, error, flush=True)
+    os._exit(3)
+"""
+
+
+def test_a_lost_process_ends_the_others_and_is_told():
+    processes = start_together(BEGIN + DYING, 2)
+    try:
+        output, errors = outputs_of(processes[0])
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+    assert processes[0].returncode == 3, errors[-3000:]
+    assert output.startswith('ProcessError process 0 of 2 has lost another one'), output
+    assert 'resume=True' in output
+
+
+DIFFERENT = """
+from thinkml.errors import ConfigError
+own = int(os.environ['SLURM_PROCID'])
+trainer = DistributedTrainer(TrainingConfig(**SETTINGS))
+for options in ({'seed': own}, {'y': Y if own else Y[::-1].copy()}):
+    try:
+        trained(trainer, **options)
+    except ConfigError as error:
+        print(str(error))
+"""
+
+
+def test_what_differs_between_processes_is_told_in_all_of_them():
+    for output, _ in run_together(BEGIN + DIFFERENT, 2):
+        problems = [line for line in output.splitlines() if line.startswith('  - ')]
+        assert problems == [
+            f'  - {what}: not the same in process 1 as in process 0.'
+            for what in (
+                'the initial arrays of the model',
+                'X_train, y_train or their weights',
+                'X_val or y_val',
+            )
+        ]
+
+
+ENDED = """
+own = int(os.environ['SLURM_PROCID'])
+config = TrainingConfig(**SETTINGS | {'epochs': 10_000, 'steps_per_dispatch': None},
+                        callbacks=[lambda run: own and run.epoch >= 3 and run.stop('enough')])
+trainer = DistributedTrainer(config)
+result = trained(trainer)
+print(len(result['history']['loss']), trainer._latest.history.events)
+"""
+
+
+def test_one_process_that_stops_stops_all():
+    (first, _), (second, _) = run_together(BEGIN + ENDED, 2)
+    assert first == "3 [(3, 'process 1 ended the run')]\n"
+    assert second == "3 [(3, 'enough')]\n"
+
+
+LATE = """
+import jax
+jax.devices()
+from thinkml.errors import ProcessError
+try:
+    DistributedTrainer()
+except ProcessError as error:
+    print(error)
+"""
+
+
+def test_a_trainer_that_comes_too_late_says_so():
+    for output, _ in run_together(BEGIN + LATE, 2):
+        assert 'Make the DistributedTrainer before the model' in output
+
+
+def test_a_process_alone_is_no_run_of_several(monkeypatch):
+    for name, value in {'SLURM_NTASKS': '1', 'SLURM_PROCID': '0', 'SLURM_JOB_ID': '7'}.items():
+        monkeypatch.setitem(os.environ, name, value)
+    assert len(DistributedTrainer().devices) >= 1

@@ -1,0 +1,69 @@
+"""Whether the processes of a run train the same model on the same data."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from thinkml.core import FunctionalModel
+from thinkml.core.processes import of_all
+from thinkml.errors import ConfigError, problems
+
+
+def check_same_everywhere(settings: Mapping[str, Any], functional: FunctionalModel) -> None:
+    """Compares what each process was given: a run of different ones has no meaning.
+
+    Args:
+        settings: of the run, see `Run`.
+        functional: the model as each process has made it.
+
+    Raises:
+        ConfigError: if they differ; in all processes, and names what differs in which.
+    """
+    config = {name: value for name, value in settings.items() if name not in _DATA}
+    hashes = {
+        'the settings': _hash(config),
+        'X_train, y_train or their weights': _hash(settings['data']),
+        'X_val or y_val': _hash(settings['validation']),
+        'the initial arrays of the model': _hash_of_arrays(
+            (functional.params, functional.model_state)
+        ),
+    }
+    found = []
+    for name, number in hashes.items():
+        first, *others = of_all(number)
+        differing = [process for process, other in enumerate(others, 1) if other != first]
+        if differing:
+            processes = ', '.join(map(str, differing))
+            found.append(f'{name}: not the same in process {processes} as in process 0.')
+    if found:
+        headline = (
+            'The processes of this run were given different things. Let each pass the same data, '
+            'and make the model from the same seed:'
+        )
+        raise ConfigError(problems(headline, found))
+
+
+_DATA = ('data', 'validation')
+
+
+def _hash(value: Any) -> int:
+    return _number(hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()))
+
+
+def _hash_of_arrays(tree: Any) -> int:
+    digest = hashlib.sha256()
+    for leaf in jax.tree.leaves(tree):
+        # One that is on several processes' devices already is the same for all of them.
+        if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable:
+            array = np.ascontiguousarray(leaf)
+            digest.update(f'{array.shape} {array.dtype}'.encode())
+            digest.update(array.view(np.uint8).reshape(-1).data)
+    return _number(digest)
+
+
+def _number(digest: Any) -> int:
+    return int.from_bytes(digest.digest()[:7])
