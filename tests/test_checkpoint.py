@@ -5,7 +5,6 @@ import os
 import pathlib
 import resource
 import shutil
-import socket
 import subprocess
 import sys
 import threading
@@ -17,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.processes import run_together
 from thinkml.checkpoint import Checkpointer, load_arrays, manifest, save_arrays
 from thinkml.errors import CheckpointError, ConfigError, ThinkMLWarning
 
@@ -160,10 +160,10 @@ import jax, numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 from thinkml.checkpoint import Checkpointer
+from thinkml.core.processes import start
 from thinkml.errors import CheckpointError
-port, index, directory = sys.argv[1], int(sys.argv[2]), pathlib.Path(sys.argv[3])
-jax.config.update('jax_cpu_collectives_implementation', 'gloo')
-jax.distributed.initialize(f'localhost:{port}', 2, index)
+start()
+index, directory = jax.process_index(), pathlib.Path(sys.argv[1])
 mesh = jax.make_mesh((2,), ('data',), axis_types=(jax.sharding.AxisType.Auto,))
 def full(value, *axes):
     array = np.full((4, 2), value, np.float32)
@@ -200,26 +200,8 @@ except CheckpointError:
 
 
 def test_processes_write_one_checkpoint_together_and_agree_on_what_is_sound(tmp_path):
-    root = pathlib.Path(__file__).parents[1]
-    environment = {**os.environ, 'PYTHONPATH': str(root), 'JAX_PLATFORMS': 'cpu'}
-    environment.pop('XLA_FLAGS', None)
-    with socket.socket() as free:
-        free.bind(('localhost', 0))
-        port = str(free.getsockname()[1])
-    processes = [
-        subprocess.Popen(
-            [sys.executable, '-c', TWO_PROCESSES, port, str(index), tmp_path / 'steps'],
-            cwd=root, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        )
-        for index in range(2)
-    ]  # fmt: skip
-    try:
-        for process in processes:
-            output, errors = process.communicate(timeout=120)
-            assert output.endswith('none is sound\n'), errors
-    finally:
-        for process in processes:
-            process.kill()
+    for output, _ in run_together(TWO_PROCESSES, 2, tmp_path / 'steps'):
+        assert output.endswith('none is sound\n')
 
 
 @pytest.fixture

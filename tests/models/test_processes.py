@@ -1,13 +1,8 @@
 """A model that the processes of one run save together."""
 
-import os
-import pathlib
-import socket
-import subprocess
-import sys
-
 import numpy as np
 
+from tests.processes import run_together
 from thinkml.models import ModelManager
 from thinkml.models.weights import named_arrays
 
@@ -15,11 +10,11 @@ TWO_PROCESSES = """
 import sys, jax, numpy as np
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
+from thinkml.core.processes import start
 from thinkml.errors import ModelFileError
 from thinkml.models import ModelManager
-port, index, root = sys.argv[1], int(sys.argv[2]), sys.argv[3]
-jax.config.update('jax_cpu_collectives_implementation', 'gloo')
-jax.distributed.initialize(f'localhost:{port}', 2, index)
+start()
+root = sys.argv[1]
 mesh = jax.make_mesh((2,), ('data',), axis_types=(jax.sharding.AxisType.Auto,))
 
 def spread(value, *axes):
@@ -51,26 +46,8 @@ print('done')
 
 
 def test_processes_save_one_model_together(tmp_path):
-    root = pathlib.Path(__file__).parents[2]
-    environment = {**os.environ, 'PYTHONPATH': str(root), 'JAX_PLATFORMS': 'cpu'}
-    environment.pop('XLA_FLAGS', None)
-    with socket.socket() as free:
-        free.bind(('localhost', 0))
-        port = str(free.getsockname()[1])
-    processes = [
-        subprocess.Popen(
-            [sys.executable, '-c', TWO_PROCESSES, port, str(index), str(tmp_path)],
-            cwd=root, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        )
-        for index in range(2)
-    ]  # fmt: skip
-    try:
-        for process in processes:
-            output, errors = process.communicate(timeout=120)
-            assert output.endswith('done\n'), errors
-    finally:
-        for process in processes:
-            process.kill()
+    for output, _ in run_together(TWO_PROCESSES, 2, tmp_path):
+        assert output.endswith('done\n')
     manager = ModelManager(root=tmp_path)
     assert manager.versions('together')['model'] == ['together@1']
     manager.verify('together')

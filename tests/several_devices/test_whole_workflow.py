@@ -212,7 +212,7 @@ def test_a_model_in_parts_trains_on(in_parts):
 
 
 def test_what_can_not_be():
-    with pytest.raises(ConfigError, match="strategy: got 'mirored'.*Did you mean 'mirrored'"):
+    with pytest.raises(ConfigError, match=r"strategy: got 'mirored'.*Did you mean 'mirrored'"):
         DistributedTrainer(strategy='mirored')
     with pytest.raises(ConfigError, match=r'num_gpus: got 9, but there are 8 devices \(cpu\)'):
         DistributedTrainer(num_gpus=9)

@@ -87,7 +87,7 @@ def test_processes_train_as_one(count, devices, strategy, budget, alone, tmp_pat
     assert_same(results[0], alone)
     bars = ['epoch 4' in errors for _, errors in outputs]
     assert bars == [True] + [False] * (count - 1)
-    assert len(list(tmp_path.glob('logs/run-*/events*'))) == 1
+    assert len(list(tmp_path.glob('logs/run-*/train/*tfevents*'))) == 1
     assert [path.name for path in tmp_path.glob('checkpoints/*')] == ['run-1']
 
 
