@@ -2,13 +2,14 @@
 
 import textwrap
 
+import jax
 import numpy as np
 import optax
 import pytest
 from flax import nnx
 
 from tests.models_for_tests import SmallCNN, mlp
-from thinkml.errors import ThinkMLWarning
+from thinkml.errors import DeviceCountWarning, ThinkMLWarning
 from thinkml.record import record_of
 from thinkml.training import ModelTrainer, TrainingConfig
 
@@ -284,6 +285,33 @@ def test_monitoring_before_training(names):
     assert np.isnan(names['current_metrics']['loss'])
     run(BASIC_TRAINING, names)
     assert names['monitor'].get_current_metrics()['loss'] == names['history']['loss'][-1]
+
+
+DISTRIBUTED = """
+    from thinkml.training import DistributedTrainer
+
+    # Initialize distributed trainer
+    trainer = DistributedTrainer(
+        strategy='mirrored',
+        num_gpus=2
+    )
+
+    # Train model distributed
+    history = trainer.train(
+        model=model,
+        X_train=X_train,
+        y_train=y_train
+    )
+"""
+
+
+def test_the_distributed_block_on_one_cpu(names):
+    if len(jax.devices()) == 1:
+        with pytest.warns(DeviceCountWarning, match='xla_force_host_platform_device_count=2'):
+            run(DISTRIBUTED, names)
+    else:
+        run(DISTRIBUTED, names)
+    assert names['history']['loss'][-1] < names['history']['loss'][0]
 
 
 def test_the_setup_block_with_checkpoints_and_event_files(names, tmp_path):
