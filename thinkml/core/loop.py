@@ -15,7 +15,7 @@ from clu.metrics import Collection
 from thinkml.core.feed import DeviceData, Feed, take
 from thinkml.core.metrics import compute
 from thinkml.core.processes import agreed
-from thinkml.core.sharding import Layout, replicate
+from thinkml.core.sharding import Layout, pin_state, replicate
 from thinkml.core.state import TrainState
 from thinkml.core.step import EvalStep, TrainStep
 
@@ -241,7 +241,7 @@ def _run_steps(
     losses = jnp.zeros((len(plan),), jnp.float32)
     start = (jnp.asarray(first, jnp.int32), jnp.asarray(True), *carry, losses)
     index, _, state, totals, losses = jax.lax.while_loop(goes_on, body, start)
-    return state, totals, *replicate(layout, (losses, index - first))
+    return pin_state(layout, state), *replicate(layout, (totals, losses, index - first))
 
 
 def _rerun(

@@ -135,13 +135,23 @@ def device_budget(limit: int | None = None, layout: Layout | None = None) -> int
         limit: the most it may be; None for no such limit.
         layout: the devices, where there are several; the one with the least counts.
     """
+    free = free_bytes(layout)
+    budgets = [limit, None if free is None else int(free * (1 - _RESERVED_SHARE))]
+    return min((budget for budget in budgets if budget is not None), default=None)
+
+
+def free_bytes(layout: Layout | None = None) -> int | None:
+    """Bytes that can still be taken on each device; None where nobody says.
+
+    Args:
+        layout: the devices, where there are several; the one with the least counts.
+    """
     devices = jax.local_devices()[:1] if layout is None else layout.mesh.local_devices
     frees = [free for device in devices if (free := _free_bytes(device)) is not None]
     # All devices that are simulated on a CPU share its memory.
     shares = len(devices) if devices[0].platform == 'cpu' else 1
-    budgets = [limit, *(int(free * (1 - _RESERVED_SHARE)) // shares for free in frees)]
-    budget = min((budget for budget in budgets if budget is not None), default=None)
-    return budget if layout is None else least_of_all(budget)
+    free = min(frees) // shares if frees else None
+    return free if layout is None else least_of_all(free)
 
 
 def fits(num_bytes: int, limit: int | None = None) -> bool:

@@ -21,6 +21,9 @@ from thinkml.training.loggers import CSVLogger as CSVLogger
 from thinkml.training.loggers import MLflow as MLflow
 from thinkml.training.loggers import TensorBoard as TensorBoard
 from thinkml.training.loggers import WandB as WandB
+from thinkml.training.plan import Plan as Plan
+from thinkml.training.plan import PlannedArray as PlannedArray
+from thinkml.training.plan import PlannedPart as PlannedPart
 from thinkml.training.profiler import Profiler as Profiler
 from thinkml.training.run import Run as Run
 from thinkml.training.trainer import ModelTrainer as ModelTrainer

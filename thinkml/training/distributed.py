@@ -11,6 +11,7 @@ from thinkml.core.sharding import Layout, data_mesh
 from thinkml.errors import ConfigError, DeviceCountWarning, is_whole, unknown_name, warn_user
 from thinkml.monitoring import History
 from thinkml.training.config import TrainingConfig
+from thinkml.training.plan import Plan, make_plan
 from thinkml.training.problem import Asked
 from thinkml.training.train import Latest, check_config, check_switches, train
 from thinkml.training.tuning import LearningRateRange
@@ -142,6 +143,55 @@ class DistributedTrainer:
             self._latest, model, asked, self.config, self._layout,
             resume=resume, progress=progress,
         )  # fmt: skip
+
+    def plan(
+        self,
+        model: Any,
+        X_train: Any,
+        y_train: Any = None,
+        X_val: Any = None,
+        y_val: Any = None,
+        *,
+        loss_fn: str | LossFn | None = None,
+        metrics: Sequence[Any] | None = None,
+        class_weights: Any = None,
+        sample_weight: Any = None,
+        augmentation: Any = None,
+        groups: Any = None,
+    ) -> Plan:
+        """Returns what a training with these arguments would take of each device.
+
+        The arguments are checked and a step is compiled, whose memory the compiler tells; nothing
+        is put on the devices, so a model that does not fit can be planned as well.
+
+        Args:
+            model: as in `ModelTrainer.train`.
+            X_train: as in `ModelTrainer.train`.
+            y_train: as in `ModelTrainer.train`.
+            X_val: as in `ModelTrainer.train`.
+            y_val: as in `ModelTrainer.train`.
+            loss_fn: as in `ModelTrainer.train`.
+            metrics: as in `ModelTrainer.train`.
+            class_weights: as in `ModelTrainer.train`.
+            sample_weight: as in `ModelTrainer.train`.
+            augmentation: as in `ModelTrainer.train`.
+            groups: as in `ModelTrainer.train`.
+
+        Example:
+            >>> import numpy as np
+            >>> from flax import nnx
+            >>> from thinkml.training import DistributedTrainer
+            >>> model = nnx.Linear(8, 3, rngs=nnx.Rngs(0))
+            >>> X, y = np.zeros((90, 8)), np.arange(90) % 3
+            >>> plan = DistributedTrainer().plan(model, X, y)
+            >>> plan.parts[0].name, plan.parts[0].bytes_per_device
+            ('parameters', 108)
+        """
+        asked = Asked(
+            X_train, y_train, X_val, y_val, loss_fn, metrics, class_weights, sample_weight,
+            augmentation, groups,
+        )  # fmt: skip
+        return make_plan(model, asked, self.config, self._layout)
 
     def get_metrics(self) -> dict[str, float]:
         """Returns the last epoch's metrics of the latest run, see `ModelTrainer.get_metrics`.

@@ -3,6 +3,7 @@
 import enum
 import functools
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -28,6 +29,14 @@ from thinkml.errors import ConfigError
 from thinkml.training.config import TrainingConfig
 from thinkml.training.fit import Validation
 from thinkml.training.problem import Examples, Problem, Stream
+
+
+class Where(enum.Enum):
+    """Where the rows of a data set are."""
+
+    EACH_DEVICE = 'on each device'
+    PARTED = 'a part on each device'
+    HOST = 'on the host, streamed'
 
 
 def make_feed(
@@ -70,12 +79,41 @@ def make_feed(
     return feed, _validation(val, shared, config, left, layout)
 
 
-class Where(enum.Enum):
-    """Where the rows of a data set are."""
+def resident_or_not(
+    problem: Problem, config: TrainingConfig, layout: Layout | None
+) -> Iterator[tuple[str, Where, int, int]]:
+    """Where `make_feed` would put rows, without putting them there.
 
-    EACH_DEVICE = 'on each device'
-    PARTED = 'a part on each device'
-    HOST = 'on the host, streamed'
+    Yields:
+        the argument, where its rows would be, the bytes of all of them, and those of a device.
+    """
+    budget = device_budget(config.device_data_bytes, layout)
+    for argument, examples in (('X_train', problem.train), ('X_val', problem.val)):
+        is_shared = (
+            argument == 'X_val'
+            and isinstance(examples, Examples)
+            and isinstance(problem.train, Examples)
+            and examples.x is problem.train.x
+        )
+        if not isinstance(examples, Examples) or is_shared:
+            continue
+        where = where_to_put(examples, budget, layout)
+        of_device = num_bytes(examples, where, layout)
+        if where is Where.HOST:
+            of_device = min(of_device, streamed_bytes(examples, config, budget, layout))
+        yield argument, where, num_bytes(examples, Where.EACH_DEVICE, None), of_device
+        budget = _less(budget, of_device)
+
+
+def streamed_bytes(
+    examples: Examples, config: TrainingConfig, budget: int | None, layout: Layout | None
+) -> int:
+    """Bytes of a device that streamed rows take at most."""
+    return StreamedFeed(
+        examples.x, examples.y, rows=examples.rows, weight=examples.weight,
+        batch_size=config.batch_size * config.accumulate_steps, shuffle_key=None, budget=budget,
+        layout=layout,
+    ).num_bytes  # fmt: skip
 
 
 def where_to_put(examples: Examples, budget: int | None, layout: Layout | None) -> Where:

@@ -2,9 +2,10 @@
 
 import dataclasses
 import math
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
+import optax
 from clu.metrics import Collection
 
 from thinkml.core import (
@@ -19,6 +20,7 @@ from thinkml.core import (
     make_optimizer,
     make_train_step,
 )
+from thinkml.core.adapters import ApplyFn
 from thinkml.core.sharding import Layout, as_on_one_device
 from thinkml.data import capacity
 from thinkml.errors import ConfigError
@@ -28,6 +30,16 @@ from thinkml.training.continuing import take_up
 from thinkml.training.feeding import make_feed
 from thinkml.training.fit import Program, Validation
 from thinkml.training.problem import Problem
+
+
+class Steps(Protocol):
+    """How an epoch is cut, see `thinkml.core.Feed`."""
+
+    @property
+    def steps_per_epoch(self) -> int | None: ...
+
+    @property
+    def batch_size(self) -> int: ...
 
 
 class Prepared(NamedTuple):
@@ -64,22 +76,39 @@ def prepare(
     functional = functionalize(model, problem.spec, init_key, compute_dtype=dtype)
     feed, validation = make_feed(problem, config, shuffle_key, layout)
     total_steps = _total_steps(feed, config)
-    tx = make_optimizer(
+    tx = optimizer_of(config)
+    state = initial_state(functional, tx, step_key, config, total_steps, layout)
+    record = record_of(model)
+    if record.continues and record.optimizer is not None:
+        state = take_up(state, record.optimizer)
+    program = make_program(problem, functional.apply, tx, feed, validation, config, layout)
+    if layout is not None:
+        functional = _written_as_on_one_device(functional, layout)
+    return Prepared(functional, program, state, feed, validation, total_steps)
+
+
+def optimizer_of(config: TrainingConfig) -> optax.GradientTransformation:
+    """The optax transformation that the settings name."""
+    return make_optimizer(
         config.optimizer,
         schedule=_schedule(config),
         clip_gradients=config.gradient_clip_norm is not None,
     )
-    state = init_state(
-        functional.params, functional.model_state, tx, step_key,
+
+
+def initial_state(
+    functional: FunctionalModel,
+    tx: optax.GradientTransformation,
+    key: jax.Array,
+    config: TrainingConfig,
+    total_steps: int | None,
+    layout: Layout | None,
+) -> TrainState:
+    """The state before the first step."""
+    return init_state(
+        functional.params, functional.model_state, tx, key,
         ema_decay=config.ema_decay, layout=layout, **_hyperparams(config, total_steps),
     )  # fmt: skip
-    record = record_of(model)
-    if record.continues and record.optimizer is not None:
-        state = take_up(state, record.optimizer)
-    program = _make_program(problem, functional, tx, feed, validation, config, layout)
-    if layout is not None:
-        functional = _written_as_on_one_device(functional, layout)
-    return Prepared(functional, program, state, feed, validation, total_steps)
 
 
 def _written_as_on_one_device(functional: FunctionalModel, layout: Layout) -> FunctionalModel:
@@ -130,15 +159,26 @@ def _hyperparams(config: TrainingConfig, total_steps: int | None) -> dict[str, f
     return numbers
 
 
-def _make_program(
+def make_program(
     problem: Problem,
-    functional: FunctionalModel,
+    apply: ApplyFn,
     tx: Any,
-    feed: Feed,
+    feed: Steps,
     validation: Validation | None,
     config: TrainingConfig,
     layout: Layout | None,
 ) -> Program:
+    """The functions of a run.
+
+    Args:
+        problem: what is learned.
+        apply: the model's forward pass.
+        tx: the optimizer.
+        feed: the batches; their number and size are read.
+        validation: what is evaluated after each epoch; None for nothing.
+        config: the settings.
+        layout: the devices, where there are several.
+    """
     objective = problem.objective
     metrics = _metrics(
         (*objective.metrics, *objective.training_metrics), problem, _rows_of_epoch(feed, config),
@@ -148,12 +188,12 @@ def _make_program(
     if validation is not None:
         eval_metrics = _metrics(objective.metrics, problem, validation.capacity, 'X_val')
     train_step = make_train_step(
-        functional.apply, objective.loss_fn, tx, metrics,
+        apply, objective.loss_fn, tx, metrics,
         augment=objective.augment, accumulate_steps=_parts(feed, config),
         measure_every=_measure_every(feed) if objective.training_metrics else 1,
         layout=layout,
     )  # fmt: skip
-    eval_step = make_eval_step(functional.apply, objective.loss_fn, eval_metrics, layout=layout)
+    eval_step = make_eval_step(apply, objective.loss_fn, eval_metrics, layout=layout)
     return Program(train_step, metrics, eval_step, eval_metrics, layout)
 
 
@@ -172,7 +212,7 @@ def _metrics(
         ) from error
 
 
-def _rows_of_epoch(feed: Feed, config: TrainingConfig) -> int | None:
+def _rows_of_epoch(feed: Steps, config: TrainingConfig) -> int | None:
     """Room for all rows of an epoch, the same for data sets of nearly the same length."""
     steps = feed.steps_per_epoch
     if steps is None and isinstance(config.limit_train_batches, int):
@@ -183,12 +223,12 @@ def _rows_of_epoch(feed: Feed, config: TrainingConfig) -> int | None:
     return math.ceil(rows / feed.batch_size) * feed.batch_size
 
 
-def _parts(feed: Feed, config: TrainingConfig) -> int:
+def _parts(feed: Steps, config: TrainingConfig) -> int:
     """Parts of a step; a data set smaller than a step has as many as divide it."""
     return math.gcd(feed.batch_size, config.accumulate_steps)
 
 
-def _measure_every(feed: Feed) -> int:
+def _measure_every(feed: Steps) -> int:
     """Steps from one whose gradients are measured to the next: at least 16 of an epoch are."""
     # A power of two, so that data sets of nearly the same length share a program.
     share = max(1, (feed.steps_per_epoch or 1) // 16)

@@ -1,0 +1,281 @@
+"""What a training will take of the devices, before anything is put there."""
+
+import dataclasses
+import math
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding
+
+from thinkml.checkpoint.disk import readable
+from thinkml.core import Batch, TrainState, functionalize, get_compute_dtype
+from thinkml.core.feed import steps_of
+from thinkml.core.loop import empty_metrics
+from thinkml.core.sharding import Layout
+from thinkml.data.placement import free_bytes
+from thinkml.training.callbacks import make_callbacks, recorded_for
+from thinkml.training.config import TrainingConfig
+from thinkml.training.feeding import resident_or_not
+from thinkml.training.preparation import initial_state, make_program, optimizer_of
+from thinkml.training.problem import Asked, Examples, Problem, make_problem
+
+_WHOLE, _PARTS = 'on each device', 'in parts'
+
+
+class PlannedArray(NamedTuple):
+    """One array of the state.
+
+    Attributes:
+        name: its path, such as ``'params/layers/0/kernel'``.
+        shape: of the whole array.
+        dtype: its name.
+        placed: how it is on the devices, in words.
+        num_bytes: of the whole array.
+        bytes_per_device: of the part that a device has.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    placed: str
+    num_bytes: int
+    bytes_per_device: int
+
+
+class PlannedPart(NamedTuple):
+    """A part of what a training needs.
+
+    Attributes:
+        name: what it is.
+        placed: how it is on the devices, in words.
+        num_bytes: of all of it; None for what exists on a device only.
+        bytes_per_device: of what a device has of it.
+    """
+
+    name: str
+    placed: str
+    num_bytes: int | None
+    bytes_per_device: int
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Plan:
+    """What a training will take of each device; printed, a table.
+
+    Attributes:
+        parts: parameters, optimizer state, data, activations and what else is needed.
+        arrays: each array of the state.
+        num_devices: how many devices train.
+        platform: of what kind they are.
+        free_bytes: what each device has left now; None where nobody says.
+    """
+
+    parts: tuple[PlannedPart, ...]
+    arrays: tuple[PlannedArray, ...]
+    num_devices: int
+    platform: str
+    free_bytes: int | None
+
+    @property
+    def bytes_per_device(self) -> int:
+        """What a device needs in all."""
+        return sum(part.bytes_per_device for part in self.parts)
+
+    @property
+    def fits(self) -> bool | None:
+        """Whether that is free; None where nobody says."""
+        return None if self.free_bytes is None else self.bytes_per_device <= self.free_bytes
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns all of it as plain values."""
+        return {
+            'parts': [part._asdict() for part in self.parts],
+            'arrays': [array._asdict() for array in self.arrays],
+            'num_devices': self.num_devices,
+            'platform': self.platform,
+            'free_bytes': self.free_bytes,
+            'bytes_per_device': self.bytes_per_device,
+            'fits': self.fits,
+        }
+
+    def __str__(self) -> str:
+        rows = [('', 'placed', 'in all', 'per device')]
+        rows += [
+            (
+                part.name,
+                part.placed,
+                '' if part.num_bytes is None else readable(part.num_bytes),
+                readable(part.bytes_per_device),
+            )
+            for part in self.parts
+        ]
+        rows.append(('together', '', '', readable(self.bytes_per_device)))
+        devices = f'{self.num_devices} device{"s" * (self.num_devices > 1)} ({self.platform})'
+        return '\n'.join([devices, *_aligned(rows), self._verdict()])
+
+    __repr__ = __str__
+
+    def _verdict(self) -> str:
+        if self.free_bytes is None:
+            return 'How much is free on a device is not known.'
+        free = f'{readable(self.free_bytes)} are free on each'
+        return f'It fits: {free}.' if self.fits else f'It does not fit: {free}. {_remedies(self)}'
+
+
+def _aligned(rows: list[tuple[str, ...]]) -> Iterable[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for name, placed, whole, part in rows:
+        yield (
+            f'  {name:<{widths[0]}}  {placed:<{widths[1]}}  '
+            f'{whole:>{widths[2]}}  {part:>{widths[3]}}'
+        ).rstrip()
+
+
+def _remedies(plan: Plan) -> str:
+    largest = max(plan.parts, key=lambda part: part.bytes_per_device)
+    if largest.name in ('X_train', 'X_val'):
+        return 'Most of it is data: bound that with TrainingConfig(device_data_bytes=...).'
+    if largest.name == _ACTIVATIONS:
+        return (
+            'Most of it is activations: lower batch_size and raise accumulate_steps, or set '
+            "precision='bfloat16'."
+        )
+    if largest.placed == _PARTS:
+        return 'Most of it is the model: use more devices.'
+    return "Most of it is the model: use DistributedTrainer(strategy='fsdp') on more devices."
+
+
+_ACTIVATIONS = 'gradients, activations'
+
+
+def make_plan(model: Any, asked: Asked, config: TrainingConfig, layout: Layout | None) -> Plan:
+    """Plans a training; nothing is put on the devices.
+
+    Args:
+        model: the user's object.
+        asked: what is to be learned.
+        config: the settings.
+        layout: the devices, where there are several.
+
+    Raises:
+        ThinkMLError: as `ModelTrainer.train` does for the same arguments.
+    """
+    callbacks, _ = make_callbacks(config.callbacks, config.early_stopping, config.lr_schedule)
+    problem = make_problem(model, asked, config, recorded_for(callbacks))
+    state, apply = _state_of(model, problem, config)
+    steps = _steps_of(problem, config)
+    program = make_program(problem, apply, optimizer_of(config), steps, None, config, layout)
+    arrays = tuple(_planned(state, layout))
+    metrics = jax.eval_shape(lambda: empty_metrics(program.metrics))
+    of_metrics = sum(map(_num_bytes, jax.tree.leaves(metrics)))
+    parts = [
+        *_parts_of_state(arrays, config),
+        *(
+            PlannedPart(argument, where.value, whole, of_device)
+            for argument, where, whole, of_device in resident_or_not(problem, config, layout)
+        ),
+        PlannedPart('metrics of an epoch', _WHOLE, of_metrics, of_metrics),
+        _activations(program.train_step, state, problem, steps.batch_size, layout),
+    ]
+    return Plan(
+        tuple(parts), arrays,
+        num_devices=1 if layout is None else layout.num_devices,
+        platform=jax.devices()[0].platform,
+        free_bytes=free_bytes(layout),
+    )  # fmt: skip
+
+
+class _Steps(NamedTuple):
+    steps_per_epoch: int | None
+    batch_size: int
+
+
+def _steps_of(problem: Problem, config: TrainingConfig) -> _Steps:
+    train = problem.train
+    if isinstance(train, Examples):
+        batch_size = min(config.batch_size * config.accumulate_steps, len(train.rows))
+        return _Steps(steps_of(len(train.rows), batch_size), batch_size)
+    rows = len(jax.tree.leaves(train.batches.peek().x)[0]) * config.accumulate_steps
+    count = train.batches.num_batches
+    return _Steps(None if count is None else math.ceil(count / config.accumulate_steps), rows)
+
+
+def _state_of(model: Any, problem: Problem, config: TrainingConfig) -> tuple[TrainState, Any]:
+    """Shapes and dtypes of the state, and the forward pass."""
+    found = []
+
+    def make(key: jax.Array) -> TrainState:
+        functional = functionalize(
+            model, problem.spec, key, compute_dtype=get_compute_dtype(config.precision)
+        )
+        found.append(functional.apply)
+        return initial_state(functional, optimizer_of(config), key, config, 1, None)
+
+    return jax.eval_shape(make, jax.eval_shape(lambda: jax.random.key(0))), found[0]
+
+
+def _planned(state: TrainState, layout: Layout | None) -> Iterable[PlannedArray]:
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state):
+        num_bytes = of_device = _num_bytes(leaf)
+        placed = _WHOLE
+        if layout is not None:
+            sharding: NamedSharding = layout.of_state(leaf)
+            of_device = math.prod(sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+            placed = _WHOLE if sharding.is_fully_replicated else _PARTS
+        name = jax.tree_util.keystr(path, simple=True, separator='/')
+        yield PlannedArray(name, leaf.shape, leaf.dtype.name, placed, num_bytes, of_device)
+
+
+_KINDS = {
+    'params': 'parameters',
+    'model_state': 'statistics of the model',
+    'opt_state': 'state of the optimizer',
+    'ema': 'moving average',
+}
+
+
+def _parts_of_state(
+    arrays: tuple[PlannedArray, ...], config: TrainingConfig
+) -> Iterable[PlannedPart]:
+    for prefix, name in _KINDS.items():
+        own = [array for array in arrays if array.name.split('/')[0] == prefix]
+        if own:
+            yield _summed(name, own)
+    if config.on_nan != 'ignore':
+        yield _summed('copy to go back to', list(arrays))
+
+
+def _summed(name: str, arrays: list[PlannedArray]) -> PlannedPart:
+    placed = _PARTS if any(array.placed == _PARTS for array in arrays) else _WHOLE
+    return PlannedPart(
+        name, placed,
+        sum(array.num_bytes for array in arrays), sum(array.bytes_per_device for array in arrays),
+    )  # fmt: skip
+
+
+def _activations(
+    step: Any, state: TrainState, problem: Problem, batch_size: int, layout: Layout | None
+) -> PlannedPart:
+    """What the compiled step takes besides; the compiler knows, and counts the gradients in."""
+
+    def placed(leaf: Any, sharding: Any) -> Any:
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+    def rows(leaf: Any) -> Any:
+        return jax.ShapeDtypeStruct((batch_size, *leaf.shape[1:]), leaf.dtype)
+
+    weight: Any = jax.ShapeDtypeStruct((batch_size,), jnp.float32)
+    batch = Batch(jax.tree.map(rows, problem.spec), rows(problem.labels), weight)
+    if layout is not None:
+        state = jax.tree.map(placed, state, layout.of_state(state))
+        batch = jax.tree.map(lambda leaf: placed(leaf, layout.everywhere), batch)
+    compiled = jax.jit(step, donate_argnums=0).lower(state, batch).compile()
+    memory = compiled.memory_analysis()
+    of_device = 0 if memory is None else memory.temp_size_in_bytes
+    return PlannedPart(_ACTIVATIONS, 'a part on each device', None, of_device)
+
+
+def _num_bytes(leaf: Any) -> int:
+    return math.prod(leaf.shape) * leaf.dtype.itemsize
