@@ -33,6 +33,7 @@ bench: .venv/.dev
 	$(BIN)/python benchmarks/evaluation.py
 	$(BIN)/python benchmarks/recording.py
 	$(BIN)/python benchmarks/model_files.py
+	$(BIN)/python benchmarks/scaling.py
 
 clean:
 	rm -rf .venv site build dist .pytest_cache .ruff_cache
