@@ -5,12 +5,14 @@ import os
 import signal
 import time
 
+import jax
 import numpy as np
 import pytest
 from flax import nnx
 
 from tests.models_for_tests import DropoutBatchNorm
 from tests.processes import outputs_of, run_together, start_together
+from thinkml.errors import ProcessError
 from thinkml.training import DistributedTrainer, ModelTrainer, TrainingConfig
 
 RNG = np.random.default_rng(0)
@@ -105,13 +107,17 @@ print(json.dumps(trained(DistributedTrainer(config), resume=resume)))
 """
 
 
+def wait_for_checkpoints(folder):
+    deadline = time.monotonic() + 120
+    while not any(int(path.name) >= 6 for path in folder.glob('run-1/[0-9]*')):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
 def killed_after_some_checkpoints(count, folder):
     processes = start_together(BEGIN + RESUMED, count, folder, 0.4, 'begin')
     try:
-        deadline = time.monotonic() + 120
-        while not any(int(path.name) >= 6 for path in folder.glob('run-1/[0-9]*')):
-            assert time.monotonic() < deadline, processes[0].communicate(timeout=5)
-            time.sleep(0.05)
+        wait_for_checkpoints(folder)
     finally:
         for process in processes:
             process.send_signal(signal.SIGKILL)
@@ -137,6 +143,23 @@ def test_a_run_that_was_killed_goes_on_with_another_number(first, second, alone,
     if first == second:
         [(whole, _), *_] = run_together(BEGIN + RESUMED, first, tmp_path / 'whole', 0, 'begin')
         assert json.loads(whole) == results[0]
+
+
+def test_processes_that_are_told_to_end_save_together(alone, tmp_path):
+    processes = start_together(BEGIN + RESUMED, 2, tmp_path, 0.4, 'begin')
+    try:
+        wait_for_checkpoints(tmp_path)
+        for process in reversed(processes):
+            process.send_signal(signal.SIGTERM)
+            time.sleep(0.2)  # as from two machines
+        outputs = [outputs_of(process) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [-signal.SIGTERM] * 2
+    assert any('terminated, saved after' in errors for _, errors in outputs), outputs
+    [(resumed, _)] = run_together(BEGIN + RESUMED, 1, tmp_path, 0, 'resume')
+    assert_same(json.loads(resumed), alone)
 
 
 DYING = """
@@ -221,6 +244,12 @@ except ProcessError as error:
 def test_a_trainer_that_comes_too_late_says_so():
     for output, _ in run_together(BEGIN + LATE, 2):
         assert 'Make the DistributedTrainer before the model' in output
+
+
+def test_a_coordinator_that_comes_too_late_says_so():
+    jax.devices()
+    with pytest.raises(ProcessError, match='Make the DistributedTrainer before the model'):
+        DistributedTrainer(coordinator='localhost:1', num_processes=2, process_id=0)
 
 
 def test_a_process_alone_is_no_run_of_several(monkeypatch):
