@@ -252,7 +252,32 @@ def test_a_coordinator_that_comes_too_late_says_so():
         DistributedTrainer(coordinator='localhost:1', num_processes=2, process_id=0)
 
 
-def test_a_process_alone_is_no_run_of_several(monkeypatch):
-    for name, value in {'SLURM_NTASKS': '1', 'SLURM_PROCID': '0', 'SLURM_JOB_ID': '7'}.items():
-        monkeypatch.setitem(os.environ, name, value)
-    assert len(DistributedTrainer().devices) >= 1
+STEP = {
+    'SLURM_JOB_ID': '7', 'SLURM_STEP_NODELIST': 'a', 'SLURM_PROCID': '0', 'SLURM_LOCALID': '0',
+    'SLURM_NTASKS': '2',
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ('environment', 'is_one'),
+    [
+        ({}, False),
+        (STEP, True),
+        (STEP | {'SLURM_NTASKS': '1'}, False),
+        ({name: STEP[name] for name in STEP if name != 'SLURM_STEP_NODELIST'}, False),  # sbatch
+        ({'OMPI_COMM_WORLD_SIZE': '4'}, True),
+        ({'TPU_WORKER_HOSTNAMES': 'one'}, False),
+        ({'TPU_WORKER_HOSTNAMES': 'one,two'}, True),
+        ({'JOB_COMPLETION_INDEX': '0'}, True),
+    ],
+)
+def test_a_process_alone_is_no_run_of_several(environment, is_one, monkeypatch):
+    for name in [name for name in os.environ if name.startswith(('SLURM', 'OMPI', 'TPU'))]:
+        monkeypatch.delenv(name)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    if is_one:
+        with pytest.raises(ProcessError, match='Make the DistributedTrainer before the model'):
+            DistributedTrainer()
+    else:
+        assert len(DistributedTrainer().devices) >= 1

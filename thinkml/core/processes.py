@@ -49,15 +49,20 @@ def start(
         ) from error
 
 
+# Set in a step of a SLURM job (srun), not in a batch script or an interactive shell.
+_OF_STEP = ('SLURM_JOB_ID', 'SLURM_STEP_NODELIST', 'SLURM_PROCID', 'SLURM_LOCALID')
+_OF_OTHERS = ('JAX_COORDINATOR_ADDRESS', 'JOB_COMPLETION_INDEX', 'MEGASCALE_COORDINATOR_ADDRESS')
+
+
 def _is_one_of_several() -> bool:
     """Whether the environment names other processes, in one of the ways that JAX understands."""
-    counts = ('SLURM_NTASKS', 'OMPI_COMM_WORLD_SIZE')
-    if any(os.environ.get(name, '1') not in ('', '1') for name in counts):
-        return not ('SLURM_NTASKS' in os.environ and 'SLURM_PROCID' not in os.environ)
-    if ',' in os.environ.get('TPU_WORKER_HOSTNAMES', ''):
-        return True
-    names = ('JAX_COORDINATOR_ADDRESS', 'JOB_COMPLETION_INDEX', 'MEGASCALE_COORDINATOR_ADDRESS')
-    return any(name in os.environ for name in names)
+    is_step = all(name in os.environ for name in _OF_STEP)
+    return (
+        (is_step and os.environ.get('SLURM_NTASKS', '1') != '1')
+        or os.environ.get('OMPI_COMM_WORLD_SIZE', '1') != '1'
+        or ',' in os.environ.get('TPU_WORKER_HOSTNAMES', '')
+        or any(name in os.environ for name in _OF_OTHERS)
+    )
 
 
 # What XLA's transports say when they lose the other side.
