@@ -6,7 +6,7 @@ import pytest
 from flax import nnx
 
 from tests.several_devices.test_same_curve import SETTINGS, X, Y, assert_same, on_one, trained
-from thinkml.core import loop
+from thinkml.core import loop, predict
 from thinkml.errors import ConfigError
 from thinkml.evaluation import ModelEvaluator
 from thinkml.models import ModelManager, predict_proba
@@ -208,7 +208,46 @@ def test_a_model_in_parts_trains_on(in_parts):
     assert ModelEvaluator().evaluate(model, X, Y).metrics['log_loss'] < before
 
 
+@pytest.mark.parametrize('count', [1, 3, 8])
+def test_an_evaluator_has_the_devices_it_was_given(count, monkeypatch):
+    devices = jax.devices()[-count:]
+    used = set()
+    forward = predict._forward
+
+    def watched(*args):
+        outputs = forward(*args)
+        used.update(outputs.devices())
+        return outputs
+
+    monkeypatch.setattr(predict, '_forward', watched)
+    model = Wide(nnx.Rngs(0))
+    analysis = ModelEvaluator(devices=devices).analyze_performance(model, X, Y)
+    assert used == set(devices)
+    expected = ModelEvaluator(devices=jax.devices()[:1]).evaluate(model, X, Y)
+    for name, value in expected.metrics.items():
+        assert analysis.get_metrics()[name] == pytest.approx(value, abs=1e-6), name
+
+
+def test_a_saved_model_is_loaded_in_parts(in_parts, tmp_path):
+    manager = ModelManager()
+    manager.save_model(in_parts, tmp_path / 'model')
+    other = Wide(nnx.Rngs(1))
+    DistributedTrainer(TrainingConfig(epochs=1), num_gpus=4, strategy='fsdp').train(
+        other, X, Y, progress=False
+    )
+    before = jax.tree.map(lambda leaf: leaf.sharding, nnx.state(other, nnx.Param))
+    manager.load_model(tmp_path / 'model', into=other)
+    assert jax.tree.map(lambda leaf: leaf.sharding, nnx.state(other, nnx.Param)) == before
+    assert_equal_metrics(in_parts, other)
+
+
 # --- wrong input ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('devices', [2, [], ['cpu:0']])
+def test_what_are_no_devices(devices):
+    with pytest.raises(ConfigError, match=r'devices: got .* expected devices of JAX'):
+        ModelEvaluator(devices=devices)
 
 
 def test_what_can_not_be():

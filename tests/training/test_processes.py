@@ -224,6 +224,27 @@ print(len(result['history']['loss']), trainer._latest.history.events)
 """
 
 
+EVALUATED = """
+from thinkml.evaluation import ModelEvaluator
+from tests.training.test_processes import DropoutBatchNorm, nnx
+trainer = DistributedTrainer(TrainingConfig(**SETTINGS), strategy=sys.argv[1])
+model = DropoutBatchNorm(6, 3, nnx.Rngs(0))
+trainer.train(model, X, Y, progress=False)
+together = ModelEvaluator(devices=trainer.devices).evaluate(model, X, Y)
+print(json.dumps(together.metrics))
+if trainer.strategy == 'mirrored' and os.environ['SLURM_PROCID'] == '0':
+    alone = ModelEvaluator().evaluate(model, X, Y)
+    assert all(abs(alone[name] - value) < 1e-6 for name, value in together.metrics.items())
+"""
+
+
+@pytest.mark.parametrize('strategy', ['mirrored', pytest.param('fsdp', marks=pytest.mark.slow)])
+def test_processes_evaluate_together_or_one_alone(strategy):
+    outputs = run_together(BEGIN + EVALUATED, 2, strategy, devices=2)
+    results = [json.loads(output) for output, _ in outputs]
+    assert results[0] == results[1] and results[0]['accuracy'] > 0.5
+
+
 def test_one_process_that_stops_stops_all():
     (first, _), (second, _) = run_together(BEGIN + ENDED, 2)
     assert first == "3 [(3, 'process 1 ended the run')]\n"

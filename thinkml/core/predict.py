@@ -2,6 +2,7 @@
 
 import functools
 import math
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import jax
@@ -10,7 +11,7 @@ import numpy as np
 
 from thinkml.core.adapters import ApplyFn
 from thinkml.core.functional import functionalize
-from thinkml.core.sharding import Layout, layout_of, placements, put_global, replicate
+from thinkml.core.sharding import Layout, data_mesh, layout_of, put_global, replicate
 
 # Inputs of one batch are kept to about this size; activations are a small multiple of it.
 _BATCH_BYTES = 8 * 2**20
@@ -44,18 +45,26 @@ class RowSource(Protocol):
         ...
 
 
-def predict_outputs(model: Any, x: Any, *, batch_size: int | None = None) -> np.ndarray:
+def predict_outputs(
+    model: Any,
+    x: Any,
+    *,
+    batch_size: int | None = None,
+    devices: Sequence[Any] | None = None,
+) -> np.ndarray:
     """Returns the model's raw outputs for ``x`` in eval mode, float32 ``[rows, ...]``.
 
     The model and its mode stay as they were. Rows are read and sent to the devices a batch at a
     time, each device a part of it; the last batch is filled up, so that every batch runs the same
-    program. The devices are those of this process, or those that a model is in parts on; where
-    they are of several processes, each of these calls it with the same rows.
+    program.
 
     Args:
         model: see `functionalize`.
         x: checked inputs, arrays ``[rows, ...]``, or a `RowSource`.
         batch_size: rows at a time; None picks one by the size of a row.
+        devices: what computes; None for all of this process. A model in parts computes where its
+            parts are. Where they are of several processes, each of these calls it with the same
+            rows.
 
     Example:
         >>> import numpy as np
@@ -72,22 +81,28 @@ def predict_outputs(model: Any, x: Any, *, batch_size: int | None = None) -> np.
         # A power of two for few rows as well, so that nearby numbers of rows share a program.
         batch_size = min(inference_batch_size(spec), 2 ** (num_rows - 1).bit_length())
     arrays = (functional.params, functional.model_state)
-    layout = layout_of(arrays)
+    layout = layout_of(arrays) or _layout_on(devices)
     if layout is None:
-        rows, everywhere = placements()
-        arrays = jax.device_put(arrays, everywhere)
-    else:  # they stay in their parts
-        rows = layout.rows
+        arrays = jax.device_put(arrays, jax.local_devices()[0])
+    else:  # what is in parts stays so
         arrays = jax.tree.map(put_global, arrays, layout.of_state(arrays))
-    batch_size = -(-batch_size // rows.num_devices) * rows.num_devices
+        batch_size = -(-batch_size // layout.num_devices) * layout.num_devices
     outputs = []
     for first in range(0, num_rows, batch_size):
         batch = _filled(take(np.arange(first, min(first + batch_size, num_rows))), batch_size)
-        batch = jax.tree.map(lambda leaf: put_global(leaf, rows), batch)
+        if layout is not None:
+            batch = jax.tree.map(lambda leaf: put_global(leaf, layout.rows), batch)
         outputs.append(_forward(functional.apply, layout, *arrays, batch))
         if len(outputs) > 1:  # waits for the batch before, so that inputs don't pile up
             outputs[-2] = np.asarray(outputs[-2])
     return np.concatenate(jax.device_get(outputs))[:num_rows]
+
+
+def _layout_on(devices: Sequence[Any] | None) -> Layout | None:
+    """None for the device that computes anyway."""
+    local = jax.local_devices()
+    devices = local if devices is None else list(devices)
+    return None if devices == local[:1] else Layout(data_mesh(devices))
 
 
 def _take(x: Any, rows: np.ndarray) -> Any:

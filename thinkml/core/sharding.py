@@ -1,7 +1,6 @@
 """Where arrays are when there are several devices: rows apart, all else on each or in parts."""
 
 import dataclasses
-import functools
 import math
 from typing import Any
 
@@ -15,7 +14,6 @@ from jax.sharding import (
     NamedSharding,
     PartitionSpec,
     Sharding,
-    SingleDeviceSharding,
 )
 
 PyTree = Any
@@ -208,25 +206,3 @@ class Parted:
             in_specs=(apart, apart if self.aligned else whole),
             out_specs=apart if self.aligned or is_even else whole,
         )(array, rows)  # fmt: skip
-
-
-@functools.cache
-def placements() -> tuple[Sharding, Sharding]:
-    """Where the rows of a batch are, and what every device needs, on the devices of this process.
-
-    Rows are parted evenly along their first axis, so their number must be a multiple of
-    ``num_devices`` of the first.
-
-    Example:
-        >>> from thinkml.core.sharding import placements
-        >>> rows, everywhere = placements()
-        >>> rows.num_devices == everywhere.num_devices
-        True
-    """
-    devices = jax.local_devices()
-    if len(devices) == 1:
-        # As arrays are placed by default: not committed to a mesh that others know nothing of.
-        alone = SingleDeviceSharding(devices[0])
-        return alone, alone
-    layout = Layout(data_mesh(devices))
-    return layout.rows, layout.everywhere

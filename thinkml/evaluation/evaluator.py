@@ -1,14 +1,17 @@
 """The public door to evaluation."""
 
 import dataclasses
-from collections.abc import Callable, Collection, Mapping
+import functools
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
+from thinkml.core import predict_outputs
 from thinkml.core.counts import f1, precision, ratio, recall
 from thinkml.core.metric_names import metric_name
-from thinkml.data import is_batches
+from thinkml.data import is_batches, open_rows
 from thinkml.errors import ConfigError, DataError, is_number, is_whole, problems, warn_user
 from thinkml.evaluation.analysis import PerformanceAnalysis
 from thinkml.evaluation.counting import class_counts, class_part, confusion_matrix
@@ -42,6 +45,15 @@ from thinkml.versions import library_versions
 class ModelEvaluator:
     """Measures how well a model does on data it was not trained on.
 
+    Args:
+        devices: what computes the model's outputs, each a part of the rows, such as
+            `DistributedTrainer.devices`; None for all of this process. Where they are of several
+            processes, each of these evaluates, with the same arguments, and has the result. Models
+            of other libraries compute where they do.
+
+    Raises:
+        ConfigError: if ``devices`` are no devices of JAX.
+
     Example:
         >>> import numpy as np
         >>> from flax import nnx
@@ -57,6 +69,9 @@ class ModelEvaluator:
         Evaluation Report: binary, 2 classes (0, 1), 4 rows
         ...
     """
+
+    def __init__(self, *, devices: Sequence[Any] | None = None):
+        self._devices = _checked_devices(devices)
 
     def evaluate(
         self,
@@ -128,10 +143,10 @@ class ModelEvaluator:
         )  # fmt: skip
         if _are_data_sets(X_test, y_test):
             return {
-                name: _evaluate(model, X, y, settings.of(name, X_test), name)
+                name: _evaluate(model, X, y, settings.of(name, X_test), self._devices, name)
                 for name, (X, y) in X_test.items()
             }
-        return _evaluate(model, X_test, y_test, settings)
+        return _evaluate(model, X_test, y_test, settings, self._devices)
 
     def generate_report(self, evaluation: Any) -> Report:
         """Words an evaluation: ``print(report)``, ``report.save(path)``, ``report.to_html()``.
@@ -177,10 +192,30 @@ class ModelEvaluator:
                 f'{", ".join(known)}. It computes all metrics that fit.'
             )
         checked = _Settings(None, **settings)
-        evaluation = _evaluate(model, X_test, y_test, checked, default=metrics_for)
-        speed = None if is_batches(X_test) else measure_speed(*_predictor(model, X_test))
+        evaluation = _evaluate(model, X_test, y_test, checked, self._devices, default=metrics_for)
+        speed = None if is_batches(X_test) else measure_speed(*self._predictor(model, X_test))
         runs = () if is_foreign(model) else tuple(record_of(model).runs)
         return PerformanceAnalysis(evaluation, speed=speed, runs=runs)
+
+    def _predictor(self, model: Any, X_test: Any) -> tuple[Callable[[Any], Any], Any]:
+        """What predicts rows of the data, and some rows."""
+        if is_foreign(model):
+            return model.predict, X_test
+        rows = open_rows(X_test, 'X_test', record_of(model).input_spec)
+        some = rows.take(np.arange(min(len(rows), 1024)))
+        return functools.partial(predict_outputs, model, devices=self._devices), some
+
+
+def _checked_devices(devices: Any) -> list[Any] | None:
+    if devices is None:
+        return None
+    found = list(devices) if isinstance(devices, Iterable) else []
+    if not found or not all(isinstance(device, jax.Device) for device in found):
+        raise ConfigError(
+            f'devices: got {devices!r}, expected devices of JAX, such as trainer.devices of a '
+            'DistributedTrainer or jax.devices()[:2]; None for all.'
+        )
+    return found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -263,11 +298,12 @@ def _evaluate(
     X_test: Any,
     y_test: Any,
     settings: _Settings,
+    devices: Sequence[Any] | None,
     name: str = '',
     *,
     default: Callable[[TaskKind], list[str]] = default_metrics,
 ) -> Evaluation:
-    opened = open_model(model, X_test, y_test)
+    opened = open_model(model, X_test, y_test, devices)
     task, labels = opened.task, opened.labels
     weight = _open_weight(settings.sample_weight, len(labels))
     masks = open_slices(settings.slices, len(labels))
@@ -336,17 +372,6 @@ def _without_weights(name: str, scored: Scored, masks: dict[str, Mask]) -> list[
         f'{name}: it returned one number for all rows, so {" and ".join(given)} did not count. '
         'Return a value for each row to have it weighted.'
     ]
-
-
-def _predictor(model: Any, X_test: Any) -> tuple[Callable[[Any], Any], Any]:
-    """What predicts rows of the data, and the data."""
-    if is_foreign(model):
-        return model.predict, X_test
-    from thinkml.core import predict_outputs
-    from thinkml.data import open_rows
-
-    rows = open_rows(X_test, 'X_test', record_of(model).input_spec)
-    return lambda x: predict_outputs(model, x), rows.take(np.arange(min(len(rows), 1024)))
 
 
 def _open_weight(sample_weight: Any, num_rows: int) -> np.ndarray | None:

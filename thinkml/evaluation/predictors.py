@@ -1,5 +1,6 @@
 """What is evaluated: the outputs of any model on any data, beside the true labels."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -27,8 +28,16 @@ from thinkml.evaluation.scored import Scored
 from thinkml.record import InputSpec, Task, record_of
 
 
-def open_model(model: Any, X_test: Any, y_test: Any) -> Opened:
+def open_model(
+    model: Any, X_test: Any, y_test: Any, devices: Sequence[Any] | None = None
+) -> Opened:
     """Checks a model and the data it is evaluated on.
+
+    Args:
+        model: of any kind that can be evaluated.
+        X_test: its inputs.
+        y_test: the true targets.
+        devices: what computes the outputs; see `thinkml.core.predict_outputs`.
 
     Raises:
         DataError: if the data fit neither each other nor the model.
@@ -38,7 +47,7 @@ def open_model(model: Any, X_test: Any, y_test: Any) -> Opened:
         return open_foreign(model, X_test, y_test)
     like = record_of(model).input_spec
     if is_batches(X_test):
-        return _open_batches(model, X_test, y_test, like)
+        return _open_batches(model, X_test, y_test, like, devices)
     rows, labels = open_data(X_test, y_test, 'X_test', 'y_test', like)
     if like is None:
         num_outputs(model, rows.spec, 'X_test')
@@ -46,12 +55,18 @@ def open_model(model: Any, X_test: Any, y_test: Any) -> Opened:
     encoded = encode_labels(labels, task)
 
     def predict() -> tuple[np.ndarray, Scored]:
-        return _scored(predict_outputs(model, rows), encoded, task)
+        return _scored(predict_outputs(model, rows, devices=devices), encoded, task)
 
     return Opened(task, labels, encoded, predict, fingerprint(rows, encoded))
 
 
-def _open_batches(model: Any, X_test: Any, y_test: Any, like: InputSpec | None) -> Opened:
+def _open_batches(
+    model: Any,
+    X_test: Any,
+    y_test: Any,
+    like: InputSpec | None,
+    devices: Sequence[Any] | None,
+) -> Opened:
     if not isinstance(y_test, str | None):
         raise DataError(
             f'y_test: got a {type(y_test).__name__} beside batches, expected None: the batches of '
@@ -63,7 +78,7 @@ def _open_batches(model: Any, X_test: Any, y_test: Any, like: InputSpec | None) 
         num_outputs(model, example, 'X_test')
     outputs, labels = [], []
     for batch in batches.iterate():
-        outputs.append(predict_outputs(model, batch.x))
+        outputs.append(predict_outputs(model, batch.x, devices=devices))
         labels.append(batch.y)
     true = np.concatenate(labels)
     task = _task_of(model, true, example)
