@@ -2,8 +2,8 @@
 #   make quickstart PYTHON=python3.12
 PYTHON ?= python3
 BIN := .venv/bin
-# A process for each core; each test file in one of them.
-PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+# A process for each core; each test file in one of them, the short doctests last.
+PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 .PHONY: quickstart test fast lint types docs bench clean
 

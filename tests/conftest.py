@@ -23,6 +23,11 @@ def _count_compile(event: str, duration: float, **_) -> None:
 jax.monitoring.register_event_duration_secs_listener(_count_compile)
 
 
+def pytest_runtest_logreport(report):
+    if report.when == 'call' and report.duration > 30:  # what a run that was cut off spent time on
+        print(f'\n{report.nodeid} took {report.duration:.0f} s')
+
+
 @pytest.fixture(scope='module', autouse=True)
 def _forget_compiled_programs():
     # XLA maps each program's code into memory; those of all the tests are more maps than Linux

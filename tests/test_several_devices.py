@@ -13,6 +13,7 @@ FOLDER = Path(__file__).parent / 'several_devices'
 FILES = sorted(path.name for path in FOLDER.glob('test_*.py'))
 
 
+@pytest.mark.timeout(2400)  # each test within has the usual limit
 @pytest.mark.parametrize('file', FILES)
 def test_on_eight_devices(file, request):
     marks = request.config.getoption('markexpr')

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from thinkml.checkpoint.direct import read_stored
+from thinkml.checkpoint.disk import read_bounded
 from thinkml.core.processes import is_first_process, meet
 from thinkml.errors import CheckpointError, problems
 
@@ -160,9 +161,7 @@ def load_arrays(path: str | pathlib.Path, template: PyTree = None) -> PyTree:
     path = pathlib.Path(os.path.abspath(path))
 
     def read() -> tuple[dict[str, Entry], dict[str, Any]]:
-        if (path / INDEX).stat().st_size > MAX_INDEX_BYTES:
-            raise ValueError(f'{INDEX} is larger than {MAX_INDEX_BYTES} bytes')
-        entries = json.loads((path / INDEX).read_text(encoding='utf-8'))
+        entries = json.loads(read_bounded(path / INDEX, MAX_INDEX_BYTES))
         index = {name: Entry.from_json(entry) for name, entry in entries.items()}
         targets = {} if template is None else _targets(index, template, str(path))
         stored = {name: entry for name, entry in index.items() if not entry.is_empty}

@@ -382,6 +382,4 @@ def _encode(metadata: dict[str, Any]) -> bytes:
 
 
 def _decode(path: Path) -> dict[str, Any]:
-    if (path / _METADATA).stat().st_size > MAX_METADATA_BYTES:
-        raise ValueError(f'{_METADATA} is larger than {MAX_METADATA_BYTES} bytes')
-    return json.loads((path / _METADATA).read_bytes())
+    return json.loads(disk.read_bounded(path / _METADATA, MAX_METADATA_BYTES))

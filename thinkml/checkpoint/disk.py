@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import stat
 import tempfile
 from pathlib import Path
 
@@ -24,6 +25,23 @@ def open_directory(directory: Path) -> None:
         file.write(_PROBE)
         file.flush()
         os.fsync(file.fileno())
+
+
+def read_bounded(path: Path, limit: int) -> bytes:
+    """Reads a regular file of at most ``limit`` bytes; a pipe or a device is not waited for.
+
+    Raises:
+        OSError: if it can't be read.
+        ValueError: if it is something else or larger.
+    """
+    with open(os.open(path, os.O_RDONLY | getattr(os, 'O_NONBLOCK', 0)), 'rb') as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise ValueError(f'{path.name} is not a regular file')
+        content = file.read(limit + 1) if status.st_size <= limit else None
+    if content is None or len(content) > limit:
+        raise ValueError(f'{path.name} has {status.st_size} bytes, at most {limit} are read')
+    return content
 
 
 def write_synced(path: Path, content: bytes) -> None:

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from thinkml.checkpoint.disk import sync_folder, write_synced
+from thinkml.checkpoint.disk import read_bounded, sync_folder, write_synced
 
 NAME = 'manifest.json'
 MAX_BYTES = 64 * 2**20
@@ -59,10 +59,9 @@ def read(directory: Path) -> dict[str, Any]:
         OSError: if it can't be read.
     """
     path = directory / NAME
-    status = path.lstat()
-    if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_BYTES:
-        raise ValueError(f'{NAME!r} is not a file of at most {MAX_BYTES} bytes')
-    content = path.read_bytes()
+    if path.is_symlink():
+        raise ValueError(f'{NAME!r} is a symbolic link')
+    content = read_bounded(path, MAX_BYTES)
     try:
         manifest = json.loads(content)
         del manifest['sha256']

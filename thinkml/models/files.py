@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from thinkml.checkpoint import manifest
-from thinkml.checkpoint.disk import sync_folder
+from thinkml.checkpoint.disk import read_bounded, sync_folder
 from thinkml.core.processes import is_first_process, meet, told_by_first
 from thinkml.errors import ConfigError, ModelFileError
 
@@ -213,14 +213,12 @@ def read_json(directory: Path, name: str, limit: int | None = None) -> Any:
     Raises:
         ModelFileError: if the file is missing, too large, or something else.
     """
-    limit = MAX_JSON_BYTES if limit is None else limit
     try:
-        size = (directory / name).stat().st_size
-        content = (directory / name).read_bytes() if size <= limit else b''
+        content = read_bounded(directory / name, MAX_JSON_BYTES if limit is None else limit)
     except OSError as error:
         raise ModelFileError(f'{name} can not be read: {error}') from error
-    if size > limit:
-        raise ModelFileError(f'{name} has {size} bytes, at most {limit} are read')
+    except ValueError as error:
+        raise ModelFileError(str(error)) from error
     try:
         return json.loads(content, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:

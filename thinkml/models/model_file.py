@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from thinkml.checkpoint import load_arrays, save_arrays
+from thinkml.checkpoint.disk import read_bounded
 from thinkml.core import functionalize
 from thinkml.core.exported import (
     ExportedModel,
@@ -363,9 +364,8 @@ def _read_forward(
     if taken is None:
         return None
     with reading(directory, FORWARD):
-        if (directory / FORWARD).stat().st_size > MAX_FORWARD_BYTES:
-            raise ModelFileError(f'it has more than {MAX_FORWARD_BYTES:,} bytes')
-        program, names, rows = (directory / FORWARD).read_bytes(), taken['arrays'], taken['rows']
+        program = read_bounded(directory / FORWARD, MAX_FORWARD_BYTES)
+        names, rows = taken['arrays'], taken['rows']
         check_readable(program)
         if not (rows is None or (type(rows) is int and 0 < rows <= 2**20)):
             raise ModelFileError(f'{rows!r} is not a number of rows')
