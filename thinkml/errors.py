@@ -49,12 +49,20 @@ class CheckpointError(ThinkMLError, OSError):
     """A checkpoint that can't be written or read."""
 
 
+class WeightsError(ThinkMLError, ValueError):
+    """Weights of a file that don't fit the model. Names each tensor, with both shapes."""
+
+
 class ThinkMLWarning(UserWarning):
     """Base of all warnings ThinkML issues on purpose."""
 
 
 class DeviceCountWarning(ThinkMLWarning):
     """A training runs on fewer devices than it was asked to."""
+
+
+class PretrainedWeightsWarning(ThinkMLWarning):
+    """A model that was to be pretrained has random weights."""
 
 
 def did_you_mean(name: object, known: Iterable[str]) -> str:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Protocol
 
 import jax
@@ -39,12 +39,14 @@ class FunctionalModel:
         model_state: the arrays that training updates without gradients.
         write: ``write(params, model_state)`` puts arrays back into the user's object and leaves it
             in eval mode.
+        learning_rates: a factor of the learning rate for each of ``params``; None for 1.
     """
 
     apply: ApplyFn
     params: PyTree
     model_state: PyTree
     write: Callable[[PyTree, PyTree], None]
+    learning_rates: PyTree = None
 
 
 # The names under which modules of both APIs take the train/eval switch in __call__.
@@ -121,14 +123,29 @@ class _NNXApply:
         return tree
 
 
-def functionalize_nnx(model: nnx.Module, compute_dtype: DType | None = None) -> FunctionalModel:
-    """Takes an NNX module apart without changing it."""
+def functionalize_nnx(
+    model: nnx.Module,
+    compute_dtype: DType | None = None,
+    trained: Collection[tuple[Any, ...]] | None = None,
+) -> FunctionalModel:
+    """Takes an NNX module apart without changing it.
+
+    Args:
+        model: the module.
+        compute_dtype: see `thinkml.core.functionalize`.
+        trained: the paths of the parameters to train; None for all. The others are part of
+            ``model_state``, and modules that have no others stay in evaluation mode.
+    """
     write_to = model
     if nnx.to_flat_state(nnx.state(model, nnx.Intermediate)):
         # What earlier calls have sown is no state of the model, and would grow in a loop.
         model = nnx.clone(model)
         nnx.pop(model, nnx.Intermediate)
-    graph, params, random_state, model_state = nnx.split(model, _is_trainable, nnx.RngState, ...)
+
+    def is_trained(path: Any, variable: Any) -> bool:
+        return _is_trainable(path, variable) and (trained is None or path in trained)
+
+    graph, params, random_state, model_state = nnx.split(model, is_trained, nnx.RngState, ...)
 
     def graph_in_mode(switch: Callable[[nnx.Module], None]) -> Any:
         copy = nnx.merge(graph, params, random_state, model_state)
@@ -140,7 +157,7 @@ def functionalize_nnx(model: nnx.Module, compute_dtype: DType | None = None) -> 
     call = type(model).__call__
     parameters = inspect.signature(call).parameters
     apply = _NNXApply(
-        train_graph=graph_in_mode(lambda module: module.train()),
+        train_graph=graph_in_mode(lambda module: _train(module, trained)),
         eval_graph=graph_in_mode(lambda module: module.eval()),
         random_state=tuple(
             (path, 'key' if isinstance(variable, nnx.RngKey) else 'count', variable.shape)
@@ -157,6 +174,23 @@ def functionalize_nnx(model: nnx.Module, compute_dtype: DType | None = None) -> 
         write_to.eval()
 
     return FunctionalModel(apply, nnx.to_pure_dict(params), nnx.to_pure_dict(model_state), write)
+
+
+def _train(model: nnx.Module, trained: Collection[tuple[Any, ...]] | None) -> None:
+    model.train()
+    if trained is not None:
+        _eval_frozen(model, (), trained)
+
+
+def _eval_frozen(module: nnx.Module, at: tuple[Any, ...], trained: Collection) -> None:
+    """Puts modules into evaluation mode that have parameters, but none that are trained."""
+    paths = [(*at, *path) for path, _ in nnx.to_flat_state(nnx.state(module, nnx.Param))]
+    if paths and not any(path in trained for path in paths):
+        module.eval()
+        return
+    for name, child in nnx.iter_children(module):
+        if isinstance(child, nnx.Module):
+            _eval_frozen(child, (*at, name), trained)
 
 
 def _mutable_attributes(graph: Any) -> str:

@@ -147,7 +147,7 @@ def last_activation(model: Any, x: PyTree) -> str | None:
         )[0]
 
     key = jax.eval_shape(lambda: jax.random.key(0))
-    jaxpr = jax.make_jaxpr(forward)(key, _probe(x)).jaxpr
+    jaxpr = jax.make_jaxpr(forward)(key, probe(x)).jaxpr
     return _last_activation(jaxpr, jaxpr.outvars[0])
 
 
@@ -168,7 +168,8 @@ def _last_activation(jaxpr: Jaxpr, output: Any) -> str | None:
     return _last_activation(inner[0].jaxpr, inner[0].jaxpr.outvars[index]) if inner else None
 
 
-def _probe(x: PyTree) -> PyTree:
+def probe(x: PyTree) -> PyTree:
+    """Inputs of a few rows like those of ``x``, as shapes and dtypes."""
     return jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct((PROBE_ROWS, *leaf.shape[1:]), leaf.dtype), x
     )
@@ -191,7 +192,7 @@ def _trace(
         return outputs, functional.model_state, model_state, functional.params
 
     try:
-        return jax.eval_shape(forward, jax.eval_shape(lambda: jax.random.key(0)), _probe(x))
+        return jax.eval_shape(forward, jax.eval_shape(lambda: jax.random.key(0)), probe(x))
     except ModelTypeError:
         raise
     except Exception as error:

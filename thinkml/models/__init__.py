@@ -1,4 +1,4 @@
-"""Models: adapters, predictions, and model files."""
+"""Models: adapters, predictions, model files, and architectures with pretrained weights."""
 
 from thinkml.core.adapters import from_functions as from_functions
 from thinkml.core.adapters import from_linen as from_linen
@@ -8,5 +8,10 @@ from thinkml.models.manager import ModelManager as ModelManager
 from thinkml.models.predict import predict as predict
 from thinkml.models.predict import predict_proba as predict_proba
 from thinkml.models.table import Table as Table
+from thinkml.models.transfer_model import TransferModel as TransferModel
 from thinkml.models.ways_out import load_safetensors as load_safetensors
 from thinkml.models.ways_out import save_safetensors as save_safetensors
+from thinkml.models.zoo import Preprocessing as Preprocessing
+from thinkml.models.zoo import create as create
+from thinkml.models.zoo import get_preprocessing as get_preprocessing
+from thinkml.models.zoo import list_models as list_models

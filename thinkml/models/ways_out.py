@@ -76,12 +76,17 @@ def load_safetensors(path: PathLike, *, into: Any) -> Any:
     own = named_arrays(into)
     names: dict[str, str] = {name.replace('/', '.'): name for name in own}
     try:
-        found = _safetensors().numpy.load_file(path)
+        found = read_safetensors(path)
     except Exception as error:  # its own type, and what the file system raises
         raise ModelFileError(f'path: {path} can not be read: {error}') from error
     arrays = {names.get(str(n), str(n)): jnp.asarray(array) for n, array in found.items()}
     fill(into, {n: array for n, array in own.items() if _is_key(array)} | arrays, str(path))
     return into
+
+
+def read_safetensors(path: PathLike) -> dict[str, Any]:
+    """The arrays of a file by name."""
+    return _safetensors().numpy.load_file(path)
 
 
 def write_stablehlo(forward: Forward, path: PathLike) -> Path:

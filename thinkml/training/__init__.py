@@ -27,5 +27,6 @@ from thinkml.training.plan import PlannedPart as PlannedPart
 from thinkml.training.profiler import Profiler as Profiler
 from thinkml.training.run import Run as Run
 from thinkml.training.trainer import ModelTrainer as ModelTrainer
+from thinkml.training.transfer import TransferLearner as TransferLearner
 from thinkml.training.watching import EarlyStopping as EarlyStopping
 from thinkml.training.watching import ReduceLROnPlateau as ReduceLROnPlateau

@@ -21,6 +21,7 @@ from thinkml.core import (
     make_train_step,
 )
 from thinkml.core.adapters import ApplyFn
+from thinkml.core.freezing import learning_rates_of, scaled_updates
 from thinkml.core.sharding import Layout, as_on_one_device
 from thinkml.data import capacity
 from thinkml.errors import ConfigError
@@ -77,6 +78,8 @@ def prepare(
     feed, validation = make_feed(problem, config, shuffle_key, layout)
     total_steps = _total_steps(feed, config)
     tx = optimizer_of(config)
+    rates = learning_rates_of(functional)
+    tx = tx if rates is None else scaled_updates(tx, rates)
     state = initial_state(functional, tx, step_key, config, total_steps, layout)
     record = record_of(model)
     if record.continues and record.optimizer is not None:

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from thinkml.core import TrainState
+from thinkml.core.freezing import PartlyFrozen
 from thinkml.core.loop import empty_metrics
 from thinkml.core.processes import is_first_process, losses_told
 from thinkml.core.sharding import Layout, as_on_one_device
@@ -94,8 +95,9 @@ def train(
     if checkpoints is not None:
         checkpoints.check_same_run(settings, callbacks, fixed_length=needs_length(config))
     prepared = prepare(model, problem, config, layout)
+    whole = model.model if isinstance(model, PartlyFrozen) else model
     run = Run(
-        model, prepared.functional.write, config, History(), prepared.state, metric_names,
+        whole, prepared.functional.write, config, History(), prepared.state, metric_names,
         callbacks, settings,
     )  # fmt: skip
     if layout is not None and layout.spans_processes:

@@ -1,0 +1,140 @@
+"""Weights that Keras saved: ``.weights.h5``, ``.h5`` and ``.keras`` files."""
+
+import io
+import re
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from flax import nnx
+
+from thinkml.core.layers import layers_in_order
+from thinkml.errors import WeightsError, problems
+from thinkml.models.weights import fill, named_arrays
+
+_WEIGHTS = 'model.weights.h5'
+_MAX_BYTES = 16 * 2**30
+
+# As Keras saves the arrays of a layer, by how many axes the first one has.
+_NAMES: Mapping[int, Sequence[str]] = {
+    4: ('kernel', 'bias'),
+    2: ('kernel', 'bias'),
+    1: ('scale', 'bias', 'mean', 'var'),
+}
+
+_KINDS = {4: 'convolutions', 2: 'dense layers', 1: 'normalisations'}
+
+Layers = list[tuple[str, list[np.ndarray]]]
+
+
+def is_keras_file(path: Path) -> bool:
+    """Whether it is an HDF5 file, or a zip file with one of Keras's name."""
+    with open(path, 'rb') as file:
+        if file.read(8) == b'\x89HDF\r\n\x1a\n':
+            return True
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return _WEIGHTS in archive.namelist()
+    except (OSError, zipfile.BadZipFile):
+        return False
+
+
+def read_keras_file(path: Path) -> Layers:
+    """Returns the name of each layer that has arrays, and these, in the order they are saved.
+
+    Raises:
+        WeightsError: if it is damaged.
+        ImportError: without the package h5py.
+    """
+    try:
+        import h5py
+    except ImportError as error:
+        raise ImportError('h5py is not installed. Install it with pip install h5py.') from error
+    try:
+        with h5py.File(_content(path), 'r') as file:
+            found: dict[str, list[np.ndarray]] = {}
+
+            def visit(name: str, item: Any) -> None:
+                # Groups of the optimizer hold arrays as well.
+                if isinstance(item, h5py.Dataset) and not name.startswith('optimizer'):
+                    _check_stored(name, item)
+                    layer = re.sub(r'(/vars)?/[^/]*$', '', name)
+                    found.setdefault(layer, []).append(np.asarray(item))
+
+            file.visititems(visit)
+    except (OSError, KeyError, RuntimeError, ValueError, TypeError, zipfile.BadZipFile) as error:
+        raise WeightsError(f'weights: {path} can not be read as a Keras file: {error}.') from error
+    return sorted(found.items(), key=lambda layer: _natural(layer[0]))
+
+
+def _check_stored(name: str, dataset: Any) -> None:
+    """Raises a `ValueError` for an array that is elsewhere, or not stored at that length."""
+    if dataset.external or dataset.is_virtual:
+        raise ValueError(f'{name} is in another file')
+    if dataset.dtype.kind not in 'fiub' or dataset.nbytes > 1000 * dataset.id.get_storage_size():
+        raise ValueError(f'{name} is {dataset.dtype} of shape {dataset.shape}')
+
+
+def _content(path: Path) -> Any:
+    if not zipfile.is_zipfile(path):
+        return path
+    with zipfile.ZipFile(path) as archive:
+        entry = archive.getinfo(_WEIGHTS)
+        if entry.file_size > min(_MAX_BYTES, 1000 * max(1, entry.compress_size)):
+            raise ValueError(f'{_WEIGHTS} in it has {entry.file_size} bytes')
+        return io.BytesIO(archive.read(entry))
+
+
+def _natural(name: str) -> list[Any]:
+    """Sorts ``conv2d_10`` behind ``conv2d_9``, and ``conv2d`` before both."""
+    parts = re.split(r'(\d+)', name)
+    return [(part.isdigit(), int(part) if part.isdigit() else part) for part in parts]
+
+
+def load_keras(model: nnx.Module, layers: Layers, x: Any, *, what: str) -> int:
+    """Puts a Keras model's arrays into a model of the same layers, all or, if one is off, none.
+
+    Keras numbers its layers by kind, so convolutions, dense layers and normalisations are each
+    taken in their order.
+
+    Args:
+        model: filled in place.
+        layers: see `read_keras_file`.
+        x: inputs of the model; only shapes and dtypes are read.
+        what: the file, for messages.
+
+    Returns:
+        how many arrays were taken.
+
+    Raises:
+        WeightsError: if the layers or their shapes differ. Names them.
+    """
+    own = named_arrays(model)
+    found, arrays = [], {}
+    for axes, names in _NAMES.items():
+        ours = _modules(model, own, x, names[0], axes)
+        theirs = [layer for layer in layers if layer[1][0].ndim == axes]
+        if len(ours) != len(theirs):
+            counts = f'{len(theirs)} layers in the file, {len(ours)} in the model'
+            found.append(f'{_KINDS[axes]}: {counts}')
+        for module, (layer, values) in zip(ours, theirs, strict=False):
+            expected = [f'{module}/{name}' for name in names if f'{module}/{name}' in own]
+            shapes = [own[name].shape for name in expected]
+            if shapes != [value.shape for value in values]:
+                given = ', '.join(str(value.shape) for value in values)
+                found.append(f'{layer}: {given} in the file, {module} has {shapes}')
+            arrays |= dict(zip(expected, values, strict=False))
+    if found:
+        raise WeightsError(problems(f'weights: {what} does not fit the model:', found[:20]))
+    cast = {name: np.asarray(array, own[name].dtype) for name, array in arrays.items()}
+    fill(model, own | cast, what)
+    return len(arrays)
+
+
+def _modules(model: nnx.Module, own: Mapping[str, Any], x: Any, first: str, axes: int) -> list[str]:
+    """The modules with a first array of so many axes, in the order they are computed in."""
+    paths = [path[:-1] for layer in layers_in_order(model, x) for path in layer.params]
+    names = dict.fromkeys('/'.join(map(str, path)) for path in paths)
+    return [name for name in names if getattr(own.get(f'{name}/{first}'), 'ndim', None) == axes]

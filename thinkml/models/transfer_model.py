@@ -1,0 +1,76 @@
+"""A pretrained base with a head of one's own, as one model."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from thinkml.errors import ModelTypeError
+
+
+class TransferModel(nnx.Module):
+    """``head(base(x))``, where ``base`` returns features.
+
+    Args:
+        base: takes inputs, returns features ``[batch, features]``.
+        head: takes features, returns outputs.
+        mean: of each channel of the images, from 0 to 1, that the base was trained on. Images of
+            whole numbers from 0 to 255 are scaled and normalised by it; images of floats are
+            taken to be so already. None leaves inputs as they are.
+        std: likewise.
+
+    Attributes:
+        base: as passed.
+        head: as passed.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from flax import nnx
+        >>> from thinkml.models import TransferModel
+        >>> rngs = nnx.Rngs(0)
+        >>> model = TransferModel(nnx.Linear(4, 8, rngs=rngs), nnx.Linear(8, 2, rngs=rngs))
+        >>> model(jnp.ones((3, 4))).shape
+        (3, 2)
+    """
+
+    def __init__(
+        self,
+        base: nnx.Module,
+        head: nnx.Module,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+    ):
+        self.base = base
+        self.head = head
+        self.mean = None if mean is None else tuple(mean)
+        self.std = None if std is None else tuple(std)
+
+    def features(self, x: jax.Array) -> jax.Array:
+        """Returns what the base makes of the inputs, ``[batch, features]``."""
+        features: Any = self.base  # any module that can be called
+        found = features(self.normalised(x))
+        if getattr(found, 'ndim', None) != 2:
+            raise ModelTypeError(
+                f'base_model: it returns {getattr(found, "shape", type(found).__name__)}, expected '
+                'features (rows, features). Flatten or pool what it returns.'
+            )
+        return found
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        head: Any = self.head
+        return head(self.features(x))
+
+    def normalised(self, x: jax.Array) -> jax.Array:
+        """Returns images of whole numbers as the base expects them, all else as it is."""
+        if self.mean is None or not jnp.issubdtype(x.dtype, jnp.integer):
+            return x
+        return (x.astype(jnp.float32) / 255 - jnp.array(self.mean)) / jnp.array(self.std)
+
+
+class PassThrough(nnx.Module):
+    """Returns its input: what stands where a last layer was taken away."""
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return x

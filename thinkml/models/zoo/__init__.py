@@ -1,0 +1,14 @@
+"""Architectures that are ready to train, and tensors of other libraries for them."""
+
+from thinkml.models.zoo.catalog import create as create
+from thinkml.models.zoo.catalog import get_preprocessing as get_preprocessing
+from thinkml.models.zoo.catalog import list_models as list_models
+from thinkml.models.zoo.cnn import CNN as CNN
+from thinkml.models.zoo.convnext import ConvNeXt as ConvNeXt
+from thinkml.models.zoo.load import Loaded as Loaded
+from thinkml.models.zoo.load import load_tensors as load_tensors
+from thinkml.models.zoo.mlp import MLP as MLP
+from thinkml.models.zoo.preprocessing import Preprocessing as Preprocessing
+from thinkml.models.zoo.resnet import ResNet as ResNet
+from thinkml.models.zoo.table import ResidualMLP as ResidualMLP
+from thinkml.models.zoo.vit import ViT as ViT

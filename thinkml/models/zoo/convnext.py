@@ -1,0 +1,201 @@
+"""ConvNeXt."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from thinkml.models.zoo.drawing import Init
+from thinkml.models.zoo.parts import (
+    DType,
+    FeedForward,
+    apply_head,
+    check_images,
+    layer_norm,
+    make_dropout,
+    make_head,
+    rising_rates,
+)
+
+_INIT = Init(0.02**2)
+
+
+class ConvNeXt(nnx.Module):
+    """A convolutional network for images, built with the choices of transformers.
+
+    A 4x4 convolution of stride 4 as the stem, and four stages of blocks: a 7x7 convolution of each
+    channel by itself, LayerNorm, two dense layers with an exact GELU, scaled and added to the
+    input. Stages are joined by LayerNorm and a 2x2 convolution of stride 2. All images of 32x32
+    and more fit; rows and columns that fill no whole patch are left out, as in torch.
+
+    Args:
+        depths: the number of blocks of each stage.
+        widths: the channels of each stage.
+        num_classes: outputs of the head; None for no head.
+        in_channels: of the images.
+        drop_path: rate of stochastic depth in the last block, in training; it rises from 0.
+        layer_scale: what blocks are scaled by at first.
+        dtype: what it computes in; parameters are float32.
+        rngs: random streams; ``params``, and with ``drop_path`` also ``dropout``, are used.
+
+    Attributes:
+        num_features: the length of a row of features.
+        head: the last dense layer, or None.
+
+    Raises:
+        DataError: when called, if ``x`` is no batch of such images.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from thinkml.models.zoo import create
+        >>> model = create('convnext_tiny', num_classes=10)
+        >>> jax.eval_shape(model, jnp.zeros((2, 224, 224, 3))).shape, model.num_features
+        ((2, 10), 768)
+
+    Reference:
+        Liu, Mao, Wu, Feichtenhofer, Darrell, Xie, 2022: A ConvNet for the 2020s
+    """
+
+    def __init__(
+        self,
+        depths: Sequence[int] = (3, 3, 9, 3),
+        widths: Sequence[int] = (96, 192, 384, 768),
+        *,
+        num_classes: int | None = 1000,
+        in_channels: int = 3,
+        drop_path: float = 0.0,
+        layer_scale: float = 1e-6,
+        dtype: DType | None = None,
+        rngs: nnx.Rngs,
+    ):
+        self.in_channels = in_channels
+        self.smallest = 4 * 2 ** (len(depths) - 1)
+        self.stem = Stem(in_channels, widths[0], dtype=dtype, rngs=rngs)
+        self.stages = nnx.List()
+        rates = iter(rising_rates(drop_path, sum(depths)))
+        for stage, (depth, width) in enumerate(zip(depths, widths, strict=True)):
+            before = widths[stage - 1] if stage else None
+            blocks = [
+                Block(width, layer_scale=layer_scale, drop_path=next(rates), dtype=dtype, rngs=rngs)
+                for _ in range(depth)
+            ]
+            self.stages.append(Stage(before, width, blocks, dtype=dtype, rngs=rngs))
+        self.num_features = widths[-1]
+        self.norm = layer_norm(self.num_features, dtype=dtype, rngs=rngs)
+        self.head = nnx.data(
+            make_head(self.num_features, num_classes, kernel_init=_INIT, dtype=dtype, rngs=rngs)
+        )
+
+    def feature_maps(self, x: jax.Array) -> list[jax.Array]:
+        """The maps ``[batch, height, width, channels]`` after each stage."""
+        check_images(x, self.in_channels, self.smallest)
+        x = self.stem(x)
+        maps = []
+        for stage in self.stages:
+            x = stage(x)
+            maps.append(x)
+        return maps
+
+    def features(self, x: jax.Array) -> jax.Array:
+        """The last maps' means, normalised, ``[batch, num_features]``."""
+        return self.norm(jnp.mean(self.feature_maps(x)[-1], axis=(1, 2)))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return apply_head(self.head, self.features(x))
+
+
+class Stem(nnx.Module):
+    """Patches of 4x4 pixels, normalised."""
+
+    def __init__(self, in_features: int, out_features: int, *, dtype: DType | None, rngs: nnx.Rngs):
+        self.conv = _patches(in_features, out_features, 4, dtype=dtype, rngs=rngs)
+        self.norm = layer_norm(out_features, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.norm(self.conv(x))
+
+
+class Downsample(nnx.Module):
+    """Patches of 2x2 positions, normalised before."""
+
+    def __init__(self, in_features: int, out_features: int, *, dtype: DType | None, rngs: nnx.Rngs):
+        self.norm = layer_norm(in_features, dtype=dtype, rngs=rngs)
+        self.conv = _patches(in_features, out_features, 2, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.conv(self.norm(x))
+
+
+class Stage(nnx.Module):
+    """Blocks, and what halves the maps before them."""
+
+    def __init__(
+        self,
+        in_features: int | None,
+        out_features: int,
+        blocks: Sequence['Block'],
+        *,
+        dtype: DType | None,
+        rngs: nnx.Rngs,
+    ):
+        self.downsample = (
+            None
+            if in_features is None
+            else Downsample(in_features, out_features, dtype=dtype, rngs=rngs)
+        )
+        self.blocks = nnx.List(blocks)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        if self.downsample is not None:
+            x = self.downsample(x)
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+class Block(nnx.Module):
+    """A wide convolution of each channel, then dense layers over the channels."""
+
+    def __init__(
+        self,
+        width: int,
+        *,
+        layer_scale: float,
+        drop_path: float,
+        dtype: DType | None,
+        rngs: nnx.Rngs,
+    ):
+        self.depthwise = nnx.Conv(
+            width,
+            width,
+            (7, 7),
+            padding=3,
+            feature_group_count=width,
+            kernel_init=_INIT,
+            dtype=dtype,
+            rngs=rngs,
+        )
+        self.norm = layer_norm(width, dtype=dtype, rngs=rngs)
+        self.mlp = FeedForward(width, 4 * width, kernel_init=_INIT, dtype=dtype, rngs=rngs)
+        self.layer_scale = nnx.Param(jnp.full((width,), layer_scale))
+        self.drop_path = make_dropout(drop_path, rngs, whole_rows=4)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = self.mlp(self.norm(self.depthwise(x)))
+        return x + self.drop_path(y * self.layer_scale[...].astype(y.dtype))
+
+
+def _patches(
+    in_features: int, out_features: int, size: int, *, dtype: DType | None, rngs: nnx.Rngs
+) -> nnx.Conv:
+    return nnx.Conv(
+        in_features,
+        out_features,
+        (size, size),
+        size,
+        padding=0,
+        kernel_init=_INIT,
+        dtype=dtype,
+        rngs=rngs,
+    )

@@ -1,0 +1,218 @@
+"""Vision transformers."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from thinkml.errors import ConfigError, DataError
+from thinkml.models.zoo.drawing import Init
+from thinkml.models.zoo.parts import (
+    DType,
+    FeedForward,
+    apply_head,
+    check_images,
+    layer_norm,
+    make_dropout,
+    make_head,
+    rising_rates,
+)
+
+_INIT = Init(1.0, 'mean', uniform=True)
+_PATCH_INIT = Init(1.0, 'in')
+_POSITION_INIT = Init(0.02**2)
+
+
+class ViT(nnx.Module):
+    """A transformer over the patches of an image, with a class token and learned positions.
+
+    Blocks normalise before attention and before their dense layers (exact GELU). The class token,
+    normalised, is the features.
+
+    Positions are learned for images of ``image_size``. For images of another size, whose sides
+    are multiples of ``patch_size``, they are interpolated in each call: bicubic and antialiased,
+    as timm does with ``dynamic_img_size``. Transformers interpolates without antialiasing, which
+    differs where the image is smaller. `load_tensors` interpolates in the same way where a file's
+    positions are of another size than the model's.
+
+    Args:
+        patch_size: pixels of a patch's side.
+        width: the length of a token.
+        depth: the number of blocks.
+        num_heads: heads of each block's attention; they divide ``width``.
+        num_classes: outputs of the head; None for no head.
+        image_size: pixels of the side of the square images that it has positions for.
+        in_channels: of the images.
+        dropout: rate after dense layers, in training.
+        drop_path: rate of stochastic depth in the last block, in training; it rises from 0.
+        dtype: what it computes in; parameters are float32.
+        rngs: random streams; ``params``, and with one of the rates also ``dropout``, are used.
+
+    Attributes:
+        num_features: the length of a row of features.
+        head: the last dense layer, or None.
+
+    Raises:
+        ConfigError: if the numbers don't divide.
+        DataError: when called, if ``x`` is no batch of such images.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from thinkml.models.zoo import create
+        >>> model = create('vit_s16', num_classes=10)
+        >>> jax.eval_shape(model, jnp.zeros((2, 240, 160, 3))).shape
+        (2, 10)
+
+    Reference:
+        Dosovitskiy et al., 2020: An Image is Worth 16x16 Words
+    """
+
+    def __init__(
+        self,
+        patch_size: int,
+        width: int,
+        depth: int,
+        num_heads: int,
+        *,
+        num_classes: int | None = 1000,
+        image_size: int = 224,
+        in_channels: int = 3,
+        dropout: float = 0.0,
+        drop_path: float = 0.0,
+        dtype: DType | None = None,
+        rngs: nnx.Rngs,
+    ):
+        _check_divides('image_size', image_size, 'patch_size', patch_size)
+        _check_divides('width', width, 'num_heads', num_heads)
+        self.patch_size, self.in_channels = patch_size, in_channels
+        self.patches = nnx.Conv(
+            in_channels,
+            width,
+            (patch_size, patch_size),
+            patch_size,
+            padding=0,
+            kernel_init=_PATCH_INIT,
+            dtype=dtype,
+            rngs=rngs,
+        )
+        num_positions = 1 + (image_size // patch_size) ** 2
+        self.class_token = nnx.Param(jnp.zeros((1, 1, width)))
+        self.positions = nnx.Param(_POSITION_INIT(rngs.params(), (1, num_positions, width)))
+        self.dropout = make_dropout(dropout, rngs)
+        self.blocks = nnx.List(
+            Block(width, num_heads, dropout=dropout, drop_path=rate, dtype=dtype, rngs=rngs)
+            for rate in rising_rates(drop_path, depth)
+        )
+        self.norm = layer_norm(width, dtype=dtype, rngs=rngs)
+        self.num_features = width
+        self.head = nnx.data(make_head(width, num_classes, dtype=dtype, rngs=rngs))
+
+    def feature_maps(self, x: jax.Array) -> list[jax.Array]:
+        """The tokens of patches ``[batch, height, width, channels]`` after each block."""
+        height, width = self._grid(x)
+        return [
+            tokens[:, 1:].reshape(-1, height, width, self.num_features)
+            for tokens in self._tokens(x)
+        ]
+
+    def features(self, x: jax.Array) -> jax.Array:
+        """The class token after the last block, normalised, ``[batch, num_features]``."""
+        return self.norm(self._tokens(x)[-1][:, 0])
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return apply_head(self.head, self.features(x))
+
+    def _tokens(self, x: jax.Array) -> list[jax.Array]:
+        """The class token and those of the patches, after each block."""
+        grid = self._grid(x)
+        patches = self.patches(x)
+        tokens = patches.reshape(x.shape[0], grid[0] * grid[1], self.num_features)
+        first = jnp.broadcast_to(self.class_token[...], (x.shape[0], 1, self.num_features))
+        tokens = jnp.concatenate([first.astype(tokens.dtype), tokens], axis=1)
+        positions = resize_positions(self.positions[...], grid)
+        tokens = self.dropout(tokens + positions.astype(tokens.dtype))
+        after = []
+        for block in self.blocks:
+            tokens = block(tokens)
+            after.append(tokens)
+        return after
+
+    def _grid(self, x: jax.Array) -> tuple[int, int]:
+        check_images(x, self.in_channels)
+        (height, width), size = x.shape[1:3], self.patch_size
+        if height % size or width % size or not (height and width):
+            fitting = [max(size, round(side / size) * size) for side in (height, width)]
+            raise DataError(
+                f'x: got images of {height}x{width}, expected sides that are multiples of '
+                f'{size}, the side of a patch. Resize or crop them, to '
+                f'{fitting[0]}x{fitting[1]} for instance.'
+            )
+        return height // size, width // size
+
+
+class Block(nnx.Module):
+    """Attention and dense layers, each normalised before and added to its input."""
+
+    def __init__(
+        self,
+        width: int,
+        num_heads: int,
+        *,
+        dropout: float,
+        drop_path: float,
+        dtype: DType | None,
+        rngs: nnx.Rngs,
+    ):
+        self.norm1 = layer_norm(width, dtype=dtype, rngs=rngs)
+        self.attention = SelfAttention(width, num_heads, dtype=dtype, rngs=rngs)
+        self.norm2 = layer_norm(width, dtype=dtype, rngs=rngs)
+        self.mlp = FeedForward(
+            width, 4 * width, dropout=dropout, kernel_init=_INIT, dtype=dtype, rngs=rngs
+        )
+        self.dropout = make_dropout(dropout, rngs)
+        self.drop_path = make_dropout(drop_path, rngs, whole_rows=3)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = x + self.drop_path(self.dropout(self.attention(self.norm1(x))))
+        return x + self.drop_path(self.mlp(self.norm2(x)))
+
+
+class SelfAttention(nnx.Module):
+    """Attention of all tokens to all, queries, keys and values in one product."""
+
+    def __init__(self, width: int, num_heads: int, *, dtype: DType | None, rngs: nnx.Rngs):
+        self.num_heads = num_heads
+        self.qkv = nnx.Linear(width, 3 * width, kernel_init=_INIT, dtype=dtype, rngs=rngs)
+        self.out = nnx.Linear(width, width, kernel_init=_INIT, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        batch, length, width = x.shape
+        heads = (batch, length, self.num_heads, width // self.num_heads)
+        query, key, value = (part.reshape(heads) for part in jnp.split(self.qkv(x), 3, axis=-1))
+        return self.out(jax.nn.dot_product_attention(query, key, value).reshape(x.shape))
+
+
+def resize_positions(positions: jax.Array, grid: tuple[int, int]) -> jax.Array:
+    """Interpolates positions of a square grid of patches; that of the class token stays.
+
+    Args:
+        positions: ``[1, 1 + side * side, width]``.
+        grid: patches down and across.
+
+    Returns:
+        ``[1, 1 + grid[0] * grid[1], width]``; what came, if it has that grid.
+    """
+    side, width = math.isqrt(positions.shape[1] - 1), positions.shape[2]
+    if grid == (side, side):
+        return positions
+    square = positions[:, 1:].reshape(1, side, side, width)
+    resized = jax.image.resize(square, (1, *grid, width), 'bicubic', antialias=True)
+    return jnp.concatenate([positions[:, :1], resized.reshape(1, -1, width)], axis=1)
+
+
+def _check_divides(name: str, value: int, divisor_name: str, divisor: int) -> None:
+    if value < 1 or divisor < 1 or value % divisor:
+        raise ConfigError(
+            f'{name}: got {value} with {divisor_name}={divisor}, expected a multiple of it.'
+        )

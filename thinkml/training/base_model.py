@@ -1,0 +1,200 @@
+"""The base of a transfer: a model that returns features, and how another model fits to it."""
+
+import dataclasses
+import functools
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import numpy as np
+from flax import nnx
+
+from thinkml.core import num_outputs
+from thinkml.core.functional import PROBE_ROWS
+from thinkml.core.layers import last_dense
+from thinkml.errors import ConfigError, DataError, ModelTypeError, unknown_name
+from thinkml.models import ModelManager
+from thinkml.models.pretrained import load_pretrained
+from thinkml.models.transfer_model import PassThrough, TransferModel
+from thinkml.models.zoo import create, get_preprocessing, list_models
+
+Role = Literal['head', 'model']
+Place = tuple[Any, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Base:
+    """A model that returns features.
+
+    Attributes:
+        name: of the architecture, the path, or the class.
+        model: the module; the caller's own is not touched.
+        num_features: the length of a row of features.
+        is_pretrained: whether it is loaded or the caller's, so that there is nothing to find.
+        normalised: mean and std of the channels, see `TransferModel`; None for none.
+    """
+
+    name: str
+    model: nnx.Module
+    num_features: int
+    is_pretrained: bool
+    normalised: tuple[Any, Any] | None = None
+
+    def with_head(self, head: nnx.Module) -> TransferModel:
+        """The base and a head as one model."""
+        mean, std = self.normalised or (None, None)
+        return TransferModel(self.model, head, mean, std)
+
+    def load(self, weights: Any) -> Any:
+        """Loads pretrained weights into an architecture of the zoo; says which."""
+        if self.is_pretrained or weights is None:
+            return None
+        return load_pretrained(self.model, self.name, weights)
+
+
+def open_base(base_model: Any, inputs: Any) -> Base:
+    """Makes the base of what the user named, without its pretrained weights.
+
+    Args:
+        base_model: a name of the zoo, the path of a saved model, or an NNX module.
+        inputs: a row of the inputs, as `jax.ShapeDtypeStruct`, for models whose last layer is to
+            be taken away.
+
+    Raises:
+        ConfigError: for a name that is neither.
+        ModelTypeError: for a model that is no NNX module.
+    """
+    if isinstance(base_model, str) and base_model in list_models():
+        preprocessing = get_preprocessing(base_model)
+        if preprocessing is None:
+            raise ConfigError(
+                f'base_model: there are no pretrained weights of {base_model!r}. Pass a model that '
+                'you have trained, or its path.'
+            )
+        model = create(base_model, None)
+        normalised = (preprocessing.mean, preprocessing.std)
+        return Base(base_model, model, model.num_features, False, normalised)
+    if isinstance(base_model, str | os.PathLike):
+        if not Path(base_model).exists():
+            known = unknown_name('base_model', str(base_model), list_models())
+            raise ConfigError(f'{known} There is no saved model at this path either.')
+        name, model = str(base_model), ModelManager().load_model(base_model)
+    else:
+        name, model = type(base_model).__name__, base_model
+    if not isinstance(model, nnx.Module):
+        raise ModelTypeError(
+            f'base_model: got a {type(model).__name__}, expected a flax.nnx.Module, the path of '
+            f'a saved one, or one of {", ".join(list_models())}. A Linen module becomes one by '
+            'nnx.bridge.ToNNX.'
+        )
+    num_outputs(model, inputs, 'X_train')  # says so if it can't take them
+    headless = _without_last_layer(nnx.clone(model), inputs)
+    return Base(name, headless, num_outputs(headless, inputs, 'X_train'), True)
+
+
+def _without_last_layer(model: nnx.Module, inputs: Any) -> nnx.Module:
+    """The model with the dense layer taken away that computes its outputs, if there is one."""
+    last = last_dense(model, inputs)
+    if last is None or not isinstance(at(model, last), nnx.Linear) or not last:
+        return model
+    owner = at(model, last[:-1])
+    if isinstance(last[-1], str):
+        setattr(owner, last[-1], PassThrough())
+    else:
+        owner[last[-1]] = PassThrough()
+    return model
+
+
+def at(model: nnx.Module, path: Place) -> Any:
+    """What is at a path in a model."""
+
+    def step(node: Any, name: Any) -> Any:
+        return getattr(node, name) if isinstance(name, str) and hasattr(node, name) else node[name]
+
+    return functools.reduce(step, path, model)
+
+
+def role_of(model: Any, base: Base, inputs: Any, role: Role | None) -> Role:
+    """Says by shapes whether a model takes features (a head) or the inputs themselves.
+
+    Raises:
+        ConfigError: if it takes both and ``role`` does not say which.
+        ModelTypeError: for what is no NNX module.
+        DataError: if it takes neither.
+    """
+    if role not in ('head', 'model', None):
+        raise ConfigError(unknown_name('role', role, ('head', 'model')))
+    if not isinstance(model, nnx.Module):
+        raise ModelTypeError(
+            f'model: got a {type(model).__name__}, expected a flax.nnx.Module, or None for a '
+            'linear head. A Linen module becomes one by nnx.bridge.ToNNX.'
+        )
+    features = jax.ShapeDtypeStruct((PROBE_ROWS, base.num_features), np.float32)
+    failures = {
+        found: failure
+        for found, x in (('head', features), ('model', inputs))
+        if (failure := _failure(model, x)) is not None
+    }
+    if role is not None:
+        if role in failures:
+            raise failures[role]
+        return role
+    if not failures:
+        raise ConfigError(
+            f'role: the model takes both the features of {base.name}, {base.num_features} a row, '
+            "and X_train. Pass role='head' to put it onto the base, or role='model' to load what "
+            'of the base it has itself.'
+        )
+    if len(failures) == 2:
+        raise DataError(
+            f'model: it takes neither the features of {base.name}, {base.num_features} a row, nor '
+            f'X_train. As a head it fails with: {failures["head"]}\nWith X_train: '
+            f'{failures["model"]}'
+        )
+    return 'model' if 'head' in failures else 'head'
+
+
+def _failure(model: nnx.Module, x: Any) -> Exception | None:
+    try:
+        num_outputs(model, x, 'X_train')
+    except (DataError, ModelTypeError) as error:
+        return error
+    return None
+
+
+def shared_tensors(model: nnx.Module, base: Base) -> dict[Place, Place]:
+    """Which tensors of a model are the base's: those of equal name and shape.
+
+    The base may be a part of the model (``model.backbone``): then all its names have the same
+    beginning.
+
+    Returns:
+        the path in the base of each path in the model.
+    """
+    of_base, of_model = _shapes(base.model), _shapes(model)
+    by_prefix: dict[Place, dict[Place, Place]] = {}
+    for own, shape in of_model.items():
+        for cut in range(len(own)):
+            if of_base.get(own[cut:]) == shape:
+                by_prefix.setdefault(own[:cut], {})[own] = own[cut:]
+    return max(by_prefix.values(), key=len, default={})
+
+
+def copy_tensors(model: nnx.Module, base: Base, shared: Mapping[Place, Place]) -> None:
+    """Copies the base's tensors into a model, see `shared_tensors`."""
+    arrays = dict(nnx.to_flat_state(nnx.state(base.model, nnx.Any(nnx.Param, nnx.BatchStat))))
+    for own, variable in nnx.to_flat_state(nnx.state(model, nnx.Any(nnx.Param, nnx.BatchStat))):
+        if own in shared:
+            old = variable.get_value()
+            _variable(model, own).set_value(arrays[shared[own]].get_value().astype(old.dtype))
+
+
+def _variable(model: nnx.Module, path: Place) -> nnx.Variable:
+    return getattr(at(model, path[:-1]), path[-1])
+
+
+def _shapes(model: nnx.Module) -> dict[Place, tuple[int, ...]]:
+    state = nnx.to_flat_state(nnx.state(model, nnx.Any(nnx.Param, nnx.BatchStat)))
+    return {path: variable.get_value().shape for path, variable in state}

@@ -1,0 +1,387 @@
+"""TransferLearner: what one model has learned, taken over by another."""
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import jax
+import numpy as np
+from flax import nnx
+
+from thinkml.core.freezing import PartlyFrozen
+from thinkml.core.functional import PROBE_ROWS
+from thinkml.core.losses import LossFn, decides
+from thinkml.data import (
+    Rows,
+    check_targets,
+    encode_targets,
+    fingerprint,
+    is_batches,
+    open_batches,
+    open_data,
+)
+from thinkml.errors import ConfigError, DataError, NotTrainedError, is_number, is_whole, warn_user
+from thinkml.models.table import Table
+from thinkml.models.transfer_model import TransferModel
+from thinkml.monitoring import History
+from thinkml.record import InputSpec, attach_record, record_of
+from thinkml.training.base_model import (
+    Base,
+    Role,
+    copy_tensors,
+    open_base,
+    role_of,
+    shared_tensors,
+)
+from thinkml.training.config import TrainingConfig
+from thinkml.training.features import kept_features
+from thinkml.training.problem import Asked
+from thinkml.training.train import Latest, check_config, check_switches, train
+from thinkml.training.transfer_parts import (
+    Parts,
+    check_layers,
+    chosen,
+    low_rank_targets,
+    parts_of_headed,
+    parts_of_new,
+    parts_of_sharing,
+    parts_of_trained,
+    rates_of,
+    summary_of,
+)
+
+
+class TransferLearner:
+    """Fine-tunes a pretrained model for a task of one's own.
+
+    Args:
+        base_model: what was trained before: a name of `thinkml.models.list_models` with pretrained
+            weights, the path of a saved model, or an NNX module. It stays as it is.
+        fine_tune_layers: what of the base is trained besides the head: the last so many of its
+            layers (a convolution or dense layer with its normalisation is one), ``'all'``, or
+            patterns of their names such as ``['stages.3.*']``. What is frozen has no gradients and
+            no optimizer state, and its BatchNorm keeps to its stored statistics.
+        config: the settings; None for the defaults of `TrainingConfig`, with a tenth of the
+            learning rate where layers of the base are trained.
+        weights: of an architecture: ``'auto'`` for pretrained ones if they can be found or
+            downloaded, and random ones with a warning if not; ``'required'`` to make that an
+            error; the path of a file; None for random ones.
+        layer_decay: the learning rate of each layer is this times that of the layer after it
+            (discriminative learning rates); 1 for the same everywhere.
+        head_epochs: how many of the epochs, the first ones, train the head alone, so that what
+            flows back from a random head does no harm to the base (gradual unfreezing).
+        lora_rank: train updates of this rank to the kernels of all dense and attention layers of
+            the base that are frozen otherwise (LoRA); None for none. They are added to the kernels
+            in the end.
+        cache_bytes: how much memory the features may take that a base gives while it is frozen
+            altogether, and which are computed only once; more go to files.
+
+    Attributes:
+        config: the settings; None for the defaults.
+        loaded: what was loaded of pretrained weights, or of the base; None where nothing was.
+
+    Raises:
+        ConfigError: for settings that are impossible.
+
+    Example:
+        >>> import numpy as np
+        >>> from flax import nnx
+        >>> from thinkml.models import predict
+        >>> from thinkml.training import TransferLearner
+        >>> X = np.random.default_rng(0).normal(size=(64, 4)).astype(np.float32)
+        >>> base = nnx.Sequential(nnx.Linear(4, 16, rngs=nnx.Rngs(0)), nnx.relu)
+        >>> learner = TransferLearner(base, fine_tune_layers=0)
+        >>> model = learner.fine_tune(X_train=X, y_train=X[:, 0] > 0, epochs=2, progress=False)
+        >>> print(learner.summary())
+        layer          parameters  trained  learning rate
+        base.layers.0          80  no
+        head                   34  yes      x 1
+        >>> predict(model, X).shape
+        (64,)
+
+    Reference:
+        Howard and Ruder, 2018, *Universal language model fine-tuning for text classification*
+        (gradual unfreezing, discriminative rates); Hu et al., 2021, *LoRA: low-rank adaptation of
+        large language models*.
+    """
+
+    def __init__(
+        self,
+        base_model: Any,
+        fine_tune_layers: int | Literal['all'] | Sequence[str] = 0,
+        *,
+        config: TrainingConfig | None = None,
+        weights: str | os.PathLike[str] | None = 'auto',
+        layer_decay: float = 1.0,
+        head_epochs: int = 0,
+        lora_rank: int | None = None,
+        cache_bytes: int = 2**31,
+    ):
+        check_config(config)
+        check_layers(fine_tune_layers)
+        for name, value, least in (
+            ('head_epochs', head_epochs, 0),
+            ('lora_rank', 1 if lora_rank is None else lora_rank, 1),
+            ('cache_bytes', cache_bytes, 0),
+        ):
+            if not (is_whole(value) and value >= least):
+                raise ConfigError(
+                    f'{name}: got {value!r}, expected a whole number of at least {least}.'
+                )
+        if not (is_number(layer_decay) and 0 < layer_decay <= 1):
+            raise ConfigError(f'layer_decay: got {layer_decay!r}, expected more than 0, at most 1.')
+        self.base_model = base_model
+        self.fine_tune_layers = fine_tune_layers
+        self.config = config
+        self.weights = weights
+        self.layer_decay = layer_decay
+        self.head_epochs = head_epochs
+        self.lora_rank = lora_rank
+        self.cache_bytes = cache_bytes
+        self.loaded: Any = None
+        self._latest = Latest()
+        self._summary: Table | None = None
+
+    @property
+    def history(self) -> History | None:
+        """Of the last run; None before."""
+        return self._latest.history
+
+    def fine_tune(
+        self,
+        model: Any = None,
+        X_train: Any = None,
+        y_train: Any = None,
+        X_val: Any = None,
+        y_val: Any = None,
+        *,
+        epochs: int | None = None,
+        role: Role | None = None,
+        loss_fn: str | LossFn | None = None,
+        metrics: Sequence[Any] | None = None,
+        class_weights: Any = None,
+        sample_weight: Any = None,
+        augmentation: Any = None,
+        groups: Any = None,
+        progress: bool = True,
+    ) -> nnx.Module:
+        """Fine-tunes, and returns a model that is ready to predict.
+
+        Images of whole numbers from 0 to 255 are normalised as the architecture's pretrained
+        weights expect; images of floats are taken to be normalised already.
+
+        Args:
+            model: None for a linear head with an output for each class; a head, which takes
+                features ``[rows, features]`` and is put onto the base; or a whole model, which
+                takes ``X_train``: what it shares with the base, by name and shape, is loaded from
+                there. A whole model that shares nothing with the base is fine-tuned by itself,
+                with a warning: its last layers if it was trained before, else all of it. Which of
+                them it is, is decided by shapes. Trained in place.
+            X_train: as in `ModelTrainer.train`.
+            y_train: as in `ModelTrainer.train`.
+            X_val: as in `ModelTrainer.train`.
+            y_val: as in `ModelTrainer.train`.
+            epochs: in place of ``config.epochs``.
+            role: ``'head'`` or ``'model'``, where shapes leave open what ``model`` is.
+            loss_fn: as in `ModelTrainer.train`.
+            metrics: as in `ModelTrainer.train`.
+            class_weights: as in `ModelTrainer.train`.
+            sample_weight: as in `ModelTrainer.train`.
+            augmentation: as in `ModelTrainer.train`.
+            groups: as in `ModelTrainer.train`.
+            progress: as in `ModelTrainer.train`.
+
+        Returns:
+            the whole model: ``model`` itself if it is one, else the base and the head as a
+            `thinkml.models.TransferModel`.
+
+        Warns:
+            PretrainedWeightsWarning: if no pretrained weights were found.
+            ThinkMLWarning: if ``model`` shares nothing with the base.
+
+        Raises:
+            DataError: for data or a model that fit neither each other nor the base.
+            ConfigError: for settings that are impossible, or if it is open what ``model`` is.
+            ModelTypeError: for a model that is no NNX module.
+            WeightsError: if the weights are required and not to be found, or don't fit.
+        """
+        check_switches(progress=progress)
+        asked = Asked(
+            X_train, y_train, X_val, y_val, loss_fn, metrics, class_weights, sample_weight,
+            augmentation, groups,
+        )  # fmt: skip
+        data = _Data.opened(asked)
+        parts = self._parts(model, role, asked, data)
+        trained = chosen(parts.layers, self.fine_tune_layers)
+        rates = rates_of(parts, trained, self.layer_decay)
+        if not rates and self.lora_rank is None:
+            raise ConfigError(
+                'fine_tune_layers: got 0 for a model that is fine-tuned by itself, so that nothing '
+                'would be trained. Pass how many of its last layers to train.'
+            )
+        low_rank = {} if self.lora_rank is None else low_rank_targets(parts, rates)
+        self._summary = summary_of(parts, rates, low_rank)
+        is_head_alone = not trained and not low_rank
+        config = self._config(epochs, of_base=bool(trained) and bool(parts.head))
+        head_epochs = config.epochs if is_head_alone else min(self.head_epochs, config.epochs)
+        if head_epochs and parts.head:
+            first = dataclasses.replace(config, epochs=head_epochs)
+            self._train_head(parts, asked, data, first, progress)
+        if head_epochs < config.epochs:
+            rest = dataclasses.replace(config, epochs=config.epochs - head_epochs)
+            frozen = PartlyFrozen(parts.model, rates, low_rank, self.lora_rank or 0)
+            self._train(frozen, asked, rest, progress)
+        return parts.model
+
+    def summary(self) -> Table:
+        """Returns a table of the layers of the model last fine-tuned: what of it was trained.
+
+        Raises:
+            NotTrainedError: before `fine_tune`.
+        """
+        if self._summary is None:
+            raise NotTrainedError('summary: nothing was fine-tuned yet. Call fine_tune(...) first.')
+        return self._summary
+
+    def get_metrics(self) -> dict[str, float]:
+        """Returns the last epoch's metrics of the latest run, see `ModelTrainer.get_metrics`.
+
+        Raises:
+            NotTrainedError: before the first epoch has ended.
+        """
+        return self._latest.metrics()
+
+    def _config(self, epochs: int | None, *, of_base: bool) -> TrainingConfig:
+        config = self.config
+        if config is None:
+            config = TrainingConfig()
+            if of_base:
+                config = dataclasses.replace(config, learning_rate=config.learning_rate / 10)
+        return config if epochs is None else dataclasses.replace(config, epochs=epochs)
+
+    def _parts(self, model: Any, role: Role | None, asked: Asked, data: '_Data') -> Parts:
+        base = open_base(self.base_model, data.probe)
+        if model is None:
+            model, role = _linear_head(base, data, asked, self.config), 'head'
+        else:
+            role = role_of(model, base, data.probe, role)
+        if role == 'head':
+            self.loaded = base.load(self.weights)
+            return parts_of_headed(base.with_head(model), data.probe)
+        if shared := shared_tensors(model, base):
+            self.loaded = base.load(self.weights)
+            copy_tensors(model, base, shared)
+            self.loaded = self.loaded or f'{len(shared)} tensors of {base.name}'
+            return parts_of_sharing(model, shared, data.probe)
+        self.loaded = None
+        was_trained = bool(record_of(model).runs)
+        warn_user(
+            f'model: it has no tensor in common with {base.name}, so it is fine-tuned by itself: '
+            + ('its last layers.' if was_trained else 'all of it, from what it has.')
+            + f' Pass a head, which takes features (rows, {base.num_features}), or None, to put '
+            'one onto the base.'
+        )
+        return parts_of_trained(model, data.probe) if was_trained else parts_of_new(model)
+
+    def _train(self, model: Any, asked: Asked, config: TrainingConfig, progress: bool) -> None:
+        """Trains what `PartlyFrozen` leaves of a model; the record is that of the whole."""
+        attach_record(model, record_of(model.model))
+        train(self._latest, model, asked, config, resume=False, progress=progress)
+
+    def _train_head(
+        self, parts: Parts, asked: Asked, data: '_Data', config: TrainingConfig, progress: bool
+    ) -> None:
+        whole = parts.model
+        if (
+            not isinstance(whole, TransferModel)
+            or data.rows is None
+            or asked.augmentation
+            or config.fast_dev_run
+        ):
+            frozen = PartlyFrozen(whole, dict.fromkeys(parts.head, 1.0))
+            self._train(frozen, asked, config, progress)
+            return
+        with kept_features(self.cache_bytes) as features:
+            cached = asked._replace(
+                X_train=features.of(whole, data.rows, 'train'), y_train=data.targets
+            )
+            if asked.X_val is not None and not is_batches(asked.X_val):
+                rows, targets = open_data(asked.X_val, asked.y_val, 'X_val', 'y_val', data.inputs)
+                cached = cached._replace(X_val=features.of(whole, rows, 'val'), y_val=targets)
+            train(self._latest, whole.head, cached, config, resume=False, progress=progress)
+        learned = record_of(whole.head)
+        assert learned.task is not None
+        labels = encode_targets(data.targets, learned.task, 'y_train')
+        record = dataclasses.replace(
+            learned,
+            input_spec=data.inputs,
+            optimizer=None,
+            data_fingerprint=fingerprint(data.rows, labels),
+        )
+        attach_record(whole, record)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Data:
+    """What is known of the training data before it is encoded.
+
+    Attributes:
+        inputs: what a row of the inputs looks like.
+        rows: the inputs; None where they come in batches.
+        targets: as the user has them, of the first batch where they come in batches.
+    """
+
+    inputs: InputSpec
+    rows: Rows | None
+    targets: Any
+
+    @classmethod
+    def opened(cls, asked: Asked) -> '_Data':
+        if asked.X_train is None:
+            raise DataError('X_train: got None, expected the inputs to fine-tune on.')
+        if is_batches(asked.X_train):
+            batches = open_batches(asked.X_train, 'X_train', label=asked.y_train)
+            if batches.has_one_epoch:
+                raise DataError(
+                    'X_train: got an iterator, which is used up once it is looked at. Pass the '
+                    'function that makes it, without calling it, or an object with __iter__.'
+                )
+            first = batches.peek()
+            return cls(batches.inputs, None, check_targets(first.y, 'X_train, batch 1'))
+        rows, targets = open_data(asked.X_train, asked.y_train)
+        return cls(rows.inputs, rows, check_targets(targets, 'y_train'))
+
+    @property
+    def probe(self) -> Any:
+        """A few rows of the inputs, as shapes and dtypes."""
+        return jax.tree.map(
+            lambda part: jax.ShapeDtypeStruct((PROBE_ROWS, *part.shape), np.dtype(part.dtype)),
+            self.inputs.arrays,
+        )
+
+
+def _linear_head(
+    base: Base, data: _Data, asked: Asked, config: TrainingConfig | None
+) -> nnx.Linear:
+    """A dense layer with an output for each class, label or number of the targets."""
+    if data.rows is None:
+        raise DataError(
+            'model: got None for batches, of which only the first was looked at, so the number of '
+            f'classes is open. Pass nnx.Linear({base.num_features}, classes, rngs=nnx.Rngs(0)).'
+        )
+    targets = np.asarray(data.targets)
+    if targets.ndim == 2 and targets.shape[1] > 1:
+        outputs = targets.shape[1]
+    elif decides(asked.loss_fn) == 'regression' or not _are_labels(targets):
+        outputs = 1
+    else:
+        outputs = max(2, len(np.unique(targets)))
+    return nnx.Linear(
+        base.num_features, outputs, kernel_init=nnx.initializers.normal(0.01),
+        rngs=nnx.Rngs((config or TrainingConfig()).seed),
+    )  # fmt: skip
+
+
+def _are_labels(targets: np.ndarray) -> bool:
+    return targets.dtype.kind != 'f' or bool(np.isin(targets, (0, 1)).all())
