@@ -9,7 +9,8 @@ import pytest
 from flax import nnx
 
 from tests.models_for_tests import SmallCNN, mlp
-from thinkml.errors import DeviceCountWarning, ThinkMLWarning
+from thinkml.errors import DeviceCountWarning, PretrainedWeightsWarning, ThinkMLWarning
+from thinkml.models import predict
 from thinkml.record import record_of
 from thinkml.training import ModelTrainer, TrainingConfig
 
@@ -322,3 +323,46 @@ def test_the_setup_block_with_checkpoints_and_event_files(names, tmp_path):
     assert list((tmp_path / 'logs').glob('run-1/*/events*'))
     newest = max(int(path.name) for path in (tmp_path / 'checkpoints/run-1').iterdir())
     assert newest == names['history'].steps
+
+
+TRANSFER = """
+    from thinkml.training import TransferLearner
+
+    # Initialize transfer learner
+    learner = TransferLearner(
+        base_model='resnet50',
+        fine_tune_layers=5
+    )
+
+    # Fine-tune model
+    fine_tuned_model = learner.fine_tune(
+        model=model,
+        X_train=X_train,
+        y_train=y_train,
+        epochs=10
+    )
+"""
+
+
+def test_the_transfer_block_on_a_model_of_its_own(names):
+    with pytest.warns(ThinkMLWarning, match='no tensor in common with resnet50'):
+        run(TRANSFER, names)
+    assert names['fine_tuned_model'] is names['model']
+    assert record_of(names['model']).runs[-1].epochs == 10
+
+
+@pytest.mark.slow
+def test_the_transfer_block_with_a_head_and_no_weights_at_hand(tmp_path, monkeypatch):
+    for name in ('THINKML_HOME', 'HF_HOME', 'TORCH_HOME'):
+        monkeypatch.setenv(name, str(tmp_path / name))
+    monkeypatch.setenv('HF_HUB_OFFLINE', '1')
+    monkeypatch.setattr('thinkml.models.pretrained.sources._downloaded', lambda source: None)
+    images = np.random.default_rng(0).integers(0, 256, (16, 32, 32, 3)).astype(np.uint8)
+    head = nnx.Linear(2048, 2, rngs=nnx.Rngs(0))
+    names = {'model': head, 'X_train': images, 'y_train': np.arange(16) % 2}
+    with pytest.warns(PretrainedWeightsWarning, match='RANDOM'):
+        run(TRANSFER, names)
+    assert names['fine_tuned_model'].head is head
+    trained = [row for row in names['learner'].summary().rows if row['trained'] == 'yes']
+    assert len(trained) == 6 and len(names['learner'].summary().rows) == 54
+    assert predict(names['fine_tuned_model'], images).shape == (16,)
