@@ -366,3 +366,34 @@ def test_the_transfer_block_with_a_head_and_no_weights_at_hand(tmp_path, monkeyp
     trained = [row for row in names['learner'].summary().rows if row['trained'] == 'yes']
     assert len(trained) == 6 and len(names['learner'].summary().rows) == 54
     assert predict(names['fine_tuned_model'], images).shape == (16,)
+
+
+ACTIVE = """
+    from thinkml.training import ActiveLearner
+
+    # Initialize active learner
+    learner = ActiveLearner(
+        model=model,
+        strategy='uncertainty'
+    )
+
+    # Train with active learning
+    history = learner.train(
+        X_labeled=X_labeled,
+        y_labeled=y_labeled,
+        X_unlabeled=X_unlabeled,
+        n_iterations=5
+    )
+"""
+
+
+def test_the_active_learning_block_invents_no_label(names):
+    names |= {
+        'X_labeled': names['X_train'][:50],
+        'y_labeled': names['y_train'][:50],
+        'X_unlabeled': names['X_train'][50:],
+    }
+    with pytest.warns(ThinkMLWarning, match='nobody labels'):
+        run(ACTIVE, names)
+    assert [query.status for query in names['history']] == ['awaiting_labels'] * 5
+    assert record_of(names['model']).runs[-1].epochs == 100

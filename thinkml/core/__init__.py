@@ -13,8 +13,10 @@ from thinkml.core.augment import RandomRotation as RandomRotation
 from thinkml.core.augmentation import AUGMENTATIONS as AUGMENTATIONS
 from thinkml.core.augmentation import check_augmentation as check_augmentation
 from thinkml.core.augmentation import make_augmentation as make_augmentation
+from thinkml.core.dropout import WithDropout as WithDropout
 from thinkml.core.exported import ExportedModel as ExportedModel
 from thinkml.core.exported import export_forward as export_forward
+from thinkml.core.features import WithFeatures as WithFeatures
 from thinkml.core.feed import Block as Block
 from thinkml.core.feed import DeviceData as DeviceData
 from thinkml.core.feed import Feed as Feed

@@ -127,6 +127,7 @@ def functionalize_nnx(
     model: nnx.Module,
     compute_dtype: DType | None = None,
     trained: Collection[tuple[Any, ...]] | None = None,
+    train: Callable[[nnx.Module], None] = nnx.Module.train,
 ) -> FunctionalModel:
     """Takes an NNX module apart without changing it.
 
@@ -135,6 +136,7 @@ def functionalize_nnx(
         compute_dtype: see `thinkml.core.functionalize`.
         trained: the paths of the parameters to train; None for all. The others are part of
             ``model_state``, and modules that have no others stay in evaluation mode.
+        train: puts a module into training mode.
     """
     write_to = model
     if nnx.to_flat_state(nnx.state(model, nnx.Intermediate)):
@@ -154,10 +156,15 @@ def functionalize_nnx(
             set_nnx_dtype(copy, compute_dtype)
         return nnx.graphdef(copy)
 
+    def switch_to_training(module: nnx.Module) -> None:
+        train(module)
+        if trained is not None:
+            _eval_frozen(module, (), trained)
+
     call = type(model).__call__
     parameters = inspect.signature(call).parameters
     apply = _NNXApply(
-        train_graph=graph_in_mode(lambda module: _train(module, trained)),
+        train_graph=graph_in_mode(switch_to_training),
         eval_graph=graph_in_mode(lambda module: module.eval()),
         random_state=tuple(
             (path, 'key' if isinstance(variable, nnx.RngKey) else 'count', variable.shape)
@@ -174,12 +181,6 @@ def functionalize_nnx(
         write_to.eval()
 
     return FunctionalModel(apply, nnx.to_pure_dict(params), nnx.to_pure_dict(model_state), write)
-
-
-def _train(model: nnx.Module, trained: Collection[tuple[Any, ...]] | None) -> None:
-    model.train()
-    if trained is not None:
-        _eval_frozen(model, (), trained)
 
 
 def _eval_frozen(module: nnx.Module, at: tuple[Any, ...], trained: Collection) -> None:

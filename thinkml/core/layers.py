@@ -2,12 +2,12 @@
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from typing import Any
 
 import jax
 from flax import nnx
-from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
 
 from thinkml.core.functional import functionalize, probe
 
@@ -90,21 +90,38 @@ def last_dense(model: nnx.Module, x: Any) -> Path | None:
         model: the model, in any mode.
         x: inputs; only the shape of a row and the dtype are read.
     """
-    jaxpr, inputs = _forward(model, x)
-    made_by: dict[Any, Any] = {variable: eqn for eqn in jaxpr.eqns for variable in eqn.outvars}
-    waiting = list(jaxpr.outvars)
-    while waiting:
-        variable = waiting.pop()
-        if variable in inputs:  # a bias, or an input
-            continue
-        eqn = None if isinstance(variable, Literal) else made_by.get(variable)
-        if eqn is None or eqn.primitive.name not in _AFTER_DENSE:
+    jaxpr, paths = _forward(model, x)
+    product = last_product(jaxpr, jaxpr.outvars[0], paths)
+    if product is None:
+        return None
+    path = paths[_origin(product.invars[1], _made_by(jaxpr))]
+    return path[:-1] if path[-1] == 'kernel' else None
+
+
+def last_product(jaxpr: Jaxpr, output: Any, parameters: Container[Any]) -> JaxprEqn | None:
+    """Returns the product with a parameter that an output is, but for a bias, if it is one.
+
+    Args:
+        jaxpr: a forward pass.
+        output: the variable of it that holds the outputs.
+        parameters: the variables of it that are parameters.
+    """
+    made_by = _made_by(jaxpr)
+    while not isinstance(output, Literal) and output in made_by:
+        eqn = made_by[output]
+        if eqn.primitive.name not in _AFTER_DENSE:
             return None
         if eqn.primitive.name == 'dot_general':
-            path = inputs.get(_origin(eqn.invars[1], made_by))
-            return None if path is None or path[-1] != 'kernel' else path[:-1]
-        waiting += [v for v in eqn.invars if _origin(v, made_by) not in inputs]
+            return eqn if _origin(eqn.invars[1], made_by) in parameters else None
+        others = [v for v in eqn.invars if _origin(v, made_by) not in parameters]  # no biases
+        if len(others) != 1:
+            return None
+        [output] = others
     return None
+
+
+def _made_by(jaxpr: Jaxpr) -> dict[Any, JaxprEqn]:
+    return {variable: eqn for eqn in jaxpr.eqns for variable in eqn.outvars}
 
 
 # What a dense layer does with its product, besides adding a bias.

@@ -14,6 +14,7 @@ from thinkml.data.inputs import check_inputs as check_inputs
 from thinkml.data.inputs import check_inputs_of as check_inputs_of
 from thinkml.data.inputs import fingerprint as fingerprint
 from thinkml.data.inputs import open_rows_of as open_rows_of
+from thinkml.data.passes import rows_of_batches as rows_of_batches
 from thinkml.data.placement import capacity as capacity
 from thinkml.data.placement import check_fits as check_fits
 from thinkml.data.placement import device_budget as device_budget

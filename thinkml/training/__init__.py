@@ -13,6 +13,10 @@ from thinkml.core import RandomCrop as RandomCrop
 from thinkml.core import RandomFlip as RandomFlip
 from thinkml.core import RandomRotation as RandomRotation
 from thinkml.monitoring import TrainingMonitor as TrainingMonitor
+from thinkml.training.active.history import ActiveHistory as ActiveHistory
+from thinkml.training.active.history import ActiveQuery as ActiveQuery
+from thinkml.training.active.learner import ActiveLearner as ActiveLearner
+from thinkml.training.active.strategies import DiverseBatches as DiverseBatches
 from thinkml.training.callbacks import Callback as Callback
 from thinkml.training.checkpointing import Checkpoint as Checkpoint
 from thinkml.training.config import TrainingConfig as TrainingConfig

@@ -93,7 +93,12 @@ class Problem:
 
 
 class Asked(NamedTuple):
-    """The arguments of ``train`` that say what is to be learned, as the user wrote them."""
+    """The arguments of ``train`` that say what is to be learned, as the user wrote them.
+
+    Attributes:
+        rows: which rows of ``X_train`` there are; None for all. Data sets that grow within an
+            array of one size share compiled programs.
+    """
 
     X_train: Any
     y_train: Any
@@ -105,6 +110,7 @@ class Asked(NamedTuple):
     sample_weight: Any = None
     augmentation: Any = None
     groups: Any = None
+    rows: np.ndarray | None = None
 
 
 def make_problem(
@@ -157,17 +163,18 @@ def make_problem(
     labels = jax.ShapeDtypeStruct((1, *y.shape[1:]), y.dtype)
     return Problem(
         train, val, inputs, task, labels, objective,
-        _identified(train), _identified(val, held_out=split is not None),
+        _identified(train, in_part=asked.rows is not None),
+        _identified(val, in_part=split is not None),
     )  # fmt: skip
 
 
-def _identified(data: Examples | Stream | None, held_out: bool = False) -> dict[str, Any]:
+def _identified(data: Examples | Stream | None, *, in_part: bool) -> dict[str, Any]:
     if data is None:
         return {}
     if isinstance(data, Stream):
         # No hash: whether a source gives the same batch first in another process is up to it.
         return {'batches': data.batches.num_batches, 'inputs': str(data.batches.inputs)}
-    return fingerprint(data.x, data.y, data.weight, rows=data.rows if held_out else None)
+    return fingerprint(data.x, data.y, data.weight, rows=data.rows if in_part else None)
 
 
 def _open_stream(asked: Asked, config: TrainingConfig) -> tuple[Batches, Any, np.ndarray]:
@@ -237,12 +244,11 @@ def _examples(
     x: Rows, y: np.ndarray, task: Task, asked: Asked, config: TrainingConfig
 ) -> tuple[Examples, Examples | None]:
     """The rows to train on, and those held out for validation."""
-    rows, rows_val = np.arange(len(x)), None
+    rows, rows_val = np.arange(len(x)) if asked.rows is None else asked.rows, None
     order, share = config.held_out
     if asked.X_val is None and asked.y_val is None and share > 0:
-        rows, rows_val = split_rows(
-            y, task, share, config.seed, order=order, groups=asked.groups
-        )  # fmt: skip
+        parts = split_rows(y[rows], task, share, config.seed, order=order, groups=asked.groups)
+        rows, rows_val = (rows[part] for part in parts)
     elif asked.groups is not None:
         raise ConfigError(
             'groups: got them where no rows are held out, expected TrainingConfig('

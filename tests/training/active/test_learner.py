@@ -1,0 +1,544 @@
+"""ActiveLearner: who is asked for what, and what becomes of the answers."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+from flax import linen as nn
+from flax import nnx
+
+from tests.models_for_tests import DropoutBatchNorm, apply_mlp, init_mlp, mlp
+from tests.training.active.made import CONFIG, LABELED, POOL, RNG, VAL, X, Y, same
+from thinkml.core import WithDropout, predict_outputs
+from thinkml.errors import ConfigError, DataError, ModelTypeError, ThinkMLWarning
+from thinkml.evaluation import ModelEvaluator
+from thinkml.models import from_functions, from_linen, predict, predict_proba
+from thinkml.record import record_of
+from thinkml.training import ActiveLearner, DiverseBatches, ModelTrainer
+from thinkml.training.active.strategies import STRATEGIES
+
+
+def learner_of(strategy='margin', model=None, **options):
+    options = {'config': CONFIG, 'query_size': 8} | options
+    return ActiveLearner(model or mlp(6, 3), strategy, **options)
+
+
+def experiment(learner, n_iterations=3, **options):
+    options = {
+        'y_unlabeled': Y[POOL],
+        'X_val': X[VAL],
+        'y_val': Y[VAL],
+        'progress': False,
+    } | options
+    return learner.train(X[LABELED], Y[LABELED], X[POOL], n_iterations, **options)
+
+
+def started(learner=None, **options):
+    learner = learner or learner_of()
+    learner.start(X[POOL], X[LABELED], Y[LABELED], **options)
+    return learner
+
+
+# --- an experiment ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('strategy', [*STRATEGIES, DiverseBatches('entropy', oversample=3)])
+def test_every_strategy_asks_for_different_rows_and_learns(strategy):
+    name = strategy if isinstance(strategy, str) else 'diverse'
+    targets = X[:, 0] if name == 'variance' else Y
+    rngs = nnx.Rngs(0)
+    model = DropoutBatchNorm(6, 1 if name == 'variance' else 3, rngs)
+    learner = learner_of(strategy, model)
+    history = learner.train(
+        X[LABELED], targets[LABELED], X[POOL], 3, y_unlabeled=targets[POOL],
+        X_val=X[VAL], y_val=targets[VAL], progress=False,
+    )  # fmt: skip
+    asked = np.concatenate([query.indices for query in history])
+    assert len(np.unique(asked)) == 24 and asked.min() >= 0 and asked.max() < 170
+    assert [query.num_labels for query in history] == [38, 46, 54]
+    assert history.start[0] == 30
+    assert {query.status for query in history} == {'trained'}
+    assert learner.labels == {int(row): targets[POOL][row].item() for row in asked}
+    assert all(query.seconds > 0 for query in history)
+
+
+def test_the_history_is_that_of_the_loop_written_by_hand():
+    history = experiment(learner_of('margin'))
+    labeled, pool, model = list(range(30)), np.arange(30, 200), None
+    for query in (None, *history):
+        if query is not None:
+            proba = np.sort(predict_proba(model, X[pool]), axis=1)
+            margins = proba[:, -1] - proba[:, -2]
+            left = np.array([row not in labeled for row in pool])
+            expected = np.argsort(np.where(left, margins, np.inf), kind='stable')[:8]
+            assert query.indices.tolist() == expected.tolist()
+            np.testing.assert_allclose(query.scores, 1 - margins[expected], atol=1e-6)
+            labeled += pool[expected].tolist()
+        model = mlp(6, 3)
+        ModelTrainer(CONFIG).train(model, X[labeled], Y[labeled], progress=False)
+        found = ModelEvaluator().evaluate(model, X[VAL], Y[VAL], ['accuracy'])['accuracy']
+        metrics = history.start[1] if query is None else query.metrics
+        assert metrics['val_accuracy'] == found
+
+
+@pytest.mark.parametrize('strategy', ['margin', 'badge', 'typiclust', 'random', 'bald'])
+def test_same_seed_same_bits(strategy):
+    def run(seed):
+        return experiment(learner_of(strategy, DropoutBatchNorm(6, 3, nnx.Rngs(0)), seed=seed))
+
+    assert same(run(0), run(0))
+    if strategy == 'random':
+        assert not same(run(0), run(1))
+
+
+def test_warm_goes_on_from_the_last_weights():
+    model = mlp(6, 3)
+    warm = experiment(learner_of(model=model), retrain='warm')
+    assert len(record_of(model).runs) == 4
+    cold = experiment(learner_of())
+    assert warm.start == cold.start and warm[-1].metrics['loss'] < cold[-1].metrics['loss']
+
+
+def test_a_reset_leaves_what_was_known_of_the_model_before():
+    model = mlp(6, 3)
+    ModelTrainer(CONFIG).train(model, X[LABELED], Y[LABELED], progress=False)
+    experiment(learner_of(model=model))
+    assert len(record_of(model).runs) == 2  # the one before, and the last
+
+
+def test_the_baseline_is_the_same_with_random_rows():
+    history = experiment(learner_of('margin'), baseline=True)
+    alone = experiment(learner_of('margin'))
+    at_random = experiment(learner_of('random'))
+    assert same(history, alone) and same(history.baseline, at_random)
+    assert history.baseline.start == history.start
+
+
+def test_the_area_is_the_mean_height_of_the_curve():
+    history = experiment(learner_of())
+    counts, values = history.learning_curve('val_accuracy')
+    assert counts.tolist() == [30, 38, 46, 54]
+    by_hand = (values[0] / 2 + values[1] + values[2] + values[3] / 2) / 3
+    assert history.area('val_accuracy') == pytest.approx(by_hand)
+    with pytest.raises(
+        ConfigError, match=r"metric: got 'val_acuracy'.*Did you mean 'val_accuracy'"
+    ):
+        history.area('val_acuracy')
+
+
+@pytest.mark.parametrize('strategy', ['margin', 'core_set', 'badge', 'typiclust', 'bald'])
+def test_rounds_compile_nothing_until_the_labels_have_doubled(strategy, count_compiles):
+    learner = started(learner_of(strategy, DropoutBatchNorm(6, 3, nnx.Rngs(0))))
+
+    def rounds(count):
+        for _ in range(count):
+            rows = learner.query()
+            learner.teach(rows, Y[POOL][rows])
+
+    rounds(2)
+    assert count_compiles(rounds, 2) == 0  # 46 and 54 labels
+
+
+def test_labels_in_an_array_with_room_are_learned_as_in_one_of_their_size():
+    learner = started(learner_of(config=dataclasses.replace(CONFIG, validation_split=0.2)))
+    learner.fit()
+    model = mlp(6, 3)
+    config = dataclasses.replace(CONFIG, validation_split=0.2)
+    expected = ModelTrainer(config).train(model, X[LABELED], Y[LABELED], progress=False)
+    for name, values in dict(record_of(learner.model).runs[-1]).items():
+        # Evaluation is another program for another room, which rounds sums otherwise.
+        tolerance = 1e-6 if name.startswith('val_') else 0
+        np.testing.assert_allclose(values, expected[name], rtol=tolerance, err_msg=name)
+    np.testing.assert_array_equal(predict_proba(learner.model, X), predict_proba(model, X))
+
+
+# --- who labels ---------------------------------------------------------------------------------
+
+
+def test_an_oracle_is_asked_and_may_abstain():
+    asked = []
+
+    def oracle(rows, indices):
+        np.testing.assert_array_equal(rows, X[POOL][indices])
+        asked.extend(indices)
+        return [None if index % 3 == 0 else int(Y[POOL][index]) for index in indices]
+
+    learner = learner_of()
+    history = learner.train(X[LABELED], Y[LABELED], X[POOL], 4, oracle=oracle, progress=False)
+    assert len(asked) == len(set(asked)) == 32
+    assert set(learner.labels) == {index for index in asked if index % 3}
+    assert history[-1].num_labels == 30 + len(learner.labels)
+    assert not len(learner.waiting)
+
+
+def test_numbers_that_are_nan_are_abstentions():
+    def oracle(rows, indices):
+        return np.where(indices % 2 == 0, np.nan, X[POOL][indices, 0])
+
+    learner = learner_of('core_set', mlp(6, 1))
+    learner.train(X[LABELED], X[LABELED][:, 0], X[POOL], 2, oracle=oracle, progress=False)
+    assert learner.labels and all(row % 2 for row in learner.labels)
+
+
+@pytest.mark.parametrize('strategy', ['margin', 'core_set', 'badge', 'random'])
+def test_without_an_oracle_no_label_is_invented(strategy):
+    model = mlp(6, 3)
+    learner = learner_of(strategy, model)
+    with pytest.warns(ThinkMLWarning, match='nobody labels: the model was trained on 30 labels'):
+        history = learner.train(X[LABELED], Y[LABELED], X[POOL], n_iterations=5, progress=False)
+    assert [query.status for query in history] == ['awaiting_labels'] * 5
+    rows = np.concatenate([query.indices for query in history])
+    assert len(np.unique(rows)) == 40 and learner.labels == {}
+    assert np.array_equal(np.sort(learner.waiting), np.sort(rows))
+    assert len(record_of(model).runs) == 1 and history.start[0] == 30
+    learner.teach(history[1].indices, Y[POOL][history[1].indices])
+    assert [query.status for query in history][:3] == [
+        'awaiting_labels',
+        'labeled',
+        'awaiting_labels',
+    ]
+    learner.fit()
+    assert history[1].status == 'trained' and history[1].num_labels == 38
+    assert not set(learner.query()) & set(rows)
+
+
+def test_planned_rows_are_not_alike():
+    pool = np.repeat(X[POOL][:17], 10, axis=0)  # ten copies of each
+    learner = learner_of('margin', query_size=2)
+    with pytest.warns(ThinkMLWarning, match='nobody labels'):
+        history = learner.train(X[LABELED], Y[LABELED], pool, n_iterations=5, progress=False)
+    rows = np.concatenate([query.indices for query in history])
+    assert len(np.unique(rows // 10)) == 10
+
+
+# --- step by step -------------------------------------------------------------------------------
+
+
+def test_asking_and_teaching_is_what_train_does():
+    history = experiment(learner_of())
+    learner = started(X_val=X[VAL], y_val=Y[VAL])
+    for _ in range(3):
+        rows = learner.query()
+        learner.teach(rows, Y[POOL][rows])
+    learner.fit()
+    assert same(learner.history, history) and learner.history.start == history.start
+
+
+def test_rows_are_asked_for_once_and_answers_may_come_in_any_order():
+    learner = started()
+    first, second = learner.query(), learner.query(5)
+    assert len(first) == 8 and len(second) == 5 and not set(first) & set(second)
+    learner.teach(second[::-1], Y[POOL][second[::-1]])
+    assert learner.history[1].status == 'labeled'
+    learner.teach(first[:3], Y[POOL][first[:3]])
+    learner.skip(first[3:])
+    assert [query.status for query in learner.history] == ['labeled', 'labeled']
+    assert not set(learner.query()) & {*first, *second}
+
+
+def test_labels_can_be_changed_and_taken_back():
+    learner = started()
+    rows = learner.query(4)
+    learner.teach(rows, [0, 1, 2, 0])
+    learner.update_label(rows[0], 2)
+    learner.skip([rows[1]])
+    assert learner.labels == {int(rows[0]): 2, int(rows[2]): 2, int(rows[3]): 0}
+    with pytest.raises(DataError, match=f'row {rows[1]} has no label yet'):
+        learner.update_label(rows[1], 0)
+
+
+def test_a_label_is_learned_anew_after_it_was_changed():
+    def after(labels):
+        learner = started()
+        learner.teach([0, 1, 2], [0, 1, 2])
+        learner.fit()
+        learner.teach([0, 1, 2], labels)
+        return learner.fit()
+
+    assert after([0, 1, 2]) != after([2, 2, 1])
+
+
+# --- beginnings and ends ------------------------------------------------------------------------
+
+
+def test_a_cold_start_asks_for_typical_rows_until_there_are_classes():
+    learner = learner_of('margin')
+    learner.start(X[POOL])
+    rows = learner.query(6)
+    assert len(np.unique(rows)) == 6 and learner.history.start is None
+    learner.teach(rows, np.zeros(6, int))
+    assert learner.fit() == {}  # one class
+    rows = learner.query(6)
+    learner.teach(rows, np.arange(6) % 3)
+    assert 'accuracy' in learner.fit()
+    assert learner.history[-1].num_labels == 12
+
+
+def test_typical_rows_come_from_different_clusters():
+    centres = np.eye(6)[:5] * 20
+    blobs = np.repeat(centres, 40, axis=0) + RNG.normal(size=(200, 6))
+    learner = learner_of('margin')
+    learner.start(blobs)
+    assert len(set(learner.query(5) // 40)) >= 4  # by chance 3.4
+
+
+def test_a_cold_start_without_features_is_random():
+    model = from_functions(
+        lambda key, x: {'w': np.ones((6, 3))}, lambda p, x: jax.numpy.tanh(x @ p['w'])
+    )
+    learner = learner_of('margin', model)
+    learner.start(X[POOL])
+    assert len(set(learner.query(6))) == 6
+
+
+def test_texts_need_all_classes_or_their_names():
+    names = np.array(['ant', 'bee', 'cat'])[Y]
+    learner = learner_of()
+    learner.start(X[POOL], X[LABELED][:4], ['ant', 'bee', 'ant', 'bee'])
+    with pytest.warns(ThinkMLWarning, match='2 different labels so far, and the model has 3'):
+        rows = learner.query()
+    learner.teach(rows, names[POOL][rows])
+    named = learner_of(classes=['cat', 'ant', 'bee'])
+    named.start(X[POOL], X[LABELED][:4], ['ant', 'bee', 'ant', 'bee'])
+    assert named.fit()
+    assert set(predict(named.model, X)) <= {'ant', 'bee', 'cat'}
+    with pytest.raises(DataError, match=r"labels the model does not know: \['dog'\]"):
+        named.teach([3, 4], ['ant', 'dog'])
+    assert named.labels == {}
+
+
+def test_the_pool_may_end():
+    history = experiment(learner_of(query_size=70), 5)
+    assert [len(query.indices) for query in history] == [70, 70, 30]
+    assert history.stop_reason == 'all rows of the pool were asked for'
+    learner = started(learner_of(query_size=200))
+    assert len(learner.query()) == 170 and len(learner.query()) == 0
+
+
+def test_a_budget_ends_it():
+    history = experiment(learner_of(max_labels=20), 10)
+    assert [len(query.indices) for query in history] == [8, 8, 4]
+    assert history.stop_reason == '20 labels were given (max_labels=20)'
+
+
+def test_no_gain_ends_it():
+    history = experiment(learner_of(patience=2), 15)
+    values = history.learning_curve('val_accuracy')[1]
+    best = int(np.argmax(values))
+    assert len(values) - 1 - best == 2 and 'has not gained for 2 iterations' in history.stop_reason
+
+
+def test_predictions_that_are_stable_end_it():
+    history = experiment(learner_of(min_agreement=0.5), 15)
+    assert 'predictions are stable' in history.stop_reason
+    assert np.isfinite([query.agreement for query in history]).all()
+    last = [query.agreement for query in history[-3:]]
+    assert np.mean(last) >= 0.5
+
+
+# --- models -------------------------------------------------------------------------------------
+
+
+def linen_model():
+    class Net(nn.Module):
+        @nn.compact
+        def __call__(self, x, train=False):
+            x = nn.Dropout(0.3, deterministic=not train)(nn.relu(nn.Dense(8)(x)))
+            return nn.Dense(3)(x)
+
+    return from_linen(Net())
+
+
+@pytest.mark.parametrize('strategy', ['margin', 'badge', 'bald'])
+def test_linen_models(strategy):
+    history = experiment(learner_of(strategy, linen_model()))
+    assert history[-1].num_labels == 54
+
+
+@pytest.mark.parametrize('strategy', ['entropy', 'core_set'])
+def test_functions(strategy):
+    history = experiment(learner_of(strategy, from_functions(init_mlp, apply_mlp)))
+    assert history[-1].num_labels == 54
+
+
+def test_an_ensemble_predicts_by_its_mean_and_disagrees():
+    models = [mlp(6, 3, seed=seed) for seed in range(3)]
+    learner = learner_of('variation_ratio', models)
+    history = experiment(learner)
+    mean = np.mean([predict_proba(model, X) for model in models], axis=0)
+    assert history[-1].metrics['val_accuracy'] == np.mean(mean[VAL].argmax(1) == Y[VAL])
+    rows = learner.query()
+    votes = np.stack([predict(model, X[POOL]) for model in models])
+    counts = np.array([np.bincount(vote, minlength=3).max() for vote in votes.T])
+    left = np.setdiff1d(np.arange(170), [*learner.labels])
+    assert counts[rows].max() <= np.sort(counts[left])[8]
+
+
+def test_passes_with_dropout_keep_to_the_statistics():
+    model = DropoutBatchNorm(6, 3, nnx.Rngs(0))
+    ModelTrainer(CONFIG).train(model, X, Y, progress=False)
+    draws = predict_outputs(WithDropout(model, 400, jax.random.key(0)), X[:20])
+    draws = draws.reshape(20, 400, 3)
+    assert draws.std(axis=1).min() > 0.01
+    alone = predict_outputs(WithDropout(model, 400, jax.random.key(0)), X[:1]).reshape(400, 3)
+    np.testing.assert_allclose(alone, draws[0], atol=1e-5)  # no statistics of the batch
+    model.eval()
+    np.testing.assert_allclose(draws.mean(axis=1), model(X[:20]), atol=0.2)
+
+
+def test_several_labels_a_row():
+    several = np.stack([X[:, 0] > 0, X[:, 1] > 0.5], axis=1).astype(int)
+    learner = learner_of('uncertainty', mlp(6, 2))
+    history = learner.train(
+        X[LABELED], several[LABELED], X[POOL], 2, y_unlabeled=several[POOL],
+        X_val=X[VAL], y_val=several[VAL], progress=False,
+    )  # fmt: skip
+    assert 'val_f1' in history[-1].metrics
+    proba = predict_proba(learner.model, X[POOL])
+    rows = learner.query(1)
+    unsure = np.minimum(proba, 1 - proba).mean(1)
+    unsure[[*learner.labels]] = -1
+    assert rows[0] == unsure.argmax()
+
+
+def own_strategy(probabilities, key):
+    return np.argsort(probabilities[:, 0])
+
+
+class TestOwn:
+    def test_it_is_given_the_rows_that_can_be_asked_for(self):
+        learner = learner_of(own_strategy)
+        history = experiment(learner)
+        assert len(np.unique(np.concatenate([query.indices for query in history]))) == 24
+        assert np.isnan(history[0].scores).all()
+
+    def test_features(self):
+        shapes = []
+
+        def strategy(features, key):
+            shapes.append(features.shape)
+            return np.arange(len(features))
+
+        history = experiment(learner_of(strategy))
+        assert shapes == [(170, 16), (162, 16), (154, 16)]
+        assert history[1].indices.tolist() == list(range(8, 16))
+
+    def test_what_it_returns_is_checked(self):
+        with pytest.raises(DataError, match='strategy: <lambda> returned float'):
+            experiment(learner_of(lambda probabilities, key: probabilities[:, 0]))
+
+
+# --- data ---------------------------------------------------------------------------------------
+
+
+def test_a_pool_on_disk_and_one_in_batches_are_asked_for_the_same_rows(tmp_path):
+    path = tmp_path / 'pool.npy'
+    np.save(path, X[POOL])
+    expected = experiment(learner_of())
+
+    def batches():
+        yield from np.array_split(X[POOL], 7)
+
+    for pool in (np.load(path, mmap_mode='r'), batches):
+        history = learner_of().train(
+            X[LABELED], Y[LABELED], pool, 3, y_unlabeled=Y[POOL], X_val=X[VAL], y_val=Y[VAL],
+            progress=False,
+        )  # fmt: skip
+        assert same(history, expected)
+
+
+def test_frames_and_several_inputs():
+    pandas = pytest.importorskip('pandas')
+    frame = pandas.DataFrame(X, columns=list('abcdef'))
+    labels = Y.tolist()
+    learner = learner_of()
+    learner.train(
+        frame[LABELED], labels[LABELED], frame[list('fedcba')][POOL], 1, y_unlabeled=labels[POOL],
+        progress=False,
+    )  # fmt: skip
+    expected = learner_of()
+    expected.train(X[LABELED], Y[LABELED], X[POOL], 1, y_unlabeled=Y[POOL], progress=False)
+    assert same(learner.history, expected.history)
+    np.testing.assert_array_equal(
+        predict(learner.model, frame[list('bacdef')]), predict(expected.model, X)
+    )
+
+
+# --- wrong input --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ('options', 'match'),
+    [
+        ({'strategy': 'uncertanty'}, "strategy: got 'uncertanty'.*Did you mean 'uncertainty'"),
+        ({'strategy': 3}, 'strategy: got 3, expected a name'),
+        ({'strategy': lambda x: x}, 'a function of 1 arguments'),
+        ({'query_size': 0}, 'query_size: got 0'),
+        ({'num_draws': 1}, 'num_draws: got 1'),
+        ({'max_labels': 0}, 'max_labels: got 0'),
+        ({'min_agreement': 2}, 'min_agreement: got 2'),
+        ({'config': {'epochs': 2}}, 'config: got dict'),
+        ({'model': []}, 'model: got no model'),
+    ],
+)
+def test_settings_are_checked(options, match):
+    with pytest.raises(ConfigError, match=match):
+        ActiveLearner(**{'model': mlp(6, 3)} | options)
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'error', 'match'),
+    [
+        ({'n_iterations': 0}, ConfigError, 'n_iterations: got 0'),
+        ({'oracle': print}, ConfigError, 'oracle: got it together with y_unlabeled'),
+        ({'y_unlabeled': None, 'baseline': True}, ConfigError, 'baseline: got True without'),
+        ({'y_unlabeled': Y[:5]}, DataError, 'X_unlabeled with 170 rows.*y_unlabeled with 5'),
+        ({'retrain': 'cold'}, ConfigError, "retrain: got 'cold'"),
+        ({'X_val': None}, DataError, 'X_val: got None together with y_val'),
+    ],
+)
+def test_arguments_of_train_are_checked(arguments, error, match):
+    with pytest.raises(error, match=match):
+        experiment(learner_of(), **{'n_iterations': 1} | arguments)
+
+
+def test_what_a_strategy_needs_is_told_before_anything_is_trained():
+    model = mlp(6, 3)
+    with pytest.raises(ModelTypeError, match='it has no dropout'):
+        experiment(learner_of('bald', model))
+    with pytest.raises(ConfigError, match=r"got 'margin' for regression.*variance"):
+        learner_of('margin', mlp(6, 1)).train(
+            X[LABELED], X[LABELED][:, 0], X[POOL], y_unlabeled=X[POOL][:, 0]
+        )
+    no_dense = nnx.Sequential(nnx.Linear(6, 3, rngs=nnx.Rngs(0)), nnx.tanh)
+    with pytest.raises(ModelTypeError, match='no features before'):
+        experiment(learner_of('core_set', no_dense))
+    assert record_of(model).runs == []
+
+
+@pytest.mark.parametrize(
+    ('indices', 'labels', 'match'),
+    [
+        ([170], [0], 'got row 170, expected 0 to 169'),
+        ([-1], [0], 'got row -1'),
+        ([1, 1], [0, 0], 'got a row twice'),
+        ([0.5], [0], 'got float64'),
+        ([1, 2], [0], 'got 1 labels for 2 rows'),
+        ([1], [7], r'labels the model does not know: \[7\]'),
+        ([1], ['a'], 'y: got dtype'),
+    ],
+)
+def test_labels_are_checked_and_none_is_taken(indices, labels, match):
+    learner = started()
+    learner.fit()
+    with pytest.raises(DataError, match=match):
+        learner.teach(indices, labels)
+    assert learner.labels == {}
+
+
+def test_there_must_be_a_pool_first():
+    with pytest.raises(DataError, match='query: there is no pool yet'):
+        learner_of().query()
+    with pytest.raises(DataError, match='X_unlabeled: got None'):
+        learner_of().train(X[LABELED], Y[LABELED])

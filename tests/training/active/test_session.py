@@ -1,0 +1,157 @@
+"""Sessions on disk: no label is lost, whenever the process ends."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.models_for_tests import mlp
+from tests.training.active.made import CONFIG, LABELED, POOL, X, Y, same
+from thinkml.errors import DataError, ThinkMLWarning
+from thinkml.training import ActiveLearner
+
+DATA = (X[POOL], X[LABELED], Y[LABELED])
+ROOT = Path(__file__).parents[3]
+PROGRAM = Path(__file__).with_name('teach_to_kill.py')
+
+
+def new_learner(seed=0):
+    return ActiveLearner(mlp(6, 3, seed=seed), 'margin', config=CONFIG, query_size=5)
+
+
+def taught(path=None, rounds=2):
+    learner = new_learner()
+    learner.start(*DATA)
+    if path is not None:
+        learner.save(path)
+    for _ in range(rounds):
+        rows = learner.query()
+        learner.teach(rows, Y[POOL][rows])
+    return learner
+
+
+def loaded(path, *, seed=0, data=DATA):
+    learner = new_learner(seed)
+    learner.load(path, *data)
+    return learner
+
+
+@pytest.mark.parametrize('when', ['before', 'after'])
+def test_a_session_goes_on_as_if_it_had_never_stopped(when, tmp_path):
+    path = tmp_path / 'session'
+    first = taught(path if when == 'before' else None)
+    if when == 'after':
+        first.save(path)
+    first.skip([160])
+    first.close()
+    learner = loaded(path)
+    expected = taught()
+    expected.skip([160])
+    assert learner.labels == expected.labels
+    for one in (learner, expected):
+        rows = one.query()
+        one.teach(rows, Y[POOL][rows])
+        one.fit()
+    assert same(learner.history, expected.history)
+    learner.close()
+    assert loaded(path).labels == learner.labels
+
+
+def test_labels_keep_their_kind(tmp_path):
+    for number, labels in enumerate((['a', 'b'], [1, 0], [True, False])):
+        learner = ActiveLearner(mlp(6, 2), config=CONFIG)
+        learner.start(X[POOL])
+        learner.save(tmp_path / str(number))
+        learner.teach([3, 1], np.array(labels))
+        learner.close()
+        again = ActiveLearner(mlp(6, 2), config=CONFIG)
+        again.load(tmp_path / str(number), X[POOL])
+        assert again.labels == dict(zip([3, 1], labels, strict=True))
+        assert [type(label) for label in again.labels.values()] == [type(labels[0])] * 2
+
+
+def test_a_line_that_was_not_written_to_its_end_is_left_out(tmp_path):
+    path = tmp_path / 'session'
+    learner = taught(path)
+    before = learner.labels
+    learner.close()
+    content = (path / 'events.jsonl').read_bytes()
+    start_of_last = content[:-1].rfind(b'\n') + 1
+    for cut in range(start_of_last + 1, len(content)):
+        (path / 'events.jsonl').write_bytes(content[:cut])
+        learner = loaded(path)
+        assert len(learner.labels) == 5 and learner.labels.items() <= before.items()
+        learner.teach([0], [1])
+        learner.close()
+        learner = loaded(path)
+        assert learner.labels[0] == 1
+        learner.close()
+
+
+def test_damage_is_told(tmp_path):
+    path = tmp_path / 'session'
+    taught(path).close()
+    events = path / 'events.jsonl'
+    content = bytearray(events.read_bytes())
+    for at in range(0, content.rfind(b'\n', 0, -1), 97):
+        if content[at] == ord('\n'):
+            continue
+        flipped = bytearray(content)
+        flipped[at] ^= 4
+        events.write_bytes(flipped)
+        with pytest.raises(DataError, match=r'line .* of .*events.jsonl'):
+            loaded(path)
+    events.write_bytes(content)
+    (path / 'session.json').write_text('{}')
+    with pytest.raises(DataError, match='holds no session that can be read'):
+        loaded(path)
+
+
+def test_other_data_and_other_weights_are_told(tmp_path):
+    path = tmp_path / 'session'
+    taught(path).close()
+    with pytest.raises(DataError, match='X_unlabeled: it is not the data of the session'):
+        loaded(path, data=(X[POOL][::-1], *DATA[1:]))
+    with pytest.raises(DataError, match='X_labeled: it is not the data of the session'):
+        loaded(path, data=(X[POOL],))
+    with pytest.warns(ThinkMLWarning, match='its weights are not those'):
+        loaded(path, seed=1)
+
+
+def test_one_process_at_a_time_and_no_overwriting(tmp_path):
+    path = tmp_path / 'session'
+    learner = taught(path)
+    with pytest.raises(DataError, match='another learner or process has the session'):
+        loaded(path)
+    with pytest.raises(DataError, match='exists already'):
+        learner.save(path)
+    learner.close()
+    loaded(path).close()
+    with pytest.raises(DataError, match='holds no session'):
+        loaded(tmp_path / 'nothing')
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('seconds', [0.0, 0.02, 0.1, 0.3])
+def test_a_killed_process_has_lost_no_label(seconds, tmp_path):
+    path = tmp_path / 'session'
+    with subprocess.Popen(
+        [sys.executable, PROGRAM, path], env=os.environ | {'PYTHONPATH': str(ROOT)},
+        stdout=subprocess.PIPE, text=True, bufsize=1,
+    ) as process:  # fmt: skip
+        told = [process.stdout.readline() for _ in range(5)]
+        time.sleep(seconds)
+        process.kill()
+        told += process.stdout.readlines()
+    assert process.returncode == -signal.SIGKILL
+    learner = ActiveLearner(mlp(6, 3), 'random', config=CONFIG)
+    learner.load(path, X[POOL])
+    # A line that was cut off is one whose end did not get through the pipe.
+    whole = [line.split() for line in told if line.endswith('\n')]
+    assert len(whole) >= 5
+    assert {int(row): int(label) for row, label in whole}.items() <= learner.labels.items()

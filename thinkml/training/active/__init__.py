@@ -1,0 +1,1 @@
+"""Active learning: which rows are worth a label, asked for, kept and learned from."""

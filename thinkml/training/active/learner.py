@@ -1,0 +1,590 @@
+"""ActiveLearner: asks for the labels that are worth most, and learns from them."""
+
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from thinkml.core.losses import LossFn
+from thinkml.core.selection import Selection, at_random
+from thinkml.data import as_array, check_lengths
+from thinkml.errors import (
+    ConfigError,
+    DataError,
+    ModelTypeError,
+    is_number,
+    is_whole,
+    warn_user,
+)
+from thinkml.training.active.history import ActiveHistory
+from thinkml.training.active.learning import Learning, Retrain, Settings
+from thinkml.training.active.notebook import asking_widget
+from thinkml.training.active.pool import Pool
+from thinkml.training.active.session import Session
+from thinkml.training.active.stopping import Stopping
+from thinkml.training.active.strategies import (
+    STRATEGIES,
+    Strategy,
+    check_strategy,
+    make_strategy,
+    select_typical,
+    spread_out,
+)
+from thinkml.training.active.views import View
+from thinkml.training.config import TrainingConfig
+from thinkml.training.train import check_config, check_switches
+
+Oracle = Callable[[Any, np.ndarray], Any]
+
+
+class ActiveLearner:
+    """Chooses the rows whose labels teach a model most, has them labelled, and trains it.
+
+    `train` does it for a number of iterations, with labels that are known (an experiment) or from a
+    function. `start`, `query`, `teach` and `skip` do the same step by step, over days if need be:
+    `save` keeps every label on disk from then on, `load` goes on.
+
+    Args:
+        model: as in `ModelTrainer.train`, trained in place; or a list of models of different
+            initial weights, an ensemble, whose mean predicts.
+        strategy: how rows are chosen. By how unsure the model is: ``'uncertainty'`` (least
+            confident), ``'margin'``, ``'entropy'``; by how passes with dropout, or the models of an
+            ensemble, differ: ``'bald'``, ``'variation_ratio'``, and for numbers ``'variance'``; by
+            the gradient a label would cause: ``'expected_gradient_length'``; by how rows lie among
+            others: ``'core_set'``, ``'typiclust'``; by both: ``'badge'``, `DiverseBatches`; or
+            ``'random'``. A function ``(probabilities, key)`` or ``(features, key)`` of the rows
+            that can be asked for returns them in its order, best first.
+        config: the settings of each training; None for the defaults.
+        query_size: rows of a query.
+        seed: of what is random in the choice of rows.
+        classes: all labels there may be, where the first ones don't show them all and they are no
+            numbers from 0 on.
+        num_draws: passes with dropout.
+        loss_fn: as in `ModelTrainer.train`.
+        class_weights: as in `ModelTrainer.train`; ``'balanced'`` where some classes are rare.
+        augmentation: as in `ModelTrainer.train`.
+        metrics: of the validation data, as in `ModelEvaluator.evaluate`; None for accuracy and
+            log_loss, or rmse and r2, or of several labels accuracy and f1.
+        max_labels: stop once so many labels were given, besides those of the beginning.
+        patience: stop after so many iterations in a row in which the first of the validation
+            metrics was not better than ever before.
+        min_agreement: stop once the predictions of the pool are stable: the mean of the last three
+            Cohen's kappas between a model's and the next one's is at least this. 0.99 is usual.
+
+    Attributes:
+        model: as passed.
+
+    Raises:
+        ConfigError: for settings that are impossible.
+
+    Example:
+        >>> import numpy as np
+        >>> from flax import nnx
+        >>> from thinkml.training import ActiveLearner, TrainingConfig
+        >>> X = np.random.default_rng(0).normal(size=(200, 2)).astype(np.float32)
+        >>> y = (X[:, 0] > 0).astype(int)
+        >>> model = nnx.Linear(2, 2, rngs=nnx.Rngs(0))
+        >>> learner = ActiveLearner(model, 'margin', config=TrainingConfig(epochs=5), query_size=4)
+        >>> history = learner.train(
+        ...     X[:10], y[:10], X[10:], n_iterations=3, y_unlabeled=y[10:], progress=False
+        ... )
+        >>> [query.num_labels for query in history]
+        [14, 18, 22]
+
+    Reference:
+        Settles, 2009, *Active learning literature survey*; Bloodgood and Vijay-Shanker, 2009, *A
+        method for stopping active learning based on stabilizing predictions*. Those of the
+        strategies are in `thinkml.core`.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        strategy: Any = 'uncertainty',
+        *,
+        config: TrainingConfig | None = None,
+        query_size: int = 10,
+        seed: int = 0,
+        classes: Sequence[Any] | None = None,
+        num_draws: int = 20,
+        loss_fn: str | LossFn | None = None,
+        class_weights: Any = None,
+        augmentation: Any = None,
+        metrics: Sequence[str] | None = None,
+        max_labels: int | None = None,
+        patience: int | None = None,
+        min_agreement: float | None = None,
+    ):
+        for name, value, least in (
+            ('query_size', query_size, 1),
+            ('seed', seed, 0),
+            ('num_draws', num_draws, 2),
+            ('max_labels', 1 if max_labels is None else max_labels, 1),
+            ('patience', 1 if patience is None else patience, 1),
+        ):
+            if not (is_whole(value) and value >= least):
+                raise ConfigError(
+                    f'{name}: got {value!r}, expected a whole number of at least {least}.'
+                )
+        if min_agreement is not None and not (is_number(min_agreement) and 0 < min_agreement <= 1):
+            raise ConfigError(
+                f'min_agreement: got {min_agreement!r}, expected more than 0, at most 1.'
+            )
+        models = list(model) if isinstance(model, list | tuple) else [model]
+        if not models or len({id(one) for one in models}) < len(models):
+            raise ConfigError(
+                'model: got no model, or the same one twice, expected different ones.'
+            )
+        self.model = model
+        self.query_size = query_size
+        self.seed = seed
+        self._num_draws = num_draws
+        self._strategy = make_strategy(strategy)
+        self._stopping = Stopping(max_labels, patience, min_agreement)
+        self._models = models
+        self._settings = Settings(
+            check_config(config), classes, loss_fn, class_weights, augmentation, metrics
+        )
+        self._session: Session | None = None
+
+    @property
+    def history(self) -> ActiveHistory:
+        """What was asked, and what it brought.
+
+        Raises:
+            DataError: before `start`.
+        """
+        return self._started('history').book.history
+
+    @property
+    def labels(self) -> dict[int, Any]:
+        """The labels that were given, by row of the pool, in the order they came.
+
+        Raises:
+            DataError: before `start`.
+        """
+        return dict(self._started('labels').book.labels)
+
+    @property
+    def waiting(self) -> np.ndarray:
+        """The rows that were asked for and have neither a label yet nor were skipped.
+
+        Raises:
+            DataError: before `start`.
+        """
+        return self._started('waiting').book.waiting
+
+    # --- in one call ----------------------------------------------------------------------------
+
+    def train(
+        self,
+        X_labeled: Any = None,
+        y_labeled: Any = None,
+        X_unlabeled: Any = None,
+        n_iterations: int = 5,
+        *,
+        oracle: Oracle | None = None,
+        y_unlabeled: Any = None,
+        X_val: Any = None,
+        y_val: Any = None,
+        retrain: Retrain = 'reset',
+        baseline: bool = False,
+        progress: bool = True,
+    ) -> ActiveHistory:
+        """Trains, and in each iteration asks for labels and trains again.
+
+        Without ``oracle`` and ``y_unlabeled`` there is nobody to ask. Then the model is trained
+        once, and the rows of ``n_iterations`` queries are chosen, all of them different, for you to
+        label; go on with `teach`.
+
+        Args:
+            X_labeled: inputs that have labels, of any kind `ModelTrainer.train` takes; None for
+                none: then the first rows to label are typical ones.
+            y_labeled: their labels.
+            X_unlabeled: the pool: inputs without labels. What is stored on disk, or comes in
+                batches, is read when it is needed and never as a whole.
+            n_iterations: how many queries.
+            oracle: ``oracle(X, indices)`` returns a label for each row; None or NaN where it has
+                none, and the row is not asked for again.
+            y_unlabeled: the labels of the pool, for an experiment.
+            X_val: validation inputs.
+            y_val: their labels.
+            retrain: each time from the first weights (``'reset'``) or from the last (``'warm'``).
+            baseline: train before with as many rows chosen at random, to compare with; needs
+                ``y_unlabeled``.
+            progress: a line on stderr for each iteration.
+
+        Warns:
+            ThinkMLWarning: if nobody labels.
+
+        Returns:
+            the history, a query for each iteration.
+
+        Raises:
+            DataError: for data that don't fit each other or the model.
+            ConfigError: for settings that are impossible, or a strategy that does not fit the task.
+            ModelTypeError: for a model that lacks what the strategy needs: dropout, a last dense
+                layer.
+        """
+        check_switches(baseline=baseline, progress=progress)
+        if not is_whole(n_iterations) or n_iterations < 1:
+            raise ConfigError(
+                f'n_iterations: got {n_iterations!r}, expected a whole number of at least 1.'
+            )
+        if oracle is not None and y_unlabeled is not None:
+            raise ConfigError('oracle: got it together with y_unlabeled, expected one of them.')
+        if baseline and y_unlabeled is None:
+            raise ConfigError('baseline: got True without y_unlabeled, expected both.')
+        known = None if y_unlabeled is None else as_array(y_unlabeled, 'y_unlabeled')
+        pool = Pool(X_unlabeled, X_labeled, y_labeled)
+        session = self._begin(pool, X_val, y_val, known, retrain)
+        if known is not None:
+            check_lengths({'X_unlabeled': pool.rows, 'y_unlabeled': known})
+            oracle = _Known(known)
+        if oracle is None:
+            self._plan(session, n_iterations, progress)
+            return self.history
+        by_chance = None
+        if baseline:
+            by_chance = self._iterate(session, STRATEGIES['random'], oracle, n_iterations, False)
+            session = self._begin_again(session)
+        history = self._iterate(session, self._strategy, oracle, n_iterations, progress)
+        history.baseline = by_chance
+        return history
+
+    def _iterate(
+        self,
+        session: Session,
+        strategy: Strategy,
+        oracle: Oracle,
+        n_iterations: int,
+        progress: bool,
+    ) -> ActiveHistory:
+        book, stopping = session.book, self._stopping
+        self.fit()
+        _show(progress, f'start: {session.num_labels} labels')
+        for number in range(1, n_iterations + 1):
+            count = self.query_size
+            if stopping.max_labels is not None:
+                count = min(count, stopping.max_labels - len(book.labels))
+            rows = self._ask(session, strategy, count)
+            if not len(rows):
+                book.history.stop_reason = 'all rows of the pool were asked for'
+                break
+            self.teach(rows, oracle(session.pool.rows.take(rows), rows))
+            self.fit()
+            _show(progress, f'{number}: {book.history[-1]}')
+            reason = stopping.reason(book.history, len(book.labels), session.learning.metric)
+            if reason is not None:
+                book.history.stop_reason = reason
+                _show(progress, f'ended: {reason}')
+                break
+        return book.history
+
+    def _plan(self, session: Session, n_iterations: int, progress: bool) -> None:
+        """Chooses the rows of all queries at once, so that they differ from each other too."""
+        self.fit()
+        total = n_iterations * self.query_size
+        began = time.perf_counter()
+        chosen = self._choose(session, spread_out(self._strategy), total)
+        seconds = (time.perf_counter() - began) / n_iterations
+        for first in range(0, len(chosen.indices), self.query_size):
+            some = slice(first, first + self.query_size)
+            session.note_query(chosen.indices[some], chosen.scores[some], seconds)
+        _show(progress, str(session.book.history))
+        warn_user(
+            f'oracle: got none, and no y_unlabeled, so nobody labels: the model was trained on '
+            f'{session.num_labels} labels, and {len(chosen.indices)} rows were chosen for you to '
+            'label. Their numbers are history[0].indices and so on; pass their labels to '
+            'teach(indices, y), then call query() for the next ones or fit() to train.'
+        )
+
+    # --- step by step ---------------------------------------------------------------------------
+
+    def start(
+        self,
+        X_unlabeled: Any,
+        X_labeled: Any = None,
+        y_labeled: Any = None,
+        X_val: Any = None,
+        y_val: Any = None,
+        *,
+        retrain: Retrain = 'reset',
+    ) -> None:
+        """Begins: checks the data, and asks nothing yet.
+
+        Args:
+            X_unlabeled: as in `train`.
+            X_labeled: as in `train`.
+            y_labeled: as in `train`.
+            X_val: as in `train`.
+            y_val: as in `train`.
+            retrain: as in `train`.
+
+        Raises:
+            DataError: as `train` does.
+            ConfigError: as `train` does.
+            ModelTypeError: as `train` does.
+        """
+        self._begin(Pool(X_unlabeled, X_labeled, y_labeled), X_val, y_val, None, retrain)
+
+    def query(self, n: int | None = None) -> np.ndarray:
+        """Returns the rows to label next, those worth most first, int64 ``[rows]``.
+
+        If there are new labels, the model is trained first. Rows that were asked for before don't
+        come again; see `waiting`. Fewer than asked for, or none, where the pool is at its end.
+
+        Args:
+            n: how many; None for ``query_size``.
+
+        Raises:
+            ConfigError: if ``n`` is no number of rows.
+            DataError: before `start`, or if the labels can't be learned.
+        """
+        if n is not None and not (is_whole(n) and n >= 1):
+            raise ConfigError(f'n: got {n!r}, expected a whole number of at least 1.')
+        session = self._started('query')
+        if not session.is_fitted:
+            self.fit()
+        return self._ask(session, self._strategy, n or self.query_size)
+
+    def teach(self, indices: Any, y: Any) -> None:
+        """Takes labels. Of a session on disk, they are there when this returns.
+
+        Any rows may be labelled, asked for or not; a row that has a label gets the new one.
+
+        Args:
+            indices: rows of the pool.
+            y: a label for each; None or NaN where there is none: these rows are skipped.
+
+        Raises:
+            DataError: for rows that are not in the pool, and labels the model can't learn; then
+                none of them is taken.
+            OSError: if they can't be written; then none of them is taken.
+        """
+        session = self._started('teach')
+        rows = session.pool.check_rows(indices)
+        labels = session.pool.check_labels(y, rows, session.learning.task)
+        session.note_labels(rows, labels)
+
+    def skip(self, indices: Any) -> None:
+        """Notes that rows get no label: they are not asked for again, and lose a label they have.
+
+        Args:
+            indices: rows of the pool.
+
+        Raises:
+            DataError: for rows that are not in the pool.
+        """
+        session = self._started('skip')
+        rows = session.pool.check_rows(indices)
+        session.note_labels(rows, [None] * len(rows))
+
+    def update_label(self, index: int, y: Any) -> None:
+        """Replaces the label of a row.
+
+        Args:
+            index: a row of the pool that has a label.
+            y: the new one.
+
+        Raises:
+            DataError: if it has none yet, or the new one can't be learned.
+        """
+        session = self._started('update_label')
+        [row] = session.pool.check_rows([index])
+        if row not in session.book.labels:
+            raise DataError(f'index: row {row} has no label yet. Give it one by teach.')
+        self.teach([row], [y])
+
+    def fit(self) -> dict[str, float]:
+        """Trains on all labels there are, and returns the metrics.
+
+        With too few of them (none, or of one class only) nothing is trained, and there are none.
+
+        Raises:
+            DataError: before `start`, or if the labels can't be learned.
+        """
+        session = self._started('fit')
+        began = time.perf_counter()
+        x, y = session.pool.labeled(session.book.labels)
+        metrics = session.learning.fit(x, y)
+        session.is_fitted, session.view = True, None
+        if metrics is None:
+            return {}
+        check_strategy(self._strategy, self._models, session.pool.rows, session.learning.task)
+        agreement = float('nan')
+        if self._stopping.min_agreement is not None:
+            agreement = session.agreement(self._view(session).predictions)
+        session.book.note(
+            {
+                'event': 'fit', 'num_labels': session.num_labels, 'metrics': metrics,
+                'agreement': agreement, 'seconds': time.perf_counter() - began,
+            }
+        )  # fmt: skip
+        return metrics
+
+    def ask_in_notebook(self, n: int | None = None, *, show: Callable[[int], Any] | None = None):
+        """Returns a widget that asks for the labels of the next rows; each click is a `teach`.
+
+        Args:
+            n: how many rows; None for ``query_size``. Those that wait for labels come first.
+            show: gives what is shown of a row of the pool: text, or the array of an image. None
+                shows the row itself.
+
+        Raises:
+            ConfigError: if ipywidgets is not installed, or it is not known which labels there are.
+            DataError: before `start`.
+        """
+        session = self._started('ask_in_notebook')
+        task = session.learning.task
+        if task is None or task.classes is None or task.kind == 'multilabel':
+            raise ConfigError(
+                'classes: it is not known which labels there are. Pass '
+                'ActiveLearner(classes=[...]).'
+            )
+        count = n or self.query_size
+        rows = [int(row) for row in self.waiting[:count]]
+        if len(rows) < count:
+            rows += [int(row) for row in self.query(count - len(rows))]
+
+        def row_itself(row: int) -> Any:
+            return jax.tree.leaves(session.pool.rows.take(np.array([row])))[0][0]
+
+        def answer(row: int, label: Any) -> None:
+            self.teach([row], [label])
+
+        return asking_widget(rows, task.classes, show or row_itself, answer)
+
+    # --- on disk --------------------------------------------------------------------------------
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Saves the session to a new directory: every query, label and metric.
+
+        What comes later is added to it at once, so that nothing is lost whenever the process ends.
+        The data and the model are not in it: pass them again to `load`, and save a trained model by
+        `ModelManager`.
+
+        Args:
+            path: the directory.
+
+        Raises:
+            DataError: before `start`, or if there is something at the path already.
+            OSError: if it can't be written.
+        """
+        session = self._started('save')
+        session.book.save(Path(path), session.about() | session.weights())
+
+    def load(
+        self,
+        path: str | os.PathLike[str],
+        X_unlabeled: Any,
+        X_labeled: Any = None,
+        y_labeled: Any = None,
+        X_val: Any = None,
+        y_val: Any = None,
+        *,
+        retrain: Retrain = 'reset',
+    ) -> None:
+        """Goes on with a session that was saved; the learner is made as it was for it.
+
+        The next `query` or `fit` trains on all its labels, from the weights the model has now.
+
+        Args:
+            path: the directory.
+            X_unlabeled: as it was passed to `start` or `train`.
+            X_labeled: likewise.
+            y_labeled: likewise.
+            X_val: as in `train`.
+            y_val: as in `train`.
+            retrain: as in `train`.
+
+        Warns:
+            ThinkMLWarning: if the model has other weights than the one the session began with.
+
+        Raises:
+            DataError: if the data is not that of the session, or its files are damaged, or another
+                process has it open.
+        """
+        session = self._begin(Pool(X_unlabeled, X_labeled, y_labeled), X_val, y_val, None, retrain)
+        saved = session.book.load(Path(path), session.about())
+        if saved.get('weights') != session.weights()['weights']:
+            warn_user(
+                'model: its weights are not those the session began with, so that it will learn '
+                'and choose otherwise than it would have. Make it with the same seed.'
+            )
+
+    def close(self) -> None:
+        """Lets a session on disk go, so that another learner or process may load it."""
+        if self._session is not None:
+            self._session.book.close()
+
+    # --- inside ---------------------------------------------------------------------------------
+
+    def _begin(
+        self, pool: Pool, X_val: Any, y_val: Any, known: np.ndarray | None, retrain: Retrain
+    ) -> Session:
+        learning = Learning(self._models, self._settings, pool, X_val, y_val, known, retrain)
+        check_strategy(self._strategy, self._models, pool.rows, learning.task)
+        self.close()
+        self._session = Session(pool, learning)
+        return self._session
+
+    def _begin_again(self, session: Session) -> Session:
+        session.learning.reset()
+        self._session = Session(session.pool, session.learning)
+        return self._session
+
+    def _started(self, what: str) -> Session:
+        if self._session is None:
+            raise DataError(
+                f'{what}: there is no pool yet. Call start(X_unlabeled), load(path, X_unlabeled) '
+                'or train(...) first.'
+            )
+        return self._session
+
+    def _ask(self, session: Session, strategy: Strategy, count: int) -> np.ndarray:
+        began = time.perf_counter()
+        chosen = self._choose(session, strategy, count)
+        if len(chosen.indices):
+            session.note_query(chosen.indices, chosen.scores, time.perf_counter() - began)
+        return chosen.indices
+
+    def _choose(self, session: Session, strategy: Strategy, count: int) -> Selection:
+        available = session.book.available
+        key = jax.random.fold_in(jax.random.key(self.seed), session.book.num_queries)
+        if session.book.has_model or strategy.name == 'random':
+            return strategy.select(self._view(session), count, key, available)
+        try:
+            return select_typical(self._view(session), count, key, available)
+        except ModelTypeError:  # no features to tell what is typical
+            return at_random(len(available), count, key, available)
+
+    def _view(self, session: Session) -> View:
+        """What the models say of the pool; computed once for each training."""
+        if session.view is None:
+            session.view = View(
+                self._models, session.learning.task, session.pool.rows,
+                session.pool.labeled(session.book.labels)[0], self._num_draws,
+                jax.random.fold_in(jax.random.key(self.seed + 1), session.book.num_queries),
+            )  # fmt: skip
+        return session.view
+
+
+class _Known:
+    """An oracle that has all labels of the pool."""
+
+    def __init__(self, labels: np.ndarray):
+        self._labels = labels
+
+    def __call__(self, X: Any, indices: np.ndarray) -> list[Any]:
+        return self._labels[indices].tolist()
+
+
+def _show(progress: bool, text: str) -> None:
+    if progress:
+        print(text, file=sys.stderr)

@@ -1,0 +1,236 @@
+"""Training on the labels so far: from the first weights or from the last."""
+
+import copy
+import dataclasses
+import hashlib
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import jax
+import numpy as np
+
+from thinkml.core import functionalize, num_outputs
+from thinkml.core.functional import PROBE_ROWS
+from thinkml.core.losses import decides
+from thinkml.data import check_targets, infer_task, open_data, open_rows
+from thinkml.errors import ConfigError, DataError, warn_user
+from thinkml.evaluation import ModelEvaluator
+from thinkml.record import Task, attach_record, record_of
+from thinkml.training.active.pool import Pool
+from thinkml.training.active.views import Committee
+from thinkml.training.config import TrainingConfig
+from thinkml.training.problem import Asked
+from thinkml.training.train import Latest, train
+
+_LEAST_ROOM = 64
+
+Retrain = Literal['reset', 'warm']
+
+_METRICS = {
+    'binary': ('accuracy', 'log_loss'),
+    'multiclass': ('accuracy', 'log_loss'),
+    'multilabel': ('accuracy', 'f1'),
+    'regression': ('rmse', 'r2'),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """How models are trained, see `ActiveLearner`."""
+
+    config: TrainingConfig
+    classes: Sequence[Any] | None
+    loss_fn: Any
+    class_weights: Any
+    augmentation: Any
+    metrics: Sequence[str] | None
+
+
+class Learning:
+    """Models, their first weights, and what they are validated on.
+
+    Args:
+        models: the user's objects.
+        settings: how they are trained.
+        pool: the rows.
+        X_val: see `ActiveLearner.train`.
+        y_val: likewise.
+        all_labels: of the pool, where an experiment knows them.
+        retrain: see `ActiveLearner.train`.
+
+    Attributes:
+        models: as passed.
+        task: what is predicted; None until enough labels tell.
+
+    Raises:
+        DataError: for data and labels that don't fit the models.
+        ConfigError: for ``retrain`` that is neither.
+    """
+
+    def __init__(
+        self,
+        models: Sequence[Any],
+        settings: Settings,
+        pool: Pool,
+        X_val: Any,
+        y_val: Any,
+        all_labels: np.ndarray | None,
+        retrain: Retrain,
+    ):
+        if retrain not in ('reset', 'warm'):
+            raise ConfigError(f"retrain: got {retrain!r}, expected 'reset' or 'warm'.")
+        self.models = models
+        self._settings = settings
+        self._retrain = retrain
+        self._inputs = pool.rows.inputs
+        probe = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct((PROBE_ROWS, *leaf.shape[1:]), leaf.dtype),
+            pool.rows.spec,
+        )
+        self._num_outputs = num_outputs(models[0], probe, 'X_unlabeled')
+        self.task = self._known_task(pool, all_labels)
+        self._was_told = False
+        if (X_val is None) != (y_val is None):
+            missing, given = ('X_val', 'y_val') if X_val is None else ('y_val', 'X_val')
+            raise DataError(f'{missing}: got None together with {given}, expected both or neither.')
+        self._validation = None
+        if X_val is not None:
+            open_data(X_val, y_val, 'X_val', 'y_val', self._inputs)
+            self._validation = (X_val, y_val)
+        self._first = [_FirstWeights.of(model, probe, settings.config.seed) for model in models]
+
+    @property
+    def weights_hash(self) -> str:
+        """Identifies the first weights."""
+        digest = hashlib.sha256()
+        for first in self._first:
+            for leaf in jax.tree.leaves(first.arrays):
+                digest.update(np.ascontiguousarray(leaf).tobytes())
+        return digest.hexdigest()
+
+    @property
+    def metric(self) -> str | None:
+        """The validation metric that is to gain."""
+        if self._validation is None or self.task is None:
+            return None
+        return f'val_{self._metrics(self.task)[0]}'
+
+    def reset(self) -> None:
+        """Puts the first weights back, and what was known of the models then."""
+        for model, first in zip(self.models, self._first, strict=True):
+            first.put_back(model)
+
+    def fit(self, x: Any, y: np.ndarray | None) -> dict[str, float] | None:
+        """Trains on rows and their labels, and returns the metrics.
+
+        Returns:
+            None where there are too few labels: none, of one class only, or of fewer classes than
+            there are outputs while nobody says which classes there will be.
+
+        Raises:
+            DataError: for labels that the models can't learn.
+        """
+        if y is None or not self._can_learn(y):
+            return None
+        found: list[dict[str, float]] = []
+        for index, (model, first) in enumerate(zip(self.models, self._first, strict=True)):
+            if self._retrain == 'reset':
+                first.put_back(model)
+            record_of(model).task = self.task
+            found.append(self._train(model, index, x, y))
+            record_of(model).input_spec = self._inputs
+        metrics = {name: float(np.mean([one[name] for one in found])) for name in found[0]}
+        return metrics | self._validate()
+
+    def _train(self, model: Any, index: int, x: Any, y: np.ndarray) -> dict[str, float]:
+        settings = self._settings
+        config = dataclasses.replace(settings.config, seed=settings.config.seed + index)
+        X_val, y_val = (self._validation or (None, None)) if config.early_stopping else (None, None)
+        # In an array that has room for more, so that the next rounds compile nothing.
+        place = np.arange(max(_LEAST_ROOM, 2 ** (len(y) - 1).bit_length())) % len(y)
+        asked = Asked(
+            jax.tree.map(lambda leaf: leaf[place], x), y[place], X_val, y_val,
+            loss_fn=settings.loss_fn, class_weights=settings.class_weights,
+            augmentation=settings.augmentation, rows=np.arange(len(y)),
+        )  # fmt: skip
+        history = train(Latest(), model, asked, config, resume=False, progress=False)
+        return {n: v for n, v in history.last().items() if not n.startswith('val_')}
+
+    def _validate(self) -> dict[str, float]:
+        if self._validation is None or self.task is None:
+            return {}
+        model = self.models[0]
+        if len(self.models) > 1:
+            model = Committee(
+                self.models, self.task, lambda X: open_rows(X, 'X_val', like=self._inputs)
+            )
+        evaluation = ModelEvaluator().evaluate(
+            model, *self._validation, metrics=self._metrics(self.task), confidence=None
+        )
+        return {f'val_{name}': value for name, value in evaluation.metrics.items()}
+
+    def _metrics(self, task: Task) -> Sequence[str]:
+        return self._settings.metrics or _METRICS[task.kind]
+
+    def _known_task(self, pool: Pool, all_labels: np.ndarray | None) -> Task | None:
+        if self._settings.classes is not None:
+            return self._inferred(np.asarray(self._settings.classes), 'classes')
+        if all_labels is None:
+            known = record_of(self.models[0]).task
+            return known
+        parts = [check_targets(all_labels, 'y_unlabeled')]
+        if pool.first_labels is not None:
+            parts.append(pool.first_labels)
+        return self._inferred(np.concatenate(parts), 'y_unlabeled')
+
+    def _inferred(self, y: np.ndarray, argument: str) -> Task:
+        return infer_task(
+            y, self._num_outputs, argument=argument, decided=decides(self._settings.loss_fn),
+            known=record_of(self.models[0]).task,
+        )  # fmt: skip
+
+    def _can_learn(self, y: np.ndarray) -> bool:
+        """Whether there is something to learn; finds out what, if that is not known yet."""
+        if self.task is None:
+            try:
+                self.task = self._inferred(y, 'y_labeled')
+            except DataError:
+                if len(np.unique(y, axis=0)) >= max(2, self._num_outputs):
+                    raise
+                self._tell(y)
+                return False
+        return not self.task.is_classification or len(np.unique(y, axis=0)) > 1
+
+    def _tell(self, y: np.ndarray) -> None:
+        count = len(np.unique(y, axis=0))
+        if count > 1 and not self._was_told:
+            self._was_told = True
+            warn_user(
+                f'classes: {count} different labels so far, and the model has {self._num_outputs} '
+                'outputs. Rows are chosen without it until each has its label. Pass all labels '
+                'there may be, ActiveLearner(classes=[...]), or label by whole numbers from 0.'
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class _FirstWeights:
+    """A model's arrays and record, as they were."""
+
+    arrays: Any
+    spec: Any
+    record: Any
+
+    @classmethod
+    def of(cls, model: Any, spec: Any, seed: int) -> '_FirstWeights':
+        functional = functionalize(model, spec, jax.random.key(seed))
+        arrays = jax.device_get((functional.params, functional.model_state))
+        record = copy.copy(record_of(model))
+        record.runs = list(record.runs)
+        return cls(jax.tree.map(np.copy, arrays), spec, record)
+
+    def put_back(self, model: Any) -> None:
+        functional = functionalize(model, self.spec, jax.random.key(0))
+        functional.write(*jax.tree.map(jax.numpy.asarray, self.arrays))
+        record = copy.copy(self.record)
+        record.runs = list(record.runs)
+        attach_record(model, record)

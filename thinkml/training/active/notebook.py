@@ -1,0 +1,83 @@
+"""Labelling in a notebook: a row at a time, a button for each label."""
+
+import functools
+import io
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from thinkml.errors import ConfigError
+
+
+def asking_widget(
+    rows: Sequence[int],
+    classes: Sequence[Any],
+    show: Callable[[int], Any],
+    answer: Callable[[int, Any], None],
+) -> Any:
+    """Makes a widget that shows rows one after another, with a button for each label.
+
+    Args:
+        rows: rows of the pool.
+        classes: the labels.
+        show: gives what is shown of a row: text, or the array of an image.
+        answer: is called with a row and its label, None for one that can't be told.
+
+    Raises:
+        ConfigError: if ipywidgets is not installed.
+    """
+    try:
+        import ipywidgets as widgets
+    except ImportError as error:
+        raise ConfigError(
+            'ask_in_notebook: needs the package ipywidgets, which is not installed. Install it: '
+            'pip install ipywidgets.'
+        ) from error
+    waiting = list(rows)
+    head, place = widgets.HTML(), widgets.VBox()
+
+    def show_next() -> None:
+        if not waiting:
+            head.value, place.children, buttons.children = 'Done.', (), ()
+            return
+        head.value = f'Row {waiting[0]}, {len(waiting)} to go'
+        place.children = (_shown(widgets, show(waiting[0])),)
+
+    def clicked(label: Any, _button: Any) -> None:
+        answer(waiting[0], label)
+        waiting.pop(0)  # only once the answer was taken
+        show_next()
+
+    made = []
+    for label in (*classes, None):
+        text = "can't tell" if label is None else str(label)
+        button = widgets.Button(description=text, button_style='' if label is None else 'info')
+        button.on_click(functools.partial(clicked, label))
+        made.append(button)
+    buttons = widgets.HBox(made, layout=widgets.Layout(flex_flow='row wrap'))
+    show_next()
+    return widgets.VBox([head, place, buttons])
+
+
+def _shown(widgets: Any, content: Any) -> Any:
+    """A widget of a text or an image."""
+    if isinstance(content, str):
+        return widgets.Textarea(content, disabled=True, layout=widgets.Layout(width='40em'))
+    image = np.asarray(content)
+    if not is_image(image):
+        return widgets.Label(np.array2string(image, precision=4, threshold=50))
+    from matplotlib.image import imsave
+
+    image = image[..., 0] if image.ndim == 3 and image.shape[2] == 1 else image
+    if image.dtype != np.uint8:
+        low, high = image.min(), image.max()
+        image = (image - low) / (high - low if high > low else 1)
+    buffer = io.BytesIO()
+    imsave(buffer, image, cmap='gray', format='png')
+    return widgets.Image(value=buffer.getvalue(), format='png', width=240)
+
+
+def is_image(array: np.ndarray) -> bool:
+    """Whether it is grey, or has channels at its end."""
+    return array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (1, 3, 4))

@@ -1,0 +1,173 @@
+"""What models say of rows: probabilities, features, and how they disagree."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from thinkml.core import WithDropout, WithFeatures, num_outputs, predict_outputs
+from thinkml.data import Rows, decode, probabilities
+from thinkml.record import Task
+
+# Passes with dropout are kept for this many rows at a time.
+_DRAWN_ROWS = 2**16
+
+
+class SomeRows:
+    """Consecutive rows of others.
+
+    Attributes:
+        spec: see `thinkml.core.RowSource`.
+    """
+
+    def __init__(self, rows: Rows, start: int, stop: int):
+        self._rows, self._start = rows, start
+        self.spec = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct((stop - start, *leaf.shape[1:]), leaf.dtype),
+            rows.spec,
+        )
+
+    def take(self, indices: np.ndarray) -> Any:
+        """Reads rows, counted from the first of these."""
+        return self._rows.take(indices + self._start)
+
+
+@dataclasses.dataclass(frozen=True)
+class View:
+    """Models, and the rows they are asked about; each thing is computed when it is first read.
+
+    Attributes:
+        models: trained alike; several are an ensemble.
+        task: what they predict; None where nothing was learned yet.
+        rows: all rows of the pool.
+        labeled: the rows that have labels, in memory; None for none.
+        num_draws: passes with dropout, where there is one model.
+        key: of the dropout.
+    """
+
+    models: Sequence[Any]
+    task: Task | None
+    rows: Rows
+    labeled: Any
+    num_draws: int
+    key: jax.Array
+
+    @functools.cached_property
+    def outputs(self) -> np.ndarray:
+        """Raw outputs of each model, ``[models, rows, outputs]``."""
+        return np.stack([_flat(predict_outputs(model, self.rows)) for model in self.models])
+
+    @functools.cached_property
+    def _outputs_and_features(self) -> np.ndarray:
+        return predict_outputs(WithFeatures(self.models[0]), self.rows)
+
+    @property
+    def features(self) -> np.ndarray:
+        """What the last layer of the (first) model takes, ``[rows, features]``."""
+        return self._outputs_and_features[:, self.num_outputs :]
+
+    @functools.cached_property
+    def labeled_features(self) -> np.ndarray | None:
+        """The same of the rows that have labels; None where there are none."""
+        if self.labeled is None:
+            return None
+        return predict_outputs(WithFeatures(self.models[0]), self.labeled)[:, self.num_outputs :]
+
+    @functools.cached_property
+    def num_outputs(self) -> int:
+        """Numbers a model returns for a row."""
+        return num_outputs(self.models[0], self.rows.spec, 'X_unlabeled')
+
+    @functools.cached_property
+    def probabilities(self) -> np.ndarray:
+        """Of the classes, ``[rows, classes]``: their mean over the models."""
+        assert self.task is not None
+        known = '_outputs_and_features' in vars(self) and len(self.models) == 1
+        outputs = self._outputs_and_features[None, :, : self.num_outputs] if known else self.outputs
+        return mean_probabilities(outputs, self.task)
+
+    @property
+    def predictions(self) -> np.ndarray:
+        """Labels or numbers, ``[rows, ...]``."""
+        assert self.task is not None
+        return mean_predictions(self.outputs, self.task)
+
+    def check_features(self) -> None:
+        """Raises a `ModelTypeError` for a model that has none."""
+        num_outputs(WithFeatures(self.models[0]), self.rows.spec, 'X_unlabeled')
+
+    def check_draws(self) -> None:
+        """Raises a `ModelTypeError` for a single model without dropout."""
+        if len(self.models) == 1:
+            WithDropout(self.models[0], 1, self.key).functionalize(self.rows.spec, self.key)
+
+    def by_draws(self, score: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+        """Scores each row by how models or passes with dropout differ.
+
+        Args:
+            score: takes ``[draws, some rows, classes or outputs]``: probabilities of the classes,
+                or outputs of a regression; returns ``[some rows]``.
+        """
+        if len(self.models) > 1:
+            return score(self._meant(self.outputs))
+        draws = WithDropout(self.models[0], self.num_draws, self.key)
+        scores = []
+        for start in range(0, len(self.rows), _DRAWN_ROWS):
+            stop = min(start + _DRAWN_ROWS, len(self.rows))
+            outputs = predict_outputs(draws, SomeRows(self.rows, start, stop))
+            outputs = outputs.reshape(stop - start, self.num_draws, -1)
+            scores.append(score(self._meant(np.moveaxis(outputs, 1, 0))))
+        return np.concatenate(scores)
+
+    def _meant(self, outputs: np.ndarray) -> np.ndarray:
+        assert self.task is not None
+        if not self.task.is_classification:
+            return outputs
+        return np.stack([probabilities(one, self.task) for one in outputs])
+
+
+def mean_probabilities(outputs: np.ndarray, task: Task) -> np.ndarray:
+    """Probabilities ``[rows, classes]`` of outputs ``[models, rows, outputs]``."""
+    return np.mean([probabilities(one, task) for one in outputs], axis=0)
+
+
+def mean_predictions(outputs: np.ndarray, task: Task) -> np.ndarray:
+    """Labels or numbers of outputs ``[models, rows, outputs]``, by the mean over the models."""
+    if len(outputs) == 1 or not task.is_classification:
+        return decode(outputs.mean(0), task)
+    mean = mean_probabilities(outputs, task)
+    # As outputs that decode the same: of one class or label, above 0 is yes.
+    yes_or_no = task.kind == 'multilabel' or task.num_outputs == 1
+    return decode(mean[:, -task.num_outputs :] - 0.5 if yes_or_no else mean, task)
+
+
+class Committee:
+    """Models that predict together: the mean of their probabilities, or of their numbers.
+
+    Attributes:
+        classes_: the labels in the order of the probabilities.
+    """
+
+    def __init__(self, models: Sequence[Any], task: Task, open_rows: Callable[[Any], Rows]):
+        self._models, self._task, self._open = models, task, open_rows
+        if task.classes is not None:
+            self.classes_ = np.asarray(task.classes)
+
+    def _outputs(self, X: Any) -> np.ndarray:
+        rows = self._open(X)
+        return np.stack([_flat(predict_outputs(model, rows)) for model in self._models])
+
+    def predict_proba(self, X: Any) -> np.ndarray:
+        """``[rows, classes]``."""
+        return mean_probabilities(self._outputs(X), self._task)
+
+    def predict(self, X: Any) -> np.ndarray:
+        """``[rows]``."""
+        return mean_predictions(self._outputs(X), self._task)
+
+
+def _flat(outputs: np.ndarray) -> np.ndarray:
+    return outputs.reshape(len(outputs), -1)
