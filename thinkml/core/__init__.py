@@ -1,5 +1,12 @@
 """The functional core: pure functions and pytrees, for people who write their own loop."""
 
+from thinkml.core.acquisition import bald as bald
+from thinkml.core.acquisition import entropy as entropy
+from thinkml.core.acquisition import expected_gradient_length as expected_gradient_length
+from thinkml.core.acquisition import least_confident as least_confident
+from thinkml.core.acquisition import margin as margin
+from thinkml.core.acquisition import variance as variance
+from thinkml.core.acquisition import variation_ratio as variation_ratio
 from thinkml.core.adapters import ApplyFn as ApplyFn
 from thinkml.core.adapters import FunctionalModel as FunctionalModel
 from thinkml.core.augment import ColorJitter as ColorJitter
@@ -54,6 +61,13 @@ from thinkml.core.precision import get_compute_dtype as get_compute_dtype
 from thinkml.core.predict import inference_batch_size as inference_batch_size
 from thinkml.core.predict import predict_outputs as predict_outputs
 from thinkml.core.schedules import SCHEDULES as SCHEDULES
+from thinkml.core.selection import Selection as Selection
+from thinkml.core.selection import at_random as at_random
+from thinkml.core.selection import badge as badge
+from thinkml.core.selection import diverse as diverse
+from thinkml.core.selection import highest as highest
+from thinkml.core.selection import k_center_greedy as k_center_greedy
+from thinkml.core.selection import typiclust as typiclust
 from thinkml.core.state import Ema as Ema
 from thinkml.core.state import TrainState as TrainState
 from thinkml.core.state import init_state as init_state
