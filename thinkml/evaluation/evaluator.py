@@ -14,6 +14,7 @@ from thinkml.core.metric_names import metric_name
 from thinkml.data import is_batches, open_rows
 from thinkml.errors import ConfigError, DataError, is_number, is_whole, problems, warn_user
 from thinkml.evaluation.analysis import PerformanceAnalysis
+from thinkml.evaluation.bootstrap import Resampling
 from thinkml.evaluation.counting import class_counts, class_part, confusion_matrix
 from thinkml.evaluation.foreign import is_foreign
 from thinkml.evaluation.metrics import (
@@ -28,7 +29,7 @@ from thinkml.evaluation.opened import Opened
 from thinkml.evaluation.own import own_metric
 from thinkml.evaluation.predictors import open_model
 from thinkml.evaluation.report import Report
-from thinkml.evaluation.result import Evaluation, Resampling
+from thinkml.evaluation.result import Evaluation
 from thinkml.evaluation.scored import Scored
 from thinkml.evaluation.slices import (
     Mask,
