@@ -88,7 +88,7 @@ def binary(labels, probabilities, weight=None, **fields):
 def without_probabilities(evaluation):
     """The same of a model that only predicts."""
     names = [n for n, metric in evaluation.definitions.items() if not metric.needs_probabilities]
-    scored = dataclasses.replace(evaluation.scored, probabilities=None, outputs=None, _parts={})
+    scored = dataclasses.replace(evaluation.scored, probabilities=None, outputs=None)
     return made(evaluation.task, scored, names, resampling=evaluation.resampling)
 
 

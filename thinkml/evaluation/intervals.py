@@ -1,8 +1,8 @@
 """Confidence intervals of metrics."""
 
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -36,11 +36,18 @@ def wilson(count: float, total: float, confidence: float = 0.95) -> Interval:
     return float(max(low, 0.0)), float(min(high, 1.0))
 
 
+class Within(NamedTuple):
+    """The data set that rows are a part of, and which of its rows they are, a mask."""
+
+    scored: Scored
+    mask: np.ndarray
+
+
 def intervals_of(
     scored: Scored,
-    metrics: dict[str, Metric],
+    metrics: Mapping[str, Metric],
     resampling: Resampling,
-    weight: np.ndarray | None = None,
+    within: Within | None = None,
 ) -> dict[str, Interval]:
     """The interval of each metric.
 
@@ -48,26 +55,29 @@ def intervals_of(
         scored: labels and predictions.
         metrics: by name.
         resampling: how rows are drawn; without confidence there are no intervals.
-        weight: of the rows; None is that of ``scored``.
+        within: where they are a part of a data set, which ``resampling`` is of. The whole is drawn
+            then, and the other rows weigh nothing, so that all parts share a program.
     """
     if resampling.confidence is None:
         return {}
-    weight = scored.weight if weight is None else weight
+    whole, weight = scored, scored.weight
+    if within is not None:
+        whole, weight = within.scored, within.scored.weights * within.mask
     shares = {}
-    if _is_simple(weight) and resampling.groups is None and resampling.strata is None:
+    if _is_simple(scored) and resampling.groups is None and resampling.strata is None:
         shares = {name: metric for name, metric in metrics.items() if metric.share}
     drawn = {name: metric for name, metric in metrics.items() if name not in shares}
     found = {}
     for name, metric in shares.items():
         assert metric.share is not None
-        counted = metric.share(scored.part(metric.part), _ones(scored, weight))
+        counted = metric.share(scored.part(metric.part), scored.weights)
         found[name] = wilson(*counted, resampling.confidence)
     if drawn:
-        values, parts = shared_parts(scored, drawn)
-        samples = resampled(values, parts, weight, resampling, len(scored))
+        values, parts = shared_parts(whole, drawn)
+        samples = resampled(values, parts, weight, resampling, len(whole))
         for name, sample in zip(drawn, samples, strict=True):
             low, high = percentiles(sample, resampling.confidence)
-            value = metrics[name].of(scored, weight)
+            value = metrics[name].of(scored)
             if np.isnan(value):
                 low = high = np.nan
             elif metrics[name].is_biased:
@@ -77,13 +87,9 @@ def intervals_of(
     return {name: found[name] for name in metrics}
 
 
-def _is_simple(weight: np.ndarray | None) -> bool:
+def _is_simple(scored: Scored) -> bool:
     """Whether rows count 1, or not at all."""
-    return weight is None or bool(np.isin(weight, (0, 1)).all())
-
-
-def _ones(scored: Scored, weight: np.ndarray | None) -> np.ndarray:
-    return np.ones(len(scored)) if weight is None else weight
+    return scored.weight is None or bool(np.isin(scored.weight, (0, 1)).all())
 
 
 def class_intervals(
@@ -97,7 +103,7 @@ def class_intervals(
     is_simple = scored.weight is None and resampling.groups is None and resampling.strata is None
     bounds: dict[str, Any] = {}
     if is_simple:
-        counts = class_counts(scored.part(class_part), scored.weights)
+        counts = scored.part(class_part).whole
         for name, share in shares.items():
             pairs = zip(*share(counts), strict=True)
             bounds[name] = np.transpose([wilson(*pair, confidence) for pair in pairs])

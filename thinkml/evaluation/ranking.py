@@ -30,6 +30,7 @@ class Rankings(NamedTuple):
         first: where the rows begin that have the same score; None where no two have.
         last: where they end.
         classes: the indices of the classes, or 0 and 1.
+        weightless: ``(columns,)``, whether the positive rows weigh nothing, or there are none.
     """
 
     order: Any
@@ -38,6 +39,7 @@ class Rankings(NamedTuple):
     first: Any
     last: Any
     classes: Any
+    weightless: Any
 
 
 def rankings(scored: Scored) -> Rankings:
@@ -64,7 +66,9 @@ def rankings(scored: Scored) -> Rankings:
     with ThreadPoolExecutor() as threads:
         has_ties = any(list(threads.map(rank, range(len(scores)))))
     ties = (first, last) if has_ties else (None, None)
-    return Rankings(order, rival, own, *ties, classes)
+    weighed = np.stack([tally(column, scored.weights, len(classes)) for column in rivals])
+    weightless = weighed[np.arange(len(own)) % len(rivals), own] == 0
+    return Rankings(order, rival, own, *ties, classes, weightless)
 
 
 def _write_order(scores: np.ndarray, order: np.ndarray) -> np.ndarray:
@@ -218,10 +222,9 @@ def average_precision(part: Rankings, weight: Any) -> Any:
 
 
 def average_precision_of_some(part: Rankings, weight: Any) -> Any:
-    """The same over the classes that these weights leave with examples, or that no row has."""
+    """The same over the classes that these weights leave with examples, or that never weigh."""
     areas = _each_ranking(_precision_area, part, weight)
-    has_some = _each_ranking(_positives, part, weight) > 0
-    counted = has_some | (_each_ranking(_positives, part, weight * 0 + 1) == 0)
+    counted = (_each_ranking(_positives, part, weight) > 0) | part.weightless
     return ratio((areas * counted).sum(), counted.sum())
 
 
