@@ -483,6 +483,20 @@ def test_rows_are_ranked_alike_on_the_host_and_on_a_device():
     np.testing.assert_array_equal(host, ranking._falling(scores))
 
 
+@pytest.mark.parametrize('kind', ['binary', 'multiclass', 'multilabel'])
+def test_what_a_device_has_sorted_gives_the_same_areas(kind, monkeypatch):
+    case = make_case(kind, 'ties', weighted=True)
+    names = [name for name in names_of(kind) if name.startswith(('roc_auc', 'average_pre'))]
+    expected = {name: get_metric(name, kind).of(case) for name in names}
+    sorted_there = []
+    falling = ranking._falling
+    monkeypatch.setattr(ranking, '_falling', lambda s: sorted_there.append(s) or falling(s))
+    monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
+    again = case.take(np.s_[:])
+    assert {name: get_metric(name, kind).of(again) for name in names} == expected
+    assert len(sorted_there) == (1 if kind == 'binary' else CLASSES)
+
+
 def test_columns_ranked_in_turn_have_the_value_of_all_at_once(monkeypatch):
     scored = make_case('multiclass', 'ties')
     metric = get_metric('roc_auc', 'multiclass')

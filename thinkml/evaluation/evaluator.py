@@ -1,14 +1,13 @@
 """The public door to evaluation."""
 
 import dataclasses
-import functools
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Unpack, overload
 
 import jax
 import numpy as np
 
-from thinkml.core import predict_outputs
+from thinkml.core import make_predict
 from thinkml.data import is_batches, open_rows
 from thinkml.errors import ConfigError, DataError
 from thinkml.evaluation.analysis import PerformanceAnalysis
@@ -17,7 +16,7 @@ from thinkml.evaluation.measure import evaluate_model
 from thinkml.evaluation.metrics import check_metrics, metrics_for
 from thinkml.evaluation.report import Report
 from thinkml.evaluation.result import Evaluation
-from thinkml.evaluation.settings import Settings
+from thinkml.evaluation.settings import EvaluationSettings, Settings
 from thinkml.evaluation.speed import measure_speed
 from thinkml.record import record_of
 
@@ -53,6 +52,26 @@ class ModelEvaluator:
     def __init__(self, *, devices: Sequence[Any] | None = None):
         self._devices = _checked_devices(devices)
 
+    @overload
+    def evaluate(  # pyright: ignore[reportOverlappingOverload]
+        self,
+        model: Any,
+        X_test: Mapping[str, tuple[Any, Any]],
+        y_test: None = None,
+        metrics: Collection[Any] | None = None,
+        **settings: Unpack[EvaluationSettings],
+    ) -> dict[str, Evaluation]: ...
+
+    @overload
+    def evaluate(
+        self,
+        model: Any,
+        X_test: Any,
+        y_test: Any = None,
+        metrics: Collection[Any] | None = None,
+        **settings: Unpack[EvaluationSettings],
+    ) -> Evaluation: ...
+
     def evaluate(
         self,
         model: Any,
@@ -68,7 +87,7 @@ class ModelEvaluator:
         slices: Mapping[str, Any] | None = None,
         min_support: int = 30,
         seed: int = 0,
-    ) -> Any:
+    ) -> Evaluation | dict[str, Evaluation]:
         """Predicts ``X_test`` and compares with ``y_test``.
 
         The model and its mode stay as they are. Several data sets are evaluated one after another:
@@ -128,7 +147,7 @@ class ModelEvaluator:
             }
         return evaluate_model(model, X_test, y_test, settings, self._devices)
 
-    def generate_report(self, evaluation: Any) -> Report:
+    def generate_report(self, evaluation: Evaluation | dict[str, Evaluation]) -> Report:
         """Words an evaluation: ``print(report)``, ``report.save(path)``, ``report.to_html()``.
 
         Args:
@@ -146,7 +165,7 @@ class ModelEvaluator:
         return Report(evaluation)
 
     def analyze_performance(
-        self, model: Any, X_test: Any, y_test: Any = None, **settings: Any
+        self, model: Any, X_test: Any, y_test: Any = None, **settings: Unpack[EvaluationSettings]
     ) -> PerformanceAnalysis:
         """Evaluates with every metric that fits the task, ready to be plotted.
 
@@ -185,7 +204,7 @@ class ModelEvaluator:
             return model.predict, X_test
         rows = open_rows(X_test, 'X_test', record_of(model).input_spec)
         some = rows.take(np.arange(min(len(rows), 1024)))
-        return functools.partial(predict_outputs, model, devices=self._devices), some
+        return make_predict(model, some, devices=self._devices), some
 
 
 def _checked_devices(devices: Any) -> list[Any] | None:

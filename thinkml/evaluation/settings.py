@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 
@@ -10,6 +10,19 @@ from thinkml.errors import ConfigError, DataError, is_number, is_whole, problems
 from thinkml.evaluation.bootstrap import Resampling
 from thinkml.evaluation.opened import Opened
 from thinkml.evaluation.slices import check_none_missing
+
+
+class EvaluationSettings(TypedDict, total=False):
+    """What `ModelEvaluator.evaluate` can be told besides; it says what each of them is."""
+
+    sample_weight: Any
+    confidence: float | None
+    num_resamples: int
+    groups: Any
+    stratify: Any
+    slices: Mapping[str, Any] | None
+    min_support: int
+    seed: int
 
 
 @dataclasses.dataclass(frozen=True)
