@@ -24,6 +24,7 @@ from thinkml.core.adapters import from_functions, from_linen
 from thinkml.errors import ConfigError, DataError, ModelTypeError, ThinkMLWarning
 from thinkml.evaluation import ModelEvaluator, compare
 from thinkml.evaluation.metrics import metrics_for
+from thinkml.models import ModelManager
 
 from .models import Shifted, known, logits_and_labels
 
@@ -204,6 +205,17 @@ def test_linen_and_function_models_score_the_same():
     score = (X @ kernel)[:, 0]
     assert metrics[0]['roc_auc'] == pytest.approx(sk.roc_auc_score(y, score), abs=1e-4)
     assert metrics[0]['f1'] == pytest.approx(sk.f1_score(y, score > 0))
+
+
+def test_a_loaded_model_scores_the_same(tmp_path):
+    X = np.random.default_rng(0).normal(size=(60, 4)).astype(np.float32)
+    labels = np.array(['ant', 'bee', 'cat'])[X[:, :3].argmax(axis=1)]
+    model = nnx.Linear(4, 3, rngs=nnx.Rngs(0))
+    known(model, 'multiclass', ('ant', 'bee', 'cat'), 3)
+    ModelManager().save_model(model, tmp_path / 'model')
+    loaded = ModelManager().load_model(tmp_path / 'model')
+    first, again = (ModelEvaluator().evaluate(m, X, labels) for m in (model, loaded))
+    assert first.metrics == again.metrics and again.task.classes == ('ant', 'bee', 'cat')
 
 
 def test_unfit_metrics_are_refused_before_predicting(monkeypatch):

@@ -374,6 +374,16 @@ def test_a_million_rows(dtype):
         np.testing.assert_allclose(got, expected, rtol=1e-6, err_msg=name)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize('kind', KINDS)
+def test_every_metric_of_a_million_rows(kind):
+    case = make_case(kind, 'ties', weighted=True, n=1_000_000)
+    for name in names_of(kind):
+        if not name.startswith('calibration'):  # the reference is an optimizer, which is too slow
+            got = get_metric(name, kind).of(case)
+            np.testing.assert_allclose(got, reference(name, case), rtol=1e-6, err_msg=name)
+
+
 @pytest.mark.parametrize('num_classes', [3, 300])
 def test_many_classes(num_classes):
     rng = np.random.default_rng(0)
