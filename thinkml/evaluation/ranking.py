@@ -4,6 +4,7 @@ Rows are sorted once. From then on everything is a function of the rows' weights
 `thinkml.evaluation.counting`.
 """
 
+import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -63,7 +64,7 @@ def rankings(scored: Scored) -> Rankings:
         return _write_ties(ranked, first[index], last[index])
 
     # NumPy sorts and copies without the interpreter's lock: columns on as many cores as there are.
-    with ThreadPoolExecutor() as threads:
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
         has_ties = any(list(threads.map(rank, range(len(scores)))))
     ties = (first, last) if has_ties else (None, None)
     weighed = np.stack([tally(column, scored.weights, len(classes)) for column in rivals])
@@ -104,10 +105,11 @@ def _write_packed_order(scores: np.ndarray, order: np.ndarray) -> None:
 
 def _write_ties(ranked: np.ndarray, first: np.ndarray, last: np.ndarray) -> bool:
     """Notes for each place the first and the last one of the same score; whether any are."""
-    changes = np.flatnonzero(ranked[1:] != ranked[:-1]) + 1
-    begins, ends = np.append(0, changes), np.append(changes, len(ranked))
-    first[:] = np.repeat(begins, ends - begins)
-    last[:] = np.repeat(ends - 1, ends - begins)
+    changes = np.flatnonzero(ranked[1:] != ranked[:-1]).astype(np.int32) + 1
+    begins = np.append(np.int32(0), changes)
+    lengths = np.diff(begins, append=np.int32(len(ranked)))
+    first[:] = np.repeat(begins, lengths)
+    last[:] = first + np.repeat(lengths - 1, lengths)
     return len(begins) < len(ranked)
 
 
