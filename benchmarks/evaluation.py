@@ -14,9 +14,8 @@ from collections.abc import Callable
 import numpy as np
 import sklearn.metrics as sk
 
-from thinkml.evaluation.bootstrap import percentiles, resampled, shared_parts
+from thinkml.evaluation.bootstrap import Resampling, percentiles, resampled, shared_parts
 from thinkml.evaluation.metrics import get_metric
-from thinkml.evaluation.result import Resampling
 from thinkml.evaluation.scored import Scored
 
 FIVE = ('accuracy', 'precision', 'recall', 'f1', 'roc_auc')

@@ -3,7 +3,7 @@
 from matplotlib.collections import PolyCollection
 
 from thinkml.evaluation.analysis import PerformanceAnalysis
-from thinkml.evaluation.result import Resampling
+from thinkml.evaluation.bootstrap import Resampling
 from thinkml.history import History
 
 from .made import classification, multilabel, regression

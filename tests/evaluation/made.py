@@ -5,9 +5,10 @@ import dataclasses
 import numpy as np
 
 from thinkml.core.counts import f1, precision, ratio, recall
+from thinkml.evaluation.bootstrap import Resampling
 from thinkml.evaluation.counting import class_counts, class_part, confusion_matrix
 from thinkml.evaluation.metrics import default_metrics, get_metric
-from thinkml.evaluation.result import Evaluation, Resampling
+from thinkml.evaluation.result import Evaluation
 from thinkml.evaluation.scored import Scored
 from thinkml.record import Task
 
@@ -87,7 +88,7 @@ def binary(labels, probabilities, weight=None, **fields):
 def without_probabilities(evaluation):
     """The same of a model that only predicts."""
     names = [n for n, metric in evaluation.definitions.items() if not metric.needs_probabilities]
-    scored = dataclasses.replace(evaluation.scored, probabilities=None, outputs=None, _parts={})
+    scored = dataclasses.replace(evaluation.scored, probabilities=None, outputs=None)
     return made(evaluation.task, scored, names, resampling=evaluation.resampling)
 
 

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import sklearn.metrics as sk
 
+from thinkml.evaluation.bootstrap import Resampling
 from thinkml.evaluation.ladder import all_ladders, ranked
 from thinkml.evaluation.plots import bands as room
 from thinkml.evaluation.plots.bands import bands, cells_of, row_counts
 from thinkml.evaluation.plots.kinds import GAIN, OVER_THRESHOLD, PRECISION_RECALL, ROC
-from thinkml.evaluation.result import Resampling
 
 from .made import binary, classification, multilabel
 

@@ -23,6 +23,8 @@ from thinkml.core import predict_outputs
 from thinkml.core.adapters import from_functions, from_linen
 from thinkml.errors import ConfigError, DataError, ModelTypeError, ThinkMLWarning
 from thinkml.evaluation import ModelEvaluator, compare
+from thinkml.evaluation.metrics import metrics_for
+from thinkml.models import ModelManager
 
 from .models import Shifted, known, logits_and_labels
 
@@ -203,6 +205,17 @@ def test_linen_and_function_models_score_the_same():
     score = (X @ kernel)[:, 0]
     assert metrics[0]['roc_auc'] == pytest.approx(sk.roc_auc_score(y, score), abs=1e-4)
     assert metrics[0]['f1'] == pytest.approx(sk.f1_score(y, score > 0))
+
+
+def test_a_loaded_model_scores_the_same(tmp_path):
+    X = np.random.default_rng(0).normal(size=(60, 4)).astype(np.float32)
+    labels = np.array(['ant', 'bee', 'cat'])[X[:, :3].argmax(axis=1)]
+    model = nnx.Linear(4, 3, rngs=nnx.Rngs(0))
+    known(model, 'multiclass', ('ant', 'bee', 'cat'), 3)
+    ModelManager().save_model(model, tmp_path / 'model')
+    loaded = ModelManager().load_model(tmp_path / 'model')
+    first, again = (ModelEvaluator().evaluate(m, X, labels) for m in (model, loaded))
+    assert first.metrics == again.metrics and again.task.classes == ('ant', 'bee', 'cat')
 
 
 def test_unfit_metrics_are_refused_before_predicting(monkeypatch):
@@ -485,6 +498,11 @@ def case_of_three(n=300):
     return known(Shifted(), 'multiclass', (0, 1, 2), 3), logits, labels
 
 
+def margin(logits, labels):
+    """A metric of the user's own."""
+    return logits.max(axis=1) - np.sort(logits, axis=1)[:, -2]
+
+
 def test_sample_weights_are_those_of_scikit_learn():
     model, logits, labels = case_of_three()
     weight = np.random.default_rng(3).random(300)
@@ -507,9 +525,6 @@ def test_sample_weights_are_those_of_scikit_learn():
 
 def test_metrics_of_ones_own():
     from clu.metrics import Accuracy
-
-    def margin(logits, labels):
-        return logits.max(axis=1) - np.sort(logits, axis=1)[:, -2]
 
     def largest(logits, labels):
         return logits.max()
@@ -546,6 +561,25 @@ def test_slices_are_evaluations_of_their_rows():
             assert low == pytest.approx(alone.confidence_intervals[metric][0], abs=0.06)
     few = evaluation.slices['few']
     assert not few.is_supported and few.num_rows == 5 and few.metrics == {}
+
+
+@pytest.mark.filterwarnings('ignore::thinkml.errors.ThinkMLWarning')
+@pytest.mark.parametrize('weighted', [False, True])
+def test_every_metric_of_a_slice_is_that_of_its_rows(weighted):
+    model, logits, labels = case_of_three()
+    first = np.random.default_rng(0).random(300) < 0.4
+    weight = np.random.default_rng(1).integers(3, size=300) * 0.5 * (labels != 2)
+    if not weighted:
+        weight = np.ones(300)
+    settings = {'metrics': [*metrics_for('multiclass'), margin], 'confidence': None}
+    whole = ModelEvaluator().evaluate(
+        model, logits, labels, sample_weight=weight, slices={'first': first}, **settings
+    )
+    alone = ModelEvaluator().evaluate(
+        model, logits[first], labels[first], sample_weight=weight[first], **settings
+    )
+    assert whole.slices['first'].metrics == pytest.approx(alone.metrics, rel=1e-9, nan_ok=True)
+    assert set(alone.metrics) >= {'ece_adaptive', 'margin', 'roc_auc_ovo'}
 
 
 def test_several_data_sets():
@@ -594,10 +628,6 @@ def test_the_scale_of_weights_changes_no_interval(scale):
 
 def test_an_evaluation_is_a_mapping_of_its_metrics_and_survives_other_processes():
     model, logits, labels = case_of_three()
-
-    def margin(logits, labels):
-        return logits.max(axis=1) - np.sort(logits, axis=1)[:, -2]
-
     evaluation = ModelEvaluator().evaluate(model, logits, labels, metrics=['f1', 'mcc', margin])
     assert list(evaluation) == ['f1', 'mcc', 'margin'] and 'f1' in evaluation
     again = pickle.loads(pickle.dumps(evaluation))

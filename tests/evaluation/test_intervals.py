@@ -1,5 +1,7 @@
 """Confidence intervals: what they cover, how rows are drawn, and the comparison of two models."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import scipy.stats
@@ -7,10 +9,9 @@ import sklearn.metrics as sk
 
 from thinkml.errors import ConfigError, DataError
 from thinkml.evaluation import ModelEvaluator, compare
-from thinkml.evaluation.bootstrap import percentiles, resampled, shared_parts, units_of
+from thinkml.evaluation.bootstrap import Resampling, percentiles, resampled, shared_parts, units_of
 from thinkml.evaluation.intervals import intervals_of, wilson
 from thinkml.evaluation.metrics import get_metric
-from thinkml.evaluation.result import Resampling
 from thinkml.evaluation.scored import Scored
 
 from .models import Shifted, known, logits_and_labels
@@ -137,7 +138,8 @@ def test_simple_shares_have_wilsons_interval_and_weighted_ones_the_bootstraps():
     positives = case.labels == 1
     right = (case.predictions[positives] == 1).sum()
     assert found['recall'] == pytest.approx(wilson(right, positives.sum()))
-    weighted = intervals_of(case, metrics, Resampling(), np.linspace(0.5, 1.5, 300))
+    case = dataclasses.replace(case, weight=np.linspace(0.5, 1.5, 300))
+    weighted = intervals_of(case, metrics, Resampling())
     assert weighted['accuracy'] != found['accuracy']
     np.testing.assert_allclose(weighted['accuracy'], found['accuracy'], atol=0.02)
 

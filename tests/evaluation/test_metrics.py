@@ -1,5 +1,6 @@
 """Every metric equals scikit-learn's, and warns where scikit-learn warns."""
 
+import dataclasses
 import warnings
 
 import jax
@@ -13,7 +14,7 @@ from sklearn.exceptions import UndefinedMetricWarning
 
 from thinkml.errors import ConfigError
 from thinkml.evaluation import ranking
-from thinkml.evaluation.counting import confusion_matrix
+from thinkml.evaluation.counting import confusion_matrix, tally
 from thinkml.evaluation.metrics import (
     METRICS,
     check_fit,
@@ -35,6 +36,7 @@ VARIANTS = (
     'never_predicted',
     'one_class',
     'single',
+    'weightless',
 )
 NUMBERED = {
     'multiclass': ('top_2_accuracy', 'top_3_accuracy'),
@@ -49,6 +51,8 @@ def make_case(kind, variant, *, weighted=False, seed=0, n=300):
     if kind == 'regression':
         labels, predictions = make_regression_case(rng, variant, n)
         targets = 1 if labels.ndim == 1 else labels.shape[1]
+        if weighted and variant == 'weightless':
+            weight[:] = np.arange(n) == 7  # one row alone
         return Scored(kind, targets, labels, predictions, weight=weight)
     k = 2 if kind == 'binary' else CLASSES
     if kind == 'multilabel':
@@ -82,6 +86,9 @@ def make_case(kind, variant, *, weighted=False, seed=0, n=300):
         predictions = (probabilities > 0.5).astype(np.float32)
     else:
         predictions = probabilities.argmax(axis=1).astype(np.int32)
+    if weighted and variant == 'weightless':  # all rows that have the last class, or are said to
+        last = (labels[:, -1] == 1) if kind == 'multilabel' else labels == k - 1
+        weight[last | (predictions == k - 1 if kind != 'multilabel' else last)] = 0
     return Scored(kind, k, labels, predictions, probabilities, weight=weight)
 
 
@@ -243,7 +250,7 @@ def reference_of_numbers(name, case):
         alpha = float(name.split('_')[1])
         return sk.mean_pinball_loss(labels, predictions, alpha=alpha, **weight)
     if name == 'max_error':
-        return np.mean(np.abs(labels - predictions).max(axis=0))
+        return np.mean(np.abs(labels - predictions)[case.weights > 0].max(axis=0))
     functions = {
         'mse': sk.mean_squared_error,
         'rmse': sk.root_mean_squared_error,
@@ -330,12 +337,13 @@ def test_order_of_rows_changes_nothing(kind):
 def test_a_weight_of_two_is_a_row_twice_and_of_zero_none(kind):
     case = make_case(kind, 'ties')
     weight = np.random.default_rng(2).integers(0, 3, len(case)).astype(float)
+    weighed = dataclasses.replace(case, weight=weight)
     repeated = case.take(np.repeat(np.arange(len(case)), weight.astype(int)))
     for name in names_of(kind):
         metric = get_metric(name, kind)
         if name == 'ece_adaptive':  # whose bins are quantiles of all rows
             continue
-        assert metric.of(case, weight) == pytest.approx(metric.of(repeated), rel=1e-6), name
+        assert metric.of(weighed) == pytest.approx(metric.of(repeated), rel=1e-6), name
 
 
 @pytest.mark.parametrize('kind', KINDS)
@@ -364,6 +372,16 @@ def test_a_million_rows(dtype):
     for name in ('accuracy', 'f1', 'mcc', 'roc_auc', 'average_precision', 'log_loss', 'brier'):
         got, expected = METRICS['binary'][name].of(case), reference(name, case)
         np.testing.assert_allclose(got, expected, rtol=1e-6, err_msg=name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('kind', KINDS)
+def test_every_metric_of_a_million_rows(kind):
+    case = make_case(kind, 'ties', weighted=True, n=1_000_000)
+    for name in names_of(kind):
+        if not name.startswith('calibration'):  # the reference is an optimizer, which is too slow
+            got = get_metric(name, kind).of(case)
+            np.testing.assert_allclose(got, reference(name, case), rtol=1e-6, err_msg=name)
 
 
 @pytest.mark.parametrize('num_classes', [3, 300])
@@ -457,6 +475,12 @@ def test_metrics_that_cannot_be_computed(metrics, kind, message):
         check_fit(names, kind)
 
 
+def test_counts_on_a_device_go_on_where_float32_has_no_next_whole_number():
+    num_rows = 2**24 + 2**20
+    ones, group = jax.numpy.ones(num_rows), jax.numpy.zeros(num_rows, int)
+    assert float(tally(group, ones, 2)[0]) == num_rows
+
+
 # --- what a device sorts ----------------------------------------------------------------------
 
 
@@ -467,6 +491,20 @@ def test_rows_are_ranked_alike_on_the_host_and_on_a_device():
     ranking._write_packed_order(scores, host)
     np.testing.assert_array_equal(host, np.argsort(-scores, kind='stable'))
     np.testing.assert_array_equal(host, ranking._falling(scores))
+
+
+@pytest.mark.parametrize('kind', ['binary', 'multiclass', 'multilabel'])
+def test_what_a_device_has_sorted_gives_the_same_areas(kind, monkeypatch):
+    case = make_case(kind, 'ties', weighted=True)
+    names = [name for name in names_of(kind) if name.startswith(('roc_auc', 'average_pre'))]
+    expected = {name: get_metric(name, kind).of(case) for name in names}
+    sorted_there = []
+    falling = ranking._falling
+    monkeypatch.setattr(ranking, '_falling', lambda s: sorted_there.append(s) or falling(s))
+    monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
+    again = case.take(np.s_[:])
+    assert {name: get_metric(name, kind).of(again) for name in names} == expected
+    assert len(sorted_there) == (1 if kind == 'binary' else CLASSES)
 
 
 def test_columns_ranked_in_turn_have_the_value_of_all_at_once(monkeypatch):

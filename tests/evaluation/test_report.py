@@ -11,8 +11,9 @@ from sklearn.dummy import DummyClassifier, DummyRegressor
 
 from thinkml.errors import ConfigError
 from thinkml.evaluation import ModelEvaluator, Report
+from thinkml.evaluation.bootstrap import Resampling
 from thinkml.evaluation.metrics import metrics_for
-from thinkml.evaluation.result import Resampling, Slice
+from thinkml.evaluation.result import Slice
 from thinkml.evaluation.scored import Scored
 from thinkml.evaluation.thresholds import choose_threshold
 

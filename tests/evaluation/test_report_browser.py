@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from thinkml.evaluation import Report
+from thinkml.evaluation.bootstrap import Resampling
 from thinkml.evaluation.metrics import metrics_for
 from thinkml.evaluation.report import pictures
-from thinkml.evaluation.result import Resampling, Slice
+from thinkml.evaluation.result import Slice
 
 from . import made
 from .test_report_formats import HOSTILE

@@ -8,9 +8,10 @@ import pytest
 from markdown_it import MarkdownIt  # which Flax's rich brings along
 
 from thinkml.evaluation import Report
+from thinkml.evaluation.bootstrap import Resampling
 from thinkml.evaluation.report import pictures
 from thinkml.evaluation.report import report as room
-from thinkml.evaluation.result import Resampling, Slice
+from thinkml.evaluation.result import Slice
 
 from . import made
 

@@ -9,9 +9,9 @@ from sklearn.calibration import calibration_curve
 
 from thinkml.errors import ConfigError
 from thinkml.evaluation.analysis import PerformanceAnalysis
+from thinkml.evaluation.bootstrap import Resampling
 from thinkml.evaluation.calibration import NUM_BINS
 from thinkml.evaluation.intervals import wilson
-from thinkml.evaluation.result import Resampling
 from thinkml.evaluation.thresholds import choose_threshold
 
 from .drawn import PLAIN, analyze, labels_of, line

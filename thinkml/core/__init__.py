@@ -59,6 +59,7 @@ from thinkml.core.optimizers import set_hyperparams as set_hyperparams
 from thinkml.core.optimizers import set_learning_rate as set_learning_rate
 from thinkml.core.precision import get_compute_dtype as get_compute_dtype
 from thinkml.core.predict import inference_batch_size as inference_batch_size
+from thinkml.core.predict import make_predict as make_predict
 from thinkml.core.predict import predict_outputs as predict_outputs
 from thinkml.core.schedules import SCHEDULES as SCHEDULES
 from thinkml.core.selection import Selection as Selection

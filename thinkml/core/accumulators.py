@@ -42,30 +42,31 @@ class WeightedMean(clu_metrics.Metric):
     are compensated: each is a float32 and what rounding has taken from it, so that millions of
     merges lose nothing. What has weight 0 counts nothing even if it is NaN. NaN if all weights
     are 0.
+
+    Attributes:
+        sums: ``[[values, weights], [what these two lack]]``: one array, since of a small net's
+            step each one counts.
     """
 
-    total: jax.Array
-    total_low: jax.Array
-    weight: jax.Array
-    weight_low: jax.Array
+    sums: jax.Array
 
     @classmethod
     def empty(cls):
-        return cls(*(jnp.zeros((), jnp.float32) for _ in range(4)))
+        return cls(jnp.zeros((2, 2), jnp.float32))
 
     @classmethod
     def from_model_output(cls, values: jax.Array, weight: jax.Array, **_):
         weight = weight.astype(jnp.float32)
         total = jnp.sum(jnp.where(weight == 0, 0, weight * values.astype(jnp.float32)))
-        return cls(total, jnp.zeros_like(total), jnp.sum(weight), jnp.zeros_like(total))
+        sums = jnp.stack([total, jnp.sum(weight)])
+        return cls(jnp.stack([sums, jnp.zeros_like(sums)]))
 
     def merge(self, other):
-        total = add(self.total, self.total_low, other.total, other.total_low)
-        weight = add(self.weight, self.weight_low, other.weight, other.weight_low)
-        return type(self)(*total, *weight)
+        return type(self)(jnp.stack(add(*self.sums, *other.sums)))
 
     def compute(self):
-        return (self.total + self.total_low) / (self.weight + self.weight_low)
+        total, weight = self.sums.sum(axis=0)
+        return total / weight
 
 
 @functools.lru_cache(maxsize=256)

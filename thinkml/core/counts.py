@@ -61,7 +61,9 @@ def _rejected(counts: Counts) -> Any:
     return counts.total - counts.predicted - counts.actual + counts.hits
 
 
-def average(fraction: Fraction, counts: Counts, kind: TaskKind, how: str | None) -> Any:
+def average(
+    fraction: Fraction, counts: Counts, kind: TaskKind, how: str | None, which: Any = None
+) -> Any:
     """One number from a ratio per class.
 
     Args:
@@ -71,11 +73,12 @@ def average(fraction: Fraction, counts: Counts, kind: TaskKind, how: str | None)
         how: ``'macro'`` (mean over the labels, or the classes that occur in labels or
             predictions), ``'weighted'`` (by how often each occurs in the labels) or ``'micro'``
             (ratio of the sums, over the classes of ``'macro'``).
+        which: bool ``[classes]``, those that occur; None for those that have counts.
     """
     ratios = ratio(*fraction)
     if how is None and kind == 'binary':
         return ratios[1]
-    which = occurring(counts, kind)
+    which = occurring(counts, kind) if which is None else which
     if how == 'micro':
         return ratio(*((part * which).sum() for part in fraction))
     weight = counts.actual if how == 'weighted' else which.astype(ratios.dtype)

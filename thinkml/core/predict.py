@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import jax
@@ -74,25 +74,62 @@ def predict_outputs(
         >>> predict_outputs(model, np.ones((5, 4), np.float32)).shape
         (5, 2)
     """
-    spec, take = (x.spec, x.take) if hasattr(x, 'spec') else (x, functools.partial(_take, x))
-    functional = functionalize(model, spec, jax.random.key(0))
-    num_rows = jax.tree.leaves(spec)[0].shape[0]
-    if batch_size is None:
-        # A power of two for few rows as well, so that nearby numbers of rows share a program.
-        batch_size = min(inference_batch_size(spec), 2 ** (num_rows - 1).bit_length())
+    return make_predict(model, x, batch_size=batch_size, devices=devices)(x)
+
+
+def make_predict(
+    model: Any,
+    x: Any,
+    *,
+    batch_size: int | None = None,
+    devices: Sequence[Any] | None = None,
+) -> Callable[[Any], np.ndarray]:
+    """Returns `predict_outputs` of a model as it is now, for many calls.
+
+    Taking a model apart and sending it to the devices costs milliseconds, once here. Changes of its
+    parameters are not seen afterwards.
+
+    Args:
+        model: see `predict_outputs`.
+        x: inputs such as those it will be called with.
+        batch_size: see `predict_outputs`.
+        devices: see `predict_outputs`.
+
+    Example:
+        >>> import numpy as np
+        >>> from flax import nnx
+        >>> from thinkml.core import make_predict
+        >>> x = np.ones((5, 4), np.float32)
+        >>> predict = make_predict(nnx.Linear(4, 2, rngs=nnx.Rngs(0)), x)
+        >>> predict(x[:1]).shape
+        (1, 2)
+    """
+    functional = functionalize(model, getattr(x, 'spec', x), jax.random.key(0))
     arrays = (functional.params, functional.model_state)
     layout = layout_of(arrays) or _layout_on(devices)
     if layout is None:
         arrays = jax.device_put(arrays, jax.local_devices()[0])
     else:  # what is in parts stays so
         arrays = jax.tree.map(put_global, arrays, layout.of_state(arrays))
+    return functools.partial(_by_batches, functional.apply, layout, arrays, batch_size)
+
+
+def _by_batches(
+    apply: ApplyFn, layout: Layout | None, arrays: Any, batch_size: int | None, x: Any
+) -> np.ndarray:
+    spec, take = (x.spec, x.take) if hasattr(x, 'spec') else (x, functools.partial(_take, x))
+    num_rows = jax.tree.leaves(spec)[0].shape[0]
+    if batch_size is None:
+        # A power of two for few rows as well, so that nearby numbers of rows share a program.
+        batch_size = min(inference_batch_size(spec), 2 ** (num_rows - 1).bit_length())
+    if layout is not None:
         batch_size = -(-batch_size // layout.num_devices) * layout.num_devices
     outputs = []
     for first in range(0, num_rows, batch_size):
         batch = _filled(take(np.arange(first, min(first + batch_size, num_rows))), batch_size)
         if layout is not None:
             batch = jax.tree.map(lambda leaf: put_global(leaf, layout.rows), batch)
-        outputs.append(_forward(functional.apply, layout, *arrays, batch))
+        outputs.append(_forward(apply, layout, *arrays, batch))
         if len(outputs) > 1:  # waits for the batch before, so that inputs don't pile up
             outputs[-2] = np.asarray(outputs[-2])
     return np.concatenate(jax.device_get(outputs))[:num_rows]

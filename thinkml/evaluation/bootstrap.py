@@ -7,6 +7,7 @@ Reference:
     Efron and Tibshirani, 1993, *An introduction to the bootstrap*.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -15,11 +16,30 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from thinkml.evaluation.result import Resampling
-
+Interval = tuple[float, float]
 Values = tuple[Callable[[Any, Any], Any], ...]
 # Resamples computed side by side, where rows are few, come to about so many numbers.
 _SIDE_BY_SIDE = 2**16
+
+
+@dataclasses.dataclass(frozen=True)
+class Resampling:
+    """How confidence intervals are made.
+
+    Attributes:
+        confidence: the share of intervals that are to cover the true value; None for no intervals.
+        num_resamples: of the bootstrap.
+        groups: ``(n,)`` whole numbers from 0, rows that are drawn together; None for each alone.
+        strata: ``(n,)`` whole numbers from 0: as many rows (or groups) are drawn of each stratum
+            as it has; None for one stratum.
+        seed: of the draws.
+    """
+
+    confidence: float | None = 0.95
+    num_resamples: int = 1000
+    groups: np.ndarray | None = None
+    strata: np.ndarray | None = None
+    seed: int = 0
 
 
 class Units(NamedTuple):

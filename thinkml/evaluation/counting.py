@@ -10,10 +10,11 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from thinkml.core.counts import Counts, ratio
+from thinkml.core.counts import Counts, occurring, ratio
 from thinkml.evaluation.scored import Scored
 
 _MAX_CELLS = 4096
+_BLOCK = 2**20
 
 
 class Pairs(NamedTuple):
@@ -24,24 +25,37 @@ class Pairs(NamedTuple):
         truth: ``(pairs,)``, its true class.
         guess: ``(pairs,)``, the one predicted.
         classes: ``(classes,)``, their indices.
+        occurs: ``(classes,)``, whether any row has or was predicted it, whatever these rows weigh.
+        whole: the counts of all rows under their own weights.
     """
 
     pair: Any
     truth: Any
     guess: Any
     classes: Any
+    occurs: Any = None
+    whole: Any = None
 
 
 class Labels(NamedTuple):
-    """Which labels each row has, was predicted and both, 0 or 1, ``(n, k)``."""
+    """Which labels each row has, was predicted and both, 0 or 1, ``(n, k)``; see `Pairs`."""
 
     truth: Any
     guess: Any
     both: Any
+    occurs: Any = None
+    whole: Any = None
 
 
 def class_part(scored: Scored) -> Pairs | Labels:
     """What counts by class are made of."""
+    part = _part(scored)
+    whole = class_counts(part, scored.weights)
+    rows = whole if scored.weight is None else class_counts(part, np.ones(len(scored)))
+    return part._replace(occurs=occurring(rows, scored.kind), whole=whole)
+
+
+def _part(scored: Scored) -> Pairs | Labels:
     if scored.kind == 'multilabel':
         truth, guess = scored.labels > 0.5, scored.predictions > 0.5
         return Labels(*(a.astype(np.float32) for a in (truth, guess, truth & guess)))
@@ -60,7 +74,11 @@ def tally(groups: Any, weight: Any, size: int) -> Any:
     """The sum of the weights in each of ``size`` groups."""
     if isinstance(weight, np.ndarray):
         return np.bincount(groups, weight, size)
-    return jnp.zeros(size, weight.dtype).at[groups].add(weight)
+    # Each block by itself: one more is lost on a float32 of 2**24.
+    num_blocks = -(-len(weight) // _BLOCK)
+    place = groups if num_blocks == 1 else groups + size * (jnp.arange(len(weight)) // _BLOCK)
+    sums = jnp.zeros(size * num_blocks, weight.dtype).at[place].add(weight)
+    return sums.reshape(num_blocks, size).sum(axis=0)
 
 
 def class_counts(part: Pairs | Labels, weight: Any) -> Counts:

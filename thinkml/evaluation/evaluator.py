@@ -1,45 +1,24 @@
 """The public door to evaluation."""
 
 import dataclasses
-import functools
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Unpack, overload
 
 import jax
 import numpy as np
 
-from thinkml.core import predict_outputs
-from thinkml.core.counts import f1, precision, ratio, recall
-from thinkml.core.metric_names import metric_name
+from thinkml.core import make_predict
 from thinkml.data import is_batches, open_rows
-from thinkml.errors import ConfigError, DataError, is_number, is_whole, problems, warn_user
+from thinkml.errors import ConfigError, DataError
 from thinkml.evaluation.analysis import PerformanceAnalysis
-from thinkml.evaluation.counting import class_counts, class_part, confusion_matrix
 from thinkml.evaluation.foreign import is_foreign
-from thinkml.evaluation.metrics import (
-    Metric,
-    check_fit,
-    check_metrics,
-    default_metrics,
-    get_metric,
-    metrics_for,
-)
-from thinkml.evaluation.opened import Opened
-from thinkml.evaluation.own import own_metric
-from thinkml.evaluation.predictors import open_model
+from thinkml.evaluation.measure import evaluate_model
+from thinkml.evaluation.metrics import check_metrics, metrics_for
 from thinkml.evaluation.report import Report
-from thinkml.evaluation.result import Evaluation, Resampling
-from thinkml.evaluation.scored import Scored
-from thinkml.evaluation.slices import (
-    Mask,
-    check_none_missing,
-    evaluate_slices,
-    open_slices,
-    undefined_in,
-)
+from thinkml.evaluation.result import Evaluation
+from thinkml.evaluation.settings import EvaluationSettings, Settings
 from thinkml.evaluation.speed import measure_speed
-from thinkml.record import TaskKind, record_of
-from thinkml.versions import library_versions
+from thinkml.record import record_of
 
 
 class ModelEvaluator:
@@ -73,6 +52,26 @@ class ModelEvaluator:
     def __init__(self, *, devices: Sequence[Any] | None = None):
         self._devices = _checked_devices(devices)
 
+    @overload
+    def evaluate(  # pyright: ignore[reportOverlappingOverload]
+        self,
+        model: Any,
+        X_test: Mapping[str, tuple[Any, Any]],
+        y_test: None = None,
+        metrics: Collection[Any] | None = None,
+        **settings: Unpack[EvaluationSettings],
+    ) -> dict[str, Evaluation]: ...
+
+    @overload
+    def evaluate(
+        self,
+        model: Any,
+        X_test: Any,
+        y_test: Any = None,
+        metrics: Collection[Any] | None = None,
+        **settings: Unpack[EvaluationSettings],
+    ) -> Evaluation: ...
+
     def evaluate(
         self,
         model: Any,
@@ -88,7 +87,7 @@ class ModelEvaluator:
         slices: Mapping[str, Any] | None = None,
         min_support: int = 30,
         seed: int = 0,
-    ) -> Any:
+    ) -> Evaluation | dict[str, Evaluation]:
         """Predicts ``X_test`` and compares with ``y_test``.
 
         The model and its mode stay as they are. Several data sets are evaluated one after another:
@@ -137,18 +136,18 @@ class ModelEvaluator:
                 returns NaN.
             ModelTypeError: if ``model`` is not a model.
         """
-        settings = _Settings(
+        settings = Settings(
             check_metrics(metrics), sample_weight, confidence, num_resamples, groups, stratify,
             slices, min_support, seed,
         )  # fmt: skip
         if _are_data_sets(X_test, y_test):
             return {
-                name: _evaluate(model, X, y, settings.of(name, X_test), self._devices, name)
+                name: evaluate_model(model, X, y, settings.of(name, X_test), self._devices, name)
                 for name, (X, y) in X_test.items()
             }
-        return _evaluate(model, X_test, y_test, settings, self._devices)
+        return evaluate_model(model, X_test, y_test, settings, self._devices)
 
-    def generate_report(self, evaluation: Any) -> Report:
+    def generate_report(self, evaluation: Evaluation | dict[str, Evaluation]) -> Report:
         """Words an evaluation: ``print(report)``, ``report.save(path)``, ``report.to_html()``.
 
         Args:
@@ -166,7 +165,7 @@ class ModelEvaluator:
         return Report(evaluation)
 
     def analyze_performance(
-        self, model: Any, X_test: Any, y_test: Any = None, **settings: Any
+        self, model: Any, X_test: Any, y_test: Any = None, **settings: Unpack[EvaluationSettings]
     ) -> PerformanceAnalysis:
         """Evaluates with every metric that fits the task, ready to be plotted.
 
@@ -185,14 +184,16 @@ class ModelEvaluator:
         """
         if _are_data_sets(X_test, y_test):
             raise DataError('X_test: got several data sets, expected one. Analyse one at a time.')
-        known = [field.name for field in dataclasses.fields(_Settings) if field.name != 'metrics']
+        known = [field.name for field in dataclasses.fields(Settings) if field.name != 'metrics']
         if unknown := settings.keys() - set(known):
             raise ConfigError(
                 f'analyze_performance: got {", ".join(sorted(unknown))}, expected some of '
                 f'{", ".join(known)}. It computes all metrics that fit.'
             )
-        checked = _Settings(None, **settings)
-        evaluation = _evaluate(model, X_test, y_test, checked, self._devices, default=metrics_for)
+        checked = Settings(None, **settings)
+        evaluation = evaluate_model(
+            model, X_test, y_test, checked, self._devices, default=metrics_for
+        )
         speed = None if is_batches(X_test) else measure_speed(*self._predictor(model, X_test))
         runs = () if is_foreign(model) else tuple(record_of(model).runs)
         return PerformanceAnalysis(evaluation, speed=speed, runs=runs)
@@ -203,7 +204,7 @@ class ModelEvaluator:
             return model.predict, X_test
         rows = open_rows(X_test, 'X_test', record_of(model).input_spec)
         some = rows.take(np.arange(min(len(rows), 1024)))
-        return functools.partial(predict_outputs, model, devices=self._devices), some
+        return make_predict(model, some, devices=self._devices), some
 
 
 def _checked_devices(devices: Any) -> list[Any] | None:
@@ -216,59 +217,6 @@ def _checked_devices(devices: Any) -> list[Any] | None:
             'DistributedTrainer or jax.devices()[:2]; None for all.'
         )
     return found
-
-
-@dataclasses.dataclass(frozen=True)
-class _Settings:
-    """How to evaluate, checked as far as it can be without the data."""
-
-    metrics: list[Any] | None = None
-    sample_weight: Any = None
-    confidence: float | None = 0.95
-    num_resamples: int = 1000
-    groups: Any = None
-    stratify: Any = False
-    slices: Mapping[str, Any] | None = None
-    min_support: int = 30
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        found = [
-            f'{name}: got {value!r}, expected a whole number of at least {least}.'
-            for name, least in (('num_resamples', 2), ('min_support', 1), ('seed', 0))
-            if not (is_whole(value := getattr(self, name)) and least <= value < 2**63)
-        ]
-        level = self.confidence
-        if level is not None and not (is_number(level) and 0 < level < 1):
-            found.append(f'confidence: got {level!r}, expected a share such as 0.95, or None.')
-        if not isinstance(self.slices, Mapping | None):
-            found.append(
-                f'slices: got {type(self.slices).__name__}, expected a dict of a mask or values '
-                'for each name.'
-            )
-        if found:
-            raise ConfigError(found[0] if len(found) == 1 else problems('evaluate:', found))
-
-    def of(self, name: str, data_sets: Mapping[str, Any]) -> '_Settings':
-        """Those of one of several data sets."""
-        own: dict[str, Any] = {}
-        for field in ('sample_weight', 'groups', 'stratify', 'slices'):
-            value = getattr(self, field)
-            if value is None or isinstance(value, bool):
-                continue
-            if not isinstance(value, Mapping) or not value.keys() <= data_sets.keys():
-                raise ConfigError(
-                    f'{field}: got {_keys_or_type(value)} beside several data sets, expected a '
-                    f'dict by their names: {", ".join(map(repr, data_sets))}.'
-                )
-            own[field] = value.get(name, False if field == 'stratify' else None)
-        return dataclasses.replace(self, **own)
-
-
-def _keys_or_type(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return f'a dict of {", ".join(map(repr, value))}'
-    return type(value).__name__
 
 
 def _are_data_sets(X: Any, y: Any) -> bool:
@@ -291,171 +239,3 @@ def _are_data_sets(X: Any, y: Any) -> bool:
             'in X_test holds its labels.'
         )
     return are_pairs
-
-
-def _evaluate(
-    model: Any,
-    X_test: Any,
-    y_test: Any,
-    settings: _Settings,
-    devices: Sequence[Any] | None,
-    name: str = '',
-    *,
-    default: Callable[[TaskKind], list[str]] = default_metrics,
-) -> Evaluation:
-    opened = open_model(model, X_test, y_test, devices)
-    task, labels = opened.task, opened.labels
-    weight = _open_weight(settings.sample_weight, len(labels))
-    masks = open_slices(settings.slices, len(labels))
-    resampling = _open_resampling(settings, opened)
-    asked = default(task.kind) if settings.metrics is None else settings.metrics
-    check_fit(asked, task.kind)
-    predictions, scored = opened.predict()
-    scored = dataclasses.replace(scored, weight=weight)
-    if settings.metrics is None and scored.probabilities is None:
-        asked = [one for one in asked if not _needs_probabilities(one, task.kind)]
-    elif scored.probabilities is None:
-        _check_probabilities(asked, task.kind)
-    return _measured(
-        opened, predictions, scored, asked, resampling, masks, settings.min_support, name
-    )
-
-
-def _measured(
-    opened: Opened,
-    predictions: np.ndarray,
-    scored: Scored,
-    asked: list[Any],
-    resampling: Resampling,
-    masks: dict[str, Mask],
-    min_support: int,
-    name: str,
-) -> Evaluation:
-    definitions, values, notes = {}, {}, []
-    names = [metric_name(one) for one in asked]
-    if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
-        raise ConfigError(
-            f'metrics: got two called {twice[0]!r}, expected names that differ. Give each function '
-            'a name of its own with def.'
-        )
-    for one in asked:
-        metric = get_metric(one, scored.kind) if isinstance(one, str) else own_metric(one, scored)
-        assert metric is not None
-        if not isinstance(metric, Metric):
-            values[metric_name(one)] = metric
-            notes += _without_weights(metric_name(one), scored, masks)
-            continue
-        definitions[metric_name(one)], values[metric_name(one)] = metric, metric.of(scored)
-        note = metric.note(metric_name(one), scored, scored.weights)
-        notes += [] if note is None else [note]
-    evaluation = Evaluation(
-        task=opened.task, metrics=values, per_class=_per_class(scored, opened.task.classes),
-        confusion_matrix=None if opened.task.classes is None else confusion_matrix(scored),
-        predictions=predictions, labels=opened.labels, scored=scored, resampling=resampling,
-        definitions=definitions, name=name,
-        data_fingerprint=opened.fingerprint, versions=library_versions() | opened.versions,
-    )  # fmt: skip
-    slices = evaluate_slices(evaluation, masks, min_support)
-    evaluation = dataclasses.replace(evaluation, slices=slices)
-    notes += undefined_in(evaluation, masks)
-    for note in notes:
-        warn_user(f'{name}: {note}' if name else note)
-    return dataclasses.replace(evaluation, warnings=tuple(notes))
-
-
-def _without_weights(name: str, scored: Scored, masks: dict[str, Mask]) -> list[str]:
-    given = ['sample_weight'] if scored.weight is not None else []
-    given += ['slices'] if masks else []
-    if not given:
-        return []
-    return [
-        f'{name}: it returned one number for all rows, so {" and ".join(given)} did not count. '
-        'Return a value for each row to have it weighted.'
-    ]
-
-
-def _open_weight(sample_weight: Any, num_rows: int) -> np.ndarray | None:
-    if sample_weight is None:
-        return None
-    weight = _column(sample_weight, num_rows, 'sample_weight')
-    if weight.dtype.kind not in 'biuf' or not (np.isfinite(weight) & (weight >= 0)).all():
-        raise DataError('sample_weight: got values that are no numbers of at least 0.')
-    if not weight.any():
-        raise DataError('sample_weight: got nothing but 0, expected some rows that count.')
-    return weight.astype(np.float64)
-
-
-def _open_resampling(settings: _Settings, opened: Opened) -> Resampling:
-    num_rows, stratify = len(opened.labels), settings.stratify
-    groups = None
-    if settings.groups is not None:
-        groups = np.unique(_column(settings.groups, num_rows, 'groups'), return_inverse=True)[1]
-        if not groups.any():
-            raise DataError('groups: got one group of all rows, expected several to draw from.')
-    strata = None
-    if isinstance(stratify, bool | np.bool_) and stratify:
-        if opened.task.kind not in ('binary', 'multiclass'):
-            raise ConfigError(
-                f'stratify: got True for a {opened.task.kind} task, expected an array that names '
-                'the stratum of each row.'
-            )
-        strata = opened.encoded
-    elif not (stratify is None or isinstance(stratify, bool | np.bool_)):
-        strata = np.unique(_column(stratify, num_rows, 'stratify'), return_inverse=True)[1]
-    if groups is not None and strata is not None:
-        _check_nested(groups, strata)
-    return Resampling(settings.confidence, settings.num_resamples, groups, strata, settings.seed)
-
-
-def _check_nested(groups: np.ndarray, strata: np.ndarray) -> None:
-    pairs = np.unique(np.stack([groups, strata]), axis=1)
-    if pairs.shape[1] > groups.max() + 1:
-        raise DataError(
-            'stratify: got groups whose rows are of several strata, expected one for each group. '
-            'Stratify by something that groups have in common, or leave it out.'
-        )
-
-
-def _column(values: Any, num_rows: int, argument: str) -> np.ndarray:
-    values = np.asarray(values)
-    values = values[:, 0] if values.ndim == 2 and values.shape[1] == 1 else values
-    if values.shape != (num_rows,):
-        raise DataError(
-            f'{argument}: got shape {values.shape}, expected ({num_rows},), one for each row.'
-        )
-    check_none_missing(values, argument)
-    return values
-
-
-def _needs_probabilities(metric: Any, kind: TaskKind) -> bool:
-    if not isinstance(metric, str) or kind == 'regression':
-        return False
-    found = get_metric(metric, kind)
-    return found is not None and found.needs_probabilities
-
-
-def _check_probabilities(asked: list[Any], kind: TaskKind) -> None:
-    if missing := [one for one in asked if _needs_probabilities(one, kind)]:
-        raise ConfigError(
-            f'metrics: {", ".join(map(repr, missing))} need probabilities, but the model has no '
-            'predict_proba. Ask for metrics of predictions: accuracy, precision, recall, f1, mcc.'
-        )
-
-
-def _per_class(
-    scored: Scored, classes: tuple[Any, ...] | None
-) -> dict[Any, dict[str, float]] | None:
-    if classes is None:
-        return None
-    counts = class_counts(scored.part(class_part), scored.weights)
-    support = counts.actual if scored.weight is not None else counts.actual.astype(np.int64)
-    table = {
-        'precision': ratio(*precision(counts)).tolist(),
-        'recall': ratio(*recall(counts)).tolist(),
-        'f1': ratio(*f1(counts)).tolist(),
-        'support': support.tolist(),
-    }
-    rows = zip(*table.values(), strict=True)
-    return {
-        label: dict(zip(table, row, strict=True)) for label, row in zip(classes, rows, strict=True)
-    }

@@ -1,17 +1,15 @@
-"""Confidence intervals of an evaluation, and of the difference of two."""
+"""Confidence intervals of metrics."""
 
-import dataclasses
 import math
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from thinkml.core.counts import precision, ratio_or_nan, recall
-from thinkml.errors import ConfigError, DataError
-from thinkml.evaluation.bootstrap import percentiles, resampled, shared_parts
+from thinkml.evaluation.bootstrap import Interval, Resampling, percentiles, resampled, shared_parts
 from thinkml.evaluation.counting import class_counts, class_part, per_class_f1
 from thinkml.evaluation.metrics import Metric
-from thinkml.evaluation.result import Evaluation, Interval, Resampling, number
 from thinkml.evaluation.scored import Scored
 
 
@@ -38,16 +36,18 @@ def wilson(count: float, total: float, confidence: float = 0.95) -> Interval:
     return float(max(low, 0.0)), float(min(high, 1.0))
 
 
-def metric_intervals(evaluation: Evaluation) -> dict[str, Interval]:
-    """See `Evaluation.confidence_intervals`."""
-    return intervals_of(evaluation.scored, evaluation.definitions, evaluation.resampling)
+class Within(NamedTuple):
+    """The data set that rows are a part of, and which of its rows they are, a mask."""
+
+    scored: Scored
+    mask: np.ndarray
 
 
 def intervals_of(
     scored: Scored,
-    metrics: dict[str, Metric],
+    metrics: Mapping[str, Metric],
     resampling: Resampling,
-    weight: np.ndarray | None = None,
+    within: Within | None = None,
 ) -> dict[str, Interval]:
     """The interval of each metric.
 
@@ -55,26 +55,29 @@ def intervals_of(
         scored: labels and predictions.
         metrics: by name.
         resampling: how rows are drawn; without confidence there are no intervals.
-        weight: of the rows; None is that of ``scored``.
+        within: where they are a part of a data set, which ``resampling`` is of. The whole is drawn
+            then, and the other rows weigh nothing, so that all parts share a program.
     """
     if resampling.confidence is None:
         return {}
-    weight = scored.weight if weight is None else weight
+    whole, weight = scored, scored.weight
+    if within is not None:
+        whole, weight = within.scored, within.scored.weights * within.mask
     shares = {}
-    if _is_simple(weight) and resampling.groups is None and resampling.strata is None:
+    if _is_simple(scored) and resampling.groups is None and resampling.strata is None:
         shares = {name: metric for name, metric in metrics.items() if metric.share}
     drawn = {name: metric for name, metric in metrics.items() if name not in shares}
     found = {}
     for name, metric in shares.items():
         assert metric.share is not None
-        counted = metric.share(scored.part(metric.part), _ones(scored, weight))
+        counted = metric.share(scored.part(metric.part), scored.weights)
         found[name] = wilson(*counted, resampling.confidence)
     if drawn:
-        values, parts = shared_parts(scored, drawn)
-        samples = resampled(values, parts, weight, resampling, len(scored))
+        values, parts = shared_parts(whole, drawn)
+        samples = resampled(values, parts, weight, resampling, len(whole))
         for name, sample in zip(drawn, samples, strict=True):
             low, high = percentiles(sample, resampling.confidence)
-            value = metrics[name].of(scored, weight)
+            value = metrics[name].of(scored)
             if np.isnan(value):
                 low = high = np.nan
             elif metrics[name].is_biased:
@@ -84,26 +87,23 @@ def intervals_of(
     return {name: found[name] for name in metrics}
 
 
-def _is_simple(weight: np.ndarray | None) -> bool:
+def _is_simple(scored: Scored) -> bool:
     """Whether rows count 1, or not at all."""
-    return weight is None or bool(np.isin(weight, (0, 1)).all())
+    return scored.weight is None or bool(np.isin(scored.weight, (0, 1)).all())
 
 
-def _ones(scored: Scored, weight: np.ndarray | None) -> np.ndarray:
-    return np.ones(len(scored)) if weight is None else weight
-
-
-def class_intervals(evaluation: Evaluation) -> dict[Any, dict[str, Interval]]:
-    """See `Evaluation.per_class_intervals`."""
-    scored, resampling = evaluation.scored, evaluation.resampling
-    confidence, per_class = resampling.confidence, evaluation.per_class
-    if confidence is None or per_class is None:
+def class_intervals(
+    scored: Scored, classes: Sequence[Any], resampling: Resampling
+) -> dict[Any, dict[str, Interval]]:
+    """The intervals of ``precision``, ``recall`` and ``f1`` of each class (or label)."""
+    confidence = resampling.confidence
+    if confidence is None or not classes:
         return {}
     shares = {'precision': precision, 'recall': recall}
     is_simple = scored.weight is None and resampling.groups is None and resampling.strata is None
     bounds: dict[str, Any] = {}
     if is_simple:
-        counts = class_counts(scored.part(class_part), scored.weights)
+        counts = scored.part(class_part).whole
         for name, share in shares.items():
             pairs = zip(*share(counts), strict=True)
             bounds[name] = np.transpose([wilson(*pair, confidence) for pair in pairs])
@@ -116,7 +116,7 @@ def class_intervals(evaluation: Evaluation) -> dict[Any, dict[str, Interval]]:
             name: (float(bounds[name][0][index]), float(bounds[name][1][index]))
             for name in (*shares, 'f1')
         }
-        for index, label in enumerate(per_class)
+        for index, label in enumerate(classes)
     }
 
 
@@ -128,174 +128,3 @@ def _precisions(part: Any, weight: Any) -> Any:
 def _recalls(part: Any, weight: Any) -> Any:
     counts = class_counts(part, weight)
     return ratio_or_nan(*recall(counts))
-
-
-# --- comparison -------------------------------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True)
-class Difference:
-    """How a metric differs between two models.
-
-    Attributes:
-        a: its value of the first.
-        b: of the second.
-        difference: ``a - b``.
-        interval: of the difference.
-        p_value: how often, at the least, a difference like this would come by chance if there were
-            none: twice the share of resamples on the other side of 0.
-    """
-
-    a: float
-    b: float
-    difference: float
-    interval: Interval
-    p_value: float
-
-
-@dataclasses.dataclass(frozen=True)
-class McNemar:
-    """McNemar's exact test of two classifiers on the same rows.
-
-    Attributes:
-        only_a: rows that the first alone has right.
-        only_b: rows that the second alone has right.
-        p_value: two-sided, of the binomial distribution.
-
-    Reference:
-        McNemar, 1947, *Note on the sampling error of the difference between correlated proportions
-        or percentages*.
-    """
-
-    only_a: int
-    only_b: int
-    p_value: float
-
-
-@dataclasses.dataclass(frozen=True, repr=False)
-class Comparison:
-    """Two models on the same rows. Made by `compare`.
-
-    Attributes:
-        differences: by metric.
-        mcnemar: of the rows they have right; None for regression, and where rows are weighted or
-            belong to groups.
-        confidence: of the intervals.
-    """
-
-    differences: dict[str, Difference]
-    mcnemar: McNemar | None
-    confidence: float
-
-    def __repr__(self) -> str:
-        return str(self)
-
-    def __str__(self) -> str:
-        rows = [['', 'a', 'b', 'a - b', f'{self.confidence:.0%} interval', 'p']]
-        rows += [
-            [name, number(d.a), number(d.b), number(d.difference),
-             f'{number(d.interval[0])} .. {number(d.interval[1])}', f'{d.p_value:.3g}']
-            for name, d in self.differences.items()
-        ]  # fmt: skip
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = [
-            '  '.join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip()
-            for row in rows
-        ]
-        if self.mcnemar is not None:
-            test = self.mcnemar
-            lines.append(
-                f'Rows right in a alone: {test.only_a:,}, in b alone: {test.only_b:,} '
-                f'(McNemar: p = {test.p_value:.3g}).'
-            )
-        return '\n'.join(lines)
-
-
-def compare(a: Evaluation, b: Evaluation) -> Comparison:
-    """Compares two models that were evaluated on the same rows, by a paired bootstrap.
-
-    Both are measured on the same resamples, so that what makes rows hard or easy for both does
-    not count. The resampling (confidence, groups, seed) is that of the first.
-
-    Args:
-        a: an evaluation.
-        b: another one, of the same data.
-
-    Raises:
-        ConfigError: if one is no evaluation, they have no metric in common, or the first was made
-            without confidence.
-        DataError: if their labels or weights differ.
-
-    Example:
-        >>> import numpy as np
-        >>> from flax import nnx
-        >>> from thinkml.evaluation import ModelEvaluator, compare
-        >>> X, y = np.eye(4, dtype=np.float32), np.array([0, 1, 0, 1])
-        >>> a, b = (
-        ...     ModelEvaluator().evaluate(nnx.Linear(4, 2, rngs=nnx.Rngs(seed)), X, y, ['accuracy'])
-        ...     for seed in (0, 1))
-        >>> comparison = compare(a, b)
-        >>> comparison.differences['accuracy'].difference == a['accuracy'] - b['accuracy']
-        True
-    """
-    for name, value in {'a': a, 'b': b}.items():
-        if not isinstance(value, Evaluation):
-            raise ConfigError(
-                f'{name}: got {type(value).__name__}, expected what evaluate(model, X_test, '
-                'y_test) returned.'
-            )
-    if a.resampling.confidence is None:
-        raise ConfigError(
-            'a: it was evaluated with confidence=None, expected a share such as 0.95.'
-        )
-    same = a.scored.labels.shape == b.scored.labels.shape and a.task.classes == b.task.classes
-    if not (
-        same
-        and np.array_equal(a.scored.labels, b.scored.labels)
-        and np.array_equal(a.scored.weights, b.scored.weights)
-    ):
-        raise DataError(
-            f'b: its labels are not those of a ({a.headline()}; {b.headline()}), expected two '
-            'models evaluated on the same rows in the same order.'
-        )
-    names = [name for name in a.definitions if name in b.definitions]
-    if not names:
-        raise ConfigError(
-            f'b: it has none of the metrics of a ({", ".join(a.metrics)}), expected some in common.'
-        )
-    return Comparison(_differences(a, b, names), _mcnemar(a, b), a.resampling.confidence)
-
-
-def _differences(a: Evaluation, b: Evaluation, names: list[str]) -> dict[str, Difference]:
-    confidence = a.resampling.confidence
-    assert confidence is not None
-    both = []
-    for evaluation in (a, b):  # the same seed, and so the same resamples
-        metrics = {name: evaluation.definitions[name] for name in names}
-        values, parts = shared_parts(evaluation.scored, metrics)
-        both.append(resampled(values, parts, a.scored.weight, a.resampling, a.num_rows))
-    found = {}
-    for name, of_a, of_b in zip(names, *both, strict=True):
-        apart = of_a - of_b
-        low, high = percentiles(apart, confidence)
-        apart = apart[~np.isnan(apart)]
-        sides = min((np.sum(apart <= 0) + 1), (np.sum(apart >= 0) + 1)) / (len(apart) + 1)
-        found[name] = Difference(
-            a[name], b[name], a[name] - b[name], (float(low), float(high)), min(1.0, 2 * sides)
-        )
-    return found
-
-
-def _mcnemar(a: Evaluation, b: Evaluation) -> McNemar | None:
-    rows_alone = a.scored.weight is None and a.resampling.groups is None
-    if not (a.task.is_classification and rows_alone):
-        return None
-    from scipy.stats import binomtest
-
-    right_a, right_b = (
-        (e.scored.predictions == e.scored.labels).reshape(e.num_rows, -1).all(axis=1)
-        for e in (a, b)
-    )
-    only_a, only_b = int((right_a & ~right_b).sum()), int((right_b & ~right_a).sum())
-    total = only_a + only_b
-    return McNemar(only_a, only_b, float(binomtest(only_a, total).pvalue) if total else 1.0)

@@ -57,19 +57,15 @@ class Metric:
     resampled: Callable[[Any, Any], Any] | None = None
     undefined: Callable[[Any, np.ndarray], str | None] | None = None
 
-    def of(self, scored: Scored, weight: np.ndarray | None = None) -> float:
-        """The metric of labels and predictions, as a plain float.
+    def of(self, scored: Scored) -> float:
+        """The metric of labels and predictions, as a plain float."""
+        return float(self.value(scored.part(self.part), scored.weights))
 
-        Args:
-            scored: both.
-            weight: float64 ``(n,)``; None is that of ``scored``.
-        """
-        weight = scored.weights if weight is None else weight
-        return float(self.value(scored.part(self.part), weight))
-
-    def note(self, name: str, scored: Scored, weight: np.ndarray) -> str | None:
+    def note(self, name: str, scored: Scored) -> str | None:
         """What is to be warned of where the metric of this name is undefined, else None."""
-        note = None if self.undefined is None else self.undefined(scored.part(self.part), weight)
+        if self.undefined is None:
+            return None
+        note = self.undefined(scored.part(self.part), scored.weights)
         return None if note is None else f'{name}: {note}'
 
 
@@ -89,18 +85,17 @@ def _fraction(name: str, how: str | None, kind: TaskKind) -> Metric:
 
     def value(part: Any, weight: Any) -> Any:
         found = class_counts(part, weight)
-        return counts.average(fraction(found), found, kind, how)
+        return counts.average(fraction(found), found, kind, how, part.occurs)
 
     def share(part: Any, weight: np.ndarray) -> tuple[float, float]:
         ratio = fraction(class_counts(part, weight))
         if how == 'micro':
-            which = counts.occurring(class_counts(part, weight), kind)
-            return (ratio.numerator * which).sum(), (ratio.denominator * which).sum()
+            return tuple((each * part.occurs).sum() for each in ratio)
         return ratio.numerator[1], ratio.denominator[1]
 
     def undefined(part: Any, weight: np.ndarray) -> str | None:
         found = class_counts(part, weight)
-        which = counts.occurring(found, kind)
+        which = part.occurs
         if how is None and kind == 'binary':
             which = np.array([False, True])
         empty = int((fraction(found).denominator[which] == 0).sum())
@@ -112,9 +107,15 @@ def _fraction(name: str, how: str | None, kind: TaskKind) -> Metric:
             of = 'the positive class'
         return f'{missing} {of}; set to 0 there.'
 
+    # A class that a resample has nothing of is left out of it; one that weighs nothing in all rows
+    # is 0 there as in the value.
     def resampled(part: Any, weight: Any) -> Any:
-        # A label that this resample has nothing of is left out; one that all rows lack is 0.
-        of, whole = (fraction(class_counts(part, w)) for w in (weight, weight * 0 + 1))
+        found = class_counts(part, weight)
+        in_it, in_whole = (counts.occurring(each, kind) for each in (found, part.whole))
+        return counts.average(fraction(found), found, kind, how, in_it | part.occurs & ~in_whole)
+
+    def resampled_labels(part: Any, weight: Any) -> Any:
+        of, whole = fraction(class_counts(part, weight)), fraction(part.whole)
         counted = (of.denominator > 0) | (whole.denominator == 0)
         return counts.ratio((counts.ratio(*of) * counted).sum(), counted.sum())
 
@@ -125,7 +126,7 @@ def _fraction(name: str, how: str | None, kind: TaskKind) -> Metric:
     return Metric(
         class_part, value, _CLASSIFICATION, default=how is None and name in _DEFAULTS,
         share=share if is_share else None, undefined=undefined,
-        resampled=resampled if is_mean_of_labels else None,
+        resampled=resampled_labels if is_mean_of_labels else resampled,
     )  # fmt: skip
 
 
@@ -136,10 +137,15 @@ def _counted(function: Callable[[counts.Counts], Any]) -> Callable[[Any, Any], A
 def _balanced_accuracy(kind: TaskKind) -> Metric:
     def undefined(part: Any, weight: np.ndarray) -> str | None:
         found = class_counts(part, weight)
-        lacking = found.predicted[found.actual == 0].any()
-        if kind == 'multilabel':
-            lacking |= (found.predicted < found.total)[found.actual == found.total].any()
-        return 'classes were predicted that y_test lacks; they are left out.' if lacking else None
+        lacking = part.occurs & (found.actual == 0)
+        if kind == 'multilabel':  # of each label its 0 and 1
+            always = found.actual == found.total
+            lacking = lacking & (found.predicted > 0) | always & (found.predicted < found.total)
+        return (
+            'some classes have no examples that count; they are left out.'
+            if lacking.any()
+            else None
+        )
 
     value = _counted(lambda found: counts.balanced_accuracy(found, kind))
     return Metric(class_part, value, _CLASSIFICATION, undefined=undefined)
@@ -192,7 +198,7 @@ def _sum_of_rows(part: np.ndarray, weight: np.ndarray) -> tuple[float, float]:
 
 
 def _too_few(part: regression.Errors, weight: np.ndarray) -> str | None:
-    if (weight > 0).sum() >= 2:
+    if len(weight) > 1:
         return None
     return 'NaN, since it is not defined for a single row.'
 
@@ -277,7 +283,14 @@ def _of_numbers() -> dict[str, Metric]:
         'rmse': Metric(errors, regression.rmse, default=True, **lower),
         'mae': Metric(errors, regression.mae, default=True, **lower),
         'mse': Metric(errors, regression.mse, **lower),
-        'r2': Metric(errors, regression.r2, default=True, undefined=_too_few, **higher),
+        'r2': Metric(
+            errors,
+            regression.r2,
+            default=True,
+            resampled=regression.r2_of_some,
+            undefined=_too_few,
+            **higher,
+        ),
         'explained_variance': Metric(errors, regression.explained_variance, **higher),
         'median_absolute_error': Metric(ordered, regression.median_absolute_error, **lower),
         'max_error': Metric(ordered, regression.max_error, **lower),

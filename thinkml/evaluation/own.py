@@ -13,7 +13,7 @@ from thinkml.evaluation.probabilistic import mean_of_rows
 from thinkml.evaluation.scored import Scored
 
 
-def own_metric(metric: Any, scored: Scored) -> Metric | float:
+def own_values(metric: Any, scored: Scored) -> np.ndarray | float:
     """Computes a function ``(logits, labels)`` or a CLU class, as training does.
 
     Args:
@@ -21,8 +21,8 @@ def own_metric(metric: Any, scored: Scored) -> Metric | float:
         scored: labels and the model's outputs.
 
     Returns:
-        what has a value for each row is a metric like all others; one number for all rows is just
-        that, and knows neither weights nor intervals.
+        a value for each row, of which `row_metric` makes a metric like all others; or one number
+        for all rows, which knows neither weights nor intervals.
 
     Raises:
         ConfigError: if it is no such thing, or the model gives no logits.
@@ -37,8 +37,7 @@ def own_metric(metric: Any, scored: Scored) -> Metric | float:
         )
     found = _value(metric, scored.outputs, scored.labels)
     if found.ndim and len(found) == len(scored):
-        values = found.reshape(len(scored), -1).mean(axis=1).astype(np.float64)
-        return Metric(_Values(values), mean_of_rows, frozenset({scored.kind}))
+        return found.reshape(len(scored), -1).mean(axis=1).astype(np.float64)
     if found.size == 1:
         return float(found.reshape(()))
     raise ConfigError(
@@ -46,14 +45,19 @@ def own_metric(metric: Any, scored: Scored) -> Metric | float:
     )
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class _Values:
+def row_metric(name: str, scored: Scored) -> Metric:
+    """The mean of what ``scored.own`` has under this name."""
+    return Metric(_Own(name), mean_of_rows, frozenset({scored.kind}))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Own:
     """A part that is there already."""
 
-    values: np.ndarray
+    name: str
 
     def __call__(self, scored: Scored) -> np.ndarray:
-        return self.values
+        return scored.own[self.name]
 
 
 def _value(metric: Any, outputs: np.ndarray, labels: np.ndarray) -> np.ndarray:

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from thinkml.core import num_outputs, predict_outputs
+from thinkml.core import make_predict, num_outputs, predict_outputs
 from thinkml.data import (
     decode,
     fingerprint,
@@ -76,9 +76,10 @@ def _open_batches(
     example = batches.peek().x
     if like is None:
         num_outputs(model, example, 'X_test')
+    predict = make_predict(model, example, devices=devices)
     outputs, labels = [], []
     for batch in batches.iterate():
-        outputs.append(predict_outputs(model, batch.x, devices=devices))
+        outputs.append(predict(batch.x))
         labels.append(batch.y)
     true = np.concatenate(labels)
     task = _task_of(model, true, example)

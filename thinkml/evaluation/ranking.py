@@ -4,6 +4,7 @@ Rows are sorted once. From then on everything is a function of the rows' weights
 `thinkml.evaluation.counting`.
 """
 
+import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -30,6 +31,7 @@ class Rankings(NamedTuple):
         first: where the rows begin that have the same score; None where no two have.
         last: where they end.
         classes: the indices of the classes, or 0 and 1.
+        weightless: ``(columns,)``, whether the positive rows weigh nothing, or there are none.
     """
 
     order: Any
@@ -38,6 +40,7 @@ class Rankings(NamedTuple):
     first: Any
     last: Any
     classes: Any
+    weightless: Any
 
 
 def rankings(scored: Scored) -> Rankings:
@@ -61,10 +64,12 @@ def rankings(scored: Scored) -> Rankings:
         return _write_ties(ranked, first[index], last[index])
 
     # NumPy sorts and copies without the interpreter's lock: columns on as many cores as there are.
-    with ThreadPoolExecutor() as threads:
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
         has_ties = any(list(threads.map(rank, range(len(scores)))))
     ties = (first, last) if has_ties else (None, None)
-    return Rankings(order, rival, own, *ties, classes)
+    weighed = np.stack([tally(column, scored.weights, len(classes)) for column in rivals])
+    weightless = weighed[np.arange(len(own)) % len(rivals), own] == 0
+    return Rankings(order, rival, own, *ties, classes, weightless)
 
 
 def _write_order(scores: np.ndarray, order: np.ndarray) -> np.ndarray:
@@ -100,10 +105,11 @@ def _write_packed_order(scores: np.ndarray, order: np.ndarray) -> None:
 
 def _write_ties(ranked: np.ndarray, first: np.ndarray, last: np.ndarray) -> bool:
     """Notes for each place the first and the last one of the same score; whether any are."""
-    changes = np.flatnonzero(ranked[1:] != ranked[:-1]) + 1
-    begins, ends = np.append(0, changes), np.append(changes, len(ranked))
-    first[:] = np.repeat(begins, ends - begins)
-    last[:] = np.repeat(ends - 1, ends - begins)
+    changes = np.flatnonzero(ranked[1:] != ranked[:-1]).astype(np.int32) + 1
+    begins = np.append(np.int32(0), changes)
+    lengths = np.diff(begins, append=np.int32(len(ranked)))
+    first[:] = np.repeat(begins, lengths)
+    last[:] = first + np.repeat(lengths - 1, lengths)
     return len(begins) < len(ranked)
 
 
@@ -218,10 +224,9 @@ def average_precision(part: Rankings, weight: Any) -> Any:
 
 
 def average_precision_of_some(part: Rankings, weight: Any) -> Any:
-    """The same over the classes that these weights leave with examples, or that no row has."""
+    """The same over the classes that these weights leave with examples, or that never weigh."""
     areas = _each_ranking(_precision_area, part, weight)
-    has_some = _each_ranking(_positives, part, weight) > 0
-    counted = has_some | (_each_ranking(_positives, part, weight * 0 + 1) == 0)
+    counted = (_each_ranking(_positives, part, weight) > 0) | part.weightless
     return ratio((areas * counted).sum(), counted.sum())
 
 

@@ -83,10 +83,14 @@ def r2(part: Errors, weight: Any) -> Any:
     1 is perfect, 0 is as good as always predicting the mean. A constant target gives 1 if predicted
     exactly, else 0. NaN for fewer than two rows.
     """
+    score = _explained(weight @ part.error**2, _spread(part.target, weight))
+    return score if len(weight) > 1 else np.nan
+
+
+def r2_of_some(part: Errors, weight: Any) -> Any:
+    """The same, NaN where these weights leave one row alone."""
     xp = weight.__array_namespace__()
-    squares = weight @ part.error**2
-    score = _explained(squares, _spread(part.target, weight))
-    return xp.where((weight > 0).sum() < 2, xp.nan, score)
+    return xp.where((weight > 0).sum() < 2, xp.nan, r2(part, weight))
 
 
 def explained_variance(part: Errors, weight: Any) -> Any:

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 
 from thinkml.errors import unknown_name
+from thinkml.evaluation.bootstrap import Interval, Resampling
+from thinkml.evaluation.intervals import class_intervals, intervals_of
 from thinkml.evaluation.metrics import Metric, get_metric
 from thinkml.evaluation.scored import Scored
 from thinkml.record import Task
-
-Interval = tuple[float, float]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,26 +34,6 @@ class Slice:
     confidence_intervals: dict[str, Interval]
     gaps: dict[str, float]
     is_supported: bool
-
-
-@dataclasses.dataclass(frozen=True)
-class Resampling:
-    """How confidence intervals are made.
-
-    Attributes:
-        confidence: the share of intervals that are to cover the true value; None for no intervals.
-        num_resamples: of the bootstrap.
-        groups: ``(n,)`` whole numbers from 0, rows that are drawn together; None for each alone.
-        strata: ``(n,)`` whole numbers from 0: as many rows (or groups) are drawn of each stratum
-            as it has; None for one stratum.
-        seed: of the draws.
-    """
-
-    confidence: float | None = 0.95
-    num_resamples: int = 1000
-    groups: np.ndarray | None = None
-    strata: np.ndarray | None = None
-    seed: int = 0
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -88,7 +68,7 @@ class Evaluation:
     predictions: np.ndarray
     labels: np.ndarray
     scored: Scored
-    resampling: Resampling = Resampling()
+    resampling: Resampling = dataclasses.field(default_factory=Resampling)
     warnings: tuple[str, ...] = ()
     slices: dict[str, Slice] = dataclasses.field(default_factory=dict)
     definitions: dict[str, Metric] = dataclasses.field(default_factory=dict)
@@ -118,16 +98,12 @@ class Evaluation:
         By the bootstrap's percentiles, those of simple shares (accuracy) by Wilson's formula where
         the rows are independent and count alike.
         """
-        from thinkml.evaluation.intervals import metric_intervals  # which reads evaluations
-
-        return metric_intervals(self)
+        return intervals_of(self.scored, self.definitions, self.resampling)
 
     @functools.cached_property
     def per_class_intervals(self) -> dict[Any, dict[str, Interval]]:
         """The same by class (or label), of ``precision``, ``recall`` and ``f1``."""
-        from thinkml.evaluation.intervals import class_intervals
-
-        return class_intervals(self)
+        return class_intervals(self.scored, tuple(self.per_class or ()), self.resampling)
 
     def __getitem__(self, name: str) -> float:
         if name not in self.metrics:

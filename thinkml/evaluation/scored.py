@@ -1,7 +1,7 @@
 """Scored: labels and predictions side by side, and what metrics prepare of them once."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import numpy as np
@@ -24,6 +24,7 @@ class Scored:
         probabilities: ``(n, 2)``, ``(n, classes)`` or ``(n, k)``; None for regression.
         outputs: what the model returned, ``(n, ...)``; None for a model that only predicts.
         weight: float64 ``(n,)``, what each example counts; None where all count 1.
+        own: what metrics of the user's own give each example, ``(n,)``, by name.
     """
 
     kind: TaskKind
@@ -33,7 +34,8 @@ class Scored:
     probabilities: np.ndarray | None = None
     outputs: np.ndarray | None = None
     weight: np.ndarray | None = None
-    _parts: dict[Callable[..., Any], Any] = dataclasses.field(default_factory=dict)
+    own: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    _parts: dict[Callable[..., Any], Any] = dataclasses.field(default_factory=dict, init=False)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -61,4 +63,5 @@ class Scored:
             name: None if getattr(self, name) is None else getattr(self, name)[rows]
             for name in ('labels', 'predictions', 'probabilities', 'outputs', 'weight')
         }
-        return dataclasses.replace(self, **chosen, _parts={})
+        own = {name: values[rows] for name, values in self.own.items()}
+        return dataclasses.replace(self, **chosen, own=own)

@@ -7,8 +7,9 @@ import numpy as np
 
 from thinkml.data import as_array
 from thinkml.errors import DataError
-from thinkml.evaluation.intervals import intervals_of
+from thinkml.evaluation.intervals import Within, intervals_of
 from thinkml.evaluation.result import Evaluation, Slice
+from thinkml.evaluation.scored import Scored
 
 Mask = np.ndarray
 _MAX_VALUES = 100
@@ -71,36 +72,32 @@ def check_none_missing(values: np.ndarray, argument: str) -> None:
 
 def evaluate_slices(
     evaluation: Evaluation, masks: dict[str, Mask], min_support: int
-) -> dict[str, Slice]:
-    """Measures each slice.
+) -> tuple[dict[str, Slice], list[str]]:
+    """Measures each slice: its values are those of its rows alone.
 
-    A slice is a weight of 0 for all other rows, so nothing is sorted, predicted or compiled again.
+    Returns:
+        the slices by name, and what is undefined in them, a sentence for each metric.
     """
-    return {
-        name: _evaluate_slice(name, evaluation, mask, min_support) for name, mask in masks.items()
-    }
+    slices, notes = {}, {}
+    for name, mask in masks.items():
+        rows = evaluation.scored.take(mask)
+        if (rows.weights > 0).sum() < min_support:
+            slices[name] = Slice(name, len(rows), {}, {}, {}, is_supported=False)
+            continue
+        slices[name] = _evaluate_slice(name, evaluation, rows, mask)
+        for metric_name, metric in evaluation.definitions.items():
+            if note := metric.note(metric_name, rows):
+                notes.setdefault(note, []).append(name)
+    return slices, [f'{_named(names)}: {note}' for note, names in notes.items()]
 
 
-def _evaluate_slice(name: str, evaluation: Evaluation, mask: Mask, min_support: int) -> Slice:
-    scored, metrics, num_rows = evaluation.scored, evaluation.definitions, int(mask.sum())
-    weight = scored.weights * mask
-    if (weight > 0).sum() < min_support:
-        return Slice(name, num_rows, {}, {}, {}, is_supported=False)
-    values = {n: metric.of(scored, weight) for n, metric in metrics.items()}
+def _evaluate_slice(name: str, evaluation: Evaluation, rows: Scored, mask: Mask) -> Slice:
+    definitions = evaluation.definitions
+    values = {n: metric.of(rows) for n, metric in definitions.items()}
     gaps = {n: value - evaluation.metrics[n] for n, value in values.items()}
-    intervals = intervals_of(scored, metrics, evaluation.resampling, weight)
-    return Slice(name, num_rows, values, intervals, gaps, is_supported=True)
-
-
-def undefined_in(evaluation: Evaluation, masks: dict[str, Mask]) -> list[str]:
-    """What is undefined in slices that have the rows, a sentence for each metric."""
-    scored, found = evaluation.scored, {}
-    for name, part in evaluation.slices.items():
-        for metric in part.metrics:
-            weight = scored.weights * masks[name]
-            if note := evaluation.definitions[metric].note(metric, scored, weight):
-                found.setdefault(note, []).append(name)
-    return [f'{_named(names)}: {note}' for note, names in found.items()]
+    within = Within(evaluation.scored, mask)
+    intervals = intervals_of(rows, definitions, evaluation.resampling, within)
+    return Slice(name, len(rows), values, intervals, gaps, is_supported=True)
 
 
 def _named(names: list[str]) -> str:

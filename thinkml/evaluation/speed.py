@@ -16,7 +16,7 @@ _SHORTEST = 1e-9  # seconds, for clocks that had not moved
 
 @dataclasses.dataclass(frozen=True)
 class Speed:
-    """How fast a model predicts, without the time it takes to compile and to read the rows.
+    """How fast a model predicts, without the time it takes to prepare it and to read the rows.
 
     Attributes:
         latency_seconds: what a prediction of one row takes, the median of several.

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from thinkml.core import predict_outputs
+from thinkml.core import make_predict, predict_outputs
 from thinkml.data import decode, is_batches, open_batches, open_rows_of, probabilities
 from thinkml.errors import NotTrainedError
 from thinkml.record import Task, record_of
@@ -69,7 +69,8 @@ def _outputs(model: Any, X: Any) -> np.ndarray:
     if not is_batches(X):
         return predict_outputs(model, open_rows_of(model, X, 'X'))
     batches = open_batches(X, 'X', with_labels=False, like=record_of(model).input_spec)
-    return np.concatenate([predict_outputs(model, batch.x) for batch in batches.iterate()])
+    predict = make_predict(model, batches.peek().x)
+    return np.concatenate([predict(batch.x) for batch in batches.iterate()])
 
 
 def _task_of(model: Any) -> Task:

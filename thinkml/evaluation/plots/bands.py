@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from thinkml.evaluation.bootstrap import percentiles, units_of
+from thinkml.evaluation.bootstrap import Resampling, percentiles, units_of
 from thinkml.evaluation.ladder import Ladder, Ranking, all_ladders, ladder_of, ranked
 from thinkml.evaluation.plots.kinds import Kind
-from thinkml.evaluation.result import Evaluation, Resampling
+from thinkml.evaluation.result import Evaluation
 from thinkml.evaluation.scored import Scored
 
 if TYPE_CHECKING:

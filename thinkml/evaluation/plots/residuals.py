@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from thinkml.errors import ConfigError
+from thinkml.evaluation.bootstrap import Resampling
 from thinkml.evaluation.plots.axes import (
     GREY,
     NUM_WORST,
@@ -18,7 +19,7 @@ from thinkml.evaluation.plots.axes import (
     look,
     new_axes,
 )
-from thinkml.evaluation.result import Evaluation, Resampling
+from thinkml.evaluation.result import Evaluation
 from thinkml.figures import COLOURS
 
 if TYPE_CHECKING:

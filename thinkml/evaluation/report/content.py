@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from thinkml.evaluation.counting import class_part
 from thinkml.evaluation.report.errors import confusions, errors
 from thinkml.evaluation.report.findings import baseline, calibration, thresholds
 from thinkml.evaluation.result import Evaluation
@@ -96,23 +97,16 @@ def _class_intervals(evaluation: Evaluation) -> dict[Any, dict[str, tuple[float,
 
 def _averages(evaluation: Evaluation) -> dict[str, dict[str, float]] | None:
     """The means of the table by class, as scikit-learn has them."""
-    if evaluation.per_class is None or evaluation.confusion_matrix is None:
+    if evaluation.per_class is None:
         return None
     rows = evaluation.per_class.values()
     scores = np.array([[row[name] for name in _SCORES] for row in rows])
     support = np.array([row['support'] for row in rows])
-    occurs = _occurring(evaluation.confusion_matrix)
+    occurs = evaluation.scored.part(class_part).occurs
     weights = support / (support.sum() or 1)
     means = {'macro mean': scores[occurs].mean(axis=0), 'weighted mean': weights @ scores}
     total = {'support': support.sum()}
     return {name: dict(zip(_SCORES, mean, strict=True)) | total for name, mean in means.items()}
-
-
-def _occurring(matrix: np.ndarray) -> np.ndarray:
-    """Which classes a macro mean is over: those with examples or predictions; all labels."""
-    if matrix.ndim == 3:
-        return np.full(len(matrix), True)
-    return matrix.sum(axis=0) + matrix.sum(axis=1) > 0
 
 
 def _notes(evaluation: Evaluation, classes: list[str] | None) -> list[str]:

@@ -52,7 +52,6 @@ def _baseline(scored: Scored) -> Scored:
         predictions=np.broadcast_to(prediction, labels.shape),
         probabilities=probabilities,
         outputs=None,
-        _parts={},
     )
 
 

@@ -1,0 +1,142 @@
+"""How to evaluate: the settings, checked without the data, then opened beside it."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, TypedDict
+
+import numpy as np
+
+from thinkml.errors import ConfigError, DataError, is_number, is_whole, problems
+from thinkml.evaluation.bootstrap import Resampling
+from thinkml.evaluation.opened import Opened
+from thinkml.evaluation.slices import check_none_missing
+
+
+class EvaluationSettings(TypedDict, total=False):
+    """What `ModelEvaluator.evaluate` can be told besides; it says what each of them is."""
+
+    sample_weight: Any
+    confidence: float | None
+    num_resamples: int
+    groups: Any
+    stratify: Any
+    slices: Mapping[str, Any] | None
+    min_support: int
+    seed: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """How to evaluate, checked as far as it can be without the data."""
+
+    metrics: list[Any] | None = None
+    sample_weight: Any = None
+    confidence: float | None = 0.95
+    num_resamples: int = 1000
+    groups: Any = None
+    stratify: Any = False
+    slices: Mapping[str, Any] | None = None
+    min_support: int = 30
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        found = [
+            f'{name}: got {value!r}, expected a whole number of at least {least}.'
+            for name, least in (('num_resamples', 2), ('min_support', 1), ('seed', 0))
+            if not (is_whole(value := getattr(self, name)) and least <= value < 2**63)
+        ]
+        level = self.confidence
+        if level is not None and not (is_number(level) and 0 < level < 1):
+            found.append(f'confidence: got {level!r}, expected a share such as 0.95, or None.')
+        if not isinstance(self.slices, Mapping | None):
+            found.append(
+                f'slices: got {type(self.slices).__name__}, expected a dict of a mask or values '
+                'for each name.'
+            )
+        if found:
+            raise ConfigError(found[0] if len(found) == 1 else problems('evaluate:', found))
+
+    def of(self, name: str, data_sets: Mapping[str, Any]) -> 'Settings':
+        """Those of one of several data sets."""
+        own: dict[str, Any] = {}
+        for field in ('sample_weight', 'groups', 'stratify', 'slices'):
+            value = getattr(self, field)
+            if value is None or isinstance(value, bool):
+                continue
+            if not isinstance(value, Mapping) or not value.keys() <= data_sets.keys():
+                raise ConfigError(
+                    f'{field}: got {_keys_or_type(value)} beside several data sets, expected a '
+                    f'dict by their names: {", ".join(map(repr, data_sets))}.'
+                )
+            own[field] = value.get(name, False if field == 'stratify' else None)
+        return dataclasses.replace(self, **own)
+
+
+def _keys_or_type(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return f'a dict of {", ".join(map(repr, value))}'
+    return type(value).__name__
+
+
+def open_weight(sample_weight: Any, num_rows: int) -> np.ndarray | None:
+    """What each row counts, float64 ``(rows,)``; None where all count 1.
+
+    Raises:
+        DataError: if they are no numbers of at least 0, one for each row, of which some count.
+    """
+    if sample_weight is None:
+        return None
+    weight = _column(sample_weight, num_rows, 'sample_weight')
+    if weight.dtype.kind not in 'biuf' or not (np.isfinite(weight) & (weight >= 0)).all():
+        raise DataError('sample_weight: got values that are no numbers of at least 0.')
+    if not weight.any():
+        raise DataError('sample_weight: got nothing but 0, expected some rows that count.')
+    return weight.astype(np.float64)
+
+
+def open_resampling(settings: Settings, opened: Opened) -> Resampling:
+    """How rows are drawn.
+
+    Raises:
+        ConfigError: if there are no classes to stratify by.
+        DataError: if groups or strata don't fit the rows or each other.
+    """
+    num_rows, stratify = len(opened.labels), settings.stratify
+    groups = None
+    if settings.groups is not None:
+        groups = np.unique(_column(settings.groups, num_rows, 'groups'), return_inverse=True)[1]
+        if not groups.any():
+            raise DataError('groups: got one group of all rows, expected several to draw from.')
+    strata = None
+    if isinstance(stratify, bool | np.bool_) and stratify:
+        if opened.task.kind not in ('binary', 'multiclass'):
+            raise ConfigError(
+                f'stratify: got True for a {opened.task.kind} task, expected an array that names '
+                'the stratum of each row.'
+            )
+        strata = opened.encoded
+    elif not (stratify is None or isinstance(stratify, bool | np.bool_)):
+        strata = np.unique(_column(stratify, num_rows, 'stratify'), return_inverse=True)[1]
+    if groups is not None and strata is not None:
+        _check_nested(groups, strata)
+    return Resampling(settings.confidence, settings.num_resamples, groups, strata, settings.seed)
+
+
+def _check_nested(groups: np.ndarray, strata: np.ndarray) -> None:
+    pairs = np.unique(np.stack([groups, strata]), axis=1)
+    if pairs.shape[1] > groups.max() + 1:
+        raise DataError(
+            'stratify: got groups whose rows are of several strata, expected one for each group. '
+            'Stratify by something that groups have in common, or leave it out.'
+        )
+
+
+def _column(values: Any, num_rows: int, argument: str) -> np.ndarray:
+    values = np.asarray(values)
+    values = values[:, 0] if values.ndim == 2 and values.shape[1] == 1 else values
+    if values.shape != (num_rows,):
+        raise DataError(
+            f'{argument}: got shape {values.shape}, expected ({num_rows},), one for each row.'
+        )
+    check_none_missing(values, argument)
+    return values
