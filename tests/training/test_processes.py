@@ -11,9 +11,12 @@ import pytest
 from flax import nnx
 
 from tests.models_for_tests import DropoutBatchNorm
-from tests.processes import outputs_of, run_together, start_together
+from tests.processes import end, outputs_of, run_together, started_together, wait_until
 from thinkml.errors import ProcessError
 from thinkml.training import DistributedTrainer, ModelTrainer, TrainingConfig
+
+# Each test starts up to eight processes, each of which compiles.
+pytestmark = pytest.mark.timeout(1800)
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(203, 6)).astype(np.float32)
@@ -28,6 +31,7 @@ BEGIN = """
 import json, os, sys, time
 import numpy as np
 from tests.training.test_processes import SETTINGS, X, Y, arrays_of, trained
+from thinkml.errors import ProcessError
 from thinkml.training import Checkpoint, DistributedTrainer, TrainingConfig
 """
 
@@ -107,22 +111,15 @@ print(json.dumps(trained(DistributedTrainer(config), resume=resume)))
 """
 
 
-def wait_for_checkpoints(folder):
-    deadline = time.monotonic() + 120
-    while not any(int(path.name) >= 6 for path in folder.glob('run-1/[0-9]*')):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+def wait_for_checkpoints(folder, processes):
+    wait_until(lambda: any(int(path.name) >= 6 for path in folder.glob('run-1/[0-9]*')), processes)
 
 
 def killed_after_some_checkpoints(count, folder):
-    processes = start_together(BEGIN + RESUMED, count, folder, 0.4, 'begin')
-    try:
-        wait_for_checkpoints(folder)
-    finally:
+    with started_together(BEGIN + RESUMED, count, folder, 0.4, 'begin') as processes:
+        wait_for_checkpoints(folder, processes)
         for process in processes:
-            process.send_signal(signal.SIGKILL)
-        for process in processes:
-            process.communicate()
+            end(process)
 
 
 @pytest.mark.parametrize(
@@ -146,47 +143,71 @@ def test_a_run_that_was_killed_goes_on_with_another_number(first, second, alone,
 
 
 def test_processes_that_are_told_to_end_save_together(alone, tmp_path):
-    processes = start_together(BEGIN + RESUMED, 2, tmp_path, 0.4, 'begin')
-    try:
-        wait_for_checkpoints(tmp_path)
+    with started_together(BEGIN + RESUMED, 2, tmp_path, 0.4, 'begin') as processes:
+        wait_for_checkpoints(tmp_path, processes)
         for process in reversed(processes):
             process.send_signal(signal.SIGTERM)
             time.sleep(0.2)  # as from two machines
         outputs = [outputs_of(process) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
     assert [process.returncode for process in processes] == [-signal.SIGTERM] * 2
     assert any('terminated, saved after' in errors for _, errors in outputs), outputs
     [(resumed, _)] = run_together(BEGIN + RESUMED, 1, tmp_path, 0, 'resume')
     assert_same(json.loads(resumed), alone)
 
 
+SLOW_TO_READ = """
+trainer = DistributedTrainer(TrainingConfig(**SETTINGS))
+if os.environ['SLURM_PROCID'] == '1':
+    time.sleep(40)
+print(json.dumps(trained(trainer)))
+"""
+
+
+@pytest.mark.slow
+def test_processes_wait_for_one_that_is_slow_to_read_its_data(alone):
+    # Gloo, which connects them on CPUs, waits for half a minute only.
+    for output, _ in run_together(BEGIN + SLOW_TO_READ, 2):
+        assert_same(json.loads(output), alone)
+
+
 DYING = """
+dying, way = sys.argv[1:]
+
 def die(run):
-    if run.epoch == 2 and os.environ['SLURM_PROCID'] == '1':
-        os.kill(os.getpid(), 9)
+    if run.epoch == 2 and os.environ['SLURM_PROCID'] == dying:
+        if way == 'killed':
+            os.kill(os.getpid(), 9)
+        raise RuntimeError('of its own')
 
 config = TrainingConfig(**SETTINGS | {'epochs': 10_000}, callbacks=[die])
 try:
     trained(DistributedTrainer(config))
-except Exception as error:
+except ProcessError as error:
     print(type(error).__name__, error, flush=True)
     os._exit(3)
 """
 
 
-def test_a_lost_process_ends_the_others_and_is_told():
-    processes = start_together(BEGIN + DYING, 2)
-    try:
-        output, errors = outputs_of(processes[0])
-    finally:
-        for process in processes:
-            process.kill()
-            process.communicate()
-    assert processes[0].returncode == 3, errors[-3000:]
+@pytest.mark.parametrize(('way', 'code'), [('killed', -signal.SIGKILL), ('raises', 1)])
+def test_a_lost_process_ends_the_others_and_is_told(way, code):
+    with started_together(BEGIN + DYING, 2, 1, way) as processes:
+        (output, errors), (_, of_lost) = map(outputs_of, processes)
+    assert [process.returncode for process in processes] == [3, code], errors[-3000:]
     assert output.startswith('ProcessError process 0 of 2 has lost another one'), output
     assert 'resume=True' in output
+    assert ('RuntimeError: of its own' in of_lost) == (way == 'raises')
+
+
+@pytest.mark.slow
+def test_the_first_process_ends_the_others_too():
+    with started_together(BEGIN + DYING, 4, 0, 'killed') as processes:
+        outputs = [outputs_of(process) for process in processes[1:]]
+    for process, texts in zip(processes[1:], outputs, strict=True):
+        assert process.returncode != 0
+        # The words of the one who notices first: of ThinkML, or of JAX, which then ends it.
+        assert any(
+            said in ''.join(texts) for said in ('has lost another one', 'another task died')
+        ), texts
 
 
 DIFFERENT = """
