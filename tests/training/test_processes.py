@@ -30,6 +30,8 @@ SETTINGS = {
 BEGIN = """
 import json, os, sys, time
 import numpy as np
+from flax import nnx
+from tests.models_for_tests import DropoutBatchNorm
 from tests.training.test_processes import SETTINGS, X, Y, arrays_of, trained
 from thinkml.errors import ProcessError
 from thinkml.training import Checkpoint, DistributedTrainer, TrainingConfig
@@ -95,6 +97,53 @@ def test_processes_train_as_one(count, devices, strategy, budget, alone, tmp_pat
     assert bars == [True] + [False] * (count - 1)
     assert len(list(tmp_path.glob('logs/run-*/train/*tfevents*'))) == 1
     assert [path.name for path in tmp_path.glob('checkpoints/*')] == ['run-1']
+
+
+READ = """
+from thinkml.data.rows import Rows
+
+read, take = set(), Rows.take
+Rows.take = lambda rows, indices: read.update(indices) or take(rows, indices)
+stored = np.load(sys.argv[1], mmap_mode='r')
+budget = int(sys.argv[2])
+config = TrainingConfig(epochs=1, batch_size=100, device_data_bytes=budget)
+DistributedTrainer(config).train(
+    DropoutBatchNorm(6, 3, nnx.Rngs(0)), stored, np.arange(len(stored)) % 3, progress=False
+)
+print(json.dumps(sorted(map(int, read))))
+"""
+
+
+@pytest.mark.parametrize('budget', [800_000, 100_000], ids=['parted', 'streamed'])
+def test_a_process_reads_the_rows_of_its_devices(budget, tmp_path):
+    rows = 40_000
+    np.save(tmp_path / 'x.npy', RNG.normal(size=(rows, 6)).astype(np.float32))
+    outputs = run_together(BEGIN + READ, 2, tmp_path / 'x.npy', budget)
+    first, second = (set(json.loads(output)) for output, _ in outputs)
+    assert first | second == set(range(rows))
+    shared = 4096 + 1024  # what each compares with the others, and tries the model on
+    assert max(len(first), len(second)) <= rows / 2 + shared
+
+
+BATCHES = """
+def batches():
+    for first in range(0, len(X), 16):
+        yield X[first : first + 16], Y[first : first + 16]
+
+config = TrainingConfig(**SETTINGS | {'validation_split': 0, 'early_stopping': True})
+trainer = DistributedTrainer(config)
+model = DropoutBatchNorm(6, 3, nnx.Rngs(0))
+history = trainer.train(model, batches, None, X, Y, progress=False)
+print(json.dumps({'history': dict(history), 'losses': history.step_loss.tolist(),
+                  'arrays': arrays_of(model)}))
+"""
+
+
+def test_processes_train_on_batches_as_one():
+    outputs = run_together(BEGIN + BATCHES, 2)
+    [(alone, _)] = run_together(BEGIN + BATCHES, 1)
+    for output, _ in outputs:
+        assert_same(json.loads(output), json.loads(alone))
 
 
 RESUMED = """
@@ -200,14 +249,11 @@ def test_a_lost_process_ends_the_others_and_is_told(way, code):
 
 @pytest.mark.slow
 def test_the_first_process_ends_the_others_too():
-    with started_together(BEGIN + DYING, 4, 0, 'killed') as processes:
-        outputs = [outputs_of(process) for process in processes[1:]]
-    for process, texts in zip(processes[1:], outputs, strict=True):
-        assert process.returncode != 0
-        # The words of the one who notices first: of ThinkML, or of JAX, which then ends it.
-        assert any(
-            said in ''.join(texts) for said in ('has lost another one', 'another task died')
-        ), texts
+    with started_together(BEGIN + DYING, 2, 0, 'killed') as (_, second):
+        said = ''.join(outputs_of(second))
+    assert second.returncode != 0
+    # The words of the one who notices first: of ThinkML, or of JAX, which then ends it.
+    assert 'has lost another one' in said or 'another task died' in said, said
 
 
 DIFFERENT = """
@@ -246,24 +292,38 @@ print(len(result['history']['loss']), trainer._latest.history.events)
 
 
 EVALUATED = """
+from pathlib import Path
 from thinkml.evaluation import ModelEvaluator
-from tests.training.test_processes import DropoutBatchNorm, nnx
-trainer = DistributedTrainer(TrainingConfig(**SETTINGS), strategy=sys.argv[1])
+from thinkml.monitoring import TrainingMonitor
+
+own = Path(sys.argv[2], os.environ['SLURM_PROCID'])
+own.mkdir()
+os.chdir(own)
+config = TrainingConfig(**SETTINGS, callbacks=['tensorboard', 'csv'])
+trainer = DistributedTrainer(config, strategy=sys.argv[1])
 model = DropoutBatchNorm(6, 3, nnx.Rngs(0))
 trainer.train(model, X, Y, progress=False)
-together = ModelEvaluator(devices=trainer.devices).evaluate(model, X, Y)
+evaluator = ModelEvaluator(devices=trainer.devices)
+together = evaluator.evaluate(model, X, Y)
 print(json.dumps(together.metrics))
-if trainer.strategy == 'mirrored' and os.environ['SLURM_PROCID'] == '0':
+evaluator.generate_report(together).save('report.html')
+monitor = TrainingMonitor()
+monitor.track_progress(model)
+monitor.plot_progress('curves.png')
+if trainer.strategy == 'mirrored' and own.name == '0':
     alone = ModelEvaluator().evaluate(model, X, Y)
     assert all(abs(alone[name] - value) < 1e-6 for name, value in together.metrics.items())
 """
 
 
 @pytest.mark.parametrize('strategy', ['mirrored', pytest.param('fsdp', marks=pytest.mark.slow)])
-def test_processes_evaluate_together_or_one_alone(strategy):
-    outputs = run_together(BEGIN + EVALUATED, 2, strategy, devices=2)
+def test_processes_evaluate_together_and_the_first_one_writes(strategy, tmp_path):
+    outputs = run_together(BEGIN + EVALUATED, 2, strategy, tmp_path, devices=2)
     results = [json.loads(output) for output, _ in outputs]
     assert results[0] == results[1] and results[0]['accuracy'] > 0.5
+    written = {path.name for path in tmp_path.glob('0/**/*') if path.is_file()}
+    assert written >= {'report.html', 'curves.png'} and len(written) == 5, written
+    assert not list(tmp_path.glob('1/*'))
 
 
 def test_one_process_that_stops_stops_all():
