@@ -104,10 +104,17 @@ def test_rows_in_parts_are_never_gathered(monkeypatch):
     assert not exchanges(text, 'all-gather')
 
 
-def test_fsdp_gathers_parameters(monkeypatch):
-    text = program_of(monkeypatch, strategy='fsdp')
-    assert exchanges(text, 'all-gather') or exchanges(text, 'all-reduce')
-    assert 'f32[64,64]' in text
+def test_fsdp_gathers_parameters_and_keeps_parts(monkeypatch):
+    text = program_of(monkeypatch, strategy='fsdp', batch_size=200)
+    assert any('[64,512]' in line for line in exchanges(text, 'all-gather'))
+    [loop_state] = [line for line in text.splitlines() if ' while(' in line]
+    assert 'f32[64,64]' in loop_state and '[64,512]' not in loop_state
+
+
+def test_accumulated_parts_exchange_as_often(monkeypatch):
+    text = program_of(monkeypatch, accumulate_steps=4, batch_size=8)
+    of_gradients = [line for line in exchanges(text, 'all-reduce') if '512,64]' in line]
+    assert len(of_gradients) == 1 and 'while/body/while/body' in of_gradients[0]
 
 
 # --- resuming ---------------------------------------------------------------------------------

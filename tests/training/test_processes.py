@@ -332,6 +332,30 @@ def test_one_process_that_stops_stops_all():
     assert second == "3 [(3, 'enough')]\n"
 
 
+MET = """
+of_slurm = {name: os.environ.pop(name) for name in list(os.environ) if name.startswith('SLURM')}
+job, own = of_slurm['SLURM_JOB_ID'], of_slurm['SLURM_PROCID']
+by = {}
+if sys.argv[1] == 'mpi':
+    os.environ |= {
+        'OMPI_MCA_orte_hnp_uri': f'{job}.0;tcp://127.0.0.1:1', 'OMPI_COMM_WORLD_SIZE': '2',
+        'OMPI_COMM_WORLD_RANK': own, 'OMPI_COMM_WORLD_LOCAL_RANK': own,
+    }
+else:
+    port = int(job) % 4096 + 61440
+    by = {'coordinator': f'localhost:{port}', 'num_processes': 2, 'process_id': int(own)}
+trainer = DistributedTrainer(TrainingConfig(**SETTINGS), num_gpus=2, **by)
+assert [device.process_index for device in trainer.devices] == [0, 1]
+print(json.dumps(trained(trainer)))
+"""
+
+
+@pytest.mark.parametrize('way', ['coordinator', pytest.param('mpi', marks=pytest.mark.slow)])
+def test_processes_meet_in_other_ways_and_train_on_some_of_their_devices(way, alone):
+    for output, _ in run_together(BEGIN + MET, 2, way, devices=2):
+        assert_same(json.loads(output), alone)
+
+
 LATE = """
 import jax
 jax.devices()
