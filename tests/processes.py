@@ -14,6 +14,8 @@ import time
 ROOT = pathlib.Path(__file__).parents[1]
 # Seconds that only processes which hang take, however busy the machine is.
 LIMIT = 420
+# Gloo greets on stdout from several threads at once, in the middle of lines: to stderr with it.
+_APART = "import os, sys; sys.stdout = os.fdopen(os.dup(1), 'w'); os.dup2(2, 1)\n"
 
 
 @contextlib.contextmanager
@@ -42,7 +44,7 @@ def started_together(code, count, *arguments, devices=1):
 def _started(code, arguments, environment):
     with tempfile.TemporaryFile('w+') as output, tempfile.TemporaryFile('w+') as errors:
         process = subprocess.Popen(
-            [sys.executable, '-c', code, *map(str, arguments)],
+            [sys.executable, '-c', _APART + code, *map(str, arguments)],
             cwd=ROOT, stdout=output, stderr=errors, env={**os.environ, **environment},
         )  # fmt: skip
         process.stdout, process.stderr = output, errors
@@ -79,11 +81,9 @@ def wait_until(holds, processes):
 
 
 def outputs_of(process):
-    """What a process wrote to stdout, without Gloo's greeting, and to stderr, once it has ended."""
+    """What a process wrote to stdout and to stderr, once it has ended."""
     process.wait(LIMIT)
-    output, errors = map(_written, (process.stdout, process.stderr))
-    lines = [line for line in output.splitlines(keepends=True) if not line.startswith('[Gloo]')]
-    return ''.join(lines), errors
+    return _written(process.stdout), _written(process.stderr)
 
 
 def _written(file):
