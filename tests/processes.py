@@ -1,57 +1,98 @@
 """Several processes of one run, on this machine."""
 
+import contextlib
 import os
 import pathlib
-import random
+import secrets
+import signal
 import socket
 import subprocess
 import sys
+import tempfile
+import time
 
 ROOT = pathlib.Path(__file__).parents[1]
+# Seconds that only processes which hang take, however busy the machine is.
+LIMIT = 420
+# Gloo greets on stdout from several threads at once, in the middle of lines: to stderr with it.
+_APART = "import os, sys; sys.stdout = os.fdopen(os.dup(1), 'w'); os.dup2(2, 1)\n"
 
 
-def start_together(code, count, *arguments, devices=1):
-    """Starts ``count`` processes of Python as SLURM would, each with ``arguments`` in sys.argv."""
+@contextlib.contextmanager
+def started_together(code, count, *arguments, devices=1):
+    """Starts ``count`` processes of Python as SLURM would, each with ``arguments`` in sys.argv.
+
+    None of them outlives the block. They write to files: a pipe that nobody reads stops the one
+    that fills it, and then all others.
+    """
     # JAX makes the coordinator's port of the job's number.
     job = next(number for number in iter(_job, None) if _is_free(number % 4096 + 61440))
-    return [
-        subprocess.Popen(
-            [sys.executable, '-c', code, *map(str, arguments)],
-            cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            env={
-                **os.environ, 'PYTHONPATH': str(ROOT), 'JAX_PLATFORMS': 'cpu',
+    with contextlib.ExitStack() as stack:
+        yield [
+            stack.enter_context(_started(code, arguments, {
+                'PYTHONPATH': str(ROOT), 'JAX_PLATFORMS': 'cpu',
                 'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}',
                 'SLURM_JOB_ID': str(job), 'SLURM_STEP_NODELIST': 'localhost',
                 'SLURM_NTASKS': str(count), 'SLURM_PROCID': str(index),
                 'SLURM_LOCALID': str(index),
-            },
-        )
-        for index in range(count)
-    ]  # fmt: skip
+            }))
+            for index in range(count)
+        ]  # fmt: skip
 
 
-def run_together(code, count, *arguments, devices=1, timeout=240):
+@contextlib.contextmanager
+def _started(code, arguments, environment):
+    with tempfile.TemporaryFile('w+') as output, tempfile.TemporaryFile('w+') as errors:
+        process = subprocess.Popen(
+            [sys.executable, '-c', _APART + code, *map(str, arguments)],
+            cwd=ROOT, stdout=output, stderr=errors, env={**os.environ, **environment},
+        )  # fmt: skip
+        process.stdout, process.stderr = output, errors
+        try:
+            yield process
+        finally:
+            end(process)
+
+
+def end(process):
+    """Kills it, if it is still there."""
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+
+def run_together(code, count, *arguments, devices=1):
     """Runs the processes to their end; returns what each wrote to stdout and stderr."""
-    processes = start_together(code, count, *arguments, devices=devices)
-    try:
-        outputs = [outputs_of(process, timeout) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    for process, (output, errors) in zip(processes, outputs, strict=True):
-        assert process.returncode == 0, (output[-2000:], errors[-6000:])
-    return outputs
+    with started_together(code, count, *arguments, devices=devices) as processes:
+        wait_until(lambda: all(process.poll() == 0 for process in processes), processes)
+        return [outputs_of(process) for process in processes]
 
 
-def outputs_of(process, timeout=120):
-    """What a process writes to stdout, without Gloo's greeting, and to stderr."""
-    output, errors = process.communicate(timeout=timeout)
-    lines = [line for line in output.splitlines(keepends=True) if not line.startswith('[Gloo]')]
-    return ''.join(lines), errors
+def wait_until(holds, processes):
+    """Waits, as long as none of the processes fails."""
+    deadline = time.monotonic() + LIMIT
+    while not holds():
+        if any(process.poll() for process in processes) or time.monotonic() > deadline:
+            codes = [process.poll() for process in processes]
+            for process in processes:
+                end(process)
+            outputs = [[text[-6000:] for text in outputs_of(process)] for process in processes]
+            raise AssertionError(f'ended with {codes}: {outputs}')
+        time.sleep(0.05)
+
+
+def outputs_of(process):
+    """What a process wrote to stdout and to stderr, once it has ended."""
+    process.wait(LIMIT)
+    return _written(process.stdout), _written(process.stderr)
+
+
+def _written(file):
+    file.seek(0)
+    return file.read()
 
 
 def _job():
-    return random.randrange(10**6)
+    return secrets.randbelow(10**6)
 
 
 def _is_free(port):

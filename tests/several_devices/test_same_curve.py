@@ -6,13 +6,16 @@ import pytest
 from flax import nnx
 
 from tests.models_for_tests import mlp
+from thinkml.core import inference_batch_size
 from thinkml.training import DistributedTrainer, ModelTrainer, TrainingConfig
 
 RNG = np.random.default_rng(0)
 # Neither a multiple of the batch nor of the devices.
 X = RNG.normal(size=(203, 8, 8, 1)).astype(np.float32)
 Y = (X.mean((1, 2, 3)) > 0).astype(int) + (X[:, 0, 0, 0] > 0.7)
-X_VAL, Y_VAL = X[:57] + 0.1, Y[:57]
+# Two batches, the second of which is 77 rows and for the rest what fills it up, at weight 0.
+X_VAL = np.resize(X, (1101, *X.shape[1:])) + RNG.normal(0, 0.1, (1101, 1, 1, 1)).astype(np.float32)
+Y_VAL = np.resize(Y, 1101)
 
 
 class ConvBatchNorm(nnx.Module):
@@ -89,6 +92,10 @@ def assert_same(got, expected, tolerance=1e-5):
     np.testing.assert_allclose(got[1], expected[1], rtol=0, atol=tolerance)
     for name, array in expected[2].items():
         np.testing.assert_allclose(got[2][name], array, rtol=0, atol=tolerance, err_msg=name)
+
+
+def test_validation_is_masked():
+    assert inference_batch_size(X_VAL) == 1024
 
 
 @pytest.mark.parametrize('kind', MODELS)

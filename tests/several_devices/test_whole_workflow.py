@@ -5,7 +5,15 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from tests.several_devices.test_same_curve import SETTINGS, X, Y, assert_same, on_one, trained
+from tests.several_devices.test_same_curve import (
+    MODELS,
+    SETTINGS,
+    X,
+    Y,
+    assert_same,
+    on_one,
+    trained,
+)
 from thinkml.core import loop, predict
 from thinkml.errors import ConfigError
 from thinkml.evaluation import ModelEvaluator
@@ -64,7 +72,7 @@ def test_fsdp_takes_an_eighth_of_the_memory():
 # --- what is exchanged ------------------------------------------------------------------------
 
 
-def program_of(monkeypatch, **settings):
+def program_of(monkeypatch, make=Wide, **settings):
     """The compiled chunk of a training, as text."""
     texts = []
     run_steps = loop._run_steps
@@ -77,7 +85,7 @@ def program_of(monkeypatch, **settings):
     strategy = settings.pop('strategy', 'mirrored')
     config = TrainingConfig(**{'epochs': 1, 'steps_per_dispatch': 20, **settings})
     trainer = DistributedTrainer(config, strategy=strategy)
-    trainer.train(Wide(nnx.Rngs(0)), X, Y, progress=False)
+    trainer.train(make(nnx.Rngs(0)), X, Y, progress=False)
     return texts[0]
 
 
@@ -104,10 +112,18 @@ def test_rows_in_parts_are_never_gathered(monkeypatch):
     assert not exchanges(text, 'all-gather')
 
 
-def test_fsdp_gathers_parameters(monkeypatch):
-    text = program_of(monkeypatch, strategy='fsdp')
-    assert exchanges(text, 'all-gather') or exchanges(text, 'all-reduce')
-    assert 'f32[64,64]' in text
+def test_fsdp_gathers_parameters_and_keeps_parts(monkeypatch):
+    text = program_of(monkeypatch, MODELS['mlp'], strategy='fsdp')
+    assert len([line for line in exchanges(text, 'all-gather') if 'f32[64,64]' in line]) == 1
+    [state_of_loop] = [line for line in text.splitlines() if ' while(' in line]
+    state_of_loop = state_of_loop.partition(' while(')[0]
+    assert 'f32[8,64]' in state_of_loop and 'f32[64,64]' not in state_of_loop
+
+
+def test_accumulated_parts_exchange_as_often(monkeypatch):
+    text = program_of(monkeypatch, accumulate_steps=4, batch_size=8)
+    of_gradients = [line for line in exchanges(text, 'all-reduce') if '512,64]' in line]
+    assert len(of_gradients) == 1 and 'while/body/while/body' in of_gradients[0]
 
 
 # --- resuming ---------------------------------------------------------------------------------

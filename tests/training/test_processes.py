@@ -11,9 +11,12 @@ import pytest
 from flax import nnx
 
 from tests.models_for_tests import DropoutBatchNorm
-from tests.processes import outputs_of, run_together, start_together
+from tests.processes import end, outputs_of, run_together, started_together, wait_until
 from thinkml.errors import ProcessError
 from thinkml.training import DistributedTrainer, ModelTrainer, TrainingConfig
+
+# Each test starts up to eight processes, each of which compiles.
+pytestmark = pytest.mark.timeout(1800)
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(203, 6)).astype(np.float32)
@@ -27,7 +30,10 @@ SETTINGS = {
 BEGIN = """
 import json, os, sys, time
 import numpy as np
+from flax import nnx
+from tests.models_for_tests import DropoutBatchNorm
 from tests.training.test_processes import SETTINGS, X, Y, arrays_of, trained
+from thinkml.errors import ProcessError
 from thinkml.training import Checkpoint, DistributedTrainer, TrainingConfig
 """
 
@@ -93,6 +99,53 @@ def test_processes_train_as_one(count, devices, strategy, budget, alone, tmp_pat
     assert [path.name for path in tmp_path.glob('checkpoints/*')] == ['run-1']
 
 
+READ = """
+from thinkml.data.rows import Rows
+
+read, take = set(), Rows.take
+Rows.take = lambda rows, indices: read.update(indices) or take(rows, indices)
+stored = np.load(sys.argv[1], mmap_mode='r')
+budget = int(sys.argv[2])
+config = TrainingConfig(epochs=1, batch_size=100, device_data_bytes=budget)
+DistributedTrainer(config).train(
+    DropoutBatchNorm(6, 3, nnx.Rngs(0)), stored, np.arange(len(stored)) % 3, progress=False
+)
+print(json.dumps(sorted(map(int, read))))
+"""
+
+
+@pytest.mark.parametrize('budget', [800_000, 100_000], ids=['parted', 'streamed'])
+def test_a_process_reads_the_rows_of_its_devices(budget, tmp_path):
+    rows = 40_000
+    np.save(tmp_path / 'x.npy', RNG.normal(size=(rows, 6)).astype(np.float32))
+    outputs = run_together(BEGIN + READ, 2, tmp_path / 'x.npy', budget)
+    first, second = (set(json.loads(output)) for output, _ in outputs)
+    assert first | second == set(range(rows))
+    shared = 4096 + 1024  # what each compares with the others, and tries the model on
+    assert max(len(first), len(second)) <= rows / 2 + shared
+
+
+BATCHES = """
+def batches():
+    for first in range(0, len(X), 16):
+        yield X[first : first + 16], Y[first : first + 16]
+
+config = TrainingConfig(**SETTINGS | {'validation_split': 0, 'early_stopping': True})
+trainer = DistributedTrainer(config)
+model = DropoutBatchNorm(6, 3, nnx.Rngs(0))
+history = trainer.train(model, batches, None, X, Y, progress=False)
+print(json.dumps({'history': dict(history), 'losses': history.step_loss.tolist(),
+                  'arrays': arrays_of(model)}))
+"""
+
+
+def test_processes_train_on_batches_as_one():
+    outputs = run_together(BEGIN + BATCHES, 2)
+    [(alone, _)] = run_together(BEGIN + BATCHES, 1)
+    for output, _ in outputs:
+        assert_same(json.loads(output), json.loads(alone))
+
+
 RESUMED = """
 folder, pause, resume = sys.argv[1], float(sys.argv[2]), sys.argv[3] == 'resume'
 
@@ -107,22 +160,15 @@ print(json.dumps(trained(DistributedTrainer(config), resume=resume)))
 """
 
 
-def wait_for_checkpoints(folder):
-    deadline = time.monotonic() + 120
-    while not any(int(path.name) >= 6 for path in folder.glob('run-1/[0-9]*')):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+def wait_for_checkpoints(folder, processes):
+    wait_until(lambda: any(int(path.name) >= 6 for path in folder.glob('run-1/[0-9]*')), processes)
 
 
 def killed_after_some_checkpoints(count, folder):
-    processes = start_together(BEGIN + RESUMED, count, folder, 0.4, 'begin')
-    try:
-        wait_for_checkpoints(folder)
-    finally:
+    with started_together(BEGIN + RESUMED, count, folder, 0.4, 'begin') as processes:
+        wait_for_checkpoints(folder, processes)
         for process in processes:
-            process.send_signal(signal.SIGKILL)
-        for process in processes:
-            process.communicate()
+            end(process)
 
 
 @pytest.mark.parametrize(
@@ -146,47 +192,68 @@ def test_a_run_that_was_killed_goes_on_with_another_number(first, second, alone,
 
 
 def test_processes_that_are_told_to_end_save_together(alone, tmp_path):
-    processes = start_together(BEGIN + RESUMED, 2, tmp_path, 0.4, 'begin')
-    try:
-        wait_for_checkpoints(tmp_path)
+    with started_together(BEGIN + RESUMED, 2, tmp_path, 0.4, 'begin') as processes:
+        wait_for_checkpoints(tmp_path, processes)
         for process in reversed(processes):
             process.send_signal(signal.SIGTERM)
             time.sleep(0.2)  # as from two machines
         outputs = [outputs_of(process) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
     assert [process.returncode for process in processes] == [-signal.SIGTERM] * 2
     assert any('terminated, saved after' in errors for _, errors in outputs), outputs
     [(resumed, _)] = run_together(BEGIN + RESUMED, 1, tmp_path, 0, 'resume')
     assert_same(json.loads(resumed), alone)
 
 
+SLOW_TO_READ = """
+trainer = DistributedTrainer(TrainingConfig(**SETTINGS))
+if os.environ['SLURM_PROCID'] == '1':
+    time.sleep(40)
+print(json.dumps(trained(trainer)))
+"""
+
+
+@pytest.mark.slow
+def test_processes_wait_for_one_that_is_slow_to_read_its_data(alone):
+    # Gloo, which connects them on CPUs, waits for half a minute only.
+    for output, _ in run_together(BEGIN + SLOW_TO_READ, 2):
+        assert_same(json.loads(output), alone)
+
+
 DYING = """
+dying, way = sys.argv[1:]
+
 def die(run):
-    if run.epoch == 2 and os.environ['SLURM_PROCID'] == '1':
-        os.kill(os.getpid(), 9)
+    if run.epoch == 2 and os.environ['SLURM_PROCID'] == dying:
+        if way == 'killed':
+            os.kill(os.getpid(), 9)
+        raise RuntimeError('of its own')
 
 config = TrainingConfig(**SETTINGS | {'epochs': 10_000}, callbacks=[die])
 try:
     trained(DistributedTrainer(config))
-except Exception as error:
+except ProcessError as error:
     print(type(error).__name__, error, flush=True)
     os._exit(3)
 """
 
 
-def test_a_lost_process_ends_the_others_and_is_told():
-    processes = start_together(BEGIN + DYING, 2)
-    try:
-        output, errors = outputs_of(processes[0])
-    finally:
-        for process in processes:
-            process.kill()
-            process.communicate()
-    assert processes[0].returncode == 3, errors[-3000:]
+@pytest.mark.parametrize(('way', 'code'), [('killed', -signal.SIGKILL), ('raises', 1)])
+def test_a_lost_process_ends_the_others_and_is_told(way, code):
+    with started_together(BEGIN + DYING, 2, 1, way) as processes:
+        (output, errors), (_, of_lost) = map(outputs_of, processes)
+    assert [process.returncode for process in processes] == [3, code], errors[-3000:]
     assert output.startswith('ProcessError process 0 of 2 has lost another one'), output
     assert 'resume=True' in output
+    assert ('RuntimeError: of its own' in of_lost) == (way == 'raises')
+
+
+@pytest.mark.slow
+def test_the_first_process_ends_the_others_too():
+    with started_together(BEGIN + DYING, 2, 0, 'killed') as (_, second):
+        said = ''.join(outputs_of(second))
+    assert second.returncode != 0
+    # The words of the one who notices first: of ThinkML, or of JAX, which then ends it.
+    assert 'has lost another one' in said or 'another task died' in said, said
 
 
 DIFFERENT = """
@@ -225,30 +292,68 @@ print(len(result['history']['loss']), trainer._latest.history.events)
 
 
 EVALUATED = """
+from pathlib import Path
 from thinkml.evaluation import ModelEvaluator
-from tests.training.test_processes import DropoutBatchNorm, nnx
-trainer = DistributedTrainer(TrainingConfig(**SETTINGS), strategy=sys.argv[1])
+from thinkml.monitoring import TrainingMonitor
+
+own = Path(sys.argv[2], os.environ['SLURM_PROCID'])
+own.mkdir()
+os.chdir(own)
+config = TrainingConfig(**SETTINGS, callbacks=['tensorboard', 'csv'])
+trainer = DistributedTrainer(config, strategy=sys.argv[1])
 model = DropoutBatchNorm(6, 3, nnx.Rngs(0))
 trainer.train(model, X, Y, progress=False)
-together = ModelEvaluator(devices=trainer.devices).evaluate(model, X, Y)
+evaluator = ModelEvaluator(devices=trainer.devices)
+together = evaluator.evaluate(model, X, Y)
 print(json.dumps(together.metrics))
-if trainer.strategy == 'mirrored' and os.environ['SLURM_PROCID'] == '0':
+evaluator.generate_report(together).save('report.html')
+monitor = TrainingMonitor()
+monitor.track_progress(model)
+monitor.plot_progress('curves.png')
+if trainer.strategy == 'mirrored' and own.name == '0':
     alone = ModelEvaluator().evaluate(model, X, Y)
     assert all(abs(alone[name] - value) < 1e-6 for name, value in together.metrics.items())
 """
 
 
 @pytest.mark.parametrize('strategy', ['mirrored', pytest.param('fsdp', marks=pytest.mark.slow)])
-def test_processes_evaluate_together_or_one_alone(strategy):
-    outputs = run_together(BEGIN + EVALUATED, 2, strategy, devices=2)
+def test_processes_evaluate_together_and_the_first_one_writes(strategy, tmp_path):
+    outputs = run_together(BEGIN + EVALUATED, 2, strategy, tmp_path, devices=2)
     results = [json.loads(output) for output, _ in outputs]
     assert results[0] == results[1] and results[0]['accuracy'] > 0.5
+    written = {path.name for path in tmp_path.glob('0/**/*') if path.is_file()}
+    assert written >= {'report.html', 'curves.png'} and len(written) == 5, written
+    assert not list(tmp_path.glob('1/*'))
 
 
 def test_one_process_that_stops_stops_all():
     (first, _), (second, _) = run_together(BEGIN + ENDED, 2)
     assert first == "3 [(3, 'process 1 ended the run')]\n"
     assert second == "3 [(3, 'enough')]\n"
+
+
+MET = """
+of_slurm = {name: os.environ.pop(name) for name in list(os.environ) if name.startswith('SLURM')}
+job, own = of_slurm['SLURM_JOB_ID'], of_slurm['SLURM_PROCID']
+by = {}
+if sys.argv[1] == 'mpi':
+    os.environ |= {
+        'OMPI_MCA_orte_hnp_uri': f'{job}.0;tcp://127.0.0.1:1', 'OMPI_COMM_WORLD_SIZE': '2',
+        'OMPI_COMM_WORLD_RANK': own, 'OMPI_COMM_WORLD_LOCAL_RANK': own,
+    }
+else:
+    port = int(job) % 4096 + 61440
+    by = {'coordinator': f'localhost:{port}', 'num_processes': 2, 'process_id': int(own)}
+trainer = DistributedTrainer(TrainingConfig(**SETTINGS), num_gpus=2, **by)
+assert [device.process_index for device in trainer.devices] == [0, 1]
+print(json.dumps(trained(trainer)))
+"""
+
+
+@pytest.mark.parametrize('way', ['coordinator', pytest.param('mpi', marks=pytest.mark.slow)])
+def test_processes_meet_in_other_ways_and_train_on_some_of_their_devices(way, alone):
+    for output, _ in run_together(BEGIN + MET, 2, way, devices=2):
+        assert_same(json.loads(output), alone)
 
 
 LATE = """

@@ -1,19 +1,28 @@
 """What the processes of one run do together: they start, agree, and one writes what all share."""
 
+import atexit
 import contextlib
+import functools
 import json
 import os
 import re
+import sys
+import zlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax._src import distributed  # whose client waits without an exchange between devices
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from thinkml.errors import CheckpointError, ProcessError
 
 # Seconds after which a process that says nothing counts as lost.
 _SILENCE = 60
+# Seconds that processes wait for one that is slow but alive.
+_PATIENCE = 1800
 
 
 def start(
@@ -33,6 +42,8 @@ def start(
     Raises:
         ProcessError: if JAX was used before, or the others can't be met.
     """
+    if jax.distributed.is_initialized():
+        _leave_after_failure()
     if jax.distributed.is_initialized() or not (coordinator or _is_one_of_several()):
         return
     # The only transport of XLA's CPU backend that every build has; other backends have their own.
@@ -47,6 +58,26 @@ def start(
             'DistributedTrainer before the model and anything else that uses JAX; where the '
             "environment does not tell, pass coordinator='host:port', num_processes and process_id."
         ) from error
+    _leave_after_failure()
+
+
+@functools.cache
+def _leave_after_failure() -> None:
+    """Lets an exception that ends this process end it at once.
+
+    JAX would wait for the others first, minutes, while they wait for this one.
+    """
+
+    def leave() -> None:
+        if getattr(sys, 'last_value', None) is None or hasattr(sys, 'ps1'):
+            return
+        try:
+            sys.stdout.flush()
+            sys.stderr.flush()
+        finally:
+            os._exit(1)
+
+    atexit.register(leave)
 
 
 # Set in a step of a SLURM job (srun), not in a batch script or an interactive shell.
@@ -94,12 +125,56 @@ def is_first_process() -> bool:
     return not jax.distributed.is_initialized() or jax.process_index() == 0
 
 
+@functools.cache
+def connect(mesh: Mesh) -> None:
+    """Opens the connections between the devices of a mesh, where they are of several processes.
+
+    The processes wait for each other before: XLA's transport of the CPU gives one up that comes
+    half a minute later than the others, as one does that reads more or compiles longer.
+
+    Raises:
+        ProcessError: if one is lost, or does not come.
+    """
+    if not mesh.is_multi_process:
+        return
+    devices = list(mesh.devices.flat)
+    name = zlib.crc32(str([device.id for device in devices]).encode())
+    _wait_for(sorted({device.process_index for device in devices}), f'{len(devices)}-{name}')
+    rows = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+    ones = jax.make_array_from_callback(
+        (mesh.size,), rows, lambda part: np.ones(mesh.size, np.float32)[part]
+    )
+    jax.jit(jnp.sum, out_shardings=NamedSharding(mesh, PartitionSpec()))(ones).block_until_ready()
+
+
+@functools.cache
+def _multihost() -> Any:
+    """JAX's exchanges between processes, the connections for them open, see `connect`."""
+    from jax.experimental import multihost_utils
+
+    _wait_for(list(range(jax.process_count())), 'processes')
+    multihost_utils.sync_global_devices('thinkml-processes')
+    return multihost_utils
+
+
+def _wait_for(processes: list[int], name: str) -> None:
+    client = distributed.global_state.client
+    if client is None:  # a TPU pod, where processes need not have met
+        return
+    try:
+        client.wait_at_barrier(f'thinkml-{name}', _PATIENCE * 1000, processes)
+    except jax.errors.JaxRuntimeError as error:
+        raise ProcessError(
+            f'process {jax.process_index()} of {jax.process_count()} has waited for the others, of '
+            f'which one has ended or did not come in {_PATIENCE // 60} minutes; its own output '
+            f'says why. All of them must train. ({str(error)[:300]})'
+        ) from error
+
+
 def meet(name: str) -> None:
     """Waits for all processes, so that each sees what the first one wrote."""
     if jax.process_count() > 1:
-        from jax.experimental import multihost_utils
-
-        multihost_utils.sync_global_devices(f'thinkml-{name}')
+        _multihost().sync_global_devices(f'thinkml-{name}')
 
 
 def told_by_first(find: Callable[[], Any], error: type[Exception] = CheckpointError) -> Any:
@@ -132,9 +207,7 @@ def agreed(value: int) -> int:
     """Returns the first process's number in all of them: what a clock says differs in each."""
     if jax.process_count() == 1:
         return value
-    from jax.experimental import multihost_utils
-
-    return int(multihost_utils.broadcast_one_to_all(np.int32(value)))
+    return int(_multihost().broadcast_one_to_all(np.int32(value)))
 
 
 def least_of_all(value: int | None) -> int | None:
@@ -152,17 +225,13 @@ def of_all(value: int) -> list[int]:
 
 
 def _gathered(value: int) -> np.ndarray:
-    from jax.experimental import multihost_utils
-
     # As text of its bytes: without 64-bit mode, JAX would cut it.
     own = np.frombuffer(np.int64(value).tobytes(), np.uint8)
-    gathered = np.asarray(multihost_utils.process_allgather(own), np.uint8)
+    gathered = np.asarray(_multihost().process_allgather(own), np.uint8)
     return np.frombuffer(gathered.tobytes(), np.int64)
 
 
 def _broadcast(content: bytes) -> bytes:
-    from jax.experimental import multihost_utils
-
-    size = int(multihost_utils.broadcast_one_to_all(np.int32(len(content))))
+    size = int(_multihost().broadcast_one_to_all(np.int32(len(content))))
     own = np.frombuffer(content, np.uint8) if is_first_process() else np.zeros(size, np.uint8)
-    return np.asarray(multihost_utils.broadcast_one_to_all(own)).tobytes()
+    return np.asarray(_multihost().broadcast_one_to_all(own)).tobytes()

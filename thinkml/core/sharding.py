@@ -16,6 +16,8 @@ from jax.sharding import (
     Sharding,
 )
 
+from thinkml.core.processes import connect
+
 PyTree = Any
 
 _AXIS = 'data'
@@ -24,8 +26,10 @@ _SMALLEST_SHARDED = 1024
 
 
 def data_mesh(devices: Any) -> Mesh:
-    """A mesh of one axis, along which batches are parted."""
-    return Mesh(np.array(devices), (_AXIS,), axis_types=(AxisType.Auto,))
+    """A mesh of one axis, along which batches are parted; its devices can exchange."""
+    mesh = Mesh(np.array(devices), (_AXIS,), axis_types=(AxisType.Auto,))
+    connect(mesh)
+    return mesh
 
 
 @dataclasses.dataclass(frozen=True)
