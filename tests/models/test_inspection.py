@@ -99,6 +99,25 @@ def test_the_command_line(root, capsys, tmp_path):
     assert 'does not exist' in capsys.readouterr().err
 
 
+def test_the_command_line_lists_models_that_have_no_names_too(root, model, capsys, tmp_path):
+    for name in ('model_v1', 'model_v2'):
+        ModelManager().save_model(model, root / name, {'accuracy': 0.8})
+    (root / 'model_v2' / 'metadata.json').write_text('{}')
+    (root / '.hidden.thinkml-old').symlink_to(root / 'model_v1')
+    (root / 'link').symlink_to(root / 'model_v1')
+    assert main(['list', str(root)]) == 0
+    named, paths = capsys.readouterr().out.split('\n\n')
+    assert 'small@1' in named and 'model_v1' not in named
+    _, sound, damaged = paths.splitlines()
+    assert sound.startswith('model_v1 ') and '0.8000' in sound
+    assert damaged.startswith('model_v2 ') and 'path: ' in damaged
+    for empty in (tmp_path / 'nowhere', root / 'small' / '1'):
+        assert main(['list', str(empty)]) == 1
+        assert f'there are no models in {empty}' in capsys.readouterr().err
+    assert main(['list', __file__]) == 1
+    assert 'can not be listed' in capsys.readouterr().err
+
+
 def test_it_runs_as_a_module(root):
     command = [sys.executable, '-m', 'thinkml.models', 'inspect', str(root / 'small' / '1')]
     found = subprocess.run(command, check=True, capture_output=True, text=True)
@@ -234,6 +253,11 @@ def test_what_is_no_path_is_refused(model, path):
         ModelManager().save_model(model, path)
     with pytest.raises(ConfigError, match='path: got'):
         ModelManager().load_model(path)
+
+
+def test_arguments_in_the_wrong_order_are_told_shortly(model):
+    with pytest.raises(ConfigError, match=r'^path: got Sequential, expected the path of a direc'):
+        ModelManager().save_model('models/small', model)
 
 
 @pytest.mark.parametrize('trusted', [None, [sys], ['my-models']])

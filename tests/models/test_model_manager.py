@@ -24,6 +24,7 @@ from tests.models import samples
 from tests.models.forged import forge, sign
 from tests.models_for_tests import DropoutBatchNorm
 from thinkml.checkpoint import disk, manifest
+from thinkml.core.adapters import from_functions, from_linen
 from thinkml.core.functional import functionalize
 from thinkml.errors import ModelFileError, ModelTypeError
 from thinkml.history import History
@@ -241,6 +242,30 @@ def test_what_a_class_of_the_main_program_learned_is_carried_over(tmp_path):
     assert record_of(loaded) == record_of(model)
 
 
+@pytest.mark.parametrize('name', ['linen', 'functions'])
+def test_so_is_what_others_of_the_main_program_learned(name, tmp_path, monkeypatch):
+    make, x = samples.SAMPLES[name]
+    model = make()
+    attach_record(model, ModelRecord(task=Task('multiclass', ('a', 'b', 'c'), 3)))
+    recipe = {
+        'linen': r'new = from_linen\(module, model\.variables\) of',
+        'functions': r'new = from_functions\(init, apply, model\.params\) of',
+    }
+    with monkeypatch.context() as patched:
+        for thing in (samples.LinenModule, samples.apply_layers):
+            patched.setattr(thing, '__module__', '__main__')
+        with pytest.raises(ModelFileError, match=f'main program.*{recipe[name]}'):
+            MANAGER.save_model(model, tmp_path / 'model')
+    if name == 'linen':
+        new = from_linen(model.module, model.variables)
+    else:
+        new = from_functions(model.init, model.apply, model.params)
+    attach_record(new, record_of(model))
+    loaded = MANAGER.load_model(MANAGER.save_model(new, tmp_path / 'model'))
+    assert forward(loaded, x).tobytes() == forward(model, x).tobytes()
+    assert record_of(loaded) == record_of(model)
+
+
 def test_a_loaded_models_record_is_saved_again_as_it_was(tmp_path):
     model = mlp()
     attach_record(model, ModelRecord(runs=[history(0.1, math.nan)]))
@@ -319,9 +344,16 @@ def _cycle():
     return cycle
 
 
+def _donated():
+    array = jnp.ones(3)
+    array.delete()
+    return array
+
+
 @pytest.mark.parametrize(
     ('metadata', 'message'),
     [
+        ({'loss': [_donated()]}, r"metadata\['loss'\]\[0\]: the array can not be read: .*deleted"),
         ({'a': {'b': [0, object()]}}, r"metadata\['a'\]\['b'\]\[1\]: got builtins.object"),
         ({'f': print}, r"metadata\['f'\]: got builtins.builtin_function_or_method"),
         ({'key': jax.random.key(0)}, r"metadata\['key'\]: "),

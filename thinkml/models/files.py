@@ -38,7 +38,8 @@ def absolute(path: Any, argument: str = 'path') -> Path:
     """
     is_path = isinstance(path, str | os.PathLike) and isinstance(os.fspath(path), str)
     if not is_path or '\0' in str(path) or not (name := Path(path).name):
-        raise ConfigError(f'{argument}: got {path!r}, expected the path of a directory.')
+        got = repr(path) if isinstance(path, str | bytes | os.PathLike) else type(path).__name__
+        raise ConfigError(f'{argument}: got {got}, expected the path of a directory.')
     if len(name.encode()) > _MAX_NAME_BYTES:
         raise ConfigError(
             f'{argument}: got a name of {len(name)} letters, expected at most {_MAX_NAME_BYTES}.'
@@ -208,6 +209,20 @@ def find(path: Path) -> Path:
             f'path: {path} is not the directory of a saved model: it has no {manifest.NAME}.'
         )
     return path
+
+
+def models_in(folder: Path) -> list[Path]:
+    """The models that are directly in a folder, sorted; none where there is no such folder.
+
+    Raises:
+        ModelFileError: if it can't be listed.
+    """
+    try:
+        return sorted(path for path in folder.iterdir() if _is_model(path) and path.name[0] != '.')
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise ModelFileError(f'root: {folder} can not be listed: {error}') from error
 
 
 def read_whole(path: Path, read: Callable[[Path], Result]) -> Result:
