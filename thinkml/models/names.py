@@ -278,4 +278,9 @@ def check_called_with_arguments(name: str, trusted: Sequence[str]) -> None:
 
 def is_inside(module: str, packages: Sequence[str]) -> bool:
     """Whether a module is one of the packages or in one of them."""
-    return any(module == package or module.startswith(f'{package}.') for package in packages)
+    return f'{module}.'.startswith(_beginnings(tuple(packages)))
+
+
+@functools.cache
+def _beginnings(packages: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(f'{package}.' for package in packages)
