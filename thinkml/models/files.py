@@ -232,15 +232,15 @@ def read_whole(path: Path, read: Callable[[Path], Result]) -> Result:
         ModelFileError: if there is no model, or ``read`` fails and nothing was replaced.
     """
     for _ in range(_MAX_READS):
-        before, failure = _stamp(path), None
+        before = _stamp(path)
         try:
             found = read(find(path))
-        except ModelFileError as error:
-            failure = error
-        if _stamp(path) == before:  # else it may hold something of both
-            if failure is not None:
-                raise failure
-            return found
+        except ModelFileError:
+            if _stamp(path) == before:
+                raise
+        else:
+            if _stamp(path) == before:  # else it may hold something of both
+                return found
     raise ModelFileError(f'path: {path} was replaced {_MAX_READS} times while it was read.')
 
 
