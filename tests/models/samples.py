@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from thinkml.core.adapters import from_functions, from_linen
+from thinkml.models.zoo import create
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +73,56 @@ class LinenModule(nn.Module):
         return nn.Dense(self.outputs)(self.block(x, train=train))
 
 
+class Attention(nnx.Module):
+    def __init__(self, rngs):
+        self.embed = nnx.Embed(11, 8, rngs=rngs)
+        self.attention = nnx.MultiHeadAttention(2, 8, decode=False, rngs=rngs)
+        self.out = nnx.Linear(8, 3, rngs=rngs)
+
+    def __call__(self, x):
+        x = self.embed(x)
+        return self.out((x + self.attention(x)).mean(axis=1))
+
+
+class LSTM(nnx.Module):
+    def __init__(self, rngs):
+        self.embed = nnx.Embed(11, 8, rngs=rngs)
+        self.rnn = nnx.RNN(nnx.LSTMCell(8, 4, rngs=rngs))
+        self.out = nnx.Linear(4, 3, rngs=rngs)
+
+    def __call__(self, x):
+        return self.out(self.rnn(self.embed(x))[:, -1])
+
+
+class Tied(nnx.Module):
+    def __init__(self, rngs):
+        self.embed = nnx.Embed(11, 8, rngs=rngs)
+        self.out = self.embed
+
+    def __call__(self, x):
+        return self.out.attend(nnx.gelu(self.embed(x)).mean(axis=1))
+
+
+class Half(nnx.Module):
+    """All in bfloat16."""
+
+    def __init__(self, rngs):
+        kinds = {'dtype': jnp.bfloat16, 'param_dtype': jnp.bfloat16, 'rngs': rngs}
+        self.hidden = nnx.Linear(4, 8, **kinds)
+        self.norm = nnx.BatchNorm(8, **kinds)
+        self.out = nnx.Linear(8, 3, **kinds)
+
+    def __call__(self, x):
+        return self.out(nnx.silu(self.norm(self.hidden(x))))
+
+
+class LinenLSTM(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        x = nn.RNN(nn.LSTMCell(4))(nn.Embed(11, 8)(x))
+        return nn.Dense(3)(nn.MultiHeadDotProductAttention(num_heads=2)(x, x).mean(axis=1))
+
+
 def init_layers(key, x):
     first, second = jax.random.split(key)
     return [
@@ -111,6 +162,45 @@ def functions():
 
 TOKENS = jax.random.randint(jax.random.key(2), (4, 6), 0, 11)
 FEATURES = jax.random.normal(jax.random.key(3), (5, 4))
+IMAGES = jax.random.uniform(jax.random.key(4), (2, 16, 16, 3))
+
+
+def linen_lstm():
+    module = LinenLSTM()
+    return from_linen(module, module.init(jax.random.key(0), TOKENS))
+
+
+# One of each kind that files must outlive: how it is made, inputs, and what has its name.
+KINDS = {
+    'attention': (lambda: Attention(nnx.Rngs(0)), TOKENS, Attention),
+    'lstm': (lambda: LSTM(nnx.Rngs(0)), TOKENS, LSTM),
+    'tied': (lambda: Tied(nnx.Rngs(0)), TOKENS, Tied),
+    'bfloat16': (lambda: Half(nnx.Rngs(0)), FEATURES, Half),
+    'linen': (linen, FEATURES, LinenModule),
+    'linen_lstm': (linen_lstm, TOKENS, LinenLSTM),
+}
+ZOO = {
+    'mlp': ({'in_features': 4, 'hidden': (8,), 'dropout': 0.2}, FEATURES),
+    'residual_mlp': ({'in_features': 4, 'width': 8}, FEATURES),
+    'cnn': ({'widths': (4, 8), 'dropout': 0.2}, IMAGES),
+    'resnet18': ({'depths': (1, 1)}, IMAGES),
+    'convnext_tiny': ({'depths': (1, 1), 'widths': (8, 16), 'drop_path': 0.5}, IMAGES),
+    'vit_s16': (
+        {'patch_size': 4, 'width': 8, 'depth': 2, 'num_heads': 2, 'image_size': 16},
+        IMAGES,
+    ),
+}
+
+
+def every_kind():
+    """Models by name, their inputs, and the classes and functions that files find them by."""
+    for name, (make, x, named) in KINDS.items():
+        yield name, make(), x, named
+    for name, (options, x) in ZOO.items():
+        model = create(name, 3, **options)
+        yield name, model, x, type(model)
+
+
 SAMPLES = {
     'everything': (everything, TOKENS),
     'linen': (linen, FEATURES),

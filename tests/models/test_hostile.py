@@ -1,5 +1,6 @@
 """Model files that were damaged, or written to do harm; and saves that are killed."""
 
+import contextlib
 import copy
 import faulthandler
 import hashlib
@@ -558,8 +559,6 @@ def check_whole(path):
     model, number = MANAGER.load_model(path), MANAGER.metadata(path)['number']
     assert type(model) is KINDS[number % 2]
     assert all((array == number).all() for array in jax.tree.leaves(nnx.state(model)))
-    others = {file.name for file in path.parent.iterdir()} - {path.name}
-    assert all(name.startswith(f'.{path.name}.') for name in others)
     return number
 
 
@@ -586,11 +585,13 @@ def kill_saves(path, times):
                 pass
             found = check_whole(path)
             assert found > number
+            others = {file.name for file in path.parent.iterdir()} - {path.name}
+            assert all(name.startswith(f'.{path.name}.') for name in others)
             moments.add(tuple(sorted(file.name.split('.')[-1] for file in path.parent.iterdir())))
             number = found + 1
         server.stdin.close()
     MANAGER.save_model(mlp(3, 2), path, overwrite=True)
-    assert {file.suffix for file in path.parent.iterdir()} <= {'', '.tmp'}
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
     return moments
 
 
@@ -601,4 +602,48 @@ def test_a_save_that_is_killed_leaves_a_whole_model(tmp_path):
 @pytest.mark.slow
 def test_50_saves_that_are_killed_leave_a_whole_model(tmp_path):
     moments = kill_saves(tmp_path / 'model', 50)
-    assert any('tmp' in names for names in moments)
+    assert any('thinkml-new' in names for names in moments)
+
+
+SAVE_OFTEN = """
+import sys
+from tests.models.save_to_kill import KINDS
+from thinkml.models import ModelManager
+path, first = sys.argv[1], int(sys.argv[2])
+ModelManager().save_model(KINDS[0](0), f'{path}-{first}')  # imports all there is
+print('ready', flush=True)
+sys.stdin.readline()
+for number in range(first, first + 30):
+    ModelManager().save_model(KINDS[number % 2](number), path, {'number': number}, overwrite=True)
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_save_over_each_other_while_others_read(tmp_path):
+    path = tmp_path / 'model'
+    MANAGER.save_model(KINDS[0](0), path, {'number': 0})
+    environment = {**os.environ, 'JAX_PLATFORMS': 'cpu'}
+    seen = set()
+    with contextlib.ExitStack() as stack:
+        saving = []
+        for first in (100, 200):
+            command = [sys.executable, '-c', SAVE_OFTEN, path, str(first)]
+            pipes = dict.fromkeys(('stdin', 'stdout', 'stderr'), subprocess.PIPE)
+            process = subprocess.Popen(command, cwd=ROOT, env=environment, text=True, **pipes)
+            saving.append(stack.enter_context(process))
+            stack.callback(process.kill)
+        assert [process.stdout.readline() for process in saving] == ['ready\n'] * 2
+        for process in saving:
+            process.stdin.write('go\n')
+            process.stdin.flush()
+        while any(process.poll() is None for process in saving):
+            model = MANAGER.load_model(path)
+            states = map(np.asarray, jax.tree.leaves(nnx.state(model)))
+            (number,) = {float(number) for state in states for number in state.flat}
+            assert type(model) is KINDS[int(number) % 2]
+            seen.add(number)
+        for process in saving:
+            _, errors = process.communicate()
+            assert process.returncode == 0, errors
+    assert len(seen) > 2 and check_whole(path) in (129, 229)
+    assert {file.name for file in tmp_path.iterdir()} == {'model', 'model-100', 'model-200'}

@@ -16,6 +16,7 @@ from thinkml.core.functional import functionalize
 from thinkml.errors import ConfigError, ModelFileError
 from thinkml.models import ModelManager, load_safetensors, predict_proba, save_safetensors
 from thinkml.models.__main__ import main
+from thinkml.models.weights import named_arrays
 from thinkml.training import ModelTrainer, TrainingConfig
 
 X = np.random.default_rng(0).normal(size=(40, 3)).astype(np.float32)
@@ -99,6 +100,25 @@ def test_the_command_line(root, capsys, tmp_path):
     assert 'does not exist' in capsys.readouterr().err
 
 
+def test_the_command_line_lists_models_that_have_no_names_too(root, model, capsys, tmp_path):
+    for name in ('model_v1', 'model_v2'):
+        ModelManager().save_model(model, root / name, {'accuracy': 0.8})
+    (root / 'model_v2' / 'metadata.json').write_text('{}')
+    (root / '.hidden.thinkml-old').symlink_to(root / 'model_v1')
+    (root / 'link').symlink_to(root / 'model_v1')
+    assert main(['list', str(root)]) == 0
+    named, paths = capsys.readouterr().out.split('\n\n')
+    assert 'small@1' in named and 'model_v1' not in named
+    _, sound, damaged = paths.splitlines()
+    assert sound.startswith('model_v1 ') and '0.8000' in sound
+    assert damaged.startswith('model_v2 ') and 'path: ' in damaged
+    for empty in (tmp_path / 'nowhere', root / 'small' / '1'):
+        assert main(['list', str(empty)]) == 1
+        assert f'there are no models in {empty}' in capsys.readouterr().err
+    assert main(['list', __file__]) == 1
+    assert 'can not be listed' in capsys.readouterr().err
+
+
 def test_it_runs_as_a_module(root):
     command = [sys.executable, '-m', 'thinkml.models', 'inspect', str(root / 'small' / '1')]
     found = subprocess.run(command, check=True, capture_output=True, text=True)
@@ -135,17 +155,29 @@ def test_without_safetensors_it_says_what_to_install(model, tmp_path, monkeypatc
         save_safetensors(model, tmp_path / 'x.safetensors')
 
 
-def test_stablehlo_alone_computes_the_forward_pass(model, root, tmp_path):
-    from jax._src.lib.mlir import ir
+def test_stablehlo_alone_computes_the_forward_pass(tmp_path):
+    """By the interpreter of StableHLO itself, from the file, the weights and the inputs alone."""
+    from jaxlib.mlir import ir
     from jaxlib.mlir.dialects import stablehlo
 
-    manager = ModelManager(root)
-    file = manager.export('small', tmp_path / 'small.mlirbc')
-    with ir.Context() as context:
+    rngs = nnx.Rngs(0)
+    model = nnx.Sequential(nnx.Linear(3, 4, rngs=rngs), nnx.relu, nnx.Linear(4, 2, rngs=rngs))
+    ModelTrainer(TrainingConfig(epochs=1)).train(model, X, Y, progress=False)
+    manager = ModelManager()
+    path = manager.save_model(model, tmp_path / 'model')
+    file = manager.export(path, tmp_path / 'model.mlirbc')
+    weights = named_arrays(model)
+    given = [np.int32(0), *(weights[name] for name in manager.inspect(path).forward_arrays), X]
+    with ir.Context() as context, ir.Location.unknown():
+        stablehlo.register_interpreter_dialect(context)
         module = stablehlo.deserialize_portable_artifact(context, file.read_bytes())
-        text = str(module)
-    taken = manager.inspect('small').forward_arrays
-    assert text.count('%arg') and f'%arg{len(taken)}' in text
+        assert 'custom_call' not in str(module)
+        # The interpreter wants to know how many rows there are.
+        module = ir.Module.parse(str(module).replace('tensor<?x', f'tensor<{len(X)}x'))
+        arguments = [ir.DenseElementsAttr.get(np.array(a, order='C')) for a in given]
+        (outputs,) = stablehlo.eval_module(module, arguments)
+        found = np.array(ir.DenseFPElementsAttr(outputs)).reshape(len(X), 2)
+    np.testing.assert_allclose(found, model(X), rtol=1e-5, atol=1e-6)
 
 
 def test_an_untrained_model_has_no_forward_pass_to_export(tmp_path):
@@ -234,6 +266,11 @@ def test_what_is_no_path_is_refused(model, path):
         ModelManager().save_model(model, path)
     with pytest.raises(ConfigError, match='path: got'):
         ModelManager().load_model(path)
+
+
+def test_arguments_in_the_wrong_order_are_told_shortly(model):
+    with pytest.raises(ConfigError, match=r'^path: got Sequential, expected the path of a direc'):
+        ModelManager().save_model('models/small', model)
 
 
 @pytest.mark.parametrize('trusted', [None, [sys], ['my-models']])

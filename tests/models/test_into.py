@@ -1,6 +1,7 @@
 """Weights into a model one made, training that goes on, files of old formats."""
 
 import math
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -109,29 +110,42 @@ def arrays_of(model):
     return {n: a for n, a in named_arrays(model).items() if not n.startswith('dropout')}
 
 
-def test_arrays_stay_on_the_devices_they_are_on(tmp_path):
-    path = MANAGER.save_model(trained(Named()), tmp_path / 'model')
-    script = f"""
+ON_DEVICES = """
+import sys
 import jax, numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
-from flax import nnx
-from tests.models.test_into import Named, X, MANAGER
-from thinkml.models import predict_proba
-mine = Named(seed=3)
+from tests.models.test_into import Named, MANAGER
+root, before = sys.argv[1], sys.argv[2]
+mine = Named(seed=3, width=8)
 mesh = Mesh(np.array(jax.devices()), ('model',))
-sharding = NamedSharding(mesh, P(None, 'model'))
-mine.hidden.kernel[...] = jax.device_put(mine.hidden.kernel[...], sharding)
-MANAGER.load_model({str(path)!r}, into=mine)
-assert mine.hidden.kernel[...].sharding == sharding, mine.hidden.kernel[...].sharding
-saved = MANAGER.save_model(mine, {str(tmp_path / 'sharded')!r})
-plain = MANAGER.load_model(saved, into=Named(seed=4))
-np.testing.assert_array_equal(mine.hidden.kernel[...], plain.hidden.kernel[...])
+for kernel, spec in ((mine.hidden.kernel, P(None, 'model')), (mine.out.kernel, P('model'))):
+    kernel.set_value(jax.device_put(kernel.get_value(), NamedSharding(mesh, spec)))
+places = [layer.kernel.get_value().sharding for layer in (mine.hidden, mine.out)]
+MANAGER.load_model(f'{root}/{before}', into=mine)
+found = [layer.kernel.get_value() for layer in (mine.hidden, mine.out)]
+assert [array.sharding for array in found] == places, found
+assert all(len(array.addressable_shards) == len(jax.devices()) for array in found)
+alone = MANAGER.load_model(f'{root}/{before}')
+assert len(alone.hidden.kernel.get_value().devices()) == 1
+for array, layer in zip(found, (alone.hidden, alone.out)):
+    np.testing.assert_array_equal(array, layer.kernel.get_value())
+MANAGER.save_model(mine, f'{root}/{len(jax.devices())}')
 """
-    flags = {'XLA_FLAGS': '--xla_force_host_platform_device_count=2', 'JAX_PLATFORMS': 'cpu'}
-    root = Path(__file__).parents[2]
-    import os
 
-    subprocess.run([sys.executable, '-c', script], check=True, cwd=root, env=os.environ | flags)
+
+@pytest.mark.slow
+def test_models_are_saved_and_loaded_on_any_number_of_devices(tmp_path):
+    model = trained(Named(width=8))
+    MANAGER.save_model(model, tmp_path / '1')
+    for before, devices in ((1, 8), (8, 2), (2, 4)):
+        flags = f'--xla_force_host_platform_device_count={devices}'
+        subprocess.run(
+            [sys.executable, '-c', ON_DEVICES, tmp_path, str(before)], check=True,
+            cwd=Path(__file__).parents[2],
+            env={**os.environ, 'XLA_FLAGS': flags, 'JAX_PLATFORMS': 'cpu'},
+        )  # fmt: skip
+    loaded = MANAGER.load_model(tmp_path / '4')
+    assert predict_proba(loaded, X).tobytes() == predict_proba(model, X).tobytes()
 
 
 # --- the optimizer ----------------------------------------------------------------------------
@@ -158,6 +172,22 @@ def test_training_goes_on_where_it_was(tmp_path):
     np.testing.assert_allclose(cut.kernel[...], whole.kernel[...], rtol=1e-5, atol=1e-7)
     assert not np.allclose(without.kernel[...], whole.kernel[...], rtol=1e-4, atol=1e-6)
     assert len(record_of(cut).runs) == 2
+
+
+def test_it_goes_on_to_the_bit_as_in_memory(tmp_path):
+    config = TrainingConfig(epochs=2, batch_size=20, optimizer='adamw')
+    model = Named()
+    ModelTrainer(config).train(model, X, Y, progress=False)
+    path = MANAGER.save_model(model, tmp_path / 'model', include_optimizer=True)
+    loaded = MANAGER.load_model(path, include_optimizer=True)
+    record_of(model).continues = True
+    for one in (model, loaded):
+        ModelTrainer(config).train(one, X, Y, progress=False)
+    assert record_of(loaded).runs[1]['loss'] == record_of(model).runs[1]['loss']
+    for name, array in arrays_of(loaded).items():
+        assert np.asarray(array).tobytes() == np.asarray(arrays_of(model)[name]).tobytes(), name
+    for name, array in record_of(loaded).optimizer.items():
+        np.testing.assert_array_equal(array, record_of(model).optimizer[name])
 
 
 def test_only_the_first_training_goes_on(tmp_path):

@@ -23,7 +23,8 @@ from flax import nnx
 from tests.models import samples
 from tests.models.forged import forge, sign
 from tests.models_for_tests import DropoutBatchNorm
-from thinkml.checkpoint import manifest
+from thinkml.checkpoint import disk, manifest
+from thinkml.core.adapters import from_functions, from_linen
 from thinkml.core.functional import functionalize
 from thinkml.errors import ModelFileError, ModelTypeError
 from thinkml.history import History
@@ -241,6 +242,30 @@ def test_what_a_class_of_the_main_program_learned_is_carried_over(tmp_path):
     assert record_of(loaded) == record_of(model)
 
 
+@pytest.mark.parametrize('name', ['linen', 'functions'])
+def test_so_is_what_others_of_the_main_program_learned(name, tmp_path, monkeypatch):
+    make, x = samples.SAMPLES[name]
+    model = make()
+    attach_record(model, ModelRecord(task=Task('multiclass', ('a', 'b', 'c'), 3)))
+    recipe = {
+        'linen': r'new = from_linen\(module, model\.variables\) of',
+        'functions': r'new = from_functions\(init, apply, model\.params\) of',
+    }
+    with monkeypatch.context() as patched:
+        for thing in (samples.LinenModule, samples.apply_layers):
+            patched.setattr(thing, '__module__', '__main__')
+        with pytest.raises(ModelFileError, match=f'main program.*{recipe[name]}'):
+            MANAGER.save_model(model, tmp_path / 'model')
+    if name == 'linen':
+        new = from_linen(model.module, model.variables)
+    else:
+        new = from_functions(model.init, model.apply, model.params)
+    attach_record(new, record_of(model))
+    loaded = MANAGER.load_model(MANAGER.save_model(new, tmp_path / 'model'))
+    assert forward(loaded, x).tobytes() == forward(model, x).tobytes()
+    assert record_of(loaded) == record_of(model)
+
+
 def test_a_loaded_models_record_is_saved_again_as_it_was(tmp_path):
     model = mlp()
     attach_record(model, ModelRecord(runs=[history(0.1, math.nan)]))
@@ -319,9 +344,16 @@ def _cycle():
     return cycle
 
 
+def _donated():
+    array = jnp.ones(3)
+    array.delete()
+    return array
+
+
 @pytest.mark.parametrize(
     ('metadata', 'message'),
     [
+        ({'loss': [_donated()]}, r"metadata\['loss'\]\[0\]: the array can not be read: .*deleted"),
         ({'a': {'b': [0, object()]}}, r"metadata\['a'\]\['b'\]\[1\]: got builtins.object"),
         ({'f': print}, r"metadata\['f'\]: got builtins.builtin_function_or_method"),
         ({'key': jax.random.key(0)}, r"metadata\['key'\]: "),
@@ -452,6 +484,8 @@ def test_of_two_saves_without_overwrite_one_wins(tmp_path, monkeypatch):
 
 
 def test_of_two_saves_that_move_at_once_one_wins(tmp_path, monkeypatch):
+    """Where folders can't be locked; where they can, the second waits."""
+    monkeypatch.setattr(disk, 'lock', lambda folder: -1)
     path, rename, turn = tmp_path / 'model', pathlib.Path.rename, []
 
     def another_save_first(self, target):
@@ -470,7 +504,7 @@ def test_a_move_that_fails_puts_the_old_model_back(saved, monkeypatch):
     rename = pathlib.Path.rename
 
     def full(self, target):
-        if target == saved and self.suffix == '.tmp':
+        if target == saved and self.suffix == '.thinkml-new':
             raise OSError('no space left on device')
         return rename(self, target)
 
@@ -504,6 +538,71 @@ def test_a_model_replaced_while_it_is_read_is_read_again(saved, monkeypatch):
     with pytest.raises(ModelFileError, match=f'path: {saved}: weights is damaged'):
         MANAGER.load_model(saved)
     assert len(turn) == 1
+
+
+def test_what_is_read_is_never_of_two_models(tmp_path, monkeypatch):
+    """Replaced between its parts by one whose arrays fit as well."""
+    path, read_arrays = tmp_path / 'model', model_file._read_arrays
+    old, new = mlp(), mlp()
+    new.layers[0].kernel[...] = jnp.full((3, 4), 7.0)
+    attach_record(new, ModelRecord(config={'epochs': 7}))
+    MANAGER.save_model(old, path)
+
+    def late(directory):
+        if first_time:
+            MANAGER.save_model(new, first_time.pop(), overwrite=True)
+        return read_arrays(directory)
+
+    first_time = [path]
+    monkeypatch.setattr(model_file, '_read_arrays', late)
+    loaded = MANAGER.load_model(path)
+    assert float(loaded.layers[0].kernel[0, 0]) == 7.0
+    assert record_of(loaded).config == {'epochs': 7}
+
+
+def test_a_model_that_is_replaced_without_end_is_an_error(saved, monkeypatch):
+    read_metadata = model_file.read_metadata
+
+    def late(directory):
+        MANAGER.save_model(mlp(), saved, overwrite=True)
+        return read_metadata(directory)
+
+    monkeypatch.setattr(model_file, 'read_metadata', late)
+    with pytest.raises(ModelFileError, match=f'path: {saved} was replaced 20 times while'):
+        MANAGER.metadata(saved)
+
+
+def test_what_saves_that_were_killed_left_is_removed_by_the_next(saved):
+    folder = saved.parent
+    left = folder / '.other.0123456789ab.thinkml-new'
+    at_work = folder / '.model.ba9876543210.thinkml-new'
+    others = ('.model.0123456789ab.tmp', '.model.thinkml-new', 'a.0123456789ab.thinkml-new')
+    for path in (left, at_work, *(folder / name for name in others)):
+        path.mkdir()
+        (path / 'weights').write_text('x')
+    (folder / '.link.0123456789ab.thinkml-new').symlink_to(saved)
+    held = disk.lock(at_work)
+    MANAGER.save_model(mlp(), saved, overwrite=True)
+    assert not left.exists() and at_work.exists()
+    disk.unlock(held)
+    MANAGER.save_model(mlp(), folder / 'another')
+    assert {path.name for path in folder.iterdir()} == {
+        'model', 'another', '.link.0123456789ab.thinkml-new', *others
+    }  # fmt: skip
+    first_weight(saved)
+
+
+def test_a_folder_that_another_process_holds_is_waited_for(saved, monkeypatch):
+    monkeypatch.setattr(files, '_WAIT_SECONDS', 0.05)
+    held = disk.lock(saved.parent)
+    with pytest.raises(ModelFileError, match=f'path: {saved} can not be written: another process'):
+        MANAGER.save_model(mlp(), saved, overwrite=True)
+    first_weight(saved)  # readers wait for nobody
+    also_held = os.dup(held)  # as a process that was forked meanwhile has it
+    disk.unlock(held)
+    MANAGER.save_model(mlp(), saved, overwrite=True)
+    os.close(also_held)
+    assert [file.name for file in saved.parent.iterdir()] == ['model']
 
 
 def test_a_model_directory_does_not_say_where_it_was_written(saved):

@@ -55,4 +55,4 @@ def test_processes_save_one_model_together(tmp_path):
     np.testing.assert_array_equal(loaded.bias[...], [0, 1])
     alone = named_arrays(manager.load_model(tmp_path / 'alone'))
     np.testing.assert_array_equal(loaded.kernel[...], alone['kernel'])
-    assert not list(tmp_path.glob('**/.*.tmp'))
+    assert not list(tmp_path.glob('**/.*.thinkml-new'))

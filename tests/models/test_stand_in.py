@@ -1,6 +1,7 @@
 """Models whose code is gone or changed: the exported forward pass stands in."""
 
 import importlib
+import pathlib
 import subprocess
 import sys
 import textwrap
@@ -206,6 +207,52 @@ def test_every_kind_of_model_predicts_bit_for_bit_without_its_code(name, tmp_pat
         stand_in = ModelManager().load_model(path)
     assert isinstance(stand_in, ExportedModel)
     assert predict_outputs(stand_in, x).tobytes() == outputs.tobytes()
+
+
+ANEW = """
+import sys, warnings
+import numpy as np
+from tests.models import samples
+from thinkml.core import predict_outputs
+from thinkml.models import ModelManager
+
+root, renamed = sys.argv[1], sys.argv[2] == 'renamed'
+if renamed:
+    import thinkml.models.zoo.catalog as catalog
+    gone = {architecture.make for architecture in catalog.ARCHITECTURES.values()}
+    for named in gone | {named for _, _, named in samples.KINDS.values()}:
+        home = sys.modules[named.__module__]
+        setattr(home, f'{named.__name__}Renamed', vars(home)[named.__name__])
+        delattr(home, named.__name__)
+inputs = {name: x for name, (_, x, _) in samples.KINDS.items()}
+inputs |= {name: x for name, (_, x) in samples.ZOO.items()}
+for name, x in inputs.items():
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter('always')
+        model = ModelManager().load_model(f'{root}/{name}')
+    assert [' is gone: ' in str(w.message) for w in caught] == [True] * renamed, (name, caught)
+    assert (type(model).__name__ == 'ExportedModel') == renamed, name
+    np.save(f'{root}/{name}.{sys.argv[2]}.npy', predict_outputs(model, np.asarray(x)))
+"""
+
+
+@pytest.mark.slow
+def test_a_fresh_process_predicts_bit_for_bit_of_every_kind_and_after_a_renaming(tmp_path):
+    expected = {}
+    for name, model, x, _ in samples.every_kind():
+        x = np.asarray(x)
+        expected[name] = predict_outputs(model, x)
+        spec = InputSpec(ArraySpec(x.shape[1:], x.dtype.name))
+        task = Task('regression', None, expected[name].shape[1])
+        attach_record(model, ModelRecord(task, spec))
+        ModelManager().save_model(model, tmp_path / name)
+    root = pathlib.Path(__file__).parents[2]
+    for how in ('as it was', 'renamed'):
+        command = [sys.executable, '-c', ANEW, tmp_path, how]
+        subprocess.run(command, check=True, cwd=root)
+        for name, outputs in expected.items():
+            found = np.load(tmp_path / f'{name}.{how}.npy')
+            assert found.dtype == outputs.dtype and found.tobytes() == outputs.tobytes(), name
 
 
 def test_an_exported_model_without_its_program_is_refused(saved, code):

@@ -1,10 +1,12 @@
 """Numbered checkpoints of a training run: written in the background, whole or not at all."""
 
 import concurrent.futures
+import functools
 import json
 import os
 import re
 import shutil
+import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -149,6 +151,7 @@ class Checkpointer:
         executor = concurrent.futures.ThreadPoolExecutor(1, 'thinkml-checkpoint')
         self._pending = step, executor.submit(finish)
         executor.shutdown(wait=False)
+        _complete_before_exit(self._pending[1])
 
     def wait(self) -> None:
         """Blocks until every save is on disk.
@@ -365,6 +368,28 @@ class Checkpointer:
         if self._pending is not None:
             concurrent.futures.wait([self._pending[1]])
             meet('checkpoint-saved')
+
+
+_unfinished: set[concurrent.futures.Future[None]] = set()
+
+
+def _complete_before_exit(saving: concurrent.futures.Future[None]) -> None:
+    _wait_at_exit()
+    _unfinished.add(saving)
+    saving.add_done_callback(_unfinished.discard)
+
+
+@functools.cache
+def _wait_at_exit() -> None:
+    """Has the interpreter wait for saves before it takes from Orbax the threads they need.
+
+    `atexit` comes too late for that: Orbax would then wait for itself for five minutes.
+    """
+    threading._register_atexit(  # pyright: ignore[reportAttributeAccessIssue]
+        lambda: concurrent.futures.wait(list(_unfinished))
+    )
+    if hasattr(os, 'register_at_fork'):
+        os.register_at_fork(after_in_child=_unfinished.clear)  # its threads are not there
 
 
 def _is_checkpoint(path: Path) -> bool:

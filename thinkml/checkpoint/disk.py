@@ -1,9 +1,12 @@
 """What the file system is asked for beyond reading and writing: lasting files, locks, room."""
 
+import contextlib
 import os
 import shutil
 import stat
 import tempfile
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 try:
@@ -83,9 +86,28 @@ def lock(folder: Path) -> int | None:
 
 
 def unlock(descriptor: int | None) -> None:
-    """Gives a lock back."""
-    if descriptor is not None and descriptor >= 0:
+    """Gives a lock back, also where a process that was forked meanwhile has the descriptor too."""
+    if fcntl is not None and descriptor is not None and descriptor >= 0:
+        fcntl.flock(descriptor, fcntl.LOCK_UN)
         os.close(descriptor)
+
+
+@contextlib.contextmanager
+def locked(folder: Path, seconds: float) -> Iterator[None]:
+    """Holds the lock of a folder, where folders can be locked.
+
+    Raises:
+        OSError: if another one has held it for ``seconds``, or there is no such folder.
+    """
+    until = time.monotonic() + seconds
+    while (held := lock(folder)) is None:
+        if time.monotonic() >= until:
+            raise TimeoutError(f'another process has held {folder} for {seconds:g} seconds')
+        time.sleep(0.01)
+    try:
+        yield
+    finally:
+        unlock(held)
 
 
 def remove(path: Path, trash: Path) -> None:

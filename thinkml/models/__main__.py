@@ -1,11 +1,15 @@
-"""``python -m thinkml.models``: looks at model files, checks and exports them."""
+"""The command line, ``python -m thinkml.models``: looks at model files, checks and exports them."""
 
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
-from thinkml.errors import ThinkMLError
+from thinkml.errors import ModelFileError, ThinkMLError
+from thinkml.models.files import models_in
 from thinkml.models.manager import ModelManager
+from thinkml.models.table import Table
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -20,14 +24,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog='python -m thinkml.models', description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog='python -m thinkml.models',
+        description='Looks at model files, checks and exports them.',
+    )
     commands = parser.add_subparsers(required=True, metavar='COMMAND')
 
     inspect = commands.add_parser('inspect', help='what a model holds, without reading its weights')
     inspect.add_argument('path', help='the directory of a model, or NAME@VERSION with --root')
     inspect.set_defaults(run=_inspect)
 
-    listing = commands.add_parser('list', help='the named models in a folder, with their versions')
+    listing = commands.add_parser('list', help='the models in a folder, with their versions')
     listing.add_argument('root', help='the folder')
     listing.set_defaults(run=_list)
 
@@ -51,8 +58,20 @@ def _inspect(asked: argparse.Namespace) -> None:
 
 def _list(asked: argparse.Namespace) -> None:
     manager = ModelManager(asked.root)
-    for name in manager.list_models():
-        print(manager.versions(name), end='\n\n')
+    tables = [manager.versions(name) for name in manager.list_models()]
+    if paths := models_in(Path(asked.root)):  # saved by a path, not by a name
+        tables.append(Table.of(_row(manager, path) for path in paths))
+    if not tables:
+        raise ModelFileError(f'root: there are no models in {asked.root}.')
+    print(*tables, sep='\n\n')
+
+
+def _row(manager: ModelManager, path: Path) -> dict[str, Any]:
+    try:
+        (row,) = manager.compare(path)
+    except ModelFileError as error:
+        return {'model': path.name, 'problem': str(error)}
+    return row | {'model': path.name}
 
 
 def _verify(asked: argparse.Namespace) -> None:

@@ -7,13 +7,14 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-from thinkml.checkpoint import manifest
+from thinkml.checkpoint import disk, manifest
 from thinkml.checkpoint.disk import read_bounded, sync_folder
 from thinkml.core.processes import is_first_process, meet, told_by_first
 from thinkml.errors import ConfigError, ModelFileError
@@ -24,6 +25,9 @@ FORMAT = 2
 
 MAX_JSON_BYTES = 256 * 2**20
 _MAX_NAME_BYTES = 200  # what stands beside has a longer name
+_WAIT_SECONDS = 60.0
+_MAX_READS = 20
+_LEFTOVER = re.compile(r'\..+\.[0-9a-f]{12}\.thinkml-new')
 
 
 def absolute(path: Any, argument: str = 'path') -> Path:
@@ -34,7 +38,8 @@ def absolute(path: Any, argument: str = 'path') -> Path:
     """
     is_path = isinstance(path, str | os.PathLike) and isinstance(os.fspath(path), str)
     if not is_path or '\0' in str(path) or not (name := Path(path).name):
-        raise ConfigError(f'{argument}: got {path!r}, expected the path of a directory.')
+        got = repr(path) if isinstance(path, str | bytes | os.PathLike) else type(path).__name__
+        raise ConfigError(f'{argument}: got {got}, expected the path of a directory.')
     if len(name.encode()) > _MAX_NAME_BYTES:
         raise ConfigError(
             f'{argument}: got a name of {len(name)} letters, expected at most {_MAX_NAME_BYTES}.'
@@ -51,6 +56,18 @@ def check_target(path: Path, overwrite: bool) -> None:
     Raises:
         ModelFileError: if something is there that may not be replaced.
     """
+    if not path.parent.is_dir():  # it will be made
+        return
+    try:
+        with disk.locked(path.parent, _WAIT_SECONDS):
+            _check_free(path, overwrite)
+    except ModelFileError:
+        raise
+    except OSError as error:
+        raise ModelFileError(f'path: {path} can not be written: {error}') from error
+
+
+def _check_free(path: Path, overwrite: bool) -> None:
     _put_back(path)
     if not os.path.lexists(path):
         return
@@ -70,21 +87,32 @@ def written_whole(path: Path, overwrite: bool) -> Iterator[Path]:
     """Gives a new directory to fill, and puts it in place of ``path`` at the end.
 
     What was at ``path`` stays until the new directory is on disk with its manifest; a process that
-    is killed leaves the one or the other. After an error nothing has changed. Of two processes
-    that write to one path without ``overwrite``, one gets the error. The processes of one run write
-    one directory together.
+    is killed leaves the one or the other, and a hidden directory that the next save beside it
+    removes. After an error nothing has changed. Of two processes that write to one path, the later
+    one replaces what the other wrote, or without ``overwrite`` gets the error. The processes of one
+    run write one directory together.
 
     Raises:
         ModelFileError: if the directory can't be written, or something came to be at ``path``.
     """
     beside = Path(told_by_first(lambda: str(_unused(path)), ModelFileError))
+    held = None
+
+    def begin() -> None:
+        nonlocal held
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with disk.locked(path.parent, _WAIT_SECONDS):
+            beside.mkdir()
+            held = disk.lock(beside)  # says that somebody is at work here
+            _sweep(path.parent)
 
     def finish() -> None:
         manifest.write(beside, format=FORMAT)
-        _replace(path, beside, overwrite)
+        with disk.locked(path.parent, _WAIT_SECONDS):
+            _replace(path, beside, overwrite)
 
     try:
-        told_by_first(lambda: beside.mkdir(parents=True), ModelFileError)
+        told_by_first(begin, ModelFileError)
         yield beside
         meet('model-written')
         told_by_first(finish, ModelFileError)
@@ -95,6 +123,21 @@ def written_whole(path: Path, overwrite: bool) -> Iterator[Path]:
     finally:
         if is_first_process():
             shutil.rmtree(beside, ignore_errors=True)
+        disk.unlock(held)
+
+
+def _sweep(folder: Path) -> None:
+    """Removes what saves that were killed have left; what is locked somebody is still writing."""
+    for name in os.listdir(folder):
+        leftover = folder / name
+        if not _LEFTOVER.fullmatch(name) or leftover.is_symlink() or not leftover.is_dir():
+            continue
+        held = None
+        with contextlib.suppress(FileNotFoundError):  # who failed there removes it just now
+            held = disk.lock(leftover)
+        if held is not None and held >= 0:  # nobody knows where folders can't be locked
+            shutil.rmtree(leftover, ignore_errors=True)
+        disk.unlock(held)
 
 
 def _replace(path: Path, new: Path, overwrite: bool) -> None:
@@ -103,15 +146,15 @@ def _replace(path: Path, new: Path, overwrite: bool) -> None:
     No portable call swaps two directories, so for a moment the old one is aside; `find` looks
     there too.
     """
-    check_target(path, overwrite)
+    _check_free(path, overwrite)
     aside = _aside(path)
     if path.exists():
         _discard(path)
         path.rename(aside)
     try:
-        new.rename(path)  # fails where another process put a model in the meantime
+        new.rename(path)  # fails where folders can't be locked and another process was first
     except OSError:
-        check_target(path, overwrite)
+        _check_free(path, overwrite)
         raise
     sync_folder(path.parent)
     _discard(path)
@@ -122,7 +165,7 @@ def _aside(path: Path) -> Path:
 
 
 def _unused(path: Path) -> Path:
-    return path.with_name(f'.{path.name}.{uuid.uuid4().hex[:12]}.tmp')
+    return path.with_name(f'.{path.name}.{uuid.uuid4().hex[:12]}.thinkml-new')
 
 
 def _is_model(path: Path) -> bool:
@@ -168,28 +211,50 @@ def find(path: Path) -> Path:
     return path
 
 
+def models_in(folder: Path) -> list[Path]:
+    """The models that are directly in a folder, sorted; none where there is no such folder.
+
+    Raises:
+        ModelFileError: if it can't be listed.
+    """
+    try:
+        return sorted(path for path in folder.iterdir() if _is_model(path) and path.name[0] != '.')
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise ModelFileError(f'root: {folder} can not be listed: {error}') from error
+
+
 def read_whole(path: Path, read: Callable[[Path], Result]) -> Result:
-    """Calls ``read`` with a model's directory, and again if the model was replaced meanwhile.
+    """Calls ``read`` with a model's directory, and again where the model was replaced meanwhile.
 
     Raises:
         ModelFileError: if there is no model, or ``read`` fails and nothing was replaced.
     """
-    before = _stamp(path)
-    try:
-        return read(find(path))
-    except ModelFileError:
-        if _stamp(path) == before:
-            raise
-    return read(find(path))
+    for _ in range(_MAX_READS):
+        before = _stamp(path)
+        try:
+            found = read(find(path))
+        except ModelFileError:
+            if _stamp(path) == before:
+                raise
+        else:
+            if _stamp(path) == before:  # else it may hold something of both
+                return found
+    raise ModelFileError(f'path: {path} was replaced {_MAX_READS} times while it was read.')
 
 
-def _stamp(path: Path) -> tuple[int, int] | None:
+def _stamp(path: Path) -> list[tuple[int, int] | None]:
     """Changes whenever the model at a path is another one."""
-    try:
-        status = (path / manifest.NAME).stat()
-    except OSError:
-        return None
-    return status.st_ino, status.st_mtime_ns
+    found: list[tuple[int, int] | None] = []
+    for directory in (path, _aside(path)):
+        try:
+            status = (directory / manifest.NAME).stat()
+        except OSError:
+            found.append(None)
+        else:
+            found.append((status.st_ino, status.st_mtime_ns))
+    return found
 
 
 def write_json(directory: Path, name: str, value: Any) -> None:

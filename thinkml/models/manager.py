@@ -199,8 +199,9 @@ class ModelManager:
         Args:
             path: the model.
             file: where to; the ending says what: ``.safetensors`` for the weights,
-                ``.mlirbc`` for the forward pass alone as StableHLO bytecode, whose first arguments
-                are the weights that ``inspect(path).forward_arrays`` names, in that order.
+                ``.mlirbc`` for the forward pass alone as StableHLO bytecode, whose arguments are
+                an int32 that says where it runs (0 CPU, 1 CUDA, 2 TPU), the weights that
+                ``inspect(path).forward_arrays`` names, in that order, and the inputs.
 
         Returns:
             The file.

@@ -90,7 +90,9 @@ def contents_of(model: Any, metadata: Any, include_optimizer: bool) -> Contents:
         record = record_of(model)
         known, notes = _record_to_json(record), _notes(metadata)
     except RecursionError as error:
-        raise ModelFileError('model, metadata: one of them contains itself.') from error
+        raise ModelFileError(
+            'model, metadata: one of them contains itself, or is nested hundreds of times.'
+        ) from error
     if include_optimizer and record.optimizer is None:
         raise ModelFileError(
             'include_optimizer: nothing is known of an optimizer of this model, expected one that '

@@ -146,7 +146,7 @@ def name_of(thing: Any, kind: Kind, path: Path) -> str:
         raise ModelFileError(
             f'{where(path)}: {name!r} is defined in the main program, where another process can '
             'not find it. Move it into a file of its own, my_models.py for instance, and write '
-            f'from my_models import {name}.{_rescue(thing)}'
+            f'from my_models import {name}.{_rescue(thing, path)}'
         )
     for module in (*_PUBLIC, home):
         if module in sys.modules and vars(sys.modules[module]).get(name) is thing:
@@ -157,13 +157,19 @@ def name_of(thing: Any, kind: Kind, path: Path) -> str:
     )
 
 
-def _rescue(thing: Any) -> str:
-    if not NODE.check(thing):
+def _rescue(thing: Any, path: Path) -> str:
+    """How to carry over what a model of the main program has learned."""
+    if NODE.check(thing):
+        new = f'{thing.__name__}(...) of that class, nnx.update(new, nnx.state(model))'
+    elif LINEN.check(thing):
+        new = 'from_linen(module, model.variables) of that module'
+    elif path[0] in ('model.init', 'model.apply'):
+        new = 'from_functions(init, apply, model.params) of those functions'
+    else:
         return ''
     return (
-        f' To keep what this one has learned, make new = {thing.__name__}(...) of that class, '
-        'nnx.update(new, nnx.state(model)), thinkml.record.attach_record(new, '
-        'thinkml.record.record_of(model)), and save new.'
+        f' To keep what this one has learned, make new = {new}, '
+        'thinkml.record.attach_record(new, thinkml.record.record_of(model)), and save new.'
     )
 
 
@@ -272,4 +278,9 @@ def check_called_with_arguments(name: str, trusted: Sequence[str]) -> None:
 
 def is_inside(module: str, packages: Sequence[str]) -> bool:
     """Whether a module is one of the packages or in one of them."""
-    return any(module == package or module.startswith(f'{package}.') for package in packages)
+    return f'{module}.'.startswith(_beginnings(tuple(packages)))
+
+
+@functools.cache
+def _beginnings(packages: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(f'{package}.' for package in packages)

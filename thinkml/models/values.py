@@ -155,7 +155,7 @@ def plain(value: Any, path: Path, special: Callable[[Any, Path], Json] = refuse)
     if isinstance(value, np.datetime64):
         return str(value)
     if isinstance(value, np.generic | np.ndarray | jax.Array) and _is_plain_dtype(value.dtype):
-        return np.asarray(value).tolist()
+        return _numbers(value, path)
     if isinstance(value, np.ndarray):
         return items(value)
     if isinstance(value, datetime.date | datetime.time):
@@ -176,6 +176,13 @@ def plain(value: Any, path: Path, special: Callable[[Any, Path], Json] = refuse)
         base = next(kind for kind in (int, float, str) if isinstance(value, kind))
         return base(value)
     return special(value, path)
+
+
+def _numbers(array: Any, path: Path) -> Any:
+    try:
+        return np.asarray(array).tolist()
+    except RuntimeError as error:  # donated, or in parts that other processes have
+        raise ModelFileError(f'{where(path)}: the array can not be read: {error}') from error
 
 
 def _is_plain_dtype(dtype: Any) -> bool:

@@ -90,8 +90,35 @@ def read_safetensors(path: PathLike) -> dict[str, Any]:
 
 
 def write_stablehlo(forward: Forward, path: PathLike) -> Path:
-    """Writes the forward pass as StableHLO's portable bytecode, the arrays its first arguments."""
-    return _write_whole(path, bytes(open_program(forward).mlir_module_serialized))
+    """Writes the forward pass as StableHLO's portable bytecode.
+
+    Its arguments are an int32 that says where it runs (0 CPU, 1 CUDA, 2 TPU), the arrays, the
+    inputs.
+    """
+    return _write_whole(path, _without_assertions(open_program(forward).mlir_module_serialized))
+
+
+def _without_assertions(program: bytes) -> bytes:
+    """Takes out jax's calls that compare shapes, which no other program knows."""
+    from jaxlib.mlir import ir
+    from jaxlib.mlir.dialects import stablehlo
+
+    assertions = []
+
+    def look_at(operation: Any) -> Any:
+        called = operation.attributes.get('call_target_name')
+        if called is not None and ir.StringAttr(called).value == 'shape_assertion':
+            assertions.append(operation)
+        return ir.WalkResult.ADVANCE
+
+    with ir.Context() as context:
+        module = stablehlo.deserialize_portable_artifact(context, bytes(program))
+        module.operation.walk(look_at)
+        for operation in assertions:
+            operation.erase()
+        kept_for = stablehlo.StablehloCompatibilityRequirement.WEEK_12
+        version = stablehlo.get_version_from_compatibility_requirement(kept_for)
+        return stablehlo.serialize_portable_artifact(module, version)
 
 
 def _write_whole(path: PathLike, content: bytes) -> Path:
