@@ -262,3 +262,18 @@ def test_an_endless_data_set_is_refused():
 
     with pytest.raises(DataError, match=r'leave \.repeat\(\) out'):
         open_dataset(Endless())
+
+
+@pytest.mark.parametrize('stored', [False, True])
+def test_a_part_is_the_rows_between(stored, tmp_path):
+    x = np.arange(40, dtype=np.float32).reshape(20, 2)
+    if stored:
+        np.save(tmp_path / 'x.npy', x)
+    rows = open_rows(np.load(tmp_path / 'x.npy', mmap_mode='r') if stored else x)
+    part = rows.part(5, 12)
+    assert len(part) == 7 and part.spec.shape == (7, 2)
+    np.testing.assert_array_equal(part.all(), x[5:12])
+    np.testing.assert_array_equal(part.take(np.array([6, 0, 0])), x[[11, 5, 5]])
+    np.testing.assert_array_equal(part.part(2, 4).take(np.array([1])), x[[8]])
+    with pytest.raises(IndexError):
+        part.take(np.array([7]))

@@ -82,6 +82,14 @@ class Rows:
             raise IndexError(f'rows {indices.min()} to {indices.max()} of {self.num_rows}')
         return self._read(_as_slice(indices))
 
+    def part(self, start: int, stop: int) -> 'Rows':
+        """Returns the rows from ``start`` to before ``stop``, of which none is read yet."""
+
+        def read(selection: Selection) -> Any:
+            return self._read(_as_slice(np.arange(start, stop)[selection]))
+
+        return Rows(stop - start, self.inputs, self.in_memory, read)
+
     def all(self) -> Any:
         """Reads all rows; in memory, these are the arrays themselves."""
         return self._read(slice(0, self.num_rows))

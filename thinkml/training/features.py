@@ -5,28 +5,13 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-import jax
 import numpy as np
 
-from thinkml.core import num_outputs, predict_outputs
+from thinkml.core import make_predict, num_outputs
 from thinkml.data import Rows
 from thinkml.models.transfer_model import PassThrough, TransferModel
 
 _ROWS_AT_ONCE = 8192
-
-
-class _Part:
-    """Some rows of others."""
-
-    def __init__(self, rows: Rows, start: int, stop: int):
-        self._rows, self._start = rows, start
-        self.spec = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct((stop - start, *leaf.shape[1:]), leaf.dtype),
-            rows.spec,
-        )
-
-    def take(self, indices: np.ndarray):
-        return self._rows.take(indices + self._start)
 
 
 @contextlib.contextmanager
@@ -51,9 +36,10 @@ class Features:
         """Computes those of all rows, in evaluation mode; ``name`` is that of their file."""
         base = TransferModel(model.base, PassThrough(), model.mean, model.std)
         features = self._empty((len(rows), num_outputs(base, rows.spec)), name)
+        predict = make_predict(base, rows)
         for start in range(0, len(rows), _ROWS_AT_ONCE):
             stop = min(start + _ROWS_AT_ONCE, len(rows))
-            features[start:stop] = predict_outputs(base, _Part(rows, start, stop))
+            features[start:stop] = predict(rows.part(start, stop))
         return features
 
     def _empty(self, shape: tuple[int, int], name: str) -> np.ndarray:

@@ -8,31 +8,18 @@ from typing import Any
 import jax
 import numpy as np
 
-from thinkml.core import WithDropout, WithFeatures, num_outputs, predict_outputs
+from thinkml.core import (
+    WithDropout,
+    WithFeatures,
+    make_predict,
+    num_outputs,
+    predict_outputs,
+)
 from thinkml.data import Rows, decode, probabilities
 from thinkml.record import Task
 
 # Passes with dropout are kept for this many rows at a time.
 _DRAWN_ROWS = 2**16
-
-
-class SomeRows:
-    """Consecutive rows of others.
-
-    Attributes:
-        spec: see `thinkml.core.RowSource`.
-    """
-
-    def __init__(self, rows: Rows, start: int, stop: int):
-        self._rows, self._start = rows, start
-        self.spec = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct((stop - start, *leaf.shape[1:]), leaf.dtype),
-            rows.spec,
-        )
-
-    def take(self, indices: np.ndarray) -> Any:
-        """Reads rows, counted from the first of these."""
-        return self._rows.take(indices + self._start)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,11 +100,11 @@ class View:
         """
         if len(self.models) > 1:
             return score(self._meant(self.outputs))
-        draws = WithDropout(self.models[0], self.num_draws, self.key)
+        predict = make_predict(WithDropout(self.models[0], self.num_draws, self.key), self.rows)
         scores = []
         for start in range(0, len(self.rows), _DRAWN_ROWS):
             stop = min(start + _DRAWN_ROWS, len(self.rows))
-            outputs = predict_outputs(draws, SomeRows(self.rows, start, stop))
+            outputs = predict(self.rows.part(start, stop))
             outputs = outputs.reshape(stop - start, self.num_draws, -1)
             scores.append(score(self._meant(np.moveaxis(outputs, 1, 0))))
         return np.concatenate(scores)
