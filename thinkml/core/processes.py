@@ -14,7 +14,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax._src import distributed  # whose client waits without an exchange between devices
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from thinkml.errors import CheckpointError, ProcessError
@@ -158,6 +157,9 @@ def _multihost() -> Any:
 
 
 def _wait_for(processes: list[int], name: str) -> None:
+    # Private, and the only way to wait without an exchange between devices.
+    from jax._src import distributed
+
     client = distributed.global_state.client
     if client is None:  # a TPU pod, where processes need not have met
         return
