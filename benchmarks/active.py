@@ -1,6 +1,6 @@
 """Choosing the rows to label next, beside scikit-activeml and modAL.
 
-    python benchmarks/active.py                # about ten minutes on 2 cores, 6 GB of memory
+    python benchmarks/active.py                # about four minutes on 2 cores, 3 GB of memory
     python benchmarks/active.py --rows 2000 --large-rows 5000   # small, to see that it runs
 
 A pool of 50,000 x 128 features and probabilities of 10 classes, the same arrays for all, 100 rows
