@@ -72,7 +72,7 @@ def highest(scores: Any, count: int, available: Any = None) -> Selection:
         )
     rows = np.flatnonzero(_as_mask(available, len(scores)))
     count = min(_as_count(count), len(rows))
-    ranked = scores[rows].astype(np.float64)
+    ranked = scores[rows].astype(np.promote_types(scores.dtype, np.float32), copy=False)
     if np.isnan(ranked).any():
         raise DataError(f'scores: NaN at row {rows[np.isnan(ranked)][0]}, expected numbers.')
     if 0 < count < len(rows):  # all that reach the last place: what is left to sort is little
