@@ -89,7 +89,7 @@ class Problem:
     @property
     def spec(self) -> Any:
         """A row of the inputs, as `jax.ShapeDtypeStruct`."""
-        return _probe_of(self.inputs, 1)
+        return probe_of(self.inputs, 1)
 
 
 class Asked(NamedTuple):
@@ -140,7 +140,7 @@ def make_problem(
         inputs = x.inputs
         targets = check_targets(targets, 'y_train')
         check_lengths({'X_train': x, 'y_train': targets})
-    probe = _probe_of(inputs, PROBE_ROWS)
+    probe = probe_of(inputs, PROBE_ROWS)
     outputs = num_outputs(model, probe, 'X_train')
     task = infer_task(targets, outputs, decided=decides(asked.loss_fn), known=known.task)
     _warn_of_new_classes(known.task, task)
@@ -292,7 +292,8 @@ def _holds_labels(asked: Asked) -> bool:
     return asked.y_train is None or isinstance(asked.y_train, str)
 
 
-def _probe_of(inputs: InputSpec, rows: int) -> Any:
+def probe_of(inputs: InputSpec, rows: int) -> Any:
+    """So many rows of the inputs, as `jax.ShapeDtypeStruct`."""
     return jax.tree.map(
         lambda part: jax.ShapeDtypeStruct((rows, *part.shape), jax.numpy.dtype(part.dtype)),
         inputs.arrays,
