@@ -16,6 +16,7 @@ from thinkml.core import (
     predict_outputs,
 )
 from thinkml.data import Rows, decode, probabilities
+from thinkml.errors import ModelTypeError
 from thinkml.record import Task
 
 # Passes with dropout are kept for this many rows at a time.
@@ -30,7 +31,7 @@ class View:
         models: trained alike; several are an ensemble.
         task: what they predict; None where nothing was learned yet.
         rows: all rows of the pool.
-        labeled: the rows that have labels, in memory; None for none.
+        first: the rows that have labels from the beginning; None for none.
         num_draws: passes with dropout, where there is one model.
         key: of the dropout.
     """
@@ -38,7 +39,7 @@ class View:
     models: Sequence[Any]
     task: Task | None
     rows: Rows
-    labeled: Any
+    first: Rows | None
     num_draws: int
     key: jax.Array
 
@@ -57,11 +58,26 @@ class View:
         return self._outputs_and_features[:, self.num_outputs :]
 
     @functools.cached_property
-    def labeled_features(self) -> np.ndarray | None:
-        """The same of the rows that have labels; None where there are none."""
-        if self.labeled is None:
-            return None
-        return predict_outputs(WithFeatures(self.models[0]), self.labeled)[:, self.num_outputs :]
+    def has_features(self) -> bool:
+        """Whether the (first) model has any."""
+        try:
+            self.check_features()
+        except ModelTypeError:
+            return False
+        return True
+
+    def features_of_known(self, available: np.ndarray) -> np.ndarray:
+        """Features of the rows that others are to be unlike: labelled, asked for, or skipped.
+
+        Args:
+            available: bool ``[rows]``, False for these rows of the pool.
+        """
+        of_pool = self.features[~available]
+        return of_pool if self.first is None else np.concatenate([self._first_features, of_pool])
+
+    @functools.cached_property
+    def _first_features(self) -> np.ndarray:
+        return predict_outputs(WithFeatures(self.models[0]), self.first)[:, self.num_outputs :]
 
     @functools.cached_property
     def num_outputs(self) -> int:
