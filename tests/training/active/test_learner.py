@@ -144,6 +144,28 @@ def test_rounds_compile_nothing_until_the_labels_have_doubled(strategy, count_co
     assert count_compiles(rounds, 2) == 0  # 46 and 54 labels
 
 
+def test_rounds_of_fewer_labels_than_a_batch_compile_nothing(count_compiles):
+    learner = learner_of(config=dataclasses.replace(CONFIG, batch_size=256))
+    learner.start(X[POOL])
+
+    def rounds(count):
+        for _ in range(count):
+            rows = learner.query()
+            learner.teach(rows, Y[POOL][rows])
+
+    rounds(2)
+    assert count_compiles(rounds, 5) == 0  # 16 to 48 labels
+
+
+def test_fewer_labels_than_a_batch_are_learned_as_one_batch():
+    config = dataclasses.replace(CONFIG, batch_size=256)
+    learner = started(learner_of(config=config))
+    learner.fit()
+    model = mlp(6, 3)
+    ModelTrainer(config).train(model, X[LABELED], Y[LABELED], progress=False)
+    np.testing.assert_allclose(predict_proba(learner.model, X), predict_proba(model, X), rtol=1e-5)
+
+
 def test_labels_in_an_array_with_room_are_learned_as_in_one_of_their_size():
     learner = started(learner_of(config=dataclasses.replace(CONFIG, validation_split=0.2)))
     learner.fit()
