@@ -142,7 +142,8 @@ class ActiveHistory(Sequence[ActiveQuery]):
             path: a file to write to as well.
 
         Raises:
-            DataError: if nothing was trained yet.
+            DataError: if nothing was trained yet, or the histories have no number of labels in
+                common.
             ConfigError: for a metric that was not recorded.
         """
         from thinkml.training.active.plot import draw_learning_curves
