@@ -755,6 +755,33 @@ def test_labels_are_checked_and_none_is_taken(indices, labels, match):
     assert learner.labels == {}
 
 
+@pytest.mark.parametrize(
+    ('arguments', 'options', 'match'),
+    [
+        ({'y_labeled': np.arange(30) % 4}, {}, 'y_labeled: got 4 different labels'),
+        ({'y_labeled': ['a'] * 30}, {'classes': ['b', 'c', 'd']}, 'y_labeled: got labels the mod'),
+        ({'y_val': Y[:5]}, {}, 'X_val with 100 rows.*y_val with 5'),
+        ({'y_val': ['a'] * 100}, {}, 'y_val: got dtype'),
+        ({'y_val': Y[VAL] + 1}, {}, 'y_val: got labels the model does not know'),
+    ],
+)
+def test_labels_of_the_beginning_are_checked_at_the_start(arguments, options, match):
+    arguments = {
+        'X_labeled': X[LABELED],
+        'y_labeled': Y[LABELED],
+        'X_val': X[VAL],
+        'y_val': Y[VAL],
+    } | arguments
+    with pytest.raises(DataError, match=match):
+        learner_of(**options).start(X[POOL], **arguments)
+
+
+def test_a_label_is_checked_by_those_of_the_beginning_before_the_first_training():
+    learner = started()
+    with pytest.raises(DataError, match=r'labels the model does not know: \[7\]'):
+        learner.teach([1], [7])
+
+
 @pytest.mark.parametrize('wrong', [3, [0, 1], 0.5])
 def test_a_label_must_be_like_those_before_also_at_a_cold_start(wrong):
     learner = learner_of()

@@ -353,12 +353,10 @@ class ActiveLearner:
             ConfigError: if ``n`` is no number of rows.
             DataError: before `start`, or if the labels can't be learned.
         """
-        if n is not None and not (is_whole(n) and n >= 1):
-            raise ConfigError(f'n: got {n!r}, expected a whole number of at least 1.')
-        session = self._started('query')
+        session, count = self._started('query'), self._count(n)
         if not session.is_fitted:
             self.fit()
-        return self._ask(session, self._strategy, n or self.query_size)
+        return self._ask(session, self._strategy, count)
 
     def teach(self, indices: Any, y: Any) -> None:
         """Takes labels. Of a session on disk, they are there when this returns.
@@ -453,7 +451,8 @@ class ActiveLearner:
                 shows the row itself.
 
         Raises:
-            ConfigError: if ipywidgets is not installed, or it is not known which labels there are.
+            ConfigError: if ipywidgets is not installed, if it is not known which labels there are,
+                or if ``n`` is no number of rows.
             DataError: before `start`.
         """
         session = self._started('ask_in_notebook')
@@ -463,7 +462,7 @@ class ActiveLearner:
                 'classes: it is not known which labels there are. Pass '
                 'ActiveLearner(classes=[...]).'
             )
-        count = n or self.query_size
+        count = self._count(n)
         rows = [int(row) for row in self.waiting[:count]]
         if len(rows) < count:
             rows += [int(row) for row in self.query(count - len(rows))]
@@ -565,6 +564,11 @@ class ActiveLearner:
         session.learning.reset()
         self._session = Session(session.pool, session.learning)
         return self._session
+
+    def _count(self, n: int | None) -> int:
+        if n is not None and not (is_whole(n) and n >= 1):
+            raise ConfigError(f'n: got {n!r}, expected a whole number of at least 1.')
+        return n or self.query_size
 
     def _started(self, what: str) -> Session:
         if self._session is None:

@@ -13,7 +13,14 @@ from thinkml.core import functionalize, num_outputs
 from thinkml.core.functional import PROBE_ROWS
 from thinkml.core.losses import decides
 from thinkml.core.metric_names import metric_name
-from thinkml.data import check_targets, infer_task, open_data, open_rows
+from thinkml.data import (
+    check_lengths,
+    check_targets,
+    encode_targets,
+    infer_task,
+    open_data,
+    open_rows,
+)
 from thinkml.errors import ConfigError, DataError, ModelTypeError, warn_user
 from thinkml.evaluation import ModelEvaluator
 from thinkml.evaluation.metrics import check_fit
@@ -98,14 +105,23 @@ class Learning:
         self.task = self._known_task(pool, all_labels)
         self.has_learned = self._were_trained()
         self._was_told = False
+        if pool.first_labels is not None:
+            self._check(pool.first_labels, 'y_labeled')
         if (X_val is None) != (y_val is None):
             missing, given = ('X_val', 'y_val') if X_val is None else ('y_val', 'X_val')
             raise DataError(f'{missing}: got None together with {given}, expected both or neither.')
         self._validation = None
         if X_val is not None:
-            open_data(X_val, y_val, 'X_val', 'y_val', self._inputs)
+            rows, labels = open_data(X_val, y_val, 'X_val', 'y_val', self._inputs)
+            labels = check_targets(labels, 'y_val')
+            check_lengths({'X_val': rows, 'y_val': labels})
+            self._check(labels, 'y_val')
             self._validation = (X_val, y_val)
         self._first = [_FirstWeights.of(model, probe, settings.config.seed) for model in models]
+
+    def _check(self, labels: np.ndarray, argument: str) -> None:
+        if self.task is not None:
+            encode_targets(labels, self.task, argument)
 
     @property
     def weights_hash(self) -> str:
@@ -199,10 +215,21 @@ class Learning:
     def _known_task(self, pool: Pool, all_labels: np.ndarray | None) -> Task | None:
         if self._settings.classes is not None:
             return self._inferred(np.asarray(self._settings.classes), 'classes')
-        if all_labels is None:
-            return record_of(self.models[0]).task
-        labels = check_targets(all_labels, 'y_unlabeled').tolist()
-        return self._inferred(pool.with_first(labels, 'y_unlabeled'), 'y_unlabeled')
+        if all_labels is not None:
+            labels = check_targets(all_labels, 'y_unlabeled').tolist()
+            return self._inferred(pool.with_first(labels, 'y_unlabeled'), 'y_unlabeled')
+        if pool.first_labels is not None:
+            return self._task_of(pool.first_labels)
+        return record_of(self.models[0]).task
+
+    def _task_of(self, y: np.ndarray) -> Task | None:
+        """What labels are for; None where they are too few to tell."""
+        try:
+            return self._inferred(y, 'y_labeled')
+        except DataError:
+            if len(np.unique(y, axis=0)) >= max(2, self._num_outputs):
+                raise
+            return None
 
     def _inferred(self, y: np.ndarray, argument: str) -> Task:
         return infer_task(
@@ -212,14 +239,10 @@ class Learning:
 
     def _can_learn(self, y: np.ndarray) -> bool:
         """Whether there is something to learn; finds out what, if that is not known yet."""
+        self.task = self.task or self._task_of(y)
         if self.task is None:
-            try:
-                self.task = self._inferred(y, 'y_labeled')
-            except DataError:
-                if len(np.unique(y, axis=0)) >= max(2, self._num_outputs):
-                    raise
-                self._tell(y)
-                return False
+            self._tell(y)
+            return False
         return not self.task.is_classification or len(np.unique(y, axis=0)) > 1
 
     def _tell(self, y: np.ndarray) -> None:
