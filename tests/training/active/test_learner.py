@@ -107,7 +107,8 @@ def test_warm_goes_on_from_the_last_weights():
 def test_a_reset_leaves_what_was_known_of_the_model_before():
     model = mlp(6, 3)
     ModelTrainer(CONFIG).train(model, X[LABELED], Y[LABELED], progress=False)
-    experiment(learner_of(model=model))
+    with pytest.warns(ThinkMLWarning, match='model: it was trained before'):
+        experiment(learner_of(model=model))
     assert len(record_of(model).runs) == 2  # the one before, and the last
 
 
@@ -164,6 +165,17 @@ def test_fewer_labels_than_a_batch_are_learned_as_one_batch():
     model = mlp(6, 3)
     ModelTrainer(config).train(model, X[LABELED], Y[LABELED], progress=False)
     np.testing.assert_allclose(predict_proba(learner.model, X), predict_proba(model, X), rtol=1e-5)
+
+
+def test_rare_classes_weigh_more_and_what_else_a_training_is_told():
+    learner = learner_of(class_weights='balanced', loss_fn='focal')
+    learner.start(X[POOL], X[LABELED], Y[LABELED])
+    learner.fit()
+    model = mlp(6, 3)
+    ModelTrainer(CONFIG).train(
+        model, X[LABELED], Y[LABELED], class_weights='balanced', loss_fn='focal', progress=False
+    )
+    np.testing.assert_array_equal(predict_proba(learner.model, X), predict_proba(model, X))
 
 
 def test_labels_in_an_array_with_room_are_learned_as_in_one_of_their_size():

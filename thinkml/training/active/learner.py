@@ -222,7 +222,8 @@ class ActiveLearner:
             progress: a line on stderr for each iteration.
 
         Warns:
-            ThinkMLWarning: if nobody labels.
+            ThinkMLWarning: if nobody labels, or if an experiment begins with a model that was
+                trained before.
 
         Returns:
             the history, a query for each iteration.
@@ -253,6 +254,11 @@ class ActiveLearner:
         if known is not None:
             check_lengths({'X_unlabeled': pool.rows, 'y_unlabeled': known})
             oracle = _Known(known)
+            if session.learning.has_learned:
+                warn_user(
+                    'model: it was trained before, so that the experiment begins with what it '
+                    'knows. Make a new model for each experiment if that is not intended.'
+                )
         if oracle is None:
             self._plan(session, n_iterations, progress)
             return self.history
