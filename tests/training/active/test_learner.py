@@ -794,6 +794,16 @@ def test_a_label_is_checked_by_those_of_the_beginning_before_the_first_training(
         learner.teach([1], [7])
 
 
+@pytest.mark.parametrize('strategy', ['margin', 'badge'])
+def test_a_model_that_diverged_is_told(strategy):
+    learner = started(learner_of(strategy))
+    learner.fit()
+    kernel = learner.model.layers[0].kernel
+    kernel[...] = kernel[...] * np.nan
+    with pytest.raises(DataError, match='model: it returns NaN or infinite values for the pool'):
+        learner.query()
+
+
 @pytest.mark.parametrize('wrong', [3, [0, 1], 0.5])
 def test_a_label_must_be_like_those_before_also_at_a_cold_start(wrong):
     learner = learner_of()

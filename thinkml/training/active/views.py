@@ -16,7 +16,7 @@ from thinkml.core import (
     predict_outputs,
 )
 from thinkml.data import Rows, decode, probabilities
-from thinkml.errors import ModelTypeError
+from thinkml.errors import DataError, ModelTypeError
 from thinkml.record import Task
 
 # Passes with dropout are kept for this many rows at a time.
@@ -45,12 +45,18 @@ class View:
 
     @functools.cached_property
     def outputs(self) -> np.ndarray:
-        """Raw outputs of each model, ``[models, rows, outputs]``."""
-        return np.stack([_flat(predict_outputs(model, self.rows)) for model in self.models])
+        """Raw outputs of each model, ``[models, rows, outputs]``.
+
+        Raises:
+            DataError: if they are not finite.
+        """
+        return _finite(
+            np.stack([_flat(predict_outputs(model, self.rows)) for model in self.models])
+        )
 
     @functools.cached_property
     def _outputs_and_features(self) -> np.ndarray:
-        return predict_outputs(WithFeatures(self.models[0]), self.rows)
+        return _finite(predict_outputs(WithFeatures(self.models[0]), self.rows))
 
     @property
     def features(self) -> np.ndarray:
@@ -170,6 +176,15 @@ class Committee:
     def predict(self, X: Any) -> np.ndarray:
         """``[rows]``."""
         return mean_predictions(self._outputs(X), self._task)
+
+
+def _finite(outputs: np.ndarray) -> np.ndarray:
+    if not np.isfinite(outputs).all():
+        raise DataError(
+            'model: it returns NaN or infinite values for the pool, so nothing can be chosen by '
+            'them: its training has diverged. Lower the learning_rate.'
+        )
+    return outputs
 
 
 def _flat(outputs: np.ndarray) -> np.ndarray:
