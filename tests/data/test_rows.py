@@ -277,3 +277,19 @@ def test_a_part_is_the_rows_between(stored, tmp_path):
     np.testing.assert_array_equal(part.part(2, 4).take(np.array([1])), x[[8]])
     with pytest.raises(IndexError):
         part.take(np.array([7]))
+
+
+def test_reading_a_few_rows_takes_the_memory_of_these():
+    class Large:
+        shape, dtype = (10**12, 2), np.dtype(np.float32)
+
+        def __len__(self):
+            return self.shape[0]
+
+        def __getitem__(self, rows):
+            first, last, _ = rows.indices(len(self)) if isinstance(rows, slice) else (0, 2, 1)
+            return np.ones((last - first, 2), np.float32)
+
+    rows = open_rows(Large()).part(5, 10**12)
+    assert rows.take(np.arange(7, 10)).shape == (3, 2)
+    assert rows.take(np.array([3, 1])).shape == (2, 2)

@@ -97,6 +97,8 @@ class ResidentFeed:
         batch_size: examples of a step; a smaller data set trains as one batch.
         shuffle_key: PRNG key of the shuffling; None keeps the order of the rows.
         limit_steps: steps after which an epoch ends, if it has more; None for all.
+        room: rows up to which the data set grows. A batch is then never smaller than that because
+            there are few rows yet: it is filled up, so that nothing is compiled anew.
     """
 
     def __init__(
@@ -107,8 +109,9 @@ class ResidentFeed:
         batch_size: int,
         shuffle_key: jax.Array | None,
         limit_steps: int | None = None,
+        room: int | None = None,
     ):
-        self.batch_size = min(batch_size, num_rows)
+        self.batch_size = min(batch_size, room or num_rows)
         self.steps_per_epoch = steps_of(num_rows, batch_size, limit_steps)
         self._data = data
         self._key = shuffle_key

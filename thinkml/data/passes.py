@@ -4,7 +4,7 @@ import jax
 import numpy as np
 
 from thinkml.data.batches import Batches, BatchIterator
-from thinkml.data.rows import Rows
+from thinkml.data.rows import Rows, indices_of
 from thinkml.errors import DataError
 
 
@@ -40,7 +40,7 @@ def rows_of_batches(batches: Batches) -> Rows:
     reader = _Reader(batches)
 
     def read(selection: slice | np.ndarray):
-        return reader.take(np.arange(count)[selection])
+        return reader.take(indices_of(selection, count))
 
     return Rows(count, inputs, False, read)
 

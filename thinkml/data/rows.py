@@ -86,7 +86,7 @@ class Rows:
         """Returns the rows from ``start`` to before ``stop``, of which none is read yet."""
 
         def read(selection: Selection) -> Any:
-            return self._read(_as_slice(np.arange(start, stop)[selection]))
+            return self._read(_as_slice(start + indices_of(selection, stop - start)))
 
         return Rows(stop - start, self.inputs, self.in_memory, read)
 
@@ -176,7 +176,7 @@ def open_items(
 
     first = spec_of(read(np.array([0]), like))
     spec = first if like is None else like
-    return Rows(count, spec, False, lambda selection: read(np.arange(count)[selection], spec))
+    return Rows(count, spec, False, lambda selection: read(indices_of(selection, count), spec))
 
 
 class _Leaf(NamedTuple):
@@ -356,6 +356,13 @@ def _chosen(array: np.ndarray, selection: Selection) -> np.ndarray:
     # numpy.take is several times as fast as an index.
     is_run = isinstance(selection, slice)
     return array[selection] if is_run else np.take(array, selection, axis=0)
+
+
+def indices_of(selection: Selection, num_rows: int) -> np.ndarray:
+    """The indices of selected rows; those of a slice without making all others too."""
+    if isinstance(selection, slice):
+        return np.arange(*selection.indices(num_rows))
+    return selection
 
 
 def _as_slice(indices: np.ndarray) -> Selection:

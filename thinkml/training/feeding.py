@@ -73,6 +73,7 @@ def make_feed(
     feed = ResidentFeed(
         data, num_rows=len(train.rows), batch_size=batch_size,
         shuffle_key=shuffle_key if layout is None else layout.put(shuffle_key), limit_steps=limit,
+        room=train.room,
     )  # fmt: skip
     shared = data if isinstance(val, Examples) and val.x is train.x else None
     left = _less(budget, num_bytes(train, where, layout))
@@ -126,7 +127,7 @@ def where_to_put(examples: Examples, budget: int | None, layout: Layout | None) 
 
 def num_bytes(examples: Examples, where: Where, layout: Layout | None) -> int:
     """Bytes of a device that all rows take, with those that fill up to the capacity."""
-    x, y, _, weight = examples
+    x, y, _, weight, _ = examples
     num_devices = 1 if layout is None or where is Where.EACH_DEVICE else layout.num_devices
     count = capacity(len(x))
     # The plan, 4 bytes a row, is whole on each device.
@@ -136,7 +137,7 @@ def num_bytes(examples: Examples, where: Where, layout: Layout | None) -> int:
 def _placed(
     examples: Examples, rows: np.ndarray, where: Where, layout: Layout | None
 ) -> DeviceData:
-    x, y, _, weight = examples
+    x, y, _, weight, _ = examples
     return place(x, y, rows, weight, layout, parted=where is Where.PARTED)
 
 

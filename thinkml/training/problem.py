@@ -40,12 +40,15 @@ class Examples(NamedTuple):
         y: encoded targets, of all rows.
         rows: the rows to use.
         weight: float32, what each example's loss counts, of all rows; None where all count 1.
+        room: rows up to which the rows to use grow from one training to the next; None where they
+            don't.
     """
 
     x: Rows
     y: np.ndarray
     rows: np.ndarray
     weight: np.ndarray | None
+    room: int | None = None
 
 
 class Stream(NamedTuple):
@@ -89,7 +92,7 @@ class Problem:
     @property
     def spec(self) -> Any:
         """A row of the inputs, as `jax.ShapeDtypeStruct`."""
-        return _probe_of(self.inputs, 1)
+        return probe_of(self.inputs, 1)
 
 
 class Asked(NamedTuple):
@@ -97,7 +100,7 @@ class Asked(NamedTuple):
 
     Attributes:
         rows: which rows of ``X_train`` there are; None for all. Data sets that grow within an
-            array of one size share compiled programs.
+            array of one size share compiled programs, those smaller than a batch too.
     """
 
     X_train: Any
@@ -140,7 +143,7 @@ def make_problem(
         inputs = x.inputs
         targets = check_targets(targets, 'y_train')
         check_lengths({'X_train': x, 'y_train': targets})
-    probe = _probe_of(inputs, PROBE_ROWS)
+    probe = probe_of(inputs, PROBE_ROWS)
     outputs = num_outputs(model, probe, 'X_train')
     task = infer_task(targets, outputs, decided=decides(asked.loss_fn), known=known.task)
     _warn_of_new_classes(known.task, task)
@@ -245,6 +248,7 @@ def _examples(
 ) -> tuple[Examples, Examples | None]:
     """The rows to train on, and those held out for validation."""
     rows, rows_val = np.arange(len(x)) if asked.rows is None else asked.rows, None
+    room = None if asked.rows is None else len(x)
     order, share = config.held_out
     if asked.X_val is None and asked.y_val is None and share > 0:
         parts = split_rows(y[rows], task, share, config.seed, order=order, groups=asked.groups)
@@ -256,12 +260,12 @@ def _examples(
         )
     weight = example_weights(y, task, asked.class_weights, asked.sample_weight, rows=rows)
     if rows_val is None:
-        return Examples(x, y, rows, weight), None
+        return Examples(x, y, rows, weight, room), None
     if weight is not None:
         # Class weights say how to learn, not what is true: validation goes without them.
         alone = example_weights(y, task, None, asked.sample_weight)
         weight[rows_val] = 1 if alone is None else alone[rows_val]
-    return Examples(x, y, rows, weight), Examples(x, y, rows_val, weight)
+    return Examples(x, y, rows, weight, room), Examples(x, y, rows_val, weight)
 
 
 def _open_validation(
@@ -292,7 +296,8 @@ def _holds_labels(asked: Asked) -> bool:
     return asked.y_train is None or isinstance(asked.y_train, str)
 
 
-def _probe_of(inputs: InputSpec, rows: int) -> Any:
+def probe_of(inputs: InputSpec, rows: int) -> Any:
+    """So many rows of the inputs, as `jax.ShapeDtypeStruct`."""
     return jax.tree.map(
         lambda part: jax.ShapeDtypeStruct((rows, *part.shape), jax.numpy.dtype(part.dtype)),
         inputs.arrays,

@@ -5,7 +5,6 @@ import os
 from collections.abc import Sequence
 from typing import Any, Literal
 
-import jax
 import numpy as np
 from flax import nnx
 
@@ -36,7 +35,7 @@ from thinkml.training.base_model import (
 )
 from thinkml.training.config import TrainingConfig
 from thinkml.training.features import kept_features
-from thinkml.training.problem import Asked
+from thinkml.training.problem import Asked, probe_of
 from thinkml.training.train import Latest, check_config, check_switches, train
 from thinkml.training.transfer_parts import (
     Parts,
@@ -355,10 +354,7 @@ class _Data:
     @property
     def probe(self) -> Any:
         """A few rows of the inputs, as shapes and dtypes."""
-        return jax.tree.map(
-            lambda part: jax.ShapeDtypeStruct((PROBE_ROWS, *part.shape), np.dtype(part.dtype)),
-            self.inputs.arrays,
-        )
+        return probe_of(self.inputs, PROBE_ROWS)
 
 
 def _linear_head(

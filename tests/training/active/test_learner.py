@@ -1,12 +1,14 @@
 """ActiveLearner: who is asked for what, and what becomes of the answers."""
 
 import dataclasses
+import signal
 
 import jax
 import numpy as np
 import pytest
 from flax import linen as nn
 from flax import nnx
+from sklearn.metrics import cohen_kappa_score
 
 from tests.models_for_tests import DropoutBatchNorm, apply_mlp, init_mlp, mlp
 from tests.training.active.made import CONFIG, LABELED, POOL, RNG, VAL, X, Y, same
@@ -15,7 +17,9 @@ from thinkml.errors import ConfigError, DataError, ModelTypeError, ThinkMLWarnin
 from thinkml.evaluation import ModelEvaluator
 from thinkml.models import from_functions, from_linen, predict, predict_proba
 from thinkml.record import record_of
-from thinkml.training import ActiveLearner, DiverseBatches, ModelTrainer
+from thinkml.training import ActiveLearner, Callback, DiverseBatches, ModelTrainer
+from thinkml.training.active.learning import Learning
+from thinkml.training.active.stopping import kappa
 from thinkml.training.active.strategies import STRATEGIES
 
 
@@ -103,7 +107,8 @@ def test_warm_goes_on_from_the_last_weights():
 def test_a_reset_leaves_what_was_known_of_the_model_before():
     model = mlp(6, 3)
     ModelTrainer(CONFIG).train(model, X[LABELED], Y[LABELED], progress=False)
-    experiment(learner_of(model=model))
+    with pytest.warns(ThinkMLWarning, match='model: it was trained before'):
+        experiment(learner_of(model=model))
     assert len(record_of(model).runs) == 2  # the one before, and the last
 
 
@@ -138,6 +143,39 @@ def test_rounds_compile_nothing_until_the_labels_have_doubled(strategy, count_co
 
     rounds(2)
     assert count_compiles(rounds, 2) == 0  # 46 and 54 labels
+
+
+def test_rounds_of_fewer_labels_than_a_batch_compile_nothing(count_compiles):
+    learner = learner_of(config=dataclasses.replace(CONFIG, batch_size=256))
+    learner.start(X[POOL])
+
+    def rounds(count):
+        for _ in range(count):
+            rows = learner.query()
+            learner.teach(rows, Y[POOL][rows])
+
+    rounds(2)
+    assert count_compiles(rounds, 5) == 0  # 16 to 48 labels
+
+
+def test_fewer_labels_than_a_batch_are_learned_as_one_batch():
+    config = dataclasses.replace(CONFIG, batch_size=256)
+    learner = started(learner_of(config=config))
+    learner.fit()
+    model = mlp(6, 3)
+    ModelTrainer(config).train(model, X[LABELED], Y[LABELED], progress=False)
+    np.testing.assert_allclose(predict_proba(learner.model, X), predict_proba(model, X), rtol=1e-5)
+
+
+def test_rare_classes_weigh_more_and_what_else_a_training_is_told():
+    learner = learner_of(class_weights='balanced', loss_fn='focal')
+    learner.start(X[POOL], X[LABELED], Y[LABELED])
+    learner.fit()
+    model = mlp(6, 3)
+    ModelTrainer(CONFIG).train(
+        model, X[LABELED], Y[LABELED], class_weights='balanced', loss_fn='focal', progress=False
+    )
+    np.testing.assert_array_equal(predict_proba(learner.model, X), predict_proba(model, X))
 
 
 def test_labels_in_an_array_with_room_are_learned_as_in_one_of_their_size():
@@ -259,6 +297,75 @@ def test_a_label_is_learned_anew_after_it_was_changed():
     assert after([0, 1, 2]) != after([2, 2, 1])
 
 
+@pytest.mark.parametrize('strategy', ['core_set', 'typiclust'])
+def test_rows_that_wait_for_labels_have_no_twin_asked_for(strategy):
+    pool = np.repeat(X[POOL], 2, axis=0)
+    for labeled in ((X[LABELED], Y[LABELED]), (None, None)):
+        learner = learner_of(strategy)
+        learner.start(pool, *labeled)
+        rows = np.concatenate([learner.query(), learner.query()])
+        assert len(np.unique(rows // 2)) == 16
+
+
+def test_one_label_and_no_labels_can_be_taught():
+    learner = started()
+    learner.teach(3, 1)
+    learner.teach([], [])
+    learner.teach(np.zeros(0, int), Y[:0])
+    assert learner.labels == {3: 1}
+
+
+def test_what_comes_during_a_training_is_learned_by_the_next(monkeypatch):
+    learner = started()
+    train, seen = Learning.fit, []
+
+    def while_one_teaches(self, x, y):
+        seen.append(len(y))
+        if len(seen) == 1:
+            learner.teach([0], [Y[POOL][0]])
+        return train(self, x, y)
+
+    monkeypatch.setattr(Learning, 'fit', while_one_teaches)
+    learner.fit()
+    learner.query()
+    assert seen == [30, 31]
+
+
+def test_a_label_that_is_corrected_does_not_change_what_was_measured():
+    learner = started()
+    for _ in range(2):
+        rows = learner.query()
+        learner.teach(rows, Y[POOL][rows])
+    learner.fit()
+    before = learner.history.learning_curve('loss')
+    learner.update_label(learner.history[0].indices[0], 0)
+    assert learner.history[0].status == 'trained'
+    learner.fit()
+    np.testing.assert_array_equal(learner.history.learning_curve('loss'), before)
+
+
+class CtrlC(Callback):
+    """Comes in the last epoch of one training."""
+
+    def __init__(self, training):
+        self.left = CONFIG.epochs * training
+
+    def on_epoch_end(self, run):
+        self.left -= 1
+        if self.left == 0:
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_ctrl_c_ends_all_of_it_and_keeps_the_labels():
+    config = dataclasses.replace(CONFIG, callbacks=[CtrlC(2)])
+    learner = learner_of(config=config)
+    with pytest.raises(KeyboardInterrupt):
+        experiment(learner)
+    assert len(learner.history) == 1 and len(learner.labels) == 8
+    learner.query()
+    assert learner.history[0].num_labels == 38
+
+
 # --- beginnings and ends ------------------------------------------------------------------------
 
 
@@ -275,12 +382,38 @@ def test_a_cold_start_asks_for_typical_rows_until_there_are_classes():
     assert learner.history[-1].num_labels == 12
 
 
+def test_a_model_that_was_trained_before_says_itself_what_to_ask_for():
+    model = mlp(6, 3)
+    ModelTrainer(CONFIG).train(model, X[LABELED], Y[LABELED], progress=False)
+    learner = learner_of('margin', model)
+    learner.start(X[POOL])
+    proba = np.sort(predict_proba(model, X[POOL]), axis=1)
+    expected = np.argsort(proba[:, -1] - proba[:, -2], kind='stable')[:8]
+    assert learner.query().tolist() == expected.tolist()
+
+
+def test_labels_that_were_all_taken_back_are_a_cold_start(tmp_path):
+    learner = learner_of()
+    learner.start(X[POOL])
+    learner.save(tmp_path / 'session')
+    learner.teach([0, 1, 2], [0, 1, 2])
+    learner.fit()
+    learner.skip([0, 1, 2])
+    learner.close()
+    again = learner_of()
+    again.load(tmp_path / 'session', X[POOL])
+    assert len(again.query()) == 8
+
+
 def test_typical_rows_come_from_different_clusters():
     centres = np.eye(6)[:5] * 20
-    blobs = np.repeat(centres, 40, axis=0) + RNG.normal(size=(200, 6))
-    learner = learner_of('margin')
-    learner.start(blobs)
-    assert len(set(learner.query(5) // 40)) >= 4  # by chance 3.4
+    blobs = np.repeat(centres, 40, axis=0) + np.random.default_rng(0).normal(size=(200, 6))
+    found = []
+    for seed in range(6):
+        learner = learner_of('margin', seed=seed)
+        learner.start(blobs)
+        found.append(len(set(learner.query(5) // 40)))
+    assert np.mean(found) >= 4.5  # by chance 3.4, with a standard error of 0.3
 
 
 def test_a_cold_start_without_features_is_random():
@@ -308,6 +441,24 @@ def test_texts_need_all_classes_or_their_names():
     assert named.labels == {}
 
 
+def test_a_plan_without_features_spreads_over_the_outputs():
+    model = nnx.Sequential(nnx.Linear(6, 3, rngs=nnx.Rngs(0)), nnx.tanh)
+    learner = learner_of('margin', model, query_size=2)
+    pool = np.repeat(X[POOL][:17], 10, axis=0)
+    with pytest.warns(ThinkMLWarning, match='nobody labels'):
+        history = learner.train(X[LABELED], Y[LABELED], pool, n_iterations=5, progress=False)
+    rows = np.concatenate([query.indices for query in history])
+    assert len(np.unique(rows // 10)) == 10
+
+
+def test_a_plan_for_a_small_pool_takes_all_of_it():
+    learner = learner_of()
+    with pytest.warns(ThinkMLWarning, match='11 rows were chosen'):
+        history = learner.train(X[LABELED], Y[LABELED], X[30:41], progress=False)
+    assert [len(query.indices) for query in history] == [8, 3]
+    assert history.stop_reason == 'all rows of the pool were asked for'
+
+
 def test_the_pool_may_end():
     history = experiment(learner_of(query_size=70), 5)
     assert [len(query.indices) for query in history] == [70, 70, 30]
@@ -327,6 +478,37 @@ def test_no_gain_ends_it():
     values = history.learning_curve('val_accuracy')[1]
     best = int(np.argmax(values))
     assert len(values) - 1 - best == 2 and 'has not gained for 2 iterations' in history.stop_reason
+
+
+def test_who_asks_and_teaches_is_told_when_to_stop():
+    history = experiment(learner_of(patience=2), 15)
+    learner = started(learner_of(patience=2), X_val=X[VAL], y_val=Y[VAL])
+    while learner.history.stop_reason is None:
+        rows = learner.query()
+        learner.teach(rows, Y[POOL][rows])
+        learner.fit()
+    assert same(learner.history, history)
+    assert learner.history.stop_reason == history.stop_reason
+
+
+def test_patience_waits_for_the_first_model():
+    learner = learner_of(patience=1, max_labels=16, classes=[0, 1, 2])
+    history = learner.train(
+        X_unlabeled=X[POOL], oracle=lambda rows, indices: np.zeros(len(rows), int),
+        X_val=X[VAL], y_val=Y[VAL], progress=False,
+    )  # fmt: skip
+    assert history.stop_reason == '16 labels were given (max_labels=16)'
+
+
+@pytest.mark.parametrize('labels', [lambda y: y, lambda y: np.array(['a', 'b', 'c'])[y]])
+def test_agreement_is_cohens_kappa(labels):
+    one, other = RNG.integers(0, 3, (2, 200))
+    other[:150] = one[:150]
+    expected = cohen_kappa_score(one, other)
+    assert kappa(labels(one), labels(other)) == pytest.approx(expected)
+    pairs = np.stack([one > 0, one > 1], axis=1), np.stack([other > 0, other > 1], axis=1)
+    assert kappa(*pairs) == pytest.approx(expected)
+    assert kappa(one * 0, one * 0) == 1
 
 
 def test_predictions_that_are_stable_end_it():
@@ -496,11 +678,56 @@ def test_settings_are_checked(options, match):
         ({'y_unlabeled': Y[:5]}, DataError, 'X_unlabeled with 170 rows.*y_unlabeled with 5'),
         ({'retrain': 'cold'}, ConfigError, "retrain: got 'cold'"),
         ({'X_val': None}, DataError, 'X_val: got None together with y_val'),
+        (
+            {'y_unlabeled': None, 'oracle': [1, 2]},
+            ConfigError,
+            'oracle: got list, expected a function',
+        ),
+        (
+            {'y_unlabeled': None, 'oracle': lambda rows, indices: [0, 1]},
+            DataError,
+            'oracle: got 2 labels for 8 rows',
+        ),
+        (
+            {'y_unlabeled': None, 'oracle': lambda rows, indices: None},
+            DataError,
+            'oracle: got None',
+        ),
+        ({'y_unlabeled': ['a'] * 170}, DataError, 'y_unlabeled: got text and numbers'),
     ],
 )
 def test_arguments_of_train_are_checked(arguments, error, match):
     with pytest.raises(error, match=match):
         experiment(learner_of(), **{'n_iterations': 1} | arguments)
+
+
+@pytest.mark.parametrize(
+    ('options', 'arguments', 'error', 'match'),
+    [
+        ({'metrics': ['acuracy']}, {}, ConfigError, "metrics: got 'acuracy'"),
+        ({'metrics': ['rmse']}, {}, ConfigError, "metrics: got 'rmse'"),
+        (
+            {'patience': 2}, {'X_val': None, 'y_val': None}, ConfigError,
+            'patience: got 2 without X_val',
+        ),
+        ({'model': [mlp(6, 3), mlp(6, 4)]}, {}, ModelTypeError, 'got models of 3, 4 outputs'),
+    ],
+)  # fmt: skip
+def test_settings_that_do_not_fit_are_told_before_anything_is_trained(
+    options, arguments, error, match
+):
+    model = mlp(6, 3)
+    learner = learner_of(**{'model': model} | options)
+    with pytest.raises(error, match=match):
+        experiment(learner, **arguments)
+    assert record_of(model).runs == []
+
+
+def test_agreement_is_not_of_numbers():
+    with pytest.raises(ConfigError, match=r'min_agreement: got 0\.9 for regression'):
+        learner_of('core_set', mlp(6, 1), min_agreement=0.9).train(
+            X[LABELED], X[LABELED][:, 0], X[POOL], y_unlabeled=X[POOL][:, 0]
+        )
 
 
 def test_what_a_strategy_needs_is_told_before_anything_is_trained():
@@ -527,6 +754,9 @@ def test_what_a_strategy_needs_is_told_before_anything_is_trained():
         ([1, 2], [0], 'got 1 labels for 2 rows'),
         ([1], [7], r'labels the model does not know: \[7\]'),
         ([1], ['a'], 'y: got dtype'),
+        ([1], 'a', 'y: got dtype'),
+        ([1, 2], ['a', 1], 'y: got text and numbers'),
+        ([1], [np.inf], 'y: got 0 NaN and 1 infinite'),
     ],
 )
 def test_labels_are_checked_and_none_is_taken(indices, labels, match):
@@ -535,6 +765,68 @@ def test_labels_are_checked_and_none_is_taken(indices, labels, match):
     with pytest.raises(DataError, match=match):
         learner.teach(indices, labels)
     assert learner.labels == {}
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'options', 'match'),
+    [
+        ({'y_labeled': np.arange(30) % 4}, {}, 'y_labeled: got 4 different labels'),
+        ({'y_labeled': ['a'] * 30}, {'classes': ['b', 'c', 'd']}, 'y_labeled: got labels the mod'),
+        ({'y_val': Y[:5]}, {}, 'X_val with 100 rows.*y_val with 5'),
+        ({'y_val': ['a'] * 100}, {}, 'y_val: got dtype'),
+        ({'y_val': Y[VAL] + 1}, {}, 'y_val: got labels the model does not know'),
+    ],
+)
+def test_labels_of_the_beginning_are_checked_at_the_start(arguments, options, match):
+    arguments = {
+        'X_labeled': X[LABELED],
+        'y_labeled': Y[LABELED],
+        'X_val': X[VAL],
+        'y_val': Y[VAL],
+    } | arguments
+    with pytest.raises(DataError, match=match):
+        learner_of(**options).start(X[POOL], **arguments)
+
+
+def test_a_label_is_checked_by_those_of_the_beginning_before_the_first_training():
+    learner = started()
+    with pytest.raises(DataError, match=r'labels the model does not know: \[7\]'):
+        learner.teach([1], [7])
+
+
+@pytest.mark.parametrize('strategy', ['margin', 'badge'])
+def test_a_model_that_diverged_is_told(strategy):
+    learner = started(learner_of(strategy))
+    learner.fit()
+    kernel = learner.model.layers[0].kernel
+    kernel[...] = kernel[...] * np.nan
+    with pytest.raises(DataError, match='model: it returns NaN or infinite values for the pool'):
+        learner.query()
+
+
+@pytest.mark.parametrize('wrong', [3, [0, 1], 0.5])
+def test_a_label_must_be_like_those_before_also_at_a_cold_start(wrong):
+    learner = learner_of()
+    learner.start(X[POOL])
+    learner.teach([0], ['a'])
+    with pytest.raises(DataError, match=r'^y: '):
+        learner.teach([1], [wrong])
+    assert learner.labels == {0: 'a'}
+    learner.update_label(0, wrong)  # all of them may change
+    learner.start(X[POOL], X[LABELED], np.array(['a', 'b', 'c'])[Y[LABELED]])
+    with pytest.raises(DataError, match=r'^y: '):
+        learner.teach([1], [wrong])
+
+
+def test_labels_in_a_column_and_flat_ones_are_the_same():
+    learner = learner_of()
+    history = learner.train(
+        X[LABELED], Y[LABELED][:, None], X[POOL], 2,
+        oracle=lambda rows, indices: Y[POOL][indices], progress=False,
+    )  # fmt: skip
+    expected = learner_of()
+    expected.train(X[LABELED], Y[LABELED], X[POOL], 2, y_unlabeled=Y[POOL], progress=False)
+    assert same(history, expected.history)
 
 
 def test_there_must_be_a_pool_first():

@@ -54,5 +54,11 @@ def test_the_row_itself_is_shown_and_classes_must_be_known():
     _, place, _ = (learner := learner_of(classes=[0, 1, 2])).ask_in_notebook().children
     row = learner.history[0].indices[0]
     assert f'{X[POOL][row][0]:.4f}'[:5] in place.children[0].value
+    _, _, buttons = learner_of().ask_in_notebook().children
+    assert [button.description for button in buttons.children[:-1]] == ['0', '1', '2']
+    learner = ActiveLearner(mlp(6, 3), config=CONFIG)
+    learner.start(X[POOL])
     with pytest.raises(ConfigError, match='it is not known which labels there are'):
-        learner_of().ask_in_notebook()
+        learner.ask_in_notebook()
+    with pytest.raises(ConfigError, match='n: got 0'):
+        learner_of().ask_in_notebook(0)

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -104,7 +105,7 @@ def test_damage_is_told(tmp_path):
         flipped = bytearray(content)
         flipped[at] ^= 4
         events.write_bytes(flipped)
-        with pytest.raises(DataError, match=r'line .* of .*events.jsonl'):
+        with pytest.raises(DataError, match=r'line .* of .*events.jsonl is damaged'):
             loaded(path)
     events.write_bytes(content)
     (path / 'session.json').write_text('{}')
@@ -134,6 +135,123 @@ def test_one_process_at_a_time_and_no_overwriting(tmp_path):
     loaded(path).close()
     with pytest.raises(DataError, match='holds no session'):
         loaded(tmp_path / 'nothing')
+
+
+# --- what may happen to a file ------------------------------------------------------------------
+
+
+def saved(path, learner=None):
+    learner = learner or new_learner()
+    learner.start(X[POOL])
+    learner.save(path)
+    return learner
+
+
+@pytest.fixture
+def almost_full():
+    """Limits the size of files, as a disk that gets full does: the last write takes a part."""
+    resource = pytest.importorskip('resource')
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_disk_that_is_full_in_mid_line_is_told_and_the_label_not_taken(tmp_path, almost_full):
+    learner = saved(tmp_path / 'session')
+    learner.teach([0], [1])
+    events = tmp_path / 'session' / 'events.jsonl'
+    before = events.read_bytes()
+    almost_full(len(before) + 20)
+    with pytest.raises(OSError):
+        learner.teach([1], [1])
+    almost_full(2**30)
+    assert learner.labels == {0: 1} and events.read_bytes() == before
+    learner.teach([2], [2])
+    learner.close()
+    assert loaded(tmp_path / 'session', data=(X[POOL],)).labels == {0: 1, 2: 2}
+
+
+def test_an_interrupt_in_mid_write_leaves_nothing_behind(tmp_path, monkeypatch):
+    learner = saved(tmp_path / 'session')
+
+    def interrupted(descriptor):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(os, 'fsync', interrupted)
+        learner.teach([0, 1, 2], [1, 1, 1])
+    assert learner.labels == {}
+    learner.teach([3], [2])
+    learner.close()
+    assert loaded(tmp_path / 'session', data=(X[POOL],)).labels == {3: 2}
+
+
+def test_several_threads_may_teach(tmp_path):
+    learner = saved(tmp_path / 'session')
+    rows = np.arange(160)
+
+    def teach(first):
+        for row in rows[first::8]:
+            learner.teach([row], [row % 3])
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(teach, range(8)))
+    learner.close()
+    expected = {int(row): int(row % 3) for row in rows}
+    assert learner.labels == expected
+    assert loaded(tmp_path / 'session', data=(X[POOL],)).labels == expected
+
+
+def test_a_closed_session_takes_no_label(tmp_path):
+    learner = saved(tmp_path / 'session')
+    learner.teach([0], [1])
+    learner.close()
+    with pytest.raises(DataError, match='was closed'):
+        learner.teach([1], [1])
+    assert learner.labels == {0: 1}
+    learner.save(tmp_path / 'other')
+    learner.teach([1], [1])
+
+
+def test_a_copy_of_the_process_does_not_write(tmp_path, monkeypatch):
+    learner = saved(tmp_path / 'session')
+    monkeypatch.setattr(os, 'getpid', lambda: -1)
+    with pytest.raises(DataError, match='belongs to the process this is a copy of'):
+        learner.teach([0], [1])
+
+
+def test_saving_again_goes_on_in_the_new_place(tmp_path):
+    learner = saved(tmp_path / 'one')
+    learner.teach([0], [1])
+    learner.save(tmp_path / 'two')
+    learner.teach([1], [2])
+    assert loaded(tmp_path / 'one', data=(X[POOL],)).labels == {0: 1}
+    learner.close()
+    assert loaded(tmp_path / 'two', data=(X[POOL],)).labels == {0: 1, 1: 2}
+
+
+def test_what_failed_to_be_saved_leaves_nothing(tmp_path, almost_full):
+    learner = new_learner()
+    learner.start(X[POOL])
+    learner.teach(np.arange(170), Y[POOL])
+    almost_full(100)
+    with pytest.raises(OSError):
+        learner.save(tmp_path / 'session')
+    almost_full(2**30)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_failed_to_be_loaded_takes_no_label_and_holds_no_lock(tmp_path):
+    path = tmp_path / 'session'
+    saved(path).close()
+    (path / 'events.jsonl').rename(tmp_path / 'away')
+    learner = new_learner()
+    with pytest.raises(DataError, match='holds no session that can be read'):
+        learner.load(path, X[POOL])
+    with pytest.raises(DataError, match='teach: there is no pool yet'):
+        learner.teach([0], [1])
+    (tmp_path / 'away').rename(path / 'events.jsonl')
+    learner.load(path, X[POOL])
 
 
 @pytest.mark.slow

@@ -1,10 +1,14 @@
 """The book of an active learning: every question and label, in memory and in a file."""
 
+import io
 import json
 import os
+import shutil
+import threading
+import uuid
 import weakref
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,19 +32,21 @@ class LabelBook:
         labels: the label of each row that has one, in the order they came.
         skipped: the rows that will not be asked for again.
         history: the queries.
-        has_model: whether a model was trained at all.
+        num_changes: how often labels were given, changed or taken back.
     """
 
     def __init__(self, num_rows: int):
         self.labels: dict[int, Any] = {}
         self.skipped: set[int] = set()
         self.history = ActiveHistory()
-        self.has_model = False
+        self.num_changes = 0
         self._num_rows = num_rows
         self._query_of: dict[int, ActiveQuery] = {}
-        self._changed: list[ActiveQuery] = []  # since the last training
+        self._num_open: dict[int, int] = {}  # rows of a query without an answer, by its id
+        self._changed: dict[int, ActiveQuery] = {}  # since the last training, by their ids
         self._events: list[Event] = []
         self._journal: Journal | None = None
+        self._taking = threading.Lock()
 
     @property
     def num_queries(self) -> int:
@@ -50,8 +56,7 @@ class LabelBook:
     @property
     def waiting(self) -> np.ndarray:
         """The rows that were asked for and have neither a label nor were skipped."""
-        done = self.labels.keys() | self.skipped
-        return np.array([row for row in self._query_of if row not in done], np.int64)
+        return np.array([row for row in self._query_of if not self._is_answered(row)], np.int64)
 
     @property
     def available(self) -> np.ndarray:
@@ -62,11 +67,22 @@ class LabelBook:
         return available
 
     def note(self, event: Event) -> None:
-        """Takes an event in; where there is a file, it is on disk before."""
+        """Takes an event in; where there is a file, it is on disk before.
+
+        Several threads may do so.
+
+        Raises:
+            DataError: if the file was closed, or is another process's.
+            OSError: if it can't be written; then nothing of the event is taken.
+        """
         event = plain(event)
-        if self._journal is not None:
-            self._journal.append(event)
-        self._take(event)
+        with self._taking:
+            if self._journal is not None:
+                self._journal.append(event)
+            self._take(event)
+
+    def _is_answered(self, row: int) -> bool:
+        return row in self.labels or row in self.skipped
 
     def _take(self, event: Event) -> None:
         known = {'query': self._query, 'teach': self._teach, 'fit': self._fit}
@@ -84,36 +100,37 @@ class LabelBook:
         )  # fmt: skip
         self.history.queries.append(query)
         self._query_of |= dict.fromkeys(event['indices'], query)
+        self._num_open[id(query)] = len(event['indices'])
 
     def _teach(self, event: Event) -> None:
-        rows = event['indices']
-        for row, label in zip(rows, event['labels'], strict=True):
+        self.num_changes += 1
+        for row, label in zip(event['indices'], event['labels'], strict=True):
+            query = self._query_of.get(row)
+            if query is not None and query.status != 'trained':
+                self._changed[id(query)] = query
+                self._num_open[id(query)] -= not self._is_answered(row)
+                if not self._num_open[id(query)]:
+                    query.status = 'labeled'
             if label is None:
                 self.labels.pop(row, None)
                 self.skipped.add(row)
             else:
                 self.labels[row] = label
                 self.skipped.discard(row)
-        for query in {id(q): q for row in rows if (q := self._query_of.get(row))}.values():
-            self._changed.append(query)
-            done = self.labels.keys() | self.skipped
-            if all(row in done for row in query.indices.tolist()):
-                query.status = 'labeled'
 
     def _fit(self, event: Event) -> None:
         metrics = {
             name: np.nan if value is None else value for name, value in event['metrics'].items()
         }
-        self.has_model = True
         if not self.history.queries:
             self.history.start = (event['num_labels'], metrics)
-        for query in {id(query): query for query in self._changed}.values():
+        for query in self._changed.values():
             if query.status == 'labeled':
                 query.status = 'trained'
             query.num_labels, query.metrics = event['num_labels'], metrics
             query.agreement = np.nan if event['agreement'] is None else event['agreement']
             query.seconds += event['seconds']
-        self._changed = []
+        self._changed = {}
 
     def save(self, path: Path, about: Mapping[str, Any]) -> None:
         """Writes all events to a new directory, to which later ones are added from now on.
@@ -125,13 +142,20 @@ class LabelBook:
         if path.exists():
             raise DataError(f'path: {path} exists already. Pass another one, or load it.')
         path.parent.mkdir(parents=True, exist_ok=True)
-        new = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
+        new = path.with_name(f'.{path.name}.{uuid.uuid4().hex}.tmp')
         new.mkdir()
-        write_synced(new / _EVENTS, b''.join(map(_line, self._events)))
-        write_synced(new / _SESSION, json.dumps({'format': _FORMAT, **plain(about)}).encode())
-        new.rename(path)
+        try:
+            write_synced(new / _EVENTS, b''.join(map(_line, self._events)))
+            write_synced(new / _SESSION, json.dumps({'format': _FORMAT, **plain(about)}).encode())
+            sync_folder(new)
+            new.rename(path)
+        except BaseException:
+            shutil.rmtree(new, ignore_errors=True)
+            raise
         sync_folder(path.parent)
-        self._journal = Journal(path / _EVENTS)
+        before, self._journal = self._journal, Journal(path / _EVENTS)
+        if before is not None:
+            before.close()
 
     def load(self, path: Path, about: Mapping[str, Any]) -> dict[str, Any]:
         """Takes all events of a directory in; later ones are added to it.
@@ -159,26 +183,34 @@ class LabelBook:
                     f'{name}: it is not the data of the session at {path}: got {value}, which '
                     f'began with {saved.get(name)}. Pass the same rows in the same order.'
                 )
-        self._journal = journal = Journal(path / _EVENTS)
         try:
-            for number, event in enumerate(journal.read(), start=1):
-                self._take_from(path / _EVENTS, number, event)
+            self._journal = journal = Journal(path / _EVENTS)
+        except OSError as error:
+            raise DataError(f'path: {path} holds no session that can be read: {error}.') from error
+        try:
+            for number, line in enumerate(journal.read(), start=1):
+                self._take_line(path / _EVENTS, number, line)
         except BaseException:
             self.close()
             raise
         return saved
 
-    def _take_from(self, path: Path, number: int, event: Event) -> None:
+    def _take_line(self, path: Path, number: int, line: bytes) -> None:
+        checksum, _, text = line.partition(b' ')
         try:
-            self._take(event)
+            if checksum != _checksum(text):
+                raise ValueError('its checksum is another one')
+            self._take(json.loads(text))
         except (KeyError, ValueError, TypeError, AttributeError, IndexError) as error:
-            raise DataError(f'path: line {number} of {path}: {error!r}.') from error
+            raise DataError(
+                f'path: line {number} of {path} is damaged: {error!r}. Take the file from a '
+                'backup, or delete this line and all after it to go on with what was before.'
+            ) from error
 
     def close(self) -> None:
-        """Lets the file go, so that another process may add to it."""
+        """Lets the file go, so that another process may add to it; no event is taken any more."""
         if self._journal is not None:
             self._journal.close()
-            self._journal = None
 
 
 class Journal:
@@ -189,6 +221,7 @@ class Journal:
 
     Raises:
         DataError: if another process writes to it.
+        OSError: if it can't be opened.
     """
 
     def __init__(self, path: Path):
@@ -199,47 +232,59 @@ class Journal:
                 f'path: another learner or process has the session at {path.parent} open. Close it '
                 'first.'
             )
-        self._file = os.open(path, os.O_RDWR)
+        try:
+            self._file = io.FileIO(path, 'r+')
+        except OSError:
+            unlock(locked)
+            raise
         self.close = weakref.finalize(self, _close, self._file, locked)
-        self._end = os.fstat(self._file).st_size
+        self._end = self._file.seek(0, os.SEEK_END)
+        self._process = os.getpid()
 
     def append(self, event: Event) -> None:
         """Writes an event; it is on disk when this returns.
 
         Raises:
+            DataError: if the file was closed, or the process forked from the one that opened it.
             OSError: if that fails; then nothing of it is left.
         """
+        if not self.close.alive or self._process != os.getpid():
+            why = (
+                'was closed' if not self.close.alive else 'belongs to the process this is a copy of'
+            )
+            raise DataError(
+                f'path: the session at {self._path.parent} {why}. Load it again to go on.'
+            )
         line = _line(event)
         try:
-            os.pwrite(self._file, line, self._end)
-            os.fsync(self._file)
-        except OSError:
-            os.ftruncate(self._file, self._end)
+            self._file.seek(self._end)
+            rest = memoryview(line)
+            while rest:  # a disk that is almost full takes a part, and says so the next time
+                rest = rest[self._file.write(rest) :]
+            os.fsync(self._file.fileno())
+            self._end += len(line)
+        except BaseException:  # Ctrl-C is one
+            self._file.truncate(self._end)
             raise
-        self._end += len(line)
 
-    def read(self) -> Iterator[Event]:
-        """Reads all events; a last one that was not written to its end is cut off.
+    def read(self) -> list[bytes]:
+        """Reads all lines; a last one that was not written to its end is cut off.
 
         Raises:
-            DataError: if a line is damaged.
+            DataError: if it is too large.
         """
-        content = read_bounded(self._path, _MAX_BYTES)
-        *lines, torn = content.split(b'\n')
+        try:
+            *lines, torn = read_bounded(self._path, _MAX_BYTES).split(b'\n')
+        except ValueError as error:
+            raise DataError(f'path: {error}.') from error
         if torn:
             self._end -= len(torn)
-            os.ftruncate(self._file, self._end)
-        for number, line in enumerate(lines, start=1):
-            checksum, _, text = line.partition(b' ')
-            if checksum != _checksum(text):
-                raise DataError(
-                    f'path: line {number} of {self._path} is damaged: its checksum is another one.'
-                )
-            yield json.loads(text)
+            self._file.truncate(self._end)
+        return lines
 
 
-def _close(file: int, locked: int) -> None:
-    os.close(file)
+def _close(file: io.FileIO, locked: int) -> None:
+    file.close()
     unlock(locked)
 
 

@@ -56,7 +56,8 @@ class ActiveHistory(Sequence[ActiveQuery]):
     Attributes:
         start: labels and metrics of the training before the first query; None for none.
         queries: one for each iteration.
-        stop_reason: what ended it before all iterations were done; None for nothing.
+        stop_reason: why it is time to stop, or what ended all before the last iteration; None
+            for nothing.
         baseline: the history of the same with rows chosen at random; None for none.
 
     Example:
@@ -141,7 +142,8 @@ class ActiveHistory(Sequence[ActiveQuery]):
             path: a file to write to as well.
 
         Raises:
-            DataError: if nothing was trained yet.
+            DataError: if nothing was trained yet, or the histories have no number of labels in
+                common.
             ConfigError: for a metric that was not recorded.
         """
         from thinkml.training.active.plot import draw_learning_curves

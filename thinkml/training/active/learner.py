@@ -39,6 +39,8 @@ from thinkml.training.active.views import View
 from thinkml.training.config import TrainingConfig
 from thinkml.training.train import check_config, check_switches
 
+_AT_END = 'all rows of the pool were asked for'
+
 Oracle = Callable[[Any, np.ndarray], Any]
 
 
@@ -220,7 +222,8 @@ class ActiveLearner:
             progress: a line on stderr for each iteration.
 
         Warns:
-            ThinkMLWarning: if nobody labels.
+            ThinkMLWarning: if nobody labels, or if an experiment begins with a model that was
+                trained before.
 
         Returns:
             the history, a query for each iteration.
@@ -236,6 +239,11 @@ class ActiveLearner:
             raise ConfigError(
                 f'n_iterations: got {n_iterations!r}, expected a whole number of at least 1.'
             )
+        if not (oracle is None or callable(oracle)):
+            raise ConfigError(
+                f'oracle: got {type(oracle).__name__}, expected a function oracle(X, indices) that '
+                'returns a label for each row.'
+            )
         if oracle is not None and y_unlabeled is not None:
             raise ConfigError('oracle: got it together with y_unlabeled, expected one of them.')
         if baseline and y_unlabeled is None:
@@ -246,6 +254,11 @@ class ActiveLearner:
         if known is not None:
             check_lengths({'X_unlabeled': pool.rows, 'y_unlabeled': known})
             oracle = _Known(known)
+            if session.learning.has_learned:
+                warn_user(
+                    'model: it was trained before, so that the experiment begins with what it '
+                    'knows. Make a new model for each experiment if that is not intended.'
+                )
         if oracle is None:
             self._plan(session, n_iterations, progress)
             return self.history
@@ -274,15 +287,13 @@ class ActiveLearner:
                 count = min(count, stopping.max_labels - len(book.labels))
             rows = self._ask(session, strategy, count)
             if not len(rows):
-                book.history.stop_reason = 'all rows of the pool were asked for'
+                book.history.stop_reason = _AT_END
                 break
-            self.teach(rows, oracle(session.pool.rows.take(rows), rows))
+            self._teach(session, rows, oracle(session.pool.rows.take(rows), rows), 'oracle')
             self.fit()
             _show(progress, f'{number}: {book.history[-1]}')
-            reason = stopping.reason(book.history, len(book.labels), session.learning.metric)
-            if reason is not None:
-                book.history.stop_reason = reason
-                _show(progress, f'ended: {reason}')
+            if book.history.stop_reason is not None:
+                _show(progress, f'ended: {book.history.stop_reason}')
                 break
         return book.history
 
@@ -296,6 +307,8 @@ class ActiveLearner:
         for first in range(0, len(chosen.indices), self.query_size):
             some = slice(first, first + self.query_size)
             session.note_query(chosen.indices[some], chosen.scores[some], seconds)
+        if len(chosen.indices) < total:
+            session.book.history.stop_reason = _AT_END
         _show(progress, str(session.book.history))
         warn_user(
             f'oracle: got none, and no y_unlabeled, so nobody labels: the model was trained on '
@@ -346,12 +359,10 @@ class ActiveLearner:
             ConfigError: if ``n`` is no number of rows.
             DataError: before `start`, or if the labels can't be learned.
         """
-        if n is not None and not (is_whole(n) and n >= 1):
-            raise ConfigError(f'n: got {n!r}, expected a whole number of at least 1.')
-        session = self._started('query')
+        session, count = self._started('query'), self._count(n)
         if not session.is_fitted:
             self.fit()
-        return self._ask(session, self._strategy, n or self.query_size)
+        return self._ask(session, self._strategy, count)
 
     def teach(self, indices: Any, y: Any) -> None:
         """Takes labels. Of a session on disk, they are there when this returns.
@@ -367,10 +378,7 @@ class ActiveLearner:
                 none of them is taken.
             OSError: if they can't be written; then none of them is taken.
         """
-        session = self._started('teach')
-        rows = session.pool.check_rows(indices)
-        labels = session.pool.check_labels(y, rows, session.learning.task)
-        session.note_labels(rows, labels)
+        self._teach(self._started('teach'), indices, y, 'y')
 
     def skip(self, indices: Any) -> None:
         """Notes that rows get no label: they are not asked for again, and lose a label they have.
@@ -405,28 +413,40 @@ class ActiveLearner:
         """Trains on all labels there are, and returns the metrics.
 
         With too few of them (none, or of one class only) nothing is trained, and there are none.
+        Where a stopping rule says that it is enough, `history` has a ``stop_reason`` afterwards.
 
         Raises:
             DataError: before `start`, or if the labels can't be learned.
+            ConfigError: for metrics or a strategy that don't fit the task.
+            KeyboardInterrupt: after Ctrl-C; the next `query` or `fit` trains again.
         """
         session = self._started('fit')
         began = time.perf_counter()
-        x, y = session.pool.labeled(session.book.labels)
+        num_changes, labels = session.book.num_changes, self.labels
+        session.view = None
+        x, y = session.pool.labeled(labels)
         metrics = session.learning.fit(x, y)
-        session.is_fitted, session.view = True, None
-        if metrics is None:
-            return {}
-        check_strategy(self._strategy, self._models, session.pool.rows, session.learning.task)
+        session.num_fitted = num_changes  # others may have come meanwhile
+        if metrics is not None and y is not None:
+            self._note_fit(session, metrics, len(y), began)
+        session.book.history.stop_reason = self._stopping.reason(
+            session.book.history, len(labels), session.learning.metric if metrics else None
+        )
+        return metrics or {}
+
+    def _note_fit(
+        self, session: Session, metrics: dict[str, float], num_labels: int, began: float
+    ) -> None:
+        self._check(session)
         agreement = float('nan')
         if self._stopping.min_agreement is not None:
             agreement = session.agreement(self._view(session).predictions)
         session.book.note(
             {
-                'event': 'fit', 'num_labels': session.num_labels, 'metrics': metrics,
+                'event': 'fit', 'num_labels': num_labels, 'metrics': metrics,
                 'agreement': agreement, 'seconds': time.perf_counter() - began,
             }
         )  # fmt: skip
-        return metrics
 
     def ask_in_notebook(self, n: int | None = None, *, show: Callable[[int], Any] | None = None):
         """Returns a widget that asks for the labels of the next rows; each click is a `teach`.
@@ -437,7 +457,8 @@ class ActiveLearner:
                 shows the row itself.
 
         Raises:
-            ConfigError: if ipywidgets is not installed, or it is not known which labels there are.
+            ConfigError: if ipywidgets is not installed, if it is not known which labels there are,
+                or if ``n`` is no number of rows.
             DataError: before `start`.
         """
         session = self._started('ask_in_notebook')
@@ -447,7 +468,7 @@ class ActiveLearner:
                 'classes: it is not known which labels there are. Pass '
                 'ActiveLearner(classes=[...]).'
             )
-        count = n or self.query_size
+        count = self._count(n)
         rows = [int(row) for row in self.waiting[:count]]
         if len(rows) < count:
             rows += [int(row) for row in self.query(count - len(rows))]
@@ -511,7 +532,9 @@ class ActiveLearner:
                 process has it open.
         """
         session = self._begin(Pool(X_unlabeled, X_labeled, y_labeled), X_val, y_val, None, retrain)
+        self._session = None  # nothing takes labels where that fails
         saved = session.book.load(Path(path), session.about())
+        self._session = session
         if saved.get('weights') != session.weights()['weights']:
             warn_user(
                 'model: its weights are not those the session began with, so that it will learn '
@@ -519,7 +542,10 @@ class ActiveLearner:
             )
 
     def close(self) -> None:
-        """Lets a session on disk go, so that another learner or process may load it."""
+        """Lets a session on disk go, so that another learner or process may load it.
+
+        This learner then takes no more labels; what it knows can still be read.
+        """
         if self._session is not None:
             self._session.book.close()
 
@@ -529,15 +555,26 @@ class ActiveLearner:
         self, pool: Pool, X_val: Any, y_val: Any, known: np.ndarray | None, retrain: Retrain
     ) -> Session:
         learning = Learning(self._models, self._settings, pool, X_val, y_val, known, retrain)
-        check_strategy(self._strategy, self._models, pool.rows, learning.task)
+        session = Session(pool, learning)
+        self._check(session)
         self.close()
-        self._session = Session(pool, learning)
-        return self._session
+        self._session = session
+        return session
+
+    def _check(self, session: Session) -> None:
+        learning = session.learning
+        self._stopping.check(learning.task, has_validation=learning.has_validation)
+        check_strategy(self._strategy, self._models, session.pool.rows, learning.task)
 
     def _begin_again(self, session: Session) -> Session:
         session.learning.reset()
         self._session = Session(session.pool, session.learning)
         return self._session
+
+    def _count(self, n: int | None) -> int:
+        if n is not None and not (is_whole(n) and n >= 1):
+            raise ConfigError(f'n: got {n!r}, expected a whole number of at least 1.')
+        return n or self.query_size
 
     def _started(self, what: str) -> Session:
         if self._session is None:
@@ -546,6 +583,13 @@ class ActiveLearner:
                 'or train(...) first.'
             )
         return self._session
+
+    def _teach(self, session: Session, indices: Any, y: Any, argument: str) -> None:
+        rows = session.pool.check_rows(indices)
+        labels = session.pool.check_labels(
+            y, rows, session.learning.task, session.book.labels, argument
+        )
+        session.note_labels(rows, labels)
 
     def _ask(self, session: Session, strategy: Strategy, count: int) -> np.ndarray:
         began = time.perf_counter()
@@ -557,7 +601,7 @@ class ActiveLearner:
     def _choose(self, session: Session, strategy: Strategy, count: int) -> Selection:
         available = session.book.available
         key = jax.random.fold_in(jax.random.key(self.seed), session.book.num_queries)
-        if session.book.has_model or strategy.name == 'random':
+        if session.learning.has_learned or strategy.name == 'random':
             return strategy.select(self._view(session), count, key, available)
         try:
             return select_typical(self._view(session), count, key, available)
@@ -569,7 +613,7 @@ class ActiveLearner:
         if session.view is None:
             session.view = View(
                 self._models, session.learning.task, session.pool.rows,
-                session.pool.labeled(session.book.labels)[0], self._num_draws,
+                session.pool.first, self._num_draws,
                 jax.random.fold_in(jax.random.key(self.seed + 1), session.book.num_queries),
             )  # fmt: skip
         return session.view

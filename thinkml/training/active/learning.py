@@ -12,14 +12,23 @@ import numpy as np
 from thinkml.core import functionalize, num_outputs
 from thinkml.core.functional import PROBE_ROWS
 from thinkml.core.losses import decides
-from thinkml.data import check_targets, infer_task, open_data, open_rows
-from thinkml.errors import ConfigError, DataError, warn_user
+from thinkml.core.metric_names import metric_name
+from thinkml.data import (
+    check_lengths,
+    check_targets,
+    encode_targets,
+    infer_task,
+    open_data,
+    open_rows,
+)
+from thinkml.errors import ConfigError, DataError, ModelTypeError, warn_user
 from thinkml.evaluation import ModelEvaluator
+from thinkml.evaluation.metrics import check_fit
 from thinkml.record import Task, attach_record, record_of
 from thinkml.training.active.pool import Pool
 from thinkml.training.active.views import Committee
 from thinkml.training.config import TrainingConfig
-from thinkml.training.problem import Asked
+from thinkml.training.problem import Asked, probe_of
 from thinkml.training.train import Latest, train
 
 _LEAST_ROOM = 64
@@ -61,10 +70,12 @@ class Learning:
     Attributes:
         models: as passed.
         task: what is predicted; None until enough labels tell.
+        has_learned: whether the models were trained, here or before.
 
     Raises:
         DataError: for data and labels that don't fit the models.
         ConfigError: for ``retrain`` that is neither.
+        ModelTypeError: for an ensemble of models with other numbers of outputs.
     """
 
     def __init__(
@@ -83,21 +94,34 @@ class Learning:
         self._settings = settings
         self._retrain = retrain
         self._inputs = pool.rows.inputs
-        probe = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct((PROBE_ROWS, *leaf.shape[1:]), leaf.dtype),
-            pool.rows.spec,
-        )
-        self._num_outputs = num_outputs(models[0], probe, 'X_unlabeled')
+        probe = probe_of(self._inputs, PROBE_ROWS)
+        counts = [num_outputs(model, probe, 'X_unlabeled') for model in models]
+        if len(set(counts)) > 1:
+            raise ModelTypeError(
+                f'model: got models of {", ".join(map(str, counts))} outputs, expected an ensemble '
+                'of models that predict the same.'
+            )
+        self._num_outputs = counts[0]
         self.task = self._known_task(pool, all_labels)
+        self.has_learned = self._were_trained()
         self._was_told = False
+        if pool.first_labels is not None:
+            self._check(pool.first_labels, 'y_labeled')
         if (X_val is None) != (y_val is None):
             missing, given = ('X_val', 'y_val') if X_val is None else ('y_val', 'X_val')
             raise DataError(f'{missing}: got None together with {given}, expected both or neither.')
         self._validation = None
         if X_val is not None:
-            open_data(X_val, y_val, 'X_val', 'y_val', self._inputs)
+            rows, labels = open_data(X_val, y_val, 'X_val', 'y_val', self._inputs)
+            labels = check_targets(labels, 'y_val')
+            check_lengths({'X_val': rows, 'y_val': labels})
+            self._check(labels, 'y_val')
             self._validation = (X_val, y_val)
         self._first = [_FirstWeights.of(model, probe, settings.config.seed) for model in models]
+
+    def _check(self, labels: np.ndarray, argument: str) -> None:
+        if self.task is not None:
+            encode_targets(labels, self.task, argument)
 
     @property
     def weights_hash(self) -> str:
@@ -109,16 +133,25 @@ class Learning:
         return digest.hexdigest()
 
     @property
+    def has_validation(self) -> bool:
+        """Whether there is validation data."""
+        return self._validation is not None
+
+    @property
     def metric(self) -> str | None:
         """The validation metric that is to gain."""
         if self._validation is None or self.task is None:
             return None
-        return f'val_{self._metrics(self.task)[0]}'
+        return f'val_{metric_name(self._metrics(self.task)[0])}'
 
     def reset(self) -> None:
         """Puts the first weights back, and what was known of the models then."""
         for model, first in zip(self.models, self._first, strict=True):
             first.put_back(model)
+        self.has_learned = self._were_trained()
+
+    def _were_trained(self) -> bool:
+        return self.task is not None and all(record_of(model).runs for model in self.models)
 
     def fit(self, x: Any, y: np.ndarray | None) -> dict[str, float] | None:
         """Trains on rows and their labels, and returns the metrics.
@@ -129,9 +162,13 @@ class Learning:
 
         Raises:
             DataError: for labels that the models can't learn.
+            ConfigError: for metrics that don't fit the task.
+            KeyboardInterrupt: after Ctrl-C; the models stay as far as they got.
         """
         if y is None or not self._can_learn(y):
             return None
+        assert self.task is not None
+        check_fit(self._metrics(self.task), self.task.kind)
         found: list[dict[str, float]] = []
         for index, (model, first) in enumerate(zip(self.models, self._first, strict=True)):
             if self._retrain == 'reset':
@@ -139,6 +176,7 @@ class Learning:
             record_of(model).task = self.task
             found.append(self._train(model, index, x, y))
             record_of(model).input_spec = self._inputs
+        self.has_learned = True
         metrics = {name: float(np.mean([one[name] for one in found])) for name in found[0]}
         return metrics | self._validate()
 
@@ -154,6 +192,8 @@ class Learning:
             augmentation=settings.augmentation, rows=np.arange(len(y)),
         )  # fmt: skip
         history = train(Latest(), model, asked, config, resume=False, progress=False)
+        if history.interrupted:  # a training ends early then; all of the learning is to end
+            raise KeyboardInterrupt
         return {n: v for n, v in history.last().items() if not n.startswith('val_')}
 
     def _validate(self) -> dict[str, float]:
@@ -175,13 +215,21 @@ class Learning:
     def _known_task(self, pool: Pool, all_labels: np.ndarray | None) -> Task | None:
         if self._settings.classes is not None:
             return self._inferred(np.asarray(self._settings.classes), 'classes')
-        if all_labels is None:
-            known = record_of(self.models[0]).task
-            return known
-        parts = [check_targets(all_labels, 'y_unlabeled')]
+        if all_labels is not None:
+            labels = check_targets(all_labels, 'y_unlabeled').tolist()
+            return self._inferred(pool.with_first(labels, 'y_unlabeled'), 'y_unlabeled')
         if pool.first_labels is not None:
-            parts.append(pool.first_labels)
-        return self._inferred(np.concatenate(parts), 'y_unlabeled')
+            return self._task_of(pool.first_labels)
+        return record_of(self.models[0]).task
+
+    def _task_of(self, y: np.ndarray) -> Task | None:
+        """What labels are for; None where they are too few to tell."""
+        try:
+            return self._inferred(y, 'y_labeled')
+        except DataError:
+            if len(np.unique(y, axis=0)) >= max(2, self._num_outputs):
+                raise
+            return None
 
     def _inferred(self, y: np.ndarray, argument: str) -> Task:
         return infer_task(
@@ -191,14 +239,10 @@ class Learning:
 
     def _can_learn(self, y: np.ndarray) -> bool:
         """Whether there is something to learn; finds out what, if that is not known yet."""
+        self.task = self.task or self._task_of(y)
         if self.task is None:
-            try:
-                self.task = self._inferred(y, 'y_labeled')
-            except DataError:
-                if len(np.unique(y, axis=0)) >= max(2, self._num_outputs):
-                    raise
-                self._tell(y)
-                return False
+            self._tell(y)
+            return False
         return not self.task.is_classification or len(np.unique(y, axis=0)) > 1
 
     def _tell(self, y: np.ndarray) -> None:

@@ -21,7 +21,6 @@ from thinkml.data import (
 )
 from thinkml.errors import DataError
 from thinkml.record import Task
-from thinkml.training.active.history import plain
 
 
 class Pool:
@@ -34,7 +33,8 @@ class Pool:
 
     Attributes:
         rows: those without labels.
-        first_labels: of the others, as the user writes them; None where there are none.
+        first: those that have labels from the beginning; None for none.
+        first_labels: their labels, as the user writes them.
 
     Raises:
         DataError: for data that can't be used, or don't fit each other.
@@ -43,14 +43,14 @@ class Pool:
     def __init__(self, X_unlabeled: Any, X_labeled: Any, y_labeled: Any):
         if X_unlabeled is None:
             raise DataError('X_unlabeled: got None, expected the inputs to choose from.')
-        self._first: Rows | None = None
+        self.first: Rows | None = None
         self.first_labels: np.ndarray | None = None
         inputs = None
         if X_labeled is not None:
-            self._first, targets = open_data(X_labeled, y_labeled, 'X_labeled', 'y_labeled')
-            inputs = self._first.inputs
+            self.first, targets = open_data(X_labeled, y_labeled, 'X_labeled', 'y_labeled')
+            inputs = self.first.inputs
             self.first_labels = check_targets(targets, 'y_labeled')
-            check_lengths({'X_labeled': self._first, 'y_labeled': self.first_labels})
+            check_lengths({'X_labeled': self.first, 'y_labeled': self.first_labels})
         elif y_labeled is not None:
             raise DataError('X_labeled: got None together with y_labeled, expected both or none.')
         if is_batches(X_unlabeled):
@@ -78,24 +78,40 @@ class Pool:
             raise DataError('indices: got a row twice, expected each once.')
         return [int(row) for row in rows]
 
-    def check_labels(self, y: Any, rows: list[int], task: Task | None) -> list[Any]:
+    def check_labels(
+        self, y: Any, rows: list[int], task: Task | None, others: Mapping[int, Any], argument: str
+    ) -> list[Any]:
         """Returns a label for each row as plain values, None where there is none.
 
+        Args:
+            y: the labels.
+            rows: of the pool, which they are for.
+            task: what is learned; None where that is not known yet.
+            others: labels that were given before, by row.
+            argument: the name used in error messages.
+
         Raises:
-            DataError: for another number of labels, and for labels that can't be learned.
+            DataError: for another number of labels, and for labels that can't be learned, or not
+                together with the others.
         """
-        labels = [
-            plain(label) for label in (y if isinstance(y, list | tuple) else as_array(y, 'y'))
-        ]
+        labels = _one_by_one(y, argument)
         if len(labels) != len(rows):
-            raise DataError(f'y: got {len(labels)} labels for {len(rows)} rows, expected one each.')
-        labels = [None if is_missing(label) else label for label in labels]
-        given = [label for label in labels if label is not None]
-        if given and task is not None:
-            encode_targets(given, task, 'y')
-        elif given:
-            check_targets(given, 'y')
-        return labels
+            raise DataError(
+                f'{argument}: got {len(labels)} labels for {len(rows)} rows, expected one each, '
+                'None for a row that has none.'
+            )
+        given = {row: y for row, y in zip(rows, labels, strict=True) if not is_missing(y)}
+        if not given:
+            return [None] * len(rows)
+        plain = _as_targets(list(given.values()), argument).tolist()
+        given = dict(zip(given, plain, strict=True))
+        if task is not None:
+            encode_targets(plain, task, argument)
+        else:
+            # One of the others speaks for all: they went through this too.
+            other = next((label for row, label in others.items() if row not in given), plain[0])
+            self.with_first([other, *plain], argument)
+        return [given.get(row) for row in rows]
 
     def labeled(self, labels: Mapping[int, Any]) -> tuple[Any, np.ndarray | None]:
         """Returns the inputs and labels of all rows that have some; None and None for none.
@@ -103,28 +119,62 @@ class Pool:
         Args:
             labels: by row of the pool.
         """
-        parts, targets = [], []
-        if self._first is not None and self.first_labels is not None:
-            parts.append(self._first.all())
-            targets.append(self.first_labels)
+        parts = [] if self.first is None else [self.first.all()]
         if labels:
             parts.append(self.rows.take(np.array(list(labels))))
-            targets.append(check_targets(list(labels.values()), 'y'))
         if not parts:
             return None, None
-        if len({target.dtype.kind in 'UO' for target in targets}) > 1:
-            raise DataError('y: got text and numbers as labels, expected labels of one kind.')
-        return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts), np.concatenate(targets)
+        x = jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
+        return x, self.with_first(list(labels.values()), 'y')
+
+    def with_first(self, labels: list[Any], argument: str) -> np.ndarray:
+        """Returns the first labels and others as one array.
+
+        Raises:
+            DataError: if they are of different kinds.
+        """
+        first = self.first_labels
+        if not labels and first is not None:
+            return first
+        targets = _as_targets(labels, argument)
+        if first is None:
+            return targets
+        if (first.dtype.kind == 'U') != (targets.dtype.kind == 'U'):
+            raise DataError(_MIXED.format(argument))
+        if {first.shape[1:], targets.shape[1:]} == {(), (1,)}:
+            targets = targets.reshape(len(targets), *first.shape[1:])
+        if first.shape[1:] != targets.shape[1:]:
+            raise DataError(
+                f'{argument}: got labels of shape {targets.shape}, expected those of y_labeled, '
+                f'{first.shape}, but for the number of rows.'
+            )
+        return np.concatenate([first, targets])
 
     def about(self) -> dict[str, Any]:
         """What identifies the data: `thinkml.data.fingerprint` of both parts, by argument."""
         first = None
-        if self._first is not None and self.first_labels is not None:
-            first = fingerprint(self._first, _bytes_of(self.first_labels))
+        if self.first is not None and self.first_labels is not None:
+            first = fingerprint(self.first, _bytes_of(self.first_labels))
         return {
             'X_unlabeled': fingerprint(self.rows, np.zeros(len(self.rows), np.int8)),
             'X_labeled': first,
         }
+
+
+_MIXED = '{}: got text and numbers as labels, expected labels of one kind.'
+
+
+def _one_by_one(y: Any, argument: str) -> list[Any]:
+    if isinstance(y, list | tuple):
+        return list(y)
+    is_empty = hasattr(y, '__len__') and not len(y)
+    return [] if is_empty else list(np.atleast_1d(as_array(y, argument)))
+
+
+def _as_targets(labels: list[Any], argument: str) -> np.ndarray:
+    if len({isinstance(label, str) for label in labels}) > 1:
+        raise DataError(_MIXED.format(argument))  # NumPy would make text of the numbers
+    return check_targets(labels, argument)
 
 
 def is_missing(label: Any) -> bool:

@@ -18,7 +18,7 @@ class Session:
         pool: the rows.
         learning: the models.
         book: the questions and labels.
-        is_fitted: whether the models know all labels.
+        num_fitted: changes of labels that the models know of; -1 where they know nothing.
         view: what they say of the pool; None until it is asked for.
     """
 
@@ -26,9 +26,14 @@ class Session:
         self.pool = pool
         self.learning = learning
         self.book = LabelBook(len(pool.rows))
-        self.is_fitted = False
+        self.num_fitted = -1
         self.view: View | None = None
         self._predictions: np.ndarray | None = None
+
+    @property
+    def is_fitted(self) -> bool:
+        """Whether the models know all labels."""
+        return self.num_fitted == self.book.num_changes
 
     @property
     def num_labels(self) -> int:
@@ -43,7 +48,6 @@ class Session:
         """Notes labels, all of them or none; where one is None the row is skipped."""
         if rows:
             self.book.note({'event': 'teach', 'indices': rows, 'labels': labels})
-            self.is_fitted = False
 
     def agreement(self, predictions: np.ndarray) -> float:
         """How much predictions agree with those before; NaN the first time."""

@@ -5,6 +5,8 @@ import dataclasses
 import numpy as np
 
 from thinkml.core import is_higher_better
+from thinkml.errors import ConfigError
+from thinkml.record import Task
 from thinkml.training.active.history import ActiveHistory
 
 _AGREEMENTS = 3
@@ -24,13 +26,26 @@ class Stopping:
     patience: int | None
     min_agreement: float | None
 
+    def check(self, task: Task | None, *, has_validation: bool) -> None:
+        """Raises a `ConfigError` for rules that can't work."""
+        if self.patience is not None and not has_validation:
+            raise ConfigError(
+                f'patience: got {self.patience} without X_val and y_val, expected them: it watches '
+                'the first of their metrics.'
+            )
+        if self.min_agreement is not None and task is not None and not task.is_classification:
+            raise ConfigError(
+                f'min_agreement: got {self.min_agreement} for {task}, expected None: agreement is '
+                'that of classes. Pass patience or max_labels.'
+            )
+
     def reason(self, history: ActiveHistory, num_given: int, metric: str | None) -> str | None:
         """Says why it is time to stop, if it is.
 
         Args:
             history: so far.
             num_given: labels that were given.
-            metric: the validation metric that is to gain; None for none.
+            metric: the validation metric that is to gain; None where it was not measured.
         """
         if self.max_labels is not None and num_given >= self.max_labels:
             return f'{num_given} labels were given (max_labels={self.max_labels})'
@@ -53,9 +68,9 @@ def kappa(one: np.ndarray, other: np.ndarray) -> float:
     Reference:
         Cohen, 1960, *A coefficient of agreement for nominal scales*.
     """
-    one, other = one.reshape(len(one), -1), other.reshape(len(other), -1)
     both = np.concatenate([one, other])
-    labels, codes = np.unique(both, axis=0, return_inverse=True)
+    by_row = None if both.ndim == 1 else 0  # which compares bytes, many times slower
+    labels, codes = np.unique(both, axis=by_row, return_inverse=True)
     first, second = codes.reshape(2, -1)
     agree = float(np.mean(first == second))
     shares = [np.bincount(part, minlength=len(labels)) / len(part) for part in (first, second)]

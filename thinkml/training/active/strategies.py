@@ -136,13 +136,17 @@ def check_strategy(strategy: Strategy, models: Any, rows: Any, task: Task | None
 
 
 def spread_out(strategy: Strategy, oversample: int = 10) -> Strategy:
-    """The same, with batches of rows that are not alike; itself where they are not already."""
+    """The same, with batches of rows that are not alike; itself where it sees to that.
+
+    Rows are alike by their features, by their outputs where the model has no features.
+    """
     score = strategy.score
     if score is None:
         return strategy
 
     def select(view: View, count: int, key: jax.Array, available: np.ndarray) -> Selection:
-        return diverse(score(view), view.features, count, key, available, oversample=oversample)
+        by = view.features if view.has_features else view.outputs[0]
+        return diverse(score(view), by, count, key, available, oversample=oversample)
 
     return dataclasses.replace(
         strategy, name=f'diverse {strategy.name}', select=select, score=None, needs_features=True
@@ -193,7 +197,7 @@ def _select_at_random(view: View, count: int, key: jax.Array, available: np.ndar
 
 
 def _select_core_set(view: View, count: int, key: jax.Array, available: np.ndarray) -> Selection:
-    return k_center_greedy(view.features, count, view.labeled_features, available)
+    return k_center_greedy(view.features, count, view.features_of_known(available), available)
 
 
 def _select_badge(view: View, count: int, key: jax.Array, available: np.ndarray) -> Selection:
@@ -203,7 +207,7 @@ def _select_badge(view: View, count: int, key: jax.Array, available: np.ndarray)
 
 def select_typical(view: View, count: int, key: jax.Array, available: np.ndarray) -> Selection:
     """Rows that are typical of the data, each of another part of it; needs no labels."""
-    return typiclust(view.features, count, key, view.labeled_features, available)
+    return typiclust(view.features, count, key, view.features_of_known(available), available)
 
 
 def _own(function: Callable[..., Any]) -> Strategy:

@@ -16,6 +16,7 @@ from thinkml.core import (
     predict_outputs,
 )
 from thinkml.data import Rows, decode, probabilities
+from thinkml.errors import DataError, ModelTypeError
 from thinkml.record import Task
 
 # Passes with dropout are kept for this many rows at a time.
@@ -30,7 +31,7 @@ class View:
         models: trained alike; several are an ensemble.
         task: what they predict; None where nothing was learned yet.
         rows: all rows of the pool.
-        labeled: the rows that have labels, in memory; None for none.
+        first: the rows that have labels from the beginning; None for none.
         num_draws: passes with dropout, where there is one model.
         key: of the dropout.
     """
@@ -38,18 +39,24 @@ class View:
     models: Sequence[Any]
     task: Task | None
     rows: Rows
-    labeled: Any
+    first: Rows | None
     num_draws: int
     key: jax.Array
 
     @functools.cached_property
     def outputs(self) -> np.ndarray:
-        """Raw outputs of each model, ``[models, rows, outputs]``."""
-        return np.stack([_flat(predict_outputs(model, self.rows)) for model in self.models])
+        """Raw outputs of each model, ``[models, rows, outputs]``.
+
+        Raises:
+            DataError: if they are not finite.
+        """
+        return _finite(
+            np.stack([_flat(predict_outputs(model, self.rows)) for model in self.models])
+        )
 
     @functools.cached_property
     def _outputs_and_features(self) -> np.ndarray:
-        return predict_outputs(WithFeatures(self.models[0]), self.rows)
+        return _finite(predict_outputs(WithFeatures(self.models[0]), self.rows))
 
     @property
     def features(self) -> np.ndarray:
@@ -57,11 +64,26 @@ class View:
         return self._outputs_and_features[:, self.num_outputs :]
 
     @functools.cached_property
-    def labeled_features(self) -> np.ndarray | None:
-        """The same of the rows that have labels; None where there are none."""
-        if self.labeled is None:
-            return None
-        return predict_outputs(WithFeatures(self.models[0]), self.labeled)[:, self.num_outputs :]
+    def has_features(self) -> bool:
+        """Whether the (first) model has any."""
+        try:
+            self.check_features()
+        except ModelTypeError:
+            return False
+        return True
+
+    def features_of_known(self, available: np.ndarray) -> np.ndarray:
+        """Features of the rows that others are to be unlike: labelled, asked for, or skipped.
+
+        Args:
+            available: bool ``[rows]``, False for these rows of the pool.
+        """
+        of_pool = self.features[~available]
+        return of_pool if self.first is None else np.concatenate([self._first_features, of_pool])
+
+    @functools.cached_property
+    def _first_features(self) -> np.ndarray:
+        return predict_outputs(WithFeatures(self.models[0]), self.first)[:, self.num_outputs :]
 
     @functools.cached_property
     def num_outputs(self) -> int:
@@ -154,6 +176,15 @@ class Committee:
     def predict(self, X: Any) -> np.ndarray:
         """``[rows]``."""
         return mean_predictions(self._outputs(X), self._task)
+
+
+def _finite(outputs: np.ndarray) -> np.ndarray:
+    if not np.isfinite(outputs).all():
+        raise DataError(
+            'model: it returns NaN or infinite values for the pool, so nothing can be chosen by '
+            'them: its training has diverged. Lower the learning_rate.'
+        )
+    return outputs
 
 
 def _flat(outputs: np.ndarray) -> np.ndarray:
