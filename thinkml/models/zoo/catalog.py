@@ -146,12 +146,14 @@ def create(
     num_outputs = _checked_num_classes(name, architecture, num_classes)
     if not is_whole(seed) or seed < 0:
         raise ConfigError(f'seed: got {seed!r}, expected a whole number from 0.')
+    if weights is not None:
+        from thinkml.models.pretrained import check_weights, load_pretrained
+
+        check_weights(weights)
     model = architecture.make(
         **options, num_classes=num_outputs, dtype=_checked_dtype(dtype), rngs=HostRngs(int(seed))
     )
     if weights is not None:
-        from thinkml.models.pretrained import load_pretrained
-
         load_pretrained(model, name, weights)
     return model
 
