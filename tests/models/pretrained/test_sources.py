@@ -181,8 +181,15 @@ class Net(nnx.Module):
         return self.out(self.second(self.norm(self.first(x))).mean((1, 2)))
 
 
+# What the arrays of a layer are called in the old format, in which their order is the alphabet's.
+OLD_NAMES = {
+    2: ('kernel', 'bias'),
+    4: ('gamma', 'beta', 'moving_mean', 'moving_variance'),
+}
+
+
 def keras_file(path, model, *, legacy=False):
-    """As Keras 3 writes it, or Keras 2; layers in no order."""
+    """As Keras 3 writes it, or the old format; layers in no order."""
     h5py = pytest.importorskip('h5py')
     norm = [model.norm.scale, model.norm.bias, model.norm.mean, model.norm.var]
     layers = {
@@ -194,9 +201,9 @@ def keras_file(path, model, *, legacy=False):
     with h5py.File(path, 'w') as file:
         for name, variables in layers.items():
             for number, variable in enumerate(variables):
-                at = f'{name}/{name}/{number}:0' if legacy else f'layers/{name}/vars/{number}'
-                file[at] = np.asarray(variable[...])
-        file['optimizer/vars/0'] = np.zeros(3)
+                old = f'model_weights/{name}/{name}/{OLD_NAMES[len(variables)][number]}:0'
+                file[old if legacy else f'layers/{name}/vars/{number}'] = np.asarray(variable[...])
+        file['optimizer_weights/0' if legacy else 'optimizer/vars/0'] = np.zeros(3)
     return path
 
 
@@ -205,6 +212,8 @@ def test_keras_files_are_read_by_kind_and_number(legacy, tmp_path):
     saved, model = Net(1), Net(2)
     x = np.random.default_rng(0).normal(size=(2, 8, 8, 3)).astype(np.float32)
     saved(x)  # moves the statistics
+    for variable in (saved.norm.scale, saved.norm.bias):
+        variable[...] += np.random.default_rng(1).normal(size=4).astype(np.float32)
     layers = read_keras_file(keras_file(tmp_path / 'net.weights.h5', saved, legacy=legacy))
     assert load_keras(model, layers, x, what='net') == 10
     saved.eval(), model.eval()

@@ -24,6 +24,9 @@ _NAMES: Mapping[int, Sequence[str]] = {
     1: ('scale', 'bias', 'mean', 'var'),
 }
 
+# The names of arrays in the old format, in the order of the new one, which numbers them.
+_OLD_NAMES = ('kernel', 'gamma', 'bias', 'beta', 'moving_mean', 'moving_variance')
+
 _KINDS = {4: 'convolutions', 2: 'dense layers', 1: 'normalisations'}
 
 Layers = list[tuple[str, list[np.ndarray]]]
@@ -54,19 +57,28 @@ def read_keras_file(path: Path) -> Layers:
         raise ImportError('h5py is not installed. Install it with pip install h5py.') from error
     try:
         with h5py.File(_content(path), 'r') as file:
-            found: dict[str, list[np.ndarray]] = {}
+            found: dict[str, dict[str, np.ndarray]] = {}
 
             def visit(name: str, item: Any) -> None:
                 # Groups of the optimizer hold arrays as well.
                 if isinstance(item, h5py.Dataset) and not name.startswith('optimizer'):
                     _check_stored(name, item)
-                    layer = re.sub(r'(/vars)?/[^/]*$', '', name)
-                    found.setdefault(layer, []).append(np.asarray(item))
+                    layer, last = re.sub(r'/vars/', '/', f'/{name}').rsplit('/', 1)
+                    found.setdefault(layer[1:], {})[last.partition(':')[0]] = np.asarray(item)
 
             file.visititems(visit)
     except (OSError, KeyError, RuntimeError, ValueError, TypeError, zipfile.BadZipFile) as error:
         raise WeightsError(f'weights: {path} can not be read as a Keras file: {error}.') from error
-    return sorted(found.items(), key=lambda layer: _natural(layer[0]))
+    layers = [
+        (name, [arrays[last] for last in sorted(arrays, key=_place)])
+        for name, arrays in found.items()
+    ]
+    return sorted(layers, key=lambda layer: _natural(layer[0]))
+
+
+def _place(name: str) -> Any:
+    place = _OLD_NAMES.index(name) if name in _OLD_NAMES else len(_OLD_NAMES)
+    return place, _natural(name)
 
 
 def _check_stored(name: str, dataset: Any) -> None:
