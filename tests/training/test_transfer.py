@@ -39,6 +39,7 @@ from thinkml.models import (
 )
 from thinkml.record import record_of
 from thinkml.training import ModelTrainer, TrainingConfig, TransferLearner
+from thinkml.training.base_model import open_base, role_of
 from thinkml.training.features import Features
 from thinkml.training.transfer_parts import parts_of_headed
 
@@ -447,9 +448,7 @@ def test_features_of_a_whole_model_are_kept_where_its_head_is_a_dense_layer(monk
     kept, other = Small(3, seed=4), Small(3, seed=4)
     learner, model = fine_tuned(0, model=kept, X_val=X[:40], y_val=Y[:40])
     assert model is kept and computed == ['train', 'val']
-    each_time, _ = fine_tuned(
-        0, model=other, X_val=X[:40], y_val=Y[:40], augmentation=identity
-    )
+    each_time, _ = fine_tuned(0, model=other, X_val=X[:40], y_val=Y[:40], augmentation=identity)
     assert computed == ['train', 'val']
     for name, values in dict(each_time.history).items():
         np.testing.assert_allclose(learner.history[name], values, rtol=1e-4, atol=1e-5)
@@ -526,6 +525,18 @@ def test_a_model_that_may_be_either_needs_a_role():
         _, model = fine_tuned(1, of=Small(), model=Flat(), role='model')
     with pytest.raises(DataError, match='X_train: got rows of'):
         fine_tuned(0, model=Flat(), role='head')
+
+
+def test_what_a_model_is_is_told_without_an_array():
+    rows = jax.ShapeDtypeStruct((13, 8, 8, 3), np.float32)
+    of = open_base(base(), rows)
+    for make, expected in (
+        (lambda: nnx.Linear(16, 3, rngs=nnx.Rngs(0)), 'head'),
+        (lambda: Small(3), 'model'),
+        (Flat, 'model'),
+    ):
+        without_arrays = nnx.eval_shape(make)  # nothing could be computed with it
+        assert role_of(without_arrays, of, rows, None) == expected
 
 
 # --- afterwards -------------------------------------------------------------------------------

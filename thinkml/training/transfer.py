@@ -24,7 +24,6 @@ from thinkml.data import (
 from thinkml.errors import ConfigError, DataError, NotTrainedError, is_number, is_whole, warn_user
 from thinkml.models.pretrained import check_weights
 from thinkml.models.table import Table
-from thinkml.models.transfer_model import TransferModel
 from thinkml.monitoring import History
 from thinkml.record import InputSpec, attach_record, record_of
 from thinkml.training.base_model import (

@@ -72,11 +72,10 @@ def parts_of_new(model: nnx.Module) -> Parts:
 
 
 def as_headed(parts: Parts, inputs: Any) -> TransferModel | None:
-    """The same model as a base and a head, which is that of the model itself, if it is of that form.
+    """The same model as a base and a head, which is its own; None if it is not of that form.
 
-    It is if all that is not of the base is one module, or the dense layer that computes the
-    outputs, and if what is before has neither dropout nor anything else without parameters that
-    goes on changing while they are frozen.
+    It is if all parameters of the head are those of the dense layer that computes the outputs, and
+    if nothing before it is random, or changes, while its parameters are frozen.
     """
     model = parts.model
     if isinstance(model, TransferModel):

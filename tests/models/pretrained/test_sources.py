@@ -14,7 +14,7 @@ from thinkml.models import save_safetensors
 from thinkml.models.pretrained import find_weights, load_pretrained, sources
 from thinkml.models.pretrained.keras_file import load_keras, read_keras_file
 from thinkml.models.pretrained.sources import Source
-from thinkml.models.zoo import create
+from thinkml.models.zoo import create, get_preprocessing, list_models
 
 CONTENT = b'weights'
 HASH = hashlib.sha256(CONTENT).hexdigest()
@@ -65,6 +65,10 @@ def test_own_files_come_before_the_caches_and_those_before_the_web(places, monke
     assert len(calls) == 1
 
 
+class Offline(ConnectionError):
+    pass
+
+
 def pretend_hub(monkeypatch, path=None, error=None):
     calls = []
 
@@ -74,10 +78,7 @@ def pretend_hub(monkeypatch, path=None, error=None):
             raise error
         return str(path)
 
-    class Offline(ConnectionError):
-        pass
-
-    errors = types.SimpleNamespace(HfHubHTTPError=Offline, OfflineModeIsEnabled=Offline)
+    errors = types.SimpleNamespace(OfflineModeIsEnabled=Offline)
     hub = types.SimpleNamespace(hf_hub_download=download, errors=errors)
     monkeypatch.setitem(sys.modules, 'huggingface_hub', hub)
     monkeypatch.setitem(sys.modules, 'huggingface_hub.errors', errors)
@@ -90,11 +91,13 @@ def test_the_cache_of_the_hub_may_be_elsewhere(places, monkeypatch, tmp_path):
     assert find_weights('net') == path
 
 
+@pytest.mark.parametrize('sha256', [None, HASH])
 def test_a_file_without_a_pin_is_the_newest_of_the_cache_and_is_not_downloaded(
-    places, monkeypatch, tmp_path
+    sha256, places, monkeypatch, tmp_path
 ):
     calls = pretend_hub(monkeypatch, put(tmp_path / 'downloaded'))
-    monkeypatch.setattr(sources, 'SOURCES', {'net': (Source('model.safetensors', 'us/net'),)})
+    unpinned = Source('model.safetensors', 'us/net', sha256=sha256)
+    monkeypatch.setattr(sources, 'SOURCES', {'net': (unpinned,)})
     assert find_weights('net') is None and not calls
     put(places.hub / 'refs' / 'main', b'fed321')
     assert find_weights('net') is None
@@ -120,16 +123,24 @@ def test_another_file_than_the_pinned_one_is_refused(where, places, monkeypatch,
 
 
 def test_without_a_connection_there_is_nothing(places, monkeypatch):
-    calls = pretend_hub(monkeypatch, error=OSError('no route'))
+    calls = pretend_hub(monkeypatch, error=Offline('offline by choice'))
     assert find_weights('net') is None and len(calls) == 1
+    # Not an OSError: so is what HTTP libraries raise when a download breaks off.
+    pretend_hub(monkeypatch, error=RuntimeError('broken off'))
+    with pytest.warns(PretrainedWeightsWarning, match='not downloaded: RuntimeError: broken off'):
+        assert find_weights('net') is None
 
 
 def test_all_sources_say_where_they_are_from():
+    assert set(sources.SOURCES) == {name for name in list_models() if get_preprocessing(name)}
     for name, found in sources.SOURCES.items():
-        assert name in sources.how_to_get(name) or found
+        told = sources.how_to_get(name)
+        assert found[0].address in told
+        assert str(sources.home() / 'weights' / found[0].name_at_home) in told
         for source in found:
             assert source.address.startswith('https://')
             assert source.sha256 is None or len(source.sha256) in (8, 64)
+            assert source.revision is None or len(source.revision) == 40
             assert not source.is_pinned or source.repository
 
 
