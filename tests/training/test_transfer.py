@@ -527,16 +527,21 @@ def test_a_model_that_may_be_either_needs_a_role():
         fine_tuned(0, model=Flat(), role='head')
 
 
-def test_what_a_model_is_is_told_without_an_array():
+class Traced(Flat):
+    """Can't be computed: only shapes go through it."""
+
+    def __call__(self, x):
+        assert isinstance(x, jax.core.Tracer)
+        return super().__call__(x)
+
+
+def test_what_a_model_is_is_told_by_shapes(count_compiles):
     rows = jax.ShapeDtypeStruct((13, 8, 8, 3), np.float32)
     of = open_base(base(), rows)
-    for make, expected in (
-        (lambda: nnx.Linear(16, 3, rngs=nnx.Rngs(0)), 'head'),
-        (lambda: Small(3), 'model'),
-        (Flat, 'model'),
-    ):
-        without_arrays = nnx.eval_shape(make)  # nothing could be computed with it
-        assert role_of(without_arrays, of, rows, None) == expected
+    roles = []
+    for model, expected in ((mlp(16, 3), 'head'), (Small(3), 'model'), (Traced(), 'model')):
+        assert count_compiles(lambda model=model: roles.append(role_of(model, of, rows, None))) == 0
+        assert roles.pop() == expected
 
 
 # --- afterwards -------------------------------------------------------------------------------
