@@ -3,6 +3,7 @@
 import hashlib
 import sys
 import types
+import zipfile
 
 import jax
 import numpy as np
@@ -251,9 +252,15 @@ def test_arrays_of_keras_files_are_in_them(tmp_path):
         file.create_dataset('w', (100,), 'f4', external=[(str(tmp_path / 'outside'), 0, 400)])
     with h5py.File(tmp_path / 'large.h5', 'w') as file:
         file.create_dataset('w', (10**12,), 'f4', chunks=(1000,))
+    with h5py.File(tmp_path / 'zeros.h5', 'w') as file:
+        file.create_dataset('w', data=np.zeros(10**6, np.float32), compression='gzip')
+    with zipfile.ZipFile(tmp_path / 'zeros.keras', 'w', zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr('model.weights.h5', bytes(10**6))
     for name, match in (
         ('outer.h5', 'w is in another file'),
         ('large.h5', 'w is float32 of shape'),
+        ('zeros.h5', 'w is float32 of shape'),
+        ('zeros.keras', 'model.weights.h5 in it has 1000000 bytes'),
     ):
         with pytest.raises(WeightsError, match=match):
             read_keras_file(tmp_path / name)

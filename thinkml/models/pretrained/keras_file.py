@@ -15,7 +15,7 @@ from thinkml.errors import WeightsError, problems
 from thinkml.models.weights import fill, named_arrays
 
 _WEIGHTS = 'model.weights.h5'
-_MAX_BYTES = 16 * 2**30
+_MAX_RATIO = 20  # of what a file becomes in memory; Keras itself does not compress
 
 # As Keras saves the arrays of a layer, by how many axes the first one has.
 _NAMES: Mapping[int, Sequence[str]] = {
@@ -85,7 +85,10 @@ def _check_stored(name: str, dataset: Any) -> None:
     """Raises a `ValueError` for an array that is elsewhere, or not stored at that length."""
     if dataset.external or dataset.is_virtual:
         raise ValueError(f'{name} is in another file')
-    if dataset.dtype.kind not in 'fiub' or dataset.nbytes > 1000 * dataset.id.get_storage_size():
+    if (
+        dataset.dtype.kind not in 'fiub'
+        or dataset.nbytes > _MAX_RATIO * dataset.id.get_storage_size()
+    ):
         raise ValueError(f'{name} is {dataset.dtype} of shape {dataset.shape}')
 
 
@@ -94,7 +97,7 @@ def _content(path: Path) -> Any:
         return path
     with zipfile.ZipFile(path) as archive:
         entry = archive.getinfo(_WEIGHTS)
-        if entry.file_size > min(_MAX_BYTES, 1000 * max(1, entry.compress_size)):
+        if entry.file_size > _MAX_RATIO * entry.compress_size:
             raise ValueError(f'{_WEIGHTS} in it has {entry.file_size} bytes')
         return io.BytesIO(archive.read(entry))
 
