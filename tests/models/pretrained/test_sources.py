@@ -70,6 +70,10 @@ class Offline(ConnectionError):
     pass
 
 
+class Unreachable(FileNotFoundError):
+    pass
+
+
 def pretend_hub(monkeypatch, path=None, error=None):
     calls = []
 
@@ -79,7 +83,9 @@ def pretend_hub(monkeypatch, path=None, error=None):
             raise error
         return str(path)
 
-    errors = types.SimpleNamespace(OfflineModeIsEnabled=Offline)
+    errors = types.SimpleNamespace(
+        LocalEntryNotFoundError=Unreachable, OfflineModeIsEnabled=Offline
+    )
     hub = types.SimpleNamespace(hf_hub_download=download, errors=errors)
     monkeypatch.setitem(sys.modules, 'huggingface_hub', hub)
     monkeypatch.setitem(sys.modules, 'huggingface_hub.errors', errors)
@@ -124,8 +130,9 @@ def test_another_file_than_the_pinned_one_is_refused(where, places, monkeypatch,
 
 
 def test_without_a_connection_there_is_nothing(places, monkeypatch):
-    calls = pretend_hub(monkeypatch, error=Offline('offline by choice'))
-    assert find_weights('net') is None and len(calls) == 1
+    for error in (Offline('by choice'), Unreachable('no route')):
+        calls = pretend_hub(monkeypatch, error=error)
+        assert find_weights('net') is None and len(calls) == 1
     # Not an OSError: so is what HTTP libraries raise when a download breaks off.
     pretend_hub(monkeypatch, error=RuntimeError('broken off'))
     with pytest.warns(PretrainedWeightsWarning, match='not downloaded: RuntimeError: broken off'):

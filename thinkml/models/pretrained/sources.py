@@ -192,12 +192,12 @@ def _downloaded(source: Source) -> Path | None:
         return None
     try:
         import huggingface_hub as hub
-        from huggingface_hub.errors import OfflineModeIsEnabled
+        from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
     except ImportError:
         return None
     try:
         found = hub.hf_hub_download(source.repository, source.file, revision=source.revision)
-    except OfflineModeIsEnabled:
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled):  # there is no connection
         return None
     except Exception as error:  # of the library under it, which is another one in each version
         warn_user(
