@@ -25,6 +25,9 @@ def test_example(path, tmp_path):
     assert len(path.read_text().splitlines()) <= 120
     done = run([path], tmp_path)
     assert done.returncode == 0, done.stderr
+    if path.name == '07_transfer.py':
+        transferred, scratch = map(float, re.findall(r'accuracy ([\d.]+)', done.stdout))
+        assert transferred > scratch + 0.1
 
 
 def test_the_first_example_leaves_what_it_promises(tmp_path):

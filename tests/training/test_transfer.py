@@ -1,6 +1,7 @@
 """TransferLearner: what is frozen, what is trained, what a model is taken for."""
 
 import re
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -19,11 +20,27 @@ from thinkml.core import (
 )
 from thinkml.core.freezing import PartlyFrozen
 from thinkml.core.layers import layers_in_order
-from thinkml.errors import ConfigError, DataError, ModelTypeError, NotTrainedError, ThinkMLWarning
+from thinkml.errors import (
+    ConfigError,
+    DataError,
+    ModelTypeError,
+    NotTrainedError,
+    PretrainedWeightsWarning,
+    ThinkMLWarning,
+)
 from thinkml.evaluation import ModelEvaluator
-from thinkml.models import ModelManager, TransferModel, predict, predict_proba
+from thinkml.models import (
+    ModelManager,
+    TransferModel,
+    create,
+    predict,
+    predict_proba,
+    save_safetensors,
+)
 from thinkml.record import record_of
 from thinkml.training import ModelTrainer, TrainingConfig, TransferLearner
+from thinkml.training.base_model import open_base, role_of
+from thinkml.training.features import Features
 from thinkml.training.transfer_parts import parts_of_headed
 
 RNG = np.random.default_rng(0)
@@ -268,6 +285,25 @@ def test_features_go_to_files_where_memory_ends(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+def test_features_are_computed_each_time_where_validation_comes_in_batches():
+    batches = [(X[rows], Y[rows]) for rows in np.array_split(np.arange(60), 3)]
+    in_batches, _ = fine_tuned(0, X_val=lambda: iter(batches))
+    in_rows, _ = fine_tuned(0, X_val=X[:60], y_val=Y[:60])
+    np.testing.assert_allclose(
+        in_batches.history['val_loss'], in_rows.history['val_loss'], rtol=1e-4
+    )
+
+
+@pytest.mark.parametrize('layers', [0, 1])
+def test_the_model_that_comes_back_predicts_as_it_is(layers):
+    start = base()
+    start.train()
+    _, model = fine_tuned(layers, of=start)
+    before = arrays_of(model)
+    np.testing.assert_allclose(jax.nn.softmax(model(X)), predict_proba(model, X), atol=1e-5)
+    assert all((before[name] == array).all() for name, array in arrays_of(model).items())
+
+
 def test_whole_numbers_of_images_are_normalised_and_floats_are_not():
     whole = TransferModel(
         base(), nnx.Linear(16, 3, rngs=nnx.Rngs(0)), (0.5, 0.4, 0.3), (0.1, 0.2, 0.3)
@@ -369,8 +405,75 @@ def test_a_whole_model_takes_what_it_shares():
     assert model is whole
     assert moved(start, model.backbone) == {'last.conv', 'last.norm'}
     assert moved(Around(), model) >= {'norm', 'out'}
-    assert '24 tensors' in str(learner.loaded)
+    assert learner.loaded.taken == tuple(f'backbone.{name}' for name in sorted(arrays_of(start)))
+    assert learner.loaded.kept == ('norm.bias', 'norm.scale', 'out.bias', 'out.kernel')
+    assert str(learner.loaded).startswith('24 tensors of Small loaded: backbone.blocks.0.conv.bias')
     assert learner.summary()['layer'] == [*(f'backbone.{name}' for name in NAMES), 'head']
+
+
+def test_a_base_with_random_weights_has_nothing_to_give(no_weights):
+    model = create('resnet18', 3, seed=5)
+    before = nnx.clone(model)
+    images = (X[:8], Y[:8])
+    with pytest.warns(PretrainedWeightsWarning, match='resnet18 has RANDOM weights'):
+        learner, _ = fine_tuned(0, of='resnet18', model=model, data=images, epochs=1)
+    assert learner.loaded is None
+    assert moved(before, model) == {'head'}
+
+
+def test_a_whole_model_takes_what_is_in_a_file_of_its_architecture(no_weights, tmp_path):
+    path = save_safetensors(create('resnet18', 7, seed=3), tmp_path / 'w.safetensors')
+    model = create('resnet18', 3, seed=5)
+    with pytest.warns(ThinkMLWarning, match='X_train: whole numbers.*get_preprocessing'):
+        learner, _ = fine_tuned(
+            0, of='resnet18', model=model, data=(X[:8].astype(np.uint8), Y[:8]), epochs=1,
+            options={'weights': path},
+        )  # fmt: skip
+    assert moved(create('resnet18', 3, seed=3), model) == {'head'}
+    assert learner.loaded.kept == ('head.bias', 'head.kernel')
+
+
+@pytest.fixture
+def no_weights(tmp_path, monkeypatch):
+    for name in ('THINKML_HOME', 'HF_HOME', 'TORCH_HOME'):
+        monkeypatch.setenv(name, str(tmp_path / name))
+    monkeypatch.delenv('HF_HUB_CACHE', raising=False)
+    monkeypatch.setitem(sys.modules, 'huggingface_hub', None)
+
+
+def test_features_of_a_whole_model_are_kept_where_its_head_is_a_dense_layer(monkeypatch):
+    computed = []
+    of = Features.of
+    monkeypatch.setattr(Features, 'of', lambda *args: computed.append(args[-1]) or of(*args))
+    kept, other = Small(3, seed=4), Small(3, seed=4)
+    learner, model = fine_tuned(0, model=kept, X_val=X[:40], y_val=Y[:40])
+    assert model is kept and computed == ['train', 'val']
+    each_time, _ = fine_tuned(0, model=other, X_val=X[:40], y_val=Y[:40], augmentation=identity)
+    assert computed == ['train', 'val']
+    for name, values in dict(each_time.history).items():
+        np.testing.assert_allclose(learner.history[name], values, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(predict_proba(kept, X), predict_proba(other, X), atol=1e-5)
+    assert record_of(kept).input_spec == record_of(other).input_spec
+    assert record_of(kept).data_fingerprint == record_of(other).data_fingerprint
+    fine_tuned(0, model=kept)
+    assert len(record_of(kept).runs) == 2 and record_of(kept).input_spec is not None
+
+
+def test_features_are_not_kept_where_there_is_dropout_before_the_head(monkeypatch):
+    class Dropped(Small):
+        def __init__(self):
+            super().__init__(3, seed=4)
+            self.dropout = nnx.Dropout(0.5, rngs=nnx.Rngs(0))
+
+        def __call__(self, x):
+            for block in self.blocks:
+                x = block(x)
+            return self.head(self.dropout(self.last(x).mean((1, 2))))
+
+    monkeypatch.setattr(Features, 'of', None)
+    start = base()
+    _, model = fine_tuned(0, of=start, model=Dropped())
+    assert moved(start, model) == set() and moved(model, Dropped()) >= {'head'}
 
 
 class Flat(nnx.Module):
@@ -422,6 +525,23 @@ def test_a_model_that_may_be_either_needs_a_role():
         _, model = fine_tuned(1, of=Small(), model=Flat(), role='model')
     with pytest.raises(DataError, match='X_train: got rows of'):
         fine_tuned(0, model=Flat(), role='head')
+
+
+class Traced(Flat):
+    """Can't be computed: only shapes go through it."""
+
+    def __call__(self, x):
+        assert isinstance(x, jax.core.Tracer)
+        return super().__call__(x)
+
+
+def test_what_a_model_is_is_told_by_shapes(count_compiles):
+    rows = jax.ShapeDtypeStruct((13, 8, 8, 3), np.float32)
+    of = open_base(base(), rows)
+    roles = []
+    for model, expected in ((mlp(16, 3), 'head'), (Small(3), 'model'), (Traced(), 'model')):
+        assert count_compiles(lambda model=model: roles.append(role_of(model, of, rows, None))) == 0
+        assert roles.pop() == expected
 
 
 # --- afterwards -------------------------------------------------------------------------------
@@ -477,6 +597,7 @@ def test_what_was_learned_of_some_digits_helps_with_others(digits):
         ({'head_epochs': 1.5}, 'head_epochs: got 1.5'),
         ({'lora_rank': 0}, 'lora_rank: got 0'),
         ({'cache_bytes': None}, 'cache_bytes: got None'),
+        ({'weights': 3}, "weights: got 3, expected None, 'auto', 'required' or the path"),
         ({'config': {'epochs': 1}}, 'config: got dict'),
     ],
 )

@@ -90,12 +90,12 @@ def open_base(base_model: Any, inputs: Any) -> Base:
             'nnx.bridge.ToNNX.'
         )
     num_outputs(model, inputs, 'X_train')  # says so if it can't take them
-    headless = _without_last_layer(nnx.clone(model), inputs)
+    headless = without_last_layer(nnx.clone(model), inputs)
     return Base(name, headless, num_outputs(headless, inputs, 'X_train'), True)
 
 
-def _without_last_layer(model: nnx.Module, inputs: Any) -> nnx.Module:
-    """The model with the dense layer taken away that computes its outputs, if there is one."""
+def without_last_layer(model: nnx.Module, inputs: Any) -> nnx.Module:
+    """Takes away the dense layer that computes a model's outputs, if there is one."""
     last = last_dense(model, inputs)
     if last is None or not isinstance(at(model, last), nnx.Linear) or not last:
         return model
@@ -182,13 +182,38 @@ def shared_tensors(model: nnx.Module, base: Base) -> dict[Place, Place]:
     return max(by_prefix.values(), key=len, default={})
 
 
-def copy_tensors(model: nnx.Module, base: Base, shared: Mapping[Place, Place]) -> None:
+@dataclasses.dataclass(frozen=True)
+class Taken:
+    """What a whole model has taken over from a base.
+
+    Attributes:
+        source: the base.
+        taken: names of the model's tensors that are the base's now.
+        kept: names of those that are as they were, since the base has none of that name and shape.
+    """
+
+    source: str
+    taken: tuple[str, ...]
+    kept: tuple[str, ...]
+
+    def __str__(self) -> str:
+        count = f'{len(self.taken)} tensors of {self.source} loaded: {", ".join(self.taken)}'
+        return count + (f'. Kept: {", ".join(self.kept)}.' if self.kept else '.')
+
+
+def take_over(model: nnx.Module, base: Base, shared: Mapping[Place, Place]) -> Taken:
     """Copies the base's tensors into a model, see `shared_tensors`."""
     arrays = dict(nnx.to_flat_state(nnx.state(base.model, nnx.Any(nnx.Param, nnx.BatchStat))))
     for own, variable in nnx.to_flat_state(nnx.state(model, nnx.Any(nnx.Param, nnx.BatchStat))):
         if own in shared:
             old = variable.get_value()
             _variable(model, own).set_value(arrays[shared[own]].get_value().astype(old.dtype))
+    names = {path: '.'.join(map(str, path)) for path in _shapes(model)}
+    return Taken(
+        base.name,
+        tuple(sorted(name for path, name in names.items() if path in shared)),
+        tuple(sorted(name for path, name in names.items() if path not in shared)),
+    )
 
 
 def _variable(model: nnx.Module, path: Place) -> nnx.Variable:

@@ -21,17 +21,17 @@ from thinkml.data import (
     open_data,
 )
 from thinkml.errors import ConfigError, DataError, NotTrainedError, is_number, is_whole, warn_user
+from thinkml.models.pretrained import check_weights
 from thinkml.models.table import Table
-from thinkml.models.transfer_model import TransferModel
 from thinkml.monitoring import History
 from thinkml.record import InputSpec, attach_record, record_of
 from thinkml.training.base_model import (
     Base,
     Role,
-    copy_tensors,
     open_base,
     role_of,
     shared_tensors,
+    take_over,
 )
 from thinkml.training.config import TrainingConfig
 from thinkml.training.features import kept_features
@@ -39,6 +39,7 @@ from thinkml.training.problem import Asked, probe_of
 from thinkml.training.train import Latest, check_config, check_switches, train
 from thinkml.training.transfer_parts import (
     Parts,
+    as_headed,
     check_layers,
     chosen,
     low_rank_targets,
@@ -78,7 +79,8 @@ class TransferLearner:
 
     Attributes:
         config: the settings; None for the defaults.
-        loaded: what was loaded of pretrained weights, or of the base; None where nothing was.
+        loaded: what was loaded: of pretrained weights, or of the base into a whole model, by name;
+            None where nothing was.
 
     Raises:
         ConfigError: for settings that are impossible.
@@ -133,7 +135,7 @@ class TransferLearner:
         self.base_model = base_model
         self.fine_tune_layers = fine_tune_layers
         self.config = config
-        self.weights = weights
+        self.weights = check_weights(weights)
         self.layer_decay = layer_decay
         self.head_epochs = head_epochs
         self.lora_rank = lora_rank
@@ -168,7 +170,8 @@ class TransferLearner:
         """Fine-tunes, and returns a model that is ready to predict.
 
         Images of whole numbers from 0 to 255 are normalised as the architecture's pretrained
-        weights expect; images of floats are taken to be normalised already.
+        weights expect; images of floats are taken to be normalised already. A whole model of one's
+        own gets them as they are.
 
         Args:
             model: None for a linear head with an output for each class; a head, which takes
@@ -197,7 +200,8 @@ class TransferLearner:
 
         Warns:
             PretrainedWeightsWarning: if no pretrained weights were found.
-            ThinkMLWarning: if ``model`` shares nothing with the base.
+            ThinkMLWarning: if ``model`` shares nothing with the base, or is a whole model that
+                gets images of whole numbers.
 
         Raises:
             DataError: for data or a model that fit neither each other nor the base.
@@ -269,9 +273,14 @@ class TransferLearner:
             self.loaded = base.load(self.weights)
             return parts_of_headed(base.with_head(model), data.probe)
         if shared := shared_tensors(model, base):
-            self.loaded = base.load(self.weights)
-            copy_tensors(model, base, shared)
-            self.loaded = self.loaded or f'{len(shared)} tensors of {base.name}'
+            self.loaded = None
+            if base.load(self.weights) or base.is_pretrained:
+                self.loaded = take_over(model, base, shared)
+            if base.normalised and data.has_whole_numbers:
+                warn_user(
+                    'X_train: whole numbers, which a whole model gets as they are, not normalised '
+                    f'as {base.name} expects. Pass get_preprocessing({base.name!r})(X_train).'
+                )
             return parts_of_sharing(model, shared, data.probe)
         self.loaded = None
         was_trained = bool(record_of(model).runs)
@@ -291,21 +300,27 @@ class TransferLearner:
     def _train_head(
         self, parts: Parts, asked: Asked, data: '_Data', config: TrainingConfig, progress: bool
     ) -> None:
-        whole = parts.model
-        if (
-            not isinstance(whole, TransferModel)
-            or data.rows is None
+        whole = None
+        if not (
+            data.rows is None
             or asked.augmentation
             or config.fast_dev_run
+            or is_batches(asked.X_val)
         ):
-            frozen = PartlyFrozen(whole, dict.fromkeys(parts.head, 1.0))
+            whole = as_headed(parts, data.probe)
+        if whole is None or data.rows is None:
+            frozen = PartlyFrozen(parts.model, dict.fromkeys(parts.head, 1.0))
             self._train(frozen, asked, config, progress)
             return
+        so_far = record_of(parts.model)
+        if so_far.runs:
+            known = dataclasses.replace(so_far, runs=list(so_far.runs), input_spec=None)
+            attach_record(whole.head, known)
         with kept_features(self.cache_bytes) as features:
             cached = asked._replace(
                 X_train=features.of(whole, data.rows, 'train'), y_train=data.targets
             )
-            if asked.X_val is not None and not is_batches(asked.X_val):
+            if asked.X_val is not None:
                 rows, targets = open_data(asked.X_val, asked.y_val, 'X_val', 'y_val', data.inputs)
                 cached = cached._replace(X_val=features.of(whole, rows, 'val'), y_val=targets)
             train(self._latest, whole.head, cached, config, resume=False, progress=progress)
@@ -318,7 +333,8 @@ class TransferLearner:
             optimizer=None,
             data_fingerprint=fingerprint(data.rows, labels),
         )
-        attach_record(whole, record)
+        attach_record(parts.model, record)
+        parts.model.eval()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -350,6 +366,12 @@ class _Data:
             return cls(batches.inputs, None, check_targets(first.y, 'X_train, batch 1'))
         rows, targets = open_data(asked.X_train, asked.y_train)
         return cls(rows.inputs, rows, check_targets(targets, 'y_train'))
+
+    @property
+    def has_whole_numbers(self) -> bool:
+        """Whether the inputs are such, as those of images often are."""
+        parts = jax.tree.leaves(self.inputs.arrays)
+        return all(np.issubdtype(part.dtype, np.integer) for part in parts)
 
     @property
     def probe(self) -> Any:

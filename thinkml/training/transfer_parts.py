@@ -9,11 +9,11 @@ import jax
 from flax import nnx
 
 from thinkml.core import num_outputs
-from thinkml.core.layers import Layer, layers_in_order
+from thinkml.core.layers import Layer, last_dense, layers_in_order
 from thinkml.errors import ConfigError, is_whole
 from thinkml.models.table import Table
 from thinkml.models.transfer_model import TransferModel
-from thinkml.training.base_model import Place, at
+from thinkml.training.base_model import Place, at, without_last_layer
 
 _BASE, _HEAD = 'base', 'head'
 
@@ -31,11 +31,6 @@ class Parts:
     model: nnx.Module
     layers: list[Layer]
     head: frozenset[Place]
-
-    @property
-    def is_headed(self) -> bool:
-        """Whether the head is a module of its own, put onto features of the base."""
-        return isinstance(self.model, TransferModel)
 
 
 def parts_of_headed(model: TransferModel, inputs: Any) -> Parts:
@@ -74,6 +69,27 @@ def parts_of_trained(model: nnx.Module, inputs: Any) -> Parts:
 def parts_of_new(model: nnx.Module) -> Parts:
     """A model that has no base at all."""
     return Parts(model, [], frozenset(_params(model)))
+
+
+def as_headed(parts: Parts, inputs: Any) -> TransferModel | None:
+    """The same model as a base and a head, which is its own; None if it is not of that form.
+
+    It is if all parameters of the head are those of the dense layer that computes the outputs, and
+    if nothing before it is random, or changes, while its parameters are frozen.
+    """
+    model = parts.model
+    if isinstance(model, TransferModel):
+        return model if all(path[0] == _HEAD for path in parts.head) else None
+    last = last_dense(model, inputs)
+    if not last or not isinstance(at(model, last), nnx.Linear):
+        return None
+    with_params = {path[:-1] for path in _params(model)}
+    changing = nnx.to_flat_state(nnx.state(model, nnx.Not(nnx.Param)))
+    if parts.head != {path for path in _params(model) if path[:-1] == last} or any(
+        path[:-1] not in with_params for path, _ in changing
+    ):
+        return None
+    return TransferModel(without_last_layer(nnx.clone(model), inputs), at(model, last))
 
 
 def _params(model: nnx.Module) -> list[Place]:

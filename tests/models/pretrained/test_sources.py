@@ -3,6 +3,7 @@
 import hashlib
 import sys
 import types
+import zipfile
 
 import jax
 import numpy as np
@@ -14,7 +15,7 @@ from thinkml.models import save_safetensors
 from thinkml.models.pretrained import find_weights, load_pretrained, sources
 from thinkml.models.pretrained.keras_file import load_keras, read_keras_file
 from thinkml.models.pretrained.sources import Source
-from thinkml.models.zoo import create
+from thinkml.models.zoo import create, get_preprocessing, list_models
 
 CONTENT = b'weights'
 HASH = hashlib.sha256(CONTENT).hexdigest()
@@ -65,6 +66,14 @@ def test_own_files_come_before_the_caches_and_those_before_the_web(places, monke
     assert len(calls) == 1
 
 
+class Offline(ConnectionError):
+    pass
+
+
+class Unreachable(FileNotFoundError):
+    pass
+
+
 def pretend_hub(monkeypatch, path=None, error=None):
     calls = []
 
@@ -74,10 +83,9 @@ def pretend_hub(monkeypatch, path=None, error=None):
             raise error
         return str(path)
 
-    class Offline(ConnectionError):
-        pass
-
-    errors = types.SimpleNamespace(HfHubHTTPError=Offline, OfflineModeIsEnabled=Offline)
+    errors = types.SimpleNamespace(
+        LocalEntryNotFoundError=Unreachable, OfflineModeIsEnabled=Offline
+    )
     hub = types.SimpleNamespace(hf_hub_download=download, errors=errors)
     monkeypatch.setitem(sys.modules, 'huggingface_hub', hub)
     monkeypatch.setitem(sys.modules, 'huggingface_hub.errors', errors)
@@ -90,11 +98,13 @@ def test_the_cache_of_the_hub_may_be_elsewhere(places, monkeypatch, tmp_path):
     assert find_weights('net') == path
 
 
+@pytest.mark.parametrize('sha256', [None, HASH])
 def test_a_file_without_a_pin_is_the_newest_of_the_cache_and_is_not_downloaded(
-    places, monkeypatch, tmp_path
+    sha256, places, monkeypatch, tmp_path
 ):
     calls = pretend_hub(monkeypatch, put(tmp_path / 'downloaded'))
-    monkeypatch.setattr(sources, 'SOURCES', {'net': (Source('model.safetensors', 'us/net'),)})
+    unpinned = Source('model.safetensors', 'us/net', sha256=sha256)
+    monkeypatch.setattr(sources, 'SOURCES', {'net': (unpinned,)})
     assert find_weights('net') is None and not calls
     put(places.hub / 'refs' / 'main', b'fed321')
     assert find_weights('net') is None
@@ -120,16 +130,25 @@ def test_another_file_than_the_pinned_one_is_refused(where, places, monkeypatch,
 
 
 def test_without_a_connection_there_is_nothing(places, monkeypatch):
-    calls = pretend_hub(monkeypatch, error=OSError('no route'))
-    assert find_weights('net') is None and len(calls) == 1
+    for error in (Offline('by choice'), Unreachable('no route')):
+        calls = pretend_hub(monkeypatch, error=error)
+        assert find_weights('net') is None and len(calls) == 1
+    # Not an OSError: so is what HTTP libraries raise when a download breaks off.
+    pretend_hub(monkeypatch, error=RuntimeError('broken off'))
+    with pytest.warns(PretrainedWeightsWarning, match='not downloaded: RuntimeError: broken off'):
+        assert find_weights('net') is None
 
 
 def test_all_sources_say_where_they_are_from():
+    assert set(sources.SOURCES) == {name for name in list_models() if get_preprocessing(name)}
     for name, found in sources.SOURCES.items():
-        assert name in sources.how_to_get(name) or found
+        told = sources.how_to_get(name)
+        assert found[0].address in told
+        assert str(sources.home() / 'weights' / found[0].name_at_home) in told
         for source in found:
             assert source.address.startswith('https://')
             assert source.sha256 is None or len(source.sha256) in (8, 64)
+            assert source.revision is None or len(source.revision) == 40
             assert not source.is_pinned or source.repository
 
 
@@ -181,8 +200,15 @@ class Net(nnx.Module):
         return self.out(self.second(self.norm(self.first(x))).mean((1, 2)))
 
 
+# What the arrays of a layer are called in the old format, in which their order is the alphabet's.
+OLD_NAMES = {
+    2: ('kernel', 'bias'),
+    4: ('gamma', 'beta', 'moving_mean', 'moving_variance'),
+}
+
+
 def keras_file(path, model, *, legacy=False):
-    """As Keras 3 writes it, or Keras 2; layers in no order."""
+    """As Keras 3 writes it, or the old format; layers in no order."""
     h5py = pytest.importorskip('h5py')
     norm = [model.norm.scale, model.norm.bias, model.norm.mean, model.norm.var]
     layers = {
@@ -194,9 +220,9 @@ def keras_file(path, model, *, legacy=False):
     with h5py.File(path, 'w') as file:
         for name, variables in layers.items():
             for number, variable in enumerate(variables):
-                at = f'{name}/{name}/{number}:0' if legacy else f'layers/{name}/vars/{number}'
-                file[at] = np.asarray(variable[...])
-        file['optimizer/vars/0'] = np.zeros(3)
+                old = f'model_weights/{name}/{name}/{OLD_NAMES[len(variables)][number]}:0'
+                file[old if legacy else f'layers/{name}/vars/{number}'] = np.asarray(variable[...])
+        file['optimizer_weights/0' if legacy else 'optimizer/vars/0'] = np.zeros(3)
     return path
 
 
@@ -205,6 +231,8 @@ def test_keras_files_are_read_by_kind_and_number(legacy, tmp_path):
     saved, model = Net(1), Net(2)
     x = np.random.default_rng(0).normal(size=(2, 8, 8, 3)).astype(np.float32)
     saved(x)  # moves the statistics
+    for variable in (saved.norm.scale, saved.norm.bias):
+        variable[...] += np.random.default_rng(1).normal(size=4).astype(np.float32)
     layers = read_keras_file(keras_file(tmp_path / 'net.weights.h5', saved, legacy=legacy))
     assert load_keras(model, layers, x, what='net') == 10
     saved.eval(), model.eval()
@@ -231,9 +259,15 @@ def test_arrays_of_keras_files_are_in_them(tmp_path):
         file.create_dataset('w', (100,), 'f4', external=[(str(tmp_path / 'outside'), 0, 400)])
     with h5py.File(tmp_path / 'large.h5', 'w') as file:
         file.create_dataset('w', (10**12,), 'f4', chunks=(1000,))
+    with h5py.File(tmp_path / 'zeros.h5', 'w') as file:
+        file.create_dataset('w', data=np.zeros(10**6, np.float32), compression='gzip')
+    with zipfile.ZipFile(tmp_path / 'zeros.keras', 'w', zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr('model.weights.h5', bytes(10**6))
     for name, match in (
         ('outer.h5', 'w is in another file'),
         ('large.h5', 'w is float32 of shape'),
+        ('zeros.h5', 'w is float32 of shape'),
+        ('zeros.keras', 'model.weights.h5 in it has 1000000 bytes'),
     ):
         with pytest.raises(WeightsError, match=match):
             read_keras_file(tmp_path / name)

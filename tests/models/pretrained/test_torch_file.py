@@ -201,6 +201,9 @@ HARMFUL = {
         'no dict of tensors',
     ),
     'a tower': (b'\x80\x02' + b']' * 10**6 + b'.', 'no dict of tensors'),
+    'marks on a tower': (  # looking through it for each would take hours
+        b'\x80\x02' + b'N' * 10**6 + b'(t' * 10**6 + b'.', 'no dict of tensors',
+    ),
 }  # fmt: skip
 
 
@@ -230,6 +233,14 @@ def test_files_in_the_zip_are_looked_at_before_they_are_read(path):
         read(path, twice)
     with pytest.raises(WeightsError, match='another order of bytes'):
         read(path, archive(order='big'))
+
+
+def test_what_is_read_into_memory_is_bounded(path):
+    filler = b'\x80\x02' + b'}' * 2**23 + b'.'
+    with pytest.raises(WeightsError, match=r'data\.pkl. in it has 8388611 bytes'):
+        read(path, archive(filler))
+    with pytest.raises(WeightsError, match=r'byteorder. in it has 8388609 bytes'):
+        read(path, archive(order='x' * (2**23 + 1)))
 
 
 def test_other_kinds_of_files_are_named(path):

@@ -51,6 +51,8 @@ def test_options_are_checked():
         create('cnn', 2, dtype='half-ish')
     with pytest.raises(ConfigError, match='seed: got -1'):
         create('cnn', 2, seed=-1)
+    with pytest.raises(ConfigError, match="weights: got 3, expected None, 'auto', 'required' or"):
+        create('cnn', 2, weights=3)
 
 
 def test_options_change_the_model():

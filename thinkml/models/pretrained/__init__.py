@@ -7,12 +7,25 @@ from typing import Any
 import jax
 import numpy as np
 
-from thinkml.errors import PretrainedWeightsWarning, WeightsError, warn_user
+from thinkml.errors import ConfigError, PretrainedWeightsWarning, WeightsError, warn_user
 from thinkml.models.pretrained.keras_file import is_keras_file, load_keras, read_keras_file
 from thinkml.models.pretrained.sources import find_weights as find_weights
 from thinkml.models.pretrained.sources import how_to_get
 from thinkml.models.pretrained.tensors import open_tensors as open_tensors
 from thinkml.models.zoo.load import load_tensors
+
+
+def check_weights(weights: Any) -> Any:
+    """Returns what names weights, or None.
+
+    Raises:
+        ConfigError: for anything else.
+    """
+    if not isinstance(weights, str | os.PathLike | None):
+        raise ConfigError(
+            f"weights: got {weights!r}, expected None, 'auto', 'required' or the path of a file."
+        )
+    return weights
 
 
 def load_pretrained(model: Any, name: str, weights: str | os.PathLike[str]) -> Any:
@@ -39,14 +52,17 @@ def load_pretrained(model: Any, name: str, weights: str | os.PathLike[str]) -> A
             if weights == 'required':
                 raise WeightsError(missing)
             warn_user(
-                f'{missing} The model has RANDOM weights, which have learned nothing.',
+                f'{missing} The {name} has RANDOM weights, which have learned nothing.',
                 PretrainedWeightsWarning,
             )
             return None
     else:
         path = Path(weights).expanduser()
         if not path.is_file():
-            raise WeightsError(f'weights: there is no file {path}. {how_to_get(name)}')
+            raise WeightsError(
+                f"weights: there is no file {path}, and it is neither 'auto' nor 'required'. "
+                f'{how_to_get(name)}'
+            )
     if is_keras_file(path):
         images = jax.ShapeDtypeStruct((1, 64, 64, 3), np.float32)
         count = load_keras(model, read_keras_file(path), images, what=str(path))

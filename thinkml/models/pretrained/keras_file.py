@@ -15,7 +15,7 @@ from thinkml.errors import WeightsError, problems
 from thinkml.models.weights import fill, named_arrays
 
 _WEIGHTS = 'model.weights.h5'
-_MAX_BYTES = 16 * 2**30
+_MAX_RATIO = 20  # of what a file becomes in memory; Keras itself does not compress
 
 # As Keras saves the arrays of a layer, by how many axes the first one has.
 _NAMES: Mapping[int, Sequence[str]] = {
@@ -23,6 +23,9 @@ _NAMES: Mapping[int, Sequence[str]] = {
     2: ('kernel', 'bias'),
     1: ('scale', 'bias', 'mean', 'var'),
 }
+
+# The names of arrays in the old format, in the order of the new one, which numbers them.
+_OLD_NAMES = ('kernel', 'gamma', 'bias', 'beta', 'moving_mean', 'moving_variance')
 
 _KINDS = {4: 'convolutions', 2: 'dense layers', 1: 'normalisations'}
 
@@ -54,26 +57,38 @@ def read_keras_file(path: Path) -> Layers:
         raise ImportError('h5py is not installed. Install it with pip install h5py.') from error
     try:
         with h5py.File(_content(path), 'r') as file:
-            found: dict[str, list[np.ndarray]] = {}
+            found: dict[str, dict[str, np.ndarray]] = {}
 
             def visit(name: str, item: Any) -> None:
                 # Groups of the optimizer hold arrays as well.
                 if isinstance(item, h5py.Dataset) and not name.startswith('optimizer'):
                     _check_stored(name, item)
-                    layer = re.sub(r'(/vars)?/[^/]*$', '', name)
-                    found.setdefault(layer, []).append(np.asarray(item))
+                    layer, last = re.sub(r'/vars/', '/', f'/{name}').rsplit('/', 1)
+                    found.setdefault(layer[1:], {})[last.partition(':')[0]] = np.asarray(item)
 
             file.visititems(visit)
     except (OSError, KeyError, RuntimeError, ValueError, TypeError, zipfile.BadZipFile) as error:
         raise WeightsError(f'weights: {path} can not be read as a Keras file: {error}.') from error
-    return sorted(found.items(), key=lambda layer: _natural(layer[0]))
+    layers = [
+        (name, [arrays[last] for last in sorted(arrays, key=_place)])
+        for name, arrays in found.items()
+    ]
+    return sorted(layers, key=lambda layer: _natural(layer[0]))
+
+
+def _place(name: str) -> Any:
+    place = _OLD_NAMES.index(name) if name in _OLD_NAMES else len(_OLD_NAMES)
+    return place, _natural(name)
 
 
 def _check_stored(name: str, dataset: Any) -> None:
     """Raises a `ValueError` for an array that is elsewhere, or not stored at that length."""
     if dataset.external or dataset.is_virtual:
         raise ValueError(f'{name} is in another file')
-    if dataset.dtype.kind not in 'fiub' or dataset.nbytes > 1000 * dataset.id.get_storage_size():
+    if (
+        dataset.dtype.kind not in 'fiub'
+        or dataset.nbytes > _MAX_RATIO * dataset.id.get_storage_size()
+    ):
         raise ValueError(f'{name} is {dataset.dtype} of shape {dataset.shape}')
 
 
@@ -82,7 +97,7 @@ def _content(path: Path) -> Any:
         return path
     with zipfile.ZipFile(path) as archive:
         entry = archive.getinfo(_WEIGHTS)
-        if entry.file_size > min(_MAX_BYTES, 1000 * max(1, entry.compress_size)):
+        if entry.file_size > _MAX_RATIO * entry.compress_size:
             raise ValueError(f'{_WEIGHTS} in it has {entry.file_size} bytes')
         return io.BytesIO(archive.read(entry))
 

@@ -5,9 +5,8 @@ import hashlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from thinkml.errors import WeightsError
+from thinkml.errors import PretrainedWeightsWarning, WeightsError, warn_user
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,7 +18,7 @@ class Source:
         repository: at Hugging Face; None for torch's own files.
         revision: the commit it is pinned to.
         sha256: of its content, or its first digits; None where it is not known. Without all of
-            them it is not downloaded.
+            them, or without a revision, it is not downloaded.
     """
 
     file: str
@@ -42,8 +41,8 @@ class Source:
 
     @property
     def is_pinned(self) -> bool:
-        """Whether its hash tells it from any other file."""
-        return self.sha256 is not None and len(self.sha256) == 64
+        """Whether it is known which commit it is of, and its whole hash."""
+        return self.revision is not None and self.sha256 is not None and len(self.sha256) == 64
 
 
 def _torch(name: str, digits: str) -> Source:
@@ -116,16 +115,19 @@ def home() -> Path:
 
 
 def find_weights(name: str) -> Path | None:
-    """Returns the file of pretrained weights for an architecture, downloading it if that is safe.
+    """Returns the file of pretrained weights for an architecture, downloading it if it is pinned.
 
     Looked for in this order: ``$THINKML_HOME/weights``, the caches of Hugging Face and of torch
-    hub, and then the web, through huggingface_hub, if the file's hash is pinned.
+    hub, and then the web, through huggingface_hub, if the file's commit and hash are pinned.
 
     Args:
         name: of an architecture.
 
     Returns:
         None if there is none at hand and none that may be downloaded.
+
+    Warns:
+        PretrainedWeightsWarning: if a download fails. Says why.
 
     Raises:
         WeightsError: if a file is not what its hash says.
@@ -190,13 +192,18 @@ def _downloaded(source: Source) -> Path | None:
         return None
     try:
         import huggingface_hub as hub
-        from huggingface_hub import errors
+        from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
     except ImportError:
         return None
-    unreachable: Any = (OSError, errors.HfHubHTTPError, errors.OfflineModeIsEnabled)
     try:
         found = hub.hf_hub_download(source.repository, source.file, revision=source.revision)
-    except unreachable:  # then the caller says where to get it
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled):  # there is no connection
+        return None
+    except Exception as error:  # of the library under it, which is another one in each version
+        warn_user(
+            f'weights: {source.address} was not downloaded: {type(error).__name__}: {error}.',
+            PretrainedWeightsWarning,
+        )
         return None
     return Path(found)
 

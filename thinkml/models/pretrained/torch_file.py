@@ -22,7 +22,7 @@ import numpy as np
 
 from thinkml.errors import WeightsError
 
-_MAX_PICKLE_BYTES = 64 * 2**20
+_MAX_PICKLE_BYTES = 8 * 2**20  # those of torch take about 200 a tensor; in memory 64 times as much
 _MAX_ENTRIES = 200_000
 _CHUNK = 2**24
 
@@ -73,7 +73,7 @@ def _read(path: Path, file: Any) -> dict[str, np.ndarray]:
         entries = _entries(archive)
         (prefix,) = (name[: -len('data.pkl')] for name in entries if name.endswith('/data.pkl'))
         order = entries.get(f'{prefix}byteorder')
-        if order is not None and archive.read(order) != b'little':
+        if order is not None and _content(archive, order) != b'little':
             raise _Refused('it was written on a machine with another order of bytes')
         pickle = _content(archive, entries[f'{prefix}data.pkl'])
     data = f'{prefix}data/'
@@ -203,7 +203,6 @@ _CALLED: Mapping[str, Callable[..., Any]] = {
     'torch._utils _rebuild_parameter': _rebuild_parameter,
     'collections OrderedDict': _ordered_dict,
 }
-_MARK = object()
 _CONSTANTS = {'NONE': None, 'NEWTRUE': True, 'NEWFALSE': False}
 _VALUES = (
     'BININT', 'BININT1', 'BININT2', 'LONG1', 'BINFLOAT', 'BINUNICODE', 'SHORT_BINUNICODE',
@@ -216,6 +215,7 @@ class _Reader:
 
     def __init__(self):
         self._stack: list[Any] = []
+        self._before_marks: list[list[Any]] = []
         self._memo: dict[int, Any] = {}
 
     def read(self, content: bytes) -> Any:
@@ -247,19 +247,15 @@ class _Reader:
         return self._stack[-1]
 
     def _pop(self) -> Any:
-        value = self._stack.pop()
-        if value is _MARK:
-            raise _Refused('its pickle is damaged')
-        return value
+        return self._stack.pop()
 
     def _since_mark(self) -> list[Any]:
-        start = max(i for i, value in enumerate(self._stack) if value is _MARK)
-        found = self._stack[start + 1 :]
-        del self._stack[start:]
+        found, self._stack = self._stack, self._before_marks.pop()
         return found
 
     def _mark(self) -> None:
-        self._stack.append(_MARK)
+        self._before_marks.append(self._stack)
+        self._stack = []
 
     def _empty_dict(self) -> None:
         self._stack.append({})
@@ -271,7 +267,8 @@ class _Reader:
         self._stack.append(())
 
     def _tuple(self) -> None:
-        self._stack.append(tuple(self._since_mark()))
+        found = tuple(self._since_mark())
+        self._stack.append(found)
 
     def _tuple1(self) -> None:
         self._stack.append((self._pop(),))

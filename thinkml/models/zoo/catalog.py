@@ -141,17 +141,18 @@ def create(
             ...
         thinkml.errors.ConfigError: name: got 'resnet8', ... Did you mean 'resnet18'?
     """
+    from thinkml.models.pretrained import check_weights, load_pretrained  # which import the zoo
+
     architecture = _architecture(name)
     options = _checked_options(name, architecture, options)
     num_outputs = _checked_num_classes(name, architecture, num_classes)
     if not is_whole(seed) or seed < 0:
         raise ConfigError(f'seed: got {seed!r}, expected a whole number from 0.')
+    check_weights(weights)
     model = architecture.make(
         **options, num_classes=num_outputs, dtype=_checked_dtype(dtype), rngs=HostRngs(int(seed))
     )
     if weights is not None:
-        from thinkml.models.pretrained import load_pretrained
-
         load_pretrained(model, name, weights)
     return model
 
