@@ -5,6 +5,7 @@ import os
 from collections.abc import Sequence
 from typing import Any, Literal
 
+import jax
 import numpy as np
 from flax import nnx
 
