@@ -56,7 +56,8 @@ class LabelBook:
     @property
     def waiting(self) -> np.ndarray:
         """The rows that were asked for and have neither a label nor were skipped."""
-        return np.array([row for row in self._query_of if not self._is_answered(row)], np.int64)
+        asked = list(self._query_of)  # at once: other threads may ask
+        return np.array([row for row in asked if not self._is_answered(row)], np.int64)
 
     @property
     def available(self) -> np.ndarray:

@@ -74,9 +74,10 @@ class ActiveLearner:
             log_loss, or rmse and r2, or of several labels accuracy and f1.
         max_labels: stop once so many labels were given, besides those of the beginning.
         patience: stop after so many iterations in a row in which the first of the validation
-            metrics was not better than ever before.
+            metrics was not better than ever before; needs validation data.
         min_agreement: stop once the predictions of the pool are stable: the mean of the last three
             Cohen's kappas between a model's and the next one's is at least this. 0.99 is usual.
+            Not for regression.
 
     Attributes:
         model: as passed.

@@ -109,7 +109,8 @@ class Pool:
             encode_targets(plain, task, argument)
         else:
             # One of the others speaks for all: they went through this too.
-            other = next((label for row, label in others.items() if row not in given), plain[0])
+            known = dict(others)  # at once: other threads may teach
+            other = next((label for row, label in known.items() if row not in given), plain[0])
             self.with_first([other, *plain], argument)
         return [given.get(row) for row in rows]
 
