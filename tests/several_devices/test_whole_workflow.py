@@ -18,7 +18,13 @@ from thinkml.core import loop, predict
 from thinkml.errors import ConfigError
 from thinkml.evaluation import ModelEvaluator
 from thinkml.models import ModelManager, predict_proba
-from thinkml.training import Checkpoint, DistributedTrainer, ModelTrainer, TrainingConfig
+from thinkml.training import (
+    ActiveLearner,
+    Checkpoint,
+    DistributedTrainer,
+    ModelTrainer,
+    TrainingConfig,
+)
 
 CONFIG = TrainingConfig(**SETTINGS)
 
@@ -224,24 +230,45 @@ def test_a_model_in_parts_trains_on(in_parts):
     assert ModelEvaluator().evaluate(model, X, Y).metrics['log_loss'] < before
 
 
-@pytest.mark.parametrize('count', [1, 3, 8])
-def test_an_evaluator_has_the_devices_it_was_given(count, monkeypatch):
-    devices = jax.devices()[-count:]
-    used = set()
+@pytest.fixture
+def used(monkeypatch):
+    """The devices that computed outputs of models."""
+    found = set()
     forward = predict._forward
 
     def watched(*args):
         outputs = forward(*args)
-        used.update(outputs.devices())
+        found.update(outputs.devices())
         return outputs
 
     monkeypatch.setattr(predict, '_forward', watched)
+    return found
+
+
+@pytest.mark.parametrize('count', [1, 3, 8])
+def test_an_evaluator_has_the_devices_it_was_given(count, used):
+    devices = jax.devices()[-count:]
     model = Wide(nnx.Rngs(0))
     analysis = ModelEvaluator(devices=devices).analyze_performance(model, X, Y)
     assert used == set(devices)
     expected = ModelEvaluator(devices=jax.devices()[:1]).evaluate(model, X, Y)
     for name, value in expected.metrics.items():
         assert analysis.get_metrics()[name] == pytest.approx(value, abs=1e-6), name
+
+
+@pytest.mark.parametrize('strategy', ['margin', 'core_set', 'badge'])
+def test_active_learning_scores_on_all_devices_and_asks_as_on_one(strategy, used, monkeypatch):
+    def asked():
+        learner = ActiveLearner(Wide(nnx.Rngs(0)), strategy, config=TrainingConfig(epochs=1))
+        learner.start(X[40:], X[:40], Y[:40])
+        return learner.query(5).tolist()
+
+    rows = asked()
+    assert used == set(jax.devices())
+    used.clear()
+    monkeypatch.setattr(jax, 'local_devices', lambda: jax.devices()[:1])
+    assert asked() == rows
+    assert used == set(jax.devices()[:1])
 
 
 def test_a_saved_model_is_loaded_in_parts(in_parts, tmp_path):
