@@ -459,6 +459,26 @@ def test_features_of_a_whole_model_are_kept_where_its_head_is_a_dense_layer(monk
     assert len(record_of(kept).runs) == 2 and record_of(kept).input_spec is not None
 
 
+class Squeezed(Small):
+    """Its last layer is not the last thing that is done."""
+
+    def __init__(self):
+        super().__init__(1, seed=4)
+
+    def __call__(self, x):
+        return super().__call__(x).squeeze(-1)
+
+
+def test_a_last_layer_that_is_squeezed_stays(monkeypatch):
+    monkeypatch.setattr(Features, 'of', None)
+    numbers = (X, X[:, 0, 0, 0])
+    start = base()
+    _, model = fine_tuned(0, of=start, model=Squeezed(), data=numbers)
+    assert moved(start, model) == set()
+    with pytest.raises(ModelTypeError, match=r'base_model: it returns \(13,\), expected features'):
+        fine_tuned(0, of=Squeezed(), data=numbers)
+
+
 def test_features_are_not_kept_where_there_is_dropout_before_the_head(monkeypatch):
     class Dropped(Small):
         def __init__(self):

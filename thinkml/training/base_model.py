@@ -95,16 +95,26 @@ def open_base(base_model: Any, inputs: Any) -> Base:
 
 
 def without_last_layer(model: nnx.Module, inputs: Any) -> nnx.Module:
-    """Takes away the dense layer that computes a model's outputs, if there is one."""
+    """Takes away the dense layer that computes a model's outputs, if there is one.
+
+    It stays where the model does more with its result than return it: squeeze it, for instance.
+    """
     last = last_dense(model, inputs)
-    if last is None or not isinstance(at(model, last), nnx.Linear) or not last:
+    if not last or not isinstance(layer := at(model, last), nnx.Linear):
         return model
-    owner = at(model, last[:-1])
-    if isinstance(last[-1], str):
-        setattr(owner, last[-1], PassThrough())
-    else:
-        owner[last[-1]] = PassThrough()
+    _put(model, last, PassThrough())
+    if _failure(model, inputs) is None and num_outputs(model, inputs) == layer.in_features:
+        return model
+    _put(model, last, layer)
     return model
+
+
+def _put(model: nnx.Module, path: Place, module: nnx.Module) -> None:
+    owner = at(model, path[:-1])
+    if isinstance(path[-1], str):
+        setattr(owner, path[-1], module)
+    else:
+        owner[path[-1]] = module
 
 
 def at(model: nnx.Module, path: Place) -> Any:

@@ -24,6 +24,7 @@ from thinkml.data import (
 from thinkml.errors import ConfigError, DataError, NotTrainedError, is_number, is_whole, warn_user
 from thinkml.models.pretrained import check_weights
 from thinkml.models.table import Table
+from thinkml.models.transfer_model import TransferModel
 from thinkml.monitoring import History
 from thinkml.record import InputSpec, attach_record, record_of
 from thinkml.training.base_model import (
@@ -277,7 +278,8 @@ class TransferLearner:
             self.loaded = None
             if base.load(self.weights) or base.is_pretrained:
                 self.loaded = take_over(model, base, shared)
-            if base.normalised and data.has_whole_numbers:
+            normalises = isinstance(model, TransferModel) and model.mean is not None
+            if base.normalised and data.has_whole_numbers and not normalises:
                 warn_user(
                     'X_train: whole numbers, which a whole model gets as they are, not normalised '
                     f'as {base.name} expects. Pass get_preprocessing({base.name!r})(X_train).'

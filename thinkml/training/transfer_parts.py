@@ -12,7 +12,7 @@ from thinkml.core import num_outputs
 from thinkml.core.layers import Layer, last_dense, layers_in_order
 from thinkml.errors import ConfigError, is_whole
 from thinkml.models.table import Table
-from thinkml.models.transfer_model import TransferModel
+from thinkml.models.transfer_model import PassThrough, TransferModel
 from thinkml.training.base_model import Place, at, without_last_layer
 
 _BASE, _HEAD = 'base', 'head'
@@ -89,7 +89,9 @@ def as_headed(parts: Parts, inputs: Any) -> TransferModel | None:
         path[:-1] not in with_params for path, _ in changing
     ):
         return None
-    return TransferModel(without_last_layer(nnx.clone(model), inputs), at(model, last))
+    base = without_last_layer(nnx.clone(model), inputs)
+    is_taken = isinstance(at(base, last), PassThrough)
+    return TransferModel(base, at(model, last)) if is_taken else None
 
 
 def _params(model: nnx.Module) -> list[Place]:
