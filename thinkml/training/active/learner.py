@@ -1,8 +1,6 @@
 """ActiveLearner: asks for the labels that are worth most, and learns from them."""
 
 import os
-import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,37 +9,18 @@ import jax
 import numpy as np
 
 from thinkml.core.losses import LossFn
-from thinkml.core.selection import Selection, at_random
 from thinkml.data import as_array, check_lengths
-from thinkml.errors import (
-    ConfigError,
-    DataError,
-    ModelTypeError,
-    is_number,
-    is_whole,
-    warn_user,
-)
+from thinkml.errors import ConfigError, DataError, is_number, is_whole, warn_user
 from thinkml.training.active.history import ActiveHistory
 from thinkml.training.active.learning import Learning, Retrain, Settings
 from thinkml.training.active.notebook import asking_widget
 from thinkml.training.active.pool import Pool
-from thinkml.training.active.session import Session
+from thinkml.training.active.rounds import Known, Oracle, iterate, plan
+from thinkml.training.active.session import Asking, Session
 from thinkml.training.active.stopping import Stopping
-from thinkml.training.active.strategies import (
-    STRATEGIES,
-    Strategy,
-    check_strategy,
-    make_strategy,
-    select_typical,
-    spread_out,
-)
-from thinkml.training.active.views import View
+from thinkml.training.active.strategies import STRATEGIES, make_strategy
 from thinkml.training.config import TrainingConfig
 from thinkml.training.train import check_config, check_switches
-
-_AT_END = 'all rows of the pool were asked for'
-
-Oracle = Callable[[Any, np.ndarray], Any]
 
 
 class ActiveLearner:
@@ -146,9 +125,9 @@ class ActiveLearner:
         self.model = model
         self.query_size = query_size
         self.seed = seed
-        self._num_draws = num_draws
-        self._strategy = make_strategy(strategy)
-        self._stopping = Stopping(max_labels, patience, min_agreement)
+        self._asking = Asking(
+            make_strategy(strategy), Stopping(max_labels, patience, min_agreement), seed, num_draws
+        )
         self._models = models
         self._settings = Settings(
             check_config(config), classes, loss_fn, class_weights, augmentation, metrics
@@ -254,69 +233,24 @@ class ActiveLearner:
         session = self._begin(pool, X_val, y_val, known, retrain)
         if known is not None:
             check_lengths({'X_unlabeled': pool.rows, 'y_unlabeled': known})
-            oracle = _Known(known)
+            oracle = Known(known)
             if session.learning.has_learned:
                 warn_user(
                     'model: it was trained before, so that the experiment begins with what it '
                     'knows. Make a new model for each experiment if that is not intended.'
                 )
+        strategy, size = self._asking.strategy, self.query_size
         if oracle is None:
-            self._plan(session, n_iterations, progress)
-            return self.history
-        by_chance = None
+            return plan(session, strategy, size, n_iterations, progress=progress)
+        budget, by_chance = self._asking.stopping.max_labels, None
         if baseline:
-            by_chance = self._iterate(session, STRATEGIES['random'], oracle, n_iterations, False)
-            session = self._begin_again(session)
-        history = self._iterate(session, self._strategy, oracle, n_iterations, progress)
+            by_chance = iterate(
+                session, STRATEGIES['random'], oracle, size, n_iterations, budget, progress=False
+            )
+            self._session = session = session.anew()
+        history = iterate(session, strategy, oracle, size, n_iterations, budget, progress=progress)
         history.baseline = by_chance
         return history
-
-    def _iterate(
-        self,
-        session: Session,
-        strategy: Strategy,
-        oracle: Oracle,
-        n_iterations: int,
-        progress: bool,
-    ) -> ActiveHistory:
-        book, stopping = session.book, self._stopping
-        self.fit()
-        _show(progress, f'start: {session.num_labels} labels')
-        for number in range(1, n_iterations + 1):
-            count = self.query_size
-            if stopping.max_labels is not None:
-                count = min(count, stopping.max_labels - len(book.labels))
-            rows = self._ask(session, strategy, count)
-            if not len(rows):
-                book.history.stop_reason = _AT_END
-                break
-            self._teach(session, rows, oracle(session.pool.rows.take(rows), rows), 'oracle')
-            self.fit()
-            _show(progress, f'{number}: {book.history[-1]}')
-            if book.history.stop_reason is not None:
-                _show(progress, f'ended: {book.history.stop_reason}')
-                break
-        return book.history
-
-    def _plan(self, session: Session, n_iterations: int, progress: bool) -> None:
-        """Chooses the rows of all queries at once, so that they differ from each other too."""
-        self.fit()
-        total = n_iterations * self.query_size
-        began = time.perf_counter()
-        chosen = self._choose(session, spread_out(self._strategy), total)
-        seconds = (time.perf_counter() - began) / n_iterations
-        for first in range(0, len(chosen.indices), self.query_size):
-            some = slice(first, first + self.query_size)
-            session.note_query(chosen.indices[some], chosen.scores[some], seconds)
-        if len(chosen.indices) < total:
-            session.book.history.stop_reason = _AT_END
-        _show(progress, str(session.book.history))
-        warn_user(
-            f'oracle: got none, and no y_unlabeled, so nobody labels: the model was trained on '
-            f'{session.num_labels} labels, and {len(chosen.indices)} rows were chosen for you to '
-            'label. Their numbers are history[0].indices and so on; pass their labels to '
-            'teach(indices, y), then call query() for the next ones or fit() to train.'
-        )
 
     # --- step by step ---------------------------------------------------------------------------
 
@@ -361,9 +295,8 @@ class ActiveLearner:
             DataError: before `start`, or if the labels can't be learned.
         """
         session, count = self._started('query'), self._count(n)
-        if not session.is_fitted:
-            self.fit()
-        return self._ask(session, self._strategy, count)
+        session.fit_if_due()
+        return session.ask(self._asking.strategy, count)
 
     def teach(self, indices: Any, y: Any) -> None:
         """Takes labels. Of a session on disk, they are there when this returns.
@@ -379,7 +312,7 @@ class ActiveLearner:
                 none of them is taken.
             OSError: if they can't be written; then none of them is taken.
         """
-        self._teach(self._started('teach'), indices, y, 'y')
+        self._started('teach').teach(indices, y)
 
     def skip(self, indices: Any) -> None:
         """Notes that rows get no label: they are not asked for again, and lose a label they have.
@@ -390,9 +323,7 @@ class ActiveLearner:
         Raises:
             DataError: for rows that are not in the pool.
         """
-        session = self._started('skip')
-        rows = session.pool.check_rows(indices)
-        session.note_labels(rows, [None] * len(rows))
+        self._started('skip').skip(indices)
 
     def update_label(self, index: int, y: Any) -> None:
         """Replaces the label of a row.
@@ -408,7 +339,7 @@ class ActiveLearner:
         [row] = session.pool.check_rows([index])
         if row not in session.book.labels:
             raise DataError(f'index: row {row} has no label yet. Give it one by teach.')
-        self.teach([row], [y])
+        session.teach([row], [y])
 
     def fit(self) -> dict[str, float]:
         """Trains on all labels there are, and returns the metrics.
@@ -421,33 +352,7 @@ class ActiveLearner:
             ConfigError: for metrics or a strategy that don't fit the task.
             KeyboardInterrupt: after Ctrl-C; the next `query` or `fit` trains again.
         """
-        session = self._started('fit')
-        began = time.perf_counter()
-        num_changes, labels = session.book.num_changes, self.labels
-        session.view = None
-        x, y = session.pool.labeled(labels)
-        metrics = session.learning.fit(x, y)
-        session.num_fitted = num_changes  # others may have come meanwhile
-        if metrics is not None and y is not None:
-            self._note_fit(session, metrics, len(y), began)
-        session.book.history.stop_reason = self._stopping.reason(
-            session.book.history, len(labels), session.learning.metric if metrics else None
-        )
-        return metrics or {}
-
-    def _note_fit(
-        self, session: Session, metrics: dict[str, float], num_labels: int, began: float
-    ) -> None:
-        self._check(session)
-        agreement = float('nan')
-        if self._stopping.min_agreement is not None:
-            agreement = session.agreement(self._view(session).predictions)
-        session.book.note(
-            {
-                'event': 'fit', 'num_labels': num_labels, 'metrics': metrics,
-                'agreement': agreement, 'seconds': time.perf_counter() - began,
-            }
-        )  # fmt: skip
+        return self._started('fit').fit()
 
     def ask_in_notebook(self, n: int | None = None, *, show: Callable[[int], Any] | None = None):
         """Returns a widget that asks for the labels of the next rows; each click is a `teach`.
@@ -556,21 +461,10 @@ class ActiveLearner:
         self, pool: Pool, X_val: Any, y_val: Any, known: np.ndarray | None, retrain: Retrain
     ) -> Session:
         learning = Learning(self._models, self._settings, pool, X_val, y_val, known, retrain)
-        session = Session(pool, learning)
-        self._check(session)
+        session = Session(pool, learning, self._asking)
         self.close()
         self._session = session
         return session
-
-    def _check(self, session: Session) -> None:
-        learning = session.learning
-        self._stopping.check(learning.task, has_validation=learning.has_validation)
-        check_strategy(self._strategy, self._models, session.pool.rows, learning.task)
-
-    def _begin_again(self, session: Session) -> Session:
-        session.learning.reset()
-        self._session = Session(session.pool, session.learning)
-        return self._session
 
     def _count(self, n: int | None) -> int:
         if n is not None and not (is_whole(n) and n >= 1):
@@ -584,52 +478,3 @@ class ActiveLearner:
                 'or train(...) first.'
             )
         return self._session
-
-    def _teach(self, session: Session, indices: Any, y: Any, argument: str) -> None:
-        rows = session.pool.check_rows(indices)
-        labels = session.pool.check_labels(
-            y, rows, session.learning.task, session.book.labels, argument
-        )
-        session.note_labels(rows, labels)
-
-    def _ask(self, session: Session, strategy: Strategy, count: int) -> np.ndarray:
-        began = time.perf_counter()
-        chosen = self._choose(session, strategy, count)
-        if len(chosen.indices):
-            session.note_query(chosen.indices, chosen.scores, time.perf_counter() - began)
-        return chosen.indices
-
-    def _choose(self, session: Session, strategy: Strategy, count: int) -> Selection:
-        available = session.book.available
-        key = jax.random.fold_in(jax.random.key(self.seed), session.book.num_queries)
-        if session.learning.has_learned or strategy.name == 'random':
-            return strategy.select(self._view(session), count, key, available)
-        try:
-            return select_typical(self._view(session), count, key, available)
-        except ModelTypeError:  # no features to tell what is typical
-            return at_random(len(available), count, key, available)
-
-    def _view(self, session: Session) -> View:
-        """What the models say of the pool; computed once for each training."""
-        if session.view is None:
-            session.view = View(
-                self._models, session.learning.task, session.pool.rows,
-                session.pool.first, self._num_draws,
-                jax.random.fold_in(jax.random.key(self.seed + 1), session.book.num_queries),
-            )  # fmt: skip
-        return session.view
-
-
-class _Known:
-    """An oracle that has all labels of the pool."""
-
-    def __init__(self, labels: np.ndarray):
-        self._labels = labels
-
-    def __call__(self, X: Any, indices: np.ndarray) -> list[Any]:
-        return self._labels[indices].tolist()
-
-
-def _show(progress: bool, text: str) -> None:
-    if progress:
-        print(text, file=sys.stderr)

@@ -1,58 +1,69 @@
 """One pool, what was asked of it, and what was learned."""
 
+import dataclasses
+import time
 from typing import Any
 
+import jax
 import numpy as np
 
+from thinkml.core.selection import Selection, at_random
+from thinkml.errors import ModelTypeError
 from thinkml.training.active.book import LabelBook
 from thinkml.training.active.learning import Learning
 from thinkml.training.active.pool import Pool
-from thinkml.training.active.stopping import kappa
+from thinkml.training.active.stopping import Stopping, kappa
+from thinkml.training.active.strategies import Strategy, check_strategy, select_typical
 from thinkml.training.active.views import View
+
+
+@dataclasses.dataclass(frozen=True)
+class Asking:
+    """How rows are chosen, see `ActiveLearner`."""
+
+    strategy: Strategy
+    stopping: Stopping
+    seed: int
+    num_draws: int
 
 
 class Session:
     """One pool, what was asked of it, and what was learned.
 
-    Attributes:
+    Args:
         pool: the rows.
         learning: the models.
+        asking: how rows are chosen.
+
+    Attributes:
+        pool: as passed.
+        learning: as passed.
         book: the questions and labels.
-        num_fitted: changes of labels that the models know of; -1 where they know nothing.
-        view: what they say of the pool; None until it is asked for.
+
+    Raises:
+        ConfigError: for a strategy or a stopping rule that does not fit the task.
+        ModelTypeError: for a model that lacks what the strategy needs.
     """
 
-    def __init__(self, pool: Pool, learning: Learning):
+    def __init__(self, pool: Pool, learning: Learning, asking: Asking):
         self.pool = pool
         self.learning = learning
         self.book = LabelBook(len(pool.rows))
-        self.num_fitted = -1
-        self.view: View | None = None
+        self._asking = asking
+        self._num_fitted = -1  # changes of labels that the models know of
+        self._view: View | None = None
         self._predictions: np.ndarray | None = None
+        self._check()
 
-    @property
-    def is_fitted(self) -> bool:
-        """Whether the models know all labels."""
-        return self.num_fitted == self.book.num_changes
+    def _check(self) -> None:
+        learning, asking = self.learning, self._asking
+        asking.stopping.check(learning.task, has_validation=learning.has_validation)
+        check_strategy(asking.strategy, learning.models, self.pool.rows, learning.task)
 
-    @property
-    def num_labels(self) -> int:
-        """Of the beginning and those given."""
-        first = self.pool.first_labels
-        return len(self.book.labels) + (0 if first is None else len(first))
-
-    def note_query(self, indices: np.ndarray, scores: np.ndarray, seconds: float) -> None:
-        self.book.note({'event': 'query', 'indices': indices, 'scores': scores, 'seconds': seconds})
-
-    def note_labels(self, rows: list[int], labels: list[Any]) -> None:
-        """Notes labels, all of them or none; where one is None the row is skipped."""
-        if rows:
-            self.book.note({'event': 'teach', 'indices': rows, 'labels': labels})
-
-    def agreement(self, predictions: np.ndarray) -> float:
-        """How much predictions agree with those before; NaN the first time."""
-        before, self._predictions = self._predictions, predictions
-        return float('nan') if before is None else kappa(before, predictions)
+    def anew(self) -> 'Session':
+        """The same before anything was asked, the models with their first weights."""
+        self.learning.reset()
+        return Session(self.pool, self.learning, self._asking)
 
     def about(self) -> dict[str, Any]:
         """What identifies the data."""
@@ -61,3 +72,99 @@ class Session:
     def weights(self) -> dict[str, str]:
         """What identifies the weights that the session began with."""
         return {'weights': self.learning.weights_hash}
+
+    # --- labels -----------------------------------------------------------------------------------
+
+    @property
+    def num_labels(self) -> int:
+        """Of the beginning and those given."""
+        first = self.pool.first_labels
+        return len(self.book.labels) + (0 if first is None else len(first))
+
+    def teach(self, indices: Any, y: Any, argument: str = 'y') -> None:
+        """Takes labels, all of them or none; where one is missing the row is skipped."""
+        rows = self.pool.check_rows(indices)
+        labels = self.pool.check_labels(y, rows, self.learning.task, self.book.labels, argument)
+        self._note_labels(rows, labels)
+
+    def skip(self, indices: Any) -> None:
+        """Notes that rows get no label."""
+        rows = self.pool.check_rows(indices)
+        self._note_labels(rows, [None] * len(rows))
+
+    def _note_labels(self, rows: list[int], labels: list[Any]) -> None:
+        if rows:
+            self.book.note({'event': 'teach', 'indices': rows, 'labels': labels})
+
+    # --- training ---------------------------------------------------------------------------------
+
+    def fit_if_due(self) -> None:
+        """Trains if there are labels that the models don't know of."""
+        if self._num_fitted != self.book.num_changes:
+            self.fit()
+
+    def fit(self) -> dict[str, float]:
+        """Trains on all labels, and returns the metrics, see `ActiveLearner.fit`."""
+        began = time.perf_counter()
+        num_changes, labels = self.book.num_changes, dict(self.book.labels)
+        self._view = None
+        x, y = self.pool.labeled(labels)
+        metrics = self.learning.fit(x, y)
+        self._num_fitted = num_changes  # others may have come meanwhile
+        if metrics is not None and y is not None:
+            self._note_fit(metrics, len(y), began)
+        self.book.history.stop_reason = self._asking.stopping.reason(
+            self.book.history, len(labels), self.learning.metric if metrics else None
+        )
+        return metrics or {}
+
+    def _note_fit(self, metrics: dict[str, float], num_labels: int, began: float) -> None:
+        self._check()  # now that the task is known
+        agreement = float('nan')
+        if self._asking.stopping.min_agreement is not None:
+            before, self._predictions = self._predictions, self.view.predictions
+            if before is not None:
+                agreement = kappa(before, self._predictions)
+        self.book.note(
+            {
+                'event': 'fit', 'num_labels': num_labels, 'metrics': metrics,
+                'agreement': agreement, 'seconds': time.perf_counter() - began,
+            }
+        )  # fmt: skip
+
+    # --- asking -----------------------------------------------------------------------------------
+
+    @property
+    def view(self) -> View:
+        """What the models say of the pool; computed once for each training."""
+        if self._view is None:
+            key = jax.random.fold_in(jax.random.key(self._asking.seed + 1), self.book.num_queries)
+            self._view = View(
+                self.learning.models, self.learning.task, self.pool.rows, self.pool.first,
+                self._asking.num_draws, key,
+            )  # fmt: skip
+        return self._view
+
+    def ask(self, strategy: Strategy, count: int) -> np.ndarray:
+        """Chooses rows and notes that they were asked for; none where the pool is at its end."""
+        began = time.perf_counter()
+        chosen = self.choose(strategy, count)
+        if len(chosen.indices):
+            self.note_query(chosen, time.perf_counter() - began)
+        return chosen.indices
+
+    def note_query(self, chosen: Selection, seconds: float) -> None:
+        """Notes that rows were asked for, and what it took to choose them."""
+        indices, scores = chosen
+        self.book.note({'event': 'query', 'indices': indices, 'scores': scores, 'seconds': seconds})
+
+    def choose(self, strategy: Strategy, count: int) -> Selection:
+        """Chooses rows: by the strategy, or typical ones as long as no model has learned."""
+        available = self.book.available
+        key = jax.random.fold_in(jax.random.key(self._asking.seed), self.book.num_queries)
+        if self.learning.has_learned or strategy.name == 'random':
+            return strategy.select(self.view, count, key, available)
+        try:
+            return select_typical(self.view, count, key, available)
+        except ModelTypeError:  # no features to tell what is typical
+            return at_random(len(available), count, key, available)
