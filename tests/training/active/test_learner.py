@@ -631,7 +631,8 @@ def test_a_pool_on_disk_and_one_in_batches_are_asked_for_the_same_rows(tmp_path)
 
 
 def test_frames_and_several_inputs():
-    pandas = pytest.importorskip('pandas')
+    import pandas
+
     frame = pandas.DataFrame(X, columns=list('abcdef'))
     labels = Y.tolist()
     learner = learner_of()

@@ -8,8 +8,6 @@ from tests.training.active.made import CONFIG, LABELED, POOL, X, Y
 from thinkml.errors import ConfigError
 from thinkml.training import ActiveLearner
 
-widgets = pytest.importorskip('ipywidgets')
-
 
 def learner_of(**options):
     learner = ActiveLearner(mlp(6, 3), 'margin', config=CONFIG, query_size=4, **options)
