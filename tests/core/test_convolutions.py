@@ -122,12 +122,12 @@ def test_convolutions_and_their_gradients_stay_the_same(conv):
 @pytest.mark.parametrize(
     ('conv', 'products'),
     [
-        (Conv(), 9),
-        (Conv(strides=(2, 2)), 9),
+        (Conv(), 1),
+        (Conv(strides=(2, 2)), 2),
+        (Conv(strides=(2, 2), rhs_dilation=(2, 2)), 1),
         (Conv(kernel=(1, 1, 16, 3)), 1),
-        (Conv(image=(3, 9, 8, 3), kernel=(3, 3, 3, 16)), 1),
-        (Conv(image=(3, 9, 8, 5), kernel=(3, 3, 5, 16)), 0),
-        (Conv(kernel=(3, 3, 16, 8)), 0),
+        (Conv(image=(3, 9, 8, 1), kernel=(3, 3, 1, 16)), 1),
+        (Conv(image=(2, 8, 9, 4), kernel=(7, 8, 4, 8), padding='VALID'), 0),
         (Conv(kernel=(3, 3, 4, 16), feature_groups=4), 0),
     ],
 )
@@ -144,6 +144,19 @@ def test_the_form_of_the_weight_gradient_follows_the_shape(conv, products):
     assert removed == (products > 0)
 
 
+@pytest.mark.parametrize(('channels', 'copies'), [(1, (9, 1)), (2, (3, 3)), (16, (3, 3))])
+def test_the_weight_gradient_copies_what_is_smaller(channels, copies):
+    conv = Conv(image=(3, 9, 8, channels), kernel=(3, 3, channels, 4 if channels > 1 else 16))
+
+    def gradient(image, kernel):
+        return jax.vjp(lambda kernel: conv(image, kernel), kernel)[1](conv(image, kernel))
+
+    args = normal(0, *conv.image), jnp.ones(conv.kernel)
+    eqns = list(equations(jax.make_jaxpr(fast_convolutions(gradient))(*args).jaxpr))
+    (barrier,) = [eqn for eqn in eqns if eqn.primitive.name == 'optimization_barrier']
+    assert tuple(side.aval.shape[-2] for side in barrier.outvars) == copies
+
+
 POOLS = {
     '2x2': ((4, 6, 8, 3), (2, 2), (2, 2), 'VALID'),
     '3x2': ((4, 6, 8, 3), (3, 2), (3, 2), 'SAME'),
@@ -152,9 +165,8 @@ POOLS = {
     'padded, explicit': ((4, 7, 9, 3), (2, 3), (2, 3), ((0, 3), (0, 1))),
     '1-D': ((4, 9, 3), (3,), (3,), 'VALID'),
     '3-D': ((2, 4, 4, 6, 3), (2, 2, 3), (2, 2, 3), 'VALID'),
-}
-OTHER_POOLS = {
     'overlapping': ((4, 7, 9, 3), (3, 3), (2, 2), 'SAME'),
+    'overlapping, every element': ((4, 7, 9, 3), (2, 3), (1, 1), 'VALID'),
     'gaps': ((4, 7, 9, 3), (2, 2), (3, 3), 'VALID'),
     'padded in front': ((4, 7, 9, 3), (2, 2), (2, 2), ((1, 0), (1, 0))),
 }
@@ -169,12 +181,9 @@ def test_max_pool_sends_the_gradient_to_the_first_maximum(pool):
     shape, window, strides, padding = pool
     gradients = gradients_of(lambda x: nnx.max_pool(x, window, strides, padding))
     x = with_ties(*shape).at[0].set(-jnp.inf)
-    names = primitives_of(fast_convolutions(gradients), x)
-    assert not {'reduce_window_max', 'select_and_scatter_add'} & set(names)
+    assert 'select_and_scatter_add' not in primitives_of(fast_convolutions(gradients), x)
     (_, got), (_, expected) = run(fast_convolutions(gradients), x), run(gradients, x)
-    np.testing.assert_array_equal(got, expected)
-    forward = fast_convolutions(lambda x: nnx.max_pool(x, window, strides, padding))
-    np.testing.assert_array_equal(forward(x), nnx.max_pool(x, window, strides, padding))
+    np.testing.assert_allclose(got, expected, rtol=1e-6, atol=1e-6)  # sums, where windows overlap
 
 
 def test_max_pool_keeps_its_rule_when_differentiated_afterwards():
@@ -201,11 +210,8 @@ def test_max_pool_of_any_axes_and_under_vmap():
         np.testing.assert_array_equal(run(fast, x)[1], expected)
 
 
-@pytest.mark.parametrize('pool', OTHER_POOLS.values(), ids=OTHER_POOLS)
-def test_other_max_pools_stay_as_they_are(pool):
-    shape, window, strides, padding = pool
-    gradients = gradients_of(lambda x: nnx.max_pool(x, window, strides, padding))
-    assert_unchanged(gradients, with_ties(*shape))
+def test_max_pools_over_large_windows_stay_as_they_are():
+    assert_unchanged(gradients_of(lambda x: nnx.max_pool(x, (8, 8), (1, 1))), with_ties(2, 9, 9, 2))
 
 
 def test_average_and_min_pools_stay_as_they_are():
@@ -353,7 +359,7 @@ def test_cnn_is_rewritten_as_expected(cnn):
     ))(*arguments)  # fmt: skip
     rewritten = list(equations(program.jaxpr))
     names = [eqn.primitive.name for eqn in rewritten]
-    assert not {'select_and_scatter_add', 'reduce_window_max'} & set(names)
+    assert 'select_and_scatter_add' not in names
     convolutions = [eqn for eqn in rewritten if eqn.primitive.name == 'conv_general_dilated']
     assert [eqn.outvars[0].aval.shape for eqn in convolutions] == [
         (4, 28, 28, 32),
@@ -362,8 +368,8 @@ def test_cnn_is_rewritten_as_expected(cnn):
     ]
     nhwc, hwio = (0, 3, 1, 2), (3, 2, 0, 1)
     assert all(eqn.params['dimension_numbers'] == (nhwc, hwio, nhwc) for eqn in convolutions)
-    # One product for the first kernel's gradient, nine for the second's.
-    assert names.count('dot_general') == original.count('dot_general') + 1 + 9
+    # A product for each kernel's gradient.
+    assert names.count('dot_general') == original.count('dot_general') + 2
 
 
 def test_half_precision_stays_half_precision():

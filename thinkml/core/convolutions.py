@@ -5,8 +5,8 @@ which it has no fast code (6 to 17 times slower than outside the loop), and it d
 max-pooling element by element. The pass replaces those operations, one for one, by equal ones:
 
 - any convolution: the same one between explicit transposes to NHWC and HWIO,
-- a convolution that is a weight gradient: matrix products, where its shape says they are faster,
-- max-pooling over windows that don't overlap, and its gradient: a reshape and a maximum.
+- a convolution that is a weight gradient: matrix products of shifted images and gradients,
+- the gradient of max-pooling: a sum over the places in a window.
 
 On an accelerator, or with ``THINKML_FAST_CONVOLUTIONS=0`` in the environment, nothing is replaced.
 """
@@ -43,7 +43,7 @@ _NESTING = frozenset(
 
 
 def fast_convolutions(fn: Callable) -> Callable:
-    """Returns ``fn`` with its convolutions and max-pools in forms that XLA:CPU runs fast.
+    """Returns ``fn`` with convolutions and max-pools' gradients in forms that XLA:CPU runs fast.
 
     The result computes the same as ``fn``, to rounding, with the same arguments and outputs;
     where several elements of a pooling window are the maximum, the gradient still goes to the
@@ -121,7 +121,6 @@ def _rule_for(eqn: JaxprEqn) -> Rule | None:
     """The replacement for an equation, or None where the original stands."""
     rules = {
         primitives.conv_general_dilated_p: _rule_for_convolution,
-        primitives.reduce_window_max_p: _rule_for_max_pool,
         primitives.select_and_scatter_add_p: _rule_for_max_pool_gradient,
     }
     if eqn.primitive not in rules:
@@ -163,23 +162,11 @@ def _is_weight_gradient(eqn: JaxprEqn) -> bool:
 
 
 def _rule_for_weight_gradient(eqn: JaxprEqn) -> Rule | None:
-    """Picks the kind of matrix products by shape; None where the convolution is faster.
-
-    The numbers are measured in whole training steps (a small CNN, LeNet, VGG, ResNets), where
-    the products do better than alone.
-    """
+    """Matrix products, unless the kernel is so large that their program would be."""
     out_axes = eqn.params['dimension_numbers'].out_spec
     (out,) = _avals(eqn.outvars)
-    channels, features, *kernel = (out.shape[axis] for axis in out_axes)
-    offsets = math.prod(kernel)
-    by_offset = functools.partial(_weight_gradient, as_patches=False)
-    if offsets == 1:
-        return by_offset
-    if features < 16 or offsets > 49:
-        return None
-    if channels <= 4 and channels * offsets <= 2 * features:
-        return functools.partial(_weight_gradient, as_patches=True)
-    return by_offset if channels >= 16 else None
+    offsets = math.prod(out.shape[axis] for axis in out_axes[2:])
+    return _weight_gradient if offsets <= 49 else None
 
 
 def _canonical_dimensions(rank: int) -> lax.ConvDimensionNumbers:
@@ -198,54 +185,81 @@ def _canonical_convolution(eqn: JaxprEqn, image: jax.Array, kernel: jax.Array) -
     return out.transpose(_inverse((out_axes[0], *out_axes[2:], out_axes[1])))
 
 
-def _weight_gradient(
-    eqn: JaxprEqn, image: jax.Array, grad: jax.Array, *, as_patches: bool
-) -> jax.Array:
-    """For every offset of the kernel, the image shifted by it, transposed, times the gradient.
+def _weight_gradient(eqn: JaxprEqn, image: jax.Array, grad: jax.Array) -> jax.Array:
+    """Products of copies of the image, shifted by offsets of the kernel, with the gradient.
 
-    ``as_patches`` lays all shifted images side by side and takes one product.
+    Instead of the image the gradient can be shifted, the other way. So for the offsets along the
+    first axis it is: of a 3x3 kernel one product of three copies each does, instead of nine of
+    the image. With few channels nine copies of the image are less.
     """
     params = eqn.params
     image_axes, grad_axes, out_axes = params['dimension_numbers']
     image = image.transpose(image_axes[1], *image_axes[2:], image_axes[0])
     grad = grad.transpose(grad_axes[1], *grad_axes[2:], grad_axes[0])
     (out,) = _avals(eqn.outvars)
-    kernel = [out.shape[axis] for axis in out_axes[2:]]
+    first, *others = (range(out.shape[axis]) for axis in out_axes[2:])
+    image = _pad(image, params['padding'])
+    strides, dilation = params['rhs_dilation'], params['window_strides']
 
-    image = lax.pad(
-        image,
-        jnp.zeros((), image.dtype),
-        [(0, 0, 0), *((low, high, 0) for low, high in params['padding']), (0, 0, 0)],
-    )
-    columns = grad.reshape(-1, grad.shape[-1])
+    def shifted(offset: tuple[int, ...], rows: int) -> jax.Array:
+        start = [at * step for at, step in zip(offset, dilation, strict=True)]
+        return _every(image, start, strides, (rows, *grad.shape[2:-1]))
 
-    def shifted(offset: tuple[int, ...]) -> jax.Array:
-        start = [at * step for at, step in zip(offset, params['window_strides'], strict=True)]
-        stop = [
-            at + (size - 1) * step + 1
-            for at, size, step in zip(start, grad.shape[1:-1], params['rhs_dilation'], strict=True)
-        ]
-        batch, *_, channels = image.shape
-        window = lax.slice(
-            image, (0, *start, 0), (batch, *stop, channels), (1, *params['rhs_dilation'], 1)
-        )
-        return window.reshape(len(columns), channels)
-
-    rows = [shifted(offset) for offset in itertools.product(*map(range, kernel))]
-    if as_patches:
-        rows = [jnp.concatenate(rows, axis=1)]
-    products = [
-        lax.dot_general(
-            row,
-            columns,
-            (((0,), (0,)), ((), ())),
-            precision=params['precision'],
+    def product(images: list[jax.Array], grads: list[jax.Array]) -> jax.Array:
+        # The barrier keeps XLA from computing the gradient anew for each of its copies.
+        sides = lax.optimization_barrier((jnp.stack(images, -2), jnp.stack(grads, -2)))
+        left, right = (side.reshape(-1, side.shape[-2] * side.shape[-1]) for side in sides)
+        found = lax.dot_general(
+            left, right, (((0,), (0,)), ((), ())), precision=params['precision'],
             preferred_element_type=params['preferred_element_type'],
-        )
-        for row in rows
-    ]
-    stacked = jnp.concatenate(products).reshape(*kernel, image.shape[-1], grad.shape[-1])
-    return stacked.transpose(_inverse((*out_axes[2:], *out_axes[:2])))
+        )  # fmt: skip
+        return found.reshape(len(images), image.shape[-1], len(grads), grad.shape[-1])
+
+    num_others = math.prod(map(len, others))
+    copies_of_image = len(first) * num_others * image.shape[-1] + grad.shape[-1]
+    copies_of_both = num_others * image.shape[-1] + len(first) * grad.shape[-1]
+    if copies_of_image < copies_of_both:
+        offsets = itertools.product(first, *others)
+        by_offset = product([shifted(offset, grad.shape[1]) for offset in offsets], [grad])
+    else:
+        rows_of_kernel = {}
+        for shifts in _shifts(len(first), strides[0], dilation[0]):
+            last = max(shifts.values())
+            offsets = itertools.product([min(shifts)], *others)
+            of_group = product(
+                [shifted(offset, grad.shape[1] + last) for offset in offsets],
+                [_pad(grad, [(shift, last - shift)]) for shift in shifts.values()],
+            )
+            rows_of_kernel |= {row: of_group[:, :, i] for i, row in enumerate(shifts)}
+        by_offset = jnp.stack([rows_of_kernel[row] for row in first])
+    by_offset = by_offset.reshape(*map(len, (first, *others)), image.shape[-1], grad.shape[-1])
+    return by_offset.transpose(_inverse((*out_axes[2:], *out_axes[:2])))
+
+
+def _shifts(num_offsets: int, stride: int, dilation: int) -> list[dict[int, int]]:
+    """Groups offsets that see the same rows of the image; for each how much later it sees them."""
+    groups: dict[int, dict[int, int]] = {}
+    for offset in range(num_offsets):
+        row, phase = divmod(offset * dilation, stride)
+        group = groups.setdefault(phase, {})
+        group[offset] = row - (min(group) * dilation // stride if group else row)
+    return list(groups.values())
+
+
+def _pad(x: jax.Array, widths: Sequence[tuple[int, int]]) -> jax.Array:
+    """Pads the axes from the second on with zeros, or cuts them where a width is negative."""
+    rest = [(0, 0)] * (x.ndim - 1 - len(widths))
+    padding = [(low, high, 0) for low, high in ((0, 0), *widths, *rest)]
+    return lax.pad(x, jnp.zeros((), x.dtype), padding)
+
+
+def _every(
+    x: jax.Array, start: Sequence[int], strides: Sequence[int], sizes: Sequence[int]
+) -> jax.Array:
+    """Of the space of ``[batch, *space, channels]``, ``sizes`` elements from ``start`` on."""
+    stop = [at + (n - 1) * step + 1 for at, n, step in zip(start, sizes, strides, strict=True)]
+    ends = (len(x), *stop, x.shape[-1])
+    return lax.slice(x, (0, *start, 0), ends, (1, *strides, 1))
 
 
 def _inverse(permutation: Sequence[int]) -> list[int]:
@@ -255,65 +269,36 @@ def _inverse(permutation: Sequence[int]) -> list[int]:
 # --- max-pooling ------------------------------------------------------------------------------
 
 
-def _rule_for_max_pool(eqn: JaxprEqn) -> Rule | None:
-    dilations = (*eqn.params['base_dilation'], *eqn.params['window_dilation'])
-    return _max_pool if _tiles(eqn) and all(step == 1 for step in dilations) else None
-
-
 def _rule_for_max_pool_gradient(eqn: JaxprEqn) -> Rule | None:
     is_max = eqn.params['select_prim'] is primitives.ge_p
-    return _max_pool_gradient if _tiles(eqn) and is_max else None
-
-
-def _tiles(eqn: JaxprEqn) -> bool:
-    """Whether the windows don't overlap, leave no gaps and start at the first element."""
-    params = eqn.params
-    at_start = all(low == 0 for low, _ in params['padding'])
-    return at_start and params['window_dimensions'] == params['window_strides']
-
-
-def _blocks(eqn: JaxprEqn, x: jax.Array, fill: float) -> tuple[jax.Array, tuple[int, ...]]:
-    """Splits each axis into (windows, elements of a window); returns the axes of the latter.
-
-    What reaches beyond the last element is ``fill``, what no window covers is cut off.
-    """
-    window = eqn.params['window_dimensions']
-    ends = [high for _, high in eqn.params['padding']]
-    counts = [(n + end) // size for n, end, size in zip(x.shape, ends, window, strict=True)]
-    excess = [c * size - n for c, size, n in zip(counts, window, x.shape, strict=True)]
-    x = lax.pad(x, jnp.asarray(fill, x.dtype), [(0, more, 0) for more in excess])
-    blocks = x.reshape([n for pair in zip(counts, window, strict=True) for n in pair])
-    return blocks, tuple(range(1, blocks.ndim, 2))
-
-
-def _first_maximum(blocks: jax.Array, axes: tuple[int, ...]) -> jax.Array:
-    """Marks in every window the first of its largest elements."""
-    shape = [n if axis in axes else 1 for axis, n in enumerate(blocks.shape)]
-    position = jnp.arange(math.prod(shape)).reshape(shape)
-    lower = blocks < blocks.max(axes, keepdims=True)
-    first = jnp.where(lower, position.size, position).min(axes, keepdims=True)
-    return position == first
-
-
-def _max_pool(eqn: JaxprEqn, x: jax.Array) -> jax.Array:
-    @jax.custom_jvp  # the maximum's own derivative would share between equal elements
-    def pool(x: jax.Array) -> jax.Array:
-        blocks, axes = _blocks(eqn, x, -jnp.inf)
-        return blocks.max(axes)
-
-    @pool.defjvp
-    def pool_jvp(primals, tangents):
-        first = _first_maximum(*_blocks(eqn, primals[0], -jnp.inf))
-        blocks, axes = _blocks(eqn, tangents[0], 0.0)
-        return pool(*primals), jnp.where(first, blocks, 0).sum(axes)
-
-    return pool(x)
+    is_small = math.prod(eqn.params['window_dimensions']) <= 49
+    return _max_pool_gradient if is_max and is_small else None
 
 
 def _max_pool_gradient(eqn: JaxprEqn, grad: jax.Array, x: jax.Array) -> jax.Array:
-    blocks, axes = _blocks(eqn, x, -jnp.inf)
-    spread = jnp.where(_first_maximum(blocks, axes), jnp.expand_dims(grad, axes), 0)
-    sizes = [n * size for n, size in zip(grad.shape, eqn.params['window_dimensions'], strict=True)]
-    excess = [size - n for size, n in zip(sizes, x.shape, strict=True)]
-    zero = jnp.zeros((), grad.dtype)
-    return lax.pad(spread.reshape(sizes), zero, [(0, -more, 0) for more in excess])
+    """Finds in every window the first of its largest elements; sums over places in the window."""
+    params = eqn.params
+    strides, padding = params['window_strides'], params['padding']
+    padded = lax.pad(x, jnp.asarray(-jnp.inf, x.dtype), [(low, high, 0) for low, high in padding])
+    spans = [(n - 1) * step + 1 for n, step in zip(grad.shape, strides, strict=True)]
+    places = list(itertools.product(*map(range, params['window_dimensions'])))
+
+    largest, first = None, jnp.zeros(grad.shape, jnp.uint8)
+    for index, place in enumerate(places):
+        stop = [at + span for at, span in zip(place, spans, strict=True)]
+        elements = lax.slice(padded, place, stop, strides)
+        if largest is None:
+            largest = elements
+            continue
+        is_larger = elements > largest
+        largest = jnp.where(is_larger, elements, largest)
+        first = jnp.where(is_larger, jnp.uint8(index), first)
+
+    total = jnp.zeros(padded.shape, grad.dtype)
+    for index, place in enumerate(places):
+        widths = [
+            (at, n - at - span, step - 1)
+            for at, n, span, step in zip(place, padded.shape, spans, strides, strict=True)
+        ]
+        total += lax.pad(jnp.where(first == index, grad, 0), jnp.zeros((), grad.dtype), widths)
+    return lax.pad(total, jnp.zeros((), grad.dtype), [(-low, -high, 0) for low, high in padding])
