@@ -1,5 +1,6 @@
 """The functional core: pure functions and pytrees, for people who write their own loop."""
 
+from thinkml.core import compilation_cache as compilation_cache
 from thinkml.core.acquisition import bald as bald
 from thinkml.core.acquisition import entropy as entropy
 from thinkml.core.acquisition import expected_gradient_length as expected_gradient_length
@@ -76,3 +77,5 @@ from thinkml.core.step import Batch as Batch
 from thinkml.core.step import StepOutput as StepOutput
 from thinkml.core.step import make_eval_step as make_eval_step
 from thinkml.core.step import make_train_step as make_train_step
+
+compilation_cache.switch_on()
