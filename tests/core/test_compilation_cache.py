@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import jax
 import pytest
@@ -13,6 +14,7 @@ from thinkml.core import compilation_cache
 from thinkml.core.compilation_cache import Programs, prune
 
 ROOT = Path(__file__).parents[2]
+SETTINGS: Any = jax.config
 
 # Prints the bits of what is trained, and how many programs were found and not found.
 TRAIN = """
@@ -81,7 +83,7 @@ def without_cache(tmp_path_factory):
 
 
 def test_the_tests_do_without():
-    assert jax.config.jax_compilation_cache_dir is None
+    assert SETTINGS.jax_compilation_cache_dir is None
 
 
 def test_a_second_process_finds_every_program_and_computes_the_same_bits(tmp_path, without_cache):
@@ -170,7 +172,7 @@ def test_a_user_without_a_home_has_no_place(monkeypatch):
 
     monkeypatch.setattr(Path, 'home', no_home)
     assert compilation_cache.switch_on() is None
-    assert jax.config.jax_compilation_cache_dir is None
+    assert SETTINGS.jax_compilation_cache_dir is None
 
 
 @pytest.mark.parametrize(

@@ -37,10 +37,11 @@ def switch_on() -> Path | None:
     Returns:
         where programs are kept; None if it was not switched on.
     """
+    settings: Any = jax.config  # whose names type checkers don't know
     if (
         os.environ.get('THINKML_COMPILATION_CACHE', '').lower() in _OFF
-        or jax.config.jax_compilation_cache_dir is not None
-        or not jax.config.jax_enable_compilation_cache
+        or settings.jax_compilation_cache_dir is not None
+        or not settings.jax_enable_compilation_cache
     ):
         return None
     try:
