@@ -2,8 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from thinkml import lazy
-from thinkml.core import compilation_cache as compilation_cache
+from thinkml import compilation_cache, lazy
 from thinkml.core.adapters import ApplyFn as ApplyFn
 from thinkml.core.adapters import FunctionalModel as FunctionalModel
 from thinkml.core.augment import ColorJitter as ColorJitter
