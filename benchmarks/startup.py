@@ -85,14 +85,16 @@ def run(code, cache):
     environment = os.environ | {'XDG_CACHE_HOME': cache, 'LOCALAPPDATA': cache}
     for name in ('THINKML_COMPILATION_CACHE', 'PYTHONDONTWRITEBYTECODE'):
         environment.pop(name, None)
-    started = time.monotonic()
-    process = subprocess.Popen(
-        [sys.executable, '-c', code], env=environment, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    printed = process.stdout.read()
-    _, status, used = os.wait4(process.pid, 0)
-    ended = time.monotonic()
+    with tempfile.TemporaryFile('w+') as output:
+        started = time.monotonic()
+        process = subprocess.Popen(
+            [sys.executable, '-c', code], env=environment,
+            stdout=output, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        _, status, used = os.wait4(process.pid, 0)
+        ended = time.monotonic()
+        output.seek(0)
+        printed = output.read()
     if status:
         raise SystemExit(f'a process failed with status {status}:\n{code}')
     return started, ended, used.ru_utime + used.ru_stime, printed
