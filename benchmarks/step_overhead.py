@@ -2,7 +2,6 @@
 
     python benchmarks/step_overhead.py            # everything, about ten minutes on 2 cores
     python benchmarks/step_overhead.py mlp        # only the workloads whose name starts so
-    python benchmarks/step_overhead.py digits     # only the newcomer's total
 
 Both sides train the same net from the same weights on the same data with Adam at 1e-3, shuffled
 each epoch, and take turns epoch by epoch in one process, so that a machine that is busy slows both.
@@ -17,9 +16,6 @@ import itertools
 import os
 import platform
 import statistics
-import subprocess
-import sys
-import tempfile
 import time
 from importlib.metadata import version
 
@@ -161,47 +157,6 @@ def compare(name):
         )
 
 
-DIGITS = """
-from sklearn.datasets import load_digits
-from flax import nnx
-from thinkml.training import ModelTrainer, TrainingConfig
-X, y = load_digits(return_X_y=True)
-rngs = nnx.Rngs(0)
-model = nnx.Sequential(nnx.Linear(64, 128, rngs=rngs), nnx.relu, nnx.Linear(128, 64, rngs=rngs),
-                       nnx.relu, nnx.Linear(64, 10, rngs=rngs))
-ModelTrainer(TrainingConfig(batch_size=32, epochs=100)).train(model, X / 16, y)
-"""
-
-
-def newcomers_total():
-    print('\ndigits: 1,797 rows, 100 epochs, batch 32, from process start to trained model')
-    cold, warm = [], []
-    for _ in range(3):
-        with tempfile.TemporaryDirectory() as cache:
-            cold.append(run_process(DIGITS, cache))
-            warm.append(run_process(DIGITS, cache))
-    report = {
-        'cold': cold,
-        'compilation cache warm': warm,
-        'import jax alone': [run_process('import jax', '') for _ in range(3)],
-        'import thinkml alone': [run_process('import thinkml', '') for _ in range(3)],
-        'Python alone': [run_process('pass', '') for _ in range(3)],
-    }
-    for name, seconds in report.items():
-        print(f'  {name:24} {statistics.median(seconds):6.2f} s  (of {len(seconds)} runs)')
-
-
-def run_process(code, cache):
-    environment = os.environ | {
-        'JAX_COMPILATION_CACHE_DIR': cache,
-        'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
-        'JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES': '-1',
-    }
-    started = time.perf_counter()
-    subprocess.run([sys.executable, '-c', code], env=environment, check=True, capture_output=True)
-    return time.perf_counter() - started
-
-
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument('only', nargs='?', default='', help='start of a workload name')
@@ -213,8 +168,6 @@ def main():
     for name in WORKLOADS:
         if name.startswith(only):
             compare(name)
-    if 'digits'.startswith(only):
-        newcomers_total()
 
 
 if __name__ == '__main__':

@@ -1,4 +1,8 @@
+import os
 import signal
+
+# Nothing is written into the developer's cache, and each test compiles what it says it does.
+os.environ['THINKML_COMPILATION_CACHE'] = '0'
 
 import matplotlib
 

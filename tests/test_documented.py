@@ -27,7 +27,7 @@ METHODS = (types.FunctionType, classmethod, staticmethod, property, functools.ca
 def public(package: str) -> dict[str, object]:
     """The public names of a package that are not its modules."""
     module = importlib.import_module(package)
-    names = getattr(module, '__all__', None) or [n for n in vars(module) if not n.startswith('_')]
+    names = getattr(module, '__all__', None) or [n for n in dir(module) if not n.startswith('_')]
     symbols = {name: getattr(module, name) for name in names}
     if package == 'thinkml.errors':  # a module, not a package: what it imports is not its own
         return {n: s for n, s in symbols.items() if getattr(s, '__module__', '') == package}

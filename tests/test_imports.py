@@ -1,3 +1,5 @@
+import ast
+import importlib
 import re
 import subprocess
 import sys
@@ -57,3 +59,26 @@ def test_the_version_stands_in_one_place():
     assert settings['project']['dynamic'] == ['version']
     assert settings['tool']['hatch']['version']['path'] == 'thinkml/__init__.py'
     assert re.fullmatch(r'\d+\.\d+\.\d+', thinkml.__version__)
+
+
+@pytest.mark.parametrize('package', ['core', 'monitoring', 'training'])
+def test_type_checkers_read_the_names_that_are_imported_when_used(package):
+    module = importlib.import_module(f'thinkml.{package}')
+    tree = ast.parse(Path(str(module.__file__)).read_text())
+    (block,) = (node for node in tree.body if isinstance(node, ast.If))
+    read = {
+        alias.name: node.module
+        for node in block.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    (table,) = (node for node in ast.walk(tree) if isinstance(node, ast.Dict))
+    imported = {
+        name: home for home, names in ast.literal_eval(table).items() for name in names.split()
+    }
+    assert imported == read
+    assert set(imported) <= set(dir(module))
+    for name, home in imported.items():
+        assert getattr(module, name) is getattr(importlib.import_module(home), name)
+    with pytest.raises(AttributeError, match=f"module 'thinkml.{package}' has no attribute 'Plam'"):
+        _ = module.Plam

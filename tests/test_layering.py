@@ -12,7 +12,7 @@ FILES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / 'thinkml').
 
 # From the ground up. A part imports itself and what is below it, nothing beside or above it.
 FLOORS = (
-    ('errors', 'versions'),
+    ('compilation_cache', 'errors', 'lazy', 'versions'),
     ('history',),
     ('record',),
     ('core',),

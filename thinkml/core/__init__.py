@@ -1,12 +1,8 @@
 """The functional core: pure functions and pytrees, for people who write their own loop."""
 
-from thinkml.core.acquisition import bald as bald
-from thinkml.core.acquisition import entropy as entropy
-from thinkml.core.acquisition import expected_gradient_length as expected_gradient_length
-from thinkml.core.acquisition import least_confident as least_confident
-from thinkml.core.acquisition import margin as margin
-from thinkml.core.acquisition import variance as variance
-from thinkml.core.acquisition import variation_ratio as variation_ratio
+from typing import TYPE_CHECKING
+
+from thinkml import compilation_cache, lazy
 from thinkml.core.adapters import ApplyFn as ApplyFn
 from thinkml.core.adapters import FunctionalModel as FunctionalModel
 from thinkml.core.augment import ColorJitter as ColorJitter
@@ -21,9 +17,6 @@ from thinkml.core.augmentation import AUGMENTATIONS as AUGMENTATIONS
 from thinkml.core.augmentation import check_augmentation as check_augmentation
 from thinkml.core.augmentation import make_augmentation as make_augmentation
 from thinkml.core.dropout import WithDropout as WithDropout
-from thinkml.core.exported import ExportedModel as ExportedModel
-from thinkml.core.exported import export_forward as export_forward
-from thinkml.core.features import WithFeatures as WithFeatures
 from thinkml.core.feed import Block as Block
 from thinkml.core.feed import DeviceData as DeviceData
 from thinkml.core.feed import Feed as Feed
@@ -62,13 +55,6 @@ from thinkml.core.predict import inference_batch_size as inference_batch_size
 from thinkml.core.predict import make_predict as make_predict
 from thinkml.core.predict import predict_outputs as predict_outputs
 from thinkml.core.schedules import SCHEDULES as SCHEDULES
-from thinkml.core.selection import Selection as Selection
-from thinkml.core.selection import at_random as at_random
-from thinkml.core.selection import badge as badge
-from thinkml.core.selection import diverse as diverse
-from thinkml.core.selection import highest as highest
-from thinkml.core.selection import k_center_greedy as k_center_greedy
-from thinkml.core.selection import typiclust as typiclust
 from thinkml.core.state import Ema as Ema
 from thinkml.core.state import TrainState as TrainState
 from thinkml.core.state import init_state as init_state
@@ -76,3 +62,32 @@ from thinkml.core.step import Batch as Batch
 from thinkml.core.step import StepOutput as StepOutput
 from thinkml.core.step import make_eval_step as make_eval_step
 from thinkml.core.step import make_train_step as make_train_step
+
+if TYPE_CHECKING:
+    from thinkml.core.acquisition import bald as bald
+    from thinkml.core.acquisition import entropy as entropy
+    from thinkml.core.acquisition import expected_gradient_length as expected_gradient_length
+    from thinkml.core.acquisition import least_confident as least_confident
+    from thinkml.core.acquisition import margin as margin
+    from thinkml.core.acquisition import variance as variance
+    from thinkml.core.acquisition import variation_ratio as variation_ratio
+    from thinkml.core.exported import ExportedModel as ExportedModel
+    from thinkml.core.exported import export_forward as export_forward
+    from thinkml.core.features import WithFeatures as WithFeatures
+    from thinkml.core.selection import Selection as Selection
+    from thinkml.core.selection import at_random as at_random
+    from thinkml.core.selection import badge as badge
+    from thinkml.core.selection import diverse as diverse
+    from thinkml.core.selection import highest as highest
+    from thinkml.core.selection import k_center_greedy as k_center_greedy
+    from thinkml.core.selection import typiclust as typiclust
+
+__getattr__, __dir__ = lazy.names(__name__, {
+    'thinkml.core.acquisition':
+        'bald entropy expected_gradient_length least_confident margin variance variation_ratio',
+    'thinkml.core.exported': 'ExportedModel export_forward',
+    'thinkml.core.features': 'WithFeatures',
+    'thinkml.core.selection': 'Selection at_random badge diverse highest k_center_greedy typiclust',
+})  # fmt: skip
+
+compilation_cache.switch_on()

@@ -75,7 +75,27 @@ def num_outputs(model: Any, x: PyTree, argument: str = 'X_train') -> int:
         DataError: if the model can't take these inputs, or returns another shape than ``(rows,)``
             or ``(rows, outputs)``.
     """
-    outputs, *_ = _trace(model, x, argument, train=False)
+    return outputs_of(model, x, argument)[0]
+
+
+def last_activation(model: Any, x: PyTree, argument: str = 'X_train') -> str | None:
+    """Returns ``'sigmoid'`` or ``'softmax'`` if the model ends in one, else None.
+
+    Args:
+        model: see `functionalize`.
+        x: inputs; only the shape of a row and the dtype are read.
+        argument: the name of the inputs in error messages.
+
+    Raises:
+        ModelTypeError: see `num_outputs`.
+        DataError: see `num_outputs`.
+    """
+    return outputs_of(model, x, argument)[1]
+
+
+def outputs_of(model: Any, x: PyTree, argument: str = 'X_train') -> tuple[int, str | None]:
+    """Returns what `num_outputs` and `last_activation` do, with the model traced once for both."""
+    traced, (outputs, *_) = _trace(model, x, argument, train=False)
     if not isinstance(outputs, jax.ShapeDtypeStruct):
         raise ModelTypeError(
             f'model: it returns a {type(outputs).__name__}, expected one array of logits or '
@@ -86,7 +106,8 @@ def num_outputs(model: Any, x: PyTree, argument: str = 'X_train') -> int:
             f'model: it returns shape {outputs.shape} for {PROBE_ROWS} rows, expected '
             f'({PROBE_ROWS},) or ({PROBE_ROWS}, outputs). Flatten or pool what it returns.'
         )
-    return outputs.shape[1] if outputs.ndim == 2 else 1
+    count = outputs.shape[1] if outputs.ndim == 2 else 1
+    return count, _last_activation(traced.jaxpr, traced.jaxpr.outvars[0])
 
 
 def check_trainable(
@@ -110,7 +131,7 @@ def check_trainable(
             evaluation mode, changes the structure of its state, or has parameters that are no
             floats.
     """
-    outputs, state_before, state_after, params = _trace(
+    _, (outputs, state_before, state_after, params) = _trace(
         model, x, argument, train=True, compute_dtype=compute_dtype
     )
     shape = getattr(outputs, 'shape', None)
@@ -130,25 +151,6 @@ def check_trainable(
                 f'model: its parameter {jax.tree_util.keystr(path)} is {leaf.dtype}, expected '
                 'floats, which gradients are taken of. Keep constants out of the parameters.'
             )
-
-
-def last_activation(model: Any, x: PyTree) -> str | None:
-    """Returns ``'sigmoid'`` or ``'softmax'`` if the model ends in one, else None.
-
-    Args:
-        model: see `functionalize`.
-        x: inputs; only the shape of a row and the dtype are read.
-    """
-
-    def forward(key: jax.Array, x: PyTree) -> jax.Array:
-        functional = functionalize(model, x, key)
-        return functional.apply(
-            functional.params, functional.model_state, x, key=None, train=False
-        )[0]
-
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    jaxpr = jax.make_jaxpr(forward)(key, probe(x)).jaxpr
-    return _last_activation(jaxpr, jaxpr.outvars[0])
 
 
 def _last_activation(jaxpr: Jaxpr, output: Any) -> str | None:
@@ -181,8 +183,8 @@ def _shapes(tree: PyTree) -> PyTree:
 
 def _trace(
     model: Any, x: PyTree, argument: str, *, train: bool, compute_dtype: DType | None = None
-) -> tuple[Any, ...]:
-    """Outputs, model state before and after, and params of a call, as shapes and dtypes."""
+) -> tuple[ClosedJaxpr, tuple[Any, ...]]:
+    """A call, and its outputs, model state before and after, and params as shapes and dtypes."""
 
     def forward(key: jax.Array, x: PyTree) -> tuple[Any, ...]:
         functional = functionalize(model, x, key, compute_dtype)
@@ -192,7 +194,8 @@ def _trace(
         return outputs, functional.model_state, model_state, functional.params
 
     try:
-        return jax.eval_shape(forward, jax.eval_shape(lambda: jax.random.key(0)), probe(x))
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        return jax.make_jaxpr(forward, return_shape=True)(key, probe(x))
     except ModelTypeError:
         raise
     except Exception as error:

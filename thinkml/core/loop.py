@@ -52,6 +52,7 @@ class Chunk:
         metrics: the epoch's metrics so far, a CLU collection on the device.
         losses: the loss of each step of the chunk, then zeros, on the device.
         num_done: steps done, fewer than asked for where a loss was not finite; on the device.
+        state_is_finite: whether the parameters and the model state are; on the device.
         source: where the source of the data was after it.
         started_at: when it was dispatched, by `time.perf_counter`.
         input_seconds: how long it waited for its data before that, the device at rest.
@@ -67,6 +68,7 @@ class Chunk:
     metrics: Collection
     losses: jax.Array
     num_done: jax.Array
+    state_is_finite: jax.Array
     source: Any
     started_at: float
     input_seconds: float
@@ -148,7 +150,7 @@ def train_chunks(
                 run = functools.partial(
                     _run_steps, step, stop_nonfinite, layout, block.data, block.plan
                 )
-                state, totals, losses, num_done = run((state, totals), first, last)
+                state, totals, losses, num_done, finite = run((state, totals), first, last)
                 chunk = Chunk(
                     state=state,
                     epoch=epoch,
@@ -158,6 +160,7 @@ def train_chunks(
                     metrics=totals,
                     losses=losses,
                     num_done=num_done,
+                    state_is_finite=finite,
                     source=block.sources[last - 1] if block.sources else None,
                     started_at=started,
                     input_seconds=input_seconds,
@@ -222,7 +225,7 @@ def _run_steps(
     carry: tuple[TrainState, Collection],
     first: int,
     last: int,
-) -> tuple[TrainState, Collection, jax.Array, jax.Array]:
+) -> tuple[TrainState, Collection, jax.Array, jax.Array, jax.Array]:
     """Steps ``first`` to ``last`` of a plan. Traced bounds: one program for every length."""
 
     def goes_on(carry):
@@ -241,7 +244,15 @@ def _run_steps(
     losses = jnp.zeros((len(plan),), jnp.float32)
     start = (jnp.asarray(first, jnp.int32), jnp.asarray(True), *carry, losses)
     index, _, state, totals, losses = jax.lax.while_loop(goes_on, body, start)
-    return pin_state(layout, state), *replicate(layout, (totals, losses, index - first))
+    outcome = totals, losses, index - first, all_finite((state.params, state.model_state))
+    return pin_state(layout, state), *replicate(layout, outcome)
+
+
+def all_finite(tree: Any) -> jax.Array:
+    """Whether all floats of a pytree are finite."""
+    floats = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
+    each = (jnp.isfinite(leaf).all() for leaf in floats)
+    return functools.reduce(jnp.logical_and, each, jnp.asarray(True))
 
 
 def _rerun(

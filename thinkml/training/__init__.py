@@ -1,5 +1,8 @@
 """Training: TrainingConfig, ModelTrainer, callbacks, and the pieces a config is made of."""
 
+from typing import TYPE_CHECKING
+
+from thinkml import lazy
 from thinkml.core import BinaryCrossEntropy as BinaryCrossEntropy
 from thinkml.core import ColorJitter as ColorJitter
 from thinkml.core import CrossEntropy as CrossEntropy
@@ -12,25 +15,37 @@ from thinkml.core import MixUp as MixUp
 from thinkml.core import RandomCrop as RandomCrop
 from thinkml.core import RandomFlip as RandomFlip
 from thinkml.core import RandomRotation as RandomRotation
-from thinkml.monitoring import TrainingMonitor as TrainingMonitor
-from thinkml.training.active.history import ActiveHistory as ActiveHistory
-from thinkml.training.active.history import ActiveQuery as ActiveQuery
-from thinkml.training.active.learner import ActiveLearner as ActiveLearner
-from thinkml.training.active.strategies import DiverseBatches as DiverseBatches
 from thinkml.training.callbacks import Callback as Callback
 from thinkml.training.checkpointing import Checkpoint as Checkpoint
 from thinkml.training.config import TrainingConfig as TrainingConfig
-from thinkml.training.distributed import DistributedTrainer as DistributedTrainer
 from thinkml.training.loggers import CSVLogger as CSVLogger
 from thinkml.training.loggers import MLflow as MLflow
 from thinkml.training.loggers import TensorBoard as TensorBoard
 from thinkml.training.loggers import WandB as WandB
-from thinkml.training.plan import Plan as Plan
-from thinkml.training.plan import PlannedArray as PlannedArray
-from thinkml.training.plan import PlannedPart as PlannedPart
 from thinkml.training.profiler import Profiler as Profiler
 from thinkml.training.run import Run as Run
 from thinkml.training.trainer import ModelTrainer as ModelTrainer
-from thinkml.training.transfer import TransferLearner as TransferLearner
 from thinkml.training.watching import EarlyStopping as EarlyStopping
 from thinkml.training.watching import ReduceLROnPlateau as ReduceLROnPlateau
+
+if TYPE_CHECKING:
+    from thinkml.monitoring import TrainingMonitor as TrainingMonitor
+    from thinkml.training.active.history import ActiveHistory as ActiveHistory
+    from thinkml.training.active.history import ActiveQuery as ActiveQuery
+    from thinkml.training.active.learner import ActiveLearner as ActiveLearner
+    from thinkml.training.active.strategies import DiverseBatches as DiverseBatches
+    from thinkml.training.distributed import DistributedTrainer as DistributedTrainer
+    from thinkml.training.plan import Plan as Plan
+    from thinkml.training.plan import PlannedArray as PlannedArray
+    from thinkml.training.plan import PlannedPart as PlannedPart
+    from thinkml.training.transfer import TransferLearner as TransferLearner
+
+__getattr__, __dir__ = lazy.names(__name__, {
+    'thinkml.monitoring': 'TrainingMonitor',
+    'thinkml.training.active.history': 'ActiveHistory ActiveQuery',
+    'thinkml.training.active.learner': 'ActiveLearner',
+    'thinkml.training.active.strategies': 'DiverseBatches',
+    'thinkml.training.distributed': 'DistributedTrainer',
+    'thinkml.training.plan': 'Plan PlannedArray PlannedPart',
+    'thinkml.training.transfer': 'TransferLearner',
+})  # fmt: skip

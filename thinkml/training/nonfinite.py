@@ -1,17 +1,16 @@
 """A loss that became NaN or infinite: the last finite state, and what is likely wrong."""
 
-from typing import Any
-
 import jax
 import numpy as np
 
 from thinkml.core import Chunk, TrainState
+from thinkml.core.loop import all_finite
 from thinkml.training.run import copy_arrays
 
 
 def is_finite(chunk: Chunk) -> bool:
     """Whether the losses of a chunk and the model after it are finite."""
-    return chunk.is_finite and _is_finite(chunk.state)
+    return chunk.is_finite and bool(chunk.state_is_finite)
 
 
 def last_finite_state(chunk: Chunk, before: TrainState) -> tuple[TrainState, bool]:
@@ -72,12 +71,7 @@ def likely_causes(losses: np.ndarray, gradient_was_bad: bool, precision: str) ->
     )
 
 
-@jax.jit
-def _all_finite(tree: Any) -> jax.Array:
-    leaves = [
-        leaf for leaf in jax.tree.leaves(tree) if jax.numpy.issubdtype(leaf.dtype, np.inexact)
-    ]
-    return jax.numpy.stack([jax.numpy.isfinite(leaf).all() for leaf in leaves]).all()
+_all_finite = jax.jit(all_finite)
 
 
 def _is_finite(state: TrainState) -> bool:

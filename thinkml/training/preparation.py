@@ -72,7 +72,7 @@ def prepare(
         ConfigError: if the schedule needs a length that nobody knows.
         DataError: if the data can't be read.
     """
-    init_key, step_key, shuffle_key = jax.random.split(jax.random.key(config.seed), 3)
+    init_key, step_key, shuffle_key = _keys(jax.random.key(config.seed))
     dtype = get_compute_dtype(config.precision)
     functional = functionalize(model, problem.spec, init_key, compute_dtype=dtype)
     feed, validation = make_feed(problem, config, shuffle_key, layout)
@@ -88,6 +88,12 @@ def prepare(
     if layout is not None:
         functional = _written_as_on_one_device(functional, layout)
     return Prepared(functional, program, state, feed, validation, total_steps)
+
+
+@jax.jit
+def _keys(key: jax.Array) -> tuple[jax.Array, ...]:
+    """Of the initial parameters, the steps and the order of the rows."""
+    return tuple(jax.random.split(key, 3))
 
 
 def optimizer_of(config: TrainingConfig) -> optax.GradientTransformation:

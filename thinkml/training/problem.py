@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from thinkml.core import check_trainable, get_compute_dtype, last_activation, num_outputs
-from thinkml.core.functional import PROBE_ROWS
+from thinkml.core import check_trainable, get_compute_dtype
+from thinkml.core.functional import PROBE_ROWS, outputs_of
 from thinkml.core.losses import decides
 from thinkml.data import (
     Batches,
@@ -144,8 +144,8 @@ def make_problem(
         targets = check_targets(targets, 'y_train')
         check_lengths({'X_train': x, 'y_train': targets})
     probe = probe_of(inputs, PROBE_ROWS)
-    outputs = num_outputs(model, probe, 'X_train')
-    task = infer_task(targets, outputs, decided=decides(asked.loss_fn), known=known.task)
+    num_outputs, activation = outputs_of(model, probe, 'X_train')
+    task = infer_task(targets, num_outputs, decided=decides(asked.loss_fn), known=known.task)
     _warn_of_new_classes(known.task, task)
     y = encode_targets(targets, task, 'y_train')
     dtype = get_compute_dtype(config.precision)
@@ -156,7 +156,7 @@ def make_problem(
         training_metrics=training_metrics,
     )  # fmt: skip
     if task.is_classification and not objective.is_own_loss:
-        _warn_of_probabilities(last_activation(model, probe))
+        _warn_of_probabilities(activation)
     if batches is not None:
         train, split = _stream(batches, task, asked, config), None
     else:

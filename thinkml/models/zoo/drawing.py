@@ -1,6 +1,7 @@
 """Initial weights: how they are distributed, and draws that compile nothing."""
 
 import dataclasses
+import functools
 import math
 from typing import Any, Literal
 
@@ -62,4 +63,9 @@ class HostRngs:
     def __init__(self, seed: int):
         generator = np.random.default_rng(seed)
         self.params = lambda: generator
-        self.dropout = nnx.Rngs(dropout=seed).dropout
+        self._seed = seed
+
+    @functools.cached_property
+    def dropout(self) -> nnx.RngStream:
+        """Made when a layer asks for it: it takes programs."""
+        return nnx.Rngs(dropout=self._seed).dropout
