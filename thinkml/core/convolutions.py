@@ -186,6 +186,41 @@ def _canonical_convolution(eqn: JaxprEqn, image: jax.Array, kernel: jax.Array) -
 
 
 def _weight_gradient(eqn: JaxprEqn, image: jax.Array, grad: jax.Array) -> jax.Array:
+    """The products of `_of_examples`, over blocks of the batch that bound what the copies take."""
+    image_axes, grad_axes, out_axes = eqn.params['dimension_numbers']
+    image = image.transpose(image_axes[1], *image_axes[2:], image_axes[0])
+    grad = grad.transpose(grad_axes[1], *grad_axes[2:], grad_axes[0])
+    (out,) = _avals(eqn.outvars)
+    kernel = [out.shape[axis] for axis in out_axes[2:]]
+    blocks = _num_blocks(len(image), kernel, image.shape[-1], grad.shape[-1])
+
+    def add(total: jax.Array, block: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
+        return total + _of_examples(eqn, kernel, *block, total.dtype), None
+
+    total = jnp.zeros(
+        (*kernel, image.shape[-1], grad.shape[-1]), jnp.promote_types(out.dtype, jnp.float32)
+    )
+    parts = [x.reshape(blocks, -1, *x.shape[1:]) for x in (image, grad)]
+    total, _ = lax.scan(add, total, (parts[0], parts[1]))
+    return total.astype(out.dtype).transpose(_inverse((*out_axes[2:], *out_axes[:2])))
+
+
+def _num_blocks(batch: int, kernel: Sequence[int], channels: int, features: int) -> int:
+    """As many as let the copies of a block take no more than the image and the gradient do."""
+    at_least = -(-min(_copies(kernel, channels, features)) // (channels + features))
+    return next((n for n in range(at_least, batch) if batch % n == 0), batch)
+
+
+def _copies(kernel: Sequence[int], channels: int, features: int) -> tuple[int, int]:
+    """Columns of both sides, where the image and the gradient or the image alone is shifted."""
+    first, *others = kernel
+    columns = math.prod(others) * channels
+    return columns + first * features, first * columns + features
+
+
+def _of_examples(
+    eqn: JaxprEqn, kernel: Sequence[int], image: jax.Array, grad: jax.Array, dtype: Any
+) -> jax.Array:
     """Products of copies of the image, shifted by offsets of the kernel, with the gradient.
 
     Instead of the image the gradient can be shifted, the other way. So for the offsets along the
@@ -193,13 +228,9 @@ def _weight_gradient(eqn: JaxprEqn, image: jax.Array, grad: jax.Array) -> jax.Ar
     the image. With few channels nine copies of the image are less.
     """
     params = eqn.params
-    image_axes, grad_axes, out_axes = params['dimension_numbers']
-    image = image.transpose(image_axes[1], *image_axes[2:], image_axes[0])
-    grad = grad.transpose(grad_axes[1], *grad_axes[2:], grad_axes[0])
-    (out,) = _avals(eqn.outvars)
-    first, *others = (range(out.shape[axis]) for axis in out_axes[2:])
     image = _pad(image, params['padding'])
     strides, dilation = params['rhs_dilation'], params['window_strides']
+    first, *others = map(range, kernel)
 
     def shifted(offset: tuple[int, ...], rows: int) -> jax.Array:
         start = [at * step for at, step in zip(offset, dilation, strict=True)]
@@ -211,14 +242,12 @@ def _weight_gradient(eqn: JaxprEqn, image: jax.Array, grad: jax.Array) -> jax.Ar
         left, right = (side.reshape(-1, side.shape[-2] * side.shape[-1]) for side in sides)
         found = lax.dot_general(
             left, right, (((0,), (0,)), ((), ())), precision=params['precision'],
-            preferred_element_type=params['preferred_element_type'],
+            preferred_element_type=dtype,
         )  # fmt: skip
         return found.reshape(len(images), image.shape[-1], len(grads), grad.shape[-1])
 
-    num_others = math.prod(map(len, others))
-    copies_of_image = len(first) * num_others * image.shape[-1] + grad.shape[-1]
-    copies_of_both = num_others * image.shape[-1] + len(first) * grad.shape[-1]
-    if copies_of_image < copies_of_both:
+    of_both, of_image = _copies(kernel, image.shape[-1], grad.shape[-1])
+    if of_image < of_both:
         offsets = itertools.product(first, *others)
         by_offset = product([shifted(offset, grad.shape[1]) for offset in offsets], [grad])
     else:
@@ -232,8 +261,7 @@ def _weight_gradient(eqn: JaxprEqn, image: jax.Array, grad: jax.Array) -> jax.Ar
             )
             rows_of_kernel |= {row: of_group[:, :, i] for i, row in enumerate(shifts)}
         by_offset = jnp.stack([rows_of_kernel[row] for row in first])
-    by_offset = by_offset.reshape(*map(len, (first, *others)), image.shape[-1], grad.shape[-1])
-    return by_offset.transpose(_inverse((*out_axes[2:], *out_axes[:2])))
+    return by_offset.reshape(*kernel, image.shape[-1], grad.shape[-1])
 
 
 def _shifts(num_offsets: int, stride: int, dilation: int) -> list[dict[int, int]]:
