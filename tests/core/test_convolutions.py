@@ -120,18 +120,18 @@ def test_convolutions_and_their_gradients_stay_the_same(conv):
 
 
 @pytest.mark.parametrize(
-    ('conv', 'products'),
+    ('conv', 'products', 'loops'),
     [
-        (Conv(), 9),
-        (Conv(strides=(2, 2)), 9),
-        (Conv(kernel=(1, 1, 16, 3)), 1),
-        (Conv(image=(3, 9, 8, 3), kernel=(3, 3, 3, 16)), 1),
-        (Conv(image=(3, 9, 8, 5), kernel=(3, 3, 5, 16)), 0),
-        (Conv(kernel=(3, 3, 16, 8)), 0),
-        (Conv(kernel=(3, 3, 4, 16), feature_groups=4), 0),
+        (Conv(), 1, 1),
+        (Conv(strides=(2, 2)), 1, 1),
+        (Conv(kernel=(1, 1, 16, 3)), 1, 1),
+        (Conv(image=(3, 9, 8, 3), kernel=(3, 3, 3, 16)), 1, 0),
+        (Conv(image=(3, 9, 8, 5), kernel=(3, 3, 5, 16)), 0, 0),
+        (Conv(kernel=(3, 3, 16, 8)), 0, 0),
+        (Conv(kernel=(3, 3, 4, 16), feature_groups=4), 0, 0),
     ],
 )
-def test_the_form_of_the_weight_gradient_follows_the_shape(conv, products):
+def test_the_form_of_the_weight_gradient_follows_the_shape(conv, products, loops):
     def gradient(image, kernel):
         return jax.vjp(lambda kernel: conv(image, kernel), kernel)[1](conv(image, kernel))
 
@@ -139,9 +139,24 @@ def test_the_form_of_the_weight_gradient_follows_the_shape(conv, products):
         fast_convolutions(gradient), normal(0, *conv.image), jnp.ones(conv.kernel)
     )
     original = primitives_of(gradient, normal(0, *conv.image), jnp.ones(conv.kernel))
-    assert names.count('dot_general') == products
+    assert (names.count('dot_general'), names.count('scan')) == (products, loops)
     removed = original.count('conv_general_dilated') - names.count('conv_general_dilated')
     assert removed == (products > 0)
+
+
+def test_the_weight_gradient_takes_the_memory_of_few_images():
+    conv = Conv((16, 32, 32, 16))
+
+    def steps(kernel, image, num_steps):
+        def step(_, kernel):
+            return kernel - fast_convolutions(gradients_of(conv))(image, kernel)[1][1]
+
+        return lax.fori_loop(0, num_steps, step, kernel)
+
+    image, kernel = (jax.ShapeDtypeStruct(s, jnp.float32) for s in (conv.image, conv.kernel))
+    compiled = jax.jit(steps).lower(kernel, image, 2).compile()
+    # The output, the padded image, one that is shifted, twice; not the nine that are shifted.
+    assert compiled.memory_analysis().temp_size_in_bytes < 6 * 4 * image.size
 
 
 POOLS = {
@@ -362,8 +377,9 @@ def test_cnn_is_rewritten_as_expected(cnn):
     ]
     nhwc, hwio = (0, 3, 1, 2), (3, 2, 0, 1)
     assert all(eqn.params['dimension_numbers'] == (nhwc, hwio, nhwc) for eqn in convolutions)
-    # One product for the first kernel's gradient, nine for the second's.
-    assert names.count('dot_general') == original.count('dot_general') + 1 + 9
+    # One product for the first kernel's gradient, one in a loop for the second's.
+    assert names.count('dot_general') == original.count('dot_general') + 2
+    assert [eqn.params['length'] for eqn in rewritten if eqn.primitive.name == 'scan'] == [2, 9]
 
 
 def test_half_precision_stays_half_precision():

@@ -12,7 +12,6 @@ On an accelerator, or with ``THINKML_FAST_CONVOLUTIONS=0`` in the environment, n
 """
 
 import functools
-import itertools
 import math
 import os
 from collections.abc import Callable, Sequence
@@ -20,6 +19,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, jaxpr_as_fun, primitives
 
@@ -203,7 +203,8 @@ def _weight_gradient(
 ) -> jax.Array:
     """For every offset of the kernel, the image shifted by it, transposed, times the gradient.
 
-    ``as_patches`` lays all shifted images side by side and takes one product.
+    ``as_patches`` lays all shifted images side by side and takes one product. Else it is a loop, so
+    that one shifted image is in memory at a time; XLA would make room for all of them.
     """
     params = eqn.params
     image_axes, grad_axes, out_axes = params['dimension_numbers']
@@ -218,33 +219,29 @@ def _weight_gradient(
         [(0, 0, 0), *((low, high, 0) for low, high in params['padding']), (0, 0, 0)],
     )
     columns = grad.reshape(-1, grad.shape[-1])
+    steps = params['rhs_dilation']
+    spans = [(n - 1) * step + 1 for n, step in zip(grad.shape[1:-1], steps, strict=True)]
+    starts = np.array(list(np.ndindex(*kernel)), np.int32) * params['window_strides']
 
-    def shifted(offset: tuple[int, ...]) -> jax.Array:
-        start = [at * step for at, step in zip(offset, params['window_strides'], strict=True)]
-        stop = [
-            at + (size - 1) * step + 1
-            for at, size, step in zip(start, grad.shape[1:-1], params['rhs_dilation'], strict=True)
-        ]
-        batch, *_, channels = image.shape
-        window = lax.slice(
-            image, (0, *start, 0), (batch, *stop, channels), (1, *params['rhs_dilation'], 1)
-        )
-        return window.reshape(len(columns), channels)
+    def shifted(start: Sequence[Any]) -> jax.Array:
+        size = (image.shape[0], *spans, image.shape[-1])
+        window = lax.dynamic_slice(image, (0, *start, 0), size)
+        return lax.slice(window, (0,) * window.ndim, size, (1, *steps, 1))
 
-    rows = [shifted(offset) for offset in itertools.product(*map(range, kernel))]
-    if as_patches:
-        rows = [jnp.concatenate(rows, axis=1)]
-    products = [
-        lax.dot_general(
-            row,
+    def product(rows: jax.Array) -> jax.Array:
+        return lax.dot_general(
+            rows.reshape(len(columns), -1),
             columns,
             (((0,), (0,)), ((), ())),
             precision=params['precision'],
             preferred_element_type=params['preferred_element_type'],
         )
-        for row in rows
-    ]
-    stacked = jnp.concatenate(products).reshape(*kernel, image.shape[-1], grad.shape[-1])
+
+    if as_patches:
+        products = product(jnp.concatenate([shifted(start) for start in starts], axis=-1))
+    else:
+        products = lax.map(lambda start: product(shifted(list(start))), starts)
+    stacked = products.reshape(*kernel, image.shape[-1], grad.shape[-1])
     return stacked.transpose(_inverse((*out_axes[2:], *out_axes[:2])))
 
 
