@@ -32,6 +32,9 @@ from thinkml.training.config import TrainingConfig
 from thinkml.training.objective import Objective, make_objective
 
 
+_SOME_ROWS = 1000
+
+
 class Examples(NamedTuple):
     """Rows with their encoded targets.
 
@@ -151,7 +154,7 @@ def make_problem(
     dtype = get_compute_dtype(config.precision)
     check_trainable(model, probe, task.num_outputs, 'X_train', compute_dtype=dtype)
     objective = make_objective(
-        task, x.all() if isinstance(x, Rows) and x.in_memory else probe, y,
+        task, _some_of(x) if isinstance(x, Rows) and x.in_memory else probe, y,
         loss_fn=asked.loss_fn, metrics=asked.metrics, augmentation=asked.augmentation,
         training_metrics=training_metrics,
     )  # fmt: skip
@@ -169,6 +172,11 @@ def make_problem(
         _identified(train, in_part=asked.rows is not None),
         _identified(val, in_part=split is not None),
     )  # fmt: skip
+
+
+def _some_of(x: Rows) -> Any:
+    """The first rows: enough to see what values there are."""
+    return x.take(np.arange(min(len(x), _SOME_ROWS)))
 
 
 def _identified(data: Examples | Stream | None, *, in_part: bool) -> dict[str, Any]:
