@@ -6,8 +6,8 @@
 Each side trains in a process of its own: the same net from the same weights on the same NumPy data
 with Adam, a few steps (those of a net of convolutions are slow by hand). Measured is private memory
 (RssAnon of /proc/self/status, looked at every millisecond; pages of libraries and files are not in
-it), beyond what the process had when it had imported everything, started JAX and made the data. On a
-CPU the device's memory is the process's, so the data on the device, the state and the activations
+it), beyond what the process had when it had imported everything, started JAX and made the data. On
+a CPU the device's memory is the process's, so the data on the device, the state and the activations
 are in it. Three figures:
 
 - whole: the most of all of it, compiling included,
@@ -32,10 +32,10 @@ import time
 from importlib.metadata import version
 
 import jax
-import numpy as np
 import optax
 from flax import nnx
-from memory_nets import WORKLOADS, make_data
+from memory_nets import WORKLOADS
+from step_overhead import make_data
 from streaming import private_bytes
 
 from thinkml.core import loop
@@ -80,7 +80,9 @@ def train_by_hand(make_net, x, y, batch_size, watch):
 
     def step(carry, rows, x, y):
         params, rest, opt_state = carry
-        (loss, rest), grads = jax.value_and_grad(loss_fn, has_aux=True)(params, rest, x[rows], y[rows])
+        (loss, rest), grads = jax.value_and_grad(loss_fn, has_aux=True)(
+            params, rest, x[rows], y[rows]
+        )
         updates, opt_state = tx.update(grads, opt_state, params)
         return (optax.apply_updates(params, updates), rest, opt_state), loss
 
@@ -173,8 +175,8 @@ def main():
         return
     versions = ', '.join(f'{name} {version(name)}' for name in ('jax', 'flax', 'optax'))
     print(
-        f'{platform.machine()}, {os.cpu_count()} cores, {jax.devices()[0].device_kind}; {versions}; '
-        f'medians of {TURNS} turns; goal: at most {GOAL}'
+        f'{platform.machine()}, {os.cpu_count()} cores, {jax.devices()[0].device_kind}; '
+        f'{versions}; medians of {TURNS} turns; goal: at most {GOAL}'
     )
     for name in WORKLOADS:
         if name.startswith(arguments.only):

@@ -1,7 +1,7 @@
 """The nets whose memory is measured, and the data for them."""
 
 from flax import nnx
-from step_overhead import CNN, make_data, make_mlp
+from step_overhead import CNN, make_mlp
 
 
 class Residual(nnx.Module):
@@ -73,4 +73,3 @@ WORKLOADS = {
     'resnet-64': (ResNet8, 1_280, (32, 32, 3), 64),
     'encoder-32': (Encoder, 1_280, (64, 128), 32),
 }
-

@@ -7,7 +7,7 @@ same structure, so that compiled programs are shared between them.
 
 import inspect
 import sys
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,7 @@ from thinkml.core.adapters import (
     functionalize_nnx,
 )
 from thinkml.core.precision import DType
+from thinkml.core.remat import computed_bytes
 from thinkml.errors import DataError, ModelTypeError
 
 
@@ -75,7 +76,7 @@ def num_outputs(model: Any, x: PyTree, argument: str = 'X_train') -> int:
         DataError: if the model can't take these inputs, or returns another shape than ``(rows,)``
             or ``(rows, outputs)``.
     """
-    outputs, *_ = _trace(model, x, argument, train=False)
+    (outputs, *_), _ = _trace(model, x, argument, train=False)
     if not isinstance(outputs, jax.ShapeDtypeStruct):
         raise ModelTypeError(
             f'model: it returns a {type(outputs).__name__}, expected one array of logits or '
@@ -89,13 +90,25 @@ def num_outputs(model: Any, x: PyTree, argument: str = 'X_train') -> int:
     return outputs.shape[1] if outputs.ndim == 2 else 1
 
 
+class Footprint(NamedTuple):
+    """What a model needs, roughly.
+
+    Attributes:
+        params: bytes of its parameters.
+        row: bytes of all that its forward pass computes for an example, if nothing were freed.
+    """
+
+    params: int
+    row: int
+
+
 def check_trainable(
     model: Any,
     x: PyTree,
     num_outputs: int,
     argument: str = 'X_train',
     compute_dtype: DType | None = None,
-) -> None:
+) -> Footprint:
     """Checks that a training step could be compiled, without compiling it.
 
     Args:
@@ -110,7 +123,7 @@ def check_trainable(
             evaluation mode, changes the structure of its state, or has parameters that are no
             floats.
     """
-    outputs, state_before, state_after, params = _trace(
+    (outputs, state_before, state_after, params), computed = _trace(
         model, x, argument, train=True, compute_dtype=compute_dtype
     )
     shape = getattr(outputs, 'shape', None)
@@ -130,6 +143,8 @@ def check_trainable(
                 f'model: its parameter {jax.tree_util.keystr(path)} is {leaf.dtype}, expected '
                 'floats, which gradients are taken of. Keep constants out of the parameters.'
             )
+    params_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params))
+    return Footprint(params_bytes, -(-computed // PROBE_ROWS))
 
 
 def last_activation(model: Any, x: PyTree) -> str | None:
@@ -181,8 +196,11 @@ def _shapes(tree: PyTree) -> PyTree:
 
 def _trace(
     model: Any, x: PyTree, argument: str, *, train: bool, compute_dtype: DType | None = None
-) -> tuple[Any, ...]:
-    """Outputs, model state before and after, and params of a call, as shapes and dtypes."""
+) -> tuple[tuple[Any, ...], int]:
+    """Outputs, model state before and after, and params of a call, as shapes and dtypes.
+
+    Beside them, the bytes of all that it computes.
+    """
 
     def forward(key: jax.Array, x: PyTree) -> tuple[Any, ...]:
         functional = functionalize(model, x, key, compute_dtype)
@@ -192,7 +210,9 @@ def _trace(
         return outputs, functional.model_state, model_state, functional.params
 
     try:
-        return jax.eval_shape(forward, jax.eval_shape(lambda: jax.random.key(0)), probe(x))
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        jaxpr, shapes = jax.make_jaxpr(forward, return_shape=True)(key, probe(x))
+        return shapes, computed_bytes(jaxpr.jaxpr)
     except ModelTypeError:
         raise
     except Exception as error:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from clu.metrics import Collection
 
-from thinkml.core import Chunk, DeviceData, Feed, TrainState, evaluate, train_chunks
+from thinkml.core import Chunk, DeviceData, Feed, evaluate, train_chunks
 from thinkml.core.metrics import compute
 from thinkml.core.processes import of_all
 from thinkml.core.sharding import Layout
