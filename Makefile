@@ -29,6 +29,7 @@ docs: .venv/.docs
 bench: .venv/.dev
 	$(BIN)/python benchmarks/step_overhead.py
 	$(BIN)/python benchmarks/streaming.py
+	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/checkpoint.py
 	$(BIN)/python benchmarks/evaluation.py
 	$(BIN)/python benchmarks/recording.py
