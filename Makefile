@@ -30,6 +30,7 @@ bench: .venv/.dev
 	$(BIN)/python benchmarks/step_overhead.py
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/streaming.py
+	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/checkpoint.py
 	$(BIN)/python benchmarks/evaluation.py
 	$(BIN)/python benchmarks/recording.py

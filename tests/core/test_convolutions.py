@@ -157,6 +157,21 @@ def test_the_weight_gradient_copies_what_is_smaller(channels, copies):
     assert tuple(side.aval.shape[-2] for side in barrier.outvars) == copies
 
 
+def test_the_weight_gradient_takes_the_memory_of_few_images():
+    conv = Conv((16, 32, 32, 16))
+
+    def steps(kernel, image, num_steps):
+        def step(_, kernel):
+            return kernel - fast_convolutions(gradients_of(conv))(image, kernel)[1][1]
+
+        return lax.fori_loop(0, num_steps, step, kernel)
+
+    image, kernel = (jax.ShapeDtypeStruct(s, jnp.float32) for s in (conv.image, conv.kernel))
+    compiled = jax.jit(steps).lower(kernel, image, 2).compile()
+    # The output, its gradient, and copies of a block that are as large; not six for each.
+    assert compiled.memory_analysis().temp_size_in_bytes < 6 * 4 * image.size
+
+
 POOLS = {
     '2x2': ((4, 6, 8, 3), (2, 2), (2, 2), 'VALID'),
     '3x2': ((4, 6, 8, 3), (3, 2), (3, 2), 'SAME'),

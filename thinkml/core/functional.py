@@ -7,7 +7,7 @@ same structure, so that compiled programs are shared between them.
 
 import inspect
 import sys
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,7 @@ from thinkml.core.adapters import (
     functionalize_nnx,
 )
 from thinkml.core.precision import DType
+from thinkml.core.remat import computed_bytes
 from thinkml.errors import DataError, ModelTypeError
 
 
@@ -110,13 +111,25 @@ def outputs_of(model: Any, x: PyTree, argument: str = 'X_train') -> tuple[int, s
     return count, _last_activation(traced.jaxpr, traced.jaxpr.outvars[0])
 
 
+class Footprint(NamedTuple):
+    """What a model needs, roughly.
+
+    Attributes:
+        params: bytes of its parameters.
+        row: bytes of all that its forward pass computes for an example, if nothing were freed.
+    """
+
+    params: int
+    row: int
+
+
 def check_trainable(
     model: Any,
     x: PyTree,
     num_outputs: int,
     argument: str = 'X_train',
     compute_dtype: DType | None = None,
-) -> None:
+) -> Footprint:
     """Checks that a training step could be compiled, without compiling it.
 
     Args:
@@ -131,7 +144,7 @@ def check_trainable(
             evaluation mode, changes the structure of its state, or has parameters that are no
             floats.
     """
-    _, (outputs, state_before, state_after, params) = _trace(
+    traced, (outputs, state_before, state_after, params) = _trace(
         model, x, argument, train=True, compute_dtype=compute_dtype
     )
     shape = getattr(outputs, 'shape', None)
@@ -151,6 +164,8 @@ def check_trainable(
                 f'model: its parameter {jax.tree_util.keystr(path)} is {leaf.dtype}, expected '
                 'floats, which gradients are taken of. Keep constants out of the parameters.'
             )
+    params_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params))
+    return Footprint(params_bytes, -(-computed_bytes(traced.jaxpr) // PROBE_ROWS))
 
 
 def _last_activation(jaxpr: Jaxpr, output: Any) -> str | None:

@@ -12,6 +12,7 @@ from clu.metrics import Collection
 from thinkml.core.adapters import ApplyFn
 from thinkml.core.convolutions import fast_convolutions
 from thinkml.core.losses import LossFn
+from thinkml.core.remat import rematerialized
 from thinkml.core.sharding import Layout, pin_state, replicate, split_rows
 from thinkml.core.state import TrainState
 
@@ -55,6 +56,7 @@ def make_train_step(
     *,
     augment: AugmentFn | None = None,
     accumulate_steps: int = 1,
+    remat: bool = False,
     measure_every: int = 1,
     layout: Layout | None = None,
 ) -> TrainStep:
@@ -74,6 +76,8 @@ def make_train_step(
         augment: ``(key, x, y) -> (x, y)``, applied to each part of the batch.
         accumulate_steps: parts the batch is computed in, one after another; divides its length.
             Only one part's activations are in memory at a time, and BatchNorm sees a part each.
+        remat: whether activations are computed again for the gradient, and not kept, see
+            `rematerialized`: less memory, a third more time.
         measure_every: steps from one whose gradients and parameters are measured, by
             `TRAINING_ONLY_METRICS`, to the next.
         layout: where the arrays are, on several devices; None for one.
@@ -82,6 +86,11 @@ def make_train_step(
         See ``examples/02_own_loop.py`` for a whole loop.
     """
 
+    def forward(params: Any, model_state: Any, x: Any, key: jax.Array) -> tuple[jax.Array, Any]:
+        return apply(params, model_state, x, key=key, train=True)
+
+    forward = rematerialized(forward) if remat else forward
+
     def gradients(params: Any, model_state: Any, batch: Batch, total: jax.Array, key: jax.Array):
         """Of the share of the loss that ``batch`` has, with what else its forward pass gave."""
         x, y = batch.x, batch.y
@@ -89,7 +98,7 @@ def make_train_step(
             x, y = augment(jax.random.fold_in(key, _AUGMENT), x, y)
 
         def loss_share(params):
-            outputs, new_state = apply(params, model_state, x, key=key, train=True)
+            outputs, new_state = forward(params, model_state, x, key)
             logits = _as_logits(outputs, batch.y)
             losses = loss_fn(logits, y)
             return jnp.sum(batch.weight * losses) / total, (new_state, logits, losses)

@@ -101,7 +101,13 @@ def device_dtype(dtype: np.dtype) -> np.dtype:
 
 
 def for_device(array: np.ndarray, argument: str, rows: np.ndarray | None = None) -> np.ndarray:
-    """Returns finite numbers in the dtype the device computes in.
+    """Returns finite numbers in the dtype the device computes in, see `check_for_device`."""
+    check_for_device(array, argument, rows)
+    return array.astype(device_dtype(array.dtype), copy=False)
+
+
+def check_for_device(array: np.ndarray, argument: str, rows: np.ndarray | None = None) -> None:
+    """Checks that the device can compute with these numbers; makes no copy of them.
 
     Args:
         array: ``[rows, ...]``.
@@ -114,7 +120,7 @@ def for_device(array: np.ndarray, argument: str, rows: np.ndarray | None = None)
     check_finite(array, argument, rows)
     dtype = device_dtype(array.dtype)
     if dtype == array.dtype:
-        return array
+        return
     if array.dtype.kind in 'iu':
         limits = np.iinfo(dtype)
         if array.min() < limits.min or array.max() > limits.max:
@@ -122,14 +128,13 @@ def for_device(array: np.ndarray, argument: str, rows: np.ndarray | None = None)
                 f'{argument}: got integers from {array.min()} to {array.max()}, expected them '
                 f'within {dtype.name}. Scale them or pass floats.'
             )
-        return array.astype(dtype)
+        return
     largest = max(abs(array.max()), abs(array.min()))
     if largest > np.finfo(dtype).max:
         raise DataError(
             f'{argument}: got a value of magnitude {largest:.3g}, more than float32 holds '
             f'({np.finfo(dtype).max:.3g}). Scale the columns first.'
         )
-    return array.astype(dtype)
 
 
 def check_finite(array: np.ndarray, argument: str, rows: np.ndarray | None = None) -> None:

@@ -1,6 +1,7 @@
 """Checked arrays onto the device."""
 
 import functools
+import math
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -17,6 +18,10 @@ from thinkml.errors import DataError
 
 # Room that parameters, optimizer state and activations need beside the data.
 _RESERVED_SHARE = 0.3
+# What XLA asks of the arrays of others.
+_ALIGNMENT = 64
+# Rows that are converted on their way are converted so much at a time.
+_PART_BYTES = 4 * 2**20
 _MEMINFO = Path('/proc/meminfo')
 _CGROUP_LIMIT = Path('/sys/fs/cgroup/memory.max')
 
@@ -33,7 +38,8 @@ def place(
     """Puts a data set on the device, or on all of them.
 
     Arrays are padded to a capacity at most 1/64 larger, so that data sets of nearly equal length
-    (the folds of a cross-validation) share compiled programs.
+    (the folds of a cross-validation) share compiled programs. What is on the device already is
+    taken as it is: not copied, and so not padded. On a CPU the padded array is the device's.
 
     Args:
         x: inputs ``[rows, ...]``: an array, a dict or tuple of them, or `Rows`.
@@ -56,8 +62,13 @@ def place(
         positions = np.arange(-(-count // layout.num_devices) * layout.num_devices)
         arrays = put_parts(read, positions, len(y), layout)
     else:
+        whole = x.all() if isinstance(x, Rows) and x.arrays is not None else x
+        whole = _filled(whole, count) if isinstance(whole, Rows) else whole
         arrays = jax.tree.map(
-            lambda array: put(padded(array, count), layout), read(slice(0, len(y)))
+            lambda array: put(
+                array if isinstance(array, jax.Array) else padded(array, count), layout
+            ),
+            (whole, y, weight),
         )
     x_placed, y_placed, weight_placed = arrays
     return DeviceData(
@@ -200,7 +211,31 @@ def padded(array: np.ndarray, count: int) -> np.ndarray:
     """Returns the array with its first row repeated up to ``count`` rows."""
     if len(array) == count:
         return array
-    padded = np.empty((count, *array.shape[1:]), array.dtype)
+    padded = _room((count, *array.shape[1:]), array.dtype)
     padded[: len(array)] = array
     padded[len(array) :] = array[0]
     return padded
+
+
+def _filled(x: Rows, count: int) -> Any:
+    """The same of rows that are read or converted, a part at a time."""
+    room = jax.tree.map(lambda leaf: _room((count, *leaf.shape[1:]), leaf.dtype), x.spec)
+    at_once = max(1, _PART_BYTES * len(x) // max(1, x.num_bytes))
+    for first in range(0, len(x), at_once):
+        rows = np.arange(first, min(first + at_once, len(x)))
+        jax.tree.map(lambda leaf, part, rows=rows: _set(leaf, rows, part), room, x.take(rows))
+    jax.tree.map(lambda leaf: _set(leaf, np.arange(len(x), count), leaf[0]), room)
+    return room
+
+
+def _set(array: np.ndarray, rows: np.ndarray, values: np.ndarray) -> None:
+    if len(rows):
+        array[rows[0] : rows[-1] + 1] = values
+
+
+def _room(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    """An array to be filled, where a CPU device can take it without another copy."""
+    num_bytes = math.prod(shape) * np.dtype(dtype).itemsize
+    memory = np.empty(num_bytes + _ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % _ALIGNMENT
+    return memory[start : start + num_bytes].view(dtype).reshape(shape)

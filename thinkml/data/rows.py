@@ -9,7 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from thinkml.data.arrays import as_dtype_of, as_numeric, device_dtype, for_device, is_numeric
+from thinkml.data.arrays import (
+    as_dtype_of,
+    as_numeric,
+    check_for_device,
+    device_dtype,
+    for_device,
+    is_numeric,
+)
 from thinkml.data.frames import column_names, in_order_of, is_frame
 from thinkml.data.items import (
     inputs_alone,
@@ -36,13 +43,16 @@ class Rows:
     Attributes:
         num_rows: also ``len(rows)``.
         inputs: what a row looks like on the device.
-        in_memory: whether all of it is in the host's memory, checked already.
+        in_memory: whether all of it is in memory, checked already.
+        arrays: the arrays themselves, where they are in memory as the device takes them (or on it);
+            None where reading them makes others.
     """
 
     num_rows: int
     inputs: InputSpec
     in_memory: bool
     _read: Callable[[Selection], Any] = dataclasses.field(repr=False)
+    arrays: Any = dataclasses.field(default=None, repr=False)
 
     def __len__(self) -> int:
         return self.num_rows
@@ -91,8 +101,8 @@ class Rows:
         return Rows(stop - start, self.inputs, self.in_memory, read)
 
     def all(self) -> Any:
-        """Reads all rows; in memory, these are the arrays themselves."""
-        return self._read(slice(0, self.num_rows))
+        """Reads all rows; these are ``arrays``, where there are some."""
+        return self._read(slice(0, self.num_rows)) if self.arrays is None else self.arrays
 
 
 def open_rows(X: Any, argument: str = 'X_train', like: InputSpec | None = None) -> Rows:
@@ -137,6 +147,7 @@ def open_rows(X: Any, argument: str = 'X_train', like: InputSpec | None = None) 
         InputSpec(_map(lambda leaf: leaf.spec, tree)),
         all(leaf.in_memory for leaf in leaves),
         lambda selection: _map(lambda leaf: leaf.read(selection), tree),
+        None if any(leaf.array is None for leaf in leaves) else _map(lambda leaf: leaf.array, tree),
     )
 
 
@@ -187,6 +198,7 @@ class _Leaf(NamedTuple):
     spec: ArraySpec
     in_memory: bool
     read: Callable[[Selection], np.ndarray]
+    array: Any = None
 
 
 def _open_tree(X: Any, argument: str, like: Any, rows: np.ndarray | None = None) -> Any:
@@ -244,6 +256,8 @@ def _open_array(X: Any, argument: str, like: ArraySpec | None, rows: np.ndarray 
         return _open_sparse(X, argument, like)
     if _is_stored(X):
         return _open_stored(X, argument, like)
+    if _is_on_device(X) and (leaf := _open_on_device(X, argument, like)) is not None:
+        return leaf
     columns = column_names(X) if is_frame(X) else None
     if columns is not None and like is not None and like.columns is not None:
         X = in_order_of(X, like.columns, argument)
@@ -252,8 +266,32 @@ def _open_array(X: Any, argument: str, like: ArraySpec | None, rows: np.ndarray 
     if array.ndim == 0:
         raise DataError(f'{argument}: got a single number, expected one row per example.')
     spec = _spec_like(array.shape, array.dtype, argument, like, columns)
-    array = as_dtype_of(for_device(array, argument, rows), jnp.dtype(spec.dtype), argument)
-    return _Leaf(argument, len(array), spec, True, lambda selection: _chosen(array, selection))
+    dtype = jnp.dtype(spec.dtype)
+    check_for_device(array, argument, rows)
+    if not isinstance(X, np.ndarray) or device_dtype(array.dtype) != dtype:
+        narrow = array.astype(device_dtype(array.dtype), copy=False)
+        array = as_dtype_of(narrow, dtype, argument)
+    # Of an array that its owner keeps a second one is never made: rows are converted as they are
+    # read.
+    return _Leaf(
+        argument, len(array), spec, True,
+        lambda selection: _chosen(array, selection).astype(dtype, copy=False),
+        array if array.dtype == dtype else None,
+    )  # fmt: skip
+
+
+def _open_on_device(X: jax.Array, argument: str, like: ArraySpec | None) -> _Leaf | None:
+    """An array that is where it is to be already; None where it must be converted, or is broken."""
+    spec = _spec_like(X.shape, np.dtype(X.dtype), argument, like)
+    if X.dtype != jnp.dtype(spec.dtype) or not bool(jnp.isfinite(X).all()):
+        return None
+
+    def read(selection: Selection) -> np.ndarray:
+        # On a CPU the host sees the array itself.
+        array: Any = np.asarray(X) if jax.default_backend() == 'cpu' else X
+        return np.asarray(_chosen(array, selection))
+
+    return _Leaf(argument, len(X), spec, True, read, X)
 
 
 def _open_sparse(X: Any, argument: str, like: ArraySpec | None) -> _Leaf:
@@ -338,6 +376,16 @@ def _is_stored(X: Any) -> bool:
     is_in_memory = isinstance(X, np.ndarray | jax.Array) or hasattr(X, 'to_numpy')
     is_indexed = hasattr(X, '__getitem__') and isinstance(getattr(X, 'dtype', None), np.dtype)
     return is_indexed and is_array(X) and not is_in_memory
+
+
+def _is_on_device(X: Any) -> bool:
+    """Whether it is an array with rows on the device that computes, and there alone.
+
+    One that was committed to it is not: what is computed with it would be too, and compiled anew.
+    """
+    if not isinstance(X, jax.Array) or X.ndim == 0 or X.size == 0 or X.committed:
+        return False
+    return is_numeric(np.dtype(X.dtype)) and X.devices() == {jax.local_devices()[0]}
 
 
 def _read_stored(array: Any, selection: Selection) -> np.ndarray:

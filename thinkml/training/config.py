@@ -66,6 +66,9 @@ class TrainingConfig:
             is streamed. None is 70 % of what is free.
         seed: of the initialisation, the shuffling, dropout, augmentation and the split.
         steps_per_dispatch: training steps per compiled call; None picks about a second's worth.
+        remat: True computes activations again for the gradient and does not keep them, which takes
+            less memory and a third more time; None does so where the training does not fit
+            otherwise.
 
     Raises:
         ConfigError: naming every unknown field and impossible value at once.
@@ -99,6 +102,7 @@ class TrainingConfig:
     device_data_bytes: int | None = None
     seed: int = 0
     steps_per_dispatch: int | None = None
+    remat: bool | None = None
 
     def __new__(cls, *args: Any, **settings: Any) -> 'TrainingConfig':
         # Ahead of __init__, so that misspelt fields are reported together with bad values.

@@ -35,6 +35,7 @@ ELSEWHERE = {
     'fp16': "precision='bf16'",
     'global_clipnorm': 'gradient_clip_norm',
     'gradient_accumulation_steps': 'accumulate_steps',
+    'gradient_checkpointing': 'remat',
     'gradient_clip_val': 'gradient_clip_norm',
     'lr': 'learning_rate',
     'lr_scheduler_type': 'lr_schedule',
@@ -120,6 +121,7 @@ def setting_problems(settings: dict[str, Any], defaults: dict[str, Any]) -> list
         ('device_data_bytes', _or_none(_is_count), 'None or a number of bytes'),
         ('seed', _is_seed, 'a whole number from 0 to 2**32 - 1'),
         ('steps_per_dispatch', _or_none(_is_count), f'None or {count}'),
+        ('remat', _or_none(lambda value: isinstance(value, bool)), 'None, True or False'),
     ]
     found = [
         f'{name}: got {settings[name]!r}, expected {expected}.'

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from clu.metrics import Collection
 
-from thinkml.core import Chunk, DeviceData, Feed, TrainState, evaluate, train_chunks
+from thinkml.core import Chunk, DeviceData, Feed, evaluate, train_chunks
 from thinkml.core.metrics import compute
 from thinkml.core.processes import of_all
 from thinkml.core.sharding import Layout
@@ -66,17 +66,16 @@ def fit(
     got, and the history is marked interrupted. So does SIGTERM where it is noted.
     """
     started_at, seconds_before = time.perf_counter(), run.history.seconds
-    ended_by, diverged, failed = None, False, True
+    ended_by, diverged, failed = None, None, True
     try:
         with started(run.callbacks, run), progress:
             load_states(run.callbacks, callback_states)
-            run.kept = _kept_state(run)
+            _keep_state(run)
             for chunk in _chunks(run, program, feed, checkpoints):
                 _record_chunk(run, chunk, progress, feed)
                 warn_of_waiting(run, feed)
                 if run.kept is not None and not is_finite(chunk):
-                    diverged = True
-                    _go_back(run, chunk, run.kept)
+                    diverged = chunk
                     break
                 after_chunk(run.callbacks, run)
                 if chunk.ends_epoch:
@@ -87,8 +86,11 @@ def fit(
                 ended_by = _agreed_end(run, _ended_by(run, signals, started_at), program)
                 if ended_by is not None or run.stop_reason is not None:
                     break
-                chunk.state, run.kept = run.state, _kept_state(run)
-            if not diverged:
+                chunk.state = run.state
+                _keep_state(run)
+            if diverged is not None:
+                _go_back(run, diverged)
+            else:
                 if checkpoints is not None:
                     checkpoints.save(run)
                 # After the save: a run that goes on from it goes on with the epoch.
@@ -131,9 +133,11 @@ def _is_complete(run: Run) -> bool:
     return run.epoch >= run.config.epochs or (max_steps is not None and run.step >= max_steps)
 
 
-def _kept_state(run: Run) -> TrainState | None:
-    """A copy to go back to if the next chunk diverges."""
-    return None if run.config.on_nan == 'ignore' else copy_arrays(run.state)
+def _keep_state(run: Run) -> None:
+    """Keeps a copy to go back to if the next chunk diverges, in place of the one before."""
+    run.kept = None  # first, so that there are never two
+    if run.config.on_nan != 'ignore':
+        run.kept = copy_arrays(run.state)
 
 
 def _record_chunk(run: Run, chunk: Chunk, progress: ProgressBar, feed: Feed) -> None:
@@ -177,13 +181,15 @@ def _validate(run: Run, program: Program, validation: Validation | None) -> dict
     return {f'val_{name}': value for name, value in metrics.items()}
 
 
-def _go_back(run: Run, chunk: Chunk, before: TrainState) -> None:
+def _go_back(run: Run, chunk: Chunk) -> None:
     """Puts the run back to its last finite state, and says what happened.
 
     Raises:
         DivergedError: if the config asks for it.
     """
-    run.state, gradient_was_bad = last_finite_state(chunk, before)
+    assert run.kept is not None
+    run.state = chunk.state = run.kept  # the broken state makes room for those computed again
+    run.state, gradient_was_bad = last_finite_state(chunk, run.kept)
     step = int(run.state.step) + 1
     losses = run.history.step_loss[:step]
     causes = likely_causes(losses, gradient_was_bad, run.config.precision)

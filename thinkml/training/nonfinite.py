@@ -34,6 +34,7 @@ def last_finite_state(chunk: Chunk, before: TrainState) -> tuple[TrainState, boo
     state = after(last)
     if last == 0 or _is_finite(state):
         return state, False
+    del state  # makes room for the next one
     finite, broken = 0, last
     while broken - finite > 1:
         middle = (finite + broken) // 2

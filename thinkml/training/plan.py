@@ -15,10 +15,17 @@ from thinkml.core.feed import steps_of
 from thinkml.core.loop import empty_metrics
 from thinkml.core.sharding import Layout
 from thinkml.data.placement import free_bytes
+from thinkml.errors import ConfigError
 from thinkml.training.callbacks import make_callbacks, recorded_for
 from thinkml.training.config import TrainingConfig
 from thinkml.training.feeding import resident_or_not
-from thinkml.training.preparation import initial_state, make_program, optimizer_of
+from thinkml.training.preparation import (
+    Saving,
+    initial_state,
+    make_program,
+    num_parts,
+    optimizer_of,
+)
 from thinkml.training.problem import Asked, Examples, Problem, make_problem
 
 _WHOLE, _PARTS = 'on each device', 'in parts'
@@ -70,6 +77,7 @@ class Plan:
         num_devices: how many devices train.
         platform: of what kind they are.
         free_bytes: what each device has left now; None where nobody says.
+        saving: what is done so that it fits.
     """
 
     parts: tuple[PlannedPart, ...]
@@ -77,6 +85,7 @@ class Plan:
     num_devices: int
     platform: str
     free_bytes: int | None
+    saving: Saving = Saving()  # noqa: RUF009 (immutable)
 
     @property
     def bytes_per_device(self) -> int:
@@ -98,6 +107,7 @@ class Plan:
             'free_bytes': self.free_bytes,
             'bytes_per_device': self.bytes_per_device,
             'fits': self.fits,
+            **self.saving._asdict(),
         }
 
     def __str__(self) -> str:
@@ -113,7 +123,8 @@ class Plan:
         ]
         rows.append(('together', '', '', readable(self.bytes_per_device)))
         devices = f'{self.num_devices} device{"s" * (self.num_devices > 1)} ({self.platform})'
-        return '\n'.join([devices, *_aligned(rows), self._verdict()])
+        saving = [f'{sentence}.' for sentence in _savings(self.saving)]
+        return '\n'.join([devices, *_aligned(rows), *saving, self._verdict()])
 
     __repr__ = __str__
 
@@ -151,7 +162,7 @@ _ACTIVATIONS = 'gradients, activations'
 
 
 def make_plan(model: Any, asked: Asked, config: TrainingConfig, layout: Layout | None) -> Plan:
-    """Plans a training; nothing is put on the devices.
+    """Plans a training as it would be done; nothing is put on the devices.
 
     Args:
         model: the user's object.
@@ -164,9 +175,104 @@ def make_plan(model: Any, asked: Asked, config: TrainingConfig, layout: Layout |
     """
     callbacks, _ = make_callbacks(config.callbacks, config.early_stopping, config.lr_schedule)
     problem = make_problem(model, asked, config, recorded_for(callbacks))
+    *_, plan = _plans(model, problem, config, layout)
+    return plan
+
+
+def make_it_fit(
+    model: Any, problem: Problem, config: TrainingConfig, layout: Layout | None
+) -> tuple[Saving, str | None]:
+    """Chooses what is done so that a training fits the devices, before anything is put there.
+
+    Where it fits by far, as is usual, nothing is traced or compiled for that. Rematerialisation
+    comes first, which changes no number; batches in parts come next.
+
+    Returns:
+        what is done, and a sentence about it for the user; None where nothing need be done.
+
+    Raises:
+        ConfigError: if it fits in no way, with the plan.
+    """
+    asked_for = Saving(remat=bool(config.remat))
+    free = free_bytes(layout)
+    if free is None or _need_at_most(problem, config, layout) <= free:
+        return asked_for, None
+    first, *others = _plans(model, problem, config, layout)
+    plan = others[-1] if others else first
+    if not plan.fits:
+        raise ConfigError(f'batch_size: this training does not fit the memory.\n{plan}')
+    if not others:
+        return asked_for, None
+    told = ' and '.join(_savings(plan.saving))
+    norms = ' BatchNorm sees a part at a time.' if plan.saving.micro_batches > 1 else ''
+    return plan.saving, (
+        f'{told}, so that the training takes {readable(plan.bytes_per_device)} of each device and '
+        f'not {readable(first.bytes_per_device)}, of which {readable(free)} are free.{norms}'
+    )
+
+
+# By how much more than the outputs of its forward pass a step may take: gradients, what XLA keeps
+# twice, the patches of a convolution.
+_OF_FORWARD = 16
+# Parameters, the optimizer's moments, an average, gradients; and a copy to go back to.
+_OF_PARAMS = 10
+
+
+def _need_at_most(problem: Problem, config: TrainingConfig, layout: Layout | None) -> int:
+    """Bytes of a device that a training surely does not exceed, without tracing it."""
+    rows = _steps_of(problem, config).batch_size
+    data = sum(of_device for *_, of_device in resident_or_not(problem, config, layout))
+    footprint = problem.footprint
+    return data + _OF_PARAMS * footprint.params + _OF_FORWARD * rows * footprint.row
+
+
+def _plans(
+    model: Any, problem: Problem, config: TrainingConfig, layout: Layout | None
+) -> Iterable[Plan]:
+    """Plans that take less and less, until one fits; one alone where nothing would help."""
+    plan = _plan(model, problem, config, layout, Saving(remat=bool(config.remat)))
+    yield plan
+    kept = plan.bytes_per_device - _activations_of(plan)
+    if plan.fits is not False or plan.free_bytes is None or kept > plan.free_bytes:
+        return
+    if config.remat is None:
+        again = _plan(model, problem, config, layout, Saving(remat=True))
+        if again.bytes_per_device < plan.bytes_per_device:
+            plan = again
+            yield plan
+    batch_size = _steps_of(problem, config).batch_size
+    parts = before = num_parts(batch_size, config, Saving())
+    rows_of_devices = batch_size // (1 if layout is None else layout.num_devices)
+    while not plan.fits:
+        larger = (p for p in range(2 * parts, rows_of_devices + 1) if batch_size % p == 0)
+        parts = next((p for p in larger if p % before == 0), 0)
+        if parts == 0:
+            return
+        saving = plan.saving._replace(micro_batches=parts // before)
+        plan = _plan(model, problem, config, layout, saving)
+        yield plan
+
+
+def _activations_of(plan: Plan) -> int:
+    return next(p.bytes_per_device for p in plan.parts if p.name == _ACTIVATIONS)
+
+
+def _savings(saving: Saving) -> Iterable[str]:
+    """What is done, in words."""
+    if saving.remat:
+        yield 'activations are computed again for the gradient (remat)'
+    if saving.micro_batches > 1:
+        yield f'each batch is computed in {saving.micro_batches} parts'
+
+
+def _plan(
+    model: Any, problem: Problem, config: TrainingConfig, layout: Layout | None, saving: Saving
+) -> Plan:
     state, apply = _state_of(model, problem, config)
     steps = _steps_of(problem, config)
-    program = make_program(problem, apply, optimizer_of(config), steps, None, config, layout)
+    program = make_program(
+        problem, apply, optimizer_of(config), steps, None, config, layout, saving
+    )
     arrays = tuple(_planned(state, layout))
     metrics = jax.eval_shape(lambda: empty_metrics(program.metrics))
     of_metrics = sum(map(_num_bytes, jax.tree.leaves(metrics)))
@@ -184,6 +290,7 @@ def make_plan(model: Any, asked: Asked, config: TrainingConfig, layout: Layout |
         num_devices=1 if layout is None else layout.num_devices,
         platform=jax.devices()[0].platform,
         free_bytes=free_bytes(layout),
+        saving=saving,
     )  # fmt: skip
 
 

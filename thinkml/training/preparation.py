@@ -43,6 +43,18 @@ class Steps(Protocol):
     def batch_size(self) -> int: ...
 
 
+class Saving(NamedTuple):
+    """What a training does to take less memory.
+
+    Attributes:
+        remat: whether activations are computed again for the gradient, and not kept.
+        micro_batches: parts in which each batch is computed, one after another.
+    """
+
+    remat: bool = False
+    micro_batches: int = 1
+
+
 class Prepared(NamedTuple):
     """What a run consists of before its first step.
 
@@ -64,7 +76,11 @@ class Prepared(NamedTuple):
 
 
 def prepare(
-    model: Any, problem: Problem, config: TrainingConfig, layout: Layout | None = None
+    model: Any,
+    problem: Problem,
+    config: TrainingConfig,
+    layout: Layout | None = None,
+    saving: Saving = Saving(),  # noqa: B008 (immutable)
 ) -> Prepared:
     """Puts the data in its place and makes the program and the state.
 
@@ -84,7 +100,7 @@ def prepare(
     record = record_of(model)
     if record.continues and record.optimizer is not None:
         state = take_up(state, record.optimizer)
-    program = make_program(problem, functional.apply, tx, feed, validation, config, layout)
+    program = make_program(problem, functional.apply, tx, feed, validation, config, layout, saving)
     if layout is not None:
         functional = _written_as_on_one_device(functional, layout)
     return Prepared(functional, program, state, feed, validation, total_steps)
@@ -176,6 +192,7 @@ def make_program(
     validation: Validation | None,
     config: TrainingConfig,
     layout: Layout | None,
+    saving: Saving,
 ) -> Program:
     """The functions of a run.
 
@@ -187,6 +204,7 @@ def make_program(
         validation: what is evaluated after each epoch; None for nothing.
         config: the settings.
         layout: the devices, where there are several.
+        saving: what is done to take less memory.
     """
     objective = problem.objective
     metrics = _metrics(
@@ -198,7 +216,8 @@ def make_program(
         eval_metrics = _metrics(objective.metrics, problem, validation.capacity, 'X_val')
     train_step = make_train_step(
         apply, objective.loss_fn, tx, metrics,
-        augment=objective.augment, accumulate_steps=_parts(feed, config),
+        augment=objective.augment, remat=saving.remat,
+        accumulate_steps=num_parts(feed.batch_size, config, saving),
         measure_every=_measure_every(feed) if objective.training_metrics else 1,
         layout=layout,
     )  # fmt: skip
@@ -232,9 +251,10 @@ def _rows_of_epoch(feed: Steps, config: TrainingConfig) -> int | None:
     return math.ceil(rows / feed.batch_size) * feed.batch_size
 
 
-def _parts(feed: Steps, config: TrainingConfig) -> int:
+def num_parts(batch_size: int, config: TrainingConfig, saving: Saving) -> int:
     """Parts of a step; a data set smaller than a step has as many as divide it."""
-    return math.gcd(feed.batch_size, config.accumulate_steps)
+    parts = math.gcd(batch_size, config.accumulate_steps)
+    return math.gcd(batch_size, parts * saving.micro_batches)
 
 
 def _measure_every(feed: Steps) -> int:

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from thinkml.core import check_trainable, get_compute_dtype
-from thinkml.core.functional import PROBE_ROWS, outputs_of
+from thinkml.core.functional import PROBE_ROWS, Footprint, outputs_of
 from thinkml.core.losses import decides
 from thinkml.data import (
     Batches,
@@ -30,6 +30,9 @@ from thinkml.errors import ConfigError, DataError, warn_user
 from thinkml.record import InputSpec, Task, record_of
 from thinkml.training.config import TrainingConfig
 from thinkml.training.objective import Objective, make_objective
+
+# Enough to see what values there are.
+_SOME_ROWS = 1000
 
 
 class Examples(NamedTuple):
@@ -78,6 +81,7 @@ class Problem:
         objective: loss, metrics and augmentation.
         fingerprint: identifies the training data.
         val_fingerprint: identifies the validation data; empty for none.
+        footprint: what the model needs, roughly.
     """
 
     train: Examples | Stream
@@ -88,6 +92,7 @@ class Problem:
     objective: Objective
     fingerprint: dict[str, Any]
     val_fingerprint: dict[str, Any]
+    footprint: Footprint
 
     @property
     def spec(self) -> Any:
@@ -149,9 +154,9 @@ def make_problem(
     _warn_of_new_classes(known.task, task)
     y = encode_targets(targets, task, 'y_train')
     dtype = get_compute_dtype(config.precision)
-    check_trainable(model, probe, task.num_outputs, 'X_train', compute_dtype=dtype)
+    footprint = check_trainable(model, probe, task.num_outputs, 'X_train', compute_dtype=dtype)
     objective = make_objective(
-        task, x.all() if isinstance(x, Rows) and x.in_memory else probe, y,
+        task, _some_of(x) if isinstance(x, Rows) and x.in_memory else probe, y,
         loss_fn=asked.loss_fn, metrics=asked.metrics, augmentation=asked.augmentation,
         training_metrics=training_metrics,
     )  # fmt: skip
@@ -168,7 +173,13 @@ def make_problem(
         train, val, inputs, task, labels, objective,
         _identified(train, in_part=asked.rows is not None),
         _identified(val, in_part=split is not None),
+        footprint,
     )  # fmt: skip
+
+
+def _some_of(x: Rows) -> Any:
+    """The first rows."""
+    return x.take(np.arange(min(len(x), _SOME_ROWS)))
 
 
 def _identified(data: Examples | Stream | None, *, in_part: bool) -> dict[str, Any]:

@@ -24,7 +24,8 @@ from thinkml.training.checkpointing import Checkpoint, Checkpoints
 from thinkml.training.config import TrainingConfig
 from thinkml.training.continuing import optimizer_arrays
 from thinkml.training.fit import fit
-from thinkml.training.preparation import Prepared, needs_length, prepare
+from thinkml.training.plan import make_it_fit
+from thinkml.training.preparation import Prepared, Saving, needs_length, prepare
 from thinkml.training.problem import Asked, Examples, Problem, make_problem
 from thinkml.training.run import Run
 from thinkml.training.signals import noted_signals
@@ -84,17 +85,18 @@ def train(
     check_callbacks(callbacks, metric_names)
     checkpoints = _open_checkpoints(checkpoint, config, resume, metric_names)
     resumed = None if checkpoints is None else checkpoints.resumed_settings
+    saving, saved = _saving(model, problem, config, layout, resumed)
     if config.learning_rate == 'auto':
         if resumed is None:
-            latest.learning_rate_range = learning_rate_range(model, problem, config, layout)
+            latest.learning_rate_range = learning_rate_range(model, problem, config, layout, saving)
             rate = latest.learning_rate_range.suggestion
         else:
             rate = resumed['learning_rate']
         config = dataclasses.replace(config, learning_rate=rate)
-    settings = _settings(config, problem, asked)
+    settings = _settings(config, problem, asked, saving)
     if checkpoints is not None:
         checkpoints.check_same_run(settings, callbacks, fixed_length=needs_length(config))
-    prepared = prepare(model, problem, config, layout)
+    prepared = prepare(model, problem, config, layout, saving)
     whole = model.model if isinstance(model, PartlyFrozen) else model
     run = Run(
         whole, prepared.functional.write, config, History(), prepared.state, metric_names,
@@ -103,6 +105,9 @@ def train(
     if layout is not None and layout.spans_processes:
         check_same_everywhere(settings, prepared.functional)
     states = _restored(run, checkpoints, prepared)
+    if saved is not None:
+        warn_user(f'memory: {saved}')
+        run.history.events.append((run.epoch, saved))
     latest.history = run.history
 
     shown = (progress or 'progress' in config.callbacks) and is_first_process()
@@ -161,18 +166,42 @@ def _history_names(problem: Problem) -> tuple[str, ...]:
     return names if problem.val is None else (*names, *(f'val_{name}' for name in shared))
 
 
-def _settings(config: TrainingConfig, problem: Problem, asked: Asked) -> dict[str, Any]:
+def _saving(
+    model: Any,
+    problem: Problem,
+    config: TrainingConfig,
+    layout: Layout | None,
+    resumed: dict[str, Any] | None,
+) -> tuple[Saving, str | None]:
+    """What is done to take less memory; by a run that goes on what it did before."""
+    if resumed is None:
+        return make_it_fit(model, problem, config, layout)
+    remat = resumed.get('remat', False) if config.remat is None else config.remat
+    return Saving(remat, resumed.get('micro_batches', 1)), None
+
+
+def _settings(
+    config: TrainingConfig, problem: Problem, asked: Asked, saving: Saving
+) -> dict[str, Any]:
     """What the run is made of, as plain values: what a run that goes on must have in common."""
     objective = problem.objective
-    return config.to_dict() | {
-        'loss_fn': objective.loss_name,
-        'metrics': [*objective.metric_names, *objective.training_metrics],
-        'class_weights': None if asked.class_weights is None else str(asked.class_weights),
-        'augmentation': None if objective.augment is None else _described(asked.augmentation),
-        'task': str(problem.task),
-        'data': problem.fingerprint,
-        'validation': problem.val_fingerprint,
-    }
+    settings = config.to_dict()
+    del settings['remat']
+    # Named where there are some alone, so that runs from before there were any go on.
+    saved = {name: value for name, value in saving._asdict().items() if value > 1 or value is True}
+    return (
+        settings
+        | saved
+        | {
+            'loss_fn': objective.loss_name,
+            'metrics': [*objective.metric_names, *objective.training_metrics],
+            'class_weights': None if asked.class_weights is None else str(asked.class_weights),
+            'augmentation': None if objective.augment is None else _described(asked.augmentation),
+            'task': str(problem.task),
+            'data': problem.fingerprint,
+            'validation': problem.val_fingerprint,
+        }
+    )
 
 
 def _described(augmentation: Any) -> str:

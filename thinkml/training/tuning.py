@@ -14,7 +14,7 @@ from thinkml.data import device_budget
 from thinkml.errors import ConfigError, warn_user
 from thinkml.figures import new_figure, save_figure
 from thinkml.training.config import TrainingConfig
-from thinkml.training.preparation import Prepared, prepare
+from thinkml.training.preparation import Prepared, Saving, prepare
 from thinkml.training.problem import Problem
 
 if TYPE_CHECKING:
@@ -64,7 +64,11 @@ class LearningRateRange:
 
 
 def learning_rate_range(
-    model: Any, problem: Problem, config: TrainingConfig, layout: Layout | None = None
+    model: Any,
+    problem: Problem,
+    config: TrainingConfig,
+    layout: Layout | None = None,
+    saving: Saving = Saving(),  # noqa: B008 (immutable)
 ) -> LearningRateRange:
     """Trains a copy of the model for 100 steps, at rates from 1e-6 to 10, and looks at the loss.
 
@@ -79,7 +83,7 @@ def learning_rate_range(
     constant = dataclasses.replace(
         config, learning_rate=_LOWEST, lr_schedule='constant', warmup_steps=None
     )
-    rates, losses = _measure(prepare(model, problem, constant, layout))
+    rates, losses = _measure(prepare(model, problem, constant, layout, saving))
     smooth = _smoothed(losses)
     return LearningRateRange(rates, smooth, _suggested(rates, smooth))
 

@@ -148,14 +148,14 @@ class EarlyStopping:
                 'early_stopping: there is no validation data, so it watches the training loss, '
                 'which does not notice overfitting. Pass X_val and y_val, or validation_split.'
             )
-        self._best_arrays: Any = self._arrays(run) if self.restore_best else None
+        self._best_arrays: Any = None
+        self._keep(run)
 
     def on_epoch_end(self, run: Run) -> None:
         if run.epoch <= self.start_from_epoch:
             return
         if self._watched.improves(run):
-            if self.restore_best:
-                self._best_arrays = self._arrays(run)
+            self._keep(run)
         elif run.epoch - max(self._watched.epoch, self.start_from_epoch) >= self.patience:
             name = self._watched.name
             why = ', it is NaN' if math.isnan(run.history.last()[name]) else ''
@@ -180,8 +180,10 @@ class EarlyStopping:
         self._watched.best, self._watched.epoch = state['best'], state['epoch']
         self._best_arrays = state['arrays']
 
-    def _arrays(self, run: Run) -> Any:
-        return copy_arrays((run.state.eval_params, run.state.model_state))
+    def _keep(self, run: Run) -> None:
+        self._best_arrays = None  # first, so that there are never two
+        if self.restore_best:
+            self._best_arrays = copy_arrays((run.state.eval_params, run.state.model_state))
 
 
 @dataclasses.dataclass(unsafe_hash=True)

@@ -1,0 +1,32 @@
+"""What the programs of several devices hold: their state is updated in place."""
+
+import jax
+import pytest
+from flax import nnx
+
+from tests.core.test_memory import assert_updated_in_place
+from tests.several_devices.test_same_curve import ConvBatchNorm, X, Y
+from thinkml.core import loop
+from thinkml.training import DistributedTrainer, TrainingConfig
+
+
+@pytest.mark.parametrize('strategy', ['mirrored', 'fsdp'])
+@pytest.mark.parametrize('settings', [{}, {'ema_decay': 0.9}, {'accumulate_steps': 2}], ids=str)
+def test_a_chunk_updates_its_state_in_place(strategy, settings, monkeypatch):
+    calls, run_steps = [], loop._run_steps
+
+    def noted(*arguments):
+        if not calls:
+            calls.append(jax.tree.map(_copied, arguments))
+        return run_steps(*arguments)
+
+    monkeypatch.setattr(loop, '_run_steps', noted)
+    config = TrainingConfig(epochs=1, batch_size=32, **settings)
+    trainer = DistributedTrainer(config, strategy=strategy)
+    trainer.train(ConvBatchNorm(nnx.Rngs(0)), X, Y, progress=False)
+    (arguments,) = calls
+    assert_updated_in_place(run_steps, arguments[:3], arguments[3:], 2)
+
+
+def _copied(leaf):
+    return jax.numpy.copy(leaf) if isinstance(leaf, jax.Array) else leaf

@@ -1,0 +1,222 @@
+"""How many copies of a state, and of the data, a training holds."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from tests.core.test_remat import Deep
+from tests.models_for_tests import DropoutBatchNorm, mlp
+from thinkml.errors import ConfigError, ThinkMLWarning
+from thinkml.training import (
+    EarlyStopping,
+    ModelTrainer,
+    TrainingConfig,
+    fit,
+    nonfinite,
+    plan,
+    watching,
+)
+
+RNG = np.random.default_rng(0)
+X = RNG.normal(size=(64, 256)).astype(np.float32)
+Y = (X[:, 0] > 0).astype(int)
+PARAMETERS = 4 * (256 * 512 + 512 + 512 * 2 + 2)
+STATE = 3 * PARAMETERS  # with Adam's moments
+DATA = X.nbytes
+
+
+def live():
+    return sum(array.nbytes for array in jax.live_arrays())
+
+
+class Copies:
+    """What lives when a part of the training makes a copy, beyond what lived before."""
+
+    def __init__(self, module, monkeypatch):
+        self.before, self.seen = live(), []
+        copy_arrays = module.copy_arrays
+
+        def noted(tree):
+            self.seen.append(live() - self.before)
+            return copy_arrays(tree)
+
+        monkeypatch.setattr(module, 'copy_arrays', noted)
+
+
+@pytest.mark.parametrize('epochs', [1, 4])
+def test_there_is_one_state_when_a_copy_of_it_is_made(epochs, monkeypatch):
+    model = mlp(256, 2, hidden=512)
+    copies = Copies(fit, monkeypatch)
+    ModelTrainer(TrainingConfig(epochs=epochs, batch_size=16)).train(model, X, Y, progress=False)
+    assert len(copies.seen) > epochs
+    assert max(copies.seen) < STATE + DATA + PARAMETERS / 2
+
+
+def test_without_going_back_there_is_one_state(monkeypatch):
+    model, seen, before = mlp(256, 2, hidden=512), [], live()
+    config = TrainingConfig(
+        epochs=3, batch_size=16, on_nan='ignore', callbacks=[lambda run: seen.append(live())]
+    )
+    ModelTrainer(config).train(model, X, Y, progress=False)
+    assert max(seen) - before < STATE + DATA + PARAMETERS / 2
+
+
+def test_the_best_epoch_before_is_gone_when_a_better_one_is_kept(monkeypatch):
+    model = mlp(256, 2, hidden=512)
+    copies = Copies(watching, monkeypatch)
+    stopping = EarlyStopping(monitor='loss', patience=50)
+    config = TrainingConfig(epochs=5, batch_size=16, callbacks=[stopping])
+    ModelTrainer(config).train(model, X, Y, progress=False)
+    assert len(copies.seen) > 2
+    assert max(copies.seen) < 2 * STATE + DATA + PARAMETERS / 2
+
+
+class Looked(nnx.Module):
+    """A row of the table breaks when its id first comes; no loss ever sees it before."""
+
+    def __init__(self):
+        self.table = nnx.Embed(64, 2048, rngs=nnx.Rngs(0))
+        self.table.embedding[...] = self.table.embedding[...].at[7].set(0.0)
+        self.out = nnx.Linear(1, 2, rngs=nnx.Rngs(1))
+
+    def __call__(self, x):
+        return self.out(jnp.sqrt(jnp.sum(self.table(x) ** 2, axis=1, keepdims=True)))
+
+
+def test_going_back_takes_no_more_than_going_on(monkeypatch):
+    ids = np.resize([1, 2, 3], 96)
+    ids[50] = 7
+    model, parameters = Looked(), 64 * 2048 * 4
+    copies = Copies(nonfinite, monkeypatch)
+    config = TrainingConfig(epochs=1, batch_size=8, steps_per_dispatch=16)
+    with pytest.warns(ThinkMLWarning, match='the gradient is not finite'):
+        ModelTrainer(config).train(model, ids, ids % 2, progress=False)
+    assert len(copies.seen) > 2
+    # The state before the chunk; what is computed again is made of the copy.
+    assert max(copies.seen) < 3.5 * parameters
+
+
+# --- what is done so that a training fits -----------------------------------------------------
+
+RNG = np.random.default_rng(0)
+DEEP_X = RNG.normal(size=(1024, 64)).astype(np.float32)
+DEEP_Y = np.arange(1024) % 3
+
+
+def with_free(monkeypatch, num_bytes):
+    monkeypatch.setattr(plan, 'free_bytes', lambda layout: num_bytes)
+
+
+def deep_plan(**settings):
+    config = TrainingConfig(batch_size=512, epochs=1, optimizer='sgd', **settings)
+    asked = plan.Asked(DEEP_X, DEEP_Y)
+    return plan.make_plan(Deep(), asked, config, None)
+
+
+def train_deep(model=None, **settings):
+    config = TrainingConfig(
+        **{'batch_size': 512, 'epochs': 2, 'learning_rate': 1e-2, 'optimizer': 'sgd'} | settings
+    )
+    trainer = ModelTrainer(config)
+    return trainer.train(model or Deep(), DEEP_X, DEEP_Y, progress=False)
+
+
+@pytest.fixture(scope='module')
+def needed():
+    """Bytes of the deep net's training as it is, and with activations computed again."""
+    return [deep_plan(remat=remat).bytes_per_device for remat in (False, True)]
+
+
+def test_where_all_fits_by_far_nothing_is_compiled(monkeypatch):
+    with_free(monkeypatch, 10**9)
+    monkeypatch.setattr(plan, '_plans', lambda *args: pytest.fail('it was planned'))
+    history = train_deep()
+    assert history.events == []
+
+
+def test_where_nobody_knows_nothing_is_done(monkeypatch):
+    with_free(monkeypatch, None)
+    monkeypatch.setattr(plan, '_plans', lambda *args: pytest.fail('it was planned'))
+    assert train_deep().events == []
+
+
+def test_where_it_just_fits_nothing_is_done(monkeypatch, needed):
+    with_free(monkeypatch, needed[0])
+    assert train_deep().events == []
+
+
+def test_rematerialisation_comes_first_and_changes_no_number(monkeypatch, needed):
+    as_it_is = train_deep()
+    with_free(monkeypatch, needed[0] - 1)
+    with pytest.warns(
+        ThinkMLWarning, match=r'memory: activations are computed again .*free'
+    ) as told:
+        history = train_deep()
+    assert 'parts' not in str(told[0].message)
+    assert [text for _, text in history.events] == [str(told[0].message).removeprefix('memory: ')]
+    np.testing.assert_allclose(history.step_loss, as_it_is.step_loss, rtol=1e-6)
+
+
+def test_parts_of_batches_come_next(monkeypatch, needed):
+    as_it_is = train_deep()
+    with_free(monkeypatch, needed[1] - 1)
+    with pytest.warns(ThinkMLWarning, match=r'computed again .* and each batch is computed in \d+'):
+        history = train_deep()
+    assert history.steps == as_it_is.steps
+    np.testing.assert_allclose(history.step_loss, as_it_is.step_loss, rtol=1e-5)
+
+
+def test_remat_false_leaves_the_parts(monkeypatch, needed):
+    with_free(monkeypatch, needed[0] - 1)
+    with pytest.warns(ThinkMLWarning, match='memory: each batch is computed in 2 parts') as told:
+        train_deep(remat=False)
+    assert 'BatchNorm sees a part at a time' in str(told[0].message)
+
+
+def test_what_fits_in_no_way_is_said_before_anything_is_placed(monkeypatch):
+    with_free(monkeypatch, 10_000)
+    model, before = Deep(), live()
+    with pytest.raises(ConfigError, match=r'does not fit the memory(.|\n)*10.0 kB are free'):
+        train_deep(model)
+    assert live() - before < 10_000
+
+
+def test_a_plan_says_what_is_done(monkeypatch, needed):
+    with_free(monkeypatch, needed[1] - 1)
+    found = deep_plan()
+    assert found.fits and found.saving.remat and found.saving.micro_batches > 1
+    assert found.to_dict()['remat'] is True
+    assert f'each batch is computed in {found.saving.micro_batches} parts.' in str(found)
+    assert max(map(len, str(found).splitlines())) <= 100
+
+
+def test_a_run_that_goes_on_does_what_it_did(monkeypatch, needed, tmp_path):
+    settings = {'callbacks': ['checkpoint'], 'checkpoint_dir': tmp_path}
+    with_free(monkeypatch, needed[1] - 1)
+    with pytest.warns(ThinkMLWarning, match='memory: '):
+        whole = train_deep(epochs=4, callbacks=())
+    with pytest.warns(ThinkMLWarning, match='memory: '):
+        train_deep(epochs=2, **settings)
+    with_free(monkeypatch, 10**12)
+    model = Deep()
+    trainer = ModelTrainer(
+        TrainingConfig(batch_size=512, epochs=4, learning_rate=1e-2, optimizer='sgd', **settings)
+    )
+    history = trainer.train(model, DEEP_X, DEEP_Y, resume=True, progress=False)
+    np.testing.assert_array_equal(history.step_loss, whole.step_loss)
+    assert [text for _, text in history.events][:1] == [text for _, text in whole.events]
+
+
+def test_dropout_and_batch_norm_with_remat():
+    x = RNG.normal(size=(96, 4)).astype(np.float32)
+    models = [DropoutBatchNorm(4, 3, nnx.Rngs(0)) for _ in range(2)]
+    losses = []
+    for model, remat in zip(models, (None, True), strict=True):
+        config = TrainingConfig(epochs=3, batch_size=32, optimizer='sgd', remat=remat)
+        losses.append(ModelTrainer(config).train(model, x, np.arange(96) % 3, progress=False))
+    np.testing.assert_allclose(losses[0].step_loss, losses[1].step_loss, rtol=1e-6)
+    for name in ('mean', 'var'):
+        one, other = (getattr(model.norm, name)[...] for model in models)
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-7)
