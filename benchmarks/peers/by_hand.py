@@ -35,7 +35,9 @@ def make_step(graph):
 
 def begin(job):
     """The step, the first carry, and the data on the device."""
-    graph, params, stats = nnx.split(net_without_draws(job), nnx.Param, nnx.BatchStat)
+    graph, params, stats = nnx.split(
+        net_without_draws(job.workload, job.weights), nnx.Param, nnx.BatchStat
+    )
     params, stats = nnx.to_pure_dict(params), nnx.to_pure_dict(stats)
     carry = params, stats, jax.jit(tx.init)(params)
     return make_step(graph), carry, jnp.asarray(job.x), jnp.asarray(job.y, jnp.int32)

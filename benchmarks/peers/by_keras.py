@@ -25,7 +25,7 @@ class TakesTurns(keras.callbacks.Callback):
 
 def train(job, turns, steps_per_execution):
     batch_size = job.workload.batch_size
-    model = make_net(job)
+    model = make_net(job.workload, job.weights)
     model.compile(
         optimizer=keras.optimizers.Adam(LEARNING_RATE, epsilon=1e-8),
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),

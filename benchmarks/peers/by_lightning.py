@@ -45,4 +45,4 @@ def train(job, turns, threads=None):
         max_epochs=job.epochs, devices=1, logger=False, enable_checkpointing=False,
         callbacks=[TakesTurns(turns)],
     )  # fmt: skip
-    trainer.fit(Module(make_net(job)), loader)
+    trainer.fit(Module(make_net(job.workload, job.weights)), loader)

@@ -20,7 +20,7 @@ def train_step(model, optimizer, x, y):
 
 
 def train(job, turns):
-    model = make_net(job)
+    model = make_net(job.workload, job.weights)
     optimizer = nnx.Optimizer(model, optax.adam(LEARNING_RATE), wrt=nnx.Param)
     x, y, batch_size = job.x, job.y.astype(np.int32), job.workload.batch_size
     rng = np.random.default_rng(0)

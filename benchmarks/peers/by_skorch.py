@@ -23,8 +23,9 @@ def train(job, turns, threads=None):
         torch.set_num_threads(threads)
     torch.set_float32_matmul_precision('high')
     classifier = skorch.NeuralNetClassifier(
-        make_net(job), criterion=torch.nn.CrossEntropyLoss, optimizer=torch.optim.Adam,
-        optimizer__fused=True, lr=LEARNING_RATE, batch_size=job.workload.batch_size,
+        make_net(job.workload, job.weights), criterion=torch.nn.CrossEntropyLoss,
+        optimizer=torch.optim.Adam, optimizer__fused=True, lr=LEARNING_RATE,
+        batch_size=job.workload.batch_size,
         max_epochs=job.epochs, train_split=None, iterator_train__shuffle=True,
         callbacks=[TakesTurns(turns)], device='cuda' if torch.cuda.is_available() else 'cpu',
     )  # fmt: skip

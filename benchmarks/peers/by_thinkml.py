@@ -20,4 +20,4 @@ def train(job, turns):
     config = TrainingConfig(
         batch_size=job.workload.batch_size, epochs=job.epochs, callbacks=[TakesTurns(turns)]
     )
-    ModelTrainer(config).train(make_net(job), job.x, job.y)
+    ModelTrainer(config).train(make_net(job.workload, job.weights), job.x, job.y)

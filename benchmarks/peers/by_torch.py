@@ -12,7 +12,7 @@ def train(job, turns, threads=None, compiled=False):
         torch.set_num_threads(threads)
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
     torch.set_float32_matmul_precision('high')  # TF32 on a GPU, as JAX
-    net = make_net(job).to(device)
+    net = make_net(job.workload, job.weights).to(device)
     x, y = (tensor.to(device) for tensor in make_tensors(job))
     optimizer = torch.optim.Adam(net.parameters(), LEARNING_RATE, fused=True)
     model = torch.compile(net, mode='reduce-overhead') if compiled else net

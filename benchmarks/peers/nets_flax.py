@@ -104,19 +104,19 @@ class Transformer(nnx.Module):
 NETS = {'mlp': MLP, 'cnn': CNN, 'resnet': ResNet, 'transformer': Transformer}
 
 
-def make_net(job):
-    """The net with the job's weights, its own draws replaced."""
-    return _with_weights(NETS[job.workload.net](job.workload, nnx.Rngs(0)), job)
+def make_net(workload, weights):
+    """The net with these weights, its own draws replaced."""
+    return _with_weights(NETS[workload.net](workload, nnx.Rngs(0)), weights)
 
 
-def net_without_draws(job):
+def net_without_draws(workload, weights):
     """The same, without drawing weights first."""
-    net = nnx.eval_shape(lambda: NETS[job.workload.net](job.workload, nnx.Rngs(0)))
-    return _with_weights(net, job)
+    net = nnx.eval_shape(lambda: NETS[workload.net](workload, nnx.Rngs(0)))
+    return _with_weights(net, weights)
 
 
-def _with_weights(net, job):
-    weights = jax.device_put(job.weights)
+def _with_weights(net, weights):
+    weights = jax.device_put(weights)
     state = nnx.state(net, (nnx.Param, nnx.BatchStat))
     arrays = {'.'.join(map(str, path)): variable for path, variable in nnx.to_flat_state(state)}
     if arrays.keys() != weights.keys():

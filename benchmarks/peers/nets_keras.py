@@ -75,11 +75,11 @@ _ATTENTION = [
 _ORDER = ['kernel', 'scale', 'bias', 'mean', 'var', *_ATTENTION]
 
 
-def make_net(job):
-    """The net with the job's weights."""
-    inputs = keras.Input(job.workload.shape)
-    net = keras.Model(inputs, _NETS[job.workload.net](job.workload, inputs))
+def make_net(workload, weights):
+    """The net with these weights."""
+    inputs = keras.Input(workload.shape)
+    net = keras.Model(inputs, _NETS[workload.net](workload, inputs))
     for layer in net.layers:
         names = [f'{layer.name}.{leaf}' for leaf in _ORDER]
-        layer.set_weights([job.weights[name] for name in names if name in job.weights])
+        layer.set_weights([weights[name] for name in names if name in weights])
     return net

@@ -92,11 +92,11 @@ class Transformer(nn.Module):
 NETS = {'mlp': MLP, 'cnn': CNN, 'resnet': ResNet, 'transformer': Transformer}
 
 
-def make_net(job):
-    """The net with the job's weights."""
-    net = NETS[job.workload.net](job.workload)
-    translate = _of_encoder if job.workload.net == 'transformer' else _of_layers
-    arrays = {name: torch.from_numpy(array) for name, array in translate(job.weights).items()}
+def make_net(workload, weights):
+    """The net with these weights."""
+    net = NETS[workload.net](workload)
+    translate = _of_encoder if workload.net == 'transformer' else _of_layers
+    arrays = {name: torch.from_numpy(array) for name, array in translate(weights).items()}
     counters = {k: v for k, v in net.state_dict().items() if k.endswith('num_batches_tracked')}
     net.load_state_dict(arrays | counters)
     return net
