@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 from peers.workloads import WORKLOADS
-from race import machine, measure
+from race import known, machine, measure
 
 RECORDED = Path(__file__).with_name('recorded.json')
 TOLERANCE = 0.15
@@ -97,7 +97,7 @@ def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument('workloads', nargs='*', choices=[[], *WORKLOADS], default=[])
+    parser.add_argument('workloads', nargs='*', type=known, help=', '.join(WORKLOADS))
     parser.add_argument('--record', action='store_true')
     asked = parser.parse_args()
     names, on = asked.workloads or list(WORKLOADS), machine()

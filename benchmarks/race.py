@@ -156,11 +156,18 @@ def show_table(heads, rows):
         print(f'| {" | ".join(row)} |')
 
 
+def known(name):
+    """A workload's name, for argparse."""
+    if name not in WORKLOADS:
+        raise argparse.ArgumentTypeError(f'{name} is none of {", ".join(WORKLOADS)}')
+    return name
+
+
 def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument('workloads', nargs='*', choices=[[], *WORKLOADS], default=[])
+    parser.add_argument('workloads', nargs='*', type=known, help=', '.join(WORKLOADS))
     parser.add_argument('--rows', type=int, help="of the data, but for W3's")
     parser.add_argument('--rounds', type=int, help='at least 4; in W3 the epochs')
     parser.add_argument('--with-scan', action='store_true', help='over convolutions on a CPU')

@@ -15,13 +15,16 @@ def train(job, turns, threads=None, compiled=False):
     net = make_net(job.workload, job.weights).to(device)
     x, y = (tensor.to(device) for tensor in make_tensors(job))
     optimizer = torch.optim.Adam(net.parameters(), LEARNING_RATE, fused=True)
-    model = torch.compile(net, mode='reduce-overhead') if compiled else net
+    # Not dynamic: an incomplete last batch has a program of its own.
+    model = torch.compile(net, mode='reduce-overhead', dynamic=False) if compiled else net
     batch_size = job.workload.batch_size
     turns.start()
     for _ in range(job.epochs):
         order, losses = torch.randperm(len(x), device=device), []
         for first in range(0, len(x), batch_size):
             rows = order[first : first + batch_size]
+            if compiled:
+                torch.compiler.cudagraph_mark_step_begin()
             optimizer.zero_grad()
             loss = functional.cross_entropy(model(x[rows]), y[rows])
             loss.backward()

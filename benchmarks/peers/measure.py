@@ -10,13 +10,14 @@ from pathlib import Path
 import numpy as np
 
 from .process import Busy, Peer, PeerFailed
-from .sides import SIDES, options_for, peer_of
+from .sides import SIDES, options_for
 from .workloads import WORKLOADS
 
 WARM_UP = 2  # rounds that compile and find the pace
 EVERY = 3  # in which slow peers take part
 TURNS = 3  # of whole programs
 PATIENCE = 60  # seconds after which a slow peer has no more turns
+PATIENCE_WITH_PROGRAMS = 15  # the same for whole programs
 
 
 def race(name, sides, on_cpu, rows=None, rounds=None):
@@ -131,7 +132,8 @@ def totals(name, sides, turns=TURNS, epochs=None):
         save_digits(data)
         for turn in range(turns):
             for side in [side for side in sides if side not in failed]:
-                if turn and SIDES[side].slow and peer_of(side) not in ('sklearn', 'torch'):
+                spent = sum(run['total'] for run in runs.get((side, 'cold'), {}).values())
+                if SIDES[side].slow and spent > PATIENCE_WITH_PROGRAMS:
                     continue
                 cache = Path(directory) / f'{side}-{turn}'
                 try:
