@@ -166,7 +166,7 @@ def test_the_race_prints_its_table(tmp_path):
     done = subprocess.run(
         [sys.executable, BENCHMARKS / 'race.py', 'w1a', '--rows', '64', '--rounds', '4',
          '--sides', 'thinkml,scan,sklearn-1', '--json', figures],
-        capture_output=True, text=True, check=True, timeout=300,
+        capture_output=True, text=True, check=True,
     )  # fmt: skip
     for title in ('ThinkML', 'scan by hand', 'scikit-learn, 1 thread'):
         assert f'| {title} |' in done.stdout

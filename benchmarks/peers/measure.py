@@ -162,7 +162,7 @@ def ratios_of_totals(runs, figures):
     ratios = {'total': {}, 'warm total': {}, 'peak memory': {}}
     if 'thinkml' not in figures:
         return ratios
-    for side in figures:
+    for side in [side for side in figures if side != 'Python']:
         for what, state in {'total': 'cold', 'warm total': 'warm'}.items():
             ours = runs['thinkml', state]
             theirs = runs.get((side, state)) or runs[side, 'cold']
