@@ -26,8 +26,8 @@ types: .venv/.dev
 docs: .venv/.docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-bench: .venv/.dev
-	$(BIN)/python benchmarks/step_overhead.py
+bench: .venv/.bench  ## ThinkML beside its peers, then each part by itself
+	$(BIN)/python benchmarks/race.py
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/streaming.py
 	$(BIN)/python benchmarks/memory.py
@@ -36,6 +36,8 @@ bench: .venv/.dev
 	$(BIN)/python benchmarks/recording.py
 	$(BIN)/python benchmarks/model_files.py
 	$(BIN)/python benchmarks/scaling.py
+	$(BIN)/python benchmarks/active.py
+	$(BIN)/python benchmarks/transfer.py
 
 clean:
 	rm -rf .venv site build dist .pytest_cache .ruff_cache

@@ -100,7 +100,7 @@ def other_sides(features, probabilities):
 
     def modal():
         found = modAL.uncertainty.uncertainty_sampling(classifier, unlabeled, n_instances=COUNT)
-        return found[0] + NUM_LABELED
+        return found + NUM_LABELED
 
     return {
         ('uncertainty', 'scikit-activeml'): lambda: uncertainty.query(

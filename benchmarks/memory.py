@@ -1,9 +1,9 @@
 """Peak memory of ModelTrainer beside the same training as a hand-written scan.
 
     python benchmarks/memory.py             # everything, about ten minutes on 2 cores
-    python benchmarks/memory.py mlp         # only the workloads whose name starts so
+    python benchmarks/memory.py w1          # only the workloads whose name starts so
 
-Each side trains in a process of its own: the same net from the same weights on the same NumPy data
+The workloads are those of race.py. Each side trains in a process of its own: the same net from the same weights on the same NumPy data
 with Adam, a few steps (those of a net of convolutions are slow by hand). Measured is private memory
 (RssAnon of /proc/self/status, looked at every millisecond; pages of libraries and files are not in
 it), beyond what the process had when it had imported everything, started JAX and made the data. On
@@ -34,8 +34,8 @@ from importlib.metadata import version
 import jax
 import optax
 from flax import nnx
-from memory_nets import WORKLOADS
-from step_overhead import make_data
+from peers.nets_flax import make_net
+from peers.workloads import WORKLOADS, make_job
 from streaming import private_bytes
 
 from thinkml.core import loop
@@ -43,6 +43,7 @@ from thinkml.training import ModelTrainer, TrainingConfig
 
 STEPS, EPOCHS, TURNS, GOAL = 4, 3, 3, 1.1
 SIDES = ('ModelTrainer', 'by hand')
+NAMES = [name for name, workload in WORKLOADS.items() if workload.rows is not None]
 
 
 class Watch:
@@ -67,8 +68,8 @@ class Watch:
         return most
 
 
-def train_by_hand(make_net, x, y, batch_size, watch):
-    graph, params, rest = nnx.split(make_net(), nnx.Param, ...)
+def train_by_hand(net, x, y, batch_size, watch):
+    graph, params, rest = nnx.split(net, nnx.Param, ...)
     params, rest = nnx.to_pure_dict(params), nnx.to_pure_dict(rest)
     tx = optax.adam(1e-3)
     x, y = jax.numpy.asarray(x), jax.numpy.asarray(y)
@@ -102,7 +103,7 @@ def train_by_hand(make_net, x, y, batch_size, watch):
     return figures | {'training': watch.read(), 'loss': float(losses.mean())}
 
 
-def train_with_thinkml(make_net, x, y, batch_size, watch):
+def train_with_thinkml(net, x, y, batch_size, watch):
     figures, programs, run_steps = {}, [], loop._run_steps
 
     def noted(*arguments):
@@ -121,7 +122,7 @@ def train_with_thinkml(make_net, x, y, batch_size, watch):
         batch_size=batch_size, epochs=EPOCHS + 1, limit_train_batches=STEPS,
         callbacks=[after_epoch],
     )  # fmt: skip
-    history = ModelTrainer(config).train(make_net(), x, y, progress=False)
+    history = ModelTrainer(config).train(net, x, y, progress=False)
     figures |= {'training': watch.read(), 'loss': history['loss'][-1]}
     return figures | {'program': program_bytes(run_steps.lower(*programs[0]).compile())}
 
@@ -135,11 +136,12 @@ def program_bytes(compiled):
 
 
 def measure(side, name):
-    make_net, num_rows, shape, batch_size = WORKLOADS[name]
-    x, y = make_data(num_rows, shape)
+    job = make_job(WORKLOADS[name], EPOCHS)
+    y = job.y.astype('int32')
     jax.numpy.zeros(3).block_until_ready()
-    train = train_with_thinkml if side == SIDES[0] else train_by_hand
-    print(json.dumps(train(make_net, x, y, batch_size, Watch())))
+    train, watch = train_with_thinkml if side == SIDES[0] else train_by_hand, Watch()
+    net = make_net(job.workload, job.weights)
+    print(json.dumps(train(net, job.x, y, job.workload.batch_size, watch)))
 
 
 def run_process(side, name):
@@ -152,7 +154,7 @@ def run_process(side, name):
 
 def compare(name):
     turns = [[run_process(side, name) for side in SIDES] for _ in range(TURNS)]
-    print(f'\n{name}')
+    print(f'\n{name}: {WORKLOADS[name].title}')
     for figure in ('whole', 'training', 'program'):
         if not all(figure in side for turn in turns for side in turn):
             continue
@@ -178,7 +180,7 @@ def main():
         f'{platform.machine()}, {os.cpu_count()} cores, {jax.devices()[0].device_kind}; '
         f'{versions}; medians of {TURNS} turns; goal: at most {GOAL}'
     )
-    for name in WORKLOADS:
+    for name in NAMES:
         if name.startswith(arguments.only):
             compare(name)
 

@@ -1,10 +1,10 @@
 """What recording a training costs: history, metrics, progress bar, callbacks, the step's norms.
 
     python benchmarks/recording.py                          # about five minutes on 2 cores
-    python benchmarks/recording.py mlp-32                   # workloads whose name starts so
-    python benchmarks/recording.py mlp --rows 2000 --epochs 4   # small, to see that it runs
+    python benchmarks/recording.py w1a                      # workloads whose name starts so
+    python benchmarks/recording.py w1 --rows 2000 --epochs 4   # small, to see that it runs
 
-The workloads are those of step_overhead.py. All sides train the same net on the same data and take
+The workloads are those of race.py. All sides train the same net on the same data and take
 turns epoch by epoch in one process, each in a thread that waits while the others train:
 
 - nothing: `core.train_chunks` and the loss;
@@ -27,7 +27,9 @@ import time
 from pathlib import Path
 
 import jax
-from step_overhead import WORKLOADS, make_data
+import numpy as np
+from peers.nets_flax import make_net
+from peers.workloads import WORKLOADS, make_job
 
 from thinkml import core
 from thinkml.data import place
@@ -35,6 +37,7 @@ from thinkml.training import CSVLogger, ModelTrainer, TrainingConfig
 
 REPEATS = 15
 NORMS = ['grad_norm', 'update_ratio']
+NAMES = ('w1a', 'w1b', 'w2')
 
 
 class Turns:
@@ -72,31 +75,33 @@ class TakesTurns:
             self.turns.wait(self.side)
 
 
-def train_plainly(make_net, x, y, batch_size, epochs, turns, side):
-    key = jax.random.key(0)
-    functional = core.functionalize(make_net(), x[:1], key)
+def train_plainly(job, turns, side):
+    key, x, y = jax.random.key(0), job.x, job.y.astype(np.int32)
+    functional = core.functionalize(make_net(job.workload, job.weights), x[:1], key)
     tx, metrics = core.make_optimizer('adam'), core.make_metrics(())
     step = core.make_train_step(functional.apply, core.get_loss('cross_entropy'), tx, metrics)
     state = core.init_state(functional.params, functional.model_state, tx, key, learning_rate=1e-3)
-    feed = core.ResidentFeed(place(x, y), num_rows=len(x), batch_size=batch_size, shuffle_key=key)
+    size = {'num_rows': len(x), 'batch_size': job.workload.batch_size}
+    feed = core.ResidentFeed(place(x, y), shuffle_key=key, **size)
     turns.wait(side)
-    for chunk in core.train_chunks(step, metrics, state, feed, epochs=epochs):
+    for chunk in core.train_chunks(step, metrics, state, feed, epochs=job.epochs):
         if chunk.ends_epoch:
             chunk.epoch_metrics()
             turns.end(side)
-            if chunk.epoch + 1 < epochs:
+            if chunk.epoch + 1 < job.epochs:
                 turns.wait(side)
 
 
-def train(make_net, x, y, batch_size, epochs, turns, side, *, callbacks=(), metrics=None):
+def train(job, turns, side, *, callbacks=(), metrics=None):
     callbacks = [*callbacks, TakesTurns(turns, side)]
-    config = TrainingConfig(batch_size=batch_size, epochs=epochs, callbacks=callbacks)
-    ModelTrainer(config).train(make_net(), x, y, metrics=metrics)
+    batch_size = job.workload.batch_size
+    config = TrainingConfig(batch_size=batch_size, epochs=job.epochs, callbacks=callbacks)
+    model = make_net(job.workload, job.weights)
+    ModelTrainer(config).train(model, job.x, job.y, metrics=metrics)
 
 
 def compare(name, num_rows, epochs, directory):
-    make_net, all_rows, shape, batch_size, *_ = WORKLOADS[name]
-    x, y = make_data(num_rows or all_rows, shape)
+    job = make_job(WORKLOADS[name], epochs, num_rows)
     host = ['throughput', 'lr_monitor']
     if jax.devices()[0].memory_stats():
         host.append('device_stats')
@@ -110,16 +115,13 @@ def compare(name, num_rows, epochs, directory):
         ),
     }
     turns = Turns(list(runs))
-    threads = [
-        threading.Thread(target=run, args=(make_net, x, y, batch_size, epochs, turns, side))
-        for side, run in runs.items()
-    ]
+    threads = [threading.Thread(target=run, args=(job, turns, side)) for side, run in runs.items()]
     for thread in threads:
         thread.start()
     turns.start()
     for thread in threads:
         thread.join()
-    report(name, len(x), batch_size, turns.seconds)
+    report(name, len(job.x), job.workload.batch_size, turns.seconds)
 
 
 def report(name, num_rows, batch_size, seconds):
@@ -139,10 +141,10 @@ def report(name, num_rows, batch_size, seconds):
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument('only', nargs='?', default='', help='start of a workload name')
-    parser.add_argument('--rows', type=int, help='of the data; those of step_overhead.py if none')
+    parser.add_argument('--rows', type=int, help='of the data; those of race.py if none')
     parser.add_argument('--epochs', type=int, default=REPEATS + 3)
     options = parser.parse_args()
-    for name in WORKLOADS:
+    for name in NAMES:
         if name.startswith(options.only):
             with tempfile.TemporaryDirectory() as directory:
                 compare(name, options.rows, options.epochs, Path(directory))

@@ -4,7 +4,7 @@
     python benchmarks/streaming.py cnn      # only the workloads whose name starts so
 
 The data is a `numpy.memmap` eight times as large as what it may take on the device
-(``device_data_bytes``). Both sides train the nets of step_overhead.py in the same order, with the
+(``device_data_bytes``). Both sides train the nets of race.py in the same order, with the
 same numbers, and take turns epoch by epoch in one process. Reported: median seconds per epoch, the
 median of the ratios of neighbouring epochs (goal: streamed at no less than 0.9 of the resident
 speed), and whether the losses are equal bit for bit. Then, in a process of its own, the memory a
@@ -12,6 +12,7 @@ streamed `ModelTrainer.train` takes beyond what the same training takes on a tho
 """
 
 import argparse
+import dataclasses
 import json
 import os
 import platform
@@ -26,7 +27,8 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from step_overhead import CNN, make_mlp
+from peers import workloads
+from peers.nets_flax import make_net
 
 from thinkml import core
 from thinkml.data import StreamedFeed, open_rows, place
@@ -35,13 +37,18 @@ from thinkml.training import ModelTrainer, TrainingConfig
 REPEATS = 7
 SHARE = 8
 
-# workload: (net, rows, shape of a row, batch size)
+RACED = workloads.WORKLOADS
 WORKLOADS = {
-    'mlp-32': (make_mlp, 240_000, (64,), 32),
-    'mlp-512': (make_mlp, 480_000, (64,), 512),
-    'cnn-128': (CNN, 40_960, (28, 28, 1), 128),
-    'cnn-128-small': (CNN, 10_240, (28, 28, 1), 128),  # blocks of two steps
+    'mlp-32': dataclasses.replace(RACED['w1a'], rows=240_000),
+    'mlp-512': dataclasses.replace(RACED['w1b'], rows=480_000),
+    'cnn-128': dataclasses.replace(RACED['w2'], rows=40_960),
+    'cnn-128-small': dataclasses.replace(RACED['w2'], rows=10_240),  # blocks of two steps
 }
+
+
+def fresh_net(workload):
+    weights = workloads.initial_weights(workload, np.random.default_rng(0))
+    return make_net(workload, weights)
 
 
 def make_file(directory, num_rows, shape):
@@ -59,9 +66,9 @@ def make_file(directory, num_rows, shape):
     return path, y
 
 
-def training(make_net, feed, x):
+def training(workload, feed, x):
     """The chunks of a training from this feed."""
-    functional = core.functionalize(make_net(), x, jax.random.key(0))
+    functional = core.functionalize(fresh_net(workload), x, jax.random.key(0))
     metrics, tx = core.make_metrics(('accuracy',)), core.make_optimizer('adam')
     loss_fn = core.get_loss('cross_entropy')
     step = core.make_train_step(functional.apply, loss_fn, tx, metrics)
@@ -80,7 +87,8 @@ def one_epoch(chunks):
 
 
 def compare(name, directory):
-    make_net, num_rows, shape, batch_size = WORKLOADS[name]
+    workload = WORKLOADS[name]
+    num_rows, shape, batch_size = workload.rows, workload.shape, workload.batch_size
     path, y = make_file(directory, num_rows, shape)
     x = np.load(path, mmap_mode='r')
     common = {'batch_size': batch_size, 'shuffle_key': jax.random.key(2)}
@@ -89,7 +97,7 @@ def compare(name, directory):
         'resident': core.ResidentFeed(place(np.array(x), y), num_rows=num_rows, **common),
         'streamed': StreamedFeed(open_rows(x), y, budget=budget, **common),
     }
-    sides = {side: training(make_net, feed, x[:1]) for side, feed in feeds.items()}
+    sides = {side: training(workload, feed, x[:1]) for side, feed in feeds.items()}
     seconds, equal = {side: [] for side in sides}, True
     for epoch in range(REPEATS + 2):
         losses = []
@@ -124,7 +132,8 @@ def memory_of(name, path):
 
 
 def measure_memory(name, path):
-    make_net, num_rows, _, batch_size = WORKLOADS[name]
+    workload = WORKLOADS[name]
+    num_rows, batch_size = workload.rows, workload.batch_size
     x, y = np.load(path, mmap_mode='r'), np.arange(num_rows) % 10
 
     def most_of_training(rows, budget):
@@ -137,7 +146,7 @@ def measure_memory(name, path):
 
         watcher = threading.Thread(target=watch)
         watcher.start()
-        trainer.train(make_net(), x[:rows], y[:rows], progress=False)
+        trainer.train(fresh_net(workload), x[:rows], y[:rows], progress=False)
         done.set()
         watcher.join()
         return most[0]

@@ -1,0 +1,80 @@
+"""What is to be reached, as ratios of one run."""
+
+import dataclasses
+
+from .sides import peer_of
+
+
+@dataclasses.dataclass(frozen=True)
+class Goal:
+    """A bound on a ratio of ThinkML to a peer.
+
+    Attributes:
+        what: of what: 'time' of an epoch, 'peak memory', 'total' from process start without a
+            compilation cache, 'warm total' with one.
+        peer: the other side; of several ones of it, the best.
+        at_most: what ThinkML may take of the peer's; None where it is to be so many times better.
+        at_least: how many times as much the peer must take.
+    """
+
+    what: str
+    peer: str
+    at_most: float | None = None
+    at_least: float | None = None
+
+    def judged(self, lead):
+        """A sentence that says whether a lead, theirs over ours, is enough."""
+        if self.at_most is not None:
+            figure, bound, met = 1 / lead, f'at most {self.at_most}', 1 / lead <= self.at_most
+            says = f"{self.what}: ThinkML's is {figure:.3f} of {self.peer}'s"
+        else:
+            figure, bound, met = lead, f'at least {self.at_least}', lead >= self.at_least
+            says = f"{self.what}: {self.peer}'s is {figure:.3f} of ThinkML's"
+        return f'{says}; goal {bound}: {"met" if met else "missed"}'
+
+
+_MEMORY = Goal('peak memory', 'scan', at_most=1.1)
+# Where the scan is left out.
+_MEMORY_OF_LOOP = Goal('peak memory', 'loop', at_most=1.1)
+_ON_CPU = {
+    'w1a': [
+        Goal('time', 'scan', at_most=1.05), Goal('time', 'keras', at_least=2),
+        Goal('time', 'sklearn', at_least=4), Goal('time', 'torch', at_least=6),
+        Goal('time', 'nnx', at_least=9), Goal('time', 'lightning', at_least=12), _MEMORY,
+    ],
+    'w1b': [Goal('time', 'scan', at_most=1.05), _MEMORY],
+    'w2': [
+        Goal('time', 'loop', at_least=1.8), Goal('time', 'torch', at_least=1), _MEMORY_OF_LOOP,
+    ],
+    'w3': [
+        Goal('total', 'sklearn', at_least=1), Goal('total', 'keras', at_least=2),
+        Goal('warm total', 'import jax', at_most=3), _MEMORY,
+    ],
+    'w4': [
+        Goal('time', 'loop', at_least=1.8), Goal('time', 'torch', at_least=1), _MEMORY_OF_LOOP,
+    ],
+    'w5': [Goal('time', 'scan', at_most=1.03), _MEMORY],
+}  # fmt: skip
+_ON_GPU = [Goal('time', 'scan', at_most=1.03), _MEMORY]
+
+
+def goals_of(name, on_cpu):
+    """The goals of a workload."""
+    return _ON_CPU[name] if on_cpu or name == 'w3' else _ON_GPU
+
+
+def leads_of(ratios):
+    """How many times as much as ThinkML each peer takes, its best side counting.
+
+    Args:
+        ratios: ``{what: {side: theirs over ours}}``.
+
+    Returns:
+        ``{what: {peer: theirs over ours}}``.
+    """
+    leads = {}
+    for what, sides in ratios.items():
+        best = leads.setdefault(what, {})
+        for side, lead in sides.items():
+            best[peer_of(side)] = min(lead, best.get(peer_of(side), lead))
+    return leads

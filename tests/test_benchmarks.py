@@ -1,0 +1,176 @@
+"""The benchmarks measure the same work on all sides, and the guard notices what is lost."""
+
+import dataclasses
+import importlib
+import json
+import pathlib
+import subprocess
+import sys
+
+import check
+import numpy as np
+import pytest
+from peers import goals, measure, sides
+from peers.workloads import WORKLOADS, make_job
+
+BENCHMARKS = pathlib.Path(check.__file__).parent
+PEERS = {
+    'thinkml': ('by_thinkml', {}),
+    'scan': ('by_hand', {'scanned': True}),
+    'loop': ('by_hand', {'scanned': False}),
+    'nnx': ('by_nnx', {}),
+    'torch': ('by_torch', {'threads': 1}),
+    'sklearn': ('by_sklearn', {'threads': 1}),
+}
+
+
+class Losses:
+    """Takes the place of turns."""
+
+    def __init__(self):
+        self.losses = []
+
+    def start(self):
+        pass
+
+    def over(self, loss):
+        self.losses.append(float(loss))
+
+
+def losses_of(peer, workload):
+    """Of three epochs of one step each, in which the order of the rows doesn't matter."""
+    module, options = PEERS[peer]
+    turns = Losses()
+    job = make_job(workload, epochs=3, rows=workload.batch_size)
+    importlib.import_module(f'peers.{module}').train(job, turns, **options)
+    return turns.losses
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', ['w1a', 'w2', 'w4', 'w5'])
+def test_all_peers_train_the_same_net_from_the_same_weights(name):
+    workload = dataclasses.replace(WORKLOADS[name], batch_size=16)
+    peers = [peer for peer in PEERS if peer != 'sklearn' or workload.net == 'mlp']
+    losses = {peer: losses_of(peer, workload) for peer in peers}
+    assert losses['scan'][2] < losses['scan'][0]
+    for peer in peers:
+        np.testing.assert_allclose(losses[peer], losses['scan'], rtol=1e-4, err_msg=peer)
+
+
+def test_peers_in_processes_take_turns():
+    taking_part = ['scan', 'sklearn-1']
+    told, failed = measure.take_turns('w1a', taking_part, on_cpu=True, rows=64, rounds=4)
+    assert not failed
+    assert {side: list(said['epochs']) for side, said in told.items()} == {
+        'scan': [0, 1, 2, 3],
+        'sklearn-1': [0, 3],
+    }
+    first = {side: said['epochs'][0]['loss'] for side, said in told.items()}
+    # Two steps, with the rows in another order.
+    assert first['scan'] == pytest.approx(first['sklearn-1'], rel=0.05)
+    for said in told.values():
+        assert all(
+            epoch['seconds'] > 0 and epoch['peak'] > 1e7 for epoch in said['epochs'].values()
+        )
+
+
+def test_a_peer_that_fails_is_told_and_the_others_go_on():
+    broken = dataclasses.replace(sides.SIDES['scan'], module='by_nobody')
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sides.SIDES, 'scan', broken)
+        told, failed = measure.take_turns(
+            'w1a', ['scan', 'sklearn-1'], on_cpu=True, rows=64, rounds=4
+        )
+    assert list(told) == ['sklearn-1']
+    assert "No module named 'peers.by_nobody'" in failed['scan']
+
+
+def test_a_peer_that_is_not_installed_is_named():
+    absent = dataclasses.replace(sides.SIDES['keras'], packages=('keras', 'surely_not_there'))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sides.SIDES, 'keras', absent)
+        taking_part, left_out = sides.sides_for(WORKLOADS['w2'], on_cpu=True)
+    assert 'keras' not in taking_part
+    assert 'surely_not_there not installed' in left_out['keras']
+    assert 'trains MLPs alone' in left_out['sklearn']
+    assert sorted([*taking_part, *left_out]) == sorted(sides.SIDES)
+
+
+def test_a_ratio_is_the_median_over_rounds_of_both_but_the_first_two():
+    ours = {turn: {'seconds': 1.0 + turn} for turn in range(7)}
+    theirs = {0: {'seconds': 900.0}, 3: {'seconds': 8.0}, 6: {'seconds': 28.0}}
+    told = {'thinkml': {'epochs': ours}, 'torch-1': {'epochs': theirs}}
+    assert measure.ratio(told, 'torch-1', 'thinkml') == pytest.approx((8 / 4 + 28 / 7) / 2)
+    assert measure.ratio(told, 'torch-1', 'scan') is None
+
+
+def test_goals_are_judged_by_the_best_side_of_a_peer():
+    leads = goals.leads_of({'time': {'keras': 2.4, 'keras-50': 1.9, 'scan': 0.9}})
+    assert leads == {'time': {'keras': 1.9, 'scan': 0.9}}
+    assert goals.Goal('time', 'keras', at_least=2).judged(1.9).endswith('missed')
+    assert goals.Goal('time', 'keras', at_least=1.9).judged(1.9).endswith('met')
+    assert goals.Goal('time', 'scan', at_most=1.05).judged(0.9).endswith('missed')
+    assert goals.Goal('time', 'scan', at_most=1.05).judged(1 / 1.04).endswith('met')
+
+
+LEADS = {'w1a': {'time': {'scan': 1.0, 'keras': 2.0}, 'peak memory': {'scan': 0.9}}}
+
+
+@pytest.mark.parametrize(
+    ('changed', 'expected'),
+    [
+        ({}, {}),
+        ({'w1a time keras': 1.71}, {}),
+        ({'w1a time keras': 5.0}, {}),
+        ({'w1a time keras': 1.69}, {'w1a time keras': (2.0, 1.69)}),
+        ({'w1a peak memory scan': 0.7}, {'w1a peak memory scan': (0.9, 0.7)}),
+        ({'w1a time scan': None}, {'w1a time scan': (1.0, None)}),
+        ({'w1a time torch': 0.1}, {}),
+    ],
+)
+def test_the_guard_finds_what_is_lost(changed, expected):
+    recorded = check.flat(LEADS)
+    measured = {figure: lead for figure, lead in (recorded | changed).items() if lead is not None}
+    assert check.lost(recorded, measured) == expected
+
+
+@pytest.mark.parametrize(('second', 'status'), [(1.0, 1), (1.9, 0)])
+def test_the_guard_fails_if_both_runs_have_lost(tmp_path, monkeypatch, capsys, second, status):
+    on = {'cpu': 'some', 'cores': 2, 'device': 'cpu', 'versions': {}, 'on_cpu': True}
+    recorded = tmp_path / 'recorded.json'
+    recorded.write_text(json.dumps({'machine': on, 'leads': LEADS}))
+    runs = iter([1.0, second])
+
+    def measured(names, on_cpu):
+        assert list(names) == ['w1a']
+        return {'w1a': LEADS['w1a'] | {'time': {'scan': 1.0, 'keras': next(runs)}}}
+
+    monkeypatch.setattr(check, 'RECORDED', recorded)
+    monkeypatch.setattr(check, 'machine', lambda: on)
+    monkeypatch.setattr(check, 'leads_of_run', measured)
+    monkeypatch.setattr(sys, 'argv', ['check.py'])
+    assert check.main() == status
+    said = capsys.readouterr().out
+    assert ('LOST: w1a time keras: was 2.000, is 1.000' in said) == (status == 1)
+
+
+def test_the_recorded_figures_are_those_that_are_compared():
+    recorded = json.loads((BENCHMARKS / 'recorded.json').read_text())
+    assert set(recorded['leads']) == set(WORKLOADS)
+    assert all(lead > 0 for lead in check.flat(recorded['leads']).values())
+
+
+@pytest.mark.slow
+def test_the_race_prints_its_table(tmp_path):
+    figures = tmp_path / 'figures.json'
+    done = subprocess.run(
+        [sys.executable, BENCHMARKS / 'race.py', 'w1a', '--rows', '64', '--rounds', '4',
+         '--sides', 'thinkml,scan,sklearn-1', '--json', figures],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    for title in ('ThinkML', 'scan by hand', 'scikit-learn, 1 thread'):
+        assert f'| {title} |' in done.stdout
+    assert "time: ThinkML's is" in done.stdout
+    written = json.loads(figures.read_text())['workloads']['w1a']
+    assert set(written['leads']['time']) == {'scan', 'sklearn'}
+    assert not written['failed']
