@@ -3,8 +3,9 @@
     python benchmarks/memory.py             # everything, about ten minutes on 2 cores
     python benchmarks/memory.py w1          # only the workloads whose name starts so
 
-The workloads are those of race.py. Each side trains in a process of its own: the same net from the same weights on the same NumPy data
-with Adam, a few steps (those of a net of convolutions are slow by hand). Measured is private memory
+The workloads are those of race.py. Each side trains in a process of its own: the same net from the
+same weights on the same NumPy data with Adam, a few steps (by hand those of a net of convolutions
+are slow). Measured is private memory
 (RssAnon of /proc/self/status, looked at every millisecond; pages of libraries and files are not in
 it), beyond what the process had when it had imported everything, started JAX and made the data. On
 a CPU the device's memory is the process's, so the data on the device, the state and the activations
