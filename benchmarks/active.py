@@ -55,11 +55,11 @@ SHORTEST = 0.3
 GOALS = {'uncertainty': 1, 'core-set': 10, 'badge': 10}
 
 
-def make_pool(num_rows):
+def make_pool(num_rows, num_features=NUM_FEATURES):
     """Features of classes that overlap, and what a linear model would say of them."""
     rng = np.random.default_rng(0)
-    directions = rng.standard_normal((NUM_FEATURES, NUM_CLASSES), dtype=np.float32)
-    features = rng.standard_normal((num_rows, NUM_FEATURES), dtype=np.float32)
+    directions = rng.standard_normal((num_features, NUM_CLASSES), dtype=np.float32)
+    features = rng.standard_normal((num_rows, num_features), dtype=np.float32)
     features += directions.T[rng.integers(0, NUM_CLASSES, num_rows)]
     probabilities = features @ directions / 16
     probabilities -= probabilities.max(1, keepdims=True)

@@ -78,6 +78,10 @@ def test_type_checkers_read_the_names_that_are_imported_when_used(package):
     }
     assert imported == read
     assert set(imported) <= set(dir(module))
+    found: dict = {}
+    exec(f'from thinkml.{package} import *', found)
+    assert set(imported) <= set(found)
+    assert 'TYPE_CHECKING' not in found
     for name, home in imported.items():
         assert getattr(module, name) is getattr(importlib.import_module(home), name)
     with pytest.raises(AttributeError, match=f"module 'thinkml.{package}' has no attribute 'Plam'"):

@@ -7,6 +7,7 @@ one kind of processor, so each kind has a directory of its own: homes are shared
 JAX itself keeps the programs of its versions, backends and flags apart.
 """
 
+import contextlib
 import hashlib
 import logging
 import os
@@ -54,11 +55,11 @@ def switch_on() -> Path | None:
         _log.info('This version of JAX writes the compiled programs itself.')
     jax.config.update('jax_compilation_cache_dir', str(directory))
     # A training's many small programs cost as much as its large one.
-    for setting, least in {
-        'jax_persistent_cache_min_compile_time_secs': 0.0,
-        'jax_persistent_cache_min_entry_size_bytes': -1,
-    }.items():
-        if setting.upper() not in os.environ:
+    for setting, default, least in (
+        ('jax_persistent_cache_min_compile_time_secs', 1.0, 0.0),
+        ('jax_persistent_cache_min_entry_size_bytes', 0, -1),
+    ):
+        if getattr(settings, setting) == default:  # else the user has set it
             jax.config.update(setting, least)
     return directory
 
@@ -173,7 +174,8 @@ class Programs:
         except OSError as error:
             self._failed = True
             _log.info('No more compiled programs are kept: %s', error)
-            beside.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                beside.unlink(missing_ok=True)
 
     def _file(self, key: str) -> Path:
         return self._path / key[-200:]  # the hash is at its end

@@ -176,13 +176,17 @@ def ratios_of_totals(runs, figures):
 
 
 def whole_program(name, side, epochs, cache, data):
-    """What a peer's program takes from the start of its process to its end."""
+    """What a peer's program takes from the start of its process until the model is trained.
+
+    The CPU seconds are those of the whole process, its end included.
+    """
     options = options_for(side, WORKLOADS[name], on_cpu=True)
     peer = Peer(side, name, options, epochs, cache, data=data, alone=True)
     try:
         while 'done' not in (message := peer.read()):
             last = message
-        seconds, cpu = peer.end()
+        seconds = peer.seconds()
+        cpu = peer.end()
     finally:
         peer.close()
     return last | {'total': seconds, 'cpu': cpu}

@@ -54,7 +54,7 @@ class Peer:
         except PeerFailed:
             self.close()
             raise
-        self.start_seconds = time.perf_counter() - self._started_at
+        self.start_seconds = self.seconds()
 
     def read(self):
         """The next message.
@@ -76,14 +76,17 @@ class Peer:
         self._process.stdin.flush()
         return self.read()
 
+    def seconds(self):
+        """Since the start of the process."""
+        return time.perf_counter() - self._started_at
+
     def end(self):
-        """Waits until it has ended; the seconds and the CPU seconds of the whole process."""
+        """Waits until it has ended; the CPU seconds of the whole process."""
         _, status, usage = os.wait4(self._process.pid, 0)
         self._process.returncode = os.waitstatus_to_exitcode(status)
-        seconds = time.perf_counter() - self._started_at
         if self._process.returncode:
             raise PeerFailed(f'{self.name}: ended with {self._process.returncode}')
-        return seconds, usage.ru_utime + usage.ru_stime
+        return usage.ru_utime + usage.ru_stime
 
     def close(self):
         """Ends it, whatever it does."""

@@ -200,15 +200,21 @@ def _weight_gradient(eqn: JaxprEqn, image: jax.Array, grad: jax.Array) -> jax.Ar
     total = jnp.zeros(
         (*kernel, image.shape[-1], grad.shape[-1]), jnp.promote_types(out.dtype, jnp.float32)
     )
-    parts = [x.reshape(blocks, -1, *x.shape[1:]) for x in (image, grad)]
+    # Examples of zeros, which add nothing, make the blocks equal.
+    missing = -len(image) % blocks
+    parts = [
+        lax.pad(x, jnp.zeros((), x.dtype), [(0, missing, 0)] + [(0, 0, 0)] * (x.ndim - 1))
+        for x in (image, grad)
+    ]
+    parts = [x.reshape(blocks, -1, *x.shape[1:]) for x in parts]
     total, _ = lax.scan(add, total, (parts[0], parts[1]))
     return total.astype(out.dtype).transpose(_inverse((*out_axes[2:], *out_axes[:2])))
 
 
 def _num_blocks(batch: int, kernel: Sequence[int], channels: int, features: int) -> int:
     """As many as let the copies of a block take no more than the image and the gradient do."""
-    at_least = -(-min(_copies(kernel, channels, features)) // (channels + features))
-    return next((n for n in range(at_least, batch) if batch % n == 0), batch)
+    copies = min(_copies(kernel, channels, features))
+    return min(batch, -(-copies // (channels + features)))
 
 
 def _copies(kernel: Sequence[int], channels: int, features: int) -> tuple[int, int]:

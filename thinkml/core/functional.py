@@ -165,7 +165,8 @@ def check_trainable(
                 'floats, which gradients are taken of. Keep constants out of the parameters.'
             )
     params_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params))
-    return Footprint(params_bytes, -(-computed_bytes(traced.jaxpr) // PROBE_ROWS))
+    of_rows = computed_bytes(traced.jaxpr, PROBE_ROWS)
+    return Footprint(params_bytes, -(-of_rows // PROBE_ROWS))
 
 
 def _last_activation(jaxpr: Jaxpr, output: Any) -> str | None:

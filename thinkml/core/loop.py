@@ -123,8 +123,8 @@ def train_chunks(
         max_steps: steps to take at most.
         border_every: let a dispatch end wherever a multiple of this many steps are done.
         stop_nonfinite: end with the first step whose loss is NaN or infinite.
-        steps_per_dispatch: training steps in one dispatch. None fits them to about a second, for
-            Python can't react (progress bar, Ctrl-C) while a dispatch runs.
+        steps_per_dispatch: training steps in one dispatch. None fits them to two seconds at most,
+            for Python can't react (progress bar, Ctrl-C) while a dispatch runs.
         layout: that of the step.
 
     Yields:
@@ -141,7 +141,7 @@ def train_chunks(
             input_seconds = time.perf_counter() - asked_at
             first = block.first
             while first < block.last and steps_done < last_step:
-                steps = pace.steps_from(steps_done)
+                steps = pace.steps_from(steps_done, block.last - first)
                 if layout is not None and layout.spans_processes:
                     steps = agreed(steps)
                 steps = min(steps, last_step - steps_done)
@@ -180,9 +180,10 @@ def train_chunks(
 
 
 class _Pace:
-    """How many steps the next dispatch takes: about ``TARGET_SECONDS`` of them."""
+    """How many steps the next dispatch takes: at most about ``TARGET_SECONDS`` of them."""
 
-    TARGET_SECONDS = 1.0
+    # A dispatch has a price (on a CPU, XLA takes memory for activations anew), Ctrl-C waits for it.
+    TARGET_SECONDS = 2.0
 
     def __init__(self, steps_per_dispatch: int | None, border_every: int | None):
         self.fixed = steps_per_dispatch is not None
@@ -192,11 +193,14 @@ class _Pace:
         self.compiled = False
         self.step_seconds = math.inf
 
-    def steps_from(self, step: int) -> int:
-        """Steps of the dispatch that begins after ``step`` steps."""
-        if self.border_every is None:
-            return self.steps
-        return min(self.steps, self.border_every - step % self.border_every)
+    def steps_from(self, step: int, remaining: int) -> int:
+        """Steps of the dispatch that begins after ``step`` steps, with so many to the end."""
+        if self.border_every is not None:
+            remaining = min(remaining, self.border_every - step % self.border_every)
+        if self.fixed:
+            return min(self.steps, remaining)
+        # No short one is left for the end.
+        return math.ceil(remaining / math.ceil(remaining / self.steps))
 
     def observe(self, steps: int, seconds: float) -> None:
         if self.fixed:

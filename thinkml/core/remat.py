@@ -168,21 +168,26 @@ def _cuts(
     return min(map(cuts_of, range(1, _MOST_PARTS + 1)), key=taken) if eqns else [0]
 
 
-def _eqn_bytes(eqn: JaxprEqn) -> int:
+def _eqn_bytes(eqn: JaxprEqn, num_rows: int | None = None) -> int:
     """What an operation makes, with what the program within it does."""
-    own = sum(map(_num_bytes, eqn.outvars))
+    avals: list[Any] = [variable.aval for variable in eqn.outvars]
+    counted = [aval for aval in avals if num_rows is None or num_rows in aval.shape]
+    own = sum(math.prod(aval.shape) * aval.dtype.itemsize for aval in counted)
     inner = [
         value.jaxpr if isinstance(value, ClosedJaxpr) else value
         for value in eqn.params.values()
         if isinstance(value, ClosedJaxpr | Jaxpr)
     ]
-    within = sum(map(computed_bytes, inner))
+    within = sum(computed_bytes(jaxpr, num_rows) for jaxpr in inner)
     return max(own, within * eqn.params.get('length', 1))
 
 
-def computed_bytes(jaxpr: Jaxpr) -> int:
-    """Bytes of all that a program computes on its way, if nothing were freed."""
-    return sum(map(_eqn_bytes, jaxpr.eqns))
+def computed_bytes(jaxpr: Jaxpr, num_rows: int | None = None) -> int:
+    """Bytes of all that a program computes on its way, if nothing were freed.
+
+    With ``num_rows`` only of arrays that have an axis of this length: what depends on the rows.
+    """
+    return sum(_eqn_bytes(eqn, num_rows) for eqn in jaxpr.eqns)
 
 
 def _num_bytes(variable: Any) -> int:

@@ -358,6 +358,7 @@ MAY_CHANGE = (
     'max_steps',
     'max_time',
     'on_nan',
+    'remat',
     'steps_per_dispatch',
 )
 _LENGTH = ('epochs', 'max_steps')

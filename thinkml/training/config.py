@@ -65,7 +65,8 @@ class TrainingConfig:
         device_data_bytes: memory of the device that training data may take; data that needs more
             is streamed. None is 70 % of what is free.
         seed: of the initialisation, the shuffling, dropout, augmentation and the split.
-        steps_per_dispatch: training steps per compiled call; None picks about a second's worth.
+        steps_per_dispatch: training steps per compiled call; None picks at most about two
+            seconds' worth.
         remat: True computes activations again for the gradient and does not keep them, which takes
             less memory and a third more time; None does so where the training does not fit
             otherwise.

@@ -76,7 +76,7 @@ def make_feed(
         room=train.room,
     )  # fmt: skip
     shared = data if isinstance(val, Examples) and val.x is train.x else None
-    left = _less(budget, num_bytes(train, where, layout))
+    left = _less(budget, bytes_to_put(train, where, layout))
     return feed, _validation(val, shared, config, left, layout)
 
 
@@ -99,7 +99,7 @@ def resident_or_not(
         if not isinstance(examples, Examples) or is_shared:
             continue
         where = where_to_put(examples, budget, layout)
-        of_device = num_bytes(examples, where, layout)
+        of_device = bytes_to_put(examples, where, layout)
         if where is Where.HOST:
             of_device = min(of_device, streamed_bytes(examples, config, budget, layout))
         yield argument, where, num_bytes(examples, Where.EACH_DEVICE, None), of_device
@@ -120,7 +120,7 @@ def streamed_bytes(
 def where_to_put(examples: Examples, budget: int | None, layout: Layout | None) -> Where:
     """Where the rows go, given the bytes that data may take on a device."""
     for where in (Where.EACH_DEVICE, Where.PARTED):
-        if budget is None or num_bytes(examples, where, layout) <= budget:
+        if budget is None or bytes_to_put(examples, where, layout) <= budget:
             return where
     return Where.HOST
 
@@ -132,6 +132,13 @@ def num_bytes(examples: Examples, where: Where, layout: Layout | None) -> int:
     count = capacity(len(x))
     # The plan, 4 bytes a row, is whole on each device.
     return -(-count // num_devices) * (row_bytes(x, y, weight) - 4) + 4 * count
+
+
+def bytes_to_put(examples: Examples, where: Where, layout: Layout | None) -> int:
+    """The same without those that are on the device already."""
+    arrays = examples.x.arrays if layout is None else None
+    there = [leaf.nbytes for leaf in jax.tree.leaves(arrays) if isinstance(leaf, jax.Array)]
+    return num_bytes(examples, where, layout) - sum(there)
 
 
 def _placed(

@@ -15,7 +15,6 @@ from thinkml.core.feed import steps_of
 from thinkml.core.loop import empty_metrics
 from thinkml.core.sharding import Layout
 from thinkml.data.placement import free_bytes
-from thinkml.errors import ConfigError
 from thinkml.training.callbacks import make_callbacks, recorded_for
 from thinkml.training.config import TrainingConfig
 from thinkml.training.feeding import resident_or_not
@@ -185,13 +184,11 @@ def make_it_fit(
     """Chooses what is done so that a training fits the devices, before anything is put there.
 
     Where it fits by far, as is usual, nothing is traced or compiled for that. Rematerialisation
-    comes first, which changes no number; batches in parts come next.
+    comes first, which changes no number; batches in parts come next. Where nothing helps, it is
+    tried as it was asked for: what is free is not known for sure, and may become more.
 
     Returns:
         what is done, and a sentence about it for the user; None where nothing need be done.
-
-    Raises:
-        ConfigError: if it fits in no way, with the plan.
     """
     asked_for = Saving(remat=bool(config.remat))
     free = free_bytes(layout)
@@ -200,11 +197,11 @@ def make_it_fit(
     first, *others = _plans(model, problem, config, layout)
     plan = others[-1] if others else first
     if not plan.fits:
-        raise ConfigError(f'batch_size: this training does not fit the memory.\n{plan}')
+        return asked_for, f'this training may not fit, it is tried as it is asked for.\n{plan}'
     if not others:
         return asked_for, None
     told = ' and '.join(_savings(plan.saving))
-    norms = ' BatchNorm sees a part at a time.' if plan.saving.micro_batches > 1 else ''
+    norms = ' BatchNorm sees one part at a time.' if plan.saving.micro_batches > 1 else ''
     return plan.saving, (
         f'{told}, so that the training takes {readable(plan.bytes_per_device)} of each device and '
         f'not {readable(first.bytes_per_device)}, of which {readable(free)} are free.{norms}'
@@ -214,6 +211,8 @@ def make_it_fit(
 # By how much more than the outputs of its forward pass a step may take: gradients, what XLA keeps
 # twice, the patches of a convolution.
 _OF_FORWARD = 16
+# Of a part on a device: of fewer, BatchNorm's means say little.
+_LEAST_ROWS = 8
 # Parameters, the optimizer's moments, an average, gradients; and a copy to go back to.
 _OF_PARAMS = 10
 
@@ -241,15 +240,18 @@ def _plans(
             plan = again
             yield plan
     batch_size = _steps_of(problem, config).batch_size
-    parts = before = num_parts(batch_size, config, Saving())
-    rows_of_devices = batch_size // (1 if layout is None else layout.num_devices)
-    while not plan.fits:
-        larger = (p for p in range(2 * parts, rows_of_devices + 1) if batch_size % p == 0)
-        parts = next((p for p in larger if p % before == 0), 0)
-        if parts == 0:
+    before = num_parts(batch_size, config, Saving())
+    num_devices = 1 if layout is None else layout.num_devices
+    for parts in range(2 * before, batch_size // (_LEAST_ROWS * num_devices) + 1, before):
+        if plan.fits:
             return
+        if batch_size % (parts * num_devices) or parts < 2 * before * plan.saving.micro_batches:
+            continue
         saving = plan.saving._replace(micro_batches=parts // before)
-        plan = _plan(model, problem, config, layout, saving)
+        again = _plan(model, problem, config, layout, saving)
+        if again.bytes_per_device >= plan.bytes_per_device:
+            return
+        plan = again
         yield plan
 
 
@@ -302,8 +304,9 @@ class _Steps(NamedTuple):
 def _steps_of(problem: Problem, config: TrainingConfig) -> _Steps:
     train = problem.train
     if isinstance(train, Examples):
-        batch_size = min(config.batch_size * config.accumulate_steps, len(train.rows))
-        return _Steps(steps_of(len(train.rows), batch_size), batch_size)
+        rows = train.room or len(train.rows)
+        batch_size = min(config.batch_size * config.accumulate_steps, rows)
+        return _Steps(steps_of(rows, batch_size), batch_size)
     rows = len(jax.tree.leaves(train.batches.peek().x)[0]) * config.accumulate_steps
     count = train.batches.num_batches
     return _Steps(None if count is None else math.ceil(count / config.accumulate_steps), rows)

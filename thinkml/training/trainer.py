@@ -6,6 +6,7 @@ from typing import Any
 from thinkml.core.losses import LossFn
 from thinkml.monitoring import History
 from thinkml.training.config import TrainingConfig
+from thinkml.training.plan import make_it_fit
 from thinkml.training.problem import Asked, make_problem
 from thinkml.training.train import Latest, check_config, check_switches, train
 from thinkml.training.tuning import LearningRateRange, largest_batch_size, learning_rate_range
@@ -155,7 +156,8 @@ class ModelTrainer:
             sample_weight=sample_weight, augmentation=augmentation,
         )  # fmt: skip
         problem = make_problem(model, asked, self.config)
-        return learning_rate_range(model, problem, self.config)
+        saving, _ = make_it_fit(model, problem, self.config, None)
+        return learning_rate_range(model, problem, self.config, None, saving)
 
     def find_batch_size(
         self,

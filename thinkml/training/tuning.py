@@ -67,8 +67,8 @@ def learning_rate_range(
     model: Any,
     problem: Problem,
     config: TrainingConfig,
-    layout: Layout | None = None,
-    saving: Saving = Saving(),  # noqa: B008 (immutable)
+    layout: Layout | None,
+    saving: Saving,
 ) -> LearningRateRange:
     """Trains a copy of the model for 100 steps, at rates from 1e-6 to 10, and looks at the loss.
 
@@ -133,7 +133,9 @@ def largest_batch_size(model: Any, problem: Problem, config: TrainingConfig) -> 
     nearly a line in the batch size: two sizes tell where to look.
     """
     # Of accumulated batches only one is in memory at a time.
-    prepared = prepare(model, problem, dataclasses.replace(config, accumulate_steps=1))
+    saving = Saving(remat=bool(config.remat))
+    alone = dataclasses.replace(config, accumulate_steps=1)
+    prepared = prepare(model, problem, alone, saving=saving)
     budget = device_budget()
     limit = prepared.feed.batch_size * (prepared.feed.steps_per_epoch or 1)
     limit //= config.accumulate_steps
