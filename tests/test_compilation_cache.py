@@ -212,8 +212,15 @@ def test_other_processors_have_directories_of_their_own(monkeypatch):
     assert compilation_cache._machine() != here
 
 
+def own(tmp_path):
+    """A directory whose parent, which is looked through for the size, is no other test's."""
+    directory = tmp_path / 'machine'
+    directory.mkdir()
+    return directory
+
+
 def test_programs_come_back_as_they_were_put(tmp_path):
-    programs = Programs(tmp_path)
+    programs = Programs(own(tmp_path))
     assert programs.get('jit_f-1') is None
     programs.put('jit_f-1', b'one')
     programs.put('jit_f-2', b'two')
@@ -224,7 +231,7 @@ def test_programs_come_back_as_they_were_put(tmp_path):
 
 
 def test_a_full_disk_ends_the_writing_and_nothing_else(tmp_path, monkeypatch):
-    programs = Programs(tmp_path)
+    programs = Programs(own(tmp_path))
     programs.put('before', b'one')
 
     def full(*_):
@@ -235,16 +242,16 @@ def test_a_full_disk_ends_the_writing_and_nothing_else(tmp_path, monkeypatch):
     monkeypatch.undo()
     programs.put('later', b'three')
     assert programs.get('before') == b'one'
-    assert files(tmp_path) == [tmp_path / 'before']
+    assert files(tmp_path) == [tmp_path / 'machine' / 'before']
 
 
 def test_runs_of_several_processes_keep_nothing(tmp_path, monkeypatch):
-    programs = Programs(tmp_path)
+    programs = Programs(own(tmp_path))
     programs.put('alone', b'one')
     monkeypatch.setattr(jax, 'process_count', lambda: 2)
     programs.put('together', b'two')
     assert programs.get('alone') is None
-    assert files(tmp_path) == [tmp_path / 'alone']
+    assert files(tmp_path) == [tmp_path / 'machine' / 'alone']
 
 
 def test_what_was_not_used_for_longest_goes_first(tmp_path):

@@ -195,7 +195,7 @@ def prune(root: Path, max_bytes: int) -> None:
         for name in names:
             path = os.path.join(directory, name)
             try:
-                status = os.stat(path)
+                status = os.lstat(path)
             except FileNotFoundError:  # another process prunes, or has put it in its place
                 continue
             found.append((status.st_mtime_ns, status.st_size, path))

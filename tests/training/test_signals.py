@@ -143,11 +143,11 @@ def worker(directory):
 @pytest.mark.slow
 def test_a_process_that_is_told_to_end_saves_says_where_and_ends(tmp_path):
     with worker(tmp_path) as process:
-        process.stdout.readline()
+        first = process.stdout.readline()
         process.terminate()
         told, errors = process.communicate()
     assert process.returncode == -signal.SIGTERM, errors
-    last = int(told.split()[-1])
+    last = int((first + told).split()[-1])
     (said,) = re.findall(r'saved after ([\d,]+) steps; resume=True goes on from (.*)\.', errors)
     assert said == (f'{last:,}', str(tmp_path / 'run-1'))
     assert Checkpointer(tmp_path / 'run-1').latest_sound() == last
