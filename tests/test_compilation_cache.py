@@ -230,6 +230,13 @@ def test_programs_come_back_as_they_were_put(tmp_path):
     assert programs.get(f'jit_{"long" * 100}-3') == b'three'
 
 
+def test_a_directory_that_was_removed_is_made_again(tmp_path):
+    programs = Programs(own(tmp_path) / 'gone')
+    programs.put('jit_f-1', b'one')
+    assert programs.get('jit_f-1') == b'one'
+    assert (tmp_path / 'machine' / 'gone').stat().st_mode & 0o777 == 0o700
+
+
 def test_a_full_disk_ends_the_writing_and_nothing_else(tmp_path, monkeypatch):
     programs = Programs(own(tmp_path))
     programs.put('before', b'one')

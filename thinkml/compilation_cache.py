@@ -167,6 +167,7 @@ class Programs:
                 prune(self._path.parent, self._max_bytes)
                 self._until_pruned = self._max_bytes // 16
             self._until_pruned -= len(value)
+            self._path.mkdir(mode=0o700, parents=True, exist_ok=True)  # the user may clear it
             with open(beside, 'xb', opener=_private) as out:
                 out.write(hashlib.sha256(value).digest())
                 out.write(value)
