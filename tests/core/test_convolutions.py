@@ -79,6 +79,7 @@ class Conv:
 
 CONVOLUTIONS = {
     'products': Conv(),
+    'blocks that are not full': Conv(image=(7, 6, 5, 16)),
     'patches': Conv(image=(3, 9, 8, 2), kernel=(3, 3, 2, 16)),
     'pointwise': Conv(kernel=(1, 1, 16, 3)),
     'few channels': Conv(image=(3, 9, 8, 5), kernel=(3, 3, 5, 16)),

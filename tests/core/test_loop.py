@@ -22,6 +22,7 @@ from thinkml.core import (
     train_chunks,
 )
 from thinkml.core.adapters import from_functions
+from thinkml.core.loop import _Pace
 from thinkml.data import place
 
 METRICS = make_metrics(('accuracy',))
@@ -391,3 +392,22 @@ def test_a_loss_that_is_not_finite_may_be_ignored():
     step, state = prepare(mlp(4, 3), x)
     *_, last = run(step, state, x, y, epochs=2, stop_nonfinite=False)
     assert int(last.state.step) == 14
+
+
+@pytest.mark.parametrize(
+    ('fixed', 'border', 'done', 'remaining', 'steps'),
+    [
+        (None, None, 0, 32, 8),  # four of 8 and not three of 10 and a short one
+        (None, None, 0, 7, 7),
+        (None, 15, 4, 32, 6),  # two of 6 and 5 up to the border
+        (12, None, 0, 32, 12),
+        (12, 15, 10, 32, 5),
+    ],
+)
+def test_an_epoch_is_cut_into_dispatches_of_nearly_equal_length(
+    fixed, border, done, remaining, steps
+):
+    pace = _Pace(fixed, border)
+    if fixed is None:
+        pace.steps = 10
+    assert pace.steps_from(done, remaining) == steps

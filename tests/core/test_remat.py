@@ -99,3 +99,13 @@ def test_the_bytes_on_the_way():
 
     assert computed(lambda x: jnp.sin(x) * 2, jnp.ones(10)) == 80
     assert computed(lambda x: jax.lax.map(jnp.sin, x), jnp.ones((10, 4))) == 160
+
+
+def test_what_does_not_depend_on_the_rows_is_not_counted_for_them():
+    def forward(key, x):
+        w = jax.jit(lambda key: jax.random.normal(key, (8, 64)).astype(jnp.bfloat16))(key)
+        return jnp.tanh(x @ w.astype(jnp.float32))
+
+    jaxpr = jax.make_jaxpr(forward)(jax.random.key(0), jnp.ones((13, 8))).jaxpr
+    assert computed_bytes(jaxpr, 13) == 2 * 13 * 64 * 4
+    assert computed_bytes(jaxpr) > 2 * 13 * 64 * 4

@@ -228,3 +228,12 @@ def test_dropout_and_batch_norm_with_remat():
     for name in ('mean', 'var'):
         one, other = (getattr(model.norm, name)[...] for model in models)
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-7)
+
+
+def test_what_is_on_the_device_already_takes_no_further_room():
+    found = []
+    for rows in (DEEP_X, jnp.asarray(DEEP_X)):
+        config = TrainingConfig(batch_size=64, device_data_bytes=DEEP_X.nbytes // 2)
+        problem = plan.make_problem(Deep(), plan.Asked(rows, DEEP_Y), config)
+        found += [where.name for _, where, *_ in plan.resident_or_not(problem, config, None)]
+    assert found == ['HOST', 'EACH_DEVICE']

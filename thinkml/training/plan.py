@@ -197,7 +197,7 @@ def make_it_fit(
     first, *others = _plans(model, problem, config, layout)
     plan = others[-1] if others else first
     if not plan.fits:
-        return asked_for, f'this training may not fit, it is tried as it is asked for.\n{plan}'
+        return asked_for, f'this training may not fit, it is tried as it is asked for.\n{first}'
     if not others:
         return asked_for, None
     told = ' and '.join(_savings(plan.saving))
@@ -218,7 +218,7 @@ _OF_PARAMS = 10
 
 
 def _need_at_most(problem: Problem, config: TrainingConfig, layout: Layout | None) -> int:
-    """Bytes of a device that a training surely does not exceed, without tracing it."""
+    """Bytes of a device that a training is far from exceeding, without tracing it."""
     rows = _steps_of(problem, config).batch_size
     data = sum(of_device for *_, of_device in resident_or_not(problem, config, layout))
     footprint = problem.footprint
