@@ -10,7 +10,8 @@ from flax import nnx
 from jax import lax
 from jax.extend.core import JaxprEqn, jaxprs_in_params
 
-from thinkml.core.convolutions import fast_convolutions
+from thinkml.core import convolutions, jit
+from thinkml.core.convolutions import compiler_options, fast_convolutions
 
 
 def equations(jaxpr) -> Iterator[JaxprEqn]:
@@ -109,6 +110,20 @@ CONVOLUTIONS = {
     '1-D': Conv((4, 17, 16), (5, 16, 16), (1,), layout=('NWC', 'WIO', 'NWC')),
     '1-D, strides': Conv((4, 17, 16), (5, 16, 16), (2,), layout=('NWC', 'WIO', 'NWC')),
     '3-D': Conv((2, 3, 4, 3, 16), (2, 2, 1, 16, 16), (1, 1, 1), layout=('NDHWC', 'DHWIO', 'NDHWC')),
+    'strides, asymmetric padding': Conv(strides=(2, 3), padding=((0, 3), (2, 1))),
+    'strides, negative padding': Conv(strides=(2, 2), padding=((-1, 0), (1, -2))),
+    'strides larger than the kernel': Conv(strides=(3, 4), kernel=(2, 1, 16, 4)),
+    'strides, depthwise': Conv(kernel=(3, 3, 1, 32), feature_groups=16, strides=(2, 2)),
+    'transposed': Conv(lhs_dilation=(2, 3), padding=((2, 1), (0, 3)), kernel=(4, 3, 16, 5)),
+    'transposed, cut': Conv(lhs_dilation=(2, 2), padding=((-2, 1), (0, -3))),
+    'transposed, dilated': Conv(
+        lhs_dilation=(2, 2), rhs_dilation=(2, 1), padding=((1, 1), (2, 0))
+    ),
+    'one place': Conv(image=(3, 3, 4, 16), kernel=(3, 4, 16, 5), padding='VALID'),
+    'one place, strides, dilation': Conv(
+        image=(3, 6, 8, 16), kernel=(3, 2, 16, 5), strides=(4, 9), rhs_dilation=(2, 5),
+        padding=((-1, 0), (2, -1)),
+    ),
     '3-D, strides': Conv(
         (2, 4, 7, 5, 6), (2, 3, 3, 6, 4), (1, 2, 2), layout=('NDHWC', 'DHWIO', 'NDHWC')
     ),
@@ -120,57 +135,61 @@ def test_convolutions_and_their_gradients_stay_the_same(conv):
     assert_same(gradients_of(conv), normal(0, *conv.image), normal(1, *conv.kernel))
 
 
-@pytest.mark.parametrize(
-    ('conv', 'products'),
-    [
-        (Conv(), 1),
-        (Conv(strides=(2, 2)), 2),
-        (Conv(strides=(2, 2), rhs_dilation=(2, 2)), 1),
-        (Conv(kernel=(1, 1, 16, 3)), 1),
-        (Conv(image=(3, 9, 8, 1), kernel=(3, 3, 1, 16)), 1),
-        (Conv(image=(2, 8, 9, 4), kernel=(7, 8, 4, 8), padding='VALID'), 0),
-        (Conv(kernel=(3, 3, 4, 16), feature_groups=4), 0),
-    ],
-)
-def test_the_form_of_the_weight_gradient_follows_the_shape(conv, products):
-    def gradient(image, kernel):
-        return jax.vjp(lambda kernel: conv(image, kernel), kernel)[1](conv(image, kernel))
+@pytest.mark.parametrize('padding', [((-1, 1), (0, 0)), ((0, 2), (-2, 3)), ((-1, 2), (2, -1))])
+def test_negative_padding_in_front_cuts_the_image(padding):
+    """With a positive one behind, XLA:CPU reads beside the image."""
 
-    names = primitives_of(
-        fast_convolutions(gradient), normal(0, *conv.image), jnp.ones(conv.kernel)
-    )
-    original = primitives_of(gradient, normal(0, *conv.image), jnp.ones(conv.kernel))
-    assert names.count('dot_general') == products
-    removed = original.count('conv_general_dilated') - names.count('conv_general_dilated')
-    assert removed == (products > 0)
+    def cut_and_padded(image, kernel):
+        widths = [(0, 0, 0), *((low, high, 0) for low, high in padding), (0, 0, 0)]
+        return Conv(padding='VALID')(lax.pad(image, 0.0, widths), kernel)
+
+    operands = normal(0, 3, 9, 8, 4), normal(1, 2, 3, 4, 5)
+    expected = run(gradients_of(cut_and_padded), *operands)
+    got = run(fast_convolutions(gradients_of(Conv(padding=padding))), *operands)
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize(('channels', 'copies'), [(1, (9, 1)), (2, (3, 3)), (16, (3, 3))])
-def test_the_weight_gradient_copies_what_is_smaller(channels, copies):
-    conv = Conv(image=(3, 9, 8, channels), kernel=(3, 3, channels, 4 if channels > 1 else 16))
-
-    def gradient(image, kernel):
-        return jax.vjp(lambda kernel: conv(image, kernel), kernel)[1](conv(image, kernel))
-
-    args = normal(0, *conv.image), jnp.ones(conv.kernel)
-    eqns = list(equations(jax.make_jaxpr(fast_convolutions(gradient))(*args).jaxpr))
-    (barrier,) = [eqn for eqn in eqns if eqn.primitive.name == 'optimization_barrier']
-    assert tuple(side.aval.shape[-2] for side in barrier.outvars) == copies
+def test_an_image_of_which_nothing_is_left_stays_with_xla():
+    conv = Conv(image=(2, 3, 3, 4), kernel=(2, 2, 4, 5), padding=((-3, 4), (0, 0)))
+    assert_unchanged(conv, normal(0, *conv.image), normal(1, *conv.kernel))
 
 
-def test_the_weight_gradient_takes_the_memory_of_few_images():
-    conv = Conv((16, 32, 32, 16))
+def rewritten(conv: Conv, operand: int) -> list[JaxprEqn]:
+    """The operations of a convolution's gradient by its image (0) or its kernel (1), rewritten."""
 
-    def steps(kernel, image, num_steps):
-        def step(_, kernel):
-            return kernel - fast_convolutions(gradients_of(conv))(image, kernel)[1][1]
+    def gradient(*operands):
+        def of_one(x):
+            return conv(*operands[:operand], x, *operands[operand + 1 :])
 
-        return lax.fori_loop(0, num_steps, step, kernel)
+        out, vjp = jax.vjp(of_one, operands[operand])
+        return vjp(out)
 
-    image, kernel = (jax.ShapeDtypeStruct(s, jnp.float32) for s in (conv.image, conv.kernel))
-    compiled = jax.jit(steps).lower(kernel, image, 2).compile()
-    # The output, its gradient, and copies of a block that are as large; not six for each.
-    assert compiled.memory_analysis().temp_size_in_bytes < 6 * 4 * image.size
+    operands = normal(0, *conv.image), jnp.ones(conv.kernel)
+    return list(equations(jax.make_jaxpr(fast_convolutions(gradient))(*operands).jaxpr))
+
+
+def named(eqns: list[JaxprEqn], name: str) -> list[JaxprEqn]:
+    return [eqn for eqn in eqns if eqn.primitive.name == name]
+
+
+@pytest.mark.parametrize('strides', [(1, 1), (2, 2)])
+def test_the_weight_gradient_of_a_pointwise_kernel_is_one_product(strides):
+    eqns = rewritten(Conv(kernel=(1, 1, 16, 3), strides=strides), 1)
+    assert len(named(eqns, 'dot_general')) == 1
+    assert not named(rewritten(Conv(), 1), 'dot_general')
+
+
+def test_the_gradient_of_the_image_leaves_out_the_zeros_of_strides():
+    convolutions = named(rewritten(Conv(strides=(2, 2)), 0), 'conv_general_dilated')
+    assert {eqn.params['lhs_dilation'] for eqn in convolutions} == {(1, 1)}
+    taps = [eqn.invars[1].aval.shape[:2] for eqn in convolutions]
+    assert sorted(taps) == [(1, 1), (1, 2), (2, 1), (2, 2), (3, 3)]  # the last is the forward pass
+
+
+def test_many_phases_are_left_to_xla():
+    eqns = named(rewritten(Conv(strides=(4, 5), kernel=(5, 5, 16, 3)), 0), 'conv_general_dilated')
+    assert {eqn.params['lhs_dilation'] for eqn in eqns} == {(1, 1), (4, 5)}
 
 
 POOLS = {
@@ -377,15 +396,9 @@ def test_cnn_is_rewritten_as_expected(cnn):
     names = [eqn.primitive.name for eqn in rewritten]
     assert 'select_and_scatter_add' not in names
     convolutions = [eqn for eqn in rewritten if eqn.primitive.name == 'conv_general_dilated']
-    assert [eqn.outvars[0].aval.shape for eqn in convolutions] == [
-        (4, 28, 28, 32),
-        (4, 14, 14, 64),
-        (4, 14, 14, 32),
-    ]
+    assert len(convolutions) == 5
     nhwc, hwio = (0, 3, 1, 2), (3, 2, 0, 1)
     assert all(eqn.params['dimension_numbers'] == (nhwc, hwio, nhwc) for eqn in convolutions)
-    # A product for each kernel's gradient.
-    assert names.count('dot_general') == original.count('dot_general') + 2
 
 
 def test_half_precision_stays_half_precision():
@@ -431,3 +444,56 @@ def test_signature_and_pytrees_stay_the_same():
     assert jax.tree.structure(got) == jax.tree.structure(expected)
     jax.tree.map(np.testing.assert_array_equal, got, expected)
     assert fast_convolutions(fn).__name__ == 'fn'
+
+
+# --- compiler options -------------------------------------------------------------------------
+
+
+def uses_ynnpack(options) -> bool:
+    conv = Conv((8, 16, 16, 64), (3, 3, 64, 64))
+    operands = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in (conv.image, conv.kernel)]
+    compiled = jax.jit(conv.__call__, compiler_options=options).lower(*operands).compile()
+    return '__ynn_fusion' in compiled.as_text()
+
+
+def test_with_the_compiler_options_convolutions_are_not_ynnpacks():
+    assert uses_ynnpack({})
+    assert not uses_ynnpack(compiler_options())
+
+
+@pytest.mark.parametrize(
+    ('variable', 'value'),
+    [
+        ('THINKML_FAST_CONVOLUTIONS', '0'),
+        ('XLA_FLAGS', '--xla_cpu_experimental_ynn_fusion_type=LIBRARY_FUSION_TYPE_DOT'),
+    ],
+)
+def test_users_decide_about_the_compiler_options(variable, value, monkeypatch):
+    monkeypatch.setenv(variable, value)
+    assert compiler_options() == {}
+
+
+def test_there_are_no_compiler_options_on_an_accelerator(monkeypatch):
+    monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
+    assert compiler_options() == {}
+
+
+def test_options_that_xla_does_not_know_are_left_out(monkeypatch):
+    monkeypatch.setattr(convolutions, '_YNNPACK', 'xla_cpu_of_another_version')
+    convolutions._is_known.cache_clear()
+    assert compiler_options() == {}
+    convolutions._is_known.cache_clear()
+
+
+def test_jit_asks_for_options_when_it_is_first_called(monkeypatch):
+    asked = []
+    monkeypatch.setattr(jit, 'compiler_options', lambda: asked.append(1) or {})
+
+    def scaled(x, by):
+        return x * by
+
+    compiled = jit.Jit(scaled, static_argnums=1)
+    assert (compiled.__name__, asked) == ('scaled', [])
+    assert [int(compiled(2, 3)), int(compiled(4, 3))] == [6, 12]
+    assert compiled.lower(2, 3).compile()(2) == 6
+    assert asked == [1]

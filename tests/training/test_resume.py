@@ -540,10 +540,10 @@ def test_other_groups_hold_out_other_rows(tmp_path):
 
 
 def test_a_resumed_run_compiles_the_step_no_other_way(tmp_path, uninterrupted):
-    compiled = _run_steps._cache_size()
+    compiled = _run_steps.jitted._cache_size()
     crashed(tmp_path, 9)
     assert run(tmp_path, resume=True) == uninterrupted
-    assert _run_steps._cache_size() == compiled
+    assert _run_steps.jitted._cache_size() == compiled
 
 
 def test_another_shape_of_the_model_is_told(tmp_path):

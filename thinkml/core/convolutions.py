@@ -1,14 +1,18 @@
-"""Convolutions and max-pooling at full speed on CPU, as a pass over a traced function.
+"""Convolutions and max-pooling at full speed on CPU: a pass over a traced function, and options.
 
 Inside compiled loops XLA:CPU leaves the convolutions that compute weight gradients in layouts for
-which it has no fast code (6 to 17 times slower than outside the loop), and it differentiates
-max-pooling element by element. The pass replaces those operations, one for one, by equal ones:
+which it has no fast code (6 to 17 times slower than outside the loop), it multiplies by the zeros
+between the elements of strided gradients, and it differentiates max-pooling element by element.
+`fast_convolutions` replaces those operations, one for one, by equal ones:
 
 - any convolution: the same one between explicit transposes to NHWC and HWIO,
-- a convolution that is a weight gradient: matrix products of shifted images and gradients,
+- one of an image with zeros between its elements: several without them,
+- one with a single place in its result: a matrix product,
 - the gradient of max-pooling: a sum over the places in a window.
 
-On an accelerator, or with ``THINKML_FAST_CONVOLUTIONS=0`` in the environment, nothing is replaced.
+`compiler_options` are for the program: with them convolutions use all cores.
+
+On an accelerator, or with ``THINKML_FAST_CONVOLUTIONS=0`` in the environment, there is neither.
 """
 
 import functools
@@ -20,6 +24,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, jaxpr_as_fun, primitives
 
@@ -70,13 +75,54 @@ def fast_convolutions(fn: Callable) -> Callable:
 
     @functools.wraps(fn)
     def fast(*args, **kwargs):
-        if jax.default_backend() != 'cpu' or os.environ.get('THINKML_FAST_CONVOLUTIONS') == '0':
+        if not _is_on():
             return fn(*args, **kwargs)
         closed, out = jax.make_jaxpr(fn, return_shape=True)(*args, **kwargs)
         leaves = jaxpr_as_fun(_rewrite(closed))(*jax.tree.leaves((args, kwargs)))
         return jax.tree.unflatten(jax.tree.structure(out), leaves)
 
     return fast
+
+
+def compiler_options() -> dict[str, str]:
+    """Returns options for ``jax.jit`` with which XLA:CPU computes convolutions on all cores.
+
+    By default it takes those of two dimensions from YNNPACK, which uses one core; what it has
+    besides, Eigen's, uses all. Nothing else is changed. There are no options on accelerators, with
+    ``THINKML_FAST_CONVOLUTIONS=0`` in the environment, where ``XLA_FLAGS`` says what to take from
+    YNNPACK, and where this version of XLA doesn't know the option.
+
+    Example:
+        >>> import jax
+        >>> from thinkml.core.convolutions import compiler_options
+        >>> step = jax.jit(lambda x: x + 1, compiler_options=compiler_options())
+        >>> int(step(1))
+        2
+    """
+    if not _is_on() or _YNNPACK in os.environ.get('XLA_FLAGS', ''):
+        return {}
+    return {_YNNPACK: _ALL_BUT_CONVOLUTIONS} if _is_known() else {}
+
+
+def _is_on() -> bool:
+    return jax.default_backend() == 'cpu' and os.environ.get('THINKML_FAST_CONVOLUTIONS') != '0'
+
+
+_YNNPACK = 'xla_cpu_experimental_ynn_fusion_type'
+_ALL_BUT_CONVOLUTIONS = 'LIBRARY_FUSION_TYPE_DOT,LIBRARY_FUSION_TYPE_REDUCE'
+
+
+@functools.cache
+def _is_known() -> bool:
+    def tried():
+        return None
+
+    options = {_YNNPACK: _ALL_BUT_CONVOLUTIONS}
+    try:
+        jax.jit(tried, compiler_options=options).lower().compile()
+    except jax.errors.JaxRuntimeError:  # INVALID_ARGUMENT: No such compile option
+        return False
+    return True
 
 
 # --- the pass ---------------------------------------------------------------------------------
@@ -141,32 +187,30 @@ def _is_supported(aval: Any) -> bool:
 
 
 def _rule_for_convolution(eqn: JaxprEqn) -> Rule | None:
-    rule = _rule_for_weight_gradient(eqn) if _is_weight_gradient(eqn) else None
-    if rule is not None:
-        return rule
-    canonical = _canonical_dimensions(len(eqn.params['window_strides']))
-    return None if eqn.params['dimension_numbers'] == canonical else _canonical_convolution
-
-
-def _is_weight_gradient(eqn: JaxprEqn) -> bool:
-    """Whether this is, as JAX writes it, the gradient of a plain convolution's kernel.
-
-    That is a convolution of the image with the output's gradient. It contracts over the batch,
-    the first axis; the image's channels are its batch; the kernel's offsets are the space of its
-    result, and the strides its dilation.
-    """
     params = eqn.params
+    phases = math.prod(params['lhs_dilation'])
+    if phases > 1:
+        once = {*params['window_strides'], *params['rhs_dilation'], params['batch_group_count']}
+        by_phase = once == {1} and phases <= 16
+        return functools.partial(_in_canonical_layout, _by_phase if by_phase else _convolution)
+    image, out = _avals([eqn.invars[0], *eqn.outvars])
+    axes, _, out_axes = params['dimension_numbers']
+    padding = params['padding']
+    lengths = [image.shape[axis] for axis in axes[2:]]
+    if any(sum(_cuts(widths)) + n <= 0 for widths, n in zip(padding, lengths, strict=True)):
+        return None  # nothing of the image is left
     ungrouped = params['feature_group_count'] == params['batch_group_count'] == 1
-    undilated = all(step == 1 for step in params['lhs_dilation'])
-    return ungrouped and undilated and params['dimension_numbers'].lhs_spec[1] == 0
+    if ungrouped and all(out.shape[axis] == 1 for axis in out_axes[2:]):
+        return _product
+    canonical = params['dimension_numbers'] == _canonical_dimensions(len(lengths))
+    if canonical and min(map(min, padding)) >= 0:
+        return None
+    return functools.partial(_in_canonical_layout, _convolution)
 
 
-def _rule_for_weight_gradient(eqn: JaxprEqn) -> Rule | None:
-    """Matrix products, unless the kernel is so large that their program would be."""
-    out_axes = eqn.params['dimension_numbers'].out_spec
-    (out,) = _avals(eqn.outvars)
-    offsets = math.prod(out.shape[axis] for axis in out_axes[2:])
-    return _weight_gradient if offsets <= 49 else None
+def _cuts(widths: tuple[int, int]) -> tuple[int, int]:
+    """What negative padding takes away, as numbers below zero."""
+    return min(widths[0], 0), min(widths[1], 0)
 
 
 def _canonical_dimensions(rank: int) -> lax.ConvDimensionNumbers:
@@ -175,9 +219,11 @@ def _canonical_dimensions(rank: int) -> lax.ConvDimensionNumbers:
     return lax.ConvDimensionNumbers(image, (rank + 1, rank, *range(rank)), image)
 
 
-def _canonical_convolution(eqn: JaxprEqn, image: jax.Array, kernel: jax.Array) -> jax.Array:
+def _in_canonical_layout(
+    convolve: Callable[..., jax.Array], eqn: JaxprEqn, image: jax.Array, kernel: jax.Array
+) -> jax.Array:
     image_axes, kernel_axes, out_axes = eqn.params['dimension_numbers']
-    out = primitives.conv_general_dilated_p.bind(
+    out = convolve(
         image.transpose(image_axes[0], *image_axes[2:], image_axes[1]),
         kernel.transpose(*kernel_axes[2:], kernel_axes[1], kernel_axes[0]),
         **{**eqn.params, 'dimension_numbers': _canonical_dimensions(image.ndim - 2)},
@@ -185,115 +231,75 @@ def _canonical_convolution(eqn: JaxprEqn, image: jax.Array, kernel: jax.Array) -
     return out.transpose(_inverse((out_axes[0], *out_axes[2:], out_axes[1])))
 
 
-def _weight_gradient(eqn: JaxprEqn, image: jax.Array, grad: jax.Array) -> jax.Array:
-    """The products of `_of_examples`, over blocks of the batch that bound what the copies take."""
-    image_axes, grad_axes, out_axes = eqn.params['dimension_numbers']
-    image = image.transpose(image_axes[1], *image_axes[2:], image_axes[0])
-    grad = grad.transpose(grad_axes[1], *grad_axes[2:], grad_axes[0])
-    (out,) = _avals(eqn.outvars)
-    kernel = [out.shape[axis] for axis in out_axes[2:]]
-    blocks = _num_blocks(len(image), kernel, image.shape[-1], grad.shape[-1])
+def _convolution(image: jax.Array, kernel: jax.Array, **params: Any) -> jax.Array:
+    """The canonical convolution, of an image that is cut first where the padding is negative.
 
-    def add(total: jax.Array, block: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
-        return total + _of_examples(eqn, kernel, *block, total.dtype), None
-
-    total = jnp.zeros(
-        (*kernel, image.shape[-1], grad.shape[-1]), jnp.promote_types(out.dtype, jnp.float32)
-    )
-    # Examples of zeros, which add nothing, make the blocks equal.
-    missing = -len(image) % blocks
-    parts = [
-        lax.pad(x, jnp.zeros((), x.dtype), [(0, missing, 0)] + [(0, 0, 0)] * (x.ndim - 1))
-        for x in (image, grad)
-    ]
-    parts = [x.reshape(blocks, -1, *x.shape[1:]) for x in parts]
-    total, _ = lax.scan(add, total, (parts[0], parts[1]))
-    return total.astype(out.dtype).transpose(_inverse((*out_axes[2:], *out_axes[:2])))
-
-
-def _num_blocks(batch: int, kernel: Sequence[int], channels: int, features: int) -> int:
-    """As many as let the copies of a block take no more than the image and the gradient do."""
-    copies = min(_copies(kernel, channels, features))
-    return min(batch, -(-copies // (channels + features)))
-
-
-def _copies(kernel: Sequence[int], channels: int, features: int) -> tuple[int, int]:
-    """Columns of both sides, where the image and the gradient or the image alone is shifted."""
-    first, *others = kernel
-    columns = math.prod(others) * channels
-    return columns + first * features, first * columns + features
-
-
-def _of_examples(
-    eqn: JaxprEqn, kernel: Sequence[int], image: jax.Array, grad: jax.Array, dtype: Any
-) -> jax.Array:
-    """Products of copies of the image, shifted by offsets of the kernel, with the gradient.
-
-    Instead of the image the gradient can be shifted, the other way. So for the offsets along the
-    first axis it is: of a 3x3 kernel one product of three copies each does, instead of nine of
-    the image. With few channels nine copies of the image are less.
+    With a negative padding in front and a positive one behind, XLA:CPU (jax 0.10 and 0.11) reads
+    beside the image.
     """
+    if set(params['lhs_dilation']) == {1}:
+        cuts = [(*_cuts(widths), 0) for widths in params['padding']]
+        image = lax.pad(image, jnp.zeros((), image.dtype), [(0, 0, 0), *cuts, (0, 0, 0)])
+        padding = tuple((max(low, 0), max(high, 0)) for low, high in params['padding'])
+        params = {**params, 'padding': padding}
+    return primitives.conv_general_dilated_p.bind(image, kernel, **params)
+
+
+def _by_phase(image: jax.Array, kernel: jax.Array, **params: Any) -> jax.Array:
+    """The convolution of an image with zeros between its elements, without the zeros.
+
+    Such is the gradient of an image that was convolved in strides. Neighbours in the result see
+    different elements of the kernel; the same ones are seen again after ``lhs_dilation`` places.
+    So there is a convolution for each of these phases, and their results are interleaved.
+    """
+    steps = np.array(params['lhs_dilation'])
+    low, high = np.array(params['padding']).T
+    length = np.array(image.shape[1:-1])
+    size = low + (length - 1) * steps + high - np.array(kernel.shape[:-2]) + 2
+    rows = -(-size // steps)
+
+    def of_phase(phase: tuple[int, ...]) -> jax.Array:
+        before, first = divmod(low - phase, steps)
+        taps = kernel[tuple(slice(at, None, step) for at, step in zip(first, steps, strict=True))]
+        after = rows + np.array(taps.shape[:-2]) - 1 - length - before
+        seen = length + np.minimum(before, 0) + np.minimum(after, 0)
+        if 0 in taps.shape or seen.min() <= 0:
+            return jnp.zeros((len(image), *rows, kernel.shape[-1]), out_dtype)
+        padding = tuple(zip(before.tolist(), after.tolist(), strict=True))
+        changed = {'padding': padding, 'lhs_dilation': (1,) * len(steps)}
+        return _convolution(image, taps, **{**params, **changed})
+
+    out_dtype = params['preferred_element_type'] or image.dtype
+    phases = jnp.stack([of_phase(phase) for phase in itertools.product(*map(range, steps))], 1)
+    rank = len(steps)
+    phases = phases.reshape(len(image), *steps, *rows, -1)
+    interleaved = [axis for i in range(rank) for axis in (1 + rank + i, 1 + i)]
+    out = phases.transpose(0, *interleaved, 1 + 2 * rank)
+    out = out.reshape(len(image), *(rows * steps), -1)
+    return lax.slice(out, (0,) * out.ndim, (len(out), *size, out.shape[-1]))
+
+
+def _product(eqn: JaxprEqn, image: jax.Array, kernel: jax.Array) -> jax.Array:
+    """A convolution with one place in its result, such as the weight gradient of a 1x1 kernel."""
     params = eqn.params
-    image = _pad(image, params['padding'])
-    strides, dilation = params['rhs_dilation'], params['window_strides']
-    first, *others = map(range, kernel)
-
-    def shifted(offset: tuple[int, ...], rows: int) -> jax.Array:
-        start = [at * step for at, step in zip(offset, dilation, strict=True)]
-        return _every(image, start, strides, (rows, *grad.shape[2:-1]))
-
-    def product(images: list[jax.Array], grads: list[jax.Array]) -> jax.Array:
-        # The barrier keeps XLA from computing the gradient anew for each of its copies.
-        sides = lax.optimization_barrier((jnp.stack(images, -2), jnp.stack(grads, -2)))
-        left, right = (side.reshape(-1, side.shape[-2] * side.shape[-1]) for side in sides)
-        found = lax.dot_general(
-            left, right, (((0,), (0,)), ((), ())), precision=params['precision'],
-            preferred_element_type=dtype,
-        )  # fmt: skip
-        return found.reshape(len(images), image.shape[-1], len(grads), grad.shape[-1])
-
-    of_both, of_image = _copies(kernel, image.shape[-1], grad.shape[-1])
-    if of_image < of_both:
-        offsets = itertools.product(first, *others)
-        by_offset = product([shifted(offset, grad.shape[1]) for offset in offsets], [grad])
-    else:
-        rows_of_kernel = {}
-        for shifts in _shifts(len(first), strides[0], dilation[0]):
-            last = max(shifts.values())
-            offsets = itertools.product([min(shifts)], *others)
-            of_group = product(
-                [shifted(offset, grad.shape[1] + last) for offset in offsets],
-                [_pad(grad, [(shift, last - shift)]) for shift in shifts.values()],
-            )
-            rows_of_kernel |= {row: of_group[:, :, i] for i, row in enumerate(shifts)}
-        by_offset = jnp.stack([rows_of_kernel[row] for row in first])
-    return by_offset.reshape(*kernel, image.shape[-1], grad.shape[-1])
-
-
-def _shifts(num_offsets: int, stride: int, dilation: int) -> list[dict[int, int]]:
-    """Groups offsets that see the same rows of the image; for each how much later it sees them."""
-    groups: dict[int, dict[int, int]] = {}
-    for offset in range(num_offsets):
-        row, phase = divmod(offset * dilation, stride)
-        group = groups.setdefault(phase, {})
-        group[offset] = row - (min(group) * dilation // stride if group else row)
-    return list(groups.values())
-
-
-def _pad(x: jax.Array, widths: Sequence[tuple[int, int]]) -> jax.Array:
-    """Pads the axes from the second on with zeros, or cuts them where a width is negative."""
-    rest = [(0, 0)] * (x.ndim - 1 - len(widths))
-    padding = [(low, high, 0) for low, high in ((0, 0), *widths, *rest)]
-    return lax.pad(x, jnp.zeros((), x.dtype), padding)
-
-
-def _every(
-    x: jax.Array, start: Sequence[int], strides: Sequence[int], sizes: Sequence[int]
-) -> jax.Array:
-    """Of the space of ``[batch, *space, channels]``, ``sizes`` elements from ``start`` on."""
-    stop = [at + (n - 1) * step + 1 for at, n, step in zip(start, sizes, strides, strict=True)]
-    ends = (len(x), *stop, x.shape[-1])
-    return lax.slice(x, (0, *start, 0), ends, (1, *strides, 1))
+    image_axes, kernel_axes, out_axes = params['dimension_numbers']
+    image = image.transpose(*image_axes[2:], image_axes[1], image_axes[0])
+    kernel = kernel.transpose(*kernel_axes[2:], *kernel_axes[1::-1])
+    space = kernel.shape[:-2]
+    padding = [(low, high, 0) for low, high in params['padding']]
+    image = lax.pad(image, jnp.zeros((), image.dtype), [*padding, (0, 0, 0), (0, 0, 0)])
+    dilation = params['rhs_dilation']
+    ends = [(size - 1) * step + 1 for size, step in zip(space, dilation, strict=True)]
+    seen = lax.slice(
+        image, (0,) * image.ndim, (*ends, *image.shape[-2:]), (*dilation, 1, 1)
+    )  # fmt: skip
+    contracted = tuple(range(len(space) + 1))
+    out = lax.dot_general(
+        seen, kernel, ((contracted, contracted), ((), ())), precision=params['precision'],
+        preferred_element_type=params['preferred_element_type'],
+    )  # fmt: skip
+    out = out.reshape(*out.shape, *(1 for _ in space))
+    return out.transpose(_inverse(out_axes))
 
 
 def _inverse(permutation: Sequence[int]) -> list[int]:

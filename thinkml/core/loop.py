@@ -13,6 +13,7 @@ import numpy as np
 from clu.metrics import Collection
 
 from thinkml.core.feed import DeviceData, Feed, take
+from thinkml.core.jit import Jit
 from thinkml.core.metrics import compute
 from thinkml.core.processes import agreed
 from thinkml.core.sharding import Layout, pin_state, replicate
@@ -219,7 +220,7 @@ def empty_metrics(metrics: type[Collection], layout: Layout | None = None) -> Co
     return replicate(layout, metrics.empty())
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=5)
+@functools.partial(Jit, static_argnums=(0, 1, 2), donate_argnums=5)
 def _run_steps(
     step: TrainStep,
     stop_nonfinite: bool,
@@ -297,7 +298,7 @@ def evaluate(
     return compute(totals)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=3)
+@functools.partial(Jit, static_argnums=(0, 1, 2), donate_argnums=3)
 def _run_eval(
     step, batch_size, layout, totals, params, model_state, data: DeviceData
 ) -> Collection:

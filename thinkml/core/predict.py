@@ -11,6 +11,7 @@ import numpy as np
 
 from thinkml.core.adapters import ApplyFn
 from thinkml.core.functional import functionalize
+from thinkml.core.jit import Jit
 from thinkml.core.sharding import Layout, data_mesh, layout_of, put_global, replicate
 
 # Inputs of one batch are kept to about this size; activations are a small multiple of it.
@@ -152,7 +153,7 @@ def _filled(x: Any, batch_size: int) -> Any:
     return x if num_rows == batch_size else _take(x, np.arange(batch_size) % num_rows)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
+@functools.partial(Jit, static_argnums=(0, 1))
 def _forward(
     apply: ApplyFn, layout: Layout | None, params: Any, model_state: Any, x: Any
 ) -> jax.Array:

@@ -11,6 +11,7 @@ from jax.sharding import NamedSharding
 
 from thinkml.checkpoint.disk import readable
 from thinkml.core import Batch, TrainState, functionalize, get_compute_dtype
+from thinkml.core.convolutions import compiler_options
 from thinkml.core.feed import steps_of
 from thinkml.core.loop import empty_metrics
 from thinkml.core.sharding import Layout
@@ -381,7 +382,8 @@ def _activations(
     if layout is not None:
         state = jax.tree.map(placed, state, layout.of_state(state))
         batch = jax.tree.map(lambda leaf: placed(leaf, layout.everywhere), batch)
-    compiled = jax.jit(step, donate_argnums=0).lower(state, batch).compile()
+    jitted = jax.jit(step, donate_argnums=0, compiler_options=compiler_options())
+    compiled = jitted.lower(state, batch).compile()
     memory = compiled.memory_analysis()
     of_device = 0 if memory is None else memory.temp_size_in_bytes
     return PlannedPart(_ACTIVATIONS, 'a part on each device', None, of_device)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from thinkml.core import Batch, set_learning_rate, train_chunks
+from thinkml.core.convolutions import compiler_options
 from thinkml.core.sharding import Layout
 from thinkml.data import device_budget
 from thinkml.errors import ConfigError, warn_user
@@ -160,7 +161,8 @@ def _step_bytes(prepared: Prepared, problem: Problem, batch_size: int) -> int:
     weight: Any = jax.ShapeDtypeStruct((batch_size,), jnp.float32)
     batch = Batch(jax.tree.map(rows, problem.spec), rows(problem.labels), weight)
     state = jax.eval_shape(lambda: prepared.state)
-    compiled = jax.jit(prepared.program.train_step).lower(state, batch).compile()
+    jitted = jax.jit(prepared.program.train_step, compiler_options=compiler_options())
+    compiled = jitted.lower(state, batch).compile()
     memory = compiled.memory_analysis()
     if memory is None:
         raise ConfigError(
