@@ -9,6 +9,8 @@ if 'THINKML_TEST_RUN' not in os.environ:
     _place = tempfile.TemporaryDirectory(prefix='thinkml-tests-', ignore_cleanup_errors=True)
     atexit.register(_place.cleanup)
     os.environ['THINKML_TEST_RUN'] = os.environ['XDG_CACHE_HOME'] = _place.name
+    for _own in ('THINKML_COMPILATION_CACHE', 'JAX_COMPILATION_CACHE_DIR'):
+        os.environ.pop(_own, None)
 
 import matplotlib
 
