@@ -1,8 +1,16 @@
+import atexit
 import os
 import signal
+import tempfile
 
-# Nothing is written into the developer's cache, and each test compiles what it says it does.
-os.environ['THINKML_COMPILATION_CACHE'] = '0'
+# What one process of a run compiles the others find: pytest's workers, and what tests start.
+# Nothing is written into the developer's cache, and nothing is left of an earlier run.
+if 'THINKML_TEST_RUN' not in os.environ:
+    _place = tempfile.TemporaryDirectory(prefix='thinkml-tests-', ignore_cleanup_errors=True)
+    atexit.register(_place.cleanup)
+    os.environ['THINKML_TEST_RUN'] = os.environ['XDG_CACHE_HOME'] = _place.name
+    for _own in ('THINKML_COMPILATION_CACHE', 'JAX_COMPILATION_CACHE_DIR'):
+        os.environ.pop(_own, None)
 
 import matplotlib
 

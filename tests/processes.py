@@ -32,12 +32,22 @@ def started_together(code, count, *arguments, devices=1):
             stack.enter_context(_started(code, arguments, {
                 'PYTHONPATH': str(ROOT), 'JAX_PLATFORMS': 'cpu',
                 'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}',
+                **_shared_programs(),
                 'SLURM_JOB_ID': str(job), 'SLURM_STEP_NODELIST': 'localhost',
                 'SLURM_NTASKS': str(count), 'SLURM_PROCID': str(index),
                 'SLURM_LOCALID': str(index),
             }))
             for index in range(count)
         ]  # fmt: skip
+
+
+def _shared_programs():
+    """Settings with which JAX keeps what such processes compile, which ThinkML's cache does not."""
+    return {
+        'JAX_COMPILATION_CACHE_DIR': os.path.join(os.environ['THINKML_TEST_RUN'], 'together'),
+        'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
+        'JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES': '-1',
+    }
 
 
 @contextlib.contextmanager

@@ -1,6 +1,7 @@
 """The programs that processes leave for each other on disk."""
 
 import hashlib
+import importlib
 import os
 import subprocess
 import sys
@@ -101,8 +102,10 @@ def without_cache(tmp_path_factory):
     return bits
 
 
-def test_the_tests_do_without():
-    assert SETTINGS.jax_compilation_cache_dir is None
+def test_the_tests_have_a_directory_of_their_own():
+    importlib.import_module('thinkml.core')  # which switches it on
+    directory = Path(SETTINGS.jax_compilation_cache_dir)
+    assert directory.is_relative_to(os.environ['THINKML_TEST_RUN'])
 
 
 def test_a_second_process_finds_every_program_and_computes_the_same_bits(tmp_path, without_cache):
@@ -182,15 +185,19 @@ def test_a_place_that_is_no_good_is_not_used(why, tmp_path, without_cache):
 
 
 def test_a_user_without_a_home_has_no_place(monkeypatch):
-    monkeypatch.delenv('THINKML_COMPILATION_CACHE')
     monkeypatch.setenv('XDG_CACHE_HOME', 'not/absolute')
 
     def no_home():
         raise RuntimeError('Could not determine home directory.')
 
     monkeypatch.setattr(Path, 'home', no_home)
-    assert compilation_cache.switch_on() is None
-    assert SETTINGS.jax_compilation_cache_dir is None
+    of_the_tests = SETTINGS.jax_compilation_cache_dir
+    jax.config.update('jax_compilation_cache_dir', None)
+    try:
+        assert compilation_cache.switch_on() is None
+        assert SETTINGS.jax_compilation_cache_dir is None
+    finally:
+        jax.config.update('jax_compilation_cache_dir', of_the_tests)
 
 
 @pytest.mark.parametrize(

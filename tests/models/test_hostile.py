@@ -324,7 +324,8 @@ def load_many_signed(originals, folder, first, count):
     arguments = [originals, folder / 'model', str(first), str(count)]
     done = subprocess.run(
         [sys.executable, '-c', code, *arguments], cwd=ROOT, capture_output=True, text=True,
-        env={**os.environ, 'JAX_PLATFORMS': 'cpu'},
+        # Programs that are kept would be written files as well.
+        env={**os.environ, 'JAX_PLATFORMS': 'cpu', 'THINKML_COMPILATION_CACHE': '0'},
     )  # fmt: skip
     assert done.returncode == 0, (done.stdout[-20:], done.stderr[-4000:])
     assert done.stdout.split() == [str(turn) for turn in range(first, first + count)]

@@ -16,12 +16,8 @@ ROOT = Path(__file__).parents[2]
 WORKER = Path(__file__).with_name('run_to_kill.py')
 
 
-def start(directory, kind, output, cache):
-    environment = os.environ | {
-        'PYTHONPATH': str(ROOT),
-        'JAX_COMPILATION_CACHE_DIR': str(cache),
-        'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
-    }
+def start(directory, kind, output):
+    environment = os.environ | {'PYTHONPATH': str(ROOT)}
     directory.mkdir(exist_ok=True)
     command = [sys.executable, str(WORKER), str(directory), kind, str(output)]
     return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
@@ -58,16 +54,16 @@ def saved(output):
 @pytest.mark.slow
 @pytest.mark.parametrize('kind', ['arrays', 'memmap', 'batches'])
 def test_a_run_killed_twice_equals_one_that_was_not(tmp_path, kind):
-    cache, chance = tmp_path / 'cache', random.Random(kind)
-    finish(tmp_path / 'whole', kind, tmp_path / 'expected', cache)
+    chance = random.Random(kind)
+    finish(tmp_path / 'whole', kind, tmp_path / 'expected')
     killed_at = []
     for _ in range(2):
-        process = start(tmp_path / 'killed', kind, tmp_path / 'found', cache)
+        process = start(tmp_path / 'killed', kind, tmp_path / 'found')
         kill_within(process, tmp_path / 'killed', chance)
         killed_at.append(steps(tmp_path / 'killed'))
     assert not (tmp_path / 'found.npz').exists()
     assert 0 < killed_at[0] < killed_at[1] < 60
-    finish(tmp_path / 'killed', kind, tmp_path / 'found', cache)
+    finish(tmp_path / 'killed', kind, tmp_path / 'found')
     found, expected = saved(tmp_path / 'found'), saved(tmp_path / 'expected')
     assert found[1] == expected[1]
     assert found[0] == expected[0]

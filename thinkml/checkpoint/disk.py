@@ -55,7 +55,7 @@ def write_synced(path: Path, content: bytes) -> None:
         os.fsync(file.fileno())
 
 
-def sync_folder(folder: Path) -> None:
+def sync_folder(folder: str | Path) -> None:
     """Makes renames in a folder last; Windows has no such call, and needs none."""
     if os.name == 'posix':
         descriptor = os.open(folder, os.O_RDONLY)

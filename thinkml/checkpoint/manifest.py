@@ -33,7 +33,7 @@ def write(directory: Path, **about: Any) -> None:
         OSError: if a file can't be read or the manifest not be written.
         ValueError: if there is something in the directory that no manifest can list.
     """
-    paths, folders = {}, [directory]
+    paths, folders = {}, [os.fspath(directory)]
     for name, path, mode in _walk(directory):
         if stat.S_ISDIR(mode):
             folders.append(path)
@@ -101,7 +101,7 @@ def difference(
     """The first file or folder that is not as listed. Sizes first: they cost nothing to compare."""
     if any(name.count('/') > _MAX_DEPTH for name in listed):
         return f'a file of it is more than {_MAX_DEPTH} folders deep'
-    folders = {parent.as_posix() for name in listed for parent in Path(name).parents}
+    folders = {name[:end] for name in listed for end, sign in enumerate(name) if sign == '/'}
     found = {}
     for name, path, mode in _walk(directory):
         if stat.S_ISREG(mode) and (name in listed or name == NAME):
@@ -111,8 +111,8 @@ def difference(
     for name in sorted(listed.keys() - found.keys()):
         return f'{name!r} is missing'
     for name, (size, _) in listed.items():
-        if found[name].stat().st_size != size:
-            return f'{name!r} has {found[name].stat().st_size} bytes, expected {size}'
+        if (has := os.stat(found[name]).st_size) != size:
+            return f'{name!r} has {has} bytes, expected {size}'
     compared = sorted(listed if only is None else listed.keys() & only)
     with ThreadPoolExecutor(os.cpu_count()) as threads:
         fingerprints = threads.map(lambda name: _fingerprint(found[name]), compared)
@@ -129,29 +129,30 @@ def _encode(manifest: dict[str, Any]) -> bytes:
     return json.dumps(manifest, indent=1, sort_keys=True).encode() + b'\n'
 
 
-def _walk(directory: Path) -> Iterator[tuple[str, Path, int]]:
+def _walk(directory: Path) -> Iterator[tuple[str, str, int]]:
     """Name within the directory, path and mode of all that is in it; follows no links."""
-    folders, count = [directory], 0
+    folders, count = [('', os.fspath(directory))], 0
     while folders:
-        with os.scandir(folders.pop()) as entries:
+        within, folder = folders.pop()
+        with os.scandir(folder) as entries:
             for entry in entries:
                 count += 1
                 if count > MAX_FILES:
                     raise ValueError(f'it has more than {MAX_FILES} files')
-                path = Path(entry.path)
+                name = within + entry.name
                 mode = entry.stat(follow_symlinks=False).st_mode
                 if stat.S_ISDIR(mode):
-                    folders.append(path)
-                yield path.relative_to(directory).as_posix(), path, mode
+                    folders.append((f'{name}/', entry.path))
+                yield name, entry.path, mode
 
 
-def _sync_and_fingerprint(path: Path) -> list[int | str]:
+def _sync_and_fingerprint(path: str) -> list[int | str]:
     with open(path, 'rb+') as file:
         os.fsync(file.fileno())
     return _fingerprint(path)
 
 
-def _fingerprint(path: Path) -> list[int | str]:
+def _fingerprint(path: str) -> list[int | str]:
     with open(path, 'rb') as file:
         digest = hashlib.file_digest(file, 'sha256').hexdigest()
         return [file.tell(), digest]
