@@ -283,23 +283,21 @@ def _product(eqn: JaxprEqn, image: jax.Array, kernel: jax.Array) -> jax.Array:
     """A convolution with one place in its result, such as the weight gradient of a 1x1 kernel."""
     params = eqn.params
     image_axes, kernel_axes, out_axes = params['dimension_numbers']
-    image = image.transpose(*image_axes[2:], image_axes[1], image_axes[0])
-    kernel = kernel.transpose(*kernel_axes[2:], *kernel_axes[1::-1])
-    space = kernel.shape[:-2]
+    # Features first: those of a weight gradient are the examples, and nothing need be moved.
+    image = image.transpose(image_axes[1], *image_axes[2:], image_axes[0])
+    kernel = kernel.transpose(kernel_axes[1], *kernel_axes[2:], kernel_axes[0])
+    space, dilation = kernel.shape[1:-1], params['rhs_dilation']
     padding = [(low, high, 0) for low, high in params['padding']]
-    image = lax.pad(image, jnp.zeros((), image.dtype), [*padding, (0, 0, 0), (0, 0, 0)])
-    dilation = params['rhs_dilation']
+    image = lax.pad(image, jnp.zeros((), image.dtype), [(0, 0, 0), *padding, (0, 0, 0)])
     ends = [(size - 1) * step + 1 for size, step in zip(space, dilation, strict=True)]
-    seen = lax.slice(
-        image, (0,) * image.ndim, (*ends, *image.shape[-2:]), (*dilation, 1, 1)
-    )  # fmt: skip
-    contracted = tuple(range(len(space) + 1))
+    ends = (len(image), *ends, image.shape[-1])
+    seen = lax.slice(image, (0,) * image.ndim, ends, (1, *dilation, 1))
+    contracted = tuple(range(kernel.ndim - 1))
     out = lax.dot_general(
         seen, kernel, ((contracted, contracted), ((), ())), precision=params['precision'],
         preferred_element_type=params['preferred_element_type'],
     )  # fmt: skip
-    out = out.reshape(*out.shape, *(1 for _ in space))
-    return out.transpose(_inverse(out_axes))
+    return out.reshape(*out.shape, *(1 for _ in space)).transpose(_inverse(out_axes))
 
 
 def _inverse(permutation: Sequence[int]) -> list[int]:
