@@ -16,6 +16,7 @@ from thinkml.training import (
     fit,
     nonfinite,
     plan,
+    trainer,
     watching,
 )
 
@@ -237,3 +238,38 @@ def test_what_is_on_the_device_already_takes_no_further_room():
         problem = plan.make_problem(Deep(), plan.Asked(rows, DEEP_Y), config)
         found += [where.name for _, where, *_ in plan.resident_or_not(problem, config, None)]
     assert found == ['HOST', 'EACH_DEVICE']
+
+
+def test_a_larger_batch_is_found_with_rematerialisation(monkeypatch):
+    monkeypatch.setattr('thinkml.training.tuning.device_budget', lambda: 2_000_000)
+    sizes = [
+        ModelTrainer(TrainingConfig(optimizer='sgd', remat=remat)).find_batch_size(
+            Deep(), DEEP_X, DEEP_Y
+        )
+        for remat in (False, True)
+    ]
+    assert 1 < sizes[0] < sizes[1] < 1024
+
+
+def test_a_rate_is_found_with_rematerialisation_where_it_is_needed(monkeypatch, needed):
+    finder = ModelTrainer(TrainingConfig(batch_size=512, optimizer='sgd'))
+    expected = finder.find_learning_rate(Deep(), DEEP_X, DEEP_Y)
+    savings, look_for = [], trainer.learning_rate_range
+
+    def noted(*args):
+        savings.append(args[-1])
+        return look_for(*args)
+
+    monkeypatch.setattr(trainer, 'learning_rate_range', noted)
+    with_free(monkeypatch, needed[1])
+    found = finder.find_learning_rate(Deep(), DEEP_X, DEEP_Y)
+    assert [saving.remat for saving in savings] == [True]
+    np.testing.assert_allclose(found.losses[:50], expected.losses[:50], rtol=1e-4)
+
+
+def test_rows_that_will_come_are_planned_for():
+    """Active learning's training set grows up to the pool, and so does its batch."""
+    config = TrainingConfig(batch_size=512, epochs=1, optimizer='sgd')
+    few = plan.Asked(DEEP_X, DEEP_Y, rows=np.arange(8))
+    planned = plan.make_plan(Deep(), few, config, None)
+    assert planned.bytes_per_device == deep_plan().bytes_per_device

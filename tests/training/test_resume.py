@@ -168,6 +168,13 @@ def test_how_often_it_crashed_and_how_it_is_cut_and_placed_changes_nothing(tmp_p
     assert resumed == uninterrupted
 
 
+def test_a_run_goes_on_with_activations_computed_again(tmp_path, uninterrupted):
+    crashed(tmp_path, 9)
+    resumed = run(tmp_path, resume=True, remat=True)
+    assert resumed.watcher.first_step > 0
+    np.testing.assert_allclose(resumed.history['loss'], uninterrupted.history['loss'], rtol=1e-4)
+
+
 def test_what_is_saved_when_changes_nothing(tmp_path, uninterrupted):
     assert run(tmp_path, checkpoint={'every_epochs': 3}) == uninterrupted
     assert run(tmp_path, checkpoint={'every_minutes': 1e-9}) == uninterrupted
