@@ -1,6 +1,7 @@
 import atexit
 import os
 import signal
+import sys
 import tempfile
 
 # What one process of a run compiles the others find: pytest's workers, and what tests start.
@@ -8,9 +9,12 @@ import tempfile
 if 'THINKML_TEST_RUN' not in os.environ:
     _place = tempfile.TemporaryDirectory(prefix='thinkml-tests-', ignore_cleanup_errors=True)
     atexit.register(_place.cleanup)
-    os.environ['THINKML_TEST_RUN'] = os.environ['XDG_CACHE_HOME'] = _place.name
-    for _own in ('THINKML_COMPILATION_CACHE', 'JAX_COMPILATION_CACHE_DIR'):
-        os.environ.pop(_own, None)
+    for _directory in ('THINKML_TEST_RUN', 'XDG_CACHE_HOME', 'LOCALAPPDATA'):
+        os.environ[_directory] = _place.name
+    for _setting in [name for name in os.environ if 'COMPILATION_CACHE' in name]:
+        del os.environ[_setting]
+    if sys.platform == 'darwin':  # where the cache has one place
+        os.environ['THINKML_COMPILATION_CACHE'] = '0'
 
 import matplotlib
 

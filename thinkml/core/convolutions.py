@@ -1,13 +1,15 @@
 """Convolutions and max-pooling at full speed on CPU: a pass over a traced function, and options.
 
 Inside compiled loops XLA:CPU leaves the convolutions that compute weight gradients in layouts for
-which it has no fast code (6 to 17 times slower than outside the loop), it multiplies by the zeros
-between the elements of strided gradients, and it differentiates max-pooling element by element.
+which it has no fast code (steps take 6 to 40 times as long as outside the loop), it multiplies by
+the zeros between the elements of strided gradients, it has no fast code for depthwise
+convolutions, and it differentiates max-pooling element by element.
 `fast_convolutions` replaces those operations, one for one, by equal ones:
 
 - any convolution: the same one between explicit transposes to NHWC and HWIO,
 - one of an image with zeros between its elements: several without them,
 - one with a single place in its result: a matrix product,
+- a depthwise one: a sum over the places of its kernel, and so its gradients,
 - the gradient of max-pooling: a sum over the places in a window.
 
 `compiler_options` are for the program: with them convolutions use all cores.
@@ -89,8 +91,8 @@ def compiler_options() -> dict[str, str]:
 
     By default it takes those of two dimensions from YNNPACK, which uses one core; what it has
     besides, Eigen's, uses all. Nothing else is changed. There are no options on accelerators, with
-    ``THINKML_FAST_CONVOLUTIONS=0`` in the environment, where ``XLA_FLAGS`` says what to take from
-    YNNPACK, and where this version of XLA doesn't know the option.
+    ``THINKML_FAST_CONVOLUTIONS=0`` in the environment, in double precision, which Eigen's don't
+    know, where ``XLA_FLAGS`` says what to take from YNNPACK, and where this XLA hasn't the option.
 
     Example:
         >>> import jax
@@ -99,7 +101,8 @@ def compiler_options() -> dict[str, str]:
         >>> int(step(1))
         2
     """
-    if not _is_on() or _YNNPACK in os.environ.get('XLA_FLAGS', ''):
+    decided = _YNNPACK in os.environ.get('XLA_FLAGS', '')
+    if not _is_on() or decided or jax.config.read('jax_enable_x64'):
         return {}
     return {_YNNPACK: _ALL_BUT_CONVOLUTIONS} if _is_known() else {}
 
@@ -199,11 +202,15 @@ def _rule_for_convolution(eqn: JaxprEqn) -> Rule | None:
     lengths = [image.shape[axis] for axis in axes[2:]]
     if any(sum(_cuts(widths)) + n <= 0 for widths, n in zip(padding, lengths, strict=True)):
         return None  # nothing of the image is left
-    ungrouped = params['feature_group_count'] == params['batch_group_count'] == 1
-    if ungrouped and all(out.shape[axis] == 1 for axis in out_axes[2:]):
+    groups = params['feature_group_count'], params['batch_group_count']
+    if groups == (1, 1) and all(out.shape[axis] == 1 for axis in out_axes[2:]):
         return _product
+    if 1 < groups[1] == image.shape[axes[0]]:
+        return _depthwise_weight_gradient
+    if 1 < groups[0] == image.shape[axes[1]]:
+        return functools.partial(_in_canonical_layout, _convolution)
     canonical = params['dimension_numbers'] == _canonical_dimensions(len(lengths))
-    if canonical and min(map(min, padding)) >= 0:
+    if canonical and all(min(widths) >= 0 for widths in padding):
         return None
     return functools.partial(_in_canonical_layout, _convolution)
 
@@ -237,12 +244,82 @@ def _convolution(image: jax.Array, kernel: jax.Array, **params: Any) -> jax.Arra
     With a negative padding in front and a positive one behind, XLA:CPU (jax 0.10 and 0.11) reads
     beside the image.
     """
+    is_depthwise = 1 < params['feature_group_count'] == image.shape[-1]
+    if is_depthwise and math.prod(kernel.shape[:-2]) <= 49:
+        return _depthwise(image, kernel, **params)
     if set(params['lhs_dilation']) == {1}:
         cuts = [(*_cuts(widths), 0) for widths in params['padding']]
         image = lax.pad(image, jnp.zeros((), image.dtype), [(0, 0, 0), *cuts, (0, 0, 0)])
         padding = tuple((max(low, 0), max(high, 0)) for low, high in params['padding'])
         params = {**params, 'padding': padding}
     return primitives.conv_general_dilated_p.bind(image, kernel, **params)
+
+
+def _depthwise(image: jax.Array, kernel: jax.Array, **params: Any) -> jax.Array:
+    """A convolution of each channel by itself, as a sum over the places of the kernel.
+
+    For these Eigen has no code of its own.
+    """
+    out_dtype = params['preferred_element_type'] or image.dtype
+    dtype = jnp.promote_types(out_dtype, jnp.float32)
+    strides, dilation = params['window_strides'], params['rhs_dilation']
+    widths = [(*pair, step - 1) for pair, step in zip(
+        params['padding'], params['lhs_dilation'], strict=True
+    )]  # fmt: skip
+    image = lax.pad(image, jnp.zeros((), image.dtype), [(0, 0, 0), *widths, (0, 0, 0)])
+    *space, _, features = kernel.shape
+    sizes = [
+        (length - (taps - 1) * apart - 1) // step + 1
+        for length, taps, apart, step in zip(
+            image.shape[1:-1], space, dilation, strides, strict=True
+        )
+    ]
+    channels = image.shape[-1]
+    kernel = kernel.reshape(*space, channels, features // channels).astype(dtype)
+    total = jnp.zeros((len(image), *sizes, channels, features // channels), dtype)
+    for place in itertools.product(*map(range, space)):
+        start = [at * apart for at, apart in zip(place, dilation, strict=True)]
+        seen = _every(image, start, strides, sizes)
+        total += seen.astype(dtype)[..., None] * kernel[place]
+    return total.reshape(*total.shape[:-2], features).astype(out_dtype)
+
+
+def _depthwise_weight_gradient(eqn: JaxprEqn, image: jax.Array, grad: jax.Array) -> jax.Array:
+    """The gradient of such a kernel: for each place of it a sum over image times gradient."""
+    params = eqn.params
+    image_axes, grad_axes, out_axes = params['dimension_numbers']
+    image = image.transpose(image_axes[1], *image_axes[2:], image_axes[0])
+    grad = grad.transpose(grad_axes[1], *grad_axes[2:], grad_axes[0])
+    (out,) = _avals(eqn.outvars)
+    kernel = [out.shape[axis] for axis in out_axes[2:]]
+    widths = [(low, high, 0) for low, high in params['padding']]
+    image = lax.pad(image, jnp.zeros((), image.dtype), [(0, 0, 0), *widths, (0, 0, 0)])
+    dtype = jnp.promote_types(out.dtype, jnp.float32)
+    channels, sizes = image.shape[-1], grad.shape[1:-1]
+    strides, apart = params['rhs_dilation'], jnp.array(params['window_strides'])
+    spans = [(size - 1) * step + 1 for size, step in zip(sizes, strides, strict=True)]
+    grad = grad.reshape(*grad.shape[:-1], channels, -1).astype(dtype)
+
+    def of_place(place: jax.Array) -> jax.Array:
+        seen = lax.dynamic_slice(
+            image, (0, *(place * apart), 0), (len(image), *spans, channels)
+        )  # fmt: skip
+        seen = _every(seen, [0] * len(sizes), strides, sizes).astype(dtype)
+        return (seen[..., None] * grad).sum(tuple(range(grad.ndim - 2)))
+
+    # One after another: as many sums in a program take seconds to compile.
+    places = jnp.stack(jnp.meshgrid(*map(jnp.arange, kernel), indexing='ij'), -1)
+    found = lax.map(of_place, places.reshape(-1, len(kernel)))
+    found = found.reshape(*kernel, 1, -1).astype(out.dtype)
+    return found.transpose(_inverse((*out_axes[2:], *out_axes[:2])))
+
+
+def _every(
+    x: jax.Array, start: Sequence[int], strides: Sequence[int], sizes: Sequence[int]
+) -> jax.Array:
+    """Of the space of ``[batch, *space, channels]``, ``sizes`` elements from ``start`` on."""
+    stop = [at + (n - 1) * step + 1 for at, n, step in zip(start, sizes, strides, strict=True)]
+    return lax.slice(x, (0, *start, 0), (len(x), *stop, x.shape[-1]), (1, *strides, 1))
 
 
 def _by_phase(image: jax.Array, kernel: jax.Array, **params: Any) -> jax.Array:
@@ -289,9 +366,7 @@ def _product(eqn: JaxprEqn, image: jax.Array, kernel: jax.Array) -> jax.Array:
     space, dilation = kernel.shape[1:-1], params['rhs_dilation']
     padding = [(low, high, 0) for low, high in params['padding']]
     image = lax.pad(image, jnp.zeros((), image.dtype), [(0, 0, 0), *padding, (0, 0, 0)])
-    ends = [(size - 1) * step + 1 for size, step in zip(space, dilation, strict=True)]
-    ends = (len(image), *ends, image.shape[-1])
-    seen = lax.slice(image, (0,) * image.ndim, ends, (1, *dilation, 1))
+    seen = _every(image, [0] * len(space), dilation, space)
     contracted = tuple(range(kernel.ndim - 1))
     out = lax.dot_general(
         seen, kernel, ((contracted, contracted), ((), ())), precision=params['precision'],

@@ -13,6 +13,7 @@ from thinkml.core.adapters import ApplyFn
 from thinkml.core.functional import functionalize
 from thinkml.core.jit import Jit
 from thinkml.core.sharding import Layout, data_mesh, layout_of, put_global, replicate
+from thinkml.core.step import outputs_of
 
 # Inputs of one batch are kept to about this size; activations are a small multiple of it.
 _BATCH_BYTES = 8 * 2**20
@@ -157,5 +158,4 @@ def _filled(x: Any, batch_size: int) -> Any:
 def _forward(
     apply: ApplyFn, layout: Layout | None, params: Any, model_state: Any, x: Any
 ) -> jax.Array:
-    outputs, _ = apply(params, model_state, x, key=None, train=False)
-    return replicate(layout, outputs.astype(jnp.float32))
+    return replicate(layout, outputs_of(apply, params, model_state, x).astype(jnp.float32))

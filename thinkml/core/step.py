@@ -178,11 +178,21 @@ def make_eval_step(
 
     def eval_step(params: Any, model_state: Any, batch: Batch) -> Collection:
         batch = split_rows(layout, batch)
-        outputs, _ = apply(params, model_state, batch.x, key=None, train=False)
-        logits = _as_logits(outputs, batch.y)
+        logits = _as_logits(outputs_of(apply, params, model_state, batch.x), batch.y)
         return replicate(layout, _collect(metrics, logits, loss_fn(logits, batch.y), batch))
 
     return eval_step
+
+
+def outputs_of(apply: ApplyFn, params: Any, model_state: Any, x: Any) -> jax.Array:
+    """What the model returns in evaluation mode."""
+
+    @fast_convolutions
+    def forward(params: Any, model_state: Any, x: Any) -> jax.Array:
+        outputs, _ = apply(params, model_state, x, key=None, train=False)
+        return outputs
+
+    return forward(params, model_state, x)
 
 
 def _as_logits(outputs: jax.Array, labels: jax.Array) -> jax.Array:
