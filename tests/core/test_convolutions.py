@@ -493,6 +493,24 @@ def test_with_the_compiler_options_convolutions_are_not_ynnpacks():
     assert not uses_ynnpack(compiler_options())
 
 
+def test_the_compiler_options_change_nothing_else():
+    def loss(weights, x):
+        hidden = jax.nn.relu(x @ weights[0] + weights[1])
+        return jax.nn.logsumexp(hidden @ weights[2]).mean(), hidden.sum((0, 1))
+
+    weights = [normal(0, 64, 128), normal(1, 128), normal(2, 128, 256)]
+    operands = weights, normal(3, 512, 64)
+    programs = [
+        jax.jit(jax.grad(loss, has_aux=True), compiler_options=options).lower(*operands).compile()
+        for options in ({}, compiler_options())
+    ]
+    plain, optioned = (program.as_text() for program in programs)
+    assert 'ynn_fusion' in plain
+    assert plain == optioned
+    weights[0] *= jnp.nan
+    assert jnp.isnan(programs[1](*operands)[1])
+
+
 @pytest.mark.parametrize(
     ('variable', 'value'),
     [

@@ -112,7 +112,8 @@ def _is_on() -> bool:
 
 
 _YNNPACK = 'xla_cpu_experimental_ynn_fusion_type'
-_ALL_BUT_CONVOLUTIONS = 'LIBRARY_FUSION_TYPE_DOT,LIBRARY_FUSION_TYPE_REDUCE'
+# XLA's default but for convolutions. With LIBRARY_FUSION_TYPE_DOT a ReLU after a product loses NaN.
+_ALL_BUT_CONVOLUTIONS = 'LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE'
 
 
 @functools.cache
