@@ -77,11 +77,12 @@ def measure(name, on_cpu, *, rows=None, rounds=None, with_scan=False, only=None)
         measured = totals(name, sides, epochs=rounds)
     else:
         measured = race(name, sides, on_cpu, rows, rounds)
-    leads = leads_of(measured['ratios'])
+    leads = {ours: leads_of(ratios) for ours, ratios in measured['ratios'].items()}
     goals = [
-        goal.judged(leads[goal.what][goal.peer])
+        goal.judged(of_ours[goal.what][goal.peer], SIDES[ours].title)
+        for ours, of_ours in leads.items()
         for goal in goals_of(name, on_cpu)
-        if goal.peer in leads.get(goal.what, {})
+        if goal.peer in of_ours.get(goal.what, {})
     ]
     return measured | {'left_out': left_out, 'leads': leads, 'goals': goals}
 
@@ -111,12 +112,12 @@ def show_epochs(measured):
     ]  # fmt: skip
     if any(of_side['device_peak'] for of_side in measured['sides'].values()):
         heads.insert(-1, 'device MB')
-    rows = []
+    rows, beside = [], beside_thinkml(measured)
     for side, of_side in measured['sides'].items():
         row = [
             SIDES[side].title, f'{of_side["examples_per_second"]:,.0f}',
             f'{of_side["seconds"]:.3f}', f'{of_side["cpu"]:.3f}',
-            shown(measured['ratios']['time'].get(side)), shown(of_side['cpu_over_thinkml']),
+            shown(beside('time', side)), shown(of_side['cpu_over_thinkml']),
             shown(of_side['over_scan']), f'{of_side["first_epoch"]:.2f}',
             f'{of_side["from_start"]:.2f}', f'{of_side["peak"] / 1e6:.0f}',
             f'{of_side["loss"]:.4f}',
@@ -130,19 +131,25 @@ def show_epochs(measured):
 def show_totals(measured):
     heads = ['side', 'cold s', 'CPU s', 'times ThinkML', 'warm s', 'CPU s', 'times ThinkML warm',
              'peak MB', 'final loss']  # fmt: skip
-    rows = []
+    rows, beside = [], beside_thinkml(measured)
     for side, states in measured['sides'].items():
         cold, warm = states['cold'], states.get('warm', {})
         rows.append([
             SIDES[side].title if side in SIDES else f'{side} alone',
             shown(cold['total']), shown(cold.get('cpu')),
-            shown(measured['ratios']['total'].get(side)),
+            shown(beside('total', side)),
             shown(warm.get('total')), shown(warm.get('cpu')),
-            shown(measured['ratios']['warm total'].get(side)),
+            shown(beside('warm total', side)),
             f'{cold["peak"] / 1e6:.0f}' if 'peak' in cold else '',
             f'{cold["loss"]:.4f}' if 'loss' in cold else '',
         ])  # fmt: skip
     show_table(heads, rows)
+
+
+def beside_thinkml(measured):
+    """``beside(what, side)``: how many times what ThinkML takes, None where that isn't known."""
+    ratios = measured['ratios'].get('thinkml', {})
+    return lambda what, side: ratios.get(what, {}).get(side)
 
 
 def shown(value):

@@ -11,7 +11,7 @@ import numpy as np
 import optax
 from flax import nnx
 
-from .nets_flax import net_without_draws
+from .nets_flax import make_net
 from .workloads import LEARNING_RATE
 
 tx = optax.adam(LEARNING_RATE)
@@ -35,9 +35,7 @@ def make_step(graph):
 
 def begin(job):
     """The step, the first carry, and the data."""
-    graph, params, stats = nnx.split(
-        net_without_draws(job.workload, job.weights), nnx.Param, nnx.BatchStat
-    )
+    graph, params, stats = nnx.split(make_net(job.workload, job.weights), nnx.Param, nnx.BatchStat)
     params, stats = nnx.to_pure_dict(params), nnx.to_pure_dict(stats)
     carry = params, stats, jax.jit(tx.init)(params)
     return make_step(graph), carry, job.x, job.y.astype(np.int32)

@@ -1,8 +1,12 @@
-"""ThinkML: `ModelTrainer` as it is, with history, accuracy and progress bar."""
+"""ThinkML: `ModelTrainer` as it is, with history, accuracy and progress bar.
+
+In whole programs (W3) weights are drawn as a newcomer has them drawn, by Flax for a net written in
+Flax or by ThinkML for one of its own, and replaced by the given ones.
+"""
 
 from thinkml.training import ModelTrainer, TrainingConfig
 
-from .nets_flax import make_net
+from .nets_flax import draw_net, make_net, with_weights
 
 
 class TakesTurns:
@@ -16,8 +20,25 @@ class TakesTurns:
         self.turns.over(run.history['loss'][-1])
 
 
-def train(job, turns):
+def drawn_by_flax(workload, weights):
+    return with_weights(draw_net(workload), weights)
+
+
+def drawn_by_thinkml(workload, weights):
+    from thinkml.models.zoo import create
+
+    inputs, *hidden, outputs = workload.widths
+    net = create('mlp', outputs, in_features=inputs, hidden=hidden)
+    named = {f'layers.{name.removeprefix("dense.")}': array for name, array in weights.items()}
+    head = f'layers.{len(hidden)}.'
+    return with_weights(net, {name.replace(head, 'head.'): named[name] for name in named})
+
+
+def train(job, turns, *, own_net=False):
+    make = make_net
+    if job.alone:
+        make = drawn_by_thinkml if own_net else drawn_by_flax
     config = TrainingConfig(
         batch_size=job.workload.batch_size, epochs=job.epochs, callbacks=[TakesTurns(turns)]
     )
-    ModelTrainer(config).train(make_net(job.workload, job.weights), job.x, job.y)
+    ModelTrainer(config).train(make(job.workload, job.weights), job.x, job.y)

@@ -22,14 +22,14 @@ class Goal:
     at_most: float | None = None
     at_least: float | None = None
 
-    def judged(self, lead):
+    def judged(self, lead, ours='ThinkML'):
         """A sentence that says whether a lead, theirs over ours, is enough."""
         if self.at_most is not None:
             figure, bound, met = 1 / lead, f'at most {self.at_most}', 1 / lead <= self.at_most
-            says = f"{self.what}: ThinkML's is {figure:.3f} of {self.peer}'s"
+            says = f'{self.what}: {ours} takes {figure:.3f} of {self.peer}'
         else:
             figure, bound, met = lead, f'at least {self.at_least}', lead >= self.at_least
-            says = f"{self.what}: {self.peer}'s is {figure:.3f} of ThinkML's"
+            says = f'{self.what}: {self.peer} takes {figure:.3f} of {ours}'
         return f'{says}; goal {bound}: {"met" if met else "missed"}'
 
 

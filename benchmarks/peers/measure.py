@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from .process import Busy, Peer, PeerFailed
-from .sides import SIDES, options_for
+from .sides import OURS, SIDES, options_for
 from .workloads import WORKLOADS
 
 WARM_UP = 2  # rounds that compile and find the pace
@@ -24,7 +24,7 @@ def race(name, sides, on_cpu, rows=None, rounds=None):
     """The figures of a workload whose peers take turns epoch by epoch.
 
     Returns:
-        what the tables show: ``sides`` and the ``ratios`` of theirs to ours.
+        what the tables show: ``sides``, and the ``ratios`` of theirs to each side of ours.
     """
     workload, busy = WORKLOADS[name], Busy()
     told, failed = take_turns(name, sides, on_cpu, rows, rounds or workload.rounds)
@@ -35,15 +35,17 @@ def race(name, sides, on_cpu, rows=None, rounds=None):
         of_side['over_scan'] = ratio(told, side, 'scan' if 'scan' in told else 'loop')
         of_side['cpu_over_thinkml'] = ratio(told, side, 'thinkml', 'cpu')
     ratios = {
-        'time': {side: ratio(told, side, 'thinkml') for side in told},
-        'peak memory': {
-            side: memory(of_side) / memory(figures['thinkml'])
-            for side, of_side in figures.items()
-            if 'thinkml' in figures
-        },
+        ours: {
+            'time': {side: ratio(told, side, ours) for side in told},
+            'peak memory': {
+                side: memory(of_side) / memory(figures[ours]) for side, of_side in figures.items()
+            },
+        }
+        for ours in OURS
+        if ours in figures
     }
     return {
-        'sides': figures, 'ratios': without(ratios, 'thinkml'), 'failed': failed,
+        'sides': figures, 'ratios': of_peers(ratios), 'failed': failed,
         'epochs': common, 'busy': busy.cores(),
     }  # fmt: skip
 
@@ -115,11 +117,14 @@ def memory(figures):
     return figures['device_peak'] or figures['peak']
 
 
-def without(ratios, side):
-    """The ratios but those of a side to itself, and those there are none of."""
+def of_peers(ratios):
+    """The ratios but those of our own sides, and those there are none of."""
     return {
-        what: {name: value for name, value in of.items() if name != side and value is not None}
-        for what, of in ratios.items()
+        ours: {
+            what: {name: value for name, value in of.items() if name not in OURS and value}
+            for what, of in ratios_to_ours.items()
+        }
+        for ours, ratios_to_ours in ratios.items()
     }
 
 
@@ -151,27 +156,26 @@ def totals(name, sides, turns=TURNS, epochs=None):
             for key in next(iter(of_turns.values()))
         }
     figures = {side: states for side, states in figures.items() if side not in failed}
+    ratios = {ours: ratios_of_totals(runs, figures, ours) for ours in OURS if ours in figures}
     return {
-        'sides': figures, 'ratios': without(ratios_of_totals(runs, figures), 'thinkml'),
-        'failed': failed, 'epochs': epochs, 'busy': busy.cores(),
+        'sides': figures, 'ratios': of_peers(ratios), 'failed': failed,
+        'epochs': epochs, 'busy': busy.cores(),
     }  # fmt: skip
 
 
-def ratios_of_totals(runs, figures):
+def ratios_of_totals(runs, figures, ours):
     """Theirs over ours, of the same turns. What knows no warm cache is as it is."""
     ratios = {'total': {}, 'warm total': {}, 'peak memory': {}}
-    if 'thinkml' not in figures:
-        return ratios
     for side in [side for side in figures if side != 'Python']:
         for what, state in {'total': 'cold', 'warm total': 'warm'}.items():
-            ours = runs['thinkml', state]
+            took = runs[ours, state]
             theirs = runs.get((side, state)) or runs[side, 'cold']
             ratios[what][side] = statistics.median(
-                theirs[turn]['total'] / ours[turn]['total'] for turn in theirs
+                theirs[turn]['total'] / took[turn]['total'] for turn in theirs
             )
         if 'peak' in figures[side]['cold']:
-            ours = memory(figures['thinkml']['cold'])
-            ratios['peak memory'][side] = memory(figures[side]['cold']) / ours
+            most = memory(figures[ours]['cold'])
+            ratios['peak memory'][side] = memory(figures[side]['cold']) / most
     return ratios
 
 

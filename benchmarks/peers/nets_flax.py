@@ -105,17 +105,17 @@ NETS = {'mlp': MLP, 'cnn': CNN, 'resnet': ResNet, 'transformer': Transformer}
 
 
 def make_net(workload, weights):
-    """The net with these weights, its own draws replaced."""
-    return _with_weights(NETS[workload.net](workload, nnx.Rngs(0)), weights)
+    """The net with these weights. None are drawn before, which Flax takes many programs for."""
+    return with_weights(nnx.eval_shape(lambda: draw_net(workload)), weights)
 
 
-def net_without_draws(workload, weights):
-    """The same, without drawing weights first."""
-    net = nnx.eval_shape(lambda: NETS[workload.net](workload, nnx.Rngs(0)))
-    return _with_weights(net, weights)
+def draw_net(workload):
+    """The net with weights that Flax draws."""
+    return NETS[workload.net](workload, nnx.Rngs(0))
 
 
-def _with_weights(net, weights):
+def with_weights(net, weights):
+    """The net, its weights replaced."""
     weights = jax.device_put(weights)
     state = nnx.state(net, (nnx.Param, nnx.BatchStat))
     arrays = {'.'.join(map(str, path)): variable for path, variable in nnx.to_flat_state(state)}

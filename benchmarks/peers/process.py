@@ -18,8 +18,14 @@ class PeerFailed(Exception):
 
 
 def environment(cache):
-    """The variables of a peer's process: a compilation cache in a folder of its own."""
-    return os.environ | {
+    """The variables of a peer's process: a compilation cache in a folder of its own.
+
+    ThinkML is compiled by Python once, as the packages that pip installs are.
+    """
+    inherited = {
+        name: value for name, value in os.environ.items() if name != 'PYTHONDONTWRITEBYTECODE'
+    }
+    return inherited | {
         'JAX_COMPILATION_CACHE_DIR': str(cache),
         'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
         'JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES': '-1',

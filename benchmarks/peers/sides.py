@@ -38,6 +38,7 @@ _SKLEARN = {'module': 'by_sklearn', 'packages': ('sklearn',)}
 # Sides of one peer begin with its name, then a dash; beside goals the fastest of them counts.
 SIDES = {
     'thinkml': Side('ThinkML', 'by_thinkml', **_JAX),
+    'thinkml-own': Side("ThinkML's own MLP", 'by_thinkml', options={'own_net': True}, **_JAX),
     'scan': Side('scan by hand', 'by_hand', options={'scanned': True}, **_JAX),
     'loop': Side('loop by hand', 'by_hand', options={'scanned': False}, **_JAX),
     'keras': Side('Keras', options={'steps_per_execution': 1}, **_KERAS),
@@ -54,6 +55,7 @@ SIDES = {
     'sklearn': Side('scikit-learn', slow=True, **_SKLEARN),
     'sklearn-1': Side('scikit-learn, 1 thread', options={'threads': 1}, slow=True, **_SKLEARN),
 }  # fmt: skip
+OURS = ('thinkml', 'thinkml-own')
 
 
 def peer_of(name):
@@ -68,6 +70,8 @@ def sides_for(workload, on_cpu, with_scan=False):
         missing = [package for package in side.packages if not importlib.util.find_spec(package)]
         if missing:
             left_out[name] = f'{", ".join(missing)} not installed'
+        elif name == 'thinkml-own' and workload.rows is not None:
+            left_out[name] = 'of whole programs'
         elif peer_of(name) == 'sklearn' and workload.net != 'mlp':
             left_out[name] = 'trains MLPs alone'
         elif name == 'scan' and on_cpu and workload.has_convolutions and not with_scan:
