@@ -49,7 +49,7 @@ def first_training(settings='{}'):
 def test_the_first_training_compiles_eight_programs_of_its_own_and_no_single_operations():
     imported, programs, used = first_training()
     assert programs == [
-        'jit(<lambda>)', 'jit(_compute)', 'jit(_init)', 'jit(_keys)', 'jit(_plan)',
+        'jit(<lambda>)', 'jit(_bits)', 'jit(_compute)', 'jit(_init)', 'jit(_keys)',
         'jit(_run_steps)', 'jit(empty_metrics)', 'jit(tried)',
     ]  # fmt: skip
     assert not set(UNUSED) & {*imported, *used}
@@ -59,3 +59,19 @@ def test_the_first_training_compiles_eight_programs_of_its_own_and_no_single_ope
 def test_validation_takes_one_more():
     _, programs, _ = first_training("{'validation_split': 0.2}")
     assert len(programs) == 9
+
+
+DRAW = """
+import jax
+from thinkml.models.zoo import create
+compiled = []
+jax.monitoring.register_event_duration_secs_listener(lambda event, *_, **__: compiled.append(event))
+create('mlp', num_classes=3, in_features=4, hidden=(8, 5))
+assert not compiled, compiled
+jax.numpy.zeros(3)
+assert compiled
+"""
+
+
+def test_drawing_the_weights_of_an_mlp_of_the_zoo_compiles_nothing():
+    subprocess.run([sys.executable, '-c', DRAW], check=True, env=os.environ | {'PYTHONPATH': ROOT})

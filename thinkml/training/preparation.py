@@ -5,6 +5,7 @@ import math
 from typing import Any, NamedTuple, Protocol
 
 import jax
+import numpy as np
 import optax
 from clu.metrics import Collection
 
@@ -88,7 +89,7 @@ def prepare(
         ConfigError: if the schedule needs a length that nobody knows.
         DataError: if the data can't be read.
     """
-    init_key, step_key, shuffle_key = _keys(jax.random.key(config.seed))
+    init_key, step_key, shuffle_key = _keys(np.uint32(config.seed))
     dtype = get_compute_dtype(config.precision)
     functional = functionalize(model, problem.spec, init_key, compute_dtype=dtype)
     feed, validation = make_feed(problem, config, shuffle_key, layout)
@@ -107,9 +108,9 @@ def prepare(
 
 
 @jax.jit
-def _keys(key: jax.Array) -> tuple[jax.Array, ...]:
+def _keys(seed: jax.typing.ArrayLike) -> tuple[jax.Array, ...]:
     """Of the initial parameters, the steps and the order of the rows."""
-    return tuple(jax.random.split(key, 3))
+    return tuple(jax.random.split(jax.random.key(seed), 3))
 
 
 def optimizer_of(config: TrainingConfig) -> optax.GradientTransformation:

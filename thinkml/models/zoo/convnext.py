@@ -12,6 +12,7 @@ from thinkml.models.zoo.parts import (
     FeedForward,
     apply_head,
     check_images,
+    conv,
     layer_norm,
     make_dropout,
     make_head,
@@ -166,7 +167,7 @@ class Block(nnx.Module):
         dtype: DType | None,
         rngs: nnx.Rngs,
     ):
-        self.depthwise = nnx.Conv(
+        self.depthwise = conv(
             width,
             width,
             (7, 7),
@@ -189,7 +190,7 @@ class Block(nnx.Module):
 def _patches(
     in_features: int, out_features: int, size: int, *, dtype: DType | None, rngs: nnx.Rngs
 ) -> nnx.Conv:
-    return nnx.Conv(
+    return conv(
         in_features,
         out_features,
         (size, size),

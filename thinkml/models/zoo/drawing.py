@@ -37,7 +37,7 @@ class Init:
                 if self.uniform
                 else key.standard_normal(shape, np.float32)
             )
-            return jnp.asarray(np.float32(scale) * draws, dtype)
+            return jax.device_put((np.float32(scale) * draws).astype(dtype))
         if self.uniform:
             return jax.random.uniform(key, shape, dtype, -scale, scale)
         return scale * jax.random.normal(key, shape, dtype)
@@ -51,6 +51,12 @@ class Init:
 
 LINEAR_INIT = Init(1 / 3, 'in', uniform=True)  # torch's default
 CONV_INIT = Init(2.0, 'out')
+
+
+def zeros(key: Any, shape: Any, dtype: Any = jnp.float32, **_: Any) -> jax.Array:
+    """An initialiser of biases, which compiles nothing either."""
+    del key
+    return jax.device_put(np.zeros(shape, dtype))
 
 
 class HostRngs:

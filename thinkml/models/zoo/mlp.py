@@ -8,7 +8,7 @@ from flax import nnx
 
 from thinkml.errors import DataError
 from thinkml.models.zoo.drawing import Init
-from thinkml.models.zoo.parts import DType, apply_head, make_dropout, make_head
+from thinkml.models.zoo.parts import DType, apply_head, linear, make_dropout, make_head
 
 _INIT = Init(2.0, 'in')
 
@@ -52,7 +52,7 @@ class MLP(nnx.Module):
         self.in_features = in_features
         widths = (in_features, *hidden)
         self.layers = nnx.List(
-            nnx.Linear(before, width, kernel_init=_INIT, dtype=dtype, rngs=rngs)
+            linear(before, width, kernel_init=_INIT, dtype=dtype, rngs=rngs)
             for before, width in itertools.pairwise(widths)
         )
         self.dropout = make_dropout(dropout, rngs)

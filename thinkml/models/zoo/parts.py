@@ -1,5 +1,6 @@
 """Layers that several architectures are made of."""
 
+import functools
 from typing import Any
 
 import jax
@@ -7,9 +8,12 @@ import jax.numpy as jnp
 from flax import nnx
 
 from thinkml.errors import DataError
-from thinkml.models.zoo.drawing import CONV_INIT, LINEAR_INIT
+from thinkml.models.zoo.drawing import CONV_INIT, LINEAR_INIT, zeros
 
 DType = Any
+
+linear = functools.partial(nnx.Linear, bias_init=zeros)
+conv = functools.partial(nnx.Conv, bias_init=zeros)
 
 
 class ConvNorm(nnx.Module):
@@ -55,8 +59,8 @@ class FeedForward(nnx.Module):
         dtype: DType | None,
         rngs: nnx.Rngs,
     ):
-        self.fc1 = nnx.Linear(width, hidden, kernel_init=kernel_init, dtype=dtype, rngs=rngs)
-        self.fc2 = nnx.Linear(hidden, width, kernel_init=kernel_init, dtype=dtype, rngs=rngs)
+        self.fc1 = linear(width, hidden, kernel_init=kernel_init, dtype=dtype, rngs=rngs)
+        self.fc2 = linear(hidden, width, kernel_init=kernel_init, dtype=dtype, rngs=rngs)
         self.dropout = make_dropout(dropout, rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -87,7 +91,7 @@ def make_head(
     """The last layer, or None for a model that returns features."""
     if num_classes is None:
         return None
-    return nnx.Linear(num_features, num_classes, kernel_init=kernel_init, dtype=dtype, rngs=rngs)
+    return linear(num_features, num_classes, kernel_init=kernel_init, dtype=dtype, rngs=rngs)
 
 
 def make_dropout(rate: float, rngs: nnx.Rngs, *, whole_rows: int | None = None) -> nnx.Dropout:

@@ -9,6 +9,7 @@ from thinkml.models.zoo.parts import (
     DType,
     apply_head,
     batch_norm,
+    linear,
     make_dropout,
     make_head,
 )
@@ -64,7 +65,7 @@ class ResidualMLP(nnx.Module):
         rngs: nnx.Rngs,
     ):
         self.in_features = in_features
-        self.first = nnx.Linear(in_features, width, kernel_init=LINEAR_INIT, dtype=dtype, rngs=rngs)
+        self.first = linear(in_features, width, kernel_init=LINEAR_INIT, dtype=dtype, rngs=rngs)
         self.blocks = nnx.List(
             Block(width, int(width * hidden), (dropout, residual_dropout), dtype=dtype, rngs=rngs)
             for _ in range(depth)
@@ -97,9 +98,9 @@ class Block(nnx.Module):
         rngs: nnx.Rngs,
     ):
         self.norm = batch_norm(width, dtype=dtype, rngs=rngs)
-        self.fc1 = nnx.Linear(width, hidden, kernel_init=LINEAR_INIT, dtype=dtype, rngs=rngs)
+        self.fc1 = linear(width, hidden, kernel_init=LINEAR_INIT, dtype=dtype, rngs=rngs)
         self.dropout = make_dropout(rates[0], rngs)
-        self.fc2 = nnx.Linear(hidden, width, kernel_init=LINEAR_INIT, dtype=dtype, rngs=rngs)
+        self.fc2 = linear(hidden, width, kernel_init=LINEAR_INIT, dtype=dtype, rngs=rngs)
         self.residual_dropout = make_dropout(rates[1], rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:

@@ -13,7 +13,9 @@ from thinkml.models.zoo.parts import (
     FeedForward,
     apply_head,
     check_images,
+    conv,
     layer_norm,
+    linear,
     make_dropout,
     make_head,
     rising_rates,
@@ -86,7 +88,7 @@ class ViT(nnx.Module):
         _check_divides('image_size', image_size, 'patch_size', patch_size)
         _check_divides('width', width, 'num_heads', num_heads)
         self.patch_size, self.in_channels = patch_size, in_channels
-        self.patches = nnx.Conv(
+        self.patches = conv(
             in_channels,
             width,
             (patch_size, patch_size),
@@ -183,8 +185,8 @@ class SelfAttention(nnx.Module):
 
     def __init__(self, width: int, num_heads: int, *, dtype: DType | None, rngs: nnx.Rngs):
         self.num_heads = num_heads
-        self.qkv = nnx.Linear(width, 3 * width, kernel_init=_INIT, dtype=dtype, rngs=rngs)
-        self.out = nnx.Linear(width, width, kernel_init=_INIT, dtype=dtype, rngs=rngs)
+        self.qkv = linear(width, 3 * width, kernel_init=_INIT, dtype=dtype, rngs=rngs)
+        self.out = linear(width, width, kernel_init=_INIT, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         batch, length, width = x.shape
