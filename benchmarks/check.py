@@ -31,7 +31,7 @@ def leads_of_run(names, on_cpu):
         measured = measure(name, on_cpu, rounds=rounds, only=SIDES)
         for side, why in measured['failed'].items():
             print(f'{name}: {side} failed: {why}')
-        leads[name] = measured['leads']['thinkml']
+        leads[name] = measured['leads'].get('thinkml', {})
     return leads
 
 

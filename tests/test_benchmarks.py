@@ -10,7 +10,8 @@ import sys
 import check
 import numpy as np
 import pytest
-from peers import goals, measure, sides
+from peers import goals, measure, nets_flax, sides
+from peers.by_thinkml import drawn_by_thinkml
 from peers.workloads import WORKLOADS, make_job
 
 BENCHMARKS = pathlib.Path(check.__file__).parent
@@ -55,6 +56,14 @@ def test_all_peers_train_the_same_net_from_the_same_weights(name):
     assert losses['scan'][2] < losses['scan'][0]
     for peer in peers:
         np.testing.assert_allclose(losses[peer], losses['scan'], rtol=1e-4, err_msg=peer)
+
+
+def test_thinkmls_own_net_is_the_one_written_in_flax():
+    workload = WORKLOADS['w3']
+    weights = make_job(workload, epochs=1, rows=3).weights
+    x = np.random.default_rng(0).normal(size=(3, 64)).astype(np.float32)
+    outputs = [make(workload, weights)(x) for make in (nets_flax.make_net, drawn_by_thinkml)]
+    np.testing.assert_allclose(*outputs, rtol=1e-6)
 
 
 def test_peers_in_processes_take_turns():
@@ -104,6 +113,23 @@ def test_a_ratio_is_the_median_over_rounds_of_both_but_the_first_two():
     assert measure.ratio(told, 'torch-1', 'scan') is None
 
 
+def test_each_side_of_ours_is_compared_with_the_peers():
+    runs = {
+        ('thinkml', 'cold'): {0: {'total': 6.0}, 1: {'total': 4.0}, 2: {'total': 5.0}},
+        ('thinkml-own', 'cold'): {turn: {'total': 2.0} for turn in range(3)},
+        ('sklearn', 'cold'): {0: {'total': 3.0}, 2: {'total': 4.0}},
+        ('Python', 'cold'): {turn: {'total': 0.1} for turn in range(3)},
+    }
+    runs |= {(side, 'warm'): runs[side, 'cold'] for side in sides.OURS}
+    figures = {side: {'cold': {'peak': 10.0, 'device_peak': 0}} for side, _ in runs}
+    ratios = {ours: measure.ratios_of_totals(runs, figures, ours) for ours in sides.OURS}
+    found = measure.of_peers(ratios)
+    assert found['thinkml']['total'] == {'sklearn': pytest.approx((3 / 6 + 4 / 5) / 2)}
+    assert found['thinkml-own']['total'] == {'sklearn': pytest.approx((3 / 2 + 4 / 2) / 2)}
+    assert 'thinkml-own' in sides.sides_for(WORKLOADS['w3'], on_cpu=True)[0]
+    assert 'thinkml-own' in sides.sides_for(WORKLOADS['w1a'], on_cpu=True)[1]
+
+
 def test_goals_are_judged_by_the_best_side_of_a_peer():
     leads = goals.leads_of({'time': {'keras': 2.4, 'keras-50': 1.9, 'scan': 0.9}})
     assert leads == {'time': {'keras': 1.9, 'scan': 0.9}}
@@ -132,6 +158,14 @@ def test_the_guard_finds_what_is_lost(changed, expected):
     recorded = check.flat(LEADS)
     measured = {figure: lead for figure, lead in (recorded | changed).items() if lead is not None}
     assert check.lost(recorded, measured) == expected
+
+
+def test_the_guard_goes_on_where_a_side_fails(monkeypatch, capsys):
+    measured = {'leads': {}, 'failed': {'thinkml': 'out of memory'}}
+    monkeypatch.setattr(check, 'measure', lambda *_, **__: measured)
+    leads = check.leads_of_run(['w1a'], on_cpu=True)
+    assert 'w1a: thinkml failed: out of memory' in capsys.readouterr().out
+    assert check.lost(check.flat(LEADS), check.flat(leads))['w1a time scan'] == (1.0, None)
 
 
 @pytest.mark.parametrize(('second', 'status'), [(1.0, 1), (1.9, 0)])
@@ -170,7 +204,7 @@ def test_the_race_prints_its_table(tmp_path):
     )  # fmt: skip
     for title in ('ThinkML', 'scan by hand', 'scikit-learn, 1 thread'):
         assert f'| {title} |' in done.stdout
-    assert "time: ThinkML's is" in done.stdout
+    assert 'time: ThinkML takes' in done.stdout
     written = json.loads(figures.read_text())['workloads']['w1a']
-    assert set(written['leads']['time']) == {'scan', 'sklearn'}
+    assert set(written['leads']['thinkml']['time']) == {'scan', 'sklearn'}
     assert not written['failed']

@@ -35,9 +35,9 @@ def drawn_by_thinkml(workload, weights):
 
 
 def train(job, turns, *, own_net=False):
-    make = make_net
-    if job.alone:
-        make = drawn_by_thinkml if own_net else drawn_by_flax
+    make = drawn_by_flax if job.alone else make_net
+    if own_net:
+        make = drawn_by_thinkml
     config = TrainingConfig(
         batch_size=job.workload.batch_size, epochs=job.epochs, callbacks=[TakesTurns(turns)]
     )

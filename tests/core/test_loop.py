@@ -80,25 +80,35 @@ def test_each_epoch_visits_every_row_once_in_its_own_order():
     assert (order.ravel() != visited_rows(150, epochs=3, seed=3)).any()
 
 
-@pytest.mark.parametrize('key', [None, 0, 7])
-@pytest.mark.parametrize(('num_rows', 'room', 'batch_size'), [(1, 1, 1), (53, 64, 8), (64, 64, 64)])
-def test_a_plan_made_on_the_host_is_the_one_that_devices_make(key, num_rows, room, batch_size):
-    key = None if key is None else jax.random.key(key)
+def plans(num_rows, room, batch_size, seed):
+    """The plans of an epoch that the host and a device make."""
+    key = None if seed is None else jax.random.key(seed)
     rows = np.random.default_rng(0).permutation(room).astype(np.int32)
     data = place(np.zeros((room, 1)), np.zeros(room, np.int32))
     data = data.replace(rows=jnp.asarray(rows), num_rows=jnp.int32(num_rows))
-    made = ResidentFeed(data, num_rows=num_rows, batch_size=batch_size, shuffle_key=key)
-    for epoch in range(2):
-        block = next(made.blocks(epoch, 0))
-        expected = feed._plan(batch_size, data.rows, data.num_rows, key, epoch)
-        np.testing.assert_array_equal(block.plan, expected)
-        assert sorted(block.plan.ravel()[:num_rows]) == sorted(rows[:num_rows])
+    # The count that the data has is the one that counts.
+    made = ResidentFeed(data, num_rows=room, batch_size=batch_size, shuffle_key=key)
+    plan = next(made.blocks(1, 0)).plan
+    assert sorted(plan.ravel()[:num_rows]) == sorted(rows[:num_rows])
+    return plan, feed._plan(batch_size, data.rows, data.num_rows, key, 1)
 
 
-def test_rows_that_draw_the_same_bits_keep_their_order(monkeypatch):
-    monkeypatch.setattr(feed, '_bits', lambda capacity, key, epoch: jnp.full(capacity, 2**32 - 1))
-    rows = np.arange(5, dtype=np.int32)[::-1]
-    np.testing.assert_array_equal(feed.epoch_order(rows, 4, jax.random.key(0), 0), rows[:4])
+@pytest.mark.parametrize('seed', [None, 0, 7])
+@pytest.mark.parametrize(
+    ('num_rows', 'room', 'batch_size'), [(1, 1, 1), (53, 64, 8), (64, 64, 64), (5, 32, 16)]
+)
+def test_a_plan_made_on_the_host_is_the_one_that_devices_make(seed, num_rows, room, batch_size):
+    np.testing.assert_array_equal(*plans(num_rows, room, batch_size, seed))
+
+
+def test_so_it_is_where_rows_draw_the_same_bits(monkeypatch):
+    drawn, (without, _) = feed._bits, plans(300, 320, 8, 0)
+    monkeypatch.setattr(feed, '_bits', lambda *args: drawn(*args) | jnp.uint32(0xFFFFFFF0))
+    feed._plan.clear_cache()
+    plan, expected = plans(300, 320, 8, 0)
+    feed._plan.clear_cache()
+    np.testing.assert_array_equal(plan, expected)
+    assert (plan != without).any()
 
 
 def test_the_filled_up_rows_of_the_last_batch_weigh_nothing():

@@ -119,6 +119,20 @@ def test_nnx_linen_and_functions_give_the_same_losses_from_the_same_weights():
         np.testing.assert_allclose(other['val_loss'], one['val_loss'], rtol=1e-5)
 
 
+def test_random_numbers_are_of_the_kind_that_is_set_when_a_run_begins():
+    kinds = []
+
+    class NotesKind:
+        def on_train_start(self, run):
+            kinds.append(str(jax.random.key_impl(run.state.key)))
+
+    X, y = blobs(20)
+    for kind in ('threefry2x32', 'rbg'):
+        with jax.default_prng_impl(kind):
+            train(mlp(4, 3), X, y, epochs=1, callbacks=[NotesKind()])
+    assert kinds == ['threefry2x32', 'rbg']
+
+
 def test_the_same_seed_gives_the_same_bits_and_another_does_not():
     X, y = blobs()
 

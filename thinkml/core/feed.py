@@ -113,17 +113,13 @@ class ResidentFeed:
     ):
         self.batch_size = min(batch_size, room or num_rows)
         self.steps_per_epoch = steps_of(num_rows, batch_size, limit_steps)
-        self._data, self._num_rows = data, num_rows
+        self._data = data.replace(rows=jnp.asarray(data.rows))
         self._key = shuffle_key
 
     def blocks(self, epoch: int, first: int, source: Any = None) -> Iterator[Block]:
         """One block: the epoch."""
-        rows = self._data.rows
-        if _is_of_one_cpu(rows):
-            order = epoch_order(np.asarray(rows), self._num_rows, self._key, epoch)
-            plan = jax.device_put(_cut(np, order, len(rows), len(order), self.batch_size))
-        else:
-            plan = _plan(self.batch_size, rows, self._data.num_rows, self._key, epoch)
+        make = _plan_on_host if _is_of_one_cpu(self._data.rows) else _plan
+        plan = make(self.batch_size, self._data.rows, self._data.num_rows, self._key, epoch)
         yield Block(self._data, plan, 0, first, self.steps_per_epoch, True)
 
 
@@ -133,26 +129,33 @@ def steps_of(num_rows: int, batch_size: int, limit_steps: int | None = None) -> 
     return steps if limit_steps is None else min(steps, limit_steps)
 
 
-def epoch_order(rows: np.ndarray, num_rows: int, key: jax.Array | None, epoch: int) -> np.ndarray:
-    """The order in which an epoch visits the rows, on the host: the same as on an accelerator.
+def epoch_order(rows: np.ndarray, capacity: int, key: jax.Array | None, epoch: int) -> np.ndarray:
+    """The order in which an epoch visits rows, on the host: the same as on an accelerator.
 
     Args:
-        rows: int ``[capacity]``, of which the first ``num_rows`` are in use.
-        num_rows: how many are.
+        rows: the rows in use.
+        capacity: how many there may be; decides what is drawn.
         key: PRNG key of the shuffling; None keeps the order.
         epoch: 0-based.
-
-    Returns:
-        The rows in use, ``[num_rows]``.
     """
     if key is None:
-        return rows[:num_rows]
+        return rows
     # Each row's bits above its place: 64-bit numbers, which NumPy sorts 20 times as fast as XLA
     # sorts pairs on a CPU.
-    packed = np.asarray(_bits(len(rows), key, epoch))[:num_rows].astype(np.uint64) << np.uint64(32)
-    packed |= np.arange(num_rows, dtype=np.uint64)
+    packed = np.asarray(_bits(capacity, key, epoch))[: len(rows)].astype(np.uint64)
+    packed <<= np.uint64(32)
+    packed |= np.arange(len(rows), dtype=np.uint64)
     packed.sort()
     return rows[packed.astype(np.uint32)]
+
+
+def _plan_on_host(
+    batch_size: int, rows: jax.Array, num_rows: jax.Array, key: jax.Array | None, epoch: int
+) -> jax.Array:
+    """What `_plan` returns, of rows in the memory of a CPU."""
+    order = epoch_order(np.asarray(rows)[: int(num_rows)], len(rows), key, epoch)
+    plan = np.resize(order, (math.ceil(len(rows) / batch_size), batch_size))
+    return jax.device_put(plan, rows.sharding if rows.committed else None)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -165,7 +168,8 @@ def _plan(
         unused = jnp.arange(len(rows)) >= num_rows
         bits = jnp.where(unused, jnp.uint32(0xFFFFFFFF), _bits(len(rows), key, epoch))
         _, order = jax.lax.sort((bits, rows), num_keys=1, is_stable=True)
-    return _cut(jnp, order, len(rows), num_rows, batch_size)
+    steps = math.ceil(len(rows) / batch_size)
+    return order[jnp.arange(steps * batch_size) % num_rows].reshape(steps, batch_size)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -178,14 +182,9 @@ def _bits(capacity: int, key: jax.Array, epoch: int) -> jax.Array:
     return jax.random.bits(jax.random.fold_in(key, epoch), (capacity,), jnp.uint32)
 
 
-def _cut(xp: Any, order: Any, capacity: int, num_rows: Any, batch_size: int) -> Any:
-    """A plan of the steps there may be, filled up from the beginning of the order."""
-    steps = math.ceil(capacity / batch_size)
-    return order[xp.arange(steps * batch_size) % num_rows].reshape(steps, batch_size)
-
-
 def _is_of_one_cpu(array: jax.Array) -> bool:
-    return len(array.devices()) == 1 and next(iter(array.devices())).platform == 'cpu'
+    devices = array.devices()
+    return len(devices) == 1 and next(iter(devices)).platform == 'cpu'
 
 
 def take(data: DeviceData, rows: jax.Array, first: jax.Array) -> Batch:

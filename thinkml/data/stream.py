@@ -82,10 +82,8 @@ class StreamedFeed:
 
     def blocks(self, epoch: int, first: int, source: Any = None) -> Iterator[Block]:
         """The blocks of an epoch from step ``first`` on, read ahead of their use."""
-        used = len(self._rows)
-        # Padded as on the device: how many there are may decide what is drawn.
-        plan = epoch_order(padded(self._rows, capacity(len(self._x))), used, self._key, epoch)
-        yield from prefetched(self._read_blocks(plan[:used], first))
+        order = epoch_order(self._rows, capacity(len(self._x)), self._key, epoch)
+        yield from prefetched(self._read_blocks(order, first))
 
     def _read_blocks(self, order: np.ndarray, start: int) -> Iterator[Block]:
         steps = 1  # which tells how long reading takes

@@ -1,6 +1,7 @@
 """From a checked problem to what `fit` runs: the program, the state, the feed."""
 
 import dataclasses
+import functools
 import math
 from typing import Any, NamedTuple, Protocol
 
@@ -89,7 +90,10 @@ def prepare(
         ConfigError: if the schedule needs a length that nobody knows.
         DataError: if the data can't be read.
     """
-    init_key, step_key, shuffle_key = _keys(np.uint32(config.seed))
+    settings: Any = jax.config  # whose names type checkers don't know
+    # This setting is not in the key of JAX's compiled programs.
+    implementation = settings.jax_default_prng_impl
+    init_key, step_key, shuffle_key = _keys(np.uint32(config.seed), implementation)
     dtype = get_compute_dtype(config.precision)
     functional = functionalize(model, problem.spec, init_key, compute_dtype=dtype)
     feed, validation = make_feed(problem, config, shuffle_key, layout)
@@ -107,10 +111,10 @@ def prepare(
     return Prepared(functional, program, state, feed, validation, total_steps)
 
 
-@jax.jit
-def _keys(seed: jax.typing.ArrayLike) -> tuple[jax.Array, ...]:
+@functools.partial(jax.jit, static_argnums=1)
+def _keys(seed: jax.typing.ArrayLike, implementation: str) -> tuple[jax.Array, ...]:
     """Of the initial parameters, the steps and the order of the rows."""
-    return tuple(jax.random.split(jax.random.key(seed), 3))
+    return tuple(jax.random.split(jax.random.key(seed, impl=implementation), 3))
 
 
 def optimizer_of(config: TrainingConfig) -> optax.GradientTransformation:
