@@ -7,7 +7,8 @@ import pytest
 from flax import nnx
 
 from tests.core.test_remat import Deep
-from tests.models_for_tests import DropoutBatchNorm, mlp
+from tests.models_for_tests import DropoutBatchNorm, SmallCNN, mlp
+from thinkml.core.loop import _run_steps, empty_metrics
 from thinkml.errors import ThinkMLWarning
 from thinkml.training import (
     EarlyStopping,
@@ -17,8 +18,10 @@ from thinkml.training import (
     nonfinite,
     plan,
     trainer,
+    tuning,
     watching,
 )
+from thinkml.training.preparation import prepare
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(64, 256)).astype(np.float32)
@@ -273,3 +276,33 @@ def test_rows_that_will_come_are_planned_for():
     few = plan.Asked(DEEP_X, DEEP_Y, rows=np.arange(8))
     planned = plan.make_plan(Deep(), few, config, None)
     assert planned.bytes_per_device == deep_plan().bytes_per_device
+
+
+# --- what the compiler is asked ---------------------------------------------------------------
+
+
+def planned(model, problem, config):
+    return list(plan._plans(model, problem, config, None))
+
+
+@pytest.mark.parametrize('ask', [planned, tuning.largest_batch_size])
+def test_the_program_whose_memory_is_asked_for_computes_as_the_one_that_runs(ask, monkeypatch):
+    images, labels = np.ones((32, 8, 8, 1), np.float32), np.arange(32) % 3
+    model, config = SmallCNN(nnx.Rngs(0)), TrainingConfig(batch_size=32)
+    problem = plan.make_problem(model, plan.Asked(images, labels), config)
+    programs, memory_of = [], jax.stages.Compiled.memory_analysis
+    monkeypatch.setattr(tuning, 'device_budget', lambda: 10**9)
+    monkeypatch.setattr(
+        jax.stages.Compiled, 'memory_analysis',
+        lambda program: programs.append(program) or memory_of(program),
+    )  # fmt: skip
+    ask(model, problem, config)
+
+    prepared = prepare(model, problem, config)
+    step, metrics = prepared.program.train_step, prepared.program.metrics
+    block = next(iter(prepared.feed.blocks(0, 0)))
+    carry = prepared.state, empty_metrics(metrics)
+    run = _run_steps.lower(step, True, None, block.data, block.plan, carry, 0, 1).compile()
+    # What YNNPACK computes; one convolution more of it without the options.
+    asked, ran = (program.as_text().count('__ynn_fusion') for program in (programs[-1], run))
+    assert asked == ran

@@ -11,10 +11,11 @@ from jax.sharding import NamedSharding
 
 from thinkml.checkpoint.disk import readable
 from thinkml.core import Batch, TrainState, functionalize, get_compute_dtype
-from thinkml.core.convolutions import compiler_options
 from thinkml.core.feed import steps_of
+from thinkml.core.jit import Jit
 from thinkml.core.loop import empty_metrics
 from thinkml.core.sharding import Layout
+from thinkml.core.step import TrainStep
 from thinkml.data.placement import free_bytes
 from thinkml.training.callbacks import make_callbacks, recorded_for
 from thinkml.training.config import TrainingConfig
@@ -279,6 +280,8 @@ def _plan(
     arrays = tuple(_planned(state, layout))
     metrics = jax.eval_shape(lambda: empty_metrics(program.metrics))
     of_metrics = sum(map(_num_bytes, jax.tree.leaves(metrics)))
+    memory = step_memory(program.train_step, state, problem, steps.batch_size, layout)
+    activations = 0 if memory is None else memory.temp_size_in_bytes
     parts = [
         *_parts_of_state(arrays, config),
         *(
@@ -286,7 +289,7 @@ def _plan(
             for argument, where, whole, of_device in resident_or_not(problem, config, layout)
         ),
         PlannedPart('metrics of an epoch', _WHOLE, of_metrics, of_metrics),
-        _activations(program.train_step, state, problem, steps.batch_size, layout),
+        PlannedPart(_ACTIVATIONS, 'a part on each device', None, activations),
     ]
     return Plan(
         tuple(parts), arrays,
@@ -366,10 +369,13 @@ def _summed(name: str, arrays: list[PlannedArray]) -> PlannedPart:
     )  # fmt: skip
 
 
-def _activations(
-    step: Any, state: TrainState, problem: Problem, batch_size: int, layout: Layout | None
-) -> PlannedPart:
-    """What the compiled step takes besides; the compiler knows, and counts the gradients in."""
+def step_memory(
+    step: TrainStep, state: TrainState, problem: Problem, batch_size: int, layout: Layout | None
+) -> Any:
+    """XLA's sizes of the compiled step, which updates its state in place; None where it has none.
+
+    The temporary ones are gradients and activations. Of the state shapes and dtypes are read.
+    """
 
     def placed(leaf: Any, sharding: Any) -> Any:
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
@@ -382,11 +388,7 @@ def _activations(
     if layout is not None:
         state = jax.tree.map(placed, state, layout.of_state(state))
         batch = jax.tree.map(lambda leaf: placed(leaf, layout.everywhere), batch)
-    jitted = jax.jit(step, donate_argnums=0, compiler_options=compiler_options())
-    compiled = jitted.lower(state, batch).compile()
-    memory = compiled.memory_analysis()
-    of_device = 0 if memory is None else memory.temp_size_in_bytes
-    return PlannedPart(_ACTIVATIONS, 'a part on each device', None, of_device)
+    return Jit(step, donate_argnums=0).lower(state, batch).compile().memory_analysis()
 
 
 def _num_bytes(leaf: Any) -> int:

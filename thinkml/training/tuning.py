@@ -5,16 +5,15 @@ import os
 from typing import TYPE_CHECKING, Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from thinkml.core import Batch, set_learning_rate, train_chunks
-from thinkml.core.convolutions import compiler_options
+from thinkml.core import set_learning_rate, train_chunks
 from thinkml.core.sharding import Layout
 from thinkml.data import device_budget
 from thinkml.errors import ConfigError, warn_user
 from thinkml.figures import new_figure, save_figure
 from thinkml.training.config import TrainingConfig
+from thinkml.training.plan import step_memory
 from thinkml.training.preparation import Prepared, Saving, prepare
 from thinkml.training.problem import Problem
 
@@ -153,17 +152,8 @@ def largest_batch_size(model: Any, problem: Problem, config: TrainingConfig) -> 
 
 
 def _step_bytes(prepared: Prepared, problem: Problem, batch_size: int) -> int:
-    """Memory a training step takes beside its state, asked of the compiled program."""
-
-    def rows(leaf: Any) -> Any:
-        return jax.ShapeDtypeStruct((batch_size, *leaf.shape[1:]), leaf.dtype)
-
-    weight: Any = jax.ShapeDtypeStruct((batch_size,), jnp.float32)
-    batch = Batch(jax.tree.map(rows, problem.spec), rows(problem.labels), weight)
-    state = jax.eval_shape(lambda: prepared.state)
-    jitted = jax.jit(prepared.program.train_step, compiler_options=compiler_options())
-    compiled = jitted.lower(state, batch).compile()
-    memory = compiled.memory_analysis()
+    """Memory a training step takes beside its state: its own, and a copy of it to go back to."""
+    memory = step_memory(prepared.program.train_step, prepared.state, problem, batch_size, None)
     if memory is None:
         raise ConfigError(
             f'find_batch_size: the compiler for {jax.devices()[0].platform} does not tell how much '
