@@ -194,8 +194,7 @@ def test_update_ratio_is_how_far_the_parameters_moved():
     assert 'val_update_ratio' not in history
 
 
-@pytest.mark.parametrize(('num_rows', 'every'), [(31, 1), (32, 2), (80, 4), (1000, 16)])
-def test_norms_are_of_some_steps_of_a_long_epoch(num_rows, every):
+def test_norms_are_of_all_steps():
     kept = []
 
     class Keeps:
@@ -204,7 +203,7 @@ def test_norms_are_of_some_steps_of_a_long_epoch(num_rows, every):
 
     settings = {'batch_size': 1, 'epochs': 1, 'optimizer': 'sgd', 'learning_rate': 0.1}
     history = train(
-        [Keeps()], data=rows(num_rows), metrics=['grad_norm'], steps_per_dispatch=1, **settings
+        [Keeps()], data=rows(80), metrics=['grad_norm'], steps_per_dispatch=1, **settings
     )
     before = jax.tree.leaves(jax.device_get(nnx.to_pure_dict(nnx.state(mlp(4, 3), nnx.Param))))
     norms = [
@@ -213,7 +212,7 @@ def test_norms_are_of_some_steps_of_a_long_epoch(num_rows, every):
         )
         for o, n in zip([before, *kept], kept, strict=False)
     ]
-    assert history['grad_norm'][0] == pytest.approx(np.mean(norms[::every]), rel=1e-3)
+    assert history['grad_norm'][0] == pytest.approx(np.mean(norms), rel=1e-3)
 
 
 def test_recording_changes_nothing_else():

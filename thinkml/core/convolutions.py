@@ -90,7 +90,8 @@ def compiler_options() -> dict[str, str]:
     """Returns options for ``jax.jit`` with which XLA:CPU computes convolutions on all cores.
 
     By default it takes those of two dimensions from YNNPACK, which uses one core; what it has
-    besides, Eigen's, uses all. Nothing else is changed. There are no options on accelerators, with
+    besides, Eigen's, uses all. Nothing else is changed: one that only a sum reads stays with the
+    sum, which is YNNPACK's. There are no options on accelerators, with
     ``THINKML_FAST_CONVOLUTIONS=0`` in the environment, in double precision, which Eigen's don't
     know, where ``XLA_FLAGS`` says what to take from YNNPACK, and where this XLA hasn't the option.
 

@@ -6,7 +6,6 @@ from typing import Any, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
-import optax
 from clu import metrics as clu_metrics
 from flax import struct
 
@@ -142,21 +141,17 @@ def _top_accuracy(name: str, outputs: classification.Classified) -> jax.Array:
     return classification.top_accuracy(outputs, top_k(name) or 1)
 
 
-def _grad_norm(grads: Any = None, measured: Any = None, **_) -> dict[str, Any]:
+def _grad_norm(grads: Any = None, **_) -> dict[str, Any]:
     _check_is_training('grad_norm', grads)
-    return _of_step(lambda grads: (_norm(grads), True), grads, measured)
+    return _of_step(_norm(grads), True)
 
 
-def _update_ratio(
-    params: Any = None, updates: Any = None, measured: Any = None, **_
-) -> dict[str, Any]:
+def _update_ratio(params: Any = None, updates: Any = None, **_) -> dict[str, Any]:
     _check_is_training('update_ratio', updates)
-
-    def ratio(trees: tuple[Any, Any]) -> tuple[jax.Array, jax.Array]:
-        size = _norm(trees[1])
-        return _norm(trees[0]) / size, size > 0  # of parameters that are all zero there is none
-
-    return _of_step(ratio, (updates, params), measured)
+    size = _norm(params)
+    return _of_step(
+        _norm(updates) / size, size > 0
+    )  # of parameters that are all zero there is none
 
 
 def _check_is_training(name: str, of_training: Any) -> None:
@@ -168,25 +163,15 @@ def _check_is_training(name: str, of_training: Any) -> None:
 
 
 def _norm(tree: Any) -> jax.Array:
-    return optax.tree.norm(jax.tree.map(lambda leaf: leaf.astype(jnp.float32), tree))
+    squares = [jnp.square(leaf.astype(jnp.float32)) for leaf in jax.tree.leaves(tree)]
+    # On a CPU, XLA adds up numbers that end in one sum one by one, those of columns many at once.
+    columns = [jnp.sum(square, axis=tuple(range(square.ndim - 1))) for square in squares]
+    return jnp.sqrt(sum(jnp.sum(column) for column in jax.lax.optimization_barrier(columns)))
 
 
-def _of_step(
-    measure: Callable[[Any], tuple[Any, Any]], trees: Any, measured: jax.Array | None
-) -> dict[str, Any]:
-    """The value of a step that is measured; of one that is not, nothing is computed."""
-
-    def value_and_weight(trees: Any) -> tuple[jax.Array, jax.Array]:
-        value, weight = measure(trees)
-        return value, jnp.asarray(weight, jnp.float32)
-
-    def nothing(trees: Any) -> tuple[jax.Array, jax.Array]:
-        return jnp.zeros(()), jnp.zeros(())
-
-    measured = jnp.asarray(True) if measured is None else measured
-    value, weight = jax.lax.cond(measured, value_and_weight, nothing, trees)
+def _of_step(value: jax.Array, weight: Any) -> dict[str, Any]:
     # A step has one value, so the examples' mask says nothing about it.
-    return {'value': value, 'weight': weight, 'mask': None}
+    return {'value': value, 'weight': jnp.asarray(weight, jnp.float32), 'mask': None}
 
 
 @struct.dataclass

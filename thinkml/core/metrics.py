@@ -70,9 +70,9 @@ def make_metrics(
     ``[batch, k]``), ``labels`` (encoded), ``losses`` and ``weight`` (float32 ``[batch]``),
     ``mask`` (``[batch]``, not 0 for examples, 0 for rows that only fill the batch up; where it is
     left out, rows of weight 0 are those) and, for `TRAINING_ONLY_METRICS`, ``grads``, the
-    ``updates``, the ``params`` after them, and ``measured`` (whether they look at this step; None
-    for yes). The loss is weighted by ``weight``; in every metric each example counts once. Sums and
-    counts are exact for up to 2**31 - 1 examples, however the epoch is cut.
+    ``updates`` and the ``params`` after them. The loss is weighted by ``weight``; in every metric
+    each example counts once. Sums and counts are exact for up to 2**31 - 1 examples, however the
+    epoch is cut.
 
     Names, for classification:
 
@@ -88,8 +88,8 @@ def make_metrics(
     For regression: ``'mse'``, ``'mae'``, and the means over the targets of ``'rmse'`` and
     ``'r2'``, which need ``num_outputs``. In training also ``'grad_norm'``, the gradients' global
     norm, and ``'update_ratio'``, the norm of a step's update over that of the parameters (about
-    1e-3 in a training that goes well), each the mean over the steps that are measured (see
-    `make_train_step`). Leave `TRAINING_ONLY_METRICS` out of an evaluation's.
+    1e-3 in a training that goes well), each the mean over the steps. Leave
+    `TRAINING_ONLY_METRICS` out of an evaluation's.
 
     A function ``(logits, labels)`` that returns a value per example is averaged over the epoch. One
     that returns a number, or can't be traced by JAX as those of scikit-learn, is called once, on

@@ -57,7 +57,6 @@ def make_train_step(
     augment: AugmentFn | None = None,
     accumulate_steps: int = 1,
     remat: bool = False,
-    measure_every: int = 1,
     layout: Layout | None = None,
 ) -> TrainStep:
     """Returns the pure ``train_step(state, batch) -> (state, StepOutput)``.
@@ -78,8 +77,6 @@ def make_train_step(
             Only one part's activations are in memory at a time, and BatchNorm sees a part each.
         remat: whether activations are computed again for the gradient, and not kept, see
             `rematerialized`: less memory, a third more time.
-        measure_every: steps from one whose gradients and parameters are measured, by
-            `TRAINING_ONLY_METRICS`, to the next.
         layout: where the arrays are, on several devices; None for one.
 
     Example:
@@ -144,8 +141,7 @@ def make_train_step(
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         collected = _collect(
-            metrics, logits, losses, batch, grads=grads, params=params, updates=updates,
-            measured=None if measure_every == 1 else state.step % measure_every == 0,
+            metrics, logits, losses, batch, grads=grads, params=params, updates=updates
         )  # fmt: skip
         state = state.replace(
             step=state.step + 1,
@@ -206,7 +202,7 @@ def _as_logits(outputs: jax.Array, labels: jax.Array) -> jax.Array:
     return outputs.astype(jnp.float32)
 
 
-_ONLY_IN_TRAINING = dict.fromkeys(('grads', 'params', 'updates', 'measured'))
+_ONLY_IN_TRAINING = dict.fromkeys(('grads', 'params', 'updates'))
 
 
 def _collect(

@@ -223,7 +223,6 @@ def make_program(
         apply, objective.loss_fn, tx, metrics,
         augment=objective.augment, remat=saving.remat,
         accumulate_steps=num_parts(feed.batch_size, config, saving),
-        measure_every=_measure_every(feed) if objective.training_metrics else 1,
         layout=layout,
     )  # fmt: skip
     eval_step = make_eval_step(apply, objective.loss_fn, eval_metrics, layout=layout)
@@ -260,10 +259,3 @@ def num_parts(batch_size: int, config: TrainingConfig, saving: Saving) -> int:
     """Parts of a step; a data set smaller than a step has as many as divide it."""
     parts = math.gcd(batch_size, config.accumulate_steps)
     return math.gcd(batch_size, parts * saving.micro_batches)
-
-
-def _measure_every(feed: Steps) -> int:
-    """Steps from one whose gradients are measured to the next: at least 16 of an epoch are."""
-    # A power of two, so that data sets of nearly the same length share a program.
-    share = max(1, (feed.steps_per_epoch or 1) // 16)
-    return min(16, 2 ** (share.bit_length() - 1))
