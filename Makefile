@@ -37,7 +37,7 @@ bench: .venv/.bench  ## ThinkML beside its peers, then each part by itself
 	$(BIN)/python benchmarks/model_files.py
 	$(BIN)/python benchmarks/scaling.py
 	$(BIN)/python benchmarks/active.py
-	$(BIN)/python benchmarks/transfer.py
+	$(BIN)/python benchmarks/transfer.py --rows 128 --turns 3
 
 clean:
 	rm -rf .venv site build dist .pytest_cache .ruff_cache

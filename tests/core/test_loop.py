@@ -85,7 +85,7 @@ def plans(num_rows, room, batch_size, seed):
     key = None if seed is None else jax.random.key(seed)
     rows = np.random.default_rng(0).permutation(room).astype(np.int32)
     data = place(np.zeros((room, 1)), np.zeros(room, np.int32))
-    data = data.replace(rows=jnp.asarray(rows), num_rows=jnp.int32(num_rows))
+    data = data.replace(rows=rows, num_rows=jnp.int32(num_rows))
     # The count that the data has is the one that counts.
     made = ResidentFeed(data, num_rows=room, batch_size=batch_size, shuffle_key=key)
     plan = next(made.blocks(1, 0)).plan

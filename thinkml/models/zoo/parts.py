@@ -12,6 +12,7 @@ from thinkml.models.zoo.drawing import CONV_INIT, LINEAR_INIT, zeros
 
 DType = Any
 
+# Flax draws zeros by a program for each shape.
 linear = functools.partial(nnx.Linear, bias_init=zeros)
 conv = functools.partial(nnx.Conv, bias_init=zeros)
 
