@@ -259,17 +259,18 @@ def keras_plateau(values, *, rate, factor, patience, min_delta, min_rate):
 
 
 def keras_early_stopping(values, *, patience, min_delta, start_from_epoch):
-    """Epochs trained and the best one by the rule of Keras' EarlyStopping."""
-    best, best_epoch, wait = np.inf, 0, 0
+    """Epochs trained by the rule of Keras' EarlyStopping, and the best of those it watched."""
+    best, wait, epochs = np.inf, 0, len(values)
     for epoch, value in enumerate(values):
         if epoch < start_from_epoch:
             continue
         wait += 1
         if value < best - min_delta:
-            best, best_epoch, wait = value, epoch + 1, 0
+            best, wait = value, 0
         elif wait >= patience:
-            return epoch + 1, best_epoch
-    return len(values), best_epoch
+            epochs = epoch + 1
+            break
+    return epochs, start_from_epoch + int(np.argmin(values[start_from_epoch:epochs])) + 1
 
 
 def scripted(values):
@@ -302,6 +303,42 @@ def test_plateaus_and_early_stopping_follow_the_rules_of_keras(seed):
     jax.tree.map(np.testing.assert_array_equal, params_of(model), kept[best_epoch - 1])
     rates = keras_plateau(values[:epochs], rate=0.02, **rule)
     np.testing.assert_allclose(history['learning_rate'], rates, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ('mode', 'values', 'settings', 'best'),
+    [
+        ('min', [0.62, 0.41, 0.3, 0.24, 0.187], {'min_delta': 0.5}, 5),
+        ('max', [0.5, 0.6, 0.65, 0.55], {'min_delta': 0.2}, 3),
+        ('min', [3.0, 1.9, 1.8, 2.5], {'min_delta': 1.0, 'patience': 2}, 3),
+        ('min', [3.0, 2.0, 2.5, 2.4], {'start_from_epoch': 2}, 4),
+        ('min', [1.0, 2.0, 3.0, 4.0], {'start_from_epoch': 4}, None),
+        ('min', [np.nan] * 4, {}, None),
+    ],
+)
+def test_the_best_value_is_kept_however_little_it_gained(mode, values, settings, best):
+    kept = []
+    model = mlp(4, 3)
+    history = train(
+        [EarlyStopping('val_score', mode, **settings),
+         lambda run: kept.append(jax.device_get(run.state.params))],
+        metrics=[scripted(np.repeat(values, 2))], epochs=len(values), model=model,
+    )  # fmt: skip
+    assert history.epochs == len(values)
+    assert history.best_epoch == best
+    last = kept[(best or len(values)) - 1]
+    jax.tree.map(np.testing.assert_array_equal, params_of(model), last)
+
+
+def test_patience_counts_gains_beyond_min_delta_alone():
+    stopping = EarlyStopping('score', 'min', min_delta=0.5, patience=2)
+    history = train(
+        [stopping], metrics=[scripted([3.0, 2.8, 2.4, 2.3, 2.2])], epochs=5, validation_split=0
+    )
+    assert (history.epochs, history.best_epoch) == (5, 5)
+    values = [3.0, 2.8, 2.6, 2.4]
+    history = train([stopping], metrics=[scripted(values)], epochs=4, validation_split=0)
+    assert (history.epochs, history.best_epoch) == (3, 3)
 
 
 def test_a_cooldown_waits_so_many_epochs():

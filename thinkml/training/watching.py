@@ -20,14 +20,18 @@ Mode = Literal['min', 'max']
 
 @dataclasses.dataclass
 class Watched:
-    """The best value of a metric so far, and when it came.
+    """The best value of a metric so far, and the last value that counts as an improvement.
+
+    A metric that gains less than ``min_delta`` in each epoch still has a best value, its last one.
 
     Attributes:
         name: of the metric in the history.
         mode: ``'min'`` or ``'max'``.
-        min_delta: an improvement must be larger than this.
+        min_delta: an improvement is larger than this.
         best: the best value; the worst possible before the first.
         epoch: the epoch it came in; 0 before the first.
+        reference: the value of the last improvement, which the next one is measured from.
+        improved: the epoch it came in; 0 before the first.
     """
 
     name: str
@@ -35,18 +39,33 @@ class Watched:
     min_delta: float = 0.0
     best: float = math.nan
     epoch: int = 0
+    reference: float = math.nan
+    improved: int = 0
 
     def __post_init__(self) -> None:
-        self.best = math.inf if self.mode == 'min' else -math.inf
+        self.best = self.reference = math.inf if self.mode == 'min' else -math.inf
 
     def improves(self, run: Run) -> bool:
-        """Notes the value of the last epoch; whether it is the best so far."""
+        """Notes the value of the last epoch; returns True if it is the best so far."""
         value = run.history.last()[self.name]
-        gain = self.best - value if self.mode == 'min' else value - self.best
-        if not gain > self.min_delta:
+        if self._gain(value, self.reference) > self.min_delta:
+            self.reference, self.improved = value, run.epoch
+        if not self._gain(value, self.best) > 0:
             return False
         self.best, self.epoch = value, run.epoch
         return True
+
+    def _gain(self, value: float, before: float) -> float:
+        return before - value if self.mode == 'min' else value - before
+
+    def state_dict(self) -> dict[str, float]:
+        """Returns what it remembers, for checkpoints."""
+        return {name: getattr(self, name) for name in ('best', 'epoch', 'reference', 'improved')}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continues from what `state_dict` returned; ignores what else is there."""
+        for name in self.state_dict():
+            setattr(self, name, state[name])
 
 
 def watched(
@@ -104,9 +123,11 @@ class EarlyStopping:
             there is no validation data.
         mode: ``'min'`` or ``'max'``; None is what the metric asks for: ``'max'`` for accuracy,
             ``'min'`` for losses and errors.
-        min_delta: an improvement must be larger than this.
+        min_delta: an improvement, which ``patience`` waits for, is larger than this. The best epoch
+            is that of the best value, however little it gained.
         patience: epochs without improvement before stopping.
-        start_from_epoch: epochs to wait before anything is watched.
+        start_from_epoch: epochs to wait before anything is watched. A run that ends within them
+            has no best epoch and keeps the last parameters.
         restore_best: put the best epoch's parameters back at the end.
 
     Raises:
@@ -156,7 +177,7 @@ class EarlyStopping:
             return
         if self._watched.improves(run):
             self._keep(run)
-        elif run.epoch - max(self._watched.epoch, self.start_from_epoch) >= self.patience:
+        if run.epoch - max(self._watched.improved, self.start_from_epoch) >= self.patience:
             name = self._watched.name
             why = ', it is NaN' if math.isnan(run.history.last()[name]) else ''
             run.stop(f'early stopping: {name} has not improved for {self.patience} epochs{why}')
@@ -165,19 +186,17 @@ class EarlyStopping:
         if self.restore_best and self._watched.epoch:
             run.history.best_epoch = self._watched.epoch
             run.best_arrays = self._best_arrays
+        elif self.restore_best and run.best_arrays is None:
+            run.history.best_epoch = None  # that of the lowest val_loss, which was not watched
         self._best_arrays = None
 
     def state_dict(self) -> dict[str, Any]:
         """What it remembers, for checkpoints."""
-        return {
-            'best': self._watched.best,
-            'epoch': self._watched.epoch,
-            'arrays': self._best_arrays,
-        }
+        return self._watched.state_dict() | {'arrays': self._best_arrays}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on from what `state_dict` returned."""
-        self._watched.best, self._watched.epoch = state['best'], state['epoch']
+        self._watched.load_state_dict(state)
         self._best_arrays = state['arrays']
 
     def _keep(self, run: Run) -> None:
@@ -196,7 +215,7 @@ class ReduceLROnPlateau:
         factor: what the rate is multiplied by, between 0 and 1.
         patience: epochs without improvement before that.
         mode: ``'min'`` or ``'max'``; None is what the metric asks for.
-        min_delta: an improvement must be larger than this.
+        min_delta: an improvement is larger than this.
         cooldown: epochs to wait after each time.
         min_rate: the rate is not lowered below this.
 
@@ -238,8 +257,8 @@ class ReduceLROnPlateau:
         scale_learning_rate(run.state.opt_state, 1.0)  # raises where there is no rate to lower
 
     def on_epoch_end(self, run: Run) -> None:
-        if self._watched.improves(run):
-            self._waited_since = max(self._waited_since, run.epoch)
+        self._watched.improves(run)
+        self._waited_since = max(self._waited_since, self._watched.improved)
         if run.epoch - self._waited_since < self.patience:
             return
         rate = run.learning_rate or 0.0
@@ -252,13 +271,9 @@ class ReduceLROnPlateau:
 
     def state_dict(self) -> dict[str, Any]:
         """What it remembers, for checkpoints."""
-        return {
-            'best': self._watched.best,
-            'epoch': self._watched.epoch,
-            'waited_since': self._waited_since,
-        }
+        return self._watched.state_dict() | {'waited_since': self._waited_since}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on from what `state_dict` returned."""
-        self._watched.best, self._watched.epoch = state['best'], state['epoch']
+        self._watched.load_state_dict(state)
         self._waited_since = state['waited_since']
