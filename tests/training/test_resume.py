@@ -323,6 +323,50 @@ def test_without_checkpoints_a_run_begins(tmp_path, uninterrupted):
     assert contents(tmp_path).keys() == contents(tmp_path / 'run-1').keys()
 
 
+@pytest.mark.parametrize('named_by', ['Checkpoint', 'checkpoint_dir'])
+def test_the_directory_of_one_run_resumes_that_run(tmp_path, named_by):
+    def train(directory, **settings):
+        if named_by == 'checkpoint_dir':
+            settings |= {'checkpoint_dir': directory}
+            directory = None
+        return run(directory, **settings)
+
+    train(tmp_path, epochs=1)
+    train(tmp_path, epochs=1, seed=4)
+    resumed = train(str(tmp_path / 'run-1'), epochs=2, resume=True)
+    assert resumed.watcher.first_step == STEPS and resumed.history.epochs == 2
+    assert saved_steps(tmp_path)[-1] == 2 * STEPS
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['run-1', 'run-2']
+    with pytest.raises(ConfigError, match=r'^checkpoint_dir: .*run-1 is the directory of one run'):
+        train(tmp_path / 'run-1')
+    for resume in (True, False):
+        with pytest.raises(ConfigError, match=r'^checkpoint_dir: .*/12 is one checkpoint'):
+            train(tmp_path / 'run-1' / '12', resume=resume)
+    assert not [path for path in tmp_path.rglob('*') if '.thinkml' in path.name]
+
+
+def test_runs_at_once_never_share_a_directory(tmp_path):
+    class Meanwhile:
+        """Trains in the same directory while a run is in progress."""
+
+        def on_train_start(self, _):
+            if not self.others:
+                self.others.append('begun')
+                run(tmp_path, epochs=1, seed=5, resume=True)  # nothing is saved: it begins
+
+        def on_epoch_end(self, state):
+            if state.epoch == 2:
+                with pytest.raises(CheckpointError, match=r'^resume: the run in .* being trained'):
+                    run(tmp_path / 'run-1', resume=True)
+
+        others: list[str] = []  # noqa: RUF012
+
+    both = run(tmp_path, epochs=2, callbacks=[Meanwhile()])
+    assert both.history.epochs == 2 and saved_steps(tmp_path)[-1] == 2 * STEPS
+    assert run(tmp_path, epochs=1, seed=5, resume=True).watcher.first_step == STEPS
+    assert filled(tmp_path) == {'run-1', 'run-2'}
+
+
 def test_resume_needs_checkpoints():
     trainer = ModelTrainer(TrainingConfig(epochs=1))
     with pytest.raises(ConfigError, match=r"^resume: got True .* callbacks=\['checkpoint'\]"):

@@ -3,3 +3,5 @@
 from thinkml.checkpoint.arrays import load_arrays as load_arrays
 from thinkml.checkpoint.arrays import save_arrays as save_arrays
 from thinkml.checkpoint.checkpointer import Checkpointer as Checkpointer
+from thinkml.checkpoint.checkpointer import has_checkpoints as has_checkpoints
+from thinkml.checkpoint.checkpointer import is_checkpoint as is_checkpoint

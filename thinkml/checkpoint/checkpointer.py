@@ -253,11 +253,7 @@ class Checkpointer:
 
     def _found(self) -> dict[int, Path]:
         """What is a checkpoint, complete or damaged, by its step."""
-        return {
-            int(path.name): path
-            for path in self.directory.iterdir()
-            if _STEP.fullmatch(path.name) and _is_checkpoint(path)
-        }
+        return _checkpoints_in(self.directory)
 
     def _is_best(self, step: int) -> bool:
         try:
@@ -295,7 +291,7 @@ class Checkpointer:
         new, target = self._beside(step, 'new'), self.directory / str(step)
         if not is_first_process():
             return start_saving(new, packed)
-        if os.path.lexists(target) and not _is_checkpoint(target):
+        if os.path.lexists(target) and not is_checkpoint(target):
             raise CheckpointError(
                 f'step: {step} can not be saved, {target} exists and is no checkpoint. Choose '
                 'another directory.'
@@ -392,8 +388,21 @@ def _wait_at_exit() -> None:
         os.register_at_fork(after_in_child=_unfinished.clear)  # its threads are not there
 
 
-def _is_checkpoint(path: Path) -> bool:
-    """Whether it is ours, though one of its files may be lost; what is linked counts as well."""
+def has_checkpoints(directory: Path) -> bool:
+    """Returns True if a directory is that of a `Checkpointer` which has saved something."""
+    return directory.is_dir() and bool(_checkpoints_in(directory))
+
+
+def _checkpoints_in(directory: Path) -> dict[int, Path]:
+    return {
+        int(path.name): path
+        for path in directory.iterdir()
+        if _STEP.fullmatch(path.name) and is_checkpoint(path)
+    }
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Returns True for a checkpoint, linked or not, though one of its files may be lost."""
     return sum((path / name).is_file() for name in (manifest.NAME, INDEX, _METADATA)) >= 2
 
 

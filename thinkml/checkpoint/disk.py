@@ -65,8 +65,23 @@ def sync_folder(folder: str | Path) -> None:
             os.close(descriptor)
 
 
+# The descriptors of this process's locks.
+_locks: set[int] = set()
+
+
+def _close_locks() -> None:
+    """Closes them in a process that was forked, which would hold them longer than this one."""
+    for descriptor in _locks:
+        os.close(descriptor)
+    _locks.clear()
+
+
+if hasattr(os, 'register_at_fork'):
+    os.register_at_fork(after_in_child=_close_locks)
+
+
 def lock(folder: Path) -> int | None:
-    """Locks a folder until the descriptor is closed or the process ends.
+    """Locks a folder until `unlock` is called or the process ends.
 
     Returns:
         The descriptor; None if another one has the lock; -1 where folders can't be locked.
@@ -82,12 +97,14 @@ def lock(folder: Path) -> int | None:
     except OSError:  # a file system without locks
         os.close(descriptor)
         return -1
+    _locks.add(descriptor)
     return descriptor
 
 
 def unlock(descriptor: int | None) -> None:
-    """Gives a lock back, also where a process that was forked meanwhile has the descriptor too."""
-    if fcntl is not None and descriptor is not None and descriptor >= 0:
+    """Gives a lock back; does nothing in a process that was forked from the one that has it."""
+    if fcntl is not None and descriptor in _locks:
+        _locks.remove(descriptor)
         fcntl.flock(descriptor, fcntl.LOCK_UN)
         os.close(descriptor)
 

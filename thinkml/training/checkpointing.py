@@ -9,7 +9,7 @@ from typing import Any, TypeGuard
 import jax
 import numpy as np
 
-from thinkml.checkpoint import Checkpointer
+from thinkml.checkpoint import Checkpointer, disk, has_checkpoints, is_checkpoint
 from thinkml.core import Position
 from thinkml.core.processes import agreed, of_all, told_by_first
 from thinkml.errors import (
@@ -22,7 +22,7 @@ from thinkml.errors import (
 )
 from thinkml.monitoring import History
 from thinkml.training.run import Run
-from thinkml.training.run_directory import run_directory
+from thinkml.training.run_directory import new_directory, newest_directory
 from thinkml.training.watching import Mode, watch_problems, watched
 
 
@@ -36,7 +36,7 @@ class Checkpoint:
     interrupted (Ctrl-C), and when the process is told to end (SIGTERM).
 
     Attributes:
-        directory: where to; None is the config's ``checkpoint_dir``.
+        directory: in place of the config's ``checkpoint_dir``; None for that.
         keep: how many of the newest stay.
         every_epochs: epochs from one checkpoint to the next.
         every_steps: besides, steps from one to the next; None for none.
@@ -81,14 +81,15 @@ class Checkpoints:
 
     Args:
         settings: when they are due and how many stay.
-        directory: of all runs, where the settings name none.
+        directory: of all runs, or of the one to resume, where the settings name none.
         resume: whether to go on with the newest run there.
         metric_names: the names an epoch records.
 
     Raises:
-        CheckpointError: if nothing can be written there, or there are checkpoints to go on from
-            and none is sound.
-        ConfigError: if the metric that tells the best is not recorded.
+        CheckpointError: if nothing can be written there, another process trains the run, or there
+            are checkpoints to go on from and none is sound.
+        ConfigError: if the metric that tells the best is not recorded, or the directory is that of
+            one run and a new one is to begin.
     """
 
     def __init__(
@@ -100,13 +101,44 @@ class Checkpoints:
     ):
         self._settings = settings
         self._best = self._best_before = watched(settings.monitor, settings.mode, metric_names)
-        root = settings.directory or directory
-        directory = told_by_first(lambda: str(run_directory(root, resume)))
-        self._checkpointer = Checkpointer(directory, keep=settings.keep)
-        found = self._checkpointer.latest_sound() if resume else None
+        root = Path(settings.directory or directory).absolute()
+        self._lock: int | None = None
+        directory = told_by_first(lambda: str(self._claimed(root, resume)))
+        try:
+            self._checkpointer = Checkpointer(directory, keep=settings.keep)
+            found = self._checkpointer.latest_sound() if resume else None
+        except BaseException:
+            self.close()
+            raise
         self._found = None if found is None else (found, self._checkpointer.metadata(found))
         self._saved_step = -1
         self._saved_at = time.monotonic()
+
+    def _claimed(self, root: Path, resume: bool) -> Path:
+        """The directory of this run, locked, so that no other process trains the same run."""
+        try:
+            directory = _directory_to_resume(root, resume)
+            if directory is not None:
+                self._lock = disk.lock(directory)
+                if self._lock is not None:
+                    return directory
+                if has_checkpoints(directory):
+                    raise CheckpointError(
+                        f'resume: the run in {directory} is being trained by another process or '
+                        'thread. Wait until it has ended, or begin a new run with resume=False.'
+                    )
+            directory = new_directory(root)
+            self._lock = disk.lock(directory)
+        except CheckpointError:
+            raise
+        except OSError:  # the same place can not be opened, which `Checkpointer` words
+            return root / 'run-1'
+        return directory
+
+    def close(self) -> None:
+        """Lets other processes train the run."""
+        disk.unlock(self._lock)
+        self._lock = None
 
     @property
     def directory(self) -> Path:
@@ -149,7 +181,8 @@ class Checkpoints:
         if found:
             headline = (
                 f'resume: the run in {self.directory} is another one. Train with what it was begun '
-                'with, or begin a new run with resume=False:'
+                'with, pass the directory of the run you mean as checkpoint_dir, or begin a new '
+                'run with resume=False:'
             )
             raise ConfigError(problems(headline, found))
 
@@ -268,6 +301,23 @@ class Checkpoints:
         # Neither a step nor a best that is not on disk may keep the next one from it.
         self._saved_step, self._best = -1, self._best_before
         warn_user(f'{error} The training goes on; what it learns is in memory.')
+
+
+def _directory_to_resume(root: Path, resume: bool) -> Path | None:
+    """The run that ``checkpoint_dir`` names, or the newest one in it; None to begin a new one."""
+    if is_checkpoint(root):
+        raise ConfigError(
+            f'checkpoint_dir: {root} is one checkpoint of a run. Pass the directory of the run, '
+            f'{root.parent}, or that of all runs.'
+        )
+    if not has_checkpoints(root):
+        return newest_directory(root) if resume else None
+    if not resume:
+        raise ConfigError(
+            f'checkpoint_dir: {root} is the directory of one run, which resume=True continues. For '
+            f'a new run pass the directory of all runs, such as {root.parent}.'
+        )
+    return root
 
 
 def _ends_epoch(run: Run) -> bool:

@@ -54,7 +54,8 @@ class TrainingConfig:
         on_nan: what to do when a loss is NaN or infinite: ``'restore'`` stops with a warning, at
             the last finite state; ``'raise'`` raises a `DivergedError` there; ``'ignore'`` goes
             on, and keeps no copy of the state to go back to.
-        checkpoint_dir: where ``'checkpoint'`` saves.
+        checkpoint_dir: where ``'checkpoint'`` saves, each run into ``run-1``, ``run-2`` and so on;
+            ``resume=True`` continues the newest, or the one whose directory this is.
         max_steps: steps after which the run ends; None for no limit.
         max_time: time after which it ends, at the next border between dispatches: seconds, a
             `datetime.timedelta` or ``'HH:MM:SS'``; None for no limit.

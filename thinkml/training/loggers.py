@@ -10,7 +10,7 @@ from thinkml.core.processes import is_first_process
 from thinkml.errors import warn_user
 from thinkml.monitoring import CSVWriter, EventWriter, MlflowWriter, WandbWriter, Writer
 from thinkml.training.run import Run
-from thinkml.training.run_directory import run_directory
+from thinkml.training.run_directory import new_directory, newest_directory
 
 
 class Logger(Protocol):
@@ -34,7 +34,8 @@ class TensorBoard:
 
     def open(self, run: Run) -> Writer:
         """Opens the writer, at ``run.step`` steps."""
-        directory = run_directory(self.directory, run.resumed)
+        root = Path(self.directory).absolute()
+        directory = (newest_directory(root) if run.resumed else None) or new_directory(root)
         open_directory(directory)  # an error now, not after the first epoch
         return EventWriter(directory, start_step=_recorded_steps(run))
 

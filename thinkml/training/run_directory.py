@@ -6,15 +6,33 @@ from pathlib import Path
 _NAME = re.compile(r'run-([1-9][0-9]*)')
 
 
-def run_directory(root: str | Path, resume: bool) -> Path:
-    """Returns ``root/run-N``: the newest that holds something if a run is resumed, else a new one.
+def new_directory(root: Path) -> Path:
+    """Makes ``root/run-N`` for a new run, and returns its path.
 
-    So runs neither overwrite nor mix with what earlier ones left, and one that failed before it
-    left anything is no run to go on with.
+    Runs that begin at the same time get different ones.
+
+    Raises:
+        OSError: if it can't be made.
     """
-    root = Path(root).absolute()
-    found = [int(match[1]) for path in root.glob('run-*') if (match := _NAME.fullmatch(path.name))]
+    root.mkdir(parents=True, exist_ok=True)
+    number = max(_numbers(root), default=0) + 1
+    while True:
+        try:
+            (root / f'run-{number}').mkdir()
+            return root / f'run-{number}'
+        except FileExistsError:
+            number += 1
+
+
+def newest_directory(root: Path) -> Path | None:
+    """Returns the newest ``root/run-N`` that holds something, else the newest; None for none.
+
+    A run that failed before it left anything is not a run to continue.
+    """
+    found = _numbers(root)
     filled = [number for number in found if any((root / f'run-{number}').glob('[!.]*'))]
-    if resume and found:
-        return root / f'run-{max(filled or found)}'
-    return root / f'run-{max(found, default=0) + 1}'
+    return root / f'run-{max(filled or found)}' if found else None
+
+
+def _numbers(root: Path) -> list[int]:
+    return [int(match[1]) for path in root.glob('run-*') if (match := _NAME.fullmatch(path.name))]

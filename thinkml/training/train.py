@@ -76,6 +76,23 @@ def train(
         resume: go on from the newest checkpoint.
         progress: show what is trained and a progress bar on stderr.
     """
+    with contextlib.ExitStack() as at_end:
+        return _train(
+            at_end, latest, model, asked, config, layout, resume=resume, progress=progress
+        )
+
+
+def _train(
+    at_end: contextlib.ExitStack,
+    latest: Latest,
+    model: Any,
+    asked: Asked,
+    config: TrainingConfig,
+    layout: Layout | None,
+    *,
+    resume: bool,
+    progress: bool,
+) -> History:
     config = _without_traces(config) if config.fast_dev_run else config
     callbacks, checkpoint = make_callbacks(
         config.callbacks, config.early_stopping, config.lr_schedule
@@ -84,6 +101,8 @@ def train(
     metric_names = _history_names(problem)
     check_callbacks(callbacks, metric_names)
     checkpoints = _open_checkpoints(checkpoint, config, resume, metric_names)
+    if checkpoints is not None:
+        at_end.callback(checkpoints.close)
     resumed = None if checkpoints is None else checkpoints.resumed_settings
     saving, saved = _saving(model, problem, config, layout, resumed)
     if config.learning_rate == 'auto':

@@ -97,9 +97,9 @@ class ModelTrainer:
                 ``MixUp(0.2)``, a function ``(key, x, y) -> (x, y)`` on a batch, or a list of these;
                 see `thinkml.core.make_augmentation`.
             groups: which rows belong together, so that ``validation_split`` does not part them.
-            resume: go on from the newest checkpoint of the newest run in ``checkpoint_dir``, as if
-                the training had never stopped; where there is none, begin. Needs the
-                ``'checkpoint'`` callback.
+            resume: go on from the newest checkpoint of the newest run in ``checkpoint_dir``, or of
+                the run whose directory that is, as if the training had never stopped; where there
+                is none, begin. Needs the ``'checkpoint'`` callback.
             progress: show what is trained and a progress bar on stderr.
 
         Warns:
