@@ -287,6 +287,46 @@ def test_accumulated_parts_equal_one_batch(model):
     chex.assert_trees_all_close(ends[0], ends[2], rtol=1e-6, atol=1e-7)
 
 
+class Statistics(nnx.Module):
+    """Keeps what models keep besides parameters: BatchNorm's averages, a count of calls."""
+
+    def __init__(self):
+        self.norm = nnx.BatchNorm(4, momentum=0.5, use_scale=False, rngs=nnx.Rngs(0))
+        self.head = nnx.Linear(4, 3, rngs=nnx.Rngs(0))
+        self.calls = nnx.Variable(jnp.zeros((), jnp.int32))
+
+    def __call__(self, x):
+        self.calls.set_value(self.calls.get_value() + 1)
+        return self.head(self.norm(x))
+
+
+def test_parts_of_filler_rows_alone_leave_statistics_as_they_are():
+    x, y = problem(33)
+    step, state = prepare(Statistics(), x, 'sgd', 1e-30, accumulate_steps=4)
+    feed = ResidentFeed(place(x, y), num_rows=33, batch_size=32, shuffle_key=None)
+    *_, chunk = train_chunks(step, METRICS, state, feed, epochs=1)
+    mean = np.zeros(4)
+    filled_up = np.concatenate([x, x[:7]])  # the part of the 33rd row; three more are filler alone
+    for part in filled_up.reshape(5, 8, 4):
+        mean = 0.5 * mean + 0.5 * part.mean(axis=0)
+    left = chunk.state.model_state
+    assert int(left['calls']) == 5
+    np.testing.assert_allclose(left['norm']['mean'], mean, rtol=1e-5, atol=1e-6)
+
+
+def test_parts_of_filler_rows_alone_change_nothing_even_if_they_are_nan():
+    x, y = problem(16)
+    weight = np.repeat([1.0, 0.0, 1.0, 0.0], 4).astype(np.float32)
+    broken = np.where(weight[:, None] > 0, x, np.nan).astype(np.float32)
+    ends = []
+    for rows in (x, broken):
+        step, state = prepare(DropoutBatchNorm(4, 3, nnx.Rngs(0)), x, 'sgd', accumulate_steps=4)
+        state, output = jax.jit(step)(state, Batch(rows, y, weight))
+        ends.append(jax.device_get((state.replace(key=0), output.loss, output.metrics.compute())))
+    chex.assert_trees_all_equal(*ends)
+    assert np.isfinite(ends[0][1])
+
+
 def test_accumulation_draws_anew_in_every_part():
     x, y = np.ones((8, 4), np.float32), np.zeros(8, np.int32)
     model = WithFlag(4, 3, nnx.Rngs(0))

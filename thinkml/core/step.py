@@ -74,7 +74,8 @@ def make_train_step(
             were before augmentation.
         augment: ``(key, x, y) -> (x, y)``, applied to each part of the batch.
         accumulate_steps: parts the batch is computed in, one after another; divides its length.
-            Only one part's activations are in memory at a time, and BatchNorm sees a part each.
+            Only one part's activations are in memory at a time, and BatchNorm sees a part each. A
+            part of rows that only fill the batch up changes nothing.
         remat: whether activations are computed again for the gradient, and not kept, see
             `rematerialized`: less memory, a third more time.
         layout: where the arrays are, on several devices; None for one.
@@ -105,26 +106,24 @@ def make_train_step(
         return loss, grads, *aux
 
     def accumulated(params: Any, model_state: Any, batch: Batch, total: jax.Array, key: jax.Array):
-        """The same, part by part: sums over sums."""
+        """The same, part by part: sums over sums. A part of filler rows alone changes nothing."""
 
         def add_part(carry, part):
-            index, batch = part
+            index, has_rows, batch = part
             loss, grads, model_state = carry
             of_part = gradients(params, model_state, batch, total, jax.random.fold_in(key, index))
             part_loss, part_grads, model_state, *outputs = of_part
-            return (
-                loss + part_loss,
-                jax.tree.map(jnp.add, grads, part_grads),
-                model_state,
-            ), outputs
+            after = (loss + part_loss, jax.tree.map(jnp.add, grads, part_grads), model_state)
+            return jax.tree.map(functools.partial(jnp.where, has_rows), after, carry), outputs
 
+        has_rows = jnp.any(_mask_of(batch).reshape(accumulate_steps, -1) != 0, axis=1)
         parts = jax.tree.map(
             lambda leaf: leaf.reshape(accumulate_steps, -1, *leaf.shape[1:]), batch
         )
         parts = split_rows(layout, parts, axis=1)
         start = (jnp.zeros((), jnp.float32), jax.tree.map(jnp.zeros_like, params), model_state)
         (loss, grads, model_state), outputs = jax.lax.scan(
-            add_part, start, (jnp.arange(accumulate_steps), parts)
+            add_part, start, (jnp.arange(accumulate_steps), has_rows, parts)
         )
         return loss, grads, model_state, *jax.tree.map(lambda leaf: jnp.concatenate(leaf), outputs)
 
@@ -202,6 +201,10 @@ def _as_logits(outputs: jax.Array, labels: jax.Array) -> jax.Array:
     return outputs.astype(jnp.float32)
 
 
+def _mask_of(batch: Batch) -> jax.Array:
+    return batch.weight if batch.mask is None else batch.mask
+
+
 _ONLY_IN_TRAINING = dict.fromkeys(('grads', 'params', 'updates'))
 
 
@@ -210,6 +213,6 @@ def _collect(
 ) -> Collection:
     return metrics.single_from_model_output(
         logits=logits, labels=batch.y, losses=losses, weight=batch.weight,
-        mask=batch.weight if batch.mask is None else batch.mask,
+        mask=_mask_of(batch),
         **_ONLY_IN_TRAINING | of_training,
     )  # fmt: skip
