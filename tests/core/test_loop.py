@@ -24,6 +24,7 @@ from thinkml.core import (
 )
 from thinkml.core.adapters import from_functions
 from thinkml.core.loop import _Pace
+from thinkml.core.state import Ema
 from thinkml.data import place
 
 METRICS = make_metrics(('accuracy',))
@@ -383,15 +384,28 @@ def test_an_evaluation_in_parts_equals_the_whole():
     assert split == pytest.approx(whole, rel=1e-6)
 
 
-def test_the_average_of_the_parameters_is_the_exponential_one():
+@pytest.mark.parametrize('decay', [0.2, 0.999])
+def test_the_average_of_the_parameters_is_the_exponential_one_after_a_warm_up(decay):
     x, y = problem(6)
-    step, state = prepare(mlp(4, 3), x, 'sgd', 0.5, ema_decay=0.8)
-    average = jax.device_get(state.params)
-    for _ in range(3):
+    step, state = prepare(mlp(4, 3), x, 'sgd', 0.5, ema_decay=decay)
+    average = jax.tree.map(lambda leaf: np.full_like(leaf, np.nan), jax.device_get(state.params))
+    for index, now in enumerate([0, *(min(decay, t / (t + 9)) for t in range(1, 6))]):
         state, _ = jax.jit(step)(state, Batch(x, y, np.ones(6, np.float32)))
         params = jax.device_get(state.params)
-        average = jax.tree.map(lambda a, p: 0.8 * a + 0.2 * p, average, params)
-    chex.assert_trees_all_close(state.eval_params, average, rtol=1e-5, atol=1e-7)
+        # The first step replaces the initial parameters.
+        average = params if index == 0 else jax.tree.map(
+            lambda a, p, now=now: now * a + (1 - now) * p, average, params
+        )  # fmt: skip
+        chex.assert_trees_all_close(state.eval_params, average, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize('num_steps', [1, 20, 300])
+def test_a_short_run_averages_what_it_learned_and_not_where_it_began(num_steps):
+    """The parameters go from 0 to 1 at constant speed, so the average tells how old it is."""
+    average = Ema(jnp.zeros(()), jnp.float32(0.999))
+    for step in range(num_steps):
+        average = average.update(jnp.float32((step + 1) / num_steps), step)
+    assert float(average.params) > 0.88
 
 
 def test_augmentation_draws_by_seed_and_step_and_metrics_see_the_true_labels():

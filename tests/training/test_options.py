@@ -136,12 +136,22 @@ def test_the_average_of_the_parameters_is_validated_and_kept():
         X_val=X, y_val=y,
     )  # fmt: skip
     average = params_of(mlp(4, 3))
-    for params in snapshots:
-        average = jax.tree.map(lambda a, p: 0.7 * a + 0.3 * p, average, params)
+    for step, params in enumerate(snapshots):
+        decay = min(0.7, step / (step + 9))
+        average = jax.tree.map(
+            lambda a, p, decay=decay: decay * a + (1 - decay) * p, average, params
+        )
     assert_same(params_of(model), average, rtol=1e-4, atol=1e-6)
     shares = predict_proba(model, X)
     expected = -np.log(shares[np.arange(60), y]).mean()
     assert history['val_loss'][-1] == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_average_of_a_short_run_is_as_good_as_its_last_parameters():
+    settings = {'X_val': rows(60, seed=1)[0], 'y_val': rows(60, seed=1)[1], 'learning_rate': 0.05}
+    last, average = train(epochs=10, **settings), train(epochs=10, ema_decay=0.999, **settings)
+    assert last['val_accuracy'][-1] > 0.9
+    assert average['val_accuracy'][-1] == pytest.approx(last['val_accuracy'][-1], abs=0.05)
 
 
 def test_bf16_learns_nearly_the_same_and_keeps_float32_parameters():

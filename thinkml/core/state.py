@@ -12,26 +12,32 @@ from thinkml.core.sharding import Layout, pin_state, put_global
 
 
 class Ema(struct.PyTreeNode):
-    """An exponential moving average of the parameters: ``decay * average + (1 - decay) * params``.
+    """A moving average of the parameters: ``decay * average + (1 - decay) * params``.
 
-    It starts at the initial parameters.
+    The decay warms up, so that the average holds nothing of the initial parameters and little of
+    the first steps, however short the run is: after ``t`` earlier steps it is
+    ``min(decay, t / (t + 9))``. The average is thus one of about the last tenth of the steps, until
+    that is longer than what ``decay`` remembers: 0.999 is reached after 9,000 steps.
 
     Attributes:
         params: the average.
-        decay: float32 scalar between 0 and 1.
+        decay: float32 scalar between 0 and 1, which the warm-up leads to.
 
     Reference:
-        Polyak and Juditsky, 1992, *Acceleration of stochastic approximation by averaging*.
+        Polyak and Juditsky, 1992, *Acceleration of stochastic approximation by averaging*. Shamir
+        and Zhang, 2013, *Stochastic gradient descent for non-smooth optimization* (the warm-up,
+        polynomial-decay averaging).
     """
 
     params: Any
     decay: jax.Array
 
-    def update(self, params: Any) -> Self:
-        """Returns the average after a step to ``params``."""
+    def update(self, params: Any, step: jax.Array) -> Self:
+        """Returns the average after a step to ``params``, with ``step`` steps before that one."""
+        decay = jnp.minimum(self.decay, step / (step + 9))
 
         def move(average: jax.Array, value: jax.Array) -> jax.Array:
-            return average + ((1 - self.decay) * (value - average)).astype(average.dtype)
+            return average + ((1 - decay) * (value - average)).astype(average.dtype)
 
         return self.replace(params=jax.tree.map(move, self.params, params))
 
@@ -83,7 +89,7 @@ def init_state(
         key: PRNG key of the run.
         learning_rate: for an optimizer from `make_optimizer`, which holds it in its state; None
             for one that was built with its own.
-        ema_decay: of the parameters' moving average; None keeps none.
+        ema_decay: of the parameters' moving average, see `Ema`; None keeps none.
         layout: where the state is to be, on several devices; None for one.
         **hyperparams: the optimizer's other numbers, see `set_hyperparams`.
 

@@ -147,7 +147,7 @@ def make_train_step(
             params=params,
             model_state=model_state,
             opt_state=opt_state,
-            ema=None if state.ema is None else state.ema.update(params),
+            ema=None if state.ema is None else state.ema.update(params, state.step),
         )
         return pin_state(layout, state), replicate(layout, StepOutput(loss, collected))
 

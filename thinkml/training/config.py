@@ -48,7 +48,8 @@ class TrainingConfig:
         gradient_clip_norm: the gradients' global norm is cut to this; None for no limit.
         accumulate_steps: batches of ``batch_size`` whose gradients make one step.
         ema_decay: of a moving average of the parameters, which is evaluated and kept; None for
-            none. 0.999 is usual.
+            none. 0.999 is usual. In a run's first steps the decay is smaller, ``t / (t + 9)`` after
+            ``t`` steps, so that the initial parameters are not part of the average.
         precision: ``'float32'``, or ``'bf16'`` for matrix products and convolutions in bfloat16;
             parameters and their updates stay float32.
         on_nan: what to do when a loss is NaN or infinite: ``'restore'`` stops with a warning, at
