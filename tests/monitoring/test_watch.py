@@ -40,6 +40,7 @@ class Display:
 def notebook(monkeypatch):
     display = Display()
     ipython = types.ModuleType('IPython')
+    ipython.version_info = (9, 0)  # which matplotlib asks
     ipython.get_ipython = lambda: types.SimpleNamespace(kernel=object())
     shown = types.ModuleType('IPython.display')
     shown.display = display.display

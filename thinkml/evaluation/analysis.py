@@ -9,6 +9,7 @@ from thinkml.evaluation.plots.axes import PathLike
 from thinkml.evaluation.result import Evaluation
 from thinkml.evaluation.speed import Speed
 from thinkml.evaluation.thresholds import Threshold
+from thinkml.figures import give_to_pyplot
 from thinkml.history import History
 
 if TYPE_CHECKING:
@@ -20,8 +21,9 @@ if TYPE_CHECKING:
 class PerformanceAnalysis:
     """How well a model does. Made by `ModelEvaluator.analyze_performance`.
 
-    The plots are matplotlib Figures. They need no display: a notebook shows them, and ``path``
-    writes them to a file, whose ending picks the format (``.png``, ``.pdf``, ``.svg``). Sample
+    The plots are matplotlib Figures. They need no display: a notebook shows each of them once, a
+    script shows them with ``plt.show()``, and ``path`` writes them to a file, whose ending picks
+    the format (``.png``, ``.pdf``, ``.svg``). Sample
     weights count in all of them. What is shaded is the confidence interval at each point by
     itself, from resamples of the rows (or groups); there is none with ``confidence=None``.
 
@@ -79,7 +81,7 @@ class PerformanceAnalysis:
         Raises:
             ConfigError: for regression, and for models without probabilities.
         """
-        return plots.roc_curve(self.evaluation, path, ax)
+        return give_to_pyplot(plots.roc_curve(self.evaluation, path, ax))
 
     def plot_precision_recall_curve(
         self, path: PathLike | None = None, ax: 'Axes | None' = None
@@ -88,7 +90,7 @@ class PerformanceAnalysis:
 
         Curves, arguments and errors are those of `plot_roc_curve`.
         """
-        return plots.precision_recall_curve(self.evaluation, path, ax)
+        return give_to_pyplot(plots.precision_recall_curve(self.evaluation, path, ax))
 
     def plot_gain(self, path: PathLike | None = None, ax: 'Axes | None' = None) -> 'Figure':
         """Draws the cumulative gain: the share of positives among the rows with highest scores.
@@ -96,7 +98,7 @@ class PerformanceAnalysis:
         The lift at 10 % is how many times more positives there are among the first tenth of the
         rows than among all. Curves, arguments and errors are those of `plot_roc_curve`.
         """
-        return plots.gain_curve(self.evaluation, path, ax)
+        return give_to_pyplot(plots.gain_curve(self.evaluation, path, ax))
 
     def plot_threshold(
         self,
@@ -115,7 +117,7 @@ class PerformanceAnalysis:
         Raises:
             ConfigError: for multiclass and regression, and for models without probabilities.
         """
-        return plots.threshold_curves(self.evaluation, path, ax, choice)
+        return give_to_pyplot(plots.threshold_curves(self.evaluation, path, ax, choice))
 
     def plot_calibration(self, path: PathLike | None = None, ax: 'Axes | None' = None) -> 'Figure':
         """Draws how often what was given a probability is true, in 15 bins of even width.
@@ -124,7 +126,7 @@ class PerformanceAnalysis:
         predicted; for multilabel of each label. Intervals are Wilson's. Arguments and errors are
         those of `plot_roc_curve`.
         """
-        return plots.calibration_curve(self.evaluation, path, ax)
+        return give_to_pyplot(plots.calibration_curve(self.evaluation, path, ax))
 
     def plot_confusion_matrix(
         self, path: PathLike | None = None, ax: 'Axes | None' = None
@@ -137,7 +139,7 @@ class PerformanceAnalysis:
         Raises:
             ConfigError: for regression.
         """
-        return plots.confusion_matrix(self.evaluation, path, ax)
+        return give_to_pyplot(plots.confusion_matrix(self.evaluation, path, ax))
 
     def plot_residuals(self, path: PathLike | None = None, ax: 'Axes | None' = None) -> 'Figure':
         """Draws what is true less what was predicted, over the prediction, and its distribution.
@@ -149,7 +151,7 @@ class PerformanceAnalysis:
         Raises:
             ConfigError: for classification.
         """
-        return plots.residual_plot(self.evaluation, path, ax)
+        return give_to_pyplot(plots.residual_plot(self.evaluation, path, ax))
 
     def plot_learning_curve(
         self, path: PathLike | None = None, ax: 'Axes | None' = None, metric: str = 'loss'
@@ -165,4 +167,4 @@ class PerformanceAnalysis:
             ConfigError: if the metric was not recorded.
             NotTrainedError: if no training of the model is recorded.
         """
-        return plots.learning_curve(self.runs, path, ax, metric)
+        return give_to_pyplot(plots.learning_curve(self.runs, path, ax, metric))

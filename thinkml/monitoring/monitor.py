@@ -17,10 +17,10 @@ from thinkml.errors import (
     unknown_name,
     warn_user,
 )
-from thinkml.figures import save_figure
+from thinkml.figures import give_to_pyplot, in_notebook, save_figure
 from thinkml.history import History
 from thinkml.monitoring.plots import training_figure
-from thinkml.monitoring.watch import Watch, file_display, in_notebook, notebook_display
+from thinkml.monitoring.watch import Watch, file_display, notebook_display
 from thinkml.record import ModelRecord, record_of
 
 if TYPE_CHECKING:
@@ -114,6 +114,7 @@ class TrainingMonitor:
         One panel shows the loss, one the other metrics, and each other value that was recorded
         (the learning rate, the time of a step) has its own: training solid, validation dashed, the
         best epoch a dotted line with stars, and what happened besides a thin line with a few words.
+        A notebook shows the figure once, a script shows it with ``plt.show()``.
 
         Args:
             path: where to save the figure; the ending chooses the format (``.png``, ``.svg``,
@@ -130,7 +131,7 @@ class TrainingMonitor:
         figure = self._figure()
         if path is not None:
             save_figure(figure, path)
-        return figure
+        return give_to_pyplot(figure)
 
     def watch(
         self, path: str | os.PathLike[str] | None = None, every_seconds: float = 2.0

@@ -3,7 +3,6 @@
 import atexit
 import importlib
 import os
-import sys
 import threading
 from collections.abc import Callable, Hashable
 from pathlib import Path
@@ -72,12 +71,6 @@ class Watch:
         if seen != self._shown:
             self._draw()
             self._shown = seen
-
-
-def in_notebook() -> bool:
-    """Whether this runs in a notebook: pictures can be shown there, and replaced."""
-    ipython = sys.modules.get('IPython')  # a notebook has imported it
-    return ipython is not None and hasattr(ipython.get_ipython(), 'kernel')
 
 
 def notebook_display() -> Callable[['Figure'], None]:

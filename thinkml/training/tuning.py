@@ -11,7 +11,7 @@ from thinkml.core import set_learning_rate, train_chunks
 from thinkml.core.sharding import Layout
 from thinkml.data import device_budget
 from thinkml.errors import ConfigError, warn_user
-from thinkml.figures import new_figure, save_figure
+from thinkml.figures import give_to_pyplot, new_figure, save_figure
 from thinkml.training.config import TrainingConfig
 from thinkml.training.plan import step_memory
 from thinkml.training.preparation import Prepared, Saving, prepare
@@ -60,7 +60,7 @@ class LearningRateRange:
         axes.legend()
         if path is not None:
             save_figure(figure, path)
-        return figure
+        return give_to_pyplot(figure)
 
 
 def learning_rate_range(

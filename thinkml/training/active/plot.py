@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from thinkml.errors import DataError
-from thinkml.figures import COLOURS, new_figure, save_figure
+from thinkml.figures import COLOURS, give_to_pyplot, new_figure, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -31,8 +31,8 @@ def draw_learning_curves(
     from matplotlib.ticker import MaxNLocator
 
     means = {name: mean_curve(repeats) for name, repeats in curves.items()}
-    figure = new_figure(5.6, 4) if ax is None else ax.figure
-    ax = figure.add_subplot() if ax is None else ax
+    ax = new_figure(5.6, 4).add_subplot() if ax is None else ax
+    figure = ax.figure.figure  # of a subfigure, the whole
     styles = ('-', '--', '-.', ':')
     title = 'Learning curve'
     for index, (name, (counts, mean, half)) in enumerate(means.items()):
@@ -51,8 +51,8 @@ def draw_learning_curves(
     if len(curves) > 1:
         ax.legend(frameon=False)
     if path is not None:
-        save_figure(figure, path)  # pyright: ignore[reportArgumentType]
-    return figure  # pyright: ignore[reportReturnType]
+        save_figure(figure, path)
+    return give_to_pyplot(figure)
 
 
 def mean_curve(repeats: Sequence[Curve]) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
