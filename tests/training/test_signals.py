@@ -9,12 +9,16 @@ import subprocess
 import sys
 import threading
 
+import numpy as np
 import pytest
 
+from tests.models_for_tests import mlp
 from tests.training.test_resume import Watcher, run
 from thinkml.checkpoint import Checkpointer
 from thinkml.errors import ThinkMLWarning
+from thinkml.models import predict
 from thinkml.record import record_of
+from thinkml.training import ModelTrainer, TrainingConfig
 from thinkml.training.signals import noted_signals
 
 
@@ -161,6 +165,69 @@ def test_without_checkpoints_sigterm_is_what_it_was():
         _, errors = process.communicate()
     assert process.returncode == -signal.SIGTERM
     assert errors == ''
+
+
+class CtrlC:
+    """Sends Ctrl-C in one of the hooks, as often as asked."""
+
+    def __init__(self, hook, times):
+        self.hook, self.times = hook, times
+
+    def on_epoch_end(self, run):
+        self.send('on_epoch_end')
+
+    def on_train_end(self, run):
+        self.send('on_train_end')
+
+    def send(self, hook):
+        while hook == self.hook and self.times:
+            self.times -= 1
+            signal.raise_signal(signal.SIGINT)
+
+
+X = np.random.default_rng(0).normal(size=(60, 4)).astype(np.float32)
+Y = (X[:, 0] > 0).astype(int)
+
+
+def trained(*callbacks, model=None, **settings):
+    model = mlp(4, 2) if model is None else model
+    config = TrainingConfig(**{'epochs': 3, 'callbacks': callbacks} | settings)
+    return ModelTrainer(config).train(model, X, Y, progress=False)
+
+
+@pytest.mark.parametrize('hook', ['on_epoch_end', 'on_train_end'])
+def test_a_second_ctrl_c_ends_a_loop_of_trainings_and_keeps_what_was_learned(hook):
+    models = [mlp(4, 2), mlp(4, 2)]
+    with pytest.raises(KeyboardInterrupt):
+        for model in models:
+            trained(CtrlC(hook, times=2), model=model)
+    first, second = (record_of(model).runs for model in models)
+    assert first[0].interrupted and first[0].epochs == (1 if hook == 'on_epoch_end' else 3)
+    assert [text for _, text in first[0].events] == ['interrupted'] and not second
+    assert predict(models[0], X).dtype == Y.dtype
+    twin = mlp(4, 2)
+    trained(model=twin, epochs=first[0].epochs)
+    assert (twin.layers[0].kernel[...] == models[0].layers[0].kernel[...]).all()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@pytest.mark.parametrize('epochs', [1, 3])
+def test_ctrl_c_while_callbacks_end_is_noted(epochs):
+    history = trained(CtrlC('on_train_end', times=1), epochs=epochs)
+    assert history.interrupted and history.epochs == epochs
+    assert history.events == [(epochs, 'interrupted')]
+
+
+def test_a_later_ctrl_c_waits_until_the_arrays_are_written():
+    steps = []
+    with pytest.raises(KeyboardInterrupt), noted_signals(terminate=False) as signals:
+        signal.raise_signal(signal.SIGINT)
+        with signals.held():
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+            steps.append('written')
+        steps.append('after')
+    assert steps == ['written']
 
 
 def test_only_the_first_ctrl_c_is_noted():

@@ -1,6 +1,8 @@
 """TransferLearner: what is frozen, what is trained, what a model is taken for."""
 
+import dataclasses
 import re
+import signal
 import sys
 
 import jax
@@ -38,7 +40,7 @@ from thinkml.models import (
     save_safetensors,
 )
 from thinkml.record import record_of
-from thinkml.training import ModelTrainer, TrainingConfig, TransferLearner
+from thinkml.training import EarlyStopping, ModelTrainer, TrainingConfig, TransferLearner
 from thinkml.training.base_model import open_base, role_of
 from thinkml.training.features import Features
 from thinkml.training.transfer_parts import parts_of_headed
@@ -256,6 +258,68 @@ def test_the_first_epochs_train_the_head_alone():
 
 def identity(key, x, y):
     return x, y
+
+
+def ends_after_one_epoch(run):
+    if run.epoch == 1:
+        run.stop('enough')
+
+
+def interrupts(run):
+    if run.epoch == 1:
+        signal.raise_signal(signal.SIGINT)
+
+
+@pytest.mark.parametrize('kept', [True, False], ids=['features kept', 'computed'])
+@pytest.mark.parametrize(
+    ('settings', 'steps'),
+    [
+        ({'callbacks': [ends_after_one_epoch]}, 4),
+        ({'callbacks': [interrupts]}, 4),
+        ({'max_steps': 3}, 3),
+        ({'max_steps': 12}, 12),
+        ({'max_steps': 14}, 14),
+        ({'max_time': 1e-6}, 1),
+    ],
+    ids=['stop', 'ctrl-c', 'in the first', 'at the border', 'in the second', 'time'],
+)
+def test_what_ends_a_fine_tuning_ends_both_of_its_runs(settings, steps, kept):
+    config = dataclasses.replace(CONFIG, epochs=5, steps_per_dispatch=1, **settings)
+    head = nnx.Linear(16, 3, rngs=nnx.Rngs(1))
+    if not kept:
+        head = nnx.Sequential(head, nnx.Dropout(0.1, rngs=nnx.Rngs(2)))
+    base = Small()
+    learner = TransferLearner(base, 1, config=config, head_epochs=3)
+    augmentation = None if kept else lambda key, x, y: (x, y)
+    model = learner.fine_tune(head, X, Y, role='head', augmentation=augmentation, progress=False)
+    runs = record_of(model).runs
+    assert sum(run.steps for run in runs) == steps
+    assert len(runs) == (2 if steps > 12 else 1) and learner.history is runs[-1]
+    assert runs[0].interrupted == (settings.get('callbacks') == [interrupts])
+    assert set(predict(model, X).tolist()) <= {0, 1, 2}
+    moved = (model.base.last.conv.kernel[...] != base.last.conv.kernel[...]).any()
+    assert bool(moved) == (steps > 12)
+
+
+def test_early_stopping_of_the_head_ends_its_run_alone():
+    stopping = EarlyStopping('loss', patience=1, min_delta=1e9)
+    config = dataclasses.replace(CONFIG, epochs=6, early_stopping=stopping)
+    learner = TransferLearner(Small(), 1, config=config, head_epochs=4)
+    model = learner.fine_tune(X_train=X, y_train=Y, progress=False)
+    assert len(record_of(model).runs) == 2
+
+
+def test_a_second_ctrl_c_leaves_a_model_that_knows_its_classes():
+    def twice(run):
+        interrupts(run)
+        signal.raise_signal(signal.SIGINT)
+
+    config = dataclasses.replace(CONFIG, epochs=5, callbacks=[twice])
+    model = Small(3)
+    learner = TransferLearner(Small(3), 1, config=config, head_epochs=3)
+    with pytest.raises(KeyboardInterrupt):
+        learner.fine_tune(model, X, np.array(['a', 'b', 'c'])[Y], role='model', progress=False)
+    assert set(predict(model, X).tolist()) <= {'a', 'b', 'c'}
 
 
 def test_features_that_are_kept_train_as_those_that_are_computed_each_time():

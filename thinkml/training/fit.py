@@ -64,6 +64,9 @@ def fit(
 
     Ctrl-C ends the run after the chunk in progress: the state and the history stay as far as they
     got, and the history is marked interrupted. So does SIGTERM where it is noted.
+
+    Raises:
+        KeyboardInterrupt: for a second Ctrl-C, the run marked likewise.
     """
     started_at, seconds_before = time.perf_counter(), run.history.seconds
     ended_by, diverged, failed = None, None, True
@@ -101,7 +104,10 @@ def fit(
                 _note_end(run, ended_by, checkpoints)
         failed = False
     except KeyboardInterrupt:
-        _note_end(run, 'interrupted', None)
+        is_second = signals.interrupted
+        note_interrupt(run)
+        if is_second:
+            raise
     finally:
         # A process that fails alone must not wait for the others, which know nothing of it.
         if checkpoints is not None and not (failed and _spans_processes(program)):
@@ -236,6 +242,12 @@ def _agreed_end(run: Run, ended_by: str | None, program: Program) -> str | None:
     if stopped and run.stop_reason is None:
         run.stop(f'process {stopped[0]} ended the run')
     return _ENDS[max(code // 2 for code in told)]
+
+
+def note_interrupt(run: Run) -> None:
+    """Notes a Ctrl-C that came when the run was about to end anyway."""
+    if not run.history.interrupted:
+        _note_end(run, 'interrupted', None)
 
 
 def _note_end(run: Run, ended_by: str, checkpoints: Checkpoints | None) -> None:

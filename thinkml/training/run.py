@@ -69,6 +69,7 @@ class Run:
         epoch: epochs finished.
         position: where the next chunk begins.
         stop_reason: why the run is to end before its last epoch; None while it is not.
+        is_early_stopped: whether early stopping is that reason.
         best_val_loss: the lowest so far, that of ``history.best_epoch``.
         best_arrays: parameters and model state to end with instead of the last ones; None for
             the last.
@@ -91,6 +92,7 @@ class Run:
     epoch: int = 0
     position: Position = Position()  # noqa: RUF009 (immutable)
     stop_reason: str | None = None
+    is_early_stopped: bool = False
     best_val_loss: float = math.inf
     best_arrays: tuple[Any, Any] | None = None
     resumed: bool = False

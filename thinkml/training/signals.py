@@ -19,6 +19,30 @@ class Signals:
 
     interrupted: bool = False
     terminated: bool = False
+    _is_held: bool = False
+    _missed: bool = False
+
+    def note_interrupt(self) -> None:
+        """Notes the first Ctrl-C.
+
+        Raises:
+            KeyboardInterrupt: for a later one.
+        """
+        if self.interrupted and not self._is_held:
+            raise KeyboardInterrupt
+        self._missed = self.interrupted
+        self.interrupted = True
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Lets a second Ctrl-C wait for the end of the block, which must not be cut short."""
+        self._is_held = True
+        try:
+            yield
+        finally:
+            self._is_held = False
+        if self._missed:
+            raise KeyboardInterrupt
 
 
 @contextlib.contextmanager
@@ -38,9 +62,7 @@ def noted_signals(terminate: bool) -> Iterator[Signals]:
     signals = Signals()
 
     def interrupt(number: int, frame: Any) -> None:
-        if signals.interrupted:
-            raise KeyboardInterrupt
-        signals.interrupted = True
+        signals.note_interrupt()
 
     def note_termination(number: int, frame: Any) -> None:
         signals.terminated = True

@@ -23,7 +23,7 @@ from thinkml.training.callbacks import OWN, check_callbacks, make_callbacks, rec
 from thinkml.training.checkpointing import Checkpoint, Checkpoints
 from thinkml.training.config import TrainingConfig
 from thinkml.training.continuing import optimizer_arrays
-from thinkml.training.fit import fit
+from thinkml.training.fit import fit, note_interrupt
 from thinkml.training.plan import make_it_fit
 from thinkml.training.preparation import Prepared, Saving, needs_length, prepare
 from thinkml.training.problem import Asked, Examples, Problem, make_problem
@@ -38,10 +38,13 @@ class Latest:
 
     Attributes:
         history: what was recorded; None before the first run.
+        was_stopped: whether it was ended from outside (Ctrl-C, SIGTERM, ``max_time``), by
+            ``run.stop`` or by a loss that is not finite, and not by early stopping.
         learning_rate_range: what ``learning_rate='auto'`` measured; None before.
     """
 
     history: History | None = None
+    was_stopped: bool = False
     learning_rate_range: LearningRateRange | None = None
 
     def metrics(self) -> dict[str, float]:
@@ -107,8 +110,8 @@ def _train(
     saving, saved = _saving(model, problem, config, layout, resumed)
     if config.learning_rate == 'auto':
         if resumed is None:
-            latest.learning_rate_range = learning_rate_range(model, problem, config, layout, saving)
-            rate = latest.learning_rate_range.suggestion
+            found = learning_rate_range(model, problem, config, layout, saving)
+            latest.learning_rate_range, rate = found, found.suggestion
         else:
             rate = resumed['learning_rate']
         config = dataclasses.replace(config, learning_rate=rate)
@@ -143,9 +146,14 @@ def _train(
             )  # fmt: skip
         except BaseException:
             if run.step > first_step:
-                _write_back(run, layout)
+                with signals.held():
+                    _write_back(run, layout)
             raise
-        _write_back(run, layout)
+        with signals.held():
+            _write_back(run, layout)
+        if signals.interrupted:
+            note_interrupt(run)
+        latest.was_stopped = run.stop_reason is not None and not run.is_early_stopped
         if run.stop_reason is not None and (shown or signals.terminated):
             print(
                 f'After epoch {run.epoch}: {run.stop_reason.rstrip(".")}.',

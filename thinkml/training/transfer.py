@@ -230,13 +230,16 @@ class TransferLearner:
         is_head_alone = not trained and not low_rank
         config = self._config(epochs, of_base=bool(trained) and bool(parts.head))
         head_epochs = config.epochs if is_head_alone else min(self.head_epochs, config.epochs)
+        self._latest = latest = Latest()
+        rest: TrainingConfig | None = config
         if head_epochs and parts.head:
             first = dataclasses.replace(config, epochs=head_epochs)
-            self._train_head(parts, asked, data, first, progress)
-        if head_epochs < config.epochs:
-            rest = dataclasses.replace(config, epochs=config.epochs - head_epochs)
+            self._train_head(latest, parts, asked, data, first, progress)
+            rest = _left_of(config, latest)
+        if rest is not None and head_epochs < config.epochs:
+            rest = dataclasses.replace(rest, epochs=config.epochs - head_epochs)
             frozen = PartlyFrozen(parts.model, rates, low_rank, self.lora_rank or 0)
-            self._train(frozen, asked, rest, progress)
+            self._train(latest, frozen, asked, rest, progress)
         return parts.model
 
     def summary(self) -> Table:
@@ -295,13 +298,21 @@ class TransferLearner:
         )
         return parts_of_trained(model, data.probe) if was_trained else parts_of_new(model)
 
-    def _train(self, model: Any, asked: Asked, config: TrainingConfig, progress: bool) -> None:
+    def _train(
+        self, latest: Latest, model: Any, asked: Asked, config: TrainingConfig, progress: bool
+    ) -> None:
         """Trains what `PartlyFrozen` leaves of a model; the record is that of the whole."""
         attach_record(model, record_of(model.model))
-        train(self._latest, model, asked, config, resume=False, progress=progress)
+        train(latest, model, asked, config, resume=False, progress=progress)
 
     def _train_head(
-        self, parts: Parts, asked: Asked, data: '_Data', config: TrainingConfig, progress: bool
+        self,
+        latest: Latest,
+        parts: Parts,
+        asked: Asked,
+        data: '_Data',
+        config: TrainingConfig,
+        progress: bool,
     ) -> None:
         whole = None
         if not (
@@ -313,7 +324,7 @@ class TransferLearner:
             whole = as_headed(parts, data.probe)
         if whole is None or data.rows is None:
             frozen = PartlyFrozen(parts.model, dict.fromkeys(parts.head, 1.0))
-            self._train(frozen, asked, config, progress)
+            self._train(latest, frozen, asked, config, progress)
             return
         so_far = record_of(parts.model)
         if so_far.runs:
@@ -326,9 +337,17 @@ class TransferLearner:
             if asked.X_val is not None:
                 rows, targets = open_data(asked.X_val, asked.y_val, 'X_val', 'y_val', data.inputs)
                 cached = cached._replace(X_val=features.of(whole, rows, 'val'), y_val=targets)
-            train(self._latest, whole.head, cached, config, resume=False, progress=progress)
-        learned = record_of(whole.head)
-        assert learned.task is not None
+            try:
+                train(latest, whole.head, cached, config, resume=False, progress=progress)
+            except KeyboardInterrupt:  # which keeps what was learned
+                self._describe_whole(parts, whole.head, data)
+                raise
+        self._describe_whole(parts, whole.head, data)
+
+    def _describe_whole(self, parts: Parts, head: nnx.Module, data: '_Data') -> None:
+        """Makes what is known of a trained head known of the whole model."""
+        learned = record_of(head)
+        assert learned.task is not None and data.rows is not None
         labels = encode_targets(data.targets, learned.task, 'y_train')
         record = dataclasses.replace(
             learned,
@@ -338,6 +357,21 @@ class TransferLearner:
         )
         attach_record(parts.model, record)
         parts.model.eval()
+
+
+def _left_of(config: TrainingConfig, latest: Latest) -> TrainingConfig | None:
+    """Returns the settings with what a first run leaves of their limits; None for nothing."""
+    history = latest.history
+    if latest.was_stopped or history is None:
+        return None
+    steps, seconds = config.max_steps, config.max_seconds
+    if steps is not None:
+        steps -= history.steps
+    if seconds is not None:
+        seconds -= history.seconds
+    if any(left is not None and left <= 0 for left in (steps, seconds)):
+        return None
+    return dataclasses.replace(config, max_steps=steps, max_time=seconds)
 
 
 @dataclasses.dataclass(frozen=True)

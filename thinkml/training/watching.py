@@ -180,6 +180,7 @@ class EarlyStopping:
         if run.epoch - max(self._watched.improved, self.start_from_epoch) >= self.patience:
             name = self._watched.name
             why = ', it is NaN' if math.isnan(run.history.last()[name]) else ''
+            run.is_early_stopped = run.stop_reason is None
             run.stop(f'early stopping: {name} has not improved for {self.patience} epochs{why}')
 
     def on_train_end(self, run: Run) -> None:

@@ -366,6 +366,21 @@ def test_ctrl_c_ends_all_of_it_and_keeps_the_labels():
     assert learner.history[0].num_labels == 38
 
 
+def test_ctrl_c_while_callbacks_end_ends_all_of_it():
+    trainings = []
+
+    class Late(Callback):
+        def on_train_end(self, run):
+            trainings.append(run)
+            if len(trainings) == 2:
+                signal.raise_signal(signal.SIGINT)
+
+    learner = learner_of(config=dataclasses.replace(CONFIG, callbacks=[Late()]))
+    with pytest.raises(KeyboardInterrupt):
+        experiment(learner)
+    assert len(trainings) == 2 and len(learner.labels) == 8
+
+
 # --- beginnings and ends ------------------------------------------------------------------------
 
 
