@@ -1,7 +1,8 @@
 """What ThinkML knows of a model: its task and classes, its input, its training runs.
 
 A record is kept beside the model, keyed weakly by the object, so that a user's own class needs no
-field of ours, and a model that is garbage takes its record with it.
+field of ours, and a model that is garbage takes its record with it. An attribute of the object
+refers to the record, so that copies of a model bring it along.
 """
 
 import dataclasses
@@ -306,11 +307,62 @@ def record_of(model: Any) -> ModelRecord:
             weakref.finalize(model, _records.pop, key, None)
         except TypeError:
             raise ModelTypeError(f'model: got {type(model).__name__}, expected a model.') from None
-        _records[key] = ModelRecord()
+        carried = getattr(model, '__dict__', {}).get(CARRIED)
+        found = ModelRecord() if carried is None else _copied(carried.record)
+        return _records.setdefault(key, found)
     return _records[key]
 
 
 def attach_record(model: Any, record: ModelRecord) -> None:
-    """Makes ``record`` the model's record; what was known before is dropped."""
-    record_of(model)
-    _records[id(model)] = record
+    """Makes a copy of ``record`` the model's record; what was known before is dropped."""
+    copied = _copied(record)
+    vars(record_to_change(model)).update(vars(copied))
+
+
+def record_to_change(model: Any) -> ModelRecord:
+    """Returns the model's record, of which copies of the model made so far keep what it says now.
+
+    Copies made from now on, by `copy`, `pickle` or flax, bring along what it will say.
+    """
+    record = record_of(model)
+    attributes = getattr(model, '__dict__', None)
+    if isinstance(attributes, dict):
+        before = attributes.get(CARRIED)
+        if before is not None and before.record is record:
+            before.record = _copied(record)
+        attributes[CARRIED] = Carried(record)
+    return record
+
+
+def _copied(record: ModelRecord) -> ModelRecord:
+    optimizer = record.optimizer if record.continues else None
+    return dataclasses.replace(record, runs=list(record.runs), optimizer=optimizer)
+
+
+# The attribute of a model that refers to its record.
+CARRIED = '_thinkml_record'
+
+
+class Carried:
+    """A reference to a record, which copies of a model share until the record is to change.
+
+    All are equal: for flax, they are static attributes, by which compiled programs are found.
+
+    Attributes:
+        record: of the model, as it is now or as it was when the copies were made.
+    """
+
+    def __init__(self, record: ModelRecord):
+        self.record = record
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Carried)
+
+    def __hash__(self) -> int:
+        return hash(Carried)
+
+    def __deepcopy__(self, memo: Any) -> Self:
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Carried, (_copied(self.record),)

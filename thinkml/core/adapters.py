@@ -11,6 +11,7 @@ from flax import nnx
 
 from thinkml.core.precision import DType, cast_floats, linen_dtype, set_nnx_dtype
 from thinkml.errors import ModelTypeError
+from thinkml.record import CARRIED
 
 PyTree = Any
 
@@ -151,6 +152,7 @@ def functionalize_nnx(
 
     def graph_in_mode(switch: Callable[[nnx.Module], None]) -> Any:
         copy = nnx.merge(graph, params, random_state, model_state)
+        drop_carried(copy)  # so that a program neither depends on it nor keeps it
         switch(copy)
         if compute_dtype is not None:
             set_nnx_dtype(copy, compute_dtype)
@@ -194,11 +196,18 @@ def _eval_frozen(module: nnx.Module, at: tuple[Any, ...], trained: Collection) -
             _eval_frozen(child, (*at, name), trained)
 
 
+def drop_carried(module: nnx.Module) -> None:
+    """Removes what refers to records, see `thinkml.record.Carried`, from a copy of a model."""
+    for _, node in nnx.iter_graph(module):
+        if isinstance(node, nnx.Module):
+            vars(node).pop(CARRIED, None)
+
+
 def _mutable_attributes(graph: Any) -> str:
     values = [
         attribute.value
         for name, attribute in graph.attributes
-        if hasattr(attribute, 'value') and name != '_pytree__nodes'
+        if hasattr(attribute, 'value') and name not in ('_pytree__nodes', CARRIED)
     ]
     containers = [value for value in values if isinstance(value, list | dict | set)]
     objects = [

@@ -52,6 +52,23 @@ class ModelEvaluator:
     def __init__(self, *, devices: Sequence[Any] | None = None):
         self._devices = _checked_devices(devices)
 
+    def __getstate__(self) -> dict[str, Any]:
+        # Devices are those of a process, which a copy finds by their numbers.
+        ids = None if self._devices is None else [device.id for device in self._devices]
+        return vars(self) | {'_devices': ids}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        if self._devices is not None:
+            there = {device.id: device for device in jax.devices()}
+            if missing := sorted(set(self._devices) - there.keys()):
+                raise ConfigError(
+                    f'devices: the evaluator is a copy of one that used device {missing[0]}, which '
+                    f'this process does not have ({len(there)} devices). Make another one: '
+                    'ModelEvaluator(devices=...).'
+                )
+            self._devices = [there[number] for number in self._devices]
+
     @overload
     def evaluate(  # pyright: ignore[reportOverlappingOverload]
         self,

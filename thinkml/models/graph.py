@@ -21,6 +21,7 @@ from flax import nnx
 from flax.nnx import graphlib, pytreelib
 from flax.typing import HashableMapping
 
+from thinkml.core.adapters import drop_carried
 from thinkml.errors import ModelFileError
 from thinkml.models import names
 from thinkml.models.arrays import ArrayNames, ArrayTaker, is_array
@@ -39,6 +40,7 @@ def describe_graph(model: nnx.Module, arrays: ArrayNames) -> Json:
     """
     copy = nnx.merge(*nnx.split(model))  # the user's model keeps its mode
     copy.eval()
+    drop_carried(copy)
     return _Writer(copy, arrays).node(('model',))
 
 

@@ -78,6 +78,7 @@ def _task_of(model: Any) -> Task:
     if task is None:
         raise NotTrainedError(
             f'model: nothing is known of what this {type(model).__name__} predicts. Train it with '
-            'ModelTrainer or load it with ModelManager first.'
+            'ModelTrainer or load it with ModelManager first. If its arrays are those of a trained '
+            'model: thinkml.record.attach_record(model, thinkml.record.record_of(trained)).'
         )
     return task

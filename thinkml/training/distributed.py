@@ -81,7 +81,16 @@ class DistributedTrainer:
         start(coordinator, num_processes, process_id)
         self.strategy = strategy
         self.devices = _devices(num_gpus)
+        self._num_gpus = num_gpus
         self._latest = Latest()
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Devices are those of a process: a copy finds its own.
+        return {name: value for name, value in vars(self).items() if name != 'devices'}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self.devices = _devices(self._num_gpus)
 
     @property
     def learning_rate_range(self) -> LearningRateRange | None:

@@ -17,7 +17,7 @@ from thinkml.core.processes import is_first_process, losses_told
 from thinkml.core.sharding import Layout, as_on_one_device
 from thinkml.errors import ConfigError, NotTrainedError, warn_user
 from thinkml.monitoring import History, ProgressBar
-from thinkml.record import record_of
+from thinkml.record import record_of, record_to_change
 from thinkml.training.agreement import check_same_everywhere
 from thinkml.training.callbacks import OWN, check_callbacks, make_callbacks, recorded_for
 from thinkml.training.checkpointing import Checkpoint, Checkpoints
@@ -268,7 +268,7 @@ def _restored(
 @contextlib.contextmanager
 def _recorded(run: Run, problem: Problem) -> Iterator[None]:
     """Notes the run in the model's record, and forgets it if it fails before its first step."""
-    record = record_of(run.user_model)
+    record = record_to_change(run.user_model)
     before = vars(record) | {'runs': list(record.runs)}
     record.task = problem.task
     record.input_spec = problem.inputs

@@ -1,5 +1,6 @@
 """ActiveLearner: asks for the labels that are worth most, and learns from them."""
 
+import dataclasses
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -128,11 +129,29 @@ class ActiveLearner:
         self._asking = Asking(
             make_strategy(strategy), Stopping(max_labels, patience, min_agreement), seed, num_draws
         )
+        self._strategy = strategy
         self._models = models
         self._settings = Settings(
             check_config(config), classes, loss_fn, class_weights, augmentation, metrics
         )
         self._session: Session | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        if self._session is not None:
+            raise ConfigError(
+                'learner: it has begun a session, whose labels belong to one learner, so it can be '
+                'neither copied nor pickled. Use save(path), and load(path, X_unlabeled) with a '
+                'learner made in the same way; copies of learner.model alone are possible.'
+            )
+        return {name: value for name, value in vars(self).items() if name != '_asking'} | {
+            '_asking': dataclasses.replace(self._asking, strategy=self._strategy)
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._asking = dataclasses.replace(
+            self._asking, strategy=make_strategy(self._asking.strategy)
+        )
 
     @property
     def history(self) -> ActiveHistory:
