@@ -19,6 +19,7 @@ from thinkml.core.losses import CLASSIFICATION_LOSSES, REGRESSION_LOSSES, LossFn
 from thinkml.core.metric_names import TRAINING_ONLY_METRICS
 from thinkml.core.step import AugmentFn
 from thinkml.errors import ConfigError, problems, unknown_name
+from thinkml.history import MACHINE_VALUES
 from thinkml.record import Task
 
 
@@ -158,6 +159,22 @@ def _try_loss(loss_fn: LossFn, task: Task, labels: Any, targets: Any) -> None:
         ) from error
 
 
+# What an epoch records besides metrics, in the history or beside it in tables.
+_TAKEN = ('step', 'learning_rate', *sorted(MACHINE_VALUES))
+
+
+def _problem_with_name(metric: Any) -> str | None:
+    """Why a metric of this name would mix with other values; None if it would not."""
+    name = metric_name(metric)
+    if name.startswith('val_'):
+        what = 'names with val_ are those of the validation data'
+    elif name in _TAKEN:
+        what = 'which is the name of something else in histories, curves and tables'
+    else:
+        return None
+    return f'metrics: got one called {name!r}; {what}. Give it another name.'
+
+
 def _check_metrics(metrics: Any, task: Task) -> tuple[Any, ...]:
     """What to record, in the order asked for."""
     if metrics is not None and (isinstance(metrics, str) or not isinstance(metrics, Sequence)):
@@ -166,6 +183,7 @@ def _check_metrics(metrics: Any, task: Task) -> tuple[Any, ...]:
     asked = [metric for metric in metrics or () if metric not in ('loss', *always)]
     found = [check_metric(metric, task.kind, task.num_outputs) for metric in asked]
     found = [problem for problem in found if problem]
+    found = found or [problem for metric in asked if (problem := _problem_with_name(metric))]
     if found:
         raise ConfigError(found[0] if len(found) == 1 else problems('metrics:', found))
     return (*always, *dict.fromkeys(asked))
