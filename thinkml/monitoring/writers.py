@@ -60,9 +60,12 @@ class EventWriter:
         start_step: the steps done when this run begins: 0 for a new one, those of the checkpoint
             for one that is resumed. Points of later steps that earlier runs left in the directory
             are not shown anymore.
+        run_id: the end of the files' names, by which a run's files can be told; None for one that
+            is drawn at random.
 
     Raises:
-        ConfigError: if ``start_step`` is no number of steps.
+        ConfigError: if there is a file at the path or above it, or ``start_step`` is not a number
+            of steps.
 
     Example:
         >>> import tempfile
@@ -73,18 +76,30 @@ class EventWriter:
         ...     writer.close()
     """
 
-    def __init__(self, directory: str | os.PathLike[str], start_step: int = 0) -> None:
+    def __init__(
+        self, directory: str | os.PathLike[str], start_step: int = 0, run_id: str | None = None
+    ) -> None:
         _check_start_step(start_step)
-        self._directory = Path(directory)
+        self._directory = check_directory(directory)
+        self._run_id = run_id or uuid.uuid4().hex[:8]
         self._start_step = self._last_step = int(start_step)
         self._runs: dict[str, Any] = {}
 
-    def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Adds one point to the curve of each value."""
+    def write(self, step: int, values: Mapping[str, float], wall_time: float | None = None) -> None:
+        """Adds one point to the curve of each value; it is in the file when this returns.
+
+        Args:
+            step: steps done.
+            values: by name.
+            wall_time: when that was, in seconds since 1970; None for now.
+        """
         for name, value in values.items():
             tag = name.removeprefix('val_')
-            self._run('train' if tag == name else 'validation').add_scalar(tag, float(value), step)
+            run = self._run('train' if tag == name else 'validation')
+            run.add_scalar(tag, float(value), step, wall_time)
         self._last_step = step
+        for run in self._runs.values():
+            run.flush()
 
     def hyperparameters(self, values: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
         """Adds a row to the table of TensorBoard's HPARAMS tab.
@@ -114,11 +129,9 @@ class EventWriter:
             self._runs[name] = SummaryWriter(
                 str(self._directory / name),
                 purge_step=self._start_step + 1,  # the first step that is hidden
-                # A run that is killed should be missing seconds of its curve, not minutes.
-                flush_secs=10,
                 # By default the name is the second it was made: a second file of that name
                 # overwrites the first. Files are read in the order of their names.
-                filename_suffix=f'.{time.time_ns():020}.{uuid.uuid4().hex[:8]}',
+                filename_suffix=f'.{time.time_ns():020}.{self._run_id}',
             )
         return self._runs[name]
 
@@ -136,9 +149,13 @@ class CSVWriter:
             for one that is resumed. Rows of later steps, and one that was cut off by a kill, are
             removed.
 
+    Attributes:
+        path: the file. Set another one where it was moved; where it is gone, the next row writes
+            the whole table again.
+
     Raises:
-        ConfigError: if the file is there and is not such a table, or ``start_step`` is no number of
-            steps.
+        ConfigError: if there is something at the path that is not such a table, or ``start_step``
+            is not a number of steps; in `write`, for a value called ``step``.
 
     Example:
         >>> import tempfile
@@ -156,18 +173,24 @@ class CSVWriter:
 
     def __init__(self, path: str | os.PathLike[str], start_step: int = 0) -> None:
         _check_start_step(start_step)
-        self._path = Path(path)
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._replace(row for row in _read_rows(self._path) if int(row['step']) <= start_step)
+        self.path = Path(check_table(path))
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._replace([row for row in read_rows(self.path) if int(row['step']) <= start_step])
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Adds one row."""
+        if 'step' in values:
+            raise ConfigError(
+                "values: got one called 'step', which is the table's first column. Give it another "
+                'name.'
+            )
         row = {'step': str(int(step))} | {name: _cell(value) for name, value in values.items()}
-        if row.keys() <= self._columns.keys():
-            with self._path.open('a', encoding='utf-8', newline='') as file:
+        if row.keys() <= self._columns.keys() and self.path.exists():
+            with self.path.open('a', encoding='utf-8', newline='') as file:
                 _table(file, self._columns).writerow(row)
+            self._rows.append(row)
         else:
-            self._replace([*_read_rows(self._path), row])
+            self._replace([*self._rows, row])
 
     def hyperparameters(self, values: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
         """Does nothing: a table of steps has no place for them."""
@@ -175,18 +198,17 @@ class CSVWriter:
     def close(self) -> None:
         """Does nothing: every row is written already."""
 
-    def _replace(self, rows: Iterable[dict[str, str]]) -> None:
+    def _replace(self, rows: list[dict[str, str]]) -> None:
         """Writes the whole table anew; killed on the way, it leaves the old one."""
-        rows = list(rows)
         filled = (name for row in rows for name, cell in row.items() if cell)
         columns = dict.fromkeys(['step', *filled])
-        new = self._path.with_name(f'{self._path.name}.new')
+        new = self.path.with_name(f'{self.path.name}.new')
         with new.open('w', encoding='utf-8', newline='') as file:
             table = _table(file, columns)
             table.writeheader()
             table.writerows({name: row.get(name, '') for name in columns} for row in rows)
-        os.replace(new, self._path)
-        self._columns = columns  # now that the file has them
+        os.replace(new, self.path)
+        self._columns, self._rows = columns, rows  # now that the file has them
 
 
 class WandbWriter:
@@ -200,6 +222,9 @@ class WandbWriter:
         settings: anything else for ``wandb.init``, such as ``name``, ``dir``, ``mode='offline'``,
             and ``id`` with ``resume='allow'`` to go on with a run.
 
+    Attributes:
+        is_ours: whether the run was begun here, not by the script.
+
     Raises:
         ConfigError: if the package ``wandb`` is not installed.
 
@@ -211,8 +236,8 @@ class WandbWriter:
 
     def __init__(self, project: str | None = None, **settings: Any) -> None:
         wandb = _optional('wandb', 'WandbWriter')
-        self._is_ours = wandb.run is None
-        self._run = wandb.init(project=project, **settings) if self._is_ours else wandb.run
+        self.is_ours = wandb.run is None
+        self._run = wandb.init(project=project, **settings) if self.is_ours else wandb.run
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Adds one point to the curve of each value."""
@@ -225,7 +250,7 @@ class WandbWriter:
 
     def close(self) -> None:
         """Sends what is left and ends the run, unless it was active before."""
-        if self._is_ours:
+        if self.is_ours:
             self._run.finish()
 
 
@@ -240,6 +265,9 @@ class MlflowWriter:
         tracking_uri: a server or a local store, such as ``'sqlite:///runs.db'``. None is what
             MLflow is set to.
 
+    Attributes:
+        is_ours: whether the run was begun here, not by the script.
+
     Raises:
         ConfigError: if the package ``mlflow`` is not installed.
 
@@ -253,7 +281,7 @@ class MlflowWriter:
         mlflow = _optional('mlflow', 'MlflowWriter')
         self._client = mlflow.MlflowClient(tracking_uri)
         active = mlflow.active_run() if experiment is None and tracking_uri is None else None
-        self._is_ours = active is None
+        self.is_ours = active is None
         run = active or self._client.create_run(self._experiment_id(experiment or 'Default'))
         self._run_id = run.info.run_id
         self._last_step = 0
@@ -272,7 +300,7 @@ class MlflowWriter:
 
     def close(self) -> None:
         """Marks the run as finished, unless it was active before."""
-        if self._is_ours:
+        if self.is_ours:
             self._client.set_terminated(self._run_id)
 
     def _experiment_id(self, name: str) -> str:
@@ -304,8 +332,48 @@ def _table(file: Any, columns: Iterable[str]) -> 'csv.DictWriter[str]':
     return csv.DictWriter(file, list(columns), lineterminator='\n')
 
 
-def _read_rows(path: Path) -> list[dict[str, str]]:
-    """The rows of a table, without one that was cut off; none where there is no file."""
+def check_directory(path: str | os.PathLike[str], argument: str = 'directory') -> Path:
+    """Returns the path of a directory that can be made.
+
+    Raises:
+        ConfigError: if it is not a path, or there is a file at it or above it.
+    """
+    if not isinstance(path, str | os.PathLike):
+        raise ConfigError(f'{argument}: got {path!r}, expected a path, such as {"logs"!r}.')
+    for place in (Path(path), *Path(path).parents):
+        if os.path.lexists(place) and not place.is_dir():
+            raise ConfigError(
+                f'{argument}: got {os.fspath(path)!r}, but {os.fspath(place)!r} is a file, '
+                'expected a directory or a new path. Choose another one.'
+            )
+    return Path(path)
+
+
+def check_table(path: str | os.PathLike[str]) -> Path:
+    """Returns the path of a table that is there or can be made.
+
+    Raises:
+        ConfigError: if it is not a path, or there is something else at it, or a file above it.
+    """
+    if not isinstance(path, str | os.PathLike):
+        raise ConfigError(f"path: got {path!r}, expected that of a file, such as 'history.csv'.")
+    path = Path(path)
+    if path.is_dir():
+        raise ConfigError(
+            f'path: got {os.fspath(path)!r}, which is a directory, expected the path of a file, '
+            f'such as {os.fspath(path / "history.csv")!r}.'
+        )
+    check_directory(path.parent, 'path')
+    read_rows(path)
+    return path
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """Returns the rows of a table, without one that was cut off; none where there is no file.
+
+    Raises:
+        ConfigError: if it is not the table of a run.
+    """
     content = path.read_bytes() if path.exists() else b''
     if not content:
         return []

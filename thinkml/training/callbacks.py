@@ -105,9 +105,9 @@ def _fresh(item: Any) -> Any:
 
 
 def check_callbacks(callbacks: list[Any], metric_names: tuple[str, ...]) -> None:
-    """Raises a `ConfigError` if one of ours is to watch what is not recorded."""
+    """Raises a `ConfigError` if one of ours can't watch or write what it is to."""
     for callback in callbacks:
-        if isinstance(callback, EarlyStopping | ReduceLROnPlateau):
+        if isinstance(callback, EarlyStopping | ReduceLROnPlateau | Logging | Profiler):
             callback.check(metric_names)
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import os
 import time
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -21,7 +22,7 @@ from thinkml.errors import (
     warn_user,
 )
 from thinkml.monitoring import History
-from thinkml.training.run import Run
+from thinkml.training.run import EpochEnd, Run
 from thinkml.training.run_directory import new_directory, newest_directory
 from thinkml.training.watching import Mode, watch_problems, watched
 
@@ -69,6 +70,8 @@ class Checkpoint:
             and not (name == 'every_steps' and value is None)
         ]
         found += watch_problems(self.monitor, self.mode)
+        if not isinstance(self.directory, str | os.PathLike | None):
+            found.append(f'directory: got {self.directory!r}, expected a path.')
         minutes = self.every_minutes
         if minutes is not None and not (is_number(minutes) and minutes > 0):
             found.append(f'every_minutes: got {minutes!r}, expected a number above 0.')
@@ -228,6 +231,9 @@ class Checkpoints:
         run.history = History.from_dict(saved['history'], arrays['step_loss'])
         run.epoch, run.best_val_loss = run.history.epochs, saved['best_val_loss']
         run.stop_reason, run.resumed = saved['stop_reason'], True
+        ends = saved.get('epoch_ends', [None] * run.epoch)  # older checkpoints have none
+        run.epoch_ends = [None if end is None else EpochEnd(*end) for end in ends]
+        run.logs = saved.get('logs', {})
         self._best.best, self._best.epoch = saved['best'], saved['best_epoch']
         self._saved_step = step
         return arrays['callbacks']
@@ -295,6 +301,8 @@ class Checkpoints:
             'best': self._best.best,
             'best_epoch': self._best.epoch,
             'settings': run.settings,
+            'epoch_ends': run.epoch_ends,
+            'logs': run.logs,
         }
 
     def _failed(self, error: CheckpointError) -> None:

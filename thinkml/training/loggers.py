@@ -1,20 +1,35 @@
 """What writes a run's values somewhere: event files, a table, W&B, MLflow, the history."""
 
 import dataclasses
+import functools
+import itertools
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from thinkml.checkpoint.disk import open_directory
 from thinkml.core.processes import is_first_process
-from thinkml.errors import warn_user
-from thinkml.monitoring import CSVWriter, EventWriter, MlflowWriter, WandbWriter, Writer
+from thinkml.errors import ConfigError, warn_user
+from thinkml.monitoring import (
+    CSVWriter,
+    EventWriter,
+    History,
+    MlflowWriter,
+    WandbWriter,
+    Writer,
+)
+from thinkml.monitoring.writers import check_directory, check_table, read_rows
 from thinkml.training.run import Run
-from thinkml.training.run_directory import new_directory, newest_directory
+from thinkml.training.run_directory import RunTable, new_directory, newest_directory
 
 
 class Logger(Protocol):
     """Where a run's values go. `Logging` makes a callback of it."""
+
+    def check(self) -> None:
+        """Raises a `ConfigError` if nothing can be written there."""
+        ...
 
     def open(self, run: Run) -> Writer:
         """Opens the writer, at ``run.step`` steps."""
@@ -27,17 +42,40 @@ class TensorBoard:
 
     Attributes:
         directory: where to, each run into ``run-1``, ``run-2`` and so on; look at them with
-            ``tensorboard --logdir logs``.
+            ``tensorboard --logdir logs``. A run that is resumed continues its own.
     """
 
     directory: str | Path = 'logs'
 
+    def check(self) -> None:
+        """Raises a `ConfigError` if the directory can't be one."""
+        check_directory(self.directory)
+
     def open(self, run: Run) -> Writer:
         """Opens the writer, at ``run.step`` steps."""
-        root = Path(self.directory).absolute()
-        directory = (newest_directory(root) if run.resumed else None) or new_directory(root)
+        root, known = Path(self.directory).absolute(), f'directory {self.directory}'
+        run_id = run.logs.setdefault('id', uuid.uuid4().hex)
+        earlier = _earlier_epochs(run)
+        before = root / run.logs[known] if known in run.logs else None
+        if before is None and earlier is None:
+            before = newest_directory(root)
+        elif before is not None and not _is_of_run(before, run_id):
+            before = None
+        directory = before or new_directory(root)
+        run.logs[known] = directory.name
         open_directory(directory)  # an error now, not after the first epoch
-        return EventWriter(directory, start_step=_recorded_steps(run))
+        if earlier is None:
+            return EventWriter(directory, run.history.epoch_ends[-1], run_id)
+        writer = EventWriter(directory, run_id=run_id)
+        for step, values, time in earlier:
+            writer.write(step, values, time)
+        return writer
+
+
+def _is_of_run(directory: Path, run_id: str) -> bool:
+    """Returns True unless the event files there are another run's."""
+    files = [*directory.rglob('*.tfevents.*')]
+    return not files or any(path.name.endswith(run_id) for path in files)
 
 
 @dataclasses.dataclass(unsafe_hash=True)
@@ -45,14 +83,58 @@ class CSVLogger:
     """Writes each epoch's values, the learning rate and the gradients' norm to a table.
 
     Attributes:
-        path: of the file. A new run replaces it; one that is resumed goes on with it.
+        path: of the file. A new run takes its place; the table of the run before stays beside it,
+            as ``history-1.csv``, the one after that as ``history-2.csv`` and so on. A run that is
+            resumed continues its own table.
     """
 
     path: str | Path = 'logs/history.csv'
 
+    def check(self) -> None:
+        """Raises a `ConfigError` if the file can't be a table, or is something else."""
+        check_table(self.path)
+
     def open(self, run: Run) -> Writer:
         """Opens the writer, at ``run.step`` steps."""
-        return CSVWriter(self.path, start_step=_recorded_steps(run))
+        path, known = check_table(self.path).absolute(), f'path {self.path}'
+        earlier = _earlier_epochs(run)
+        is_own = functools.partial(_is_table_of, run.history) if run.resumed else None
+        table = RunTable(path, run.logs.get(known), is_own)
+        run.logs[known] = table.name
+        if earlier is None:
+            return _MovingTable(table, CSVWriter(table.path, run.history.epoch_ends[-1]))
+        writer = CSVWriter(table.path)
+        for step, values, _ in earlier:
+            writer.write(step, values)
+        return _MovingTable(table, writer)
+
+
+def _is_table_of(history: History, path: Path) -> bool:
+    """Returns True if the rows of a table are those of a run, as far as it has recorded any."""
+    losses = dict(zip(map(str, history.epoch_ends), history.get('loss', ()), strict=False))
+    rows = [
+        row for row in read_rows(path) if int(row['step']) <= max(history.epoch_ends, default=0)
+    ]
+    return all(row.get('loss') == str(losses.get(row['step'])) for row in rows)
+
+
+class _MovingTable:
+    """Writes to a run's table, which a later run moves."""
+
+    def __init__(self, table: RunTable, writer: CSVWriter):
+        self._table, self._writer = table, writer
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        self._writer.path = self._table.path
+        self._writer.write(step, values)
+
+    def hyperparameters(self, values: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
+        self._writer.hyperparameters(values, metrics)
+
+    def close(self) -> None:
+        self._writer.close()
+        if not read_rows(self._table.path):  # the run ended before its first epoch did
+            self._table.path.unlink(missing_ok=True)
 
 
 @dataclasses.dataclass(unsafe_hash=True)
@@ -70,9 +152,14 @@ class WandB:
     project: str | None = None
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False)
 
+    def check(self) -> None:
+        """Does nothing: W&B says itself what it can't take."""
+
     def open(self, run: Run) -> Writer:
         """Opens the writer, at ``run.step`` steps."""
-        return WandbWriter(self.project, **self.settings)
+        writer = WandbWriter(self.project, **self.settings)
+        # A run that is named goes on there, with the epochs that it has.
+        return _with_earlier(writer, run) if 'id' not in self.settings else writer
 
 
 @dataclasses.dataclass(unsafe_hash=True)
@@ -90,14 +177,48 @@ class MLflow:
     experiment: str | None = None
     tracking_uri: str | None = None
 
+    def check(self) -> None:
+        """Does nothing: MLflow says itself what it can't take."""
+
     def open(self, run: Run) -> Writer:
         """Opens the writer, at ``run.step`` steps."""
-        return MlflowWriter(self.experiment, self.tracking_uri)
+        return _with_earlier(MlflowWriter(self.experiment, self.tracking_uri), run)
 
 
-def _recorded_steps(run: Run) -> int:
-    """Steps of the epochs that a run which goes on has recorded: what came later comes again."""
-    return run.history.epoch_ends[-1] if run.history.epochs else 0
+def _with_earlier(writer: WandbWriter | MlflowWriter, run: Run) -> Writer:
+    """Writes the epochs that a resumed run has recorded to a service's run, if that is new."""
+    if writer.is_ours:
+        for step, values, _ in _earlier_epochs(run) or ():
+            writer.write(step, values)
+    return writer
+
+
+class _Epoch(NamedTuple):
+    step: int
+    values: dict[str, float]
+    time: float
+
+
+def _earlier_epochs(run: Run) -> list[_Epoch] | None:
+    """What loggers were given of the epochs that a resumed run has recorded.
+
+    All of it is written again, which makes up for what a kill, a deletion or another run took. None
+    where an older checkpoint does not hold it; then what is on disk is kept.
+    """
+    earlier = []
+    for step, values, end in zip(
+        run.history.epoch_ends, run.history[:], run.epoch_ends, strict=True
+    ):
+        if end is None:
+            return None
+        recorded = dict(itertools.islice(values.items(), end.num_metrics))
+        earlier.append(_Epoch(step, _with_rate(end.learning_rate, recorded), end.time))
+    return earlier
+
+
+def _with_rate(rate: float | None, values: dict[str, float]) -> dict[str, float]:
+    """An epoch's values, with the learning rate unless the optimizer keeps its own."""
+    return values if rate is None else values | {'learning_rate': rate}
 
 
 class Logging:
@@ -108,16 +229,24 @@ class Logging:
     def __init__(self, logger: Logger):
         self.logger = logger
 
+    def check(self, metric_names: tuple[str, ...]) -> None:
+        """Raises a `ConfigError` if the logger can't write where it is to."""
+        self.logger.check()
+
     def on_train_start(self, run: Run) -> None:
-        self._writer = self.logger.open(run) if is_first_process() else None
+        try:
+            self._writer = self.logger.open(run) if is_first_process() else None
+        except OSError as error:
+            raise ConfigError(
+                f'callbacks: {self.logger} can not write there ({error}). Choose another path, or '
+                'make it writable and free some space.'
+            ) from error
 
     def on_epoch_end(self, run: Run) -> None:
         if self._writer is None:
             return
-        rate = run.learning_rate
-        values = {} if rate is None else {'learning_rate': rate}
         try:
-            self._writer.write(run.step, run.history.last() | values)
+            self._writer.write(run.step, _with_rate(run.learning_rate, run.history.last()))
         except OSError as error:
             warn_user(
                 f'callbacks: {type(self.logger).__name__} could not write epoch {run.epoch} '

@@ -7,6 +7,7 @@ import jax
 
 from thinkml.core.processes import is_first_process
 from thinkml.errors import ConfigError, is_whole, warn_user
+from thinkml.monitoring.writers import check_directory
 from thinkml.training.run import Run
 
 
@@ -36,6 +37,10 @@ class Profiler:
             raise ConfigError(
                 f'skip: got {self.skip!r}, expected a whole number of dispatches, 0 for none.'
             )
+
+    def check(self, metric_names: tuple[str, ...]) -> None:
+        """Raises a `ConfigError` if the directory can't be one."""
+        check_directory(self.directory)
 
     def on_train_start(self, run: Run) -> None:
         self._dispatches, self._is_tracing = 0, False

@@ -53,6 +53,20 @@ class Times(NamedTuple):
         return self.plus(-steps, -step_seconds, -input_seconds)
 
 
+class EpochEnd(NamedTuple):
+    """The end of an epoch, as a logger saw it beside the history.
+
+    Attributes:
+        learning_rate: of the epoch's last step; None for an optimizer that keeps its own.
+        time: seconds since 1970.
+        num_metrics: how many of the history's names there were.
+    """
+
+    learning_rate: float | None
+    time: float
+    num_metrics: int
+
+
 @dataclasses.dataclass(repr=False)
 class Run:
     """A training run in progress: what callbacks see.
@@ -74,6 +88,9 @@ class Run:
         best_arrays: parameters and model state to end with instead of the last ones; None for
             the last.
         resumed: whether it goes on from a checkpoint.
+        epoch_ends: one for each epoch; None for those of a checkpoint that did not keep them yet.
+        logs: the names of the directories and tables that loggers write for this run, by what the
+            loggers were given.
         kept: a copy of the state before the steps in progress, to go back to if they fail; None
             where none is kept.
         compiled: whether a first dispatch is done.
@@ -96,6 +113,8 @@ class Run:
     best_val_loss: float = math.inf
     best_arrays: tuple[Any, Any] | None = None
     resumed: bool = False
+    epoch_ends: list[EpochEnd | None] = dataclasses.field(default_factory=list)
+    logs: dict[str, str] = dataclasses.field(default_factory=dict)
     kept: TrainState | None = None
     compiled: bool = False
     times: Times = Times()  # noqa: RUF009 (immutable)

@@ -1,8 +1,14 @@
-"""A directory of its own for each run."""
+"""A directory and a table of its own for each run."""
 
+import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 
+from thinkml.checkpoint.disk import locked
+
+# Seconds that a run waits for another one which begins in the same folder.
+_PATIENCE = 10
 _NAME = re.compile(r'run-([1-9][0-9]*)')
 
 
@@ -36,3 +42,51 @@ def newest_directory(root: Path) -> Path | None:
 
 def _numbers(root: Path) -> list[int]:
     return [int(match[1]) for path in root.glob('run-*') if (match := _NAME.fullmatch(path.name))]
+
+
+class RunTable:
+    """The file of a run's table: at a path, until the table of a later run takes its place there.
+
+    Then it is beside the path: ``history.csv`` becomes ``history-1.csv``, the table after that
+    ``history-2.csv``. A run writes to its own table wherever that is.
+
+    Args:
+        path: of the newest run's table.
+        name: of this run's table when it is not the newest any more, as an earlier process of the
+            run had it; None where that is not known. A table that is lost is begun again.
+        is_own: returns True for a file that may be this run's table; None for a new run.
+
+    Attributes:
+        name: the same, of this run.
+
+    Raises:
+        OSError: if nothing can be written there.
+    """
+
+    def __init__(self, path: Path, name: str | None, is_own: Callable[[Path], bool] | None):
+        self._path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with locked(path.parent, _PATIENCE):
+            newest = self._next().name
+            self.name = name or newest
+            file = path if self.name == newest else path.with_name(self.name)
+            if is_own is not None and file.exists() and is_own(file):
+                return
+            if path.exists():
+                os.replace(path, path.with_name(newest))
+            path.touch()
+            self.name = self._next().name
+
+    @property
+    def path(self) -> Path:
+        """Where the table is now."""
+        moved = self._path.with_name(self.name)
+        return moved if moved.exists() else self._path
+
+    def _next(self) -> Path:
+        """Where the table at the path is moved to when another one takes its place."""
+        stem, suffix = self._path.stem, self._path.suffix
+        name = re.compile(f'{re.escape(stem)}-([1-9][0-9]*){re.escape(suffix)}')
+        files = (path.name for path in self._path.parent.iterdir())
+        numbers = [int(match[1]) for file in files if (match := name.fullmatch(file))]
+        return self._path.with_name(f'{stem}-{max(numbers, default=0) + 1}{suffix}')
