@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from thinkml.core.modes import switch, to_training
 from thinkml.core.precision import DType, cast_floats, linen_dtype, set_nnx_dtype
 from thinkml.errors import ModelTypeError
 from thinkml.record import CARRIED
@@ -128,7 +129,7 @@ def functionalize_nnx(
     model: nnx.Module,
     compute_dtype: DType | None = None,
     trained: Collection[tuple[Any, ...]] | None = None,
-    train: Callable[[nnx.Module], None] = nnx.Module.train,
+    train: Callable[[nnx.Module], None] = to_training,
 ) -> FunctionalModel:
     """Takes an NNX module apart without changing it.
 
@@ -167,7 +168,7 @@ def functionalize_nnx(
     parameters = inspect.signature(call).parameters
     apply = _NNXApply(
         train_graph=graph_in_mode(switch_to_training),
-        eval_graph=graph_in_mode(lambda module: module.eval()),
+        eval_graph=graph_in_mode(lambda module: switch(module, 'eval')),
         random_state=tuple(
             (path, 'key' if isinstance(variable, nnx.RngKey) else 'count', variable.shape)
             for path, variable in nnx.to_flat_state(random_state)
@@ -180,7 +181,7 @@ def functionalize_nnx(
 
     def write(params: PyTree, model_state: PyTree) -> None:
         nnx.update(write_to, params, model_state)
-        write_to.eval()
+        switch(write_to, 'eval')
 
     return FunctionalModel(apply, nnx.to_pure_dict(params), nnx.to_pure_dict(model_state), write)
 

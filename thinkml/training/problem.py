@@ -6,10 +6,12 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from flax import nnx
 
 from thinkml.core import check_trainable, get_compute_dtype
 from thinkml.core.functional import PROBE_ROWS, Footprint, outputs_of
 from thinkml.core.losses import decides
+from thinkml.core.modes import frozen_by_hand, inner_switches
 from thinkml.data import (
     Batches,
     Rows,
@@ -138,6 +140,8 @@ def make_problem(
         ModelTypeError: for a model that is none.
     """
     known = record_of(model)
+    if isinstance(model, nnx.Module):
+        _warn_of_modes(model)
     if is_batches(asked.X_train):
         batches, x, targets = _open_stream(asked, config)
         inputs = batches.inputs
@@ -313,6 +317,30 @@ def probe_of(inputs: InputSpec, rows: int) -> Any:
         lambda part: jax.ShapeDtypeStruct((rows, *part.shape), jax.numpy.dtype(part.dtype)),
         inputs.arrays,
     )
+
+
+def _warn_of_modes(model: nnx.Module) -> None:
+    how = (
+        'Give the class of the model a method train(self, **attributes) that calls '
+        'super().train(**attributes) and then'
+    )
+    if frozen := frozen_by_hand(model):
+        warn_user(
+            f'model: {_some_names(frozen)} in evaluation mode beside layers in training mode. '
+            'Training switches them all: their dropout is on, their statistics move. To keep '
+            f'these as they are: {how} self.layer.eval(); to train all of them, call model.train() '
+            'before.'
+        )
+    if inner := inner_switches(model):
+        warn_user(
+            f'model: {_some_names(inner)} not called, since flax calls these methods of the '
+            f'outermost module alone. {how} self.layer.train().'
+        )
+
+
+def _some_names(names: list[str]) -> str:
+    more = f' and {len(names) - 3} more' if len(names) > 3 else ''
+    return f'{", ".join(names[:3])}{more} {"is" if len(names) == 1 else "are"}'
 
 
 def _warn_of_answer(asked: Asked) -> None:
