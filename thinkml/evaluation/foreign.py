@@ -163,7 +163,7 @@ def _shares(shares: Any, model: Any, task: Task, num_rows: int) -> np.ndarray:
     _check_shares(shares, task)
     if task.kind != 'multilabel' and known is not None:
         shares = shares[:, np.argsort(known)]  # in the order of the task's classes
-    return shares if shares.dtype == np.float64 else shares.astype(np.float32)
+    return shares.astype(np.float64 if shares.dtype == np.float64 else np.float32)
 
 
 def _check_shares(shares: np.ndarray, task: Task) -> None:

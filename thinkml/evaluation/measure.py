@@ -94,7 +94,9 @@ def _measured(
     evaluation = Evaluation(
         task=opened.task, metrics=values, per_class=_per_class(scored, opened.task.classes),
         confusion_matrix=None if opened.task.classes is None else confusion_matrix(scored),
-        predictions=predictions, labels=opened.labels, scored=scored, resampling=resampling,
+        # Copies: these arrays may be the caller's, or a model's of another library.
+        predictions=predictions.copy(), labels=opened.labels.copy(), scored=scored,
+        resampling=resampling,
         definitions=definitions, name=name,
         data_fingerprint=opened.fingerprint, versions=library_versions() | opened.versions,
     )  # fmt: skip
