@@ -67,8 +67,17 @@ def test_neither_side_is_empty_when_groups_are_large(fraction):
     [
         (np.arange(5), r'groups: got shape \(5,\), expected \(10,\)'),
         (np.zeros(10), 'groups: got all 10 rows in one group'),
-        (np.full(10, np.nan), 'groups: got 10 NaN'),
-        (np.array(['a', None] * 5, object), 'groups: got values that can not be compared'),
+        (np.full(10, np.nan), 'groups: got 10 missing values of 10, the first at row 0'),
+        (np.array(['a', None] * 5, object), 'groups: got 5 missing values of 10, .* row 1'),
+        (
+            np.array(['a', 1] * 5, object),
+            r'groups: got text .* int \(1 at row 1\)',
+        ),
+        (['a', float('nan')] * 5, 'groups: got 5 missing values of 10, the first at row 1'),
+        ([1, '1'] * 5, 'groups: got text beside other values'),
+        (np.array(['2026', 'NaT'] * 5, 'M8[Y]'), 'groups: got 5 missing values'),
+        ([1j, 'a'] * 5, 'groups: got text beside other values'),
+        (np.array([{}, {1: 2}] * 5), 'groups: got values that can not be compared'),
     ],
 )
 def test_groups_that_can_not_be_are_named(groups, says):

@@ -1,9 +1,18 @@
 import numpy as np
+import pandas as pd
+import polars as pl
 import pytest
 from scipy.special import expit, softmax
 from sklearn.model_selection import StratifiedShuffleSplit
 
-from thinkml.data import decode, encode_targets, infer_task, probabilities, split_rows
+from thinkml.data import (
+    decode,
+    encode_targets,
+    infer_task,
+    open_dataset,
+    probabilities,
+    split_rows,
+)
 from thinkml.errors import DataError
 from thinkml.record import Task
 
@@ -72,17 +81,112 @@ def test_the_task_is_inferred_and_labels_go_there_and_back(y, outputs, kind, cla
         (ONE_HOT, 4, 'rows of 3 labels'),
         (np.array([['a', 'b']]), 2, 'one label per example'),
         (np.zeros((2, 2, 2)), 2, r'got shape \(2, 2, 2\)'),
-        ([1.0, np.nan], 1, '1 NaN'),
+        ([1.0, np.nan], 1, r'got 1 missing values of 2, the first at row 1.* sample_weight 0'),
+        ([1.0, np.inf], 1, '1 infinite'),
         ([], 1, 'empty'),
         (np.array([1, None], object), 1, 'got 1 missing values of 2, the first at row 1'),
         (np.array(['a', float('nan'), 'b'], object), 1, '1 missing values of 3'),
-        (np.array([['a', 1]], object), 2, 'holds int, str'),
+        (np.array([['a', 1]], object), 2, r'got text beside other values, .* int \(1 at row 0\)'),
     ],
 )
 def test_targets_a_model_cannot_output(y, outputs, says):
     with pytest.raises(DataError, match=says) as error:
         infer_task(y, outputs, argument='y_val')
     assert str(error.value).startswith('y_val: ')
+
+
+NAN = float('nan')
+
+
+@pytest.mark.parametrize(
+    ('y', 'says'),
+    [
+        (['ill', 'well', NAN], '1 missing values of 3, the first at row 2'),
+        (['ill', None, 'well'], '1 missing values of 3, the first at row 1'),
+        ([['ill'], [NAN], ['well']], '1 missing values of 3, the first at row 1'),
+        (['ill', 'well', 7], r"text beside other values, .*'ill' at row 0\), int \(7 at row 2"),
+        ([1, '1'], r"int \(1 at row 0\), str \('1' at row 1\)"),
+        ([True, 'yes'], r'bool \(True at row 0\)'),
+        ([b'yes', 'no'], r'bytes \(.* at row 0\)'),
+        (('ill', 'well', 7.5), r'float \(7\.5 at row 2\)'),
+        (np.array(['ill', 7, 'well'], object), r'int \(7 at row 1\)'),
+        (np.array([0, 1, 2], object), r'holds int: convert with \.astype\("int64"\)'),
+        (np.array([True, False], object), r'holds bool: convert with \.astype\(bool\)'),
+        (np.array([0, 0.5], object), r'convert with \.astype\("float64"\)'),
+        (pd.Series([0, 1, None], dtype='Int64'), '1 missing .* row 2.* sample_weight 0'),
+        (pd.Series([0.0, 1.0, None], dtype='Float64'), '1 missing .* row 2.* sample_weight 0'),
+        (pd.Series([True, None], dtype='boolean'), '1 missing .* row 1'),
+        (pd.Series(['a', None], dtype='category'), '1 missing .* row 1'),
+        (pd.DataFrame({'y': pd.Series([0, 1, None], dtype='Int64')}), '1 missing .* row 2'),
+        (pl.Series([0, None, 1]), '1 missing .* row 1'),
+        (pl.LazyFrame({'y': [0, 1]}), r'LazyFrame, .* Pass what its collect\(\) returns'),
+        (np.array(['2026-01-01', 'NaT'], 'M8[D]'), '1 missing .* row 1'),
+        (np.ma.masked_equal([0, 1, 2], 1), 'Drop these rows'),
+    ],
+)
+def test_labels_that_are_missing_or_of_several_kinds_are_named(y, says):
+    with pytest.raises(DataError, match=says) as error:
+        infer_task(y, 3)
+    assert str(error.value).startswith('y_train: ') and 'nan_to_num' not in str(error.value)
+
+
+def test_labels_of_examples_stay_what_they_are():
+    class Pairs:
+        labels = ('ill', NAN, 'well')
+
+        def __len__(self):
+            return 3
+
+        def __getitem__(self, index):
+            return np.zeros(2), self.labels[index]
+
+    with pytest.raises(DataError, match='1 missing values of 3, the first at row 1'):
+        open_dataset(Pairs())
+    Pairs.labels = ('ill', 7, 'well')
+    with pytest.raises(DataError, match='text beside other values'):
+        open_dataset(Pairs())
+
+
+def test_text_of_any_kind_is_a_label():
+    for y in (np.array(['a', 'b'], np.dtypes.StringDType()), pl.Series(['a', 'b']), ('a', 'b')):
+        assert infer_task(y, 2).classes == ('a', 'b')
+        assert encode_targets(y, infer_task(y, 2)).tolist() == [0, 1]
+
+
+@pytest.mark.parametrize('marker', [-100, -1, 255])
+def test_numbers_that_mark_rows_without_a_label_are_hinted_at(marker):
+    hint = f'If {marker} marks rows without a label, .* sample_weight 0'
+    with pytest.raises(DataError, match=f'Build the model with 3 outputs.*{hint}'):
+        infer_task([0, 1, marker], 2)
+    with pytest.raises(DataError, match=hint):
+        infer_task([0.0, 1.0, float(marker)], 1, decided='sigmoid')
+    with pytest.raises(DataError, match=hint):
+        infer_task([[0, 1], [1, marker]], 2, decided='sigmoid')
+    with pytest.raises(DataError, match=hint):
+        encode_targets([0, 1, marker], Task('binary', (0, 1), 2))
+    with pytest.raises(DataError) as error:
+        infer_task([0, 1, 2, 7], 3)
+    assert 'marks' not in str(error.value)
+
+
+@pytest.mark.parametrize('y', [[1e300, 1.0], [-1e39, 0.0]])
+def test_targets_beyond_float32_are_not_infinite(y):
+    with pytest.raises(DataError, match=r'y_train: got a value of magnitude 1e\+\d+, more than'):
+        encode_targets(y, Task('regression', None, 1))
+
+
+@pytest.mark.parametrize('task', [
+    Task('binary', (0, 1), 1), Task('binary', ('no', 'yes'), 2), Task('multiclass', (0, 1, 2), 3),
+    Task('multilabel', (0, 1), 2, (2,)),
+])  # fmt: skip
+def test_no_class_is_chosen_by_nan(task):
+    outputs = np.zeros((4, task.num_outputs), np.float32)
+    outputs[2, -1] = np.nan
+    for turned in (decode, probabilities):
+        with pytest.raises(DataError, match=r'model: it returns NaN for 1 of 4 rows, .* row 2'):
+            turned(outputs, task)
+    outputs[2, -1] = -np.inf  # what is masked out
+    assert decode(outputs, task).shape[0] == 4
 
 
 def test_the_loss_decides_where_it_does():

@@ -490,6 +490,44 @@ def test_models_of_other_libraries_that_do_not_fit(model, y, error, message):
         ModelEvaluator().evaluate(model, np.arange(3), y)
 
 
+@pytest.mark.parametrize('kind', ['classes', 'numbers', 'labels', 'probabilities', 'library'])
+def test_an_evaluation_does_not_change_with_the_arrays_of_its_caller(kind):
+    labels = np.array([0, 1, 1, 0])
+    shares = np.array([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4], [0.7, 0.3]])
+    model, X, y = {
+        'classes': (known(Shifted(), 'binary', (0, 1), 2), shares, labels),
+        'numbers': (known(Shifted(), 'regression', None, 1), shares[:, 0], shares[:, 1].copy()),
+        'labels': (known(Shifted(), 'multilabel', (0, 1), 2, (2,)), shares, np.eye(2)[labels]),
+        'probabilities': (Predicts(labels.copy(), shares, [0, 1]), slice(None), labels),
+        'library': (Predicts(shares[:, 0]), slice(None), shares[:, 1].copy()),
+    }[kind]
+    if isinstance(X, slice):  # the model's own arrays, which `X` takes as they are
+        model.predict = lambda X: model.predictions
+        model.predict_proba = lambda X: shares
+        X = np.arange(4)
+    evaluation = ModelEvaluator().evaluate(model, X.astype(np.float32), y)
+    arrays = ('labels', 'encoded_labels', 'predictions', 'probabilities')
+    before = {name: np.copy(getattr(evaluation, name)) for name in arrays}
+    for array in (y, shares, getattr(model, 'predictions', y)):
+        array[...] = 0
+    for name in arrays:
+        np.testing.assert_array_equal(getattr(evaluation, name), before[name])
+
+
+@pytest.mark.parametrize('second', [[1, 1], [np.nan, np.nan], [None, 'b']])
+def test_text_labels_of_batches_stay_apart_from_others(second):
+    model = known(Shifted(), 'binary', ('a', 'b'), 2)
+    parts = [np.array(['a', 'b']), np.array(second, object)]
+    if second[0] == 1:
+        parts[1] = np.array(second)
+
+    def batches():
+        yield from ((np.zeros((2, 2), np.float32), part) for part in parts)
+
+    with pytest.raises(DataError, match=r'X_test, labels: got (text beside|. missing)'):
+        ModelEvaluator().evaluate(model, batches)
+
+
 # --- weights, own metrics, slices, several data sets ------------------------------------------
 
 
@@ -668,7 +706,7 @@ def test_undefined_values_are_warned_of_and_recorded():
         ({'min_support': 0}, ConfigError, 'min_support: got 0'),
         ({'slices': ['a']}, ConfigError, 'slices: got list, expected a dict'),
         ({'slices': {'a': np.ones(3)}}, DataError, r"slices: 'a' has shape \(3,\)"),
-        ({'slices': {'a': abs}}, DataError, r"slices: 'a' has shape \(\)"),
+        ({'slices': {'a': abs}}, DataError, "slices: 'a': got a builtin_function"),
         ({'slices': {'a': [[1], [1, 2]]}}, DataError, "slices: 'a': got a list that is no array"),
         ({'seed': 2**70}, ConfigError, 'seed: got 1180591620717411303424'),
         ({'slices': {'a': np.arange(300)}}, DataError, "slices: 'a' has 300 different values"),
@@ -679,6 +717,13 @@ def test_undefined_values_are_warned_of_and_recorded():
         ({'groups': np.zeros(300)}, DataError, 'groups: got one group of all rows'),
         ({'groups': [1.0, np.nan, 2.0] * 100}, DataError, 'groups: got 100 missing values'),
         ({'slices': {'a': np.array([True, None, False] * 100)}}, DataError, 'got 100 missing'),
+        ({'groups': ['x', np.nan, 'y'] * 100}, DataError, 'groups: got 100 missing .* at row 1'),
+        ({'groups': [1, '1', 2] * 100}, DataError, r"groups: got text .* str \('1' at row 1\)"),
+        ({'groups': np.array(['2026', 'NaT'] * 150, 'M8[Y]')}, DataError, 'got 150 missing'),
+        ({'stratify': ['x', None, 'y'] * 100}, DataError, 'stratify: got 100 missing'),
+        ({'stratify': ['x', 7, 'y'] * 100}, DataError, r'stratify: got text .*\(7 at row 1\)'),
+        ({'slices': {'a': ['x', np.nan, 'y'] * 100}}, DataError, "slices: 'a': got 100 missing"),
+        ({'slices': {'a': [1, '1', 2] * 100}}, DataError, "slices: 'a': got text beside other"),
         ({'slices': {'a = 0': np.ones(300, bool), 'a': np.zeros(300, int)}}, DataError, "'a = 0'"),
         ({'metrics': [lambda a, b: 0.0, lambda a, b: 1.0]}, ConfigError, "two called 'lambda'"),
         ({'groups': np.arange(300) // 30, 'stratify': True}, DataError, 'stratify: got groups'),

@@ -2,7 +2,10 @@
 
 from thinkml.data.arrays import as_array as as_array
 from thinkml.data.arrays import as_dtype_of as as_dtype_of
+from thinkml.data.arrays import as_values as as_values
 from thinkml.data.arrays import check_lengths as check_lengths
+from thinkml.data.arrays import concatenate_labels as concatenate_labels
+from thinkml.data.arrays import number_groups as number_groups
 from thinkml.data.batches import Batches as Batches
 from thinkml.data.batches import BatchIterator as BatchIterator
 from thinkml.data.batches import HostBatch as HostBatch
@@ -28,10 +31,14 @@ from thinkml.data.stream import BatchFeed as BatchFeed
 from thinkml.data.stream import StreamedFeed as StreamedFeed
 from thinkml.data.stream import batch_parts as batch_parts
 from thinkml.data.stream import row_parts as row_parts
+from thinkml.data.targets import WHY_NAN as WHY_NAN
 from thinkml.data.targets import check_targets as check_targets
+from thinkml.data.targets import check_targets_held as check_targets_held
 from thinkml.data.targets import decode as decode
 from thinkml.data.targets import encode_targets as encode_targets
+from thinkml.data.targets import find_marker as find_marker
 from thinkml.data.targets import infer_task as infer_task
 from thinkml.data.targets import probabilities as probabilities
+from thinkml.data.targets import unlabeled as unlabeled
 from thinkml.data.weights import class_weight_table as class_weight_table
 from thinkml.data.weights import example_weights as example_weights

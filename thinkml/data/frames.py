@@ -4,12 +4,14 @@ from typing import Any
 
 import numpy as np
 
+from thinkml.data.object_arrays import kinds_of
 from thinkml.errors import DataError, did_you_mean
 
 
 def is_frame(values: Any) -> bool:
     """Whether it is a table with named columns."""
-    return all(hasattr(values, name) for name in ('columns', 'dtypes', 'to_numpy'))
+    # In this order: a frame of polars that is lazy warns where it is asked for its columns.
+    return all(hasattr(values, name) for name in ('to_numpy', 'columns', 'dtypes'))
 
 
 def column_names(frame: Any) -> tuple[str, ...] | None:
@@ -36,7 +38,7 @@ def in_order_of(frame: Any, columns: tuple[str, ...], argument: str) -> Any:
     if missing or extra:
         got = f'no column {", ".join(map(repr, missing))}' if missing else 'all columns'
         also = f' and the unknown {", ".join(map(repr, extra))}' if extra else ''
-        close = did_you_mean(missing[0], extra) if missing else ''
+        close = did_you_mean(extra[0], missing) if extra else ''
         raise DataError(
             f'{argument}: got {got}{also}, expected the columns the model was trained on: '
             f'{", ".join(columns)}.{close}'
@@ -51,16 +53,15 @@ def frame_values(frame: Any, argument: str) -> np.ndarray:
         DataError: if a column holds no numbers. Names all of them.
     """
     kinds = list(frame.dtypes)
-    others = [
-        f'{name} ({kind})'
-        for name, kind in zip(frame.columns, kinds, strict=True)
-        if not _is_numeric(kind)
-    ]
+    others = [index for index, kind in enumerate(kinds) if not _is_numeric(kind)]
     if others:
+        shown = [_described(frame, index) for index in others[:10]]
+        more = ', ...' if len(others) > 10 else ''
         raise DataError(
-            f'{argument}: got columns that hold no numbers: {", ".join(others[:10])}'
-            f'{", ..." if len(others) > 10 else ""}. Encode them, for instance with '
-            "scikit-learn's OrdinalEncoder or OneHotEncoder, or drop them."
+            f'{argument}: got columns that hold no numbers: {", ".join(shown)}{more}. Encode text, '
+            "for instance with scikit-learn's OrdinalEncoder or OneHotEncoder; convert numbers "
+            'among objects with .astype("float64"), and times to the days since a date; or drop '
+            'these columns.'
         )
     if len(set(map(str, kinds))) <= 1:
         array = np.asarray(frame)
@@ -71,14 +72,26 @@ def frame_values(frame: Any, argument: str) -> np.ndarray:
     return np.stack(columns, axis=1, dtype=np.result_type(*columns), casting='unsafe')
 
 
+def _described(frame: Any, index: int) -> str:
+    kind = list(frame.dtypes)[index]
+    column = np.asarray(_series(frame, index))
+    is_objects = str(kind) == 'object' and column.dtype.kind == 'O'
+    held = f': {kinds_of(column)}' if is_objects else ''
+    return f'{list(frame.columns)[index]} ({kind}{held})'
+
+
 def _is_numeric(kind: Any) -> bool:
     if hasattr(kind, 'is_numeric'):  # polars
         return kind.is_numeric() or str(kind) == 'Boolean'
     return kind.kind in 'biuf'
 
 
+def _series(frame: Any, index: int) -> Any:
+    return frame.iloc[:, index] if hasattr(frame, 'iloc') else frame.to_series(index)
+
+
 def _column(frame: Any, index: int) -> np.ndarray:
-    column = frame.iloc[:, index] if hasattr(frame, 'iloc') else frame.to_series(index)
+    column = _series(frame, index)
     array = np.asarray(column)
     if array.dtype.kind != 'O':
         return array

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from thinkml.data.arrays import concatenate_labels
 from thinkml.data.frames import is_frame
 from thinkml.errors import DataError, unknown_name
 
@@ -82,7 +83,7 @@ def collate(items: list[Any], argument: str) -> Any:
                 collate(list(column), f'{argument}[{index}]')
                 for index, column in enumerate(columns)
             )
-        return np.stack([np.asarray(item) for item in items])
+        return concatenate_labels([np.asarray(item)[None] for item in items])
     except (ValueError, TypeError, KeyError) as error:
         raise DataError(
             f'{argument}: got examples that are no arrays of one shape ({error}). Expected arrays '

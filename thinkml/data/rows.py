@@ -13,9 +13,10 @@ from thinkml.data.arrays import (
     as_dtype_of,
     as_numeric,
     check_for_device,
+    check_resolution,
     device_dtype,
-    for_device,
     is_numeric,
+    warn_of_equal_ids,
 )
 from thinkml.data.frames import column_names, in_order_of, is_frame
 from thinkml.data.items import (
@@ -179,11 +180,13 @@ def open_items(
         like: what the inputs must be like; None for whatever the first example is.
         inputs_of: the inputs among stacked examples.
     """
-    count = num_items(dataset, argument)
+    count, are_first = num_items(dataset, argument), _FirstRows(like)
 
     def read(indices: np.ndarray, like: InputSpec | None) -> Any:
-        examples = read_items(dataset, indices, argument)
-        return check_tree(inputs_of(examples), argument, like, indices)
+        inputs = inputs_of(read_items(dataset, indices, argument))
+        if are_first(len(indices)):
+            check_tree(inputs, argument, None, indices)
+        return check_tree(inputs, argument, like, indices)
 
     first = spec_of(read(np.array([0]), like))
     spec = first if like is None else like
@@ -238,7 +241,7 @@ def _check_names(X: Mapping[Any, Any], argument: str, like: Any) -> None:
     missing = [name for name in like if name not in names]
     extra = [name for name in names if name not in like]
     if missing or extra:
-        close = did_you_mean(missing[0], extra) if missing and extra else ''
+        close = did_you_mean(extra[0], missing) if extra else ''
         raise DataError(
             f'{argument}: got a dict of {", ".join(names)}, expected {", ".join(like)}, which the '
             f'model was trained on.{close}'
@@ -268,9 +271,11 @@ def _open_array(X: Any, argument: str, like: ArraySpec | None, rows: np.ndarray 
     spec = _spec_like(array.shape, array.dtype, argument, like, columns)
     dtype = jnp.dtype(spec.dtype)
     check_for_device(array, argument, rows)
+    given = array
     if not isinstance(X, np.ndarray) or device_dtype(array.dtype) != dtype:
         narrow = array.astype(device_dtype(array.dtype), copy=False)
         array = as_dtype_of(narrow, dtype, argument)
+    _check_numbers(given, dtype, argument, columns, is_new=like is None)
     # Of an array that its owner keeps a second one is never made: rows are converted as they are
     # read.
     return _Leaf(
@@ -280,11 +285,38 @@ def _open_array(X: Any, argument: str, like: ArraySpec | None, rows: np.ndarray 
     )  # fmt: skip
 
 
+def _check_numbers(
+    array: Any,
+    dtype: np.dtype,
+    argument: str,
+    columns: tuple[str, ...] | None = None,
+    *,
+    is_new: bool,
+) -> None:
+    """Checks that rows can be told apart in the dtype they get.
+
+    Args:
+        array: checked numbers.
+        dtype: on the device.
+        argument: the name used in error messages.
+        columns: their names.
+        is_new: whether they are what a model learns from. A request to a trained model may well be
+            of rows that are nearly the same.
+    """
+    is_float = jnp.issubdtype(dtype, jnp.inexact)
+    is_wide = array.dtype.kind in 'iu' and array.dtype.itemsize > 2  # layers make float32 of them
+    if is_new and (is_wide or (is_float and dtype != array.dtype)):
+        check_resolution(array, dtype if is_float else np.dtype(np.float32), argument, columns)
+    if is_float and dtype != array.dtype:
+        warn_of_equal_ids(array, dtype, argument, columns)
+
+
 def _open_on_device(X: jax.Array, argument: str, like: ArraySpec | None) -> _Leaf | None:
     """An array that is where it is to be already; None where it must be converted, or is broken."""
     spec = _spec_like(X.shape, np.dtype(X.dtype), argument, like)
     if X.dtype != jnp.dtype(spec.dtype) or not bool(jnp.isfinite(X).all()):
         return None
+    _check_numbers(X, np.dtype(spec.dtype), argument, is_new=like is None)
 
     def read(selection: Selection) -> np.ndarray:
         # On a CPU the host sees the array itself.
@@ -300,10 +332,10 @@ def _open_sparse(X: Any, argument: str, like: ArraySpec | None) -> _Leaf:
     matrix = X.tocsr()
     if not is_numeric(matrix.dtype):
         raise DataError(f'{argument}: got dtype {matrix.dtype}, expected numbers.')
-    spec = _spec_like(matrix.shape, matrix.dtype, argument, like)
+    spec, first = _spec_like(matrix.shape, matrix.dtype, argument, like), _FirstRows(like)
 
     def read(selection: Selection) -> np.ndarray:
-        return _checked(matrix[selection].toarray(), selection, argument, spec)
+        return _checked(matrix[selection].toarray(), selection, argument, spec, first)
 
     return _Leaf(argument, matrix.shape[0], spec, False, read)
 
@@ -317,18 +349,36 @@ def _open_stored(X: Any, argument: str, like: ArraySpec | None) -> _Leaf:
         raise DataError(
             f'{argument}: got dtype {X.dtype}, expected numbers. Store it as float32 or uint8.'
         )
-    spec = _spec_like(X.shape, X.dtype, argument, like)
+    spec, first = _spec_like(X.shape, X.dtype, argument, like), _FirstRows(like)
 
     def read(selection: Selection) -> np.ndarray:
-        return _checked(_read_stored(X, selection), selection, argument, spec)
+        return _checked(_read_stored(X, selection), selection, argument, spec, first)
 
     return _Leaf(argument, X.shape[0], spec, False, read)
 
 
-def _checked(array: np.ndarray, selection: Selection, argument: str, spec: ArraySpec) -> np.ndarray:
+class _FirstRows:
+    """Tells of rows that are read whether they are the first that can be compared, and are new."""
+
+    def __init__(self, like: Any):
+        self._waiting = like is None
+
+    def __call__(self, num_rows: int) -> bool:
+        is_first = self._waiting and num_rows > 1
+        self._waiting = self._waiting and not is_first
+        return is_first
+
+
+def _checked(
+    array: np.ndarray, selection: Selection, argument: str, spec: ArraySpec, first: _FirstRows
+) -> np.ndarray:
     is_run = isinstance(selection, slice)
     rows = np.arange(selection.start, selection.stop) if is_run else selection
-    return as_dtype_of(for_device(array, argument, rows), jnp.dtype(spec.dtype), argument)
+    check_for_device(array, argument, rows)
+    narrow = array.astype(device_dtype(array.dtype), copy=False)
+    converted = as_dtype_of(narrow, jnp.dtype(spec.dtype), argument)
+    _check_numbers(array, converted.dtype, argument, is_new=first(len(array)))
+    return converted
 
 
 def spec_of(arrays: Any) -> InputSpec:

@@ -4,7 +4,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from thinkml.data.arrays import as_array, check_finite
+from thinkml.data.arrays import number_groups
 from thinkml.errors import ConfigError, DataError, unknown_name
 from thinkml.record import Task
 
@@ -91,21 +91,8 @@ def _spread_classes(order: np.ndarray, targets: np.ndarray) -> np.ndarray:
 
 def _group_numbers(groups: Any, num_rows: int) -> np.ndarray:
     """The groups numbered from 0, ``[rows]``."""
-    array = as_array(groups, 'groups')
-    if array.shape != (num_rows,):
-        raise DataError(
-            f'groups: got shape {array.shape}, expected ({num_rows},): one group per row.'
-        )
-    if array.dtype.kind == 'f':
-        check_finite(array, 'groups')
-    try:
-        names, numbers = np.unique(array, return_inverse=True)
-    except TypeError as error:
-        raise DataError(
-            f'groups: got values that can not be compared ({error}), expected numbers or text. '
-            'Fill in missing ones, or convert with .astype(str).'
-        ) from error
-    if len(names) == 1:
+    numbers = number_groups(groups, num_rows, 'groups')
+    if not numbers.any():
         raise DataError(
             f'groups: got all {num_rows} rows in one group, expected at least two to split.'
         )

@@ -4,9 +4,23 @@ from typing import Any, Literal
 
 import numpy as np
 
-from thinkml.data.arrays import as_array, as_numeric, check_finite
+from thinkml.data.arrays import (
+    as_numeric,
+    as_values,
+    check_finite,
+    check_magnitude,
+    check_resolution,
+)
 from thinkml.errors import DataError
 from thinkml.record import Task
+
+_NO_LABEL = 'Drop these rows, or give them any of the labels and sample_weight 0.'
+
+# What makes a model return NaN.
+WHY_NAN = (
+    'If it does so for all, its training has diverged: train again with a lower learning_rate. If '
+    'for some, look for ids beyond the rows of an embedding, and for a logarithm or division.'
+)
 
 Decided = Literal['regression', 'softmax', 'sigmoid', 'classification']
 
@@ -76,11 +90,7 @@ def infer_task(
 
 def check_targets(y: Any, argument: str) -> np.ndarray:
     """Returns the targets as an array of numbers, bools or text with one or two axes."""
-    array = as_array(y, argument)
-    if array.dtype.kind == 'O':
-        _check_none_missing(array, argument)
-    if array.dtype.kind == 'O' and all(isinstance(value, str) for value in array.ravel()):
-        array = array.astype(str)
+    array = as_values(y, argument, _NO_LABEL)
     if array.dtype.kind != 'U':
         array = as_numeric(array, argument)
         check_finite(array, argument)
@@ -90,20 +100,6 @@ def check_targets(y: Any, argument: str) -> np.ndarray:
             'Flatten it to one row per example.'
         )
     return array
-
-
-def _check_none_missing(array: np.ndarray, argument: str) -> None:
-    """Looks for None, NaN, and what pandas has for them."""
-
-    def is_missing(value: Any) -> bool:
-        return value is None or type(value).__name__ in ('NAType', 'NaTType') or value != value
-
-    missing = [index for index, value in enumerate(array.ravel()) if is_missing(value)]
-    if missing:
-        raise DataError(
-            f'{argument}: got {len(missing)} missing values of {array.size}, the first at row '
-            f'{missing[0] * len(array) // array.size}, expected none. Drop these rows.'
-        )
 
 
 def _looks_like_labels(flat: np.ndarray, num_outputs: int) -> bool:
@@ -139,6 +135,38 @@ def _infer_classes(flat: np.ndarray, num_outputs: int, argument: str) -> tuple[A
         f'{argument}: got {len(values)} different labels ({shown}), but the model returns '
         f'{num_outputs} {outputs} per example, enough for {slots} classes. {fix}'
         + (', or use integer labels from 0 on.' if len(values) < slots else '.')
+        + _of_unlabeled(flat)
+    )
+
+
+# What other libraries take for a row, or a pixel, without a label.
+_MARKERS = (-100, -1, 255)
+
+
+def find_marker(labels: np.ndarray) -> int | None:
+    """Returns -100, -1 or 255 if it is beside whole numbers from 0 on, else None.
+
+    Elsewhere it marks rows without a label; here it is a label like any other.
+    """
+    if labels.dtype.kind not in 'iuf':
+        return None
+    values = np.unique(labels)
+    found = [m for m in _MARKERS if m in values and not (m == 255 and 254 in values)]
+    others = values[~np.isin(values, found[:1])]
+    is_marker = len(found) == 1 and len(others) and others.min() >= 0
+    return found[0] if is_marker and np.array_equal(others, np.round(others)) else None
+
+
+def _of_unlabeled(labels: np.ndarray) -> str:
+    marker = find_marker(labels)
+    return '' if marker is None else ' ' + unlabeled(marker)
+
+
+def unlabeled(marker: Any) -> str:
+    """Words what to do with rows that a number marks as having no label."""
+    return (
+        f'If {marker} marks rows without a label, drop them, or give them one of the other labels '
+        'and sample_weight 0.'
     )
 
 
@@ -162,6 +190,7 @@ def _infer_from_rows(
         raise DataError(
             f'{argument}: got rows of other numbers than 0 and 1, which a classification loss '
             "can't take. Use class labels, one-hot or multilabel rows, or loss_fn='mse'."
+            + _of_unlabeled(array)
         )
     if num_outputs != width:
         raise DataError(
@@ -184,6 +213,7 @@ def _regression_task(
             f'{argument}: got {targets} number{"s" if targets > 1 else ""} per example, but the '
             f'model returns {num_outputs} outputs. Build the model with {targets} '
             f'output{"s" if targets > 1 else ""}, or use integer labels for classification.'
+            + _of_unlabeled(array)
         )
     return Task('regression', None, num_outputs, shape)
 
@@ -228,13 +258,24 @@ def encode_targets(y: Any, task: Task, argument: str = 'y_train') -> np.ndarray:
     return _encode_labels(array.reshape(len(array)), task, argument)
 
 
+def check_targets_held(targets: np.ndarray, task: Task, argument: str = 'y_train') -> None:
+    """Checks that float32, which losses compute in, tells the targets of a regression apart.
+
+    Raises:
+        DataError: if it does not. Names the fix.
+    """
+    if task.kind == 'regression' and targets.dtype != np.float32:
+        check_magnitude(targets, np.dtype(np.float32), argument, 'Scale the targets')
+        check_resolution(targets, np.dtype(np.float32), argument)
+
+
 def _encode_numbers(array: np.ndarray, task: Task, argument: str) -> np.ndarray:
     if array.dtype.kind == 'U':
         raise DataError(f'{argument}: got text, expected numbers ({task}).')
     if task.kind == 'multilabel' and not np.isin(array, (0, 1)).all():
         raise DataError(f'{argument}: got other values than 0 and 1, expected rows of 0 and 1.')
+    check_magnitude(array, np.dtype(np.float32), argument, 'Scale the targets')
     encoded = array.astype(np.float32)
-    check_finite(encoded, argument)
     return encoded if task.num_outputs > 1 else encoded.reshape(len(encoded))
 
 
@@ -248,9 +289,11 @@ def _encode_labels(flat: np.ndarray, task: Task, argument: str) -> np.ndarray:
     unknown = classes[indices] != flat
     if unknown.any():
         labels = np.unique(flat[unknown])[:10].tolist()
+        marked = [marker for marker in _MARKERS if marker in labels]
         raise DataError(
             f'{argument}: got labels the model does not know: {labels}. It has {task}. Remove '
             'these rows, or train a model with an output for each label.'
+            + (f' {unlabeled(marked[0])}' if marked else '')
         )
     return indices.astype(np.int32)
 
@@ -267,11 +310,12 @@ def probabilities(outputs: np.ndarray, task: Task) -> np.ndarray:
         sigmoid ``p``; for multilabel the sigmoid of each output.
 
     Raises:
-        DataError: for a regression task.
+        DataError: for a regression task, and outputs that are NaN.
     """
     if task.kind == 'regression':
         raise DataError('model: it was trained for regression, which has no probabilities.')
     outputs = outputs.reshape(len(outputs), -1)
+    _check_numbers(outputs)
     if task.kind == 'multilabel' or outputs.shape[1] == 1:
         positive = _sigmoid(outputs)
         if task.kind == 'multilabel':
@@ -279,6 +323,15 @@ def probabilities(outputs: np.ndarray, task: Task) -> np.ndarray:
         return np.concatenate([_sigmoid(-outputs), positive], axis=1)
     shifted = np.exp(outputs - outputs.max(axis=1, keepdims=True))
     return shifted / shifted.sum(axis=1, keepdims=True)
+
+
+def _check_numbers(outputs: np.ndarray) -> None:
+    unclear = np.isnan(outputs).any(axis=1)
+    if unclear.any():
+        raise DataError(
+            f'model: it returns NaN for {unclear.sum():,} of {len(outputs):,} rows, the first at '
+            f'row {unclear.argmax()}, expected numbers to choose a class by. {WHY_NAN}'
+        )
 
 
 def _sigmoid(outputs: np.ndarray) -> np.ndarray:
@@ -292,11 +345,15 @@ def decode(outputs: np.ndarray, task: Task) -> np.ndarray:
     Returns:
         ``[rows, *task.target_shape]``: labels of the user's own kind, one-hot rows where the user
         wrote those, rows of 0 and 1 for multilabel, numbers for regression.
+
+    Raises:
+        DataError: for outputs that are NaN, of which no class is the largest.
     """
     outputs = outputs.reshape(len(outputs), -1)
     shape = (len(outputs), *task.target_shape)
     if task.kind == 'regression':
         return outputs.reshape(shape)
+    _check_numbers(outputs)
     if task.kind == 'multilabel':
         return (outputs > 0).astype(np.int64)
     one_logit = outputs.shape[1] == 1

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from thinkml.data import encode_targets, fingerprint
+from thinkml.data import WHY_NAN, encode_targets, fingerprint
 from thinkml.errors import DataError
 from thinkml.evaluation.scored import Scored
 from thinkml.record import Task
@@ -42,7 +42,7 @@ def encode_labels(labels: np.ndarray, task: Task) -> np.ndarray:
 
 def _numbers(values: np.ndarray, shape: tuple[int, ...], argument: str) -> np.ndarray:
     """Targets of regression with all their digits: float32 is for the device."""
-    values = np.asarray(values, np.float64)
+    values = np.array(values, np.float64)  # a copy: the caller's own may change
     if values.size != np.prod(shape):
         raise DataError(f'{argument}: got shape {values.shape}, expected {shape}.')
     return values.reshape(shape)
@@ -77,6 +77,5 @@ def check_outputs(outputs: np.ndarray) -> None:
     if not finite.all():
         raise DataError(
             f'model: it returns NaN or infinite values for {np.sum(~finite):,} of '
-            f'{len(outputs):,} rows of X_test, expected finite numbers. If it does so for all, its '
-            'training has diverged: train again with a lower learning_rate.'
+            f'{len(outputs):,} rows of X_test, expected finite numbers. {WHY_NAN}'
         )

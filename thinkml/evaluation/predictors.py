@@ -7,6 +7,8 @@ import numpy as np
 
 from thinkml.core import make_predict, num_outputs, predict_outputs
 from thinkml.data import (
+    check_targets,
+    concatenate_labels,
     decode,
     fingerprint,
     infer_task,
@@ -81,7 +83,7 @@ def _open_batches(
     for batch in batches.iterate():
         outputs.append(predict(batch.x))
         labels.append(batch.y)
-    true = np.concatenate(labels)
+    true = check_targets(concatenate_labels(labels), 'X_test, labels')
     task = _task_of(model, true, example)
     encoded = encode_labels(true, task)
     scored = _scored(np.concatenate(outputs), encoded, task)

@@ -6,10 +6,10 @@ from typing import Any, TypedDict
 
 import numpy as np
 
+from thinkml.data import as_values, number_groups
 from thinkml.errors import ConfigError, DataError, is_number, is_whole, problems
 from thinkml.evaluation.bootstrap import Resampling
 from thinkml.evaluation.opened import Opened
-from thinkml.evaluation.slices import check_none_missing
 
 
 class EvaluationSettings(TypedDict, total=False):
@@ -104,7 +104,7 @@ def open_resampling(settings: Settings, opened: Opened) -> Resampling:
     num_rows, stratify = len(opened.labels), settings.stratify
     groups = None
     if settings.groups is not None:
-        groups = np.unique(_column(settings.groups, num_rows, 'groups'), return_inverse=True)[1]
+        groups = number_groups(settings.groups, num_rows, 'groups')
         if not groups.any():
             raise DataError('groups: got one group of all rows, expected several to draw from.')
     strata = None
@@ -116,7 +116,7 @@ def open_resampling(settings: Settings, opened: Opened) -> Resampling:
             )
         strata = opened.encoded
     elif not (stratify is None or isinstance(stratify, bool | np.bool_)):
-        strata = np.unique(_column(stratify, num_rows, 'stratify'), return_inverse=True)[1]
+        strata = number_groups(stratify, num_rows, 'stratify')
     if groups is not None and strata is not None:
         _check_nested(groups, strata)
     return Resampling(settings.confidence, settings.num_resamples, groups, strata, settings.seed)
@@ -132,11 +132,10 @@ def _check_nested(groups: np.ndarray, strata: np.ndarray) -> None:
 
 
 def _column(values: Any, num_rows: int, argument: str) -> np.ndarray:
-    values = np.asarray(values)
+    values = as_values(values, argument)
     values = values[:, 0] if values.ndim == 2 and values.shape[1] == 1 else values
     if values.shape != (num_rows,):
         raise DataError(
             f'{argument}: got shape {values.shape}, expected ({num_rows},), one for each row.'
         )
-    check_none_missing(values, argument)
     return values

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from thinkml.data import as_array
+from thinkml.data import as_values
 from thinkml.errors import DataError
 from thinkml.evaluation.intervals import Within, intervals_of
 from thinkml.evaluation.result import Evaluation, Slice
@@ -23,13 +23,12 @@ def open_slices(slices: Mapping[str, Any] | None, num_rows: int) -> dict[str, Ma
     """
     masks = {}
     for name, values in (slices or {}).items():
-        array = as_array(values, f'slices: {name!r}')
+        array = as_values(values, f'slices: {name!r}')
         if array.shape != (num_rows,):
             raise DataError(
                 f'slices: {name!r} has shape {array.shape}, expected ({num_rows},), a bool or a '
                 'value for each row.'
             )
-        check_none_missing(array, f'slices: {name!r}')
         if array.dtype == object and all(isinstance(value, bool | np.bool_) for value in array):
             array = array.astype(bool)
         new = {str(name): array} if array.dtype == bool else _by_value(name, array)
@@ -40,7 +39,7 @@ def open_slices(slices: Mapping[str, Any] | None, num_rows: int) -> dict[str, Ma
 
 
 def _by_value(name: str, array: np.ndarray) -> dict[str, Mask]:
-    if array.dtype == object and not all(isinstance(value, str) for value in array):
+    if array.dtype == object:
         array = array.astype(str)  # values of several kinds have no order
     found = np.unique(array)
     if len(found) > _MAX_VALUES:
@@ -50,24 +49,6 @@ def _by_value(name: str, array: np.ndarray) -> dict[str, Mask]:
             '[20, 40, 60]).'
         )
     return {f'{name} = {value}': array == value for value in found}
-
-
-def check_none_missing(values: np.ndarray, argument: str) -> None:
-    """Raises a `DataError` for None, NaN, and what pandas has for them."""
-    if values.dtype.kind == 'f':
-        missing = np.isnan(values)
-    elif values.dtype == object:
-        missing = np.array([
-            value is None or type(value).__name__ in ('NAType', 'NaTType') or value != value
-            for value in values.ravel()
-        ])  # fmt: skip
-    else:
-        return
-    if missing.any():
-        raise DataError(
-            f'{argument}: got {int(missing.sum())} missing values, expected none. Fill them in, as '
-            'series.fillna(...) does, or leave these rows out.'
-        )
 
 
 def evaluate_slices(

@@ -17,15 +17,18 @@ from thinkml.data import (
     Rows,
     check_lengths,
     check_targets,
+    check_targets_held,
     class_weight_table,
     encode_targets,
     example_weights,
+    find_marker,
     fingerprint,
     infer_task,
     is_batches,
     open_batches,
     open_data,
     split_rows,
+    unlabeled,
 )
 from thinkml.data.frames import is_frame
 from thinkml.errors import ConfigError, DataError, warn_user
@@ -156,6 +159,8 @@ def make_problem(
     num_outputs, activation = outputs_of(model, probe, 'X_train')
     task = infer_task(targets, num_outputs, decided=decides(asked.loss_fn), known=known.task)
     _warn_of_new_classes(known.task, task)
+    _warn_of_unlabeled(targets, task, asked)
+    check_targets_held(targets, task)
     y = encode_targets(targets, task, 'y_train')
     dtype = get_compute_dtype(config.precision)
     footprint = check_trainable(model, probe, task.num_outputs, 'X_train', compute_dtype=dtype)
@@ -172,6 +177,7 @@ def make_problem(
         _warn_of_one_class(task, y)
         train, split = _examples(x, y, task, asked, config)
     val = split or _open_validation(asked, inputs, task, config)
+    _warn_of_classes_to_validate(task, train, val, 'validation_split' if split else 'y_val')
     labels = jax.ShapeDtypeStruct((1, *y.shape[1:]), y.dtype)
     return Problem(
         train, val, inputs, task, labels, objective,
@@ -360,6 +366,49 @@ def _warn_of_one_class(task: Task, y: np.ndarray) -> None:
             f'y_train: got only one class ({len(y):,} rows of it), so there is nothing to tell '
             'apart. Check how the rows were selected.'
         )
+
+
+def _warn_of_classes_to_validate(
+    task: Task, train: Examples | Stream, val: Examples | Stream | None, argument: str
+) -> None:
+    if task.kind not in ('binary', 'multiclass') or task.classes is None:
+        return
+    if not (isinstance(train, Examples) and isinstance(val, Examples)):
+        return
+    alone = np.setdiff1d(val.y[val.rows], train.y[train.rows])
+    if alone.size:
+        shown = ', '.join(repr(task.classes[index]) for index in alone[:10])
+        shown += ', ...' if alone.size > 10 else ''
+        one = alone.size == 1
+        warn_user(
+            f'{argument}: the class{"" if one else "es"} {shown} '
+            f'occur{"s" if one else ""} in the validation data only, so that no model can learn '
+            f'{"it" if one else "them"}. Hold out fewer rows or others, or remove these.'
+        )
+
+
+def _warn_of_unlabeled(targets: np.ndarray, task: Task, asked: Asked) -> None:
+    """Warns of numbers and text that mark rows without a label elsewhere."""
+    if task.classes is not None and 'nan' in task.classes:
+        warn_user(
+            "y_train: got the text 'nan' as a class, which NumPy makes of a missing label. If it "
+            'is one, drop these rows.'
+        )
+    marker = find_marker(targets)
+    if marker is None:
+        return
+    if task.kind == 'regression':
+        # A loss of the user's own may know what to do with it.
+        is_class = asked.loss_fn is None and set(np.unique(targets)) == {0, 1, marker}
+    else:
+        # Of two classes each may be any number; -1, 0 and 1 are signs; from 0 on they are indices.
+        classes = task.classes or ()
+        is_class = classes not in ((-1, 0, 1), tuple(range(len(classes)))) and (
+            marker == -100 or len(classes) > 2
+        )
+    if is_class:
+        what = 'a number to predict' if task.kind == 'regression' else 'a class'
+        warn_user(f'y_train: {marker} is {what} like the others ({task}). {unlabeled(marker)}')
 
 
 def _warn_of_new_classes(known: Task | None, task: Task) -> None:

@@ -214,7 +214,7 @@ class Learning:
 
     def _known_task(self, pool: Pool, all_labels: np.ndarray | None) -> Task | None:
         if self._settings.classes is not None:
-            return self._inferred(np.asarray(self._settings.classes), 'classes')
+            return self._inferred(self._settings.classes, 'classes')
         if all_labels is not None:
             labels = check_targets(all_labels, 'y_unlabeled').tolist()
             return self._inferred(pool.with_first(labels, 'y_unlabeled'), 'y_unlabeled')
@@ -231,7 +231,7 @@ class Learning:
                 raise
             return None
 
-    def _inferred(self, y: np.ndarray, argument: str) -> Task:
+    def _inferred(self, y: Any, argument: str) -> Task:
         return infer_task(
             y, self._num_outputs, argument=argument, decided=decides(self._settings.loss_fn),
             known=record_of(self.models[0]).task,

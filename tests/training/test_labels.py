@@ -1,0 +1,110 @@
+"""What training says of labels that are not what they seem."""
+
+import re
+
+import numpy as np
+import pytest
+from flax import nnx
+
+from thinkml.errors import DataError, ThinkMLWarning
+from thinkml.models import predict, predict_proba
+from thinkml.training import ModelTrainer, TrainingConfig
+
+X = np.random.default_rng(0).normal(size=(30, 2)).astype(np.float32)
+NOISE = np.random.default_rng(1).normal(size=30)
+
+
+def train(y, num_outputs, *, model=None, X_train=X, **arguments):
+    settings = {'epochs': 1} | arguments.pop('settings', {})
+    model = model or nnx.Linear(2, num_outputs, rngs=nnx.Rngs(0))
+    trainer = ModelTrainer(TrainingConfig(**settings))
+    trainer.train(model, X_train, y, progress=False, **arguments)
+    return model, trainer.get_metrics()
+
+
+def rows_of(*labels):
+    return np.resize(np.array(labels), 30)
+
+
+@pytest.mark.parametrize(
+    ('labels', 'num_outputs', 'what'),
+    [
+        ((0, 1, -100), 1, '-100 is a number to predict'),
+        ((0, 1, -1), 1, '-1 is a number to predict'),
+        ((0, 1, 255), 1, '255 is a number to predict'),
+        ((0, 1, 2, -1), 4, '-1 is a class'),
+        ((0, 1, -100), 3, '-100 is a class'),
+        ((0, 1, 255), 3, '255 is a class'),
+        ((0.0, 1.0, 2.0, -1.0), 4, '-1 is a class'),
+    ],
+)
+def test_numbers_that_mark_rows_without_a_label_are_warned_of(labels, num_outputs, what):
+    says = rf'y_train: {what} .*If {what.split()[0]} marks rows without a label.* sample_weight 0'
+    with pytest.warns(ThinkMLWarning, match=says):
+        train(rows_of(*labels), num_outputs)
+
+
+def test_rows_of_a_multilabel_task_without_a_label_are_warned_of():
+    with pytest.warns(ThinkMLWarning, match='y_train: -1 is a number to predict'):
+        train(np.stack([rows_of(0, 1, -1), rows_of(1, 0)], axis=1), 2)
+
+
+@pytest.mark.parametrize(
+    ('labels', 'num_outputs', 'loss_fn'),
+    [
+        ((-1, 1), 1, None),
+        ((-1, 0, 1), 3, None),
+        ((0, 255), 1, None),
+        ((-1, 0, 1), 1, 'mse'),
+        ((0, 1, 2, 5, -1), 1, None),
+    ],
+)
+def test_other_labels_are_not(labels, num_outputs, loss_fn):
+    train(rows_of(*labels), num_outputs, loss_fn=loss_fn)
+
+
+def test_the_text_nan_is_warned_of():
+    with pytest.warns(ThinkMLWarning, match="y_train: got the text 'nan' as a class"):
+        train(np.array(['a', 'b', np.nan] * 10), 3)
+
+
+@pytest.mark.parametrize(
+    'arguments',
+    [
+        {'settings': {'validation_split': ('last', 0.2)}},
+        {'settings': {'validation_split': 0.2}, 'groups': np.repeat([0, 1], [24, 6])},
+        {'settings': {'validation_split': 0.9}},
+    ],
+)
+def test_classes_that_only_validation_has_are_named(arguments):
+    y = np.repeat(['old', 'new'], [24, 6])
+    if arguments['settings']['validation_split'] == 0.9:
+        y = np.repeat(['old', 'new'], [29, 1])
+    says = "validation_split: the class 'new' occurs in the validation data only"
+    with pytest.warns(ThinkMLWarning, match=says):
+        train(y, 2, **arguments)
+
+
+def test_classes_that_only_y_val_has_are_named():
+    with pytest.warns(ThinkMLWarning, match='y_val: the classes 1, 2 occur in the validation data'):
+        train(rows_of(0, 3), 4, X_val=X, y_val=rows_of(0, 1, 2, 3))
+
+
+def test_targets_that_float32_does_not_hold_are_refused_and_their_difference_is_learned():
+    zeros = nnx.initializers.zeros_init()
+    model = nnx.Linear(2, 1, use_bias=False, kernel_init=zeros, rngs=nnx.Rngs(0))
+    still = {'optimizer': 'sgd', 'learning_rate': 1e-30}
+    targets = 1.7e9 + NOISE
+    with pytest.raises(DataError, match=r'y_train: .*Subtract their mean'):
+        train(targets, 1, model=model, settings=still)
+    _, metrics = train(targets - 1.7e9, 1, model=model, settings=still, metrics=['r2'])
+    assert metrics['loss'] == pytest.approx(np.mean(NOISE**2), rel=1e-5)
+    assert metrics['r2'] == pytest.approx(1 - np.mean(NOISE**2) / NOISE.var(), abs=1e-5)
+
+
+def test_a_model_that_returns_nan_predicts_no_class():
+    model, _ = train(rows_of(0, 1), 2)
+    model.bias[...] = model.bias[...].at[0].set(np.nan)
+    for ask in (predict, predict_proba):
+        with pytest.raises(DataError, match=re.escape('model: it returns NaN for 30 of 30 rows')):
+            ask(model, X)
