@@ -2,6 +2,8 @@
 
 import re
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -108,3 +110,65 @@ def test_a_model_that_returns_nan_predicts_no_class():
     for ask in (predict, predict_proba):
         with pytest.raises(DataError, match=re.escape('model: it returns NaN for 30 of 30 rows')):
             ask(model, X)
+
+
+class Tokens(nnx.Module):
+    """A model of ids, which it looks up in one of several ways."""
+
+    def __init__(self, look_up, num_rows=5):
+        rngs = nnx.Rngs(0)
+        self.embed, self.head = nnx.Embed(num_rows, 3, rngs=rngs), nnx.Linear(3, 2, rngs=rngs)
+        self.look_up = look_up
+
+    def __call__(self, x):
+        return self.head(self.look_up(self.embed, x).mean(axis=1))
+
+
+LOOK_UPS = {
+    'embed': lambda embed, x: embed(x),
+    'index': lambda embed, x: embed.embedding[...][x],
+    'column': lambda embed, x: embed(x[:, :1].astype(int)),
+    'offset': lambda embed, x: embed(x + jnp.arange(2)),
+    'again': lambda embed, x: jax.checkpoint(embed)(x),
+}
+IDS = np.random.default_rng(0).integers(4, size=(30, 2))
+
+
+@pytest.mark.parametrize('name', LOOK_UPS)
+def test_ids_beyond_an_embedding_are_refused_before_training(name):
+    ids = IDS + 0.0 if name == 'column' else IDS.copy()
+    train(rows_of(0, 1), 2, model=Tokens(LOOK_UPS[name]), X_train=ids)
+    ids[7, 0] = 6
+    says = r'X_train: got ids by which the model reads row 6 of a table of 5 rows, expected 0 to 4'
+    with pytest.raises(DataError, match=says):
+        train(rows_of(0, 1), 2, model=Tokens(LOOK_UPS[name]), X_train=ids)
+
+
+def test_ids_beyond_an_embedding_are_refused_in_batches_and_validation_too():
+    wrong, y, model = IDS + 4, rows_of(0, 1), Tokens(LOOK_UPS['embed'])
+    with pytest.raises(DataError, match='X_val: got ids by which the model reads row 7'):
+        train(y, 2, model=model, X_train=IDS, X_val=wrong, y_val=y)
+    with pytest.raises(DataError, match='X_train: got ids by which the model reads row 7'):
+        train(None, 2, model=model, X_train=lambda: iter([(wrong, y)]))
+    with pytest.raises(DataError, match=r'row -8 of a table|reads row -3'):
+        train(y, 2, model=model, X_train=IDS - 8)
+
+
+def test_ids_beyond_an_embedding_are_named_when_they_come_later():
+    def batches():
+        for ids in (IDS, IDS + 4):
+            yield ids, rows_of(0, 1)
+
+    model = Tokens(LOOK_UPS['embed'])
+    trainer = ModelTrainer(TrainingConfig(epochs=1))
+    with pytest.warns(ThinkMLWarning, match=r'diverged.* ids beyond the rows of an embedding'):
+        trainer.train(model, batches, progress=False)
+    with pytest.raises(DataError, match=r'returns NaN .* ids beyond the rows of an embedding'):
+        predict(model, IDS + 4)
+
+
+def test_ids_that_a_model_clips_itself_are_taken():
+    def clipped(embed, x):
+        return jnp.take(embed.embedding[...], x, axis=0, mode='clip')
+
+    train(rows_of(0, 1), 2, model=Tokens(clipped), X_train=IDS + 4)

@@ -94,7 +94,21 @@ def last_activation(model: Any, x: PyTree, argument: str = 'X_train') -> str | N
     return outputs_of(model, x, argument)[1]
 
 
-def outputs_of(model: Any, x: PyTree, argument: str = 'X_train') -> tuple[int, str | None]:
+class Outputs(NamedTuple):
+    """What a model returns, as far as a trace tells.
+
+    Attributes:
+        num_outputs: numbers per example.
+        activation: that it ends in, see `last_activation`.
+        gathers: whether it reads arrays at places that are computed, such as an embedding's.
+    """
+
+    num_outputs: int
+    activation: str | None
+    gathers: bool
+
+
+def outputs_of(model: Any, x: PyTree, argument: str = 'X_train') -> Outputs:
     """Returns what `num_outputs` and `last_activation` do, with the model traced once for both."""
     traced, (outputs, *_) = _trace(model, x, argument, train=False)
     if not isinstance(outputs, jax.ShapeDtypeStruct):
@@ -108,7 +122,20 @@ def outputs_of(model: Any, x: PyTree, argument: str = 'X_train') -> tuple[int, s
             f'({PROBE_ROWS},) or ({PROBE_ROWS}, outputs). Flatten or pool what it returns.'
         )
     count = outputs.shape[1] if outputs.ndim == 2 else 1
-    return count, _last_activation(traced.jaxpr, traced.jaxpr.outvars[0])
+    activation = _last_activation(traced.jaxpr, traced.jaxpr.outvars[0])
+    return Outputs(count, activation, _gathers(traced.jaxpr))
+
+
+def _gathers(jaxpr: Jaxpr) -> bool:
+    return any(
+        eqn.primitive.name == 'gather'
+        or any(
+            _gathers(value.jaxpr if isinstance(value, ClosedJaxpr) else value)
+            for value in eqn.params.values()
+            if isinstance(value, ClosedJaxpr | Jaxpr)
+        )
+        for eqn in jaxpr.eqns
+    )
 
 
 class Footprint(NamedTuple):

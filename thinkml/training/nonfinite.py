@@ -68,7 +68,8 @@ def likely_causes(losses: np.ndarray, gradient_was_bad: bool, precision: str) ->
         return f"The step before was fine: try precision='float32' instead of {precision!r}."
     return (
         'The step before was fine: lower the learning_rate, scale the inputs and targets, and '
-        'look for a logarithm, division or exponential in the model or the loss.'
+        'look for a logarithm, division or exponential in the model or the loss, and for ids '
+        'beyond the rows of an embedding.'
     )
 
 

@@ -1,15 +1,16 @@
 """What is to be learned, checked and encoded before anything is compiled."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from flax import nnx
 
-from thinkml.core import check_trainable, get_compute_dtype
+from thinkml.core import check_trainable, functionalize, get_compute_dtype
 from thinkml.core.functional import PROBE_ROWS, Footprint, outputs_of
+from thinkml.core.lookups import has_lookups, lookups
 from thinkml.core.losses import decides
 from thinkml.core.modes import frozen_by_hand, inner_switches
 from thinkml.data import (
@@ -156,7 +157,7 @@ def make_problem(
         targets = check_targets(targets, 'y_train')
         check_lengths({'X_train': x, 'y_train': targets})
     probe = probe_of(inputs, PROBE_ROWS)
-    num_outputs, activation = outputs_of(model, probe, 'X_train')
+    num_outputs, activation, gathers = outputs_of(model, probe, 'X_train')
     task = infer_task(targets, num_outputs, decided=decides(asked.loss_fn), known=known.task)
     _warn_of_new_classes(known.task, task)
     _warn_of_unlabeled(targets, task, asked)
@@ -177,6 +178,8 @@ def make_problem(
         _warn_of_one_class(task, y)
         train, split = _examples(x, y, task, asked, config)
     val = split or _open_validation(asked, inputs, task, config)
+    if gathers:
+        _check_ids(model, probe, {'X_train': train, 'X_val': val})
     _warn_of_classes_to_validate(task, train, val, 'validation_split' if split else 'y_val')
     labels = jax.ShapeDtypeStruct((1, *y.shape[1:]), y.dtype)
     return Problem(
@@ -185,6 +188,41 @@ def make_problem(
         _identified(val, in_part=split is not None),
         footprint,
     )  # fmt: skip
+
+
+def _check_ids(model: Any, probe: Any, parts: dict[str, Examples | Stream | None]) -> None:
+    """Checks that the tables a model reads, such as embeddings, have a row for each id.
+
+    All rows in memory are looked at, the first ones of others.
+
+    Raises:
+        DataError: if one has not. What is read beyond its end is NaN, or its last row.
+    """
+    functional = functionalize(model, probe, jax.random.key(0))
+    if not has_lookups(functional, probe):
+        return
+    for argument, data in parts.items():
+        for x in () if data is None else _inputs_to_look_at(data):
+            for num_rows, lowest, highest in lookups(functional, x):
+                if lowest >= 0 and highest < num_rows:
+                    continue
+                bad = highest if highest >= num_rows else lowest
+                raise DataError(
+                    f'{argument}: got ids by which the model reads row {bad} of a table of '
+                    f'{num_rows} rows, expected 0 to {num_rows - 1}. Build the embedding with '
+                    'more rows, or give ids that it does not know one of their own.'
+                )
+
+
+def _inputs_to_look_at(data: Examples | Stream) -> Iterator[Any]:
+    """Rows in blocks of one size, the last one filled up."""
+    if isinstance(data, Stream):
+        yield data.batches.peek().x
+        return
+    size = min(len(data.rows), _SOME_ROWS)
+    stop = len(data.rows) if data.x.in_memory else size
+    for first in range(0, stop, size):
+        yield data.x.take(np.resize(data.rows[first : first + size], size))
 
 
 def _some_of(x: Rows) -> Any:

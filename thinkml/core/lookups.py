@@ -1,0 +1,166 @@
+"""Lookups: the rows of its tables, such as embeddings, that a model reads for its inputs."""
+
+import functools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, jaxpr_as_fun
+
+from thinkml.core.adapters import ApplyFn, FunctionalModel
+from thinkml.core.jit import Jit
+
+
+class Lookup(NamedTuple):
+    """Reads of one table.
+
+    Attributes:
+        num_rows: of the table.
+        lowest: the first of its rows that is read.
+        highest: the last one.
+    """
+
+    num_rows: int
+    lowest: int
+    highest: int
+
+
+def has_lookups(functional: FunctionalModel, x: Any) -> bool:
+    """Returns whether the model reads rows of a table that depend on its inputs.
+
+    Args:
+        functional: the model.
+        x: inputs, or `jax.ShapeDtypeStruct` of them.
+    """
+    return bool(_table_sizes(functional, x))
+
+
+def lookups(functional: FunctionalModel, x: Any) -> list[Lookup]:
+    """Returns which rows of its tables a model reads, without computing its outputs.
+
+    Rows that a model clips to those there are (``mode='clip'``) are not among them.
+
+    Args:
+        functional: the model.
+        x: inputs, ``[rows, ...]``.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from flax import nnx
+        >>> from thinkml.core import functionalize
+        >>> from thinkml.core.lookups import lookups
+        >>> x = jnp.array([[1], [7]])
+        >>> functional = functionalize(nnx.Embed(5, 3, rngs=nnx.Rngs(0)), x, jax.random.key(0))
+        >>> lookups(functional, x)
+        [Lookup(num_rows=5, lowest=1, highest=7)]
+    """
+    ranges = _ranges(functional.apply, functional.params, functional.model_state, x)
+    sizes = _table_sizes(functional, x)
+    return [
+        Lookup(size, int(low), int(high))
+        for size, (low, high) in zip(sizes, jax.device_get(ranges), strict=True)
+    ]
+
+
+def _table_sizes(functional: FunctionalModel, x: Any) -> list[int]:
+    sizes: list[int] = []
+
+    def note(params: Any, model_state: Any, x: Any) -> None:
+        sizes.extend(size for size, _ in _read(functional.apply, params, model_state, x))
+
+    jax.eval_shape(note, functional.params, functional.model_state, x)
+    return sizes
+
+
+@functools.partial(Jit, static_argnums=0)
+def _ranges(apply: ApplyFn, params: Any, model_state: Any, x: Any) -> list[jax.Array]:
+    found = _read(apply, params, model_state, x)
+    return [jnp.stack([rows.min(), rows.max()]) for _, rows in found]
+
+
+def _read(apply: ApplyFn, params: Any, model_state: Any, x: Any) -> list[tuple[int, jax.Array]]:
+    """The size of each table, and the rows of it that are read."""
+
+    def forward(params: Any, model_state: Any, x: Any) -> Any:
+        return apply(params, model_state, x, key=None, train=False)[0]
+
+    traced = jax.make_jaxpr(forward)(params, model_state, x)
+    known = [_Value(leaf, False) for leaf in jax.tree.leaves((params, model_state))]
+    inputs = [_Value(leaf, True) for leaf in jax.tree.leaves(x)]
+    found: list[tuple[int, jax.Array]] = []
+    _walk(traced.jaxpr, traced.consts, [*known, *inputs], found)
+    return found
+
+
+class _Value(NamedTuple):
+    array: Any
+    of_inputs: bool
+
+
+def _walk(
+    jaxpr: Jaxpr,
+    consts: Sequence[Any],
+    arguments: Sequence[_Value],
+    found: list[tuple[int, jax.Array]],
+) -> list[_Value]:
+    """Computes the equations once more, those inside of others too, and notes what tables give."""
+    values = dict(zip(jaxpr.invars, arguments, strict=True))
+    values |= {v: _Value(c, False) for v, c in zip(jaxpr.constvars, consts, strict=True)}
+
+    def value(variable: Any) -> _Value:
+        return _Value(variable.val, False) if isinstance(variable, Literal) else values[variable]
+
+    for eqn in jaxpr.eqns:
+        given = [value(variable) for variable in eqn.invars]
+        of_inputs = any(one.of_inputs for one in given)
+        inner = _inner(eqn)
+        if inner is not None:
+            results = _walk(inner.jaxpr, inner.consts, given, found)
+        else:
+            if _is_lookup(eqn, given):
+                [axis] = eqn.params['dimension_numbers'].start_index_map
+                found.append((given[0].array.shape[axis], given[1].array))
+            results = [_Value(array, of_inputs) for array in _computed(jaxpr, eqn, given)]
+        values |= dict(zip(eqn.outvars, results, strict=True))
+    return [value(variable) for variable in jaxpr.outvars]
+
+
+def _computed(jaxpr: Jaxpr, eqn: JaxprEqn, given: Sequence[_Value]) -> list[Any]:
+    """The results of one equation."""
+    arrays = {
+        variable: one.array
+        for variable, one in zip(eqn.invars, given, strict=True)
+        if not isinstance(variable, Literal)
+    }
+    alone = jaxpr.replace(
+        constvars=(), invars=list(arrays), outvars=eqn.outvars, eqns=[eqn], effects=eqn.effects,
+        debug_info=jaxpr.debug_info._replace(arg_names=None, result_paths=None),
+    )  # fmt: skip
+    return jaxpr_as_fun(ClosedJaxpr(alone, ()))(*arrays.values())
+
+
+def _inner(eqn: JaxprEqn) -> ClosedJaxpr | None:
+    """The equations of a function that is called once, with the same arguments."""
+    if eqn.primitive.name not in _CALLS:
+        return None
+    inner = next(v for v in eqn.params.values() if isinstance(v, ClosedJaxpr | Jaxpr))
+    return inner if isinstance(inner, ClosedJaxpr) else ClosedJaxpr(inner, ())
+
+
+_CALLS = (
+    'jit', 'pjit', 'closed_call', 'remat', 'remat2', 'checkpoint', 'custom_jvp_call',
+    'custom_vjp_call', 'custom_vjp_call_jaxpr',
+)  # fmt: skip
+
+
+def _is_lookup(eqn: JaxprEqn, given: Sequence[_Value]) -> bool:
+    """Whether it reads single rows, told by the inputs, of a table that does not depend on them."""
+    if eqn.primitive.name != 'gather' or given[0].of_inputs or not given[1].of_inputs:
+        return False
+    numbers = eqn.params['dimension_numbers']
+    return (
+        len(numbers.start_index_map) == 1
+        and eqn.params['slice_sizes'][numbers.start_index_map[0]] == 1
+        and eqn.params['mode'] != jax.lax.GatherScatterMode.CLIP
+    )
