@@ -128,7 +128,7 @@ def test_a_sampler_is_told_the_epoch():
 def test_weights_and_several_inputs():
     weight = np.linspace(0, 1, 23)
     batch = next(open_batches([(X, Y, weight)].__iter__).iterate())
-    np.testing.assert_array_equal(batch.weight, weight.astype(np.float32))
+    np.testing.assert_array_equal(batch.weight, weight)
     given = {'image': X, 'age': X[:, 0], 'labels': Y, 'sample_weight': weight}
     batch = next(open_batches([given].__iter__).iterate())
     assert sorted(batch.x) == ['age', 'image'] and batch.weight is not None

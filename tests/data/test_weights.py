@@ -48,6 +48,51 @@ def test_balanced_is_that_of_scikit_learn(task, rows):
     np.testing.assert_allclose(class_weight_table(used, task, 'balanced')[present], expected)
 
 
+@pytest.mark.parametrize(
+    'own', [(Y > 0) * 1.0, np.arange(200) % 4, np.linspace(0.1, 9, 200), np.full(200, 1e-42)]
+)
+def test_balanced_counts_rows_by_their_weights_as_scikit_learn_does(own):
+    present = np.unique(Y[own > 0])
+    used = own > 0
+    expected = compute_class_weight('balanced', classes=present, y=Y[used], sample_weight=own[used])
+    got = example_weights(Y, NUMBERS, 'balanced', own)
+    by_hand = own * np.append(expected, [1] * (3 - len(present)))[np.searchsorted(present, Y)]
+    np.testing.assert_allclose(got / got.sum(), by_hand / by_hand.sum(), rtol=1e-6)
+    for label in present:
+        np.testing.assert_allclose(got[label == Y].sum(), got.sum() / len(present), rtol=1e-6)
+
+
+@pytest.mark.parametrize('scale', [1e-310, 1e-46, 1e-40, 1e-13, 1e13, 1e39, 1e300])
+@pytest.mark.parametrize('class_weights', [None, 'balanced', {0: 3.0, 2: 0.1}])
+def test_a_mean_does_not_depend_on_the_scale_of_its_weights(scale, class_weights):
+    own = np.random.default_rng(1).uniform(0, 2, 200)
+    expected = example_weights(Y, NUMBERS, class_weights, own).astype(np.float64)
+    got = example_weights(Y, NUMBERS, class_weights, own * scale).astype(np.float64)
+    np.testing.assert_allclose(got / got.sum(), expected / expected.sum(), rtol=2e-7)
+    assert 1e-12 < got.max() < 1e13
+
+
+@pytest.mark.parametrize('scale', [1e-40, 1e39])
+def test_class_weights_have_no_scale_either(scale):
+    weights = {0: scale, 1: 2 * scale, 2: 3 * scale}
+    got = example_weights(Y, NUMBERS, weights).astype(np.float64)
+    np.testing.assert_allclose(got / got.sum(), (Y + 1) / (Y + 1).sum(), rtol=1e-6)
+    both = example_weights(Y, NUMBERS, weights, np.full(200, scale)).astype(np.float64)
+    np.testing.assert_allclose(both / both.sum(), (Y + 1) / (Y + 1).sum(), rtol=1e-6)
+
+
+def test_very_different_weights_are_kept_side_by_side():
+    own = np.where(np.arange(200) % 2, 1.0, 1e-40)
+    got = example_weights(Y, NUMBERS, None, own).astype(np.float64)
+    np.testing.assert_allclose(got[0] / got[1], 1e-40, rtol=1e-6)
+    assert got[0] > np.finfo(np.float32).tiny
+
+
+def test_usual_weights_are_passed_on_as_they_are():
+    own = np.random.default_rng(1).uniform(0, 2, 200) * 10.0 ** (np.arange(200) % 20 - 10)
+    assert (example_weights(Y, NUMBERS, None, own) == own.astype(np.float32)).all()
+
+
 def test_labels_go_the_way_of_the_targets():
     y = ['cat', 'dog', 'bird', 'cat']
     got = example_weights(encode_targets(y, TEXT), TEXT, {'cat': 3})

@@ -1,5 +1,7 @@
 """Class weights and sample weights through the trainer."""
 
+import functools
+
 import jax
 import numpy as np
 import optax
@@ -8,6 +10,7 @@ from flax import nnx
 
 from tests.models_for_tests import mlp
 from thinkml.errors import DataError
+from thinkml.evaluation import ModelEvaluator
 from thinkml.training import ModelTrainer, TrainingConfig
 
 # One step of plain gradient descent on all rows: what is learned is the weighted mean gradient.
@@ -85,6 +88,98 @@ def test_labels_of_every_kind_are_keys(labels, key):
     expected, _ = train(X, (y == 1).astype(int), outputs=2, sample_weight=1 + (y == 1))
     # Text is sorted: 'healthy' comes before 'ill', as 0 before 1.
     assert_close(train(X, labels(y), outputs=2, class_weights={key: 2})[0], expected)
+
+
+def test_balanced_counts_no_rows_of_weight_0():
+    X, y = rows()
+    kept = (y != 1) | (np.arange(60) % 3 == 0)
+    weighed, _ = train(X, y, class_weights='balanced', sample_weight=kept)
+    assert_close(weighed, train(X[kept], y[kept], class_weights='balanced')[0])
+
+
+@pytest.mark.parametrize('scale', [1e-40, 1e39])
+def test_weights_of_any_scale_give_the_same_mean(scale):
+    X, y = rows()
+    own = np.random.default_rng(1).uniform(0.5, 2, 60)
+    settings = {'validation_split': 0.25, 'batch_size': 15, 'epochs': 2}
+    expected, plain = train(X, y, sample_weight=own, **settings)
+    got, history = train(X, y, sample_weight=own * scale, **settings)
+    assert_close(got, expected)
+    for name in ('loss', 'val_loss'):
+        np.testing.assert_allclose(history[name], plain[name], rtol=1e-5)
+
+
+def test_rows_held_out_that_all_weigh_0_have_no_mean(count_compiles):
+    X, y = rows()
+
+    def attempt():
+        with pytest.raises(DataError, match='sample_weight: got weight 0 for each of the 12 rows'):
+            train(X, y, sample_weight=np.arange(60) < 48, validation_split='last')
+
+    assert count_compiles(attempt) == 0
+    _, some = train(X, y, sample_weight=np.arange(60) < 50, validation_split='last')
+    assert np.isfinite(some['val_loss'][0])
+
+
+def weighted_batches(weight):
+    X, y = rows()
+
+    def batches():
+        for first in range(0, 60, 20):
+            part = slice(first, first + 20)
+            yield X[part], y[part], weight[part]
+
+    return batches
+
+
+@pytest.mark.parametrize('scale', [1e-40, 1e39])
+def test_weights_of_batches_have_no_scale_either(scale):
+    own = np.random.default_rng(1).uniform(0.5, 2, 60)
+    ends = []
+    for weight in (own, own * scale):
+        source = weighted_batches(weight)
+        params, history = train(source, None, X_val=source, class_weights={1: 2.0})
+        ends.append([*params, history['loss'], history['val_loss']])
+    assert_close(*ends)
+
+
+@pytest.mark.parametrize(
+    ('train_weight', 'val_weight', 'says'),
+    [
+        (np.zeros(60), np.ones(60), 'X_train: got weight 0 for every example'),
+        (np.ones(60), np.zeros(60), 'X_val: got weight 0 for every example'),
+        (np.where(np.arange(60) < 20, 1, 1e-40), np.ones(60), 'X_train, batch 2: got weights of'),
+    ],
+)
+def test_weights_of_batches_that_have_no_mean(train_weight, val_weight, says):
+    with pytest.raises(DataError, match=says):
+        train(weighted_batches(train_weight), None, X_val=weighted_batches(val_weight))
+
+
+def test_an_evaluation_of_batches_weighs_as_the_validation_does():
+    own = np.random.default_rng(1).uniform(0, 2, 60)
+    X, y = rows()
+    model = mlp(4, 3)
+    _, history = train(X, y, X_val=weighted_batches(own), model=model)
+    names = ['log_loss', 'accuracy', 'f1']
+    evaluate = functools.partial(ModelEvaluator().evaluate, model, metrics=names, confidence=None)
+    of_batches = evaluate(weighted_batches(own)).metrics
+    assert of_batches['log_loss'] == pytest.approx(history['val_loss'][0], rel=1e-5)
+    expected = evaluate(X, y, sample_weight=own).metrics
+    assert of_batches == pytest.approx(expected, rel=1e-6)
+    as_dicts = [
+        {'x': x, 'label': labels, 'sample_weight': weight}
+        for x, labels, weight in weighted_batches(own)()
+    ]
+    assert evaluate(iter(as_dicts)).metrics == pytest.approx(expected, rel=1e-6)
+
+
+def test_an_evaluation_has_weights_from_one_place():
+    evaluate = functools.partial(ModelEvaluator().evaluate, mlp(4, 3))
+    with pytest.raises(DataError, match='sample_weight: got one beside batches'):
+        evaluate(weighted_batches(np.ones(60)), sample_weight=np.ones(60))
+    with pytest.raises(DataError, match='X_test: got batches whose weights are all 0'):
+        evaluate(weighted_batches(np.zeros(60)))
 
 
 def test_accumulation_weighs_as_one_batch():

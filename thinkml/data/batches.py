@@ -34,7 +34,7 @@ class HostBatch(NamedTuple):
     Attributes:
         x: inputs ``[batch, ...]``: an array, or a dict or tuple of them.
         y: the labels as the user writes them; None where the source has none.
-        weight: float32 ``[batch]``; None where the source has none.
+        weight: float64 ``[batch]``; None where the source has none.
     """
 
     x: Any

@@ -166,7 +166,12 @@ class BatchFeed:
     def _read_blocks(self, iterator: BatchIterator, first: int) -> Iterator[Block]:
         steps: list[_Step] = []
         start, begun = first, time.perf_counter()
-        for step, is_last in _told_last(itertools.islice(self._steps(iterator), self._left(first))):
+        all_steps = self._steps(iterator)
+        if first == 0:  # else some may count that were read before
+            all_steps = _checked_to_count(
+                all_steps, lambda step: any(map(_counts, step.parts)), iterator.argument
+            )
+        for step, is_last in _told_last(itertools.islice(all_steps, self._left(first))):
             steps.append(step)
             is_short = step.num_rows < self.batch_size
             is_late = time.perf_counter() - begun > _BLOCK_SECONDS and not _is_shared(self._layout)
@@ -209,6 +214,30 @@ class BatchFeed:
             start=start, last=len(steps), ends_epoch=ends_epoch, layout=self._layout,
         )  # fmt: skip
         return block._replace(sources=[step.source for step in steps])
+
+
+def _counts(arrays: Arrays) -> bool:
+    """Whether some of the rows have a weight above 0."""
+    *_, weight = arrays
+    return weight is None or bool(weight.any())
+
+
+def _checked_to_count(
+    items: Iterable[Item], counts: Callable[[Item], bool], argument: str
+) -> Iterator[Item]:
+    """The items, of which at least one must count.
+
+    Raises:
+        DataError: at their end, if none does: a loss has no mean then.
+    """
+    found = False
+    for item in items:
+        found = found or counts(item)
+        yield item
+    if not found:
+        raise DataError(
+            f'{argument}: got weight 0 for every example of its batches, expected some above 0.'
+        )
 
 
 def _is_shared(layout: Layout | None) -> bool:
@@ -374,15 +403,20 @@ def batch_parts(
 ) -> Iterator[DeviceData]:
     """Gives batches to the device one by one, for an evaluation; the first ``limit`` of them."""
 
-    def part(number: int, batch: HostBatch) -> DeviceData:
-        arrays = encode(batch, f'{batches.argument}, batch {number}')
+    def encoded(number: int, batch: HostBatch) -> Arrays:
+        return encode(batch, f'{batches.argument}, batch {number}')
+
+    def part(arrays: Arrays) -> DeviceData:
         return _part(
             lambda positions: jax.tree.map(lambda leaf: leaf[positions], arrays),
             len(arrays[1]), max(part_rows, len(arrays[1])), layout,
         )  # fmt: skip
 
     numbered = enumerate(itertools.islice(batches.iterate(), limit), 1)
-    return prefetched(itertools.starmap(part, numbered))
+    all_arrays: Iterable[Arrays] = itertools.starmap(encoded, numbered)
+    if limit is None:
+        all_arrays = _checked_to_count(all_arrays, _counts, batches.argument)
+    return prefetched(map(part, all_arrays))
 
 
 def _part(

@@ -21,7 +21,11 @@ def example_weights(
     r"""Returns the weight of each example, the product of its class's and its own.
 
     ``'balanced'`` weighs a class with ``n / (k * count)``, as scikit-learn does: ``n`` rows of
-    ``k`` different classes, ``count`` of them of this one. So each class counts the same in sum.
+    ``k`` different classes, ``count`` of them of this one. Rows count by their ``sample_weight``
+    in both. So each class counts the same in sum.
+
+    A weighted mean does not depend on the scale of its weights. Where float32 would not hold them,
+    all are multiplied by the same power of 2.
 
     Args:
         targets: encoded targets ``[rows, ...]``.
@@ -49,11 +53,12 @@ def example_weights(
     if class_weights is None and sample_weight is None:
         return None
     used = slice(None) if rows is None else rows
-    weight = np.ones(len(targets), np.float32)
-    if class_weights is not None:
-        weight = class_weight_table(targets[used], task, class_weights)[targets]
+    weight = np.ones(len(targets))
     if sample_weight is not None:
-        weight = weight * check_sample_weight(sample_weight, len(targets), 'sample_weight')
+        weight = in_float32(check_sample_weight(sample_weight, len(targets), 'sample_weight'))
+    if class_weights is not None:
+        table = class_weight_table(targets[used], task, class_weights, weight[used])
+        weight = weight * table[targets].astype(np.float64)
     if not weight[used].any():
         names = [
             name
@@ -63,11 +68,49 @@ def example_weights(
         raise DataError(
             f'{", ".join(names)}: got weight 0 for every row to train on, expected some above 0.'
         )
-    return weight
+    return in_float32(weight)
+
+
+# As powers of 2: what float32 holds together with its products with losses and other weights.
+_USUAL, _POSSIBLE = 40, 80
+
+
+def shift_of(weight: np.ndarray) -> int:
+    """Returns the power of 2 that brings weights to where float32 holds them; 0 for usual ones."""
+    positive = weight[weight > 0]
+    if not len(positive):
+        return 0
+    low, high = np.frexp([positive.min(), positive.max()])[1].tolist()
+    if low >= -_USUAL and high <= _USUAL:
+        return 0
+    return -max((low + high) // 2, high - _USUAL)
+
+
+def in_float32(
+    weight: np.ndarray, shift: int | None = None, argument: str = 'sample_weight'
+) -> np.ndarray:
+    """Returns weights in float32, multiplied by a power of 2, which rounds nothing.
+
+    Args:
+        weight: finite and at least 0.
+        shift: the power; None is that of `shift_of`.
+        argument: the name used in error messages.
+
+    Raises:
+        DataError: if these weights are too large or too small for the ``shift`` of others.
+    """
+    shift = shift_of(weight) if shift is None else shift
+    scaled = np.ldexp(weight.astype(np.float64), shift)
+    if scaled.any() and abs(int(np.frexp(scaled.max())[1])) > _POSSIBLE:
+        raise DataError(
+            f'{argument}: got weights of up to {weight.max():.3g}, which float32 does not hold '
+            'beside those of the first batch. Bring the weights of all batches to one scale.'
+        )
+    return scaled.astype(np.float32)
 
 
 def check_sample_weight(sample_weight: Any, num_rows: int, argument: str) -> np.ndarray:
-    """Returns the weights of rows as float32 ``[rows]``.
+    """Returns the weights of rows as float64 ``[rows]``.
 
     Raises:
         DataError: unless there is one finite number of at least 0 for each row.
@@ -83,15 +126,19 @@ def check_sample_weight(sample_weight: Any, num_rows: int, argument: str) -> np.
             f'{argument}: got {weight.min()} at row {weight.argmin()}, expected weights of at '
             'least 0. A row of weight 0 is not learned from.'
         )
-    return weight.reshape(num_rows).astype(np.float32)
+    return weight.reshape(num_rows).astype(np.float64)
 
 
 def class_weight_table(
-    targets: np.ndarray, task: Task, class_weights: Mapping[Any, float] | str
+    targets: np.ndarray,
+    task: Task,
+    class_weights: Mapping[Any, float] | str,
+    sample_weight: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Returns the weight of each class, in the order of the encoded targets.
+    """Returns the weight of each class, float32, in the order of the encoded targets.
 
-    Takes and raises what `example_weights` does; ``targets`` are of the rows to train on.
+    Takes and raises what `example_weights` does; ``targets`` and ``sample_weight`` are of the rows
+    to train on.
     """
     if task.classes is None or task.kind == 'multilabel':
         raise DataError(
@@ -99,16 +146,16 @@ def class_weight_table(
             'sample_weight=..., one weight per row.'
         )
     if isinstance(class_weights, str) and class_weights == 'balanced':
-        counts = np.bincount(targets, minlength=len(task.classes))
+        counts = np.bincount(targets, sample_weight, minlength=len(task.classes))
         # A class without rows has no weight to find: no row takes it.
-        present = np.maximum(counts, 1)
-        return (len(targets) / (np.count_nonzero(counts) * present)).astype(np.float32)
+        present = np.where(counts > 0, counts, 1)
+        return in_float32(counts.sum() / (max(np.count_nonzero(counts), 1) * present))
     if not isinstance(class_weights, Mapping):
         raise DataError(
             f"class_weights: got {class_weights!r}, expected 'balanced' or a dict of a weight for "
             f'each label, for instance {{{task.classes[0]!r}: 2.0}}.'
         )
-    weights = np.ones(len(task.classes), np.float32)
+    weights = np.ones(len(task.classes))
     places = {label: index for index, label in enumerate(task.classes)}
     for label, value in class_weights.items():
         if label not in places:
@@ -118,7 +165,7 @@ def class_weight_table(
                 f'class_weights[{label!r}]: got {value!r}, expected a finite number of at least 0.'
             )
         weights[places[label]] = value
-    return weights
+    return in_float32(weights)
 
 
 def _unknown(label: Any, classes: tuple[Any, ...]) -> str:

@@ -120,8 +120,8 @@ class ModelEvaluator:
                 inferred from ``y_test``.
             X_test: inputs, one row per example, of any kind that training takes: arrays, frames,
                 what is stored on disk (see `thinkml.data.open_rows`), batches
-                (`thinkml.data.open_batches`; weights in them don't count here). Of another
-                library's model, what that takes.
+                (`thinkml.data.open_batches`; weights in them count as ``sample_weight`` does). Of
+                another library's model, what that takes.
             y_test: targets in the form used in training. None, or the name of a column, where
                 ``X_test`` holds them (`thinkml.data.open_dataset`).
             metrics: names from `METRICS`, functions ``(logits, labels)`` and CLU metrics as in

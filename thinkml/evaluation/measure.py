@@ -46,7 +46,7 @@ def evaluate_model(
     """
     opened = open_model(model, X_test, y_test, devices)
     task, labels = opened.task, opened.labels
-    weight = open_weight(settings.sample_weight, len(labels))
+    weight = open_weight(settings.sample_weight, opened)
     masks = open_slices(settings.slices, len(labels))
     resampling = open_resampling(settings, opened)
     asked = default(task.kind) if settings.metrics is None else settings.metrics

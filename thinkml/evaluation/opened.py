@@ -23,6 +23,7 @@ class Opened:
         predict: returns the predictions in the form of the labels, and both as `Scored`.
         fingerprint: identifies the data.
         versions: of the model's library, where it is another one.
+        weight: what each row counts, where batches say it, float64 ``(rows,)``; else None.
     """
 
     task: Task
@@ -31,6 +32,7 @@ class Opened:
     predict: Callable[[], tuple[np.ndarray, Scored]]
     fingerprint: dict[str, Any]
     versions: dict[str, str] = dataclasses.field(default_factory=dict)
+    weight: np.ndarray | None = None
 
 
 def encode_labels(labels: np.ndarray, task: Task) -> np.ndarray:

@@ -79,15 +79,31 @@ def _open_batches(
     if like is None:
         num_outputs(model, example, 'X_test')
     predict = make_predict(model, example, devices=devices)
-    outputs, labels = [], []
+    outputs, labels, weights = [], [], []
     for batch in batches.iterate():
         outputs.append(predict(batch.x))
         labels.append(batch.y)
+        weights.append(batch.weight)
     true = check_targets(concatenate_labels(labels), 'X_test, labels')
     task = _task_of(model, true, example)
     encoded = encode_labels(true, task)
     scored = _scored(np.concatenate(outputs), encoded, task)
-    return Opened(task, true, encoded, lambda: scored, fingerprint_of_labels(encoded))
+    return Opened(
+        task, true, encoded, lambda: scored, fingerprint_of_labels(encoded),
+        weight=_weight_of(weights, labels),
+    )  # fmt: skip
+
+
+def _weight_of(weights: list[Any], labels: list[np.ndarray]) -> np.ndarray | None:
+    """What each row of the batches counts, 1 in those without weights; None where none has any."""
+    if all(weight is None for weight in weights):
+        return None
+    return np.concatenate(
+        [
+            np.ones(len(y)) if weight is None else weight
+            for weight, y in zip(weights, labels, strict=True)
+        ]
+    )
 
 
 def _task_of(model: Any, labels: np.ndarray, example: Any) -> Task:

@@ -78,15 +78,23 @@ def _keys_or_type(value: Any) -> str:
     return type(value).__name__
 
 
-def open_weight(sample_weight: Any, num_rows: int) -> np.ndarray | None:
+def open_weight(sample_weight: Any, opened: Opened) -> np.ndarray | None:
     """What each row counts, float64 ``(rows,)``; None where all count 1.
 
     Raises:
-        DataError: if they are no numbers of at least 0, one for each row, of which some count.
+        DataError: if they are no numbers of at least 0, one for each row, of which some count; if
+            the batches hold weights themselves.
     """
+    if opened.weight is not None and sample_weight is not None:
+        raise DataError(
+            'sample_weight: got one beside batches (inputs, labels, weights), expected the weights '
+            'in one place. Leave one of the two out.'
+        )
+    if opened.weight is not None and not opened.weight.any():
+        raise DataError('X_test: got batches whose weights are all 0, expected some above 0.')
     if sample_weight is None:
-        return None
-    weight = _column(sample_weight, num_rows, 'sample_weight')
+        return opened.weight
+    weight = _column(sample_weight, len(opened.labels), 'sample_weight')
     if weight.dtype.kind not in 'biuf' or not (np.isfinite(weight) & (weight >= 0)).all():
         raise DataError('sample_weight: got values that are no numbers of at least 0.')
     if not weight.any():

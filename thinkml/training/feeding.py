@@ -25,6 +25,7 @@ from thinkml.data import (
     select,
 )
 from thinkml.data.stream import Arrays, row_bytes
+from thinkml.data.weights import in_float32
 from thinkml.errors import ConfigError
 from thinkml.training.config import TrainingConfig
 from thinkml.training.fit import Validation
@@ -191,7 +192,7 @@ def _validation(
         )  # fmt: skip
     # By capacity, so that another split finds the compiled program.
     batch_size = min(inference_batch_size(val.x.spec), capacity(len(val.x)))
-    rows = val.rows[:batch_size] if config.fast_dev_run else val.rows
+    rows = _some_that_count(val, batch_size) if config.fast_dev_run else val.rows
     make = functools.partial(
         Validation, batch_size=batch_size,
         capacity=math.ceil(capacity(len(val.x)) / batch_size) * batch_size,
@@ -203,10 +204,18 @@ def _validation(
     return make(lambda: data)
 
 
+def _some_that_count(val: Examples, count: int) -> np.ndarray:
+    """The first rows of which the loss has a mean."""
+    rows = val.rows if val.weight is None else val.rows[val.weight[val.rows] > 0]
+    return rows[:count]
+
+
 def _encode(stream: Stream, batch: HostBatch, argument: str) -> Arrays:
     """A batch as the device takes it."""
     y = encode_targets(batch.y, stream.task, argument)
-    weight = np.ones(len(y), np.float32) if batch.weight is None else batch.weight
+    weight = np.ones(len(y), np.float32)
+    if batch.weight is not None:
+        weight = in_float32(batch.weight, stream.weight_shift, argument)
     if stream.class_table is not None:
         weight = weight * stream.class_table[y]
     return batch.x, y, weight

@@ -32,6 +32,7 @@ from thinkml.data import (
     unlabeled,
 )
 from thinkml.data.frames import is_frame
+from thinkml.data.weights import shift_of
 from thinkml.errors import ConfigError, DataError, warn_user
 from thinkml.record import InputSpec, Task, record_of
 from thinkml.training.config import TrainingConfig
@@ -67,11 +68,13 @@ class Stream(NamedTuple):
         batches: the source.
         task: what the labels mean.
         class_table: the weight of each class; None where all count 1.
+        weight_shift: the power of 2 that the weights of all batches are multiplied by.
     """
 
     batches: Batches
     task: Task
     class_table: np.ndarray | None = None
+    weight_shift: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -291,15 +294,22 @@ def _stream(batches: Batches, task: Task, asked: Asked, config: TrainingConfig) 
             f'validation_split: got {config.validation_split!r} for batches, of which no rows can '
             'be held out. Pass X_val, another source of batches or arrays.'
         )
+    shift = _shift_of(batches)
     if asked.class_weights is None:
-        return Stream(batches, task)
+        return Stream(batches, task, weight_shift=shift)
     if asked.class_weights == 'balanced':
         raise DataError(
             "class_weights: got 'balanced' for batches, whose classes can not be counted before "
             'training. Pass a dict of a weight for each label.'
         )
     table = class_weight_table(np.zeros(0, np.int32), task, asked.class_weights)
-    return Stream(batches, task, table)
+    return Stream(batches, task, table, shift)
+
+
+def _shift_of(batches: Batches) -> int:
+    """By the first batch, since a run must not depend on which comes when it is resumed."""
+    weight = batches.peek().weight
+    return 0 if weight is None else shift_of(weight)
 
 
 def _examples(
@@ -324,6 +334,12 @@ def _examples(
         # Class weights say how to learn, not what is true: validation goes without them.
         alone = example_weights(y, task, None, asked.sample_weight)
         weight[rows_val] = 1 if alone is None else alone[rows_val]
+        if not weight[rows_val].any():
+            raise DataError(
+                f'sample_weight: got weight 0 for each of the {len(rows_val):,} rows held out for '
+                'validation, expected some above 0, which val_loss is the mean of. Hold out other '
+                'rows (validation_split, seed), or pass X_val and y_val.'
+            )
     return Examples(x, y, rows, weight, room), Examples(x, y, rows_val, weight)
 
 
@@ -340,7 +356,7 @@ def _open_validation(
         _check_epochs(batches, config)
         # Its labels now, and not after the first epoch.
         encode_targets(batches.peek().y, task, 'X_val, batch 1')
-        return Stream(batches, task)
+        return Stream(batches, task, weight_shift=_shift_of(batches))
     if X_val is None or (y_val is None and not _holds_labels(asked)):
         missing, given = ('X_val', 'y_val') if X_val is None else ('y_val', 'X_val')
         raise DataError(f'{missing}: got None together with {given}, expected both or neither.')
