@@ -24,6 +24,7 @@ from tests.models_for_tests import (
     mlp,
 )
 from thinkml.errors import ConfigError, DataError, ModelTypeError, NotTrainedError, ThinkMLWarning
+from thinkml.evaluation import ModelEvaluator
 from thinkml.models import from_functions, from_linen, predict, predict_proba
 from thinkml.record import record_of
 from thinkml.training import EarlyStopping, ModelTrainer, TrainingConfig
@@ -334,6 +335,44 @@ def test_a_model_that_returns_probabilities_is_told():
     model = nnx.Sequential(nnx.Linear(4, 3, rngs=nnx.Rngs(0)), nnx.softmax)
     with pytest.warns(ThinkMLWarning, match='ends in a softmax'):
         train(model, X, y, epochs=1)
+
+
+def loss_on_probabilities(p, y):
+    p = jnp.clip(p.reshape(len(y), -1), 1e-6, 1 - 1e-6)
+    if p.shape[1] > 1:
+        return -jnp.log(p[jnp.arange(len(y)), y])
+    return -(y * jnp.log(p[:, 0]) + (1 - y) * jnp.log(1 - p[:, 0]))
+
+
+@pytest.mark.parametrize(
+    ('outputs', 'activation'),
+    [
+        (1, nnx.sigmoid),
+        (1, lambda x: jnp.clip(nnx.sigmoid(x), 1e-6, 1 - 1e-6)),
+        (1, lambda x: 0.5 * (1 + jnp.tanh(x / 2))),
+        (2, nnx.softmax),
+    ],
+)
+@pytest.mark.parametrize('kind', ['nnx', 'functions'])
+def test_probabilities_are_told_beside_a_custom_loss_and_in_an_evaluation(
+    outputs, activation, kind
+):
+    X, y = blobs()
+    model = nnx.Sequential(nnx.Linear(4, outputs, rngs=nnx.Rngs(0)), activation)
+    if kind == 'functions':
+        kernel = np.asarray(model.layers[0].kernel[...])
+        model = from_functions(lambda key, x: {'w': kernel}, lambda p, x: activation(x @ p['w']))
+    with pytest.warns(ThinkMLWarning, match=r'model: it(s| ends).*take.* for logits'):
+        ModelEvaluator().evaluate(model, X, y % 2, metrics=['accuracy'], confidence=None)
+    with pytest.warns(ThinkMLWarning, match='model: it.*apply it in the loss'):
+        train(model, X, y % 2, epochs=1, loss_fn=loss_on_probabilities)
+
+
+def test_a_custom_loss_on_logits_is_told_nothing():
+    X, y = blobs()
+    model = nnx.Linear(4, 1, rngs=nnx.Rngs(0))
+    ModelEvaluator().evaluate(model, X, y % 2, metrics=['accuracy'], confidence=None)
+    train(model, X, y % 2, epochs=1, loss_fn=lambda z, y: loss_on_probabilities(nnx.sigmoid(z), y))
 
 
 def test_a_single_class_is_told():

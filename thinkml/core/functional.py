@@ -19,6 +19,7 @@ from thinkml.core.adapters import (
     PyTree,
     functionalize_nnx,
 )
+from thinkml.core.output_range import Range, output_range
 from thinkml.core.precision import DType
 from thinkml.core.remat import computed_bytes
 from thinkml.errors import DataError, ModelTypeError
@@ -76,7 +77,7 @@ def num_outputs(model: Any, x: PyTree, argument: str = 'X_train') -> int:
         DataError: if the model can't take these inputs, or returns another shape than ``(rows,)``
             or ``(rows, outputs)``.
     """
-    return outputs_of(model, x, argument)[0]
+    return outputs_of(model, x, argument).num_outputs
 
 
 def last_activation(model: Any, x: PyTree, argument: str = 'X_train') -> str | None:
@@ -91,7 +92,7 @@ def last_activation(model: Any, x: PyTree, argument: str = 'X_train') -> str | N
         ModelTypeError: see `num_outputs`.
         DataError: see `num_outputs`.
     """
-    return outputs_of(model, x, argument)[1]
+    return outputs_of(model, x, argument).range.name
 
 
 class Outputs(NamedTuple):
@@ -99,17 +100,17 @@ class Outputs(NamedTuple):
 
     Attributes:
         num_outputs: numbers per example.
-        activation: that it ends in, see `last_activation`.
+        range: what these numbers can be.
         gathers: whether it reads arrays at places that are computed, such as an embedding's.
     """
 
     num_outputs: int
-    activation: str | None
+    range: Range
     gathers: bool
 
 
 def outputs_of(model: Any, x: PyTree, argument: str = 'X_train') -> Outputs:
-    """Returns what `num_outputs` and `last_activation` do, with the model traced once for both."""
+    """Returns what `num_outputs` does and more, with the model traced once for all."""
     traced, (outputs, *_) = _trace(model, x, argument, train=False)
     if not isinstance(outputs, jax.ShapeDtypeStruct):
         raise ModelTypeError(
@@ -122,8 +123,8 @@ def outputs_of(model: Any, x: PyTree, argument: str = 'X_train') -> Outputs:
             f'({PROBE_ROWS},) or ({PROBE_ROWS}, outputs). Flatten or pool what it returns.'
         )
     count = outputs.shape[1] if outputs.ndim == 2 else 1
-    activation = _last_activation(traced.jaxpr, traced.jaxpr.outvars[0])
-    return Outputs(count, activation, _gathers(traced.jaxpr))
+    found = output_range(traced.jaxpr, traced.jaxpr.outvars[0])
+    return Outputs(count, found, _gathers(traced.jaxpr))
 
 
 def _gathers(jaxpr: Jaxpr) -> bool:
@@ -194,23 +195,6 @@ def check_trainable(
     params_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params))
     of_rows = computed_bytes(traced.jaxpr, PROBE_ROWS)
     return Footprint(params_bytes, -(-of_rows // PROBE_ROWS))
-
-
-def _last_activation(jaxpr: Jaxpr, output: Any) -> str | None:
-    made_by: dict[Any, Any] = {variable: eqn for eqn in jaxpr.eqns for variable in eqn.outvars}
-    eqn = made_by.get(output)
-    while eqn is not None and eqn.primitive.name in ('reshape', 'squeeze', 'convert_element_type'):
-        eqn = made_by.get(eqn.invars[0])
-    if eqn is None:
-        return None
-    if eqn.primitive.name == 'logistic':
-        return 'sigmoid'
-    if eqn.primitive.name == 'div':
-        numerator = made_by.get(eqn.invars[0])
-        return 'softmax' if numerator and numerator.primitive.name == 'exp' else None
-    inner = [value for value in eqn.params.values() if isinstance(value, ClosedJaxpr)]
-    index = eqn.outvars.index(output) if output in eqn.outvars else 0
-    return _last_activation(inner[0].jaxpr, inner[0].jaxpr.outvars[index]) if inner else None
 
 
 def probe(x: PyTree) -> PyTree:

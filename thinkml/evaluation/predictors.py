@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 
 from thinkml.core import make_predict, num_outputs, predict_outputs
+from thinkml.core.functional import outputs_of
+from thinkml.core.output_range import misread_outputs
 from thinkml.data import (
     check_targets,
     concatenate_labels,
@@ -17,7 +19,7 @@ from thinkml.data import (
     open_data,
     probabilities,
 )
-from thinkml.errors import DataError
+from thinkml.errors import DataError, warn_user
 from thinkml.evaluation.foreign import is_foreign, open_foreign
 from thinkml.evaluation.opened import (
     Opened,
@@ -110,7 +112,11 @@ def _task_of(model: Any, labels: np.ndarray, example: Any) -> Task:
     known = record_of(model).task
     if known is not None:
         return known
-    return infer_task(labels, num_outputs(model, example, 'X_test'), argument='y_test')
+    outputs = outputs_of(model, example, 'X_test')
+    task = infer_task(labels, outputs.num_outputs, argument='y_test')
+    if misread := misread_outputs(outputs.range, task):
+        warn_user(misread)
+    return task
 
 
 def _scored(outputs: np.ndarray, encoded: np.ndarray, task: Task) -> tuple[np.ndarray, Scored]:

@@ -13,6 +13,7 @@ from thinkml.core.functional import PROBE_ROWS, Footprint, outputs_of
 from thinkml.core.lookups import has_lookups, lookups
 from thinkml.core.losses import decides
 from thinkml.core.modes import frozen_by_hand, inner_switches
+from thinkml.core.output_range import misread_outputs
 from thinkml.data import (
     Batches,
     Rows,
@@ -160,7 +161,7 @@ def make_problem(
         targets = check_targets(targets, 'y_train')
         check_lengths({'X_train': x, 'y_train': targets})
     probe = probe_of(inputs, PROBE_ROWS)
-    num_outputs, activation, gathers = outputs_of(model, probe, 'X_train')
+    num_outputs, output_range, gathers = outputs_of(model, probe, 'X_train')
     task = infer_task(targets, num_outputs, decided=decides(asked.loss_fn), known=known.task)
     _warn_of_new_classes(known.task, task)
     _warn_of_unlabeled(targets, task, asked)
@@ -173,8 +174,8 @@ def make_problem(
         loss_fn=asked.loss_fn, metrics=asked.metrics, augmentation=asked.augmentation,
         training_metrics=training_metrics,
     )  # fmt: skip
-    if task.is_classification and not objective.is_own_loss:
-        _warn_of_probabilities(activation)
+    if misread := misread_outputs(output_range, task, objective.is_own_loss):
+        warn_user(misread)
     if batches is not None:
         train, split = _stream(batches, task, asked, config), None
     else:
@@ -470,12 +471,4 @@ def _warn_of_new_classes(known: Task | None, task: Task) -> None:
         warn_user(
             f'y_train: the model was trained as {known} and now is trained as {task}: its outputs '
             'change their meaning. Make a new model if that is not intended.'
-        )
-
-
-def _warn_of_probabilities(activation: str | None) -> None:
-    if activation is not None:
-        warn_user(
-            f'model: it ends in a {activation}, which the loss and the predictions apply as well. '
-            f'Return logits: remove the {activation} from the model.'
         )
