@@ -22,9 +22,16 @@ from thinkml.errors import (
     warn_user,
 )
 from thinkml.monitoring import History
+from thinkml.training.function_digests import changed_functions
 from thinkml.training.run import EpochEnd, Run
 from thinkml.training.run_directory import new_directory, newest_directory
-from thinkml.training.watching import Mode, watch_problems, watched
+from thinkml.training.watching import (
+    EarlyStopping,
+    Mode,
+    ReduceLROnPlateau,
+    watch_problems,
+    watched,
+)
 
 
 @dataclasses.dataclass(unsafe_hash=True)
@@ -103,6 +110,7 @@ class Checkpoints:
         metric_names: tuple[str, ...],
     ):
         self._settings = settings
+        self._metric_names = metric_names
         self._best = self._best_before = watched(settings.monitor, settings.mode, metric_names)
         root = Path(settings.directory or directory).absolute()
         self._lock: int | None = None
@@ -159,22 +167,32 @@ class Checkpoints:
         return None if self._found is None else self._found[1]['settings']
 
     def check_same_run(
-        self, settings: dict[str, Any], callbacks: list[Any], *, fixed_length: bool
+        self,
+        settings: dict[str, Any],
+        callbacks: list[Any],
+        functions: dict[str, str],
+        *,
+        fixed_length: bool,
     ) -> None:
         """Compares a run with the one it is to go on with, if there is one.
 
         Args:
             settings: of the run, see `Run`.
             callbacks: of the run.
+            functions: from `function_digests`.
             fixed_length: whether the learning rate depends on how long the run is.
 
         Raises:
             ConfigError: if they are different runs; names each difference.
         """
+        self._functions = functions
+        self._watched = self._watched_by(callbacks)
         if self._found is None:
             return
         _, saved = self._found
         found = _differences(saved['settings'], settings, fixed_length)
+        found += changed_functions(saved.get('functions', {}), functions)
+        found += _changed_monitors(saved.get('watched', {}), self._watched)
         before, now = sorted(saved['callbacks']), sorted(_stateful(callbacks))
         if before != now:
             found.append(
@@ -188,6 +206,16 @@ class Checkpoints:
                 'run with resume=False:'
             )
             raise ConfigError(problems(headline, found))
+
+    def _watched_by(self, callbacks: list[Any]) -> dict[str, str]:
+        """The metric each of ours watches, and the mode, by the name of the callback."""
+        watching = {
+            name: watched(callback.monitor, callback.mode, self._metric_names)
+            for name, callback in _stateful(callbacks).items()
+            if isinstance(callback, EarlyStopping | ReduceLROnPlateau)
+        }
+        watching['Checkpoint'] = self._best
+        return {name: f'{metric.name} ({metric.mode})' for name, metric in watching.items()}
 
     def check_space(self, state: Any) -> None:
         """Raises a `CheckpointError` if the disk has no room for a state like this."""
@@ -303,6 +331,8 @@ class Checkpoints:
             'settings': run.settings,
             'epoch_ends': run.epoch_ends,
             'logs': run.logs,
+            'functions': self._functions,
+            'watched': self._watched,
         }
 
     def _failed(self, error: CheckpointError) -> None:
@@ -441,6 +471,16 @@ def _difference(name: str, saved: dict[str, Any], now: dict[str, Any]) -> str:
     elif name.endswith('.sha256'):
         why = ': other values, another order or other weights'
     return f'{name}: {saved.get(name)!r} in the checkpoint, {now.get(name)!r} now{why}.'
+
+
+def _changed_monitors(saved: dict[str, str], now: dict[str, str]) -> list[str]:
+    """Which callbacks would compare a metric with the best value of another, a sentence each."""
+    return [
+        f'callbacks: {name} watched {saved[name]} in the checkpoint, {now[name]} now: the best '
+        'value so far is of another metric.'
+        for name in saved.keys() & now.keys()
+        if saved[name] != now[name]
+    ]
 
 
 def _flat(settings: dict[str, Any]) -> dict[str, Any]:

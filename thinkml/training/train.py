@@ -24,6 +24,7 @@ from thinkml.training.checkpointing import Checkpoint, Checkpoints
 from thinkml.training.config import TrainingConfig
 from thinkml.training.continuing import optimizer_arrays
 from thinkml.training.fit import fit, note_interrupt
+from thinkml.training.function_digests import function_digests
 from thinkml.training.plan import make_it_fit
 from thinkml.training.preparation import Prepared, Saving, needs_length, prepare
 from thinkml.training.problem import Asked, Examples, Problem, make_problem
@@ -117,7 +118,10 @@ def _train(
         config = dataclasses.replace(config, learning_rate=rate)
     settings = _settings(config, problem, asked, saving)
     if checkpoints is not None:
-        checkpoints.check_same_run(settings, callbacks, fixed_length=needs_length(config))
+        functions = function_digests(model, problem, asked, config)
+        checkpoints.check_same_run(
+            settings, callbacks, functions, fixed_length=needs_length(config)
+        )
     prepared = prepare(model, problem, config, layout, saving)
     whole = model.model if isinstance(model, PartlyFrozen) else model
     run = Run(

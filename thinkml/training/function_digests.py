@@ -1,0 +1,179 @@
+"""Digests of the functions a run is made with, by which a resumed run recognises them."""
+
+import functools
+import hashlib
+import re
+import sys
+import types
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend.core import ClosedJaxpr
+
+from thinkml.core import functionalize, make_optimizer, metric_name
+from thinkml.core.functional import PROBE_ROWS
+from thinkml.training.config import TrainingConfig
+from thinkml.training.problem import Asked, Problem, probe_of
+
+# The key of the versions that digests depend on: those of others are not compared.
+VERSIONS = 'versions'
+
+
+def function_digests(
+    model: Any, problem: Problem, asked: Asked, config: TrainingConfig
+) -> dict[str, str]:
+    """Returns a digest of each function or object that the user wrote, by argument.
+
+    It is that of the computation as JAX traces it, with all numbers in it, so that it is the same
+    in every process and whatever the function is called. A metric that is computed on the host
+    can't be traced: the digest is that of its code and of the values in it.
+
+    Args:
+        model: the user's object.
+        problem: what is learned.
+        asked: what the user asked for.
+        config: the settings.
+    """
+    objective, task = problem.objective, problem.task
+    width = (task.num_outputs,) if problem.labels.ndim > 1 or task.num_outputs > 1 else ()
+    logits = jax.ShapeDtypeStruct((PROBE_ROWS, *width), np.float32)
+    labels = jax.ShapeDtypeStruct((PROBE_ROWS, *problem.labels.shape[1:]), problem.labels.dtype)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    x = probe_of(problem.inputs, PROBE_ROWS)
+
+    digests = {VERSIONS: f'JAX {jax.__version__}, Python {sys.version_info.minor}'}
+    if objective.is_own_loss:
+        gradient = jax.value_and_grad(
+            lambda logits, labels: objective.loss_fn(logits, labels).sum()
+        )
+        digests['loss_fn'] = _traced(gradient, logits, labels)
+    if objective.augment is not None and any(map(_is_users, _items(asked.augmentation))):
+        digests['augmentation'] = _traced(objective.augment, key, x, labels)
+    if callable(config.learning_rate):
+        step = jax.ShapeDtypeStruct((), jnp.int32)
+        digests['learning_rate'] = _traced(config.learning_rate, step)
+    if not isinstance(config.optimizer, str):
+        tx = make_optimizer(config.optimizer)
+        params = jax.eval_shape(lambda key: functionalize(model, x, key).params, key)
+        update = lambda params: tx.update(params, tx.init(params), params)  # noqa: E731
+        digests['optimizer'] = _traced(update, params)
+    for metric in filter(_is_users, objective.metrics):
+        digests[f'metrics.{metric_name(metric)}'] = _of_metric(metric, logits, labels)
+    return digests
+
+
+def changed_functions(saved: dict[str, str], now: dict[str, str]) -> list[str]:
+    """What computes something else than in the checkpoint, a sentence each."""
+    if saved.get(VERSIONS) != now[VERSIONS]:
+        return []
+    return [
+        f'{name}: it has the name of the one in the checkpoint, but computes something else.'
+        for name in saved.keys() & now.keys()
+        if saved[name] != now[name]
+    ]
+
+
+def _items(augmentation: Any) -> Iterator[Any]:
+    if isinstance(augmentation, list | tuple):
+        for item in augmentation:
+            yield from _items(item)
+    else:
+        yield augmentation
+
+
+def _is_users(function: Any) -> bool:
+    """Returns True for what ThinkML does not name or define itself."""
+    defined = function if hasattr(function, '__qualname__') else type(function)
+    return callable(function) and not str(defined.__module__).startswith('thinkml.')
+
+
+def _of_metric(metric: Any, logits: Any, labels: Any) -> str:
+    weight = jax.ShapeDtypeStruct(logits.shape[:1], np.float32)
+    mask = jax.ShapeDtypeStruct(logits.shape[:1], np.bool_)
+    if not isinstance(metric, type):
+        return _traced(metric, logits, labels, otherwise=metric)
+    return _traced(
+        lambda logits, labels, losses, weight, mask: _computed(
+            metric, logits=logits, labels=labels, losses=losses, weight=weight, mask=mask
+        ),
+        logits, labels, weight, weight, mask,
+        otherwise=metric,
+    )  # fmt: skip
+
+
+def _computed(metric: Any, **step: Any) -> Any:
+    one = metric.from_model_output(**step)
+    return one.merge(one).compute()
+
+
+def _traced(function: Callable[..., Any], *shapes: Any, otherwise: Any = None) -> str:
+    """The digest of a function's program; of code where it can't be traced."""
+    try:
+        program = jax.make_jaxpr(function)(*shapes)
+    except Exception:
+        # Training says what is wrong with a function that has to be traced.
+        return _digest(_code(otherwise))
+    return _digest([re.sub(r'0x\w+', '', str(program.jaxpr)), *map(_array, _constants(program))])
+
+
+def _digest(parts: Iterable[Any]) -> str:
+    return hashlib.sha256(repr(list(parts)).encode()).hexdigest()
+
+
+def _constants(program: ClosedJaxpr) -> Iterator[Any]:
+    """The arrays in a program, and in the programs it calls."""
+    yield from program.consts
+    for equation in program.jaxpr.eqns:
+        for value in jax.tree.leaves(list(equation.params.values()), is_leaf=_is_program):
+            if _is_program(value):
+                yield from _constants(value)
+
+
+def _is_program(value: Any) -> bool:
+    return isinstance(value, ClosedJaxpr)
+
+
+def _array(value: Any) -> Any:
+    if isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
+        value = jax.random.key_data(value)
+    if isinstance(value, jax.Array) and not value.is_fully_addressable:
+        return value.shape, str(value.dtype)
+    array = np.ascontiguousarray(value)
+    return array.shape, str(array.dtype), hashlib.sha256(array.tobytes()).hexdigest()
+
+
+def _code(value: Any) -> list[Any]:
+    """What makes up a function or a plain value; the name of the type for anything else."""
+    if isinstance(value, types.CodeType):
+        return [value.co_code, value.co_names, *map(_code, value.co_consts)]
+    if isinstance(value, types.FunctionType):
+        parts = (value.__code__, value.__closure__, value.__defaults__, value.__kwdefaults__)
+        return [*map(_code, parts)]
+    if isinstance(value, types.CellType):
+        return _code(value.cell_contents) if value != types.CellType() else []
+    if isinstance(value, types.MethodType):
+        return [_code(value.__func__), _code(value.__self__)]
+    if isinstance(value, functools.partial):
+        return [*map(_code, (value.func, value.args, value.keywords))]
+    if isinstance(value, np.ndarray | np.generic | jax.Array):
+        return [*_array(value)]
+    if isinstance(value, _PLAIN):
+        return [repr(value)]
+    if isinstance(value, list | tuple):
+        return [*map(_code, value)]
+    if isinstance(value, dict):
+        return [[str(name), _code(item)] for name, item in value.items()]
+    if isinstance(value, type):
+        return [value.__qualname__, *map(_code, filter(_has_code, vars(value).values()))]
+    settings = {n: v for n, v in getattr(value, '__dict__', {}).items() if isinstance(v, _PLAIN)}
+    return [_code(type(value)) if callable(value) else type(value).__qualname__, _code(settings)]
+
+
+_PLAIN = bool | int | float | complex | str | bytes | None
+
+
+def _has_code(value: Any) -> bool:
+    return isinstance(value, types.FunctionType) and value.__code__.co_filename != '<string>'
