@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import threading
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, Protocol
 
@@ -11,7 +12,7 @@ from flax import nnx
 
 from thinkml.core.modes import switch, to_training
 from thinkml.core.precision import DType, cast_floats, linen_dtype, set_nnx_dtype
-from thinkml.errors import ModelTypeError
+from thinkml.errors import ConfigError, ModelTypeError
 from thinkml.record import CARRIED
 
 PyTree = Any
@@ -42,6 +43,8 @@ class FunctionalModel:
         write: ``write(params, model_state)`` puts arrays back into the user's object and leaves it
             in eval mode.
         learning_rates: a factor of the learning rate for each of ``params``; None for 1.
+        read: returns the arrays that the user's object has now, as ``(params, model_state)``; None
+            where it has none yet. Raises a `ConfigError` if it is another model by now.
     """
 
     apply: ApplyFn
@@ -49,6 +52,16 @@ class FunctionalModel:
     model_state: PyTree
     write: Callable[[PyTree, PyTree], None]
     learning_rates: PyTree = None
+    read: Callable[[], tuple[PyTree, PyTree] | None] = lambda: None
+
+
+# While one thread writes the arrays of a model, another one can't take it apart.
+arrays_lock = threading.RLock()
+
+_CHANGED = (
+    'model: its layers or settings were changed during the training, which was compiled for what '
+    'they were before. Arrays may be changed, through run.model; for anything else, train again.'
+)
 
 
 # The names under which modules of both APIs take the train/eval switch in __call__.
@@ -149,7 +162,8 @@ def functionalize_nnx(
     def is_trained(path: Any, variable: Any) -> bool:
         return _is_trainable(path, variable) and (trained is None or path in trained)
 
-    graph, params, random_state, model_state = nnx.split(model, is_trained, nnx.RngState, ...)
+    with arrays_lock:
+        graph, params, random_state, model_state = nnx.split(model, is_trained, nnx.RngState, ...)
 
     def graph_in_mode(switch: Callable[[nnx.Module], None]) -> Any:
         copy = nnx.merge(graph, params, random_state, model_state)
@@ -180,10 +194,26 @@ def functionalize_nnx(
     )
 
     def write(params: PyTree, model_state: PyTree) -> None:
-        nnx.update(write_to, params, model_state)
-        switch(write_to, 'eval')
+        with arrays_lock:
+            nnx.update(write_to, params, model_state)
+            switch(write_to, 'eval')
 
-    return FunctionalModel(apply, nnx.to_pure_dict(params), nnx.to_pure_dict(model_state), write)
+    known = [graph]  # the structures that the object may have: its modes differ
+
+    def read() -> tuple[PyTree, PyTree]:
+        now, params, _, model_state = nnx.split(write_to, is_trained, nnx.RngState, ...)
+        if now in known:
+            return nnx.to_pure_dict(params), nnx.to_pure_dict(model_state)
+        again = functionalize_nnx(write_to, compute_dtype, trained, train)
+        if again.apply != apply:
+            raise ConfigError(_CHANGED)
+        if not nnx.to_flat_state(nnx.state(write_to, nnx.Intermediate)):
+            known.append(now)
+        return again.params, again.model_state
+
+    return FunctionalModel(
+        apply, nnx.to_pure_dict(params), nnx.to_pure_dict(model_state), write, read=read
+    )
 
 
 def _eval_frozen(module: nnx.Module, at: tuple[Any, ...], trained: Collection) -> None:
@@ -195,6 +225,21 @@ def _eval_frozen(module: nnx.Module, at: tuple[Any, ...], trained: Collection) -
     for name, child in nnx.iter_children(module):
         if isinstance(child, nnx.Module):
             _eval_frozen(child, (*at, name), trained)
+
+
+# Variables that are no part of what a model has learned.
+_PASSING = (nnx.RngState, nnx.Intermediate)
+
+
+def arrays_in(model: Any) -> list[Any]:
+    """Returns the arrays that are in a model now, without those that make it random."""
+    if isinstance(model, nnx.Module):
+        return [
+            node.get_raw_value()
+            for _, node in nnx.iter_graph(model)
+            if isinstance(node, nnx.Variable) and not isinstance(node, _PASSING)
+        ]
+    return jax.tree.leaves(getattr(model, 'variables', getattr(model, 'params', None)))
 
 
 def drop_carried(module: nnx.Module) -> None:
@@ -289,7 +334,15 @@ class LinenModel:
         def write(params: PyTree, model_state: PyTree) -> None:
             self.variables = {'params': params, **model_state}
 
-        return FunctionalModel(apply, variables.get('params', {}), model_state, write)
+        def read() -> tuple[PyTree, PyTree] | None:
+            if self.module != apply.module:
+                raise ConfigError(_CHANGED)
+            if self.variables is None:
+                return None
+            others = {name: tree for name, tree in self.variables.items() if name != 'params'}
+            return self.variables.get('params', {}), others
+
+        return FunctionalModel(apply, variables.get('params', {}), model_state, write, read=read)
 
     def __repr__(self) -> str:
         return f'from_linen({self.module})'
@@ -381,7 +434,12 @@ class FunctionModel:
         def write(params: PyTree, model_state: PyTree) -> None:
             self.params = params
 
-        return FunctionalModel(apply, params, {}, write)
+        def read() -> tuple[PyTree, PyTree] | None:
+            if self.apply is not apply.function:
+                raise ConfigError(_CHANGED)
+            return None if self.params is None else (self.params, {})
+
+        return FunctionalModel(apply, params, {}, write, read=read)
 
     def __repr__(self) -> str:
         return f'from_functions({self.init!r}, {self.apply!r})'

@@ -77,6 +77,7 @@ class PartlyFrozen:
             whole.model_state,
             write,
             {'own': rates, 'low_rank': jax.tree.map(lambda _: 1.0, factors)},
+            whole.read,
         )
 
     def __repr__(self) -> str:

@@ -21,7 +21,7 @@ from flax import nnx
 from flax.nnx import graphlib, pytreelib
 from flax.typing import HashableMapping
 
-from thinkml.core.adapters import drop_carried
+from thinkml.core.adapters import arrays_lock, drop_carried
 from thinkml.errors import ModelFileError
 from thinkml.models import names
 from thinkml.models.arrays import ArrayNames, ArrayTaker, is_array
@@ -38,7 +38,8 @@ def describe_graph(model: nnx.Module, arrays: ArrayNames) -> Json:
         ModelFileError: for a part that another process could not find by name, or that JSON can't
             hold.
     """
-    copy = nnx.merge(*nnx.split(model))  # the user's model keeps its mode
+    with arrays_lock:
+        copy = nnx.merge(*nnx.split(model))  # the user's model keeps its mode
     copy.eval()
     drop_carried(copy)
     return _Writer(copy, arrays).node(('model',))

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from thinkml.core.exclusive import check_not_trained
 from thinkml.core.processes import told_by_first
 from thinkml.errors import ConfigError, ModelFileError
 from thinkml.models import model_file
@@ -153,6 +154,8 @@ class ModelManager:
             raise ConfigError(
                 f"trusted: got {trusted!r}, expected names of modules, as ['my_models']."
             )
+        if into is not None:
+            check_not_trained(into)
         place = self._place_of(path)
 
         def read(directory: Path) -> Any:

@@ -30,7 +30,7 @@ class Callback(Protocol):
     of all is called and then ``on_epoch_end``. Each gets the `Run`: its ``model``, ``config``,
     ``history``, ``state`` and ``epoch``, and ``run.stop(reason)``. The state is on the device and
     donated to the next chunk: copy what you keep, and assign to ``run.state`` to go on with another
-    one.
+    one; or change the arrays of ``run.model``.
 
     What an object remembers goes into the checkpoints if it has ``state_dict()``, a pytree of
     arrays and numbers whose structure stays the same, and ``load_state_dict(state)``, which is
@@ -139,9 +139,11 @@ def after_epoch(callbacks: list[Any], run: Run) -> None:
             _call(callback, 'on_epoch_end', run)
         else:
             callback(run)
+            run.take_changes()
 
 
 def _call(callback: Any, hook: str, run: Run) -> None:
     method = getattr(callback, hook, None)
     if method is not None:
         method(run)
+        run.take_changes()

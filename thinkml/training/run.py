@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import operator
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -9,11 +10,31 @@ import jax
 import jax.numpy as jnp
 
 from thinkml.core import Position, TrainState, get_learning_rate
+from thinkml.core.adapters import arrays_in
+from thinkml.core.sharding import put_like
+from thinkml.errors import ConfigError
 from thinkml.monitoring import History
 from thinkml.training.config import TrainingConfig
 
 # What a run keeps of its state must be copied: the state is donated to the next chunk.
 copy_arrays = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
+
+
+def _taken(new: Any, old: Any) -> Any:
+    """Copies of arrays, in the place of others.
+
+    Raises:
+        ConfigError: if they have another structure or other shapes.
+    """
+    shapes = (jax.tree.map(jnp.shape, tree) for tree in (new, old))
+    if operator.ne(*shapes):
+        raise ConfigError(
+            'model: a callback has put arrays of other shapes or names into run.model, or changed '
+            'one whose low-rank update is trained. Put in arrays like those that were there, or '
+            'assign to run.state.'
+        )
+    arrays = jax.tree.map(lambda array, like: jnp.asarray(array, like.dtype), new, old)
+    return jax.tree.map(put_like, copy_arrays(arrays), old)
 
 
 class Times(NamedTuple):
@@ -96,6 +117,10 @@ class Run:
         compiled: whether a first dispatch is done.
         times: of the steps in this process after that one, which compiles.
         waits: whether a warning has said that the run waits for its data.
+        read: returns the arrays that are in the user's object, see `FunctionalModel`.
+        shown: those that were there when the object was last shown or the run began.
+        is_shown: whether a callback has asked for ``model``.
+        is_checked: whether the object is still the model it was since then.
     """
 
     user_model: Any
@@ -119,15 +144,66 @@ class Run:
     compiled: bool = False
     times: Times = Times()  # noqa: RUF009 (immutable)
     waits: bool = False
+    read: Callable[[], tuple[Any, Any] | None] = lambda: None
+    shown: list[Any] = dataclasses.field(default_factory=list)
+    is_shown: bool = False
+    is_checked: bool = True
 
     def __repr__(self) -> str:
         return f'Run(epoch={self.epoch}, step={self.step}, stop_reason={self.stop_reason!r})'
 
     @property
     def model(self) -> Any:
-        """The user's object, with copies of the parameters as they are now, in eval mode."""
-        self.write(*copy_arrays((self.state.eval_params, self.state.model_state)))
+        """The user's object, with copies of the parameters as they are now, in eval mode.
+
+        In ``on_train_end``, those that the training ends with. Arrays that a callback changes in it
+        are trained on; another change is a `ConfigError`.
+        """
+        self.take_changes()
+        self.write(*copy_arrays(self._arrays))
+        self.shown, self.is_shown, self.is_checked = arrays_in(self.user_model), True, False
         return self.user_model
+
+    @property
+    def _arrays(self) -> tuple[Any, Any]:
+        return self.best_arrays or (self.state.eval_params, self.state.model_state)
+
+    @property
+    def is_changed(self) -> bool:
+        """Whether the user's object has other arrays than it was shown with."""
+        now = arrays_in(self.user_model)
+        same = (new is old for new, old in zip(now, self.shown, strict=False))
+        return len(now) != len(self.shown) or not all(same)
+
+    def take_changes(self) -> None:
+        """Goes on with the arrays that a callback has put into the object it was shown.
+
+        Raises:
+            ConfigError: if it can't.
+        """
+        if not self.is_shown or (self.is_checked and not self.is_changed):
+            return
+        is_changed, self.is_checked = self.is_changed, True
+        self.shown = arrays_in(self.user_model)
+        try:
+            found = self.read()
+        except ConfigError:
+            if is_changed:  # the object may have no place for what was trained
+                self.write = lambda params, model_state: None
+            raise
+        if not is_changed or found is None:
+            return
+        if self.state.ema is not None and self.best_arrays is None:
+            raise ConfigError(
+                'model: a callback has changed run.model, which has the moving average of the '
+                'parameters (ema_decay). Change what is trained: run.state = run.state.replace('
+                'params=...).'
+            )
+        params, model_state = arrays = _taken(found, self._arrays)
+        if self.best_arrays is not None:
+            self.best_arrays = arrays
+        else:
+            self.state = self.state.replace(params=params, model_state=model_state)
 
     @property
     def step(self) -> int:

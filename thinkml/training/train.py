@@ -11,6 +11,8 @@ import jax
 import numpy as np
 
 from thinkml.core import TrainState
+from thinkml.core.adapters import arrays_in
+from thinkml.core.exclusive import trained_alone
 from thinkml.core.freezing import PartlyFrozen
 from thinkml.core.loop import empty_metrics
 from thinkml.core.processes import is_first_process, losses_told
@@ -81,6 +83,7 @@ def train(
         progress: show what is trained and a progress bar on stderr.
     """
     with contextlib.ExitStack() as at_end:
+        at_end.enter_context(trained_alone(_whole(model)))
         return _train(
             at_end, latest, model, asked, config, layout, resume=resume, progress=progress
         )
@@ -123,10 +126,10 @@ def _train(
             settings, callbacks, functions, fixed_length=needs_length(config)
         )
     prepared = prepare(model, problem, config, layout, saving)
-    whole = model.model if isinstance(model, PartlyFrozen) else model
     run = Run(
-        whole, prepared.functional.write, config, History(), prepared.state, metric_names,
-        callbacks, settings,
+        _whole(model), prepared.functional.write, config, History(), prepared.state, metric_names,
+        callbacks, settings, read=prepared.functional.read,
+        shown=arrays_in(_whole(model)),
     )  # fmt: skip
     if layout is not None and layout.spans_processes:
         check_same_everywhere(settings, prepared.functional)
@@ -165,6 +168,11 @@ def _train(
                 flush=True,
             )
     return run.history
+
+
+def _whole(model: Any) -> Any:
+    """The user's object."""
+    return model.model if isinstance(model, PartlyFrozen) else model
 
 
 def check_config(config: TrainingConfig | None) -> TrainingConfig:
@@ -335,6 +343,11 @@ def _write_back(run: Run, layout: Layout | None) -> None:
         warn_user(
             f'model: a step failed; the model has what was learned in the {int(states[0].step):,} '
             'steps before the dispatch it was in.'
+        )
+    if run.is_changed:
+        warn_user(
+            'model: its arrays were changed during the training, not through run.model: these '
+            'changes are lost, since what was trained takes their place.'
         )
     run.write(*(run.best_arrays or (states[0].eval_params, states[0].model_state)))
     if states:

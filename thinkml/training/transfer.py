@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from flax import nnx
 
+from thinkml.core.exclusive import check_not_trained
 from thinkml.core.freezing import PartlyFrozen
 from thinkml.core.functional import PROBE_ROWS
 from thinkml.core.losses import LossFn, decides
@@ -216,6 +217,8 @@ class TransferLearner:
             X_train, y_train, X_val, y_val, loss_fn, metrics, class_weights, sample_weight,
             augmentation, groups,
         )  # fmt: skip
+        if model is not None:
+            check_not_trained(model)
         data = _Data.opened(asked)
         parts = self._parts(model, role, asked, data)
         trained = chosen(parts.layers, self.fine_tune_layers)

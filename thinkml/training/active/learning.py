@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from thinkml.core import functionalize, num_outputs
+from thinkml.core.exclusive import check_not_trained
 from thinkml.core.functional import PROBE_ROWS
 from thinkml.core.losses import decides
 from thinkml.core.metric_names import metric_name
@@ -170,6 +171,8 @@ class Learning:
         assert self.task is not None
         check_fit(self._metrics(self.task), self.task.kind)
         found: list[dict[str, float]] = []
+        for model in self.models:
+            check_not_trained(model)
         for index, (model, first) in enumerate(zip(self.models, self._first, strict=True)):
             if self._retrain == 'reset':
                 first.put_back(model)
