@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import scipy.special
 import sklearn.metrics as sk
 from clu import metrics as clu_metrics
 from flax import struct
@@ -92,6 +93,14 @@ def probabilities(logits, kind):
     return p / p.sum(1, keepdims=True)
 
 
+def log_loss(logits, labels, kind):
+    """scikit-learn's, but for probabilities that it would clip."""
+    logits = logits.astype(np.float64)
+    if kind == 'multilabel' or logits.ndim == 1:
+        return np.mean(np.logaddexp(0, np.where(labels > 0, -logits, logits)))
+    return -np.mean(scipy.special.log_softmax(logits, axis=1)[np.arange(len(labels)), labels])
+
+
 def by_scikit_learn(logits, labels, kind):
     """Every classification metric as scikit-learn has it."""
     p = probabilities(logits, kind)
@@ -124,16 +133,10 @@ def by_scikit_learn(logits, labels, kind):
             'roc_auc': np.mean([sk.roc_auc_score(*r) for r in rankings]) if is_defined else np.nan,
             'average_precision': np.mean([sk.average_precision_score(*r) for r in rankings]),
         }
+    expected['log_loss'] = log_loss(logits, labels, kind)
     if kind == 'multilabel':
-        expected['log_loss'] = np.mean(
-            [
-                sk.log_loss(labels[:, c], p[:, c].astype(np.float32), labels=[0, 1])
-                for c in range(p.shape[1])
-            ]
-        )
         expected['brier'] = np.mean((p - labels) ** 2)
     else:
-        expected['log_loss'] = sk.log_loss(labels, p.astype(np.float32), labels=range(p.shape[1]))
         given = p[:, 1] if kind == 'binary' else p
         # brier_score_loss wants both classes in the labels unless told
         expected['brier'] = sk.brier_score_loss(labels, given, labels=range(p.shape[1]))
@@ -446,6 +449,57 @@ def test_a_nan_among_the_scores_is_seen():
     metrics = make_metrics(names, kind='binary', num_outputs=1, capacity=20)
     got = compute(of_batch(metrics, step(logits, labels)))
     assert np.isnan(got['roc_auc']) and np.isnan(got['average_precision'])
+
+
+def logits_against_the_rest(logits, kind):
+    """As `probabilities`, but each class's logit in float64, which never rounds to 0 or 1."""
+    z = logits.astype(np.float64)
+    if kind == 'multilabel':
+        return z
+    z = np.stack([0 * z, z], axis=1) if z.ndim == 1 else z
+    others = [np.delete(z, index, axis=1) for index in range(z.shape[1])]
+    return z - np.stack([scipy.special.logsumexp(each, axis=1) for each in others], axis=1)
+
+
+@pytest.mark.parametrize(('kind', 'num_outputs'), CASES)
+@pytest.mark.parametrize(('scale', 'shift'), [(50, 0), (1, 500), (1e4, 0)])
+def test_areas_and_log_loss_of_saturated_logits(kind, num_outputs, scale, shift):
+    logits, labels = outputs(kind, 60, num_outputs, seed=3)
+    logits = (logits * scale + shift).astype(np.float32)
+    names = ('roc_auc', 'average_precision', 'log_loss')
+    metrics = make_metrics(names, kind=kind, num_outputs=num_outputs, capacity=4 * 40)
+    got = over_epoch(metrics, batches(logits, labels, [1, 9, 37], batch_size=40))
+    scores = logits_against_the_rest(logits, kind)
+    columns = [1] if kind == 'binary' else range(scores.shape[1])
+    rankings = [
+        (labels[:, c] if kind == 'multilabel' else labels == c, scores[:, c]) for c in columns
+    ]
+    expected = {
+        'roc_auc': np.mean([sk.roc_auc_score(*each) for each in rankings]),
+        'average_precision': np.mean([sk.average_precision_score(*each) for each in rankings]),
+        'log_loss': log_loss(logits, labels, kind),
+    }
+    assert_equal(got, expected)
+
+
+def test_two_logits_rank_by_digits_that_their_difference_lacks_in_float32():
+    near = np.float32(0.3) + np.float32(2**-25) * np.arange(8, dtype=np.float32)
+    logits = np.stack([-near, np.full(8, 64, np.float32)], axis=1)
+    labels = np.array([0, 1, 0, 1, 0, 1, 1, 1], np.int32)
+    assert len(np.unique(logits[:, 1] - logits[:, 0])) == 1
+    metrics = make_metrics(('roc_auc',), kind='binary', num_outputs=2, capacity=8)
+    got = compute(of_batch(metrics, step(logits, labels)))
+    assert got['roc_auc'] == pytest.approx(sk.roc_auc_score(labels, near))
+
+
+def test_classes_rank_alike_where_the_other_logits_come_in_another_order():
+    rng = np.random.default_rng(0)
+    logits = rng.permuted(np.tile(np.float32([7, 1, 3, 3, 0]), (40, 1)), axis=1)
+    labels = rng.integers(5, size=40).astype(np.int32)
+    metrics = make_metrics(('roc_auc',), kind='multiclass', num_outputs=5, capacity=40)
+    got = compute(of_batch(metrics, step(logits, labels)))
+    expected = np.mean([sk.roc_auc_score(labels == c, logits[:, c]) for c in range(5)])
+    assert got['roc_auc'] == pytest.approx(expected)
 
 
 # --- gradient norm and update ratio -----------------------------------------------------------

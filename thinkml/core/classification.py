@@ -7,13 +7,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
+from thinkml.core.accumulators import add
 from thinkml.core.losses import is_softmax
 from thinkml.record import TaskKind
-
-# scikit-learn clips float32 probabilities to [eps, 1 - eps].
-_EPS = np.finfo(np.float32).eps
 
 
 class Classified(NamedTuple):
@@ -99,11 +96,10 @@ def top_accuracy(outputs: Classified, k: int) -> jax.Array:
 def log_loss(outputs: Classified) -> jax.Array:
     """``-ln p`` of what is true, in nats, ``[batch]``; for multilabel, the mean over the labels.
 
-    Probabilities are clipped to ``[eps, 1 - eps]`` with float32's ``eps``.
+    It is computed from the logits, so that it has no largest value, as cross-entropy has none.
     """
     log_p = jax.nn.log_softmax(outputs.logits)
-    true = jnp.take_along_axis(log_p, outputs.labels[..., None], axis=-1)
-    losses = -jnp.clip(true, np.log(_EPS), np.log1p(-_EPS))
+    losses = -jnp.take_along_axis(log_p, outputs.labels[..., None], axis=-1)
     return losses.reshape(len(losses), -1).mean(axis=1)
 
 
@@ -134,15 +130,40 @@ def truth_and_guess(outputs: Classified) -> tuple[jax.Array, jax.Array]:
     return outputs.labels[:, None] == classes, outputs.predictions[:, None] == classes
 
 
-def one_vs_rest(outputs: Classified) -> tuple[jax.Array, jax.Array]:
-    """The rankings a task consists of: scores, and whether positive, each ``[batch, rankings]``.
+def one_vs_rest(outputs: Classified) -> tuple[tuple[jax.Array, jax.Array | None], jax.Array]:
+    """Returns the rankings a task consists of: scores, and whether positive.
 
     Binary: the class with index 1; multiclass: every class against the others; multilabel: every
-    label. Scores are logarithms of the probabilities, which rank even the smallest ones.
+    label. Scores are logits, ``ln(p / (1 - p))``: probabilities round to 1 from a logit of 17 on.
+
+    Returns:
+        The scores, each a float32 and the rounding error it lacks (None where scores lack none),
+        and whether rows are positive: all ``[batch, rankings]``.
     """
-    log_p = jax.nn.log_softmax(outputs.logits)
+    logits = outputs.logits
     if outputs.is_multilabel:
-        return log_p[..., 1], outputs.labels > 0
+        return (logits[..., 1], None), outputs.labels > 0
     positive, _ = truth_and_guess(outputs)
-    is_binary = log_p.shape[1] == 2
-    return (log_p[:, 1:], positive[:, 1:]) if is_binary else (log_p, positive)
+    if logits.shape[1] == 2:
+        return _difference(logits[:, 1:], logits[:, :1]), positive[:, 1:]
+    return _against_the_rest(logits), positive
+
+
+def _difference(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
+    zero = jnp.zeros((), a.dtype)
+    return add(a, zero, -b, zero)
+
+
+def _against_the_rest(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Each logit minus the logarithm of the sum of the exponentials of the others.
+
+    Sums are over sorted logits: rows with the same logits in another order have the same scores.
+    """
+    falling = -jnp.sort(-logits, axis=1)
+    first, second = falling[:, :1], falling[:, 1:2]
+    is_first = logits == first
+    below = jnp.sum(jnp.exp(falling[:, 1:] - second), axis=1, keepdims=True)
+    total = jnp.sum(jnp.exp(falling - first), axis=1, keepdims=True)
+    rest = jnp.where(is_first, below, total - jnp.exp(logits - first))
+    high, low = _difference(logits, jnp.where(is_first, second, first))
+    return add(high, low, -jnp.log(rest), jnp.zeros((), logits.dtype))

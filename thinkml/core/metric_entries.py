@@ -237,8 +237,9 @@ def _collected(shape: Shape) -> type[clu_metrics.Metric]:
 
 
 def _ranked(name: str, kind: TaskKind, sums: Any) -> jax.Array:
-    scores, positive = classification.one_vs_rest(classify(sums.logits, sums.labels, kind))
-    area = jnp.mean(_RANKED[name](scores, positive, sums.mask))
+    outputs = classify(sums.logits, sums.labels, kind)
+    (scores, low), positive = classification.one_vs_rest(outputs)
+    area = jnp.mean(_RANKED[name](scores, positive, sums.mask, low))
     return jnp.where(sums.position > len(sums.mask), jnp.nan, area)
 
 

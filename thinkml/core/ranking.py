@@ -4,13 +4,18 @@ One sort and int32 cumulative counts, so that ties count as they should and coun
 float32 ones would not (above 2**24). Rows outside the mask count nothing.
 """
 
+import functools
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
+Keys = tuple[jax.Array, ...]
 
-def roc_auc(scores: jax.Array, positive: jax.Array, mask: jax.Array) -> jax.Array:
+
+def roc_auc(
+    scores: jax.Array, positive: jax.Array, mask: jax.Array, low: jax.Array | None = None
+) -> jax.Array:
     """The area under the ROC curve of each column.
 
     It is the chance that a positive example scores above a negative one, ties counted half.
@@ -19,6 +24,7 @@ def roc_auc(scores: jax.Array, positive: jax.Array, mask: jax.Array) -> jax.Arra
         scores: ``[rows, columns]``, higher for positives.
         positive: bool ``[rows, columns]``.
         mask: bool ``[rows]``.
+        low: ``[rows, columns]``, the rounding error that scores lack; None for none.
 
     Returns:
         ``[columns]``; NaN where there are no positives, no negatives, or a score is NaN.
@@ -33,10 +39,12 @@ def roc_auc(scores: jax.Array, positive: jax.Array, mask: jax.Array) -> jax.Arra
         >>> roc_auc(scores, positive, jnp.ones(4, bool)).tolist()
         [0.75]
     """
-    return _each_column(_roc_area, scores, positive, mask)
+    return _each_column(_roc_area, scores, positive, mask, low)
 
 
-def average_precision(scores: jax.Array, positive: jax.Array, mask: jax.Array) -> jax.Array:
+def average_precision(
+    scores: jax.Array, positive: jax.Array, mask: jax.Array, low: jax.Array | None = None
+) -> jax.Array:
     """The average precision ``sum_i (recall_i - recall_{i-1}) precision_i`` of each column.
 
     Arguments as for `roc_auc`.
@@ -44,41 +52,49 @@ def average_precision(scores: jax.Array, positive: jax.Array, mask: jax.Array) -
     Returns:
         ``[columns]``; 0 where there are no positives, NaN where a score is NaN.
     """
-    return _each_column(_precision_area, scores, positive, mask)
+    return _each_column(_precision_area, scores, positive, mask, low)
 
 
 def _each_column(
-    area: Callable[..., jax.Array], scores: jax.Array, positive: jax.Array, mask: jax.Array
+    area: Callable[..., jax.Array],
+    scores: jax.Array,
+    positive: jax.Array,
+    mask: jax.Array,
+    low: jax.Array | None,
 ) -> jax.Array:
-    areas = jax.vmap(area, in_axes=(1, 1, None))(scores, positive, mask)
+    keys = (scores,) if low is None else (scores, low)
+    areas = jax.vmap(area, in_axes=(1, 1, None))(keys, positive, mask)
     unranked = jnp.any(jnp.isnan(scores) & mask[:, None], axis=0)
     return jnp.where(unranked, jnp.nan, areas)
 
 
-def _roc_area(scores: jax.Array, positive: jax.Array, mask: jax.Array) -> jax.Array:
-    hits, misses, new_hits, new_misses = _counts_by_threshold(scores, positive, mask)
+def _roc_area(keys: Keys, positive: jax.Array, mask: jax.Array) -> jax.Array:
+    hits, misses, new_hits, new_misses = _counts_by_threshold(keys, positive, mask)
     height = (hits - new_hits / 2) / hits[-1]
     return _total(height * (new_misses / misses[-1]))
 
 
-def _precision_area(scores: jax.Array, positive: jax.Array, mask: jax.Array) -> jax.Array:
-    hits, misses, new_hits, _ = _counts_by_threshold(scores, positive, mask)
+def _precision_area(keys: Keys, positive: jax.Array, mask: jax.Array) -> jax.Array:
+    hits, misses, new_hits, _ = _counts_by_threshold(keys, positive, mask)
     precision = hits / jnp.maximum(hits + misses, 1)
     return _total(precision * (new_hits / jnp.maximum(hits[-1], 1)))
 
 
 def _counts_by_threshold(
-    scores: jax.Array, positive: jax.Array, mask: jax.Array
+    keys: Keys, positive: jax.Array, mask: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     """True and false positives at each threshold, and how many of them are new there.
 
     Every row is one threshold, highest first; of tied rows only the last has something new. Rows
     outside the mask come last and have nothing new.
     """
-    keys = jnp.where(mask, -scores, jnp.inf)
-    keys, is_hit, is_miss = jax.lax.sort((keys, positive & mask, ~positive & mask), num_keys=1)
+    keys = tuple(jnp.where(mask, -key, jnp.inf) for key in keys)
+    *sorted_keys, is_hit, is_miss = jax.lax.sort(
+        (*keys, positive & mask, ~positive & mask), num_keys=len(keys)
+    )
     hits, misses = (jnp.cumsum(which, dtype=jnp.int32) for which in (is_hit, is_miss))
-    last_of_ties = jnp.append(keys[1:] != keys[:-1], True)
+    changes = functools.reduce(jnp.logical_or, [key[1:] != key[:-1] for key in sorted_keys])
+    last_of_ties = jnp.append(changes, True)
     return hits, misses, _new(hits, last_of_ties), _new(misses, last_of_ties)
 
 

@@ -306,15 +306,16 @@ def probabilities(outputs: np.ndarray, task: Task) -> np.ndarray:
         task: a classification task.
 
     Returns:
-        ``[rows, classes]``: softmax over the outputs; for one-logit binary ``[1 - p, p]`` with the
-        sigmoid ``p``; for multilabel the sigmoid of each output.
+        float64 ``[rows, classes]``, in which those near 1 differ up to a logit of 36: softmax over
+        the outputs; for one-logit binary ``[1 - p, p]`` with the sigmoid ``p``; for multilabel the
+        sigmoid of each output.
 
     Raises:
         DataError: for a regression task, and outputs that are NaN.
     """
     if task.kind == 'regression':
         raise DataError('model: it was trained for regression, which has no probabilities.')
-    outputs = outputs.reshape(len(outputs), -1)
+    outputs = outputs.reshape(len(outputs), -1).astype(np.float64)
     _check_numbers(outputs)
     if task.kind == 'multilabel' or outputs.shape[1] == 1:
         positive = _sigmoid(outputs)

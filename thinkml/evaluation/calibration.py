@@ -6,6 +6,7 @@ import numpy as np
 
 from thinkml.evaluation.counting import tally
 from thinkml.evaluation.scored import Scored
+from thinkml.evaluation.scores import scores
 
 NUM_BINS = 15
 _NEWTON_STEPS = 25
@@ -39,30 +40,36 @@ def confidences(scored: Scored) -> tuple[np.ndarray, np.ndarray]:
     predicted.
     """
     assert scored.probabilities is not None
+    sure = _of_the_sure(scored, scored.probabilities)
     if scored.kind == 'multiclass':
-        right = scored.predictions == scored.labels
-        return scored.probabilities.max(axis=1)[None], right[None]
-    if scored.kind == 'binary':
-        return scored.probabilities[:, 1][None], (scored.labels == 1)[None]
-    return scored.probabilities.T, scored.labels.T > 0.5
+        return sure, (scored.predictions == scored.labels)[None]
+    return sure, (scored.labels == 1)[None] if scored.kind == 'binary' else scored.labels.T > 0.5
+
+
+def _of_the_sure(scored: Scored, values: np.ndarray) -> np.ndarray:
+    """Those of what the model was sure of, ``(columns, n)``; see `confidences`."""
+    if scored.kind == 'multiclass':
+        return values.max(axis=1)[None]
+    return values[:, 1][None] if scored.kind == 'binary' else values.T
 
 
 def even_bins(scored: Scored) -> Bins:
     """Bins of even width, ``(0, 1/15], (1/15, 2/15], ...``."""
-    confidence, truth = confidences(scored)
+    confidence, _ = confidences(scored)
     edges = [np.linspace(0, 1, NUM_BINS + 1)] * len(confidence)
-    return _binned(confidence, truth, edges)
+    return _binned(scored, confidence, edges)
 
 
 def filled_bins(scored: Scored) -> Bins:
     """Bins of about as many rows each, by quantiles of all of them."""
+    values = _of_the_sure(scored, scored.part(scores))
+    edges = [np.quantile(column, np.linspace(0, 1, NUM_BINS + 1)) for column in values]
+    return _binned(scored, values, edges)
+
+
+def _binned(scored: Scored, values: np.ndarray, edges: list[np.ndarray]) -> Bins:
     confidence, truth = confidences(scored)
-    edges = [np.quantile(column, np.linspace(0, 1, NUM_BINS + 1)) for column in confidence]
-    return _binned(confidence, truth, edges)
-
-
-def _binned(confidence: np.ndarray, truth: np.ndarray, edges: list[np.ndarray]) -> Bins:
-    pairs = zip(edges, confidence, strict=True)
+    pairs = zip(edges, values, strict=True)
     bins = np.stack([np.searchsorted(edge[1:-1], column) for edge, column in pairs])
     return Bins(bins, confidence - truth.astype(np.float64), np.arange(NUM_BINS))
 
@@ -85,11 +92,15 @@ def calibration_error(part: Bins, weight: Any) -> Any:
 
 
 def logits(scored: Scored) -> Logits:
-    """Logits of the positive class, or of each label."""
+    """Logits of the positive class, or of each label: a probability's are clipped by rounding."""
     confidence, truth = confidences(scored)
-    eps = np.finfo(confidence.dtype).eps
-    p = np.clip(confidence, eps, 1 - eps).astype(np.float64)
-    return Logits(np.log(p) - np.log1p(-p), truth.astype(np.float64))
+    if scored.outputs is None:
+        eps = np.finfo(confidence.dtype).eps
+        p = np.clip(confidence, eps, 1 - eps).astype(np.float64)
+        logit = np.log(p) - np.log1p(-p)
+    else:
+        logit = _of_the_sure(scored, scored.part(scores)).astype(np.float64)
+    return Logits(logit, truth.astype(np.float64))
 
 
 def calibration_slope(part: Logits, weight: Any) -> Any:

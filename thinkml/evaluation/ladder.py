@@ -8,9 +8,10 @@ import numpy as np
 
 from thinkml.core.counts import ratio
 from thinkml.errors import ConfigError
-from thinkml.evaluation.ranking import rankings
+from thinkml.evaluation.ranking import rankings, rankings_by_probability
 from thinkml.evaluation.result import Evaluation
 from thinkml.evaluation.scored import Scored
+from thinkml.evaluation.scores import scores
 
 
 class Ranking(NamedTuple):
@@ -37,7 +38,7 @@ class Ladder:
     count nothing are left out.
 
     Attributes:
-        thresholds: ``(m,)``.
+        thresholds: ``(m,)``, scores or, where rows are ranked by these, probabilities.
         hits: ``(m,)``, the number (or weight) of true positives, from 0.
         misses: ``(m,)``, that of false positives.
     """
@@ -77,15 +78,21 @@ class Ladder:
         return self.misses / (self.negatives or np.nan)
 
 
-def ranked(scored: Scored) -> Iterator[Ranking]:
+def ranked(scored: Scored, *, by_probability: bool = False) -> Iterator[Ranking]:
     """Yields the rankings a task consists of.
 
     Binary: that of the positive class alone; multiclass: of every class against the others;
     multilabel: of every label.
+
+    Args:
+        scored: of a model with probabilities.
+        by_probability: whether rows with the same probability are tied, whatever their scores:
+            no threshold of the probability tells them apart.
     """
-    assert scored.probabilities is not None
-    part = scored.part(rankings)
-    columns = scored.probabilities[:, 1:] if scored.kind == 'binary' else scored.probabilities
+    part = scored.part(rankings_by_probability if by_probability else rankings)
+    values = scored.probabilities if by_probability else scored.part(scores)
+    assert values is not None
+    columns = values[:, 1:] if scored.kind == 'binary' else values
     for index, (order, rival, own) in enumerate(zip(part.order, part.rival, part.own, strict=True)):
         ends = np.arange(len(order))
         if part.last is not None:
@@ -109,10 +116,10 @@ def ladder_of(scores: np.ndarray, hits: np.ndarray, misses: np.ndarray) -> Ladde
     )
 
 
-def all_ladders(scored: Scored) -> Iterator[Ladder]:
-    """Yields the ladder of each ranking, with the rows' own weights."""
+def all_ladders(scored: Scored, *, by_probability: bool = False) -> Iterator[Ladder]:
+    """Yields the ladder of each ranking, with the rows' own weights; see `ranked`."""
     weight = scored.weights
-    for ranking in ranked(scored):
+    for ranking in ranked(scored, by_probability=by_probability):
         yield ladder(ranking, weight)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from thinkml.evaluation.scored import Scored
+from thinkml.evaluation.scores import scores
 
 
 def mean_of_rows(part: Any, weight: Any) -> Any:
@@ -30,11 +31,13 @@ def top_rows(k: int) -> Callable[[Scored], np.ndarray]:
     """
 
     def rows(scored: Scored) -> np.ndarray:
-        shares, labels = scored.probabilities, scored.labels[:, None]
-        assert shares is not None
-        own = np.take_along_axis(shares, labels, axis=1)
-        earlier = np.arange(shares.shape[1]) < labels
-        ahead = (shares > own) | ((shares == own) & earlier)
+        labels = scored.labels[:, None]
+        values = scored.probabilities if scored.outputs is None else scored.outputs
+        assert values is not None
+        values = values.reshape(len(scored), -1)
+        own = np.take_along_axis(values, labels, axis=1)
+        earlier = np.arange(values.shape[1]) < labels
+        ahead = (values > own) | ((values == own) & earlier)
         return (ahead.sum(axis=1) < k).astype(np.float64)
 
     return rows
@@ -43,17 +46,19 @@ def top_rows(k: int) -> Callable[[Scored], np.ndarray]:
 def log_loss_rows(scored: Scored) -> np.ndarray:
     """``-ln p`` of what is true, in nats; for multilabel, the mean over the labels.
 
-    Probabilities are clipped to ``[eps, 1 - eps]`` with the ``eps`` of their dtype, as
-    scikit-learn does. For multilabel its ``log_loss`` counts positive labels only; this one is
-    the mean of the labels' binary log losses.
+    It is computed from the logits where the model gives them, so that it has no largest value, as
+    cross-entropy has none. Probabilities of other libraries' models are clipped to
+    ``[eps, 1 - eps]`` with the ``eps`` of their dtype, as scikit-learn does. For multilabel its
+    ``log_loss`` counts positive labels only; this one is the mean of the labels' binary log losses.
     """
-    probabilities = scored.probabilities
-    assert probabilities is not None
+    values, has_logits = scored.part(scores), scored.outputs is not None
     if scored.kind == 'multilabel':
-        true = np.where(scored.labels > 0.5, probabilities, 1 - probabilities)
+        true = np.where(scored.labels > 0.5, values, -values if has_logits else 1 - values)
     else:
-        true = np.take_along_axis(probabilities, scored.labels[:, None], axis=1)
-    eps = np.finfo(probabilities.dtype).eps
+        true = np.take_along_axis(values, scored.labels[:, None], axis=1)
+    if has_logits:
+        return np.logaddexp(0, -true, dtype=np.float64).mean(axis=1)
+    eps = np.finfo(values.dtype).eps
     return -np.log(np.clip(true, eps, 1 - eps), dtype=np.float64).mean(axis=1)
 
 

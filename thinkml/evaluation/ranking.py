@@ -16,6 +16,7 @@ import numpy as np
 from thinkml.core.counts import ratio, ratio_or_nan
 from thinkml.evaluation.counting import tally
 from thinkml.evaluation.scored import Scored
+from thinkml.evaluation.scores import scores
 
 # On a device, columns side by side come to about so many numbers.
 _SIDE_BY_SIDE = 2**22
@@ -44,28 +45,39 @@ class Rankings(NamedTuple):
 
 
 def rankings(scored: Scored) -> Rankings:
-    """Ranks the rows by the probability of the positive class, of each class or of each label."""
+    """Ranks the rows by the score of the positive class, of each class or of each label."""
+    return _rankings(scored, scored.part(scores))
+
+
+def rankings_by_probability(scored: Scored) -> Rankings:
+    """Ranks the rows by probabilities, as thresholds of these do; see `rankings`."""
+    if scored.outputs is None:
+        return scored.part(rankings)
     assert scored.probabilities is not None
+    return _rankings(scored, scored.probabilities)
+
+
+def _rankings(scored: Scored, values: np.ndarray) -> Rankings:
     if scored.kind == 'multiclass':
-        scores, rivals = scored.probabilities.T, scored.labels[None]
-        own, classes = np.arange(len(scores)), np.arange(scored.num_classes)
+        columns, rivals = values.T, scored.labels[None]
+        own, classes = np.arange(len(columns)), np.arange(scored.num_classes)
     elif scored.kind == 'binary':
-        scores, rivals = scored.probabilities[:, 1][None], scored.labels[None]
+        columns, rivals = values[:, 1][None], scored.labels[None]
         own, classes = np.ones(1, int), np.arange(2)
     else:
-        scores, rivals = scored.probabilities.T, (scored.labels.T > 0.5).astype(np.int64)
-        own, classes = np.ones(len(scores), int), np.arange(2)
-    order, first, last, rival = (np.empty(scores.shape, np.int32) for _ in range(4))
-    scores = np.ascontiguousarray(scores)
+        columns, rivals = values.T, (scored.labels.T > 0.5).astype(np.int64)
+        own, classes = np.ones(len(columns), int), np.arange(2)
+    order, first, last, rival = (np.empty(columns.shape, np.int32) for _ in range(4))
+    columns = np.ascontiguousarray(columns)
 
     def rank(index: int) -> bool:
-        ranked = _write_order(scores[index], order[index])
+        ranked = _write_order(columns[index], order[index])
         rival[index] = rivals[index % len(rivals)][order[index]]
         return _write_ties(ranked, first[index], last[index])
 
     # NumPy sorts and copies without the interpreter's lock: columns on as many cores as there are.
     with ThreadPoolExecutor(os.cpu_count()) as threads:
-        has_ties = any(list(threads.map(rank, range(len(scores)))))
+        has_ties = any(list(threads.map(rank, range(len(columns)))))
     ties = (first, last) if has_ties else (None, None)
     weighed = np.stack([tally(column, scored.weights, len(classes)) for column in rivals])
     weightless = weighed[np.arange(len(own)) % len(rivals), own] == 0
@@ -74,13 +86,17 @@ def rankings(scored: Scored) -> Rankings:
 
 def _write_order(scores: np.ndarray, order: np.ndarray) -> np.ndarray:
     """Notes the rows by falling score, and returns the scores in that order."""
-    if scores.dtype != np.float32:  # all digits count, and devices have 32 bits
-        order[:] = np.argsort(-scores, kind='stable')
-    elif jax.default_backend() == 'cpu':
-        _write_packed_order(scores, order)
+    with np.errstate(over='ignore', under='ignore'):
+        rounded = scores.astype(np.float32)
+    if jax.default_backend() == 'cpu':
+        _write_packed_order(rounded, order)
     else:
-        order[:] = _falling(scores)
-    return scores[order]
+        order[:] = _falling(rounded)
+    ranked = scores[order]
+    if (ranked[1:] > ranked[:-1]).any():  # all digits count, and devices have 32 bits
+        order[:] = order[np.argsort(-ranked, kind='stable')]
+        ranked = scores[order]
+    return ranked
 
 
 @jax.jit

@@ -104,7 +104,8 @@ def choose_threshold(
     }
     check_decided_by_threshold(evaluation, 'choose_threshold')
     _check_settings(objective, settings)
-    ladders = dict(zip(named_columns(evaluation), all_ladders(evaluation.scored), strict=True))
+    found = all_ladders(evaluation.scored, by_probability=True)
+    ladders = dict(zip(named_columns(evaluation), found, strict=True))
     obstacles = {label: _obstacle(each, objective, settings) for label, each in ladders.items()}
     if evaluation.task.kind == 'multilabel':
         if found := [f'{label}: it has {why}' for label, why in obstacles.items() if why]:

@@ -54,7 +54,7 @@ def predict_proba(model: Any, X: Any) -> np.ndarray:
         X: inputs, as in `predict`.
 
     Returns:
-        float32 ``[rows, classes]`` in the order of the sorted labels; for multilabel the
+        float64 ``[rows, classes]`` in the order of the sorted labels; for multilabel the
         probability of each label.
 
     Raises:

@@ -49,7 +49,9 @@ class Cells(NamedTuple):
     scores: np.ndarray
 
 
-def bands(evaluation: Evaluation, kinds: Sequence[Kind]) -> list[Band | None]:
+def bands(
+    evaluation: Evaluation, kinds: Sequence[Kind], *, by_probability: bool = False
+) -> list[Band | None]:
     """The pointwise confidence bands of curves, each of one, or of the mean of several rankings.
 
     Percentiles of resamples around their median, which is moved onto the curve. Of very many rows
@@ -68,7 +70,8 @@ def bands(evaluation: Evaluation, kinds: Sequence[Kind]) -> list[Band | None]:
     part, drawn, share = _some_rows(
         scored, resampling, max(_MIN_ROWS, int(_MAX_VISITS / (num_resamples * columns)))
     )
-    cells = [cells_of(each, part.weights) for each in ranked(part)]
+    rankings = ranked(part, by_probability=by_probability)
+    cells = [cells_of(each, part.weights) for each in rankings]
 
     def curves(ladders: Sequence[Ladder]) -> np.ndarray:
         return np.stack([kind.mean_at(_GRID, ladders) for kind in kinds])
@@ -80,7 +83,8 @@ def bands(evaluation: Evaluation, kinds: Sequence[Kind]) -> list[Band | None]:
     draws = np.stack([weighted(weight) for weight in weights])
     # Rows drawn twice are tied, which moves the curves as a whole; a band is to hold its own.
     around = percentiles(draws, confidence) - percentiles(draws, 0)
-    low, high = np.clip(curves(list(all_ladders(scored))) + np.sqrt(share) * around, 0, 1)
+    whole = list(all_ladders(scored, by_probability=by_probability))
+    low, high = np.clip(curves(whole) + np.sqrt(share) * around, 0, 1)
     return [
         None if np.isnan(below).all() else Band(_GRID, below, above, confidence)
         for below, above in zip(low, high, strict=True)

@@ -57,7 +57,8 @@ def threshold_curves(
             f'choice: got {type(choice).__name__}, expected what choose_threshold(evaluation) '
             f'returns for a {evaluation.task.kind} model.'
         )
-    ladders = dict(zip(named_columns(evaluation), all_ladders(evaluation.scored), strict=True))
+    found = all_ladders(evaluation.scored, by_probability=True)
+    ladders = dict(zip(named_columns(evaluation), found, strict=True))
     ladders = {label: each for label, each in ladders.items() if each.positives}
     ax = new_axes(ax, 5.6, 4.4)
     if is_binary:
@@ -86,7 +87,7 @@ def _draw_rates(
         ax.axvline(at, color='black', linewidth=1, label=f'{name}: {at:.3g}')
     else:
         ax.plot([], [], color='black', linewidth=1, label=f'{name}: none positive')
-    found = bands(evaluation, list(OVER_THRESHOLD.values()))
+    found = bands(evaluation, list(OVER_THRESHOLD.values()), by_probability=True)
     for (rate, kind), band, colour in zip(OVER_THRESHOLD.items(), found, COLOURS, strict=False):
         x, y = kind.points(ladder)
         ax.plot(

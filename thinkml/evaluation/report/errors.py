@@ -7,6 +7,7 @@ import numpy as np
 from thinkml.evaluation.regression import errors as target_less_prediction
 from thinkml.evaluation.result import Evaluation
 from thinkml.evaluation.scored import Scored
+from thinkml.evaluation.scores import scores
 
 NUM_ERRORS = 10
 NUM_CONFUSIONS = 10
@@ -29,15 +30,15 @@ def errors(evaluation: Evaluation) -> dict[str, Any]:
 
 def _wrong_classes(scored: Scored, classes: list[str]) -> dict[str, Any]:
     wrong = np.flatnonzero((scored.labels != scored.predictions) & (scored.weights > 0))
-    guess, sure = scored.predictions[wrong], None
+    guess, p, sure = scored.predictions[wrong], None, None
     if scored.probabilities is not None:
-        sure = scored.probabilities[wrong, guess]
+        p, sure = scored.probabilities[wrong, guess], scored.part(scores)[wrong, guess]
     rows = [
         {
             'row': int(wrong[index]),
             'true': classes[scored.labels[wrong[index]]],
             'predicted': classes[guess[index]],
-            'probability': None if sure is None else float(sure[index]),
+            'probability': None if p is None else float(p[index]),
         }
         for index in _surest(sure, len(wrong))
     ]
@@ -47,17 +48,20 @@ def _wrong_classes(scored: Scored, classes: list[str]) -> dict[str, Any]:
 def _wrong_labels(scored: Scored, labels: list[str]) -> dict[str, Any]:
     truth, guess = scored.labels > 0.5, scored.predictions > 0.5
     rows, columns = np.nonzero((truth != guess) & (scored.weights > 0)[:, None])
-    sure = None
+    p = sure = None
     if scored.probabilities is not None:
         p = scored.probabilities[rows, columns]
-        sure = np.where(guess[rows, columns], p, 1 - p)
+        p = sure = np.where(guess[rows, columns], p, 1 - p)
+        if scored.outputs is not None:
+            logit = scored.part(scores)[rows, columns]
+            sure = np.where(guess[rows, columns], logit, -logit)
     found = [
         {
             'row': int(rows[index]),
             'label': labels[columns[index]],
             'true': bool(truth[rows[index], columns[index]]),
             'predicted': bool(guess[rows[index], columns[index]]),
-            'probability': None if sure is None else float(sure[index]),
+            'probability': None if p is None else float(p[index]),
         }
         for index in _surest(sure, len(rows))
     ]
