@@ -606,6 +606,26 @@ def test_own_metrics_get_logits_and_labels_as_the_loss_does(kind):
     assert seen[-1] == (logits.shape, labels.shape, labels.dtype.kind)
 
 
+def two_a_row(logits, labels):
+    return jnp.stack([logits, logits], axis=1)
+
+
+def two_a_row_of_numpy(logits, labels):
+    return np.stack([np.asarray(logits), np.asarray(logits)], axis=1)
+
+
+def an_array_of_one(logits, labels):
+    return np.asarray(logits)[:1]
+
+
+@pytest.mark.parametrize('function', [two_a_row, two_a_row_of_numpy, an_array_of_one])
+def test_what_an_own_metric_returns_is_a_number_or_one_for_each_row(function):
+    logits, labels = outputs('regression', 10, 1)
+    with pytest.raises(ConfigError, match=f"metrics: '{function.__name__}' returned shape "):
+        metrics = make_metrics((function,), kind='regression', num_outputs=1, capacity=10)
+        compute(of_batch(metrics, step(logits, labels)))
+
+
 def test_an_error_of_an_own_metric_says_whose_it_is():
     def fails(logits, labels):
         np.asarray(logits)

@@ -582,6 +582,54 @@ def test_metrics_of_ones_own():
         )
 
 
+def squared(predictions, targets):
+    return (predictions - targets) ** 2
+
+
+@pytest.mark.parametrize('form', ['rows', 'column'])
+def test_metrics_of_ones_own_get_rows_without_an_axis_of_one(form):
+    X = np.random.default_rng(0).normal(size=(40, 1)).astype(np.float32)
+    y = X + np.float32(0.5) * (np.arange(40) % 2)[:, None]
+    y = y[:, 0] if form == 'rows' else y
+    first = np.arange(40) % 2 == 0
+    model = known(Shifted(), 'regression', None, 1, y.shape[1:])
+    evaluation, other = (
+        ModelEvaluator().evaluate(
+            each, X, y, [squared, 'mse'], slices={'first': first}, min_support=1
+        )
+        for each in (model, known(Shifted(1.0), 'regression', None, 1, y.shape[1:]))
+    )
+    assert evaluation['squared'] == pytest.approx(0.125)
+    assert evaluation.slices['first'].metrics['squared'] == 0
+    assert evaluation.confidence_intervals['squared'] == pytest.approx(
+        evaluation.confidence_intervals['mse']
+    )
+    found = compare(evaluation, other).differences
+    assert found['squared'].difference == pytest.approx(found['mse'].difference)
+
+
+def test_what_training_refuses_of_a_metric_of_ones_own_evaluation_refuses_too():
+    from clu.metrics import Accuracy
+
+    def two_a_row(logits, labels):
+        return np.stack([logits, logits], axis=1)
+
+    def a_column(logits, labels):
+        return logits[:, None]
+
+    def an_array_of_one(logits, labels):
+        return logits[:1]
+
+    X, y = np.ones((4, 1), np.float32), np.array([0, 1, 1, 1])
+    model = known(Shifted(), 'binary', (0, 1), 1)
+    for function in (two_a_row, a_column, an_array_of_one):
+        with pytest.raises(ConfigError, match=f"metrics: '{function.__name__}' returned shape"):
+            ModelEvaluator().evaluate(model, X, y, [function])
+    # Of one logit it would take the only output for the class 0.
+    with pytest.raises(ConfigError, match=r"metrics: 'accuracy' failed for logits \(4,\)"):
+        ModelEvaluator().evaluate(model, X, y, [Accuracy])
+
+
 def test_slices_are_evaluations_of_their_rows():
     model, logits, labels = case_of_three()
     site = np.array(['A', 'B', 'C'])[np.arange(300) % 3]

@@ -1,12 +1,15 @@
 """What training records equals scikit-learn's on the same predictions."""
 
+import jax.numpy as jnp
 import numpy as np
+import pandas as pd
 import pytest
 from clu import metrics as clu_metrics
-from flax import struct
+from flax import nnx, struct
 from sklearn import metrics as sk
 
 from tests.models_for_tests import mlp
+from thinkml.evaluation import ModelEvaluator
 from thinkml.models import predict, predict_proba
 from thinkml.training import ModelTrainer, TrainingConfig
 
@@ -98,6 +101,76 @@ def test_multilabel():
         }
         for name, value in expected.items():
             assert found[prefix + name] == pytest.approx(value, abs=1e-6), prefix + name
+
+
+def as_they_are(num_outputs):
+    """A model that returns its inputs."""
+    model = nnx.Linear(num_outputs, num_outputs, use_bias=False, rngs=nnx.Rngs(0))
+    model.kernel[...] = jnp.eye(num_outputs)
+    return model
+
+
+def test_six_saturated_rows():
+    X, y = np.arange(21, 27, dtype=np.float32)[:, None], np.array([0, 1, 0, 1, 1, 1])
+    trainer = ModelTrainer(TrainingConfig(**STILL))
+    trainer.train(as_they_are(1), X, y, metrics=['roc_auc', 'average_precision'], progress=False)
+    found = trainer.get_metrics()
+    assert found['roc_auc'] == pytest.approx(7 / 8)
+    assert found['average_precision'] == pytest.approx(0.95)
+
+
+@pytest.mark.parametrize('kind', ['binary', 'multiclass', 'multilabel'])
+def test_training_and_evaluation_agree_on_saturated_logits(kind):
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(64, 2 if kind == 'binary' else 3)).astype(np.float32)
+    noisy = X + rng.normal(size=X.shape)
+    y = (noisy > 0).astype(int) if kind == 'multilabel' else noisy.argmax(axis=1)
+    names, model = ['roc_auc', 'average_precision', 'log_loss'], as_they_are(X.shape[1])
+    trainer = ModelTrainer(TrainingConfig(**STILL))
+    trainer.train(model, 40 * X, y, 40 * X, y, metrics=names, progress=False)
+    found, evaluation = trainer.get_metrics(), ModelEvaluator().evaluate(model, 40 * X, y, names)
+    for prefix in ('', 'val_'):
+        assert found[f'{prefix}log_loss'] == pytest.approx(found[f'{prefix}loss'], rel=1e-6)
+        assert found[f'{prefix}log_loss'] > 3
+        recorded = {name: found[prefix + name] for name in names}
+        assert recorded == pytest.approx(evaluation.metrics, rel=1e-6)
+
+
+class OneNumber(nnx.Module):
+    """A model that returns its input without an axis."""
+
+    def __init__(self):
+        self.scale = nnx.Param(jnp.ones(()))
+
+    def __call__(self, x):
+        return x[:, 0] * self.scale[...]
+
+
+def squared(predictions, targets):
+    return (predictions - targets) ** 2
+
+
+def right(logits, labels):
+    return (logits > 0) == (labels > 0)
+
+
+@pytest.mark.parametrize('make_model', [OneNumber, lambda: as_they_are(1)])
+@pytest.mark.parametrize('form', ['rows', 'column', 'frame'])
+def test_functions_get_the_same_shapes_in_training_and_evaluation(make_model, form):
+    X = np.array([[0.0], [1.0], [2.0], [3.5]], np.float32)
+    y = {'rows': X[:, 0], 'column': X, 'frame': pd.DataFrame({'y': X[:, 0]})}[form]
+    model, trainer = make_model(), ModelTrainer(TrainingConfig(**STILL))
+    trainer.train(model, X, y, metrics=[squared], progress=False)
+    evaluation = ModelEvaluator().evaluate(model, X, y, [squared, 'mse'])
+    assert trainer.get_metrics()['squared'] == evaluation['squared'] == evaluation['mse'] == 0
+
+
+def test_the_accuracy_of_one_logit_is_that_of_its_rows():
+    X, y = np.array([[-2.0], [1.0], [2.0], [3.5]], np.float32), np.array([0, 1, 0, 1])
+    model, trainer = as_they_are(1), ModelTrainer(TrainingConfig(**STILL))
+    trainer.train(model, X, y, metrics=[right], progress=False)
+    assert trainer.get_metrics()['right'] == trainer.get_metrics()['accuracy'] == 0.75
+    assert ModelEvaluator().evaluate(model, X, y, [right])['right'] == 0.75
 
 
 def test_regression():

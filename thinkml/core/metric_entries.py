@@ -269,7 +269,7 @@ def _is_of_whole_epoch(function: Callable[..., Any], shape: Shape) -> bool:
         ) from error
     if getattr(result, 'shape', None) == ():
         return True
-    _check_per_example(function, result, logits, labels)
+    check_per_example(function, result, logits, labels)
     return False
 
 
@@ -280,11 +280,16 @@ def _own_values(function: Callable[..., Any], *, logits, labels, **_) -> jax.Arr
             f'metrics: {metric_name(function)!r} returned one number, so it needs the whole '
             'epoch: tell make_metrics kind, num_outputs and capacity.'
         )
-    _check_per_example(function, values, logits, labels)
+    check_per_example(function, values, logits, labels)
     return values.reshape(len(labels), -1).mean(axis=1)
 
 
-def _check_per_example(function: Callable[..., Any], values: Any, logits: Any, labels: Any) -> None:
+def check_per_example(function: Metric, values: Any, logits: Any, labels: Any) -> None:
+    """Checks that a function's values are one for each example or for each label.
+
+    Raises:
+        ConfigError: if their shape is another.
+    """
     shape = getattr(values, 'shape', None)
     if shape not in (labels.shape, labels.shape[:1]):
         raise ConfigError(

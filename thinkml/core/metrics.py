@@ -22,7 +22,7 @@ from clu.values import Scalar, Value
 
 from thinkml.core.accumulators import WeightedMean as WeightedMean
 from thinkml.core.classification import class_indices
-from thinkml.core.metric_entries import Entry, Shape, entry_of, mean_of
+from thinkml.core.metric_entries import Entry, Shape, check_per_example, entry_of, mean_of
 from thinkml.core.metric_names import CLASSIFICATION_METRICS as CLASSIFICATION_METRICS
 from thinkml.core.metric_names import REGRESSION_METRICS as REGRESSION_METRICS
 from thinkml.core.metric_names import TRAINING_ONLY_METRICS as TRAINING_ONLY_METRICS
@@ -223,7 +223,7 @@ def compute(metrics: clu_metrics.Collection) -> dict[str, float]:
         values[name] = _of_epoch(name, entry.read, collected[entry.field])
     # jit has sorted the names
     return {
-        name: _as_float(name, values[name]) for name in entries or type(metrics).__annotations__
+        name: one_number(name, values[name]) for name in entries or type(metrics).__annotations__
     }
 
 
@@ -231,15 +231,23 @@ def _of_epoch(name: str, function: Callable[..., Any], epoch: Any) -> Any:
     rows = epoch.mask
     if epoch.position > len(rows) or not rows.any():
         return np.nan
+    logits, labels = epoch.logits[rows], epoch.labels[rows]
     try:
-        value = np.asarray(function(epoch.logits[rows], epoch.labels[rows]))
+        value = np.asarray(function(logits, labels))
     except Exception as error:
         error.add_note(f'Raised by the metric {name!r} at the end of an epoch.')
         raise
-    return value.mean() if value.shape[:1] == (rows.sum(),) else value
+    if value.ndim:
+        check_per_example(function, value, logits, labels)
+    return value.mean()
 
 
-def _as_float(name: str, value: Any) -> float:
+def one_number(name: str, value: Any) -> float:
+    """Returns the value of a metric as a plain float.
+
+    Raises:
+        ConfigError: if it is an array.
+    """
     if np.shape(value) != ():
         raise ConfigError(
             f'metrics: {name!r} gave an array of shape {np.shape(value)}, expected one number.'

@@ -6,7 +6,9 @@ from typing import Any
 import numpy as np
 from clu import metrics as clu_metrics
 
+from thinkml.core.metric_entries import check_per_example
 from thinkml.core.metric_names import check_metric, metric_name
+from thinkml.core.metrics import one_number
 from thinkml.errors import ConfigError
 from thinkml.evaluation.metrics import Metric
 from thinkml.evaluation.probabilistic import mean_of_rows
@@ -17,7 +19,8 @@ def own_values(metric: Any, scored: Scored) -> np.ndarray | float:
     """Computes a function ``(logits, labels)`` or a CLU class, as training does.
 
     Args:
-        metric: it is given the arrays of all rows.
+        metric: it is given the arrays of all rows, shaped as in training: those of one output, or
+            of one target, are ``(n,)``.
         scored: labels and the model's outputs.
 
     Returns:
@@ -25,7 +28,8 @@ def own_values(metric: Any, scored: Scored) -> np.ndarray | float:
         for all rows, which knows neither weights nor intervals.
 
     Raises:
-        ConfigError: if it is no such thing, or the model gives no logits.
+        ConfigError: if it is no such thing, the model gives no logits, or the values' shape is
+            one that training refuses.
     """
     if problem := check_metric(metric, scored.kind):
         raise ConfigError(problem)
@@ -35,14 +39,19 @@ def own_values(metric: Any, scored: Scored) -> np.ndarray | float:
             f'metrics: {name!r} takes logits, which a model with predict alone does not give. '
             'Ask for metrics by name.'
         )
-    found = _value(metric, scored.outputs, scored.labels)
-    if found.ndim and len(found) == len(scored):
-        return found.reshape(len(scored), -1).mean(axis=1).astype(np.float64)
-    if found.size == 1:
-        return float(found.reshape(()))
-    raise ConfigError(
-        f'metrics: {name!r} returned shape {found.shape}, expected one number, or one for each row.'
-    )
+    outputs, labels = map(_without_an_axis_of_one, (scored.outputs, scored.labels))
+    if isinstance(metric, type):
+        return _of_class(metric, outputs, labels)
+    found = np.asarray(metric(outputs, labels))
+    if found.ndim == 0:
+        return float(found)
+    check_per_example(metric, found, outputs, labels)
+    return found.reshape(len(scored), -1).mean(axis=1).astype(np.float64)
+
+
+def _without_an_axis_of_one(values: np.ndarray) -> np.ndarray:
+    # Else a difference of (n, 1) and (n,) is one of all pairs of rows.
+    return values.reshape(len(values)) if values.size == len(values) else values
 
 
 def row_metric(name: str, scored: Scored) -> Metric:
@@ -60,11 +69,15 @@ class _Own:
         return scored.own[self.name]
 
 
-def _value(metric: Any, outputs: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    if isinstance(metric, type) and issubclass(metric, clu_metrics.Metric):
-        mask = np.ones(len(labels), bool)
+def _of_class(metric: type[clu_metrics.Metric], outputs: np.ndarray, labels: np.ndarray) -> float:
+    mask, name = np.ones(len(labels), bool), metric_name(metric)
+    try:
         filled = metric.from_model_output(
             logits=outputs, labels=labels, losses=mask * 0.0, weight=mask * 1.0, mask=mask
         )
-        return np.asarray(filled.compute())
-    return np.asarray(metric(outputs, labels))
+    except Exception as error:
+        raise ConfigError(
+            f'metrics: {name!r} failed for logits {outputs.shape} and labels {labels.shape} '
+            f'{labels.dtype}: {type(error).__name__}: {error}'
+        ) from error
+    return one_number(name, filled.compute())
