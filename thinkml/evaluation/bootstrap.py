@@ -75,10 +75,24 @@ def units_of(resampling: Resampling, num_rows: int) -> Units:
     )  # fmt: skip
 
 
+def can_vary(resampling: Resampling, weight: np.ndarray | None, num_rows: int) -> bool:
+    """Returns True if resamples differ in more than their scale.
+
+    At least two units count, and not each of those is alone in its stratum.
+    """
+    units = units_of(resampling, num_rows)
+    counts = np.ones(num_rows) if weight is None else weight > 0
+    counts = counts if units.of_row is None else np.bincount(units.of_row, counts)
+    counted = counts[units.unit] > 0
+    return int(counted.sum()) > 1 and bool((units.size[counted] > 1).any())
+
+
 def resampled(
     values: Values, parts: Any, weight: np.ndarray | None, resampling: Resampling, num_rows: int
 ) -> list[np.ndarray]:
     """Returns each value under every resample, ``(num_resamples, ...)``.
+
+    A value is NaN in a resample that leaves no row that counts.
 
     Args:
         values: functions ``(parts, weight) -> value`` of JAX arrays.
@@ -96,6 +110,19 @@ def resampled(
     return [np.asarray(sample, np.float64) for sample in samples]
 
 
+def resampled_or_nan(
+    values: Values, parts: Any, weight: np.ndarray | None, resampling: Resampling, num_rows: int
+) -> list[np.ndarray]:
+    """Returns the same as `resampled`, but NaN where one row says nothing of how others would be.
+
+    See `can_vary`.
+    """
+    samples = resampled(values, parts, weight, resampling, num_rows)
+    if can_vary(resampling, weight, num_rows):
+        return samples
+    return [np.full_like(sample, np.nan) for sample in samples]
+
+
 def _narrow(array: Any) -> Any:
     """As the device computes: indices in 32 bits, numbers in float32."""
     array = np.asarray(array)
@@ -109,7 +136,9 @@ def _resample(values: Values, keys: Any, units: Units, weight: Any, parts: Any) 
     def one(key: jax.Array) -> list[Any]:
         drawn = _draw(key, units)
         drawn = drawn if units.of_row is None else drawn[units.of_row]
-        return [value(parts, drawn * weight) for value in values]
+        drawn = drawn * weight
+        is_empty = drawn.sum() == 0
+        return [jnp.where(is_empty, jnp.nan, value(parts, drawn)) for value in values]
 
     # A divisor: what is left over would be compiled a second time.
     largest = max(len(weight), *(leaf.size for leaf in jax.tree.leaves(parts)), 1)

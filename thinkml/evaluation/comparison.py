@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 
 from thinkml.errors import ConfigError, DataError
-from thinkml.evaluation.bootstrap import Interval, percentiles, resampled, shared_parts
+from thinkml.evaluation.bootstrap import Interval, percentiles, resampled_or_nan, shared_parts
 from thinkml.evaluation.result import Evaluation, number
 
 
@@ -17,9 +17,9 @@ class Difference:
         a: its value of the first.
         b: of the second.
         difference: ``a - b``.
-        interval: of the difference.
+        interval: of the difference; NaN where it is undefined, as it is for a single row.
         p_value: how often, at the least, a difference like this would come by chance if there were
-            none: twice the share of resamples on the other side of 0.
+            none: twice the share of resamples on the other side of 0. NaN where the interval is.
     """
 
     a: float
@@ -149,15 +149,16 @@ def _differences(a: Evaluation, b: Evaluation, names: list[str]) -> dict[str, Di
     for evaluation in (a, b):  # the same seed, and so the same resamples
         metrics = {name: evaluation.definitions[name] for name in names}
         values, parts = shared_parts(evaluation.scored, metrics)
-        both.append(resampled(values, parts, a.scored.weight, a.resampling, a.num_rows))
+        both.append(resampled_or_nan(values, parts, a.scored.weight, a.resampling, a.num_rows))
     found = {}
     for name, of_a, of_b in zip(names, *both, strict=True):
         apart = of_a - of_b
         low, high = percentiles(apart, confidence)
         apart = apart[~np.isnan(apart)]
         sides = min((np.sum(apart <= 0) + 1), (np.sum(apart >= 0) + 1)) / (len(apart) + 1)
+        p_value = min(1.0, 2 * sides) if len(apart) else np.nan
         found[name] = Difference(
-            a[name], b[name], a[name] - b[name], (float(low), float(high)), min(1.0, 2 * sides)
+            a[name], b[name], a[name] - b[name], (float(low), float(high)), p_value
         )
     return found
 

@@ -7,7 +7,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from thinkml.core.counts import precision, ratio_or_nan, recall
-from thinkml.evaluation.bootstrap import Interval, Resampling, percentiles, resampled, shared_parts
+from thinkml.evaluation.bootstrap import (
+    Interval,
+    Resampling,
+    percentiles,
+    resampled_or_nan,
+    shared_parts,
+)
 from thinkml.evaluation.counting import class_counts, class_part, per_class_f1
 from thinkml.evaluation.metrics import Metric
 from thinkml.evaluation.scored import Scored
@@ -74,14 +80,14 @@ def intervals_of(
         found[name] = wilson(*counted, resampling.confidence)
     if drawn:
         values, parts = shared_parts(whole, drawn)
-        samples = resampled(values, parts, weight, resampling, len(whole))
+        samples = resampled_or_nan(values, parts, weight, resampling, len(whole))
         for name, sample in zip(drawn, samples, strict=True):
             low, high = percentiles(sample, resampling.confidence)
             value = metrics[name].of(scored)
-            if np.isnan(value):
+            if np.isnan(value) or np.isnan(low):
                 low = high = np.nan
             elif metrics[name].is_biased:
-                bias = np.median(sample) - value
+                bias = np.nanmedian(sample) - value
                 low, high = max(0.0, low - bias), high - bias
             found[name] = (float(low), float(high))
     return {name: found[name] for name in metrics}
@@ -108,7 +114,9 @@ def class_intervals(
             pairs = zip(*share(counts), strict=True)
             bounds[name] = np.transpose([wilson(*pair, confidence) for pair in pairs])
     values = (per_class_f1,) if is_simple else (per_class_f1, _precisions, _recalls)
-    samples = resampled(values, scored.part(class_part), scored.weight, resampling, len(scored))
+    samples = resampled_or_nan(
+        values, scored.part(class_part), scored.weight, resampling, len(scored)
+    )
     for name, sample in zip(('f1', *shares), samples, strict=False):
         bounds[name] = percentiles(sample, confidence)
     return {

@@ -198,7 +198,7 @@ def _sum_of_rows(part: np.ndarray, weight: np.ndarray) -> tuple[float, float]:
 
 
 def _too_few(part: regression.Errors, weight: np.ndarray) -> str | None:
-    if len(weight) > 1:
+    if (weight > 0).sum() > 1:
         return None
     return 'NaN, since it is not defined for a single row.'
 
@@ -287,11 +287,12 @@ def _of_numbers() -> dict[str, Metric]:
             errors,
             regression.r2,
             default=True,
-            resampled=regression.r2_of_some,
             undefined=_too_few,
             **higher,
         ),
-        'explained_variance': Metric(errors, regression.explained_variance, **higher),
+        'explained_variance': Metric(
+            errors, regression.explained_variance, undefined=_too_few, **higher
+        ),
         'median_absolute_error': Metric(ordered, regression.median_absolute_error, **lower),
         'max_error': Metric(ordered, regression.max_error, **lower),
         'mape': _rows(regression.mape_rows, **lower),

@@ -81,21 +81,14 @@ def r2(part: Errors, weight: Any) -> Any:
     """The coefficient of determination ``1 - sum(error^2) / sum((y - mean(y))^2)``.
 
     1 is perfect, 0 is as good as always predicting the mean. A constant target gives 1 if predicted
-    exactly, else 0. NaN for fewer than two rows.
+    exactly, else 0. NaN where fewer than two rows count.
     """
-    score = _explained(weight @ part.error**2, _spread(part.target, weight))
-    return score if len(weight) > 1 else np.nan
-
-
-def r2_of_some(part: Errors, weight: Any) -> Any:
-    """The same, NaN where these weights leave one row alone."""
-    xp = weight.__array_namespace__()
-    return xp.where((weight > 0).sum() < 2, xp.nan, r2(part, weight))
+    return _explained(weight @ part.error**2, _spread(part.target, weight), weight)
 
 
 def explained_variance(part: Errors, weight: Any) -> Any:
     """The same, but for errors around their mean: a constant error costs nothing."""
-    return _explained(_spread(part.error, weight), _spread(part.target, weight))
+    return _explained(_spread(part.error, weight), _spread(part.target, weight), weight)
 
 
 def _spread(values: Any, weight: Any) -> Any:
@@ -103,9 +96,10 @@ def _spread(values: Any, weight: Any) -> Any:
     return weight @ (values - mean) ** 2
 
 
-def _explained(squares: Any, spread: Any) -> Any:
-    xp = spread.__array_namespace__()
-    return xp.where(spread > 0, 1 - ratio(squares, spread), squares == 0).mean()
+def _explained(squares: Any, spread: Any, weight: Any) -> Any:
+    xp = weight.__array_namespace__()
+    score = xp.where(spread > 0, 1 - ratio(squares, spread), squares == 0).mean()
+    return xp.where((weight > 0).sum() < 2, xp.nan, score)
 
 
 def mape_rows(scored: Scored) -> np.ndarray:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from thinkml.evaluation.bootstrap import Resampling, percentiles, units_of
+from thinkml.evaluation.bootstrap import Resampling, can_vary, percentiles, units_of
 from thinkml.evaluation.ladder import Ladder, Ranking, all_ladders, ladder_of, ranked
 from thinkml.evaluation.plots.kinds import Kind
 from thinkml.evaluation.result import Evaluation
@@ -58,11 +58,12 @@ def bands(
     a part is drawn from, and the bands made narrower by the root of its share.
 
     Returns:
-        None for each where the evaluation is without confidence, or the curve is not defined.
+        None for each where the evaluation is without confidence, the curve is not defined, or
+        fewer than two rows (or groups) count.
     """
     scored, resampling = evaluation.scored, evaluation.resampling
     confidence = resampling.confidence
-    if confidence is None:
+    if confidence is None or not can_vary(resampling, scored.weight, len(scored)):
         return [None] * len(kinds)
     columns = 1 if scored.kind == 'binary' else scored.num_classes
     num_resamples = max(100, min(_MAX_LADDERS // columns, _MAX_RESAMPLES))
