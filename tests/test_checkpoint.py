@@ -688,3 +688,27 @@ def test_a_program_that_ends_without_close_completes_its_checkpoint(tmp_path):
     checkpointer = Checkpointer(tmp_path)
     assert checkpointer.latest_sound() == 2
     assert names(tmp_path) == ['1', '2']
+
+
+@pytest.mark.parametrize('free', [0, 10**6])
+def test_a_full_disk_is_one_error_and_no_traceback(tmp_path, monkeypatch, capfd, free):
+    """Orbax logs one for each of its threads, and does not know how much is free."""
+    state = {'w': jax.random.normal(jax.random.key(0), (2**19,))}
+    usage = shutil.disk_usage(tmp_path)
+    checkpointer = Checkpointer(saved(tmp_path / 'steps', 1))
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, 'disk_usage', lambda path: usage._replace(free=free))
+        with pytest.raises(CheckpointError, match=r'step: 2 could not .* 2\.2 MB are needed, '):
+            checkpointer.save(2, state)
+        with pytest.raises(CheckpointError, match=r'path: .* are needed, '):
+            save_arrays(tmp_path / 'tree', state)
+    assert 'Traceback' not in capfd.readouterr().err
+
+
+def test_what_orbax_raises_is_not_logged_as_well(tmp_path, caplog):
+    state = {'w': jax.random.normal(jax.random.key(0), (2**20,))}
+    checkpointer = Checkpointer(saved(tmp_path, 1))
+    with largest_file(2**20), pytest.raises(CheckpointError, match='step: 2 could not be written'):
+        checkpointer.save(2, state)
+        checkpointer.wait()
+    assert not [record for record in caplog.records if record.name == 'absl']

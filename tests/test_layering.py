@@ -13,7 +13,7 @@ FILES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / 'thinkml').
 # From the ground up. A part imports itself and what is below it, nothing beside or above it.
 FLOORS = (
     ('compilation_cache', 'errors', 'lazy', 'versions'),
-    ('history',),
+    ('history', 'paths'),
     ('record',),
     ('core',),
     ('checkpoint', 'data', 'figures'),

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from thinkml.errors import ConfigError
+from thinkml.paths import local_path
 
 if TYPE_CHECKING:
     from matplotlib.backend_bases import FigureManagerBase
@@ -175,9 +176,10 @@ def save_figure(figure: 'Figure', path: str | os.PathLike[str]) -> None:
     from thinkml.core.processes import is_first_process
 
     check_ending(path)
+    path = local_path(path)
     if not is_first_process():
         return
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=200)
 
 

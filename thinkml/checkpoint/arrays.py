@@ -6,9 +6,14 @@ plain arrays, beside an index of their shapes and dtypes; what guards the bytes 
 """
 
 import dataclasses
+import errno
+import functools
 import json
+import logging
 import os
 import pathlib
+import shutil
+import traceback
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
@@ -17,18 +22,24 @@ import jax.numpy as jnp
 import numpy as np
 
 from thinkml.checkpoint.direct import read_stored
-from thinkml.checkpoint.disk import read_bounded
+from thinkml.checkpoint.disk import read_bounded, readable, write_probe
 from thinkml.core.processes import is_first_process, meet
 from thinkml.errors import CheckpointError, problems
+from thinkml.paths import local_path
 
 PyTree = Any
 Result = TypeVar('Result')
 
 INDEX = 'index.json'
+# In the names of directories that are not complete yet.
+_UNFINISHED = 'thinkml-new'
 _ARRAYS = 'arrays'
 MAX_INDEX_BYTES = 64 * 2**20
 # Files of about this size are hashed side by side.
 _FILE_BYTES = 32 * 2**20
+
+# What arrays take on disk beside their bytes, about.
+_BYTES_BESIDE, _BYTES_BY_ARRAY = 64 * 2**10, 2**10
 
 # Orbax looks for what it has written by patterns.
 _NO_PATH = frozenset('[]\\') if os.sep == '/' else frozenset('[]')
@@ -86,16 +97,32 @@ def save_arrays(path: str | pathlib.Path, tree: PyTree) -> None:
         >>> {name: array.shape for name, array in load_arrays(path).items()}
         {'layers/0/kernel': (2, 3)}
     """
-    path = pathlib.Path(os.path.abspath(path))
+    path = pathlib.Path(os.path.abspath(local_path(path)))
     packed = pack(tree)
 
     def write() -> None:
         if is_first_process():
             path.mkdir(parents=True)
+            check_disk(path, packed)
         meet('arrays-begun')
         start_saving(path, packed)()
 
     guarded(write, f'path: {path} could not be written')
+
+
+def check_disk(directory: pathlib.Path, packed: Packed) -> None:
+    """Checks that a disk has room for arrays: Orbax writes a traceback for each that has none.
+
+    Raises:
+        OSError: if it has not, or the directory can't be written.
+    """
+    write_probe(directory)
+    arrays = packed[1].values()
+    needed = sum(array.nbytes for array in arrays) + _BYTES_BESIDE + _BYTES_BY_ARRAY * len(arrays)
+    free = shutil.disk_usage(directory).free
+    if free < needed:
+        what = f'the disk is full: {readable(needed)} are needed, {readable(free)} are free'
+        raise OSError(errno.ENOSPC, what)
 
 
 def start_saving(path: pathlib.Path, packed: Packed) -> Callable[[], None]:
@@ -116,6 +143,7 @@ def start_saving(path: pathlib.Path, packed: Packed) -> Callable[[], None]:
         )
     index, arrays = packed
     entries = {name: entry.to_json() for name, entry in index.items()}
+    _silence_orbax()
     writer = None
     if arrays:
         arrays = {name: _shared(array) for name, array in arrays.items()}
@@ -134,6 +162,19 @@ def start_saving(path: pathlib.Path, packed: Packed) -> Callable[[], None]:
             (path / INDEX).write_text(json.dumps(entries, indent=1) + '\n', encoding='utf-8')
 
     return finish
+
+
+@functools.cache
+def _silence_orbax() -> None:
+    """Keeps from the log what Orbax raises as well: a traceback from each of its threads."""
+    for name in ('absl', 'asyncio'):
+        logging.getLogger(name).addFilter(lambda record: not _is_of_save(record))
+
+
+def _is_of_save(record: logging.LogRecord) -> bool:
+    """Returns True for an error that names a directory in which ThinkML was saving."""
+    error = record.exc_info[1] if record.exc_info else None
+    return error is not None and _UNFINISHED in str(error)
 
 
 def _shared(array: Any) -> Any:
@@ -158,7 +199,7 @@ def load_arrays(path: str | pathlib.Path, template: PyTree = None) -> PyTree:
         CheckpointError: if there is nothing readable, or it doesn't fit the template. Names every
             leaf that doesn't, with both shapes.
     """
-    path = pathlib.Path(os.path.abspath(path))
+    path = pathlib.Path(os.path.abspath(local_path(path)))
 
     def read() -> tuple[dict[str, Entry], dict[str, Any]]:
         entries = json.loads(read_bounded(path / INDEX, MAX_INDEX_BYTES))

@@ -16,6 +16,7 @@ from thinkml.checkpoint.arrays import (
     INDEX,
     Packed,
     PyTree,
+    check_disk,
     guarded,
     load_arrays,
     pack,
@@ -29,6 +30,7 @@ from thinkml.errors import (
     problems,
     warn_user,
 )
+from thinkml.paths import local_path
 
 MAX_METADATA_BYTES = 256 * 2**20
 
@@ -81,7 +83,7 @@ class Checkpointer:
             raise ConfigError(
                 f'keep: got {keep!r}, expected a whole number of at least 1, or None for all.'
             )
-        self.directory = Path(os.path.abspath(directory))
+        self.directory = Path(os.path.abspath(local_path(directory, 'directory')))
         self._keep = keep
         self._pending: tuple[int, concurrent.futures.Future[None]] | None = None
         self._damaged: set[int] = set()
@@ -147,6 +149,7 @@ class Checkpointer:
         about = guarded(lambda: _encode(dict(metadata or {})), message)  # may change after this
         self.wait()
         self._verified = None
+        guarded(lambda: told_by_first(lambda: check_disk(self.directory, packed)), message)
         finish = guarded(lambda: self._start(step, packed, about, best), message)
         executor = concurrent.futures.ThreadPoolExecutor(1, 'thinkml-checkpoint')
         self._pending = step, executor.submit(finish)

@@ -24,10 +24,20 @@ def open_directory(directory: Path) -> None:
         OSError: if that is impossible, or the disk is full.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=directory) as file:  # has no name: nothing of it can be left
+    write_probe(directory, sync=True)
+
+
+def write_probe(directory: Path, sync: bool = False) -> None:
+    """Writes to a directory as a test, to the disk itself if ``sync``; nothing of it is left.
+
+    Raises:
+        OSError: if that is impossible.
+    """
+    with tempfile.TemporaryFile(dir=directory) as file:  # it has no name
         file.write(_PROBE)
         file.flush()
-        os.fsync(file.fileno())
+        if sync:
+            os.fsync(file.fileno())
 
 
 def read_bounded(path: Path, limit: int) -> bytes:

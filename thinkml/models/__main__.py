@@ -10,6 +10,7 @@ from thinkml.errors import ModelFileError, ThinkMLError
 from thinkml.models.files import models_in
 from thinkml.models.manager import ModelManager
 from thinkml.models.table import Table
+from thinkml.paths import local_path
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -59,7 +60,7 @@ def _inspect(asked: argparse.Namespace) -> None:
 def _list(asked: argparse.Namespace) -> None:
     manager = ModelManager(asked.root)
     tables = [manager.versions(name) for name in manager.list_models()]
-    if paths := models_in(Path(asked.root)):  # saved by a path, not by a name
+    if paths := models_in(local_path(asked.root, 'root')):  # saved by a path, not by a name
         tables.append(Table.of(_row(manager, path) for path in paths))
     if not tables:
         raise ModelFileError(f'root: there are no models in {asked.root}.')

@@ -18,6 +18,7 @@ from thinkml.checkpoint import disk, manifest
 from thinkml.checkpoint.disk import read_bounded, sync_folder
 from thinkml.core.processes import is_first_process, meet, told_by_first
 from thinkml.errors import ConfigError, ModelFileError
+from thinkml.paths import local_path
 
 Result = TypeVar('Result')
 
@@ -31,7 +32,7 @@ _LEFTOVER = re.compile(r'\..+\.[0-9a-f]{12}\.thinkml-new')
 
 
 def absolute(path: Any, argument: str = 'path') -> Path:
-    """Where a path leads, without links and dots in its folders; ``~`` is the home folder.
+    """Where a path leads, see `local_path`, without links and dots in its folders.
 
     Raises:
         ConfigError: if it is no path.
@@ -44,8 +45,8 @@ def absolute(path: Any, argument: str = 'path') -> Path:
         raise ConfigError(
             f'{argument}: got a name of {len(name)} letters, expected at most {_MAX_NAME_BYTES}.'
         )
-    found = Path(path).expanduser()
-    return found.resolve() if name == '..' else found.parent.resolve() / name
+    found = local_path(path, argument)
+    return found.resolve() if name == '..' else found.parent.resolve() / found.name
 
 
 def check_target(path: Path, overwrite: bool) -> None:

@@ -14,6 +14,7 @@ from thinkml.core.exported import Forward, open_program
 from thinkml.core.processes import is_first_process
 from thinkml.errors import ModelFileError
 from thinkml.models.weights import fill, named_arrays
+from thinkml.paths import local_path
 
 PathLike = str | os.PathLike[str]
 
@@ -86,7 +87,7 @@ def load_safetensors(path: PathLike, *, into: Any) -> Any:
 
 def read_safetensors(path: PathLike) -> dict[str, Any]:
     """The arrays of a file by name."""
-    return _safetensors().numpy.load_file(path)
+    return _safetensors().numpy.load_file(local_path(path))
 
 
 def write_stablehlo(forward: Forward, path: PathLike) -> Path:
@@ -122,7 +123,7 @@ def _without_assertions(program: bytes) -> bytes:
 
 
 def _write_whole(path: PathLike, content: bytes) -> Path:
-    target = Path(path)
+    target = local_path(path, 'file')
     if not is_first_process():
         return target
     beside = target.with_name(f'.{target.name}.tmp')

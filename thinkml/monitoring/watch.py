@@ -5,11 +5,11 @@ import importlib
 import os
 import threading
 from collections.abc import Callable, Hashable
-from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from thinkml.figures import check_ending, save_figure
+from thinkml.paths import local_path
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -90,8 +90,8 @@ def notebook_display() -> Callable[['Figure'], None]:
 
 def file_display(path: str | os.PathLike[str]) -> Callable[['Figure'], None]:
     """What writes a picture to a file, whole at any moment it is looked at."""
-    path = Path(path)
     check_ending(path)
+    path = local_path(path)
     new = path.with_name(f'.{path.stem}.new{path.suffix}')  # the ending picks the format
 
     def show(figure: 'Figure') -> None:

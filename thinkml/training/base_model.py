@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Literal
 
 import jax
@@ -19,6 +18,7 @@ from thinkml.models import ModelManager
 from thinkml.models.pretrained import load_pretrained
 from thinkml.models.transfer_model import PassThrough, TransferModel
 from thinkml.models.zoo import create, get_preprocessing, list_models
+from thinkml.paths import local_path
 
 Role = Literal['head', 'model']
 Place = tuple[Any, ...]
@@ -77,7 +77,7 @@ def open_base(base_model: Any, inputs: Any) -> Base:
         normalised = (preprocessing.mean, preprocessing.std)
         return Base(base_model, model, model.num_features, False, normalised)
     if isinstance(base_model, str | os.PathLike):
-        if not Path(base_model).exists():
+        if not local_path(base_model, 'base_model').exists():
             known = unknown_name('base_model', str(base_model), list_models())
             raise ConfigError(f'{known} There is no saved model at this path either.')
         name, model = str(base_model), ModelManager().load_model(base_model)

@@ -2,7 +2,6 @@
 
 import copy
 import dataclasses
-import os
 import time
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -22,6 +21,7 @@ from thinkml.errors import (
     warn_user,
 )
 from thinkml.monitoring import History
+from thinkml.paths import local_path, path_problem
 from thinkml.training.function_digests import changed_functions
 from thinkml.training.run import EpochEnd, Run
 from thinkml.training.run_directory import new_directory, newest_directory
@@ -77,8 +77,8 @@ class Checkpoint:
             and not (name == 'every_steps' and value is None)
         ]
         found += watch_problems(self.monitor, self.mode)
-        if not isinstance(self.directory, str | os.PathLike | None):
-            found.append(f'directory: got {self.directory!r}, expected a path.')
+        if self.directory is not None and (problem := path_problem(self.directory, 'directory')):
+            found.append(problem)
         minutes = self.every_minutes
         if minutes is not None and not (is_number(minutes) and minutes > 0):
             found.append(f'every_minutes: got {minutes!r}, expected a number above 0.')
@@ -112,7 +112,7 @@ class Checkpoints:
         self._settings = settings
         self._metric_names = metric_names
         self._best = self._best_before = watched(settings.monitor, settings.mode, metric_names)
-        root = Path(settings.directory or directory).absolute()
+        root = local_path(settings.directory or directory)
         self._lock: int | None = None
         directory = told_by_first(lambda: str(self._claimed(root, resume)))
         try:

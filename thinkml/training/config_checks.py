@@ -4,12 +4,12 @@ import datetime
 import inspect
 import re
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 from thinkml.core import OPTIMIZERS, SCHEDULES, make_optimizer
 from thinkml.core.precision import get_compute_dtype
 from thinkml.errors import ConfigError, did_you_mean, is_number, is_whole, unknown_name
+from thinkml.paths import path_problem
 
 # What these names stand for is in callbacks.py, which needs to know a config.
 CALLBACKS = (
@@ -105,7 +105,6 @@ def setting_problems(settings: dict[str, Any], defaults: dict[str, Any]) -> list
         ('gradient_clip_norm', _or_none(_is_positive), 'None or a number above 0'),
         ('accumulate_steps', _is_count, count),
         ('ema_decay', _or_none(_is_share), 'None or a number between 0 and 1'),
-        ('checkpoint_dir', lambda value: isinstance(value, str | Path), 'a path'),
         ('max_steps', _or_none(_is_count), f'None or {count}'),
         (
             'max_time',
@@ -128,6 +127,8 @@ def setting_problems(settings: dict[str, Any], defaults: dict[str, Any]) -> list
         for name, is_valid, expected in checks
         if not is_valid(settings[name])
     ]
+    if (problem := path_problem(settings['checkpoint_dir'], 'checkpoint_dir')) is not None:
+        found.append(problem)
     if settings['on_nan'] not in ON_NAN:
         found.append(unknown_name('on_nan', settings['on_nan'], ON_NAN))
     found += _precision_problems(settings['precision'])

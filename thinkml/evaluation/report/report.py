@@ -6,7 +6,6 @@ import functools
 import json
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from thinkml.core.processes import is_first_process
@@ -19,6 +18,7 @@ from thinkml.evaluation.report.pictures import illustrated
 from thinkml.evaluation.report.sections import lay_out
 from thinkml.evaluation.report.text import render_text
 from thinkml.evaluation.result import Evaluation
+from thinkml.paths import local_path
 
 _EXPECTED = (
     'expected what evaluate(model, X_test, y_test) returned: an Evaluation, or of several data '
@@ -103,7 +103,7 @@ class Report:
         Raises:
             ConfigError: for another ending.
         """
-        path = Path(path)
+        path = local_path(path)
         formats = {
             '.txt': lambda: f'{self}\n',
             '.md': self.to_markdown,

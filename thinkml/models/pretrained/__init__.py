@@ -1,7 +1,6 @@
 """Pretrained weights: found, read without running anything, and put into a model."""
 
 import os
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -13,6 +12,7 @@ from thinkml.models.pretrained.sources import find_weights as find_weights
 from thinkml.models.pretrained.sources import how_to_get
 from thinkml.models.pretrained.tensors import open_tensors as open_tensors
 from thinkml.models.zoo.load import load_tensors
+from thinkml.paths import local_path
 
 
 def check_weights(weights: Any) -> Any:
@@ -57,7 +57,7 @@ def load_pretrained(model: Any, name: str, weights: str | os.PathLike[str]) -> A
             )
             return None
     else:
-        path = Path(weights).expanduser()
+        path = local_path(weights, 'weights')
         if not path.is_file():
             raise WeightsError(
                 f"weights: there is no file {path}, and it is neither 'auto' nor 'required'. "

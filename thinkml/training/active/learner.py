@@ -3,7 +3,6 @@
 import dataclasses
 import os
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -12,6 +11,7 @@ import numpy as np
 from thinkml.core.losses import LossFn
 from thinkml.data import as_array, check_lengths
 from thinkml.errors import ConfigError, DataError, is_number, is_whole, warn_user
+from thinkml.paths import local_path
 from thinkml.training.active.history import ActiveHistory
 from thinkml.training.active.learning import Learning, Retrain, Settings
 from thinkml.training.active.notebook import asking_widget
@@ -423,7 +423,7 @@ class ActiveLearner:
             OSError: if it can't be written.
         """
         session = self._started('save')
-        session.book.save(Path(path), session.about() | session.weights())
+        session.book.save(local_path(path), session.about() | session.weights())
 
     def load(
         self,
@@ -458,7 +458,7 @@ class ActiveLearner:
         """
         session = self._begin(Pool(X_unlabeled, X_labeled, y_labeled), X_val, y_val, None, retrain)
         self._session = None  # nothing takes labels where that fails
-        saved = session.book.load(Path(path), session.about())
+        saved = session.book.load(local_path(path), session.about())
         self._session = session
         if saved.get('weights') != session.weights()['weights']:
             warn_user(

@@ -1,0 +1,49 @@
+"""Paths: the files and directories that users name."""
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from thinkml.errors import ConfigError
+
+# Two letters at least: C:/ is a drive. `pathlib` makes one slash of two.
+_SCHEME = re.compile(r'([A-Za-z][A-Za-z0-9+.-]+):/+')
+
+
+def local_path(path: Any, argument: str = 'path') -> Path:
+    """Returns the absolute path of a file or directory that a user names.
+
+    A leading ``~`` is the home directory. A relative path is made absolute at once, so that it
+    stays the same when the working directory changes.
+
+    Raises:
+        ConfigError: if it is not a path, or has a scheme such as ``gs://``.
+
+    Example:
+        >>> from thinkml.paths import local_path
+        >>> local_path('~/models') == Path.home() / 'models'
+        True
+    """
+    problem = path_problem(path, argument)
+    if problem is not None:
+        raise ConfigError(problem)
+    return Path(os.path.expanduser(path)).absolute()
+
+
+def path_problem(path: Any, argument: str = 'path') -> str | None:
+    """Returns what is wrong with a path, a sentence; None for nothing."""
+    text = os.fspath(path) if isinstance(path, str | os.PathLike) else None
+    if not isinstance(text, str) or not text or '\0' in text:
+        return f'{argument}: got {path!r}, expected a path: text or a pathlib.Path.'
+    found = _SCHEME.match(text)
+    if found is None:
+        return None
+    if found[1].lower() == 'file':
+        plain = f'/{text[found.end() :]}'
+        return f'{argument}: got {text!r}, expected a plain path, such as {plain!r}.'
+    return (
+        f'{argument}: got {text!r}, expected a path on this machine: {found[1]}:// is not read or '
+        'written by ThinkML. Mount the storage as a directory and pass that, or use a local '
+        'directory and copy it.'
+    )
