@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from flax import nnx
@@ -14,10 +15,20 @@ from thinkml.checkpoint import Checkpointer, load_arrays, save_arrays
 from thinkml.errors import ConfigError
 from thinkml.evaluation import ModelEvaluator
 from thinkml.models import ModelManager, create, load_safetensors, save_safetensors
-from thinkml.monitoring import TrainingMonitor
+from thinkml.monitoring import CSVWriter, EventWriter, TrainingMonitor
 from thinkml.paths import local_path
-from thinkml.training import ActiveLearner, Checkpoint, TrainingConfig
+from thinkml.training import (
+    ActiveLearner,
+    Checkpoint,
+    CSVLogger,
+    ModelTrainer,
+    Profiler,
+    TensorBoard,
+    TrainingConfig,
+)
 from thinkml.training.base_model import open_base
+
+ROW = jax.ShapeDtypeStruct((2, 2), np.float32)
 
 
 def linear():
@@ -50,7 +61,7 @@ def save_weights(path):
 def save_model(path):
     ModelManager().save_model(linear(), path)
     ModelManager().load_model(path)
-    open_base(path, None) if False else None
+    open_base(path, ROW)
 
 
 def save_named_model(path):
@@ -72,14 +83,147 @@ def save_report(path):
     ModelEvaluator().generate_report(analyze('binary').evaluation).save(path + '.txt')
 
 
+def train(callbacks, checkpoint_dir='checkpoints'):
+    config = TrainingConfig(
+        epochs=1, batch_size=4, callbacks=callbacks, checkpoint_dir=checkpoint_dir,
+        steps_per_dispatch=1,
+    )  # fmt: skip
+    X, y = np.ones((8, 2), np.float32), np.arange(8) % 2
+    return ModelTrainer(config).train(linear(), X, y, progress=False)
+
+
+def write_table(path):
+    CSVWriter(path + '.csv').write(1, {'loss': 0.5})
+
+
+def write_events(path):
+    writer = EventWriter(path)
+    writer.write(1, {'loss': 0.5})
+    writer.close()
+
+
+# What writes, and the argument that its errors name.
 WRITERS = {
-    'plot': lambda path: monitor().plot_progress(path + '.svg'),
-    'watch': lambda path: monitor().watch(path + '.svg').stop(),
-    'report': save_report,
-    'model': save_model,
-    'root': save_named_model,
-    'safetensors': save_weights,
-    'arrays': write_arrays,
-    'checkpointer': save_checkpoint,
-    'session': save_session,
+    'plot': (lambda path: monitor().plot_progress(path + '.svg'), 'path'),
+    'watch': (lambda path: monitor().watch(path + '.svg').stop(), 'path'),
+    'report': (save_report, 'path'),
+    'model': (save_model, 'path'),
+    'root': (save_named_model, 'root'),
+    'safetensors': (save_weights, 'file'),
+    'arrays': (write_arrays, 'path'),
+    'checkpointer': (save_checkpoint, 'directory'),
+    'session': (save_session, 'path'),
+    'csv writer': (write_table, 'path'),
+    'event writer': (write_events, 'directory'),
+    'checkpoint_dir': (lambda path: train(['checkpoint'], path), 'checkpoint_dir'),
+    'Checkpoint': (lambda path: train([Checkpoint(path)]), 'directory'),
+    'TensorBoard': (lambda path: train([TensorBoard(path)]), 'directory'),
+    'CSVLogger': (lambda path: train([CSVLogger(path + '.csv')]), 'path'),
+    'Profiler': (lambda path: train([Profiler(path, skip=1)]), 'directory'),
 }
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """The home directory, and another one to work in."""
+    (tmp_path / 'home').mkdir()
+    (tmp_path / 'work').mkdir()
+    monkeypatch.setenv('HOME', str(tmp_path / 'home'))
+    monkeypatch.chdir(tmp_path / 'work')
+    return tmp_path / 'home'
+
+
+@pytest.mark.parametrize('name', WRITERS)
+def test_a_tilde_is_the_home_directory(home, name):
+    write, _ = WRITERS[name]
+    write('~/of the home')
+    (found,) = home.glob('of the home*')
+    assert found.stat().st_size and not any(Path.cwd().iterdir())
+
+
+@pytest.mark.parametrize('scheme', ['gs://bucket/run', 's3:/bucket/run', 'hdfs://host:1/run'])
+@pytest.mark.parametrize('name', WRITERS)
+def test_schemes_are_refused_before_anything_is_done(home, name, scheme, count_compiles):
+    write, argument = WRITERS[name]
+
+    def refused():
+        with pytest.raises(ConfigError, match=f'(?m)^(  - )?{argument}: got .{scheme}.* on this'):
+            write(scheme)
+
+    jax.numpy.zeros(2)
+    assert count_compiles(refused) == 0 or name in ('model', 'session', 'safetensors')
+    assert not any(Path.cwd().iterdir()) and not any(home.iterdir())
+
+
+READERS = {
+    'load_model': lambda path: ModelManager().load_model(path),
+    'base_model': lambda path: open_base(path, ROW),
+    'weights': lambda path: create('resnet18', 2, weights=path),
+    'load_safetensors': lambda path: load_safetensors(path, into=linear()),
+    'load': lambda path: learner().load(path, X[POOL]),
+    'load_arrays': load_arrays,
+    'export': lambda path: ModelManager().export('somewhere/model', path + '.safetensors'),
+}
+
+
+@pytest.mark.parametrize('name', READERS)
+def test_nothing_is_read_from_a_scheme(home, name):
+    with pytest.raises(ConfigError, match=r'got .gs://bucket/run.* on this machine: gs://'):
+        READERS[name]('gs://bucket/run')
+
+
+@pytest.mark.parametrize(
+    ('path', 'says'),
+    [
+        ('file:///data/run', "expected a plain path, such as '/data/run'"),
+        (Path('gs://bucket/run'), "got 'gs:/bucket/run', expected a path on this machine"),
+        ('', "got '', expected a path"),
+        (b'run', "got b'run', expected a path"),
+        (3, 'got 3, expected a path'),
+        ('a\0b', 'expected a path'),
+    ],
+)
+def test_what_is_not_a_path_is_refused(path, says):
+    with pytest.raises(ConfigError, match=f'^checkpoint_dir: .*{says}'):
+        local_path(path, 'checkpoint_dir')
+    with pytest.raises(ConfigError, match=f'checkpoint_dir: .*{says}'):
+        TrainingConfig(checkpoint_dir=path)
+
+
+def test_drives_and_colons_are_paths(tmp_path):
+    assert local_path('C:/run').name == 'run'
+    assert local_path(tmp_path / 'a:b') == tmp_path / 'a:b'
+    assert local_path('~nobody-of-that-name/run').name == 'run'
+
+
+def test_relative_paths_stay_what_they_are_in_another_directory(home, monkeypatch):
+    """The working directory changes in the first step, and between two calls."""
+    start, elsewhere = Path.cwd(), home
+
+    class Move:
+        def on_chunk_end(self, run):
+            os.chdir(elsewhere)
+
+    train(
+        [
+            Move(),
+            TensorBoard('events'),
+            CSVLogger('table.csv'),
+            Profiler('trace', skip=1),
+            Checkpoint('kept'),
+        ]
+    )
+    assert {path.name for path in start.iterdir()} == {'events', 'table.csv', 'trace', 'kept'}
+    assert (start / 'table.csv').read_text().count('\n') == 2
+    monkeypatch.chdir(start)
+    writer, manager, watch = CSVWriter('run.csv'), ModelManager('models'), monitor().watch('a.svg')
+    session = learner()
+    session.save('session')
+    monkeypatch.chdir(elsewhere)
+    writer.write(1, {'loss': 0.5})
+    manager.save_model(linear(), 'small')
+    watch.stop()
+    session.teach([0], [1])
+    session.close()
+    names = {'run.csv', 'models', 'a.svg', 'session'}
+    assert names <= {path.name for path in start.iterdir()} and not any(elsewhere.iterdir())

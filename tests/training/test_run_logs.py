@@ -294,7 +294,7 @@ def test_a_value_called_step_is_refused_by_tables(tmp_path):
         (lambda folder, file: CSVLogger(folder), 'path: got .*, which is a directory'),
         (lambda folder, file: CSVLogger(file / 'a.csv'), 'path: got .* is a file'),
         (lambda folder, file: CSVLogger(file), "path: got .* first column is 'step'"),
-        (lambda folder, file: CSVLogger(3), 'path: got 3, expected that of a file'),
+        (lambda folder, file: CSVLogger(3), 'path: got 3, expected a path'),
         (lambda folder, file: TensorBoard(file), 'directory: got .* is a file'),
         (lambda folder, file: TensorBoard(str(file / 'below')), 'directory: got .* is a file'),
         (lambda folder, file: TensorBoard(None), 'directory: got None, expected a path'),

@@ -13,7 +13,6 @@ import logging
 import os
 import pathlib
 import shutil
-import traceback
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
@@ -33,6 +32,7 @@ Result = TypeVar('Result')
 INDEX = 'index.json'
 # In the names of directories that are not complete yet.
 _UNFINISHED = 'thinkml-new'
+_DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _ARRAYS = 'arrays'
 MAX_INDEX_BYTES = 64 * 2**20
 # Files of about this size are hashed side by side.
@@ -172,9 +172,13 @@ def _silence_orbax() -> None:
 
 
 def _is_of_save(record: logging.LogRecord) -> bool:
-    """Returns True for an error that names a directory in which ThinkML was saving."""
+    """Returns True for an error of a save of ThinkML's, which names it or the full disk."""
     error = record.exc_info[1] if record.exc_info else None
-    return error is not None and _UNFINISHED in str(error)
+    if error is None:
+        return False
+    is_full = isinstance(error, OSError) and error.errno in _DISK_IS_FULL
+    is_of_orbax = 'orbax' in pathlib.PurePath(record.pathname).parts
+    return (is_full and is_of_orbax) or _UNFINISHED in f'{record.getMessage()} {error}'
 
 
 def _shared(array: Any) -> Any:

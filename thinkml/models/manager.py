@@ -58,7 +58,7 @@ class ModelManager:
     """
 
     def __init__(self, root: PathLike | None = None):
-        self._registry = None if root is None else Registry(Path(root))
+        self._registry = None if root is None else Registry(root)
 
     # --- one model ----------------------------------------------------------------------------
 

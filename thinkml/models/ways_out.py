@@ -74,7 +74,7 @@ def load_safetensors(path: PathLike, *, into: Any) -> Any:
         ModelFileError: if there is no such file, it is damaged, or does not fit. Names each array.
         ImportError: without the package safetensors.
     """
-    own = named_arrays(into)
+    path, own = local_path(path), named_arrays(into)
     names: dict[str, str] = {name.replace('/', '.'): name for name in own}
     try:
         found = read_safetensors(path)
@@ -87,7 +87,7 @@ def load_safetensors(path: PathLike, *, into: Any) -> Any:
 
 def read_safetensors(path: PathLike) -> dict[str, Any]:
     """The arrays of a file by name."""
-    return _safetensors().numpy.load_file(local_path(path))
+    return _safetensors().numpy.load_file(path)
 
 
 def write_stablehlo(forward: Forward, path: PathLike) -> Path:

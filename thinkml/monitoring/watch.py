@@ -8,6 +8,7 @@ from collections.abc import Callable, Hashable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+from thinkml.errors import warn_user
 from thinkml.figures import check_ending, save_figure
 from thinkml.paths import local_path
 
@@ -45,7 +46,7 @@ class Watch:
             self._stopped.set()
             self._thread.join()
             atexit.unregister(self.stop)
-            self._show_news()
+            self._show_news_or_warn()
 
     def __enter__(self) -> Self:
         return self
@@ -64,7 +65,13 @@ class Watch:
 
     def _run(self) -> None:
         while not self._stopped.wait(self._every_seconds):
+            self._show_news_or_warn()
+
+    def _show_news_or_warn(self) -> None:
+        try:
             self._show_news()
+        except OSError as error:
+            warn_user(f'watch: the plot could not be drawn ({error}). The training goes on.')
 
     def _show_news(self) -> None:
         seen = self._look()  # before it is drawn: what comes in between is drawn the next time

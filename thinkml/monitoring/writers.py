@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from thinkml.errors import ConfigError, is_whole
+from thinkml.monitoring.event_file import EventFile
+from thinkml.paths import local_path
 
 
 class Writer(Protocol):
@@ -83,7 +85,7 @@ class EventWriter:
         self._directory = check_directory(directory)
         self._run_id = run_id or uuid.uuid4().hex[:8]
         self._start_step = self._last_step = int(start_step)
-        self._runs: dict[str, Any] = {}
+        self._runs: dict[str, EventFile] = {}
 
     def write(self, step: int, values: Mapping[str, float], wall_time: float | None = None) -> None:
         """Adds one point to the curve of each value; it is in the file when this returns.
@@ -93,13 +95,17 @@ class EventWriter:
             values: by name.
             wall_time: when that was, in seconds since 1970; None for now.
         """
+        from tensorboardX.summary import scalar
+
+        points: dict[str, list[Any]] = {}
         for name, value in values.items():
             tag = name.removeprefix('val_')
-            run = self._run('train' if tag == name else 'validation')
-            run.add_scalar(tag, float(value), step, wall_time)
+            points.setdefault('train' if tag == name else 'validation', []).append(
+                scalar(tag, float(value))
+            )
+        for run, summaries in points.items():
+            self._run(run).add(summaries, step, wall_time)
         self._last_step = step
-        for run in self._runs.values():
-            run.flush()
 
     def hyperparameters(self, values: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
         """Adds a row to the table of TensorBoard's HPARAMS tab.
@@ -108,30 +114,25 @@ class EventWriter:
         ``metrics``, which become ``results/<name>``. What is no number, text or bool is written as
         text.
         """
-        from tensorboardX.summary import hparams
+        from tensorboardX.summary import hparams, scalar
 
-        run = self._run('train')
         # Of the three summaries only the one with the values: where there is no description of the
         # experiment, TensorBoard makes columns of all it finds in any run.
-        run.file_writer.add_summary(hparams({n: _plain(v) for n, v in values.items()}, {})[1])
-        for name, value in metrics.items():
-            run.add_scalar(f'results/{name}', float(value), self._last_step)
+        row = hparams({name: _plain(value) for name, value in values.items()}, {})[1]
+        results = [scalar(f'results/{name}', float(value)) for name, value in metrics.items()]
+        self._run('train').add([row, *results], self._last_step, None)
 
     def close(self) -> None:
-        """Writes what is left and closes the files."""
+        """Closes the files: every value is written already."""
         for run in self._runs.values():
             run.close()
 
-    def _run(self, name: str) -> Any:
+    def _run(self, name: str) -> EventFile:
         if name not in self._runs:
-            from tensorboardX import SummaryWriter
-
-            self._runs[name] = SummaryWriter(
-                str(self._directory / name),
-                purge_step=self._start_step + 1,  # the first step that is hidden
-                # By default the name is the second it was made: a second file of that name
-                # overwrites the first. Files are read in the order of their names.
-                filename_suffix=f'.{time.time_ns():020}.{self._run_id}',
+            self._runs[name] = EventFile(
+                self._directory / name,
+                purge_step=self._start_step + 1,
+                suffix=f'.{time.time_ns():020}.{self._run_id}',
             )
         return self._runs[name]
 
@@ -173,7 +174,7 @@ class CSVWriter:
 
     def __init__(self, path: str | os.PathLike[str], start_step: int = 0) -> None:
         _check_start_step(start_step)
-        self.path = Path(check_table(path))
+        self.path = check_table(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._replace([row for row in read_rows(self.path) if int(row['step']) <= start_step])
 
@@ -186,8 +187,12 @@ class CSVWriter:
             )
         row = {'step': str(int(step))} | {name: _cell(value) for name, value in values.items()}
         if row.keys() <= self._columns.keys() and self.path.exists():
-            with self.path.open('a', encoding='utf-8', newline='') as file:
-                _table(file, self._columns).writerow(row)
+            try:
+                with self.path.open('a', encoding='utf-8', newline='') as file:
+                    _table(file, self._columns).writerow(row)
+            except OSError:
+                self._columns = {}  # a part of the row may be there: next time all is written again
+                raise
             self._rows.append(row)
         else:
             self._replace([*self._rows, row])
@@ -336,36 +341,34 @@ def check_directory(path: str | os.PathLike[str], argument: str = 'directory') -
     """Returns the path of a directory that can be made.
 
     Raises:
-        ConfigError: if it is not a path, or there is a file at it or above it.
+        ConfigError: if it is not a path, see `local_path`, or there is a file at it or above it.
     """
-    if not isinstance(path, str | os.PathLike):
-        raise ConfigError(f'{argument}: got {path!r}, expected a path, such as {"logs"!r}.')
-    for place in (Path(path), *Path(path).parents):
+    found = local_path(path, argument)
+    for place in (found, *found.parents):
         if os.path.lexists(place) and not place.is_dir():
             raise ConfigError(
                 f'{argument}: got {os.fspath(path)!r}, but {os.fspath(place)!r} is a file, '
                 'expected a directory or a new path. Choose another one.'
             )
-    return Path(path)
+    return found
 
 
 def check_table(path: str | os.PathLike[str]) -> Path:
     """Returns the path of a table that is there or can be made.
 
     Raises:
-        ConfigError: if it is not a path, or there is something else at it, or a file above it.
+        ConfigError: if it is not a path, see `local_path`, or there is something else at it, or a
+            file above it.
     """
-    if not isinstance(path, str | os.PathLike):
-        raise ConfigError(f"path: got {path!r}, expected that of a file, such as 'history.csv'.")
-    path = Path(path)
-    if path.is_dir():
+    found = local_path(path)
+    if found.is_dir():
         raise ConfigError(
             f'path: got {os.fspath(path)!r}, which is a directory, expected the path of a file, '
-            f'such as {os.fspath(path / "history.csv")!r}.'
+            f'such as {os.fspath(Path(path) / "history.csv")!r}.'
         )
-    check_directory(path.parent, 'path')
-    read_rows(path)
-    return path
+    check_directory(found.parent, 'path')
+    read_rows(found)
+    return found
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:

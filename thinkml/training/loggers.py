@@ -1,10 +1,11 @@
 """What writes a run's values somewhere: event files, a table, W&B, MLflow, the history."""
 
+import contextlib
 import dataclasses
 import functools
 import itertools
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -53,7 +54,7 @@ class TensorBoard:
 
     def open(self, run: Run) -> Writer:
         """Opens the writer, at ``run.step`` steps."""
-        root, known = Path(self.directory).absolute(), f'directory {self.directory}'
+        root, known = check_directory(self.directory), f'directory {self.directory}'
         run_id = run.logs.setdefault('id', uuid.uuid4().hex)
         earlier = _earlier_epochs(run)
         before = root / run.logs[known] if known in run.logs else None
@@ -96,7 +97,7 @@ class CSVLogger:
 
     def open(self, run: Run) -> Writer:
         """Opens the writer, at ``run.step`` steps."""
-        path, known = check_table(self.path).absolute(), f'path {self.path}'
+        path, known = check_table(self.path), f'path {self.path}'
         earlier = _earlier_epochs(run)
         is_own = functools.partial(_is_table_of, run.history) if run.resumed else None
         table = RunTable(path, run.logs.get(known), is_own)
@@ -243,22 +244,30 @@ class Logging:
             ) from error
 
     def on_epoch_end(self, run: Run) -> None:
-        if self._writer is None:
-            return
-        try:
-            self._writer.write(run.step, _with_rate(run.learning_rate, run.history.last()))
-        except OSError as error:
-            warn_user(
-                f'callbacks: {type(self.logger).__name__} could not write epoch {run.epoch} '
-                f'({error}). The training goes on.'
-            )
+        if self._writer is not None:
+            values = _with_rate(run.learning_rate, run.history.last())
+            with self._failures(f'epoch {run.epoch}'):
+                self._writer.write(run.step, values)
 
     def on_train_end(self, run: Run) -> None:
         if self._writer is None:
             return
-        if run.history.epochs:
-            self._writer.hyperparameters(run.settings, run.history.last())
-        self._writer.close()
+        with self._failures('the results'):
+            if run.history.epochs:
+                self._writer.hyperparameters(run.settings, run.history.last())
+        with self._failures('its last values'):
+            self._writer.close()
+
+    @contextlib.contextmanager
+    def _failures(self, what: str) -> Iterator[None]:
+        """Makes a warning of an error: a training is worth more than its log."""
+        try:
+            yield
+        except OSError as error:
+            warn_user(
+                f'callbacks: {type(self.logger).__name__} could not write {what} ({error}). The '
+                'model and the history are whole.'
+            )
 
 
 class LearningRateMonitor:

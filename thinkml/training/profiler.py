@@ -4,10 +4,12 @@ import dataclasses
 from pathlib import Path
 
 import jax
+from jax._src import profiler
 
 from thinkml.core.processes import is_first_process
 from thinkml.errors import ConfigError, is_whole, warn_user
 from thinkml.monitoring.writers import check_directory
+from thinkml.paths import local_path
 from thinkml.training.run import Run
 
 
@@ -44,6 +46,7 @@ class Profiler:
 
     def on_train_start(self, run: Run) -> None:
         self._dispatches, self._is_tracing = 0, False
+        self._directory = local_path(self.directory, 'directory')
         self._trace_if_due()
 
     def on_chunk_end(self, run: Run) -> None:
@@ -64,9 +67,13 @@ class Profiler:
 
     def _trace_if_due(self) -> None:
         if self._dispatches == self.skip and is_first_process():
-            jax.profiler.start_trace(str(self.directory))
+            jax.profiler.start_trace(str(self._directory))
             self._is_tracing = True
 
     def _stop(self) -> None:
-        jax.profiler.stop_trace()
         self._is_tracing = False
+        try:
+            jax.profiler.stop_trace()
+        except (OSError, RuntimeError) as error:  # JAX's own is a RuntimeError
+            profiler._profile_state.reset()  # which stop_trace does only if it succeeds
+            warn_user(f'callbacks: the profiler could not write its trace ({error}).')
