@@ -6,8 +6,9 @@ refers to the record, so that copies of a model bring it along.
 """
 
 import dataclasses
+import math
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, Self, get_args
 
 import numpy as np
@@ -100,7 +101,10 @@ class ArraySpec:
     Attributes:
         shape: of one example, without the axis of rows.
         dtype: name of the dtype the model is given, ``'float32'`` for instance.
-        columns: names of the columns, where the inputs were a frame that names them.
+        columns: names of the columns, where the inputs were a frame.
+        range: about the least and the largest value of the training, of arrays whose rows have
+            axes and whose columns have no names; None where that is not known. Two descriptions
+            that differ in it alone are equal.
 
     Example:
         >>> print(ArraySpec((2,), 'float32', ('age', 'income')))
@@ -110,12 +114,14 @@ class ArraySpec:
     shape: tuple[int, ...]
     dtype: str
     columns: tuple[str, ...] | None = None
+    range: tuple[float, float] | None = dataclasses.field(default=None, compare=False)
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns everything by name, as plain values."""
+        """Returns everything by name, as plain values; the range where it is known."""
         columns = None if self.columns is None else list(self.columns)
         shape = [int(size) for size in self.shape]
-        return {'shape': shape, 'dtype': self.dtype, 'columns': columns}
+        values = {'shape': shape, 'dtype': self.dtype, 'columns': columns}
+        return values if self.range is None else values | {'range': list(self.range)}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
@@ -127,20 +133,36 @@ class ArraySpec:
         shape, dtype, columns = _sizes(values['shape']), values['dtype'], values['columns']
         if not isinstance(dtype, str) or not _is_numeric_name(dtype):
             raise ValueError(f'{dtype!r} is not a numeric dtype')
+        span = _range(values.get('range'))
         if columns is None:
-            return cls(shape, dtype)
+            return cls(shape, dtype, range=span)
         names = type(columns) is list and all(type(name) is str for name in columns)
-        if not names or len(set(columns)) != len(columns) or shape != (len(columns),):
+        if not names or shape != (len(columns),):
             raise ValueError(f'{columns!r} are not the names of {shape} columns')
-        return cls(shape, dtype, tuple(columns))
+        return cls(shape, dtype, tuple(columns), span)
 
     def __str__(self) -> str:
         sizes = ' x '.join(map(str, self.shape))
         numbers = f'{sizes} {self.dtype}' if sizes else self.dtype
-        if self.columns is None:
+        # Columns that are called by their places have no names worth showing.
+        if self.columns is None or self.columns == tuple(map(str, range(len(self.columns)))):
             return numbers
         names = self.columns if len(self.columns) <= 10 else (*self.columns[:4], '...')
         return f'{numbers} ({", ".join(names)})'
+
+
+@dataclasses.dataclass(frozen=True)
+class ColumnNames:
+    """The names of the columns of an array whose shape and dtype may be any.
+
+    Attributes:
+        columns: the names; None where the array had none.
+    """
+
+    columns: tuple[str, ...] | None
+
+    def __str__(self) -> str:
+        return 'one array' if self.columns is None else f'columns {", ".join(self.columns)}'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,8 +195,52 @@ class InputSpec:
         """
         return cls(_arrays_from_dict(values))
 
+    @property
+    def has_columns(self) -> bool:
+        """Returns True if the columns of an array have names."""
+        return bool(_names_in(self.arrays))
+
+    def map(self, function: Callable[..., Any], *others: Any) -> 'InputSpec':
+        """Returns the same structure with ``function`` of each array's description.
+
+        Args:
+            function: gets the description, and the parts of ``others`` in its place.
+            others: dicts, tuples or values of the same structure.
+        """
+        return InputSpec(_mapped(function, self.arrays, *others))
+
+    def names_alone(self) -> 'InputSpec':
+        """Returns the names of the columns, for inputs whose shapes and dtypes may be others."""
+        return self.map(lambda array: ColumnNames(array.columns))
+
+    def without_ranges(self) -> 'InputSpec':
+        """Returns the same without the ranges of the values."""
+        return self.map(
+            lambda array: dataclasses.replace(array, range=None)
+            if isinstance(array, ArraySpec) else array
+        )  # fmt: skip
+
     def __str__(self) -> str:
         return _arrays_str(self.arrays)
+
+
+def _names_in(arrays: Any) -> list[str]:
+    if isinstance(arrays, dict | tuple):
+        parts = arrays.values() if isinstance(arrays, dict) else arrays
+        return [name for part in parts for name in _names_in(part)]
+    return list(arrays.columns or ())
+
+
+def _mapped(function: Callable[..., Any], arrays: Any, *others: Any) -> Any:
+    # In the order of the user's own dicts, which jax.tree.map sorts.
+    def at(place: Any) -> Any:
+        return _mapped(function, arrays[place], *(other[place] for other in others))
+
+    if isinstance(arrays, dict):
+        return {name: at(name) for name in arrays}
+    if isinstance(arrays, tuple):
+        return tuple(map(at, range(len(arrays))))
+    return function(arrays, *others)
 
 
 def _arrays_to_dict(arrays: Any) -> dict[str, Any]:
@@ -191,7 +257,7 @@ def _arrays_from_dict(values: Any) -> Any:
             return {name: _arrays_from_dict(part) for name, part in parts.items()}
         case {'tuple': list() as parts} if parts and len(values) == 1:
             return tuple(_arrays_from_dict(part) for part in parts)
-        case {'shape': _, 'dtype': _, 'columns': _} if len(values) == 3:
+        case {'shape': _, 'dtype': _, 'columns': _} if len(values) == 3 + ('range' in values):
             return ArraySpec.from_dict(values)
     raise ValueError(f'{values!r} does not describe inputs')
 
@@ -277,6 +343,15 @@ def _check_classes(kind: TaskKind, classes: Any, num_outputs: int) -> None:
     expected = (1, 2) if kind == 'binary' else (len(classes),)
     if num_outputs not in expected or (kind == 'binary' and len(classes) != 2):
         raise ValueError(f'{kind} with {len(classes)} classes and {num_outputs} outputs')
+
+
+def _range(span: Any) -> tuple[float, float] | None:
+    if span is None:
+        return None
+    is_pair = type(span) is list and [type(value) for value in span] == [float, float]
+    if not (is_pair and -math.inf < span[0] <= span[1] < math.inf):
+        raise ValueError(f'{span!r} is not a range of values')
+    return span[0], span[1]
 
 
 def _sizes(shape: Any) -> tuple[int, ...]:

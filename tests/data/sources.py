@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 import polars as pl
+import pyarrow as pa
 import pytest
 import scipy.sparse
 import zarr
@@ -84,6 +85,7 @@ IN_MEMORY = {
     'torch': torch_tensor,
     'pandas': lambda path: pd.DataFrame(X, columns=COLUMNS),
     'polars': lambda path: pl.DataFrame(X, schema=COLUMNS),
+    'arrow': lambda path: pa.table(dict(zip(COLUMNS, X.T, strict=True))),
 }
 STORED = {
     'memmap': memmap,
@@ -112,6 +114,7 @@ LABELLED = {
     'dict': lambda: {'x': X, 'target': Y},
     'pandas': lambda: pd.DataFrame(X, columns=COLUMNS).assign(label=Y),
     'polars': lambda: pl.DataFrame(X, schema=COLUMNS).with_columns(label=Y),
+    'arrow': lambda: pa.table(dict(zip(COLUMNS, X.T, strict=True)) | {'label': Y}),
 }
 
 

@@ -46,11 +46,13 @@ def test_predictions_of_batches_are_those_of_the_array(kind, model):
 def test_labels_come_with_the_inputs(kind, model):
     expected = ModelEvaluator().evaluate(model, X, Y)
     assert ModelEvaluator().evaluate(model, LABELLED[kind]()).metrics == expected.metrics
-    name = {'dict': 'target', 'pandas': 'label', 'polars': 'label', 'hugging face': 'label'}
+    name = dict.fromkeys(('pandas', 'polars', 'arrow', 'hugging face'), 'label') | {
+        'dict': 'target'
+    }
     if kind in name:
         named = ModelEvaluator().evaluate(model, LABELLED[kind](), name[kind])
         assert named.metrics == expected.metrics
-    if kind not in ('dict', 'pandas', 'polars'):
+    if kind not in ('dict', 'pandas', 'polars', 'arrow'):
         np.testing.assert_array_equal(predict(model, LABELLED[kind]()), expected.predictions)
 
 

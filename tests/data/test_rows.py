@@ -1,9 +1,11 @@
 import datasets
 import h5py
 import jax
+import narwhals as nw
 import numpy as np
 import pandas as pd
 import polars as pl
+import pyarrow as pa
 import pytest
 import scipy.sparse
 
@@ -94,6 +96,8 @@ def test_a_list_or_a_tuple_of_no_arrays_is_rows():
         (pl.DataFrame({'a': [1, 2], 'b': ['x', 'y']}), r'X_train: got columns .* numbers: b \(S'),
         (pd.DataFrame({'a': pd.array([1, None], 'Int64')}), r'X_train: got 1 NaN .* \(1, 0\)'),
         (pl.DataFrame({'a': [1.0, None], 'b': [True, False]}), r'X_train: got 1 NaN .* \(1, 0\)'),
+        (pa.table({'a': [1, None], 'b': [True, False]}), r'X_train: got 1 NaN .* \(1, 0\)'),
+        (pa.table({'a': [1, 2], 'b': ['x', 'y']}), r'X_train: got columns .* numbers: b \(string'),
     ],
 )  # fmt: skip
 def test_what_can_not_be_inputs_is_named(given, says):
@@ -111,7 +115,13 @@ def test_a_tensor_that_can_not_be_an_array_is_named():
 def test_columns_of_mixed_kinds():
     mixed = {'a': [1, 2], 'b': [0.5, 1.5], 'c': [True, False]}
     expected = [[1, 0.5, 1], [2, 1.5, 0]]
-    for frame in (pd.DataFrame(mixed), pl.DataFrame(mixed), pd.DataFrame(mixed).convert_dtypes()):
+    for frame in (
+        pd.DataFrame(mixed),
+        pl.DataFrame(mixed),
+        pd.DataFrame(mixed).convert_dtypes(),
+        pa.table(mixed),
+        nw.from_native(pl.DataFrame(mixed)),
+    ):
         checked = check_inputs(frame)
         assert checked.dtype == np.float32
         np.testing.assert_array_equal(checked, expected)
@@ -153,11 +163,29 @@ def test_columns_are_put_into_the_order_of_the_training(library):
         check_inputs(frame[['a', 'b']], 'X_test', FRAME)
 
 
-def test_columns_without_different_names_keep_their_place():
-    assert open_rows(pd.DataFrame(X)).inputs == InputSpec(ArraySpec((3,), 'float32'))
+def test_columns_that_pandas_numbers_are_those_of_an_array():
+    unnamed = pd.DataFrame(X)
+    np.testing.assert_array_equal(check_inputs(unnamed, 'X_test', FRAME), X)
+    numbered = open_rows(unnamed).inputs
+    assert numbered == InputSpec(ArraySpec((3,), 'float32', ('0', '1', '2')))
+    named = pd.DataFrame(X, columns=COLUMNS)
+    np.testing.assert_array_equal(check_inputs(named, 'X_test', numbered), X)
+    np.testing.assert_array_equal(check_inputs(unnamed[[2, 0, 1]], 'X_test', numbered), X)
+    for frame in (unnamed[[2, 0, 1]], unnamed.rename(columns={2: 3})):
+        with pytest.raises(DataError, match="X_test: got no column 'a', 'b', 'c' and the unknown"):
+            check_inputs(frame, 'X_test', FRAME)
+    with pytest.raises(DataError, match="X_test: got no column '2' and the unknown '3'"):
+        check_inputs(unnamed.rename(columns={2: 3}), 'X_test', numbered)
+
+
+def test_columns_of_one_name_are_taken_in_their_order_alone():
     doubled = pd.DataFrame(X, columns=['a', 'a', 'b'])
-    assert open_rows(doubled).inputs == InputSpec(ArraySpec((3,), 'float32'))
-    np.testing.assert_array_equal(check_inputs(pd.DataFrame(X), 'X_test', FRAME), X)
+    like = open_rows(doubled).inputs
+    np.testing.assert_array_equal(check_inputs(doubled, 'X_test', like), X)
+    with pytest.raises(DataError, match='X_test: got the columns b, a, a, of which some have one'):
+        check_inputs(doubled.iloc[:, [2, 0, 1]], 'X_test', like)
+    with pytest.raises(DataError, match="X_test: got no column 'c' and more than once the column"):
+        check_inputs(doubled, 'X_test', FRAME)
 
 
 BOTH = InputSpec({'image': ArraySpec((8, 8), 'uint8'), 'age': ArraySpec((), 'float32')})
@@ -203,7 +231,7 @@ def test_labels_come_out_of_the_data_set(kind):
     np.testing.assert_array_equal(rows.take(np.array([4, 2, 4])), X[[4, 2, 4]])
     np.testing.assert_array_equal(rows.all(), X)
     # A data set that still holds its labels gives the inputs alone to a model trained on them.
-    if kind not in ('dict', 'pandas', 'polars'):
+    if kind not in ('dict', 'pandas', 'polars', 'arrow'):
         again = open_rows(LABELLED[kind](), 'X_test', rows.inputs)
         np.testing.assert_array_equal(again.all(), X)
 

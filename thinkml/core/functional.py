@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
@@ -20,9 +21,11 @@ from thinkml.core.adapters import (
     functionalize_nnx,
 )
 from thinkml.core.output_range import Range, output_range
+from thinkml.core.pictures import layout_hint, likely_layout_hint
 from thinkml.core.precision import DType
 from thinkml.core.remat import computed_bytes
 from thinkml.errors import DataError, ModelTypeError
+from thinkml.record import ArraySpec, record_of
 
 
 def functionalize(
@@ -235,10 +238,22 @@ def _trace(
             ) from error
         rows = jax.tree.map(lambda leaf: f'{leaf.shape[1:]} {leaf.dtype}', x)
         raise DataError(
-            f'{argument}: got rows of {rows}, which the model could not take. It failed with '
-            f'{failure}\nBuild the model for rows of this shape, or reshape {argument} to '
+            f'{argument}: got rows of {rows}, which the model could not take.'
+            f'{_expectation(model, x, argument)} It failed with {failure}\n'
+            f'Build the model for rows of this shape, or reshape {argument} to '
             '(rows, features), (rows, height, width, channels) or what else it was built for.'
         ) from error
+
+
+def _expectation(model: Any, x: PyTree, argument: str) -> str:
+    """Words what the model was trained on, if that is known, and how pictures become such."""
+    spec = record_of(model).input_spec
+    got = x.shape[1:] if isinstance(x, jax.Array | np.ndarray | jax.ShapeDtypeStruct) else None
+    if spec is None:
+        return '' if got is None else likely_layout_hint(got, argument)
+    expected = spec.arrays.shape if isinstance(spec.arrays, ArraySpec) else ()
+    hint = '' if got is None else layout_hint(got, expected, argument)
+    return f' It was trained on {spec}.{hint}'
 
 
 def not_a_model(model: Any) -> str:

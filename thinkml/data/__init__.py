@@ -17,6 +17,9 @@ from thinkml.data.inputs import check_inputs as check_inputs
 from thinkml.data.inputs import check_inputs_of as check_inputs_of
 from thinkml.data.inputs import fingerprint as fingerprint
 from thinkml.data.inputs import open_rows_of as open_rows_of
+from thinkml.data.inputs import some_rows as some_rows
+from thinkml.data.inputs import warn_of_other_ranges as warn_of_other_ranges
+from thinkml.data.inputs import with_ranges as with_ranges
 from thinkml.data.passes import rows_of_batches as rows_of_batches
 from thinkml.data.placement import capacity as capacity
 from thinkml.data.placement import check_fits as check_fits

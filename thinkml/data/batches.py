@@ -20,7 +20,7 @@ import numpy as np
 from thinkml.data.arrays import as_array
 from thinkml.data.frames import is_frame
 from thinkml.data.items import LABELS, find_label, is_array, is_items, is_parts, without
-from thinkml.data.rows import check_tree, spec_of
+from thinkml.data.rows import check_tree
 from thinkml.data.weights import check_sample_weight
 from thinkml.errors import DataError
 from thinkml.record import InputSpec
@@ -87,7 +87,7 @@ def open_batches(
             ``labels``, ``target``, ``targets``, ``y``.
         with_labels: whether each batch must hold labels; else it may be the inputs alone.
         like: what the inputs must be like, of those the model is trained on; None takes those of
-            the first batch.
+            the first batch. Columns of frames are put into that order.
 
     Raises:
         DataError: if it gives no batches, or none that can be used.
@@ -119,10 +119,11 @@ class Batches:
         self,
         source: Any,
         argument: str,
-        read: Callable[[Any, str, InputSpec | None], HostBatch],
-        inputs: InputSpec | None,
+        read: Callable[[Any, str, InputSpec | None], tuple[HostBatch, InputSpec]],
+        like: InputSpec | None,
     ):
-        self._inputs = inputs
+        self._like = like
+        self._inputs: InputSpec | None = None
         self._source = source
         self.argument = argument
         self._read = read
@@ -133,7 +134,10 @@ class Batches:
     @property
     def inputs(self) -> InputSpec:
         """What a row of the inputs looks like on the device."""
-        return self._inputs or spec_of(self.peek().x)
+        if self._inputs is None:
+            self.peek()
+        assert self._inputs is not None
+        return self._inputs
 
     @property
     def num_batches(self) -> int | None:
@@ -197,9 +201,10 @@ class Batches:
         return BatchIterator(iterator, self._checked, self.argument)
 
     def _checked(self, raw: Any, number: int) -> HostBatch:
-        batch = self._read(raw, f'{self.argument}, batch {number}', self._inputs)
+        batch, inputs = self._read(raw, f'{self.argument}, batch {number}', self._like)
         if self._inputs is None:
-            self._inputs = spec_of(batch.x)
+            # All are like the first one; its values told whether they have the right range.
+            self._inputs, self._like = inputs, inputs.without_ranges()
         return batch
 
 
@@ -331,9 +336,9 @@ def _set_state(iterator: Any, state: Mapping[str, Any] | None) -> bool:
 
 def _read_batch(
     raw: Any, argument: str, like: InputSpec | None, *, label: str | None, with_labels: bool
-) -> HostBatch:
+) -> tuple[HostBatch, InputSpec]:
     x, y, weight = _parts(raw, argument, label, with_labels)
-    x = check_tree(_inputs(x), argument, like)
+    x, inputs = check_tree(_inputs(x), argument, like)
     num_rows = len(jax.tree.leaves(x)[0])
     if y is not None:
         y = as_array(y, argument)
@@ -345,7 +350,7 @@ def _read_batch(
             )
     if weight is not None:
         weight = check_sample_weight(weight, num_rows, argument)
-    return HostBatch(x, y, weight)
+    return HostBatch(x, y, weight), inputs
 
 
 def _parts(raw: Any, argument: str, label: str | None, with_labels: bool) -> tuple[Any, Any, Any]:

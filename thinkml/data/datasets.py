@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from thinkml.data.arrays import check_lengths
-from thinkml.data.frames import is_frame
+from thinkml.data.frames import column_names, is_frame, take_column, take_columns
 from thinkml.data.items import (
     find_label,
     is_items,
@@ -91,9 +91,10 @@ def open_dataset(
         return split_example(examples, label, label_argument)[0]
 
     if is_frame(dataset):
-        names = [str(name) for name in dataset.columns]
-        name = find_label(names, label, label_argument)
-        inputs, labels = dataset[[n for n in dataset.columns if str(n) != name]], dataset[name]
+        names = column_names(dataset)
+        place = names.index(find_label(names, label, label_argument))
+        others = [other for other in range(len(names)) if other != place]
+        inputs, labels = take_columns(dataset, others), take_column(dataset, place)
     elif isinstance(dataset, Mapping):
         refuse_several(dataset, argument)
         name = find_label(list(dataset), label, label_argument)

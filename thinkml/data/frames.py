@@ -1,5 +1,8 @@
-"""Frames of pandas and polars, told by what they can do: neither library is imported."""
+"""Frames of pandas, polars, narwhals and pyarrow, told by what they can do: none is imported."""
 
+import re
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -7,55 +10,104 @@ import numpy as np
 from thinkml.data.object_arrays import kinds_of
 from thinkml.errors import DataError, did_you_mean
 
+_ARROW_NUMBER = re.compile(r'u?int\d+|halffloat|float|double|bool')
+
 
 def is_frame(values: Any) -> bool:
-    """Whether it is a table with named columns."""
+    """Returns True if it is a table with named columns."""
+    if _is_arrow(values):
+        return True
     # In this order: a frame of polars that is lazy warns where it is asked for its columns.
-    return all(hasattr(values, name) for name in ('to_numpy', 'columns', 'dtypes'))
+    is_table = hasattr(values, 'to_numpy') and hasattr(values, 'columns')
+    return is_table and (hasattr(values, 'dtypes') or hasattr(values, 'schema'))
 
 
-def column_names(frame: Any) -> tuple[str, ...] | None:
-    """The names of the columns; None where they are not different texts, but numbers for instance.
-
-    Columns without such names are told apart by their place alone.
-    """
-    names = tuple(frame.columns)
-    is_named = all(isinstance(name, str) for name in names) and len(set(names)) == len(names)
-    return tuple(map(str, names)) if is_named else None
+def _is_arrow(values: Any) -> bool:
+    """Returns True for a table or a record batch of pyarrow."""
+    return all(hasattr(values, name) for name in ('column_names', 'schema', 'to_pydict'))
 
 
-def in_order_of(frame: Any, columns: tuple[str, ...], argument: str) -> Any:
-    """The frame with the columns a model was trained on, in that order.
+def column_names(frame: Any) -> tuple[str, ...]:
+    """Returns the names of the columns as texts: 3 and '3' are one name, as they are in files."""
+    return tuple(map(str, frame.column_names if _is_arrow(frame) else frame.columns))
+
+
+def take_columns(frame: Any, places: Sequence[int]) -> Any:
+    """Returns a frame of the columns at these places, in this order."""
+    if _is_arrow(frame):
+        return frame.select(places)
+    return frame.iloc[:, places] if hasattr(frame, 'iloc') else frame[:, places]
+
+
+def take_column(frame: Any, place: int) -> Any:
+    """Returns one column."""
+    if _is_arrow(frame):
+        return frame.column(place)
+    return frame.iloc[:, place] if hasattr(frame, 'iloc') else frame[:, place]
+
+
+def in_order_of(frame: Any, columns: tuple[str, ...], argument: str) -> tuple[Any, tuple[str, ...]]:
+    """Puts a frame's columns into the order of those a model was trained on.
+
+    The numbers from 0 on, which pandas gives to columns without names, name nothing: such columns
+    go by their place beside names that are not numbers, as those of an array do.
+
+    Returns:
+        the frame, and the names to remember: those of the training, if it had any.
 
     Raises:
-        DataError: if one is missing, or there is another one.
+        DataError: if a column is missing, unknown, or there more than once.
     """
     names = column_names(frame)
-    if names is None or names == columns:
-        return frame
-    missing = [name for name in columns if name not in names]
-    extra = [name for name in names if name not in columns]
-    if missing or extra:
-        got = f'no column {", ".join(map(repr, missing))}' if missing else 'all columns'
-        also = f' and the unknown {", ".join(map(repr, extra))}' if extra else ''
-        close = did_you_mean(extra[0], missing) if extra else ''
-        raise DataError(
-            f'{argument}: got {got}{also}, expected the columns the model was trained on: '
-            f'{", ".join(columns)}.{close}'
+    if names == columns:
+        return frame, columns
+    if len(names) == len(columns):
+        if are_places(names) and not _are_numbers(columns):
+            return frame, columns
+        if are_places(columns) and not _are_numbers(names):
+            return frame, names
+    if sorted(names) == sorted(columns) and len(set(names)) == len(names):
+        return take_columns(frame, [names.index(name) for name in columns]), columns
+    missing = list((Counter(columns) - Counter(names)).elements())
+    extra = list((Counter(names) - Counter(columns)).elements())
+    unknown = [name for name in extra if name not in columns]
+    doubled = sorted({name for name in extra if name in columns})
+    parts = [
+        f'{what} {", ".join(map(repr, found))}'
+        for what, found in (
+            ('no column', missing), ('more than once the column', doubled),
+            ('the unknown', unknown),
         )
-    return frame[list(columns)]
+        if found
+    ]  # fmt: skip
+    got = ' and '.join(parts) or f'the columns {", ".join(names)}, of which some have one name'
+    close = did_you_mean(unknown[0], missing) if unknown else ''
+    raise DataError(
+        f'{argument}: got {got}, expected the columns the model was trained on: '
+        f'{", ".join(columns)}.{close} A frame goes by names: select and rename its columns, or '
+        'pass frame.to_numpy() to go by place.'
+    )
+
+
+def are_places(names: tuple[str, ...]) -> bool:
+    """Returns True for the numbers from 0 on, which pandas gives to columns without names."""
+    return names == tuple(map(str, range(len(names))))
+
+
+def _are_numbers(names: tuple[str, ...]) -> bool:
+    return all(name.isdecimal() for name in names)
 
 
 def frame_values(frame: Any, argument: str) -> np.ndarray:
-    """The numbers of a frame, ``[rows, columns]``; missing ones are NaN.
+    """Returns the numbers of a frame, ``[rows, columns]``; missing ones are NaN.
 
     Raises:
         DataError: if a column holds no numbers. Names all of them.
     """
-    kinds = list(frame.dtypes)
-    others = [index for index, kind in enumerate(kinds) if not _is_numeric(kind)]
+    kinds = _kinds(frame)
+    others = [place for place, kind in enumerate(kinds) if not _is_numeric(kind)]
     if others:
-        shown = [_described(frame, index) for index in others[:10]]
+        shown = [_described(frame, place) for place in others[:10]]
         more = ', ...' if len(others) > 10 else ''
         raise DataError(
             f'{argument}: got columns that hold no numbers: {", ".join(shown)}{more}. Encode text, '
@@ -68,30 +120,32 @@ def frame_values(frame: Any, argument: str) -> np.ndarray:
         if array.dtype.kind != 'O':
             return array
     # Mixed columns (bool beside float, numbers beside missing ones) come as objects: one by one.
-    columns = [_column(frame, index) for index in range(len(kinds))]
+    columns = [_numbers(take_column(frame, place)) for place in range(len(kinds))]
     return np.stack(columns, axis=1, dtype=np.result_type(*columns), casting='unsafe')
 
 
-def _described(frame: Any, index: int) -> str:
-    kind = list(frame.dtypes)[index]
-    column = np.asarray(_series(frame, index))
+def _described(frame: Any, place: int) -> str:
+    kind, column = _kinds(frame)[place], np.asarray(take_column(frame, place))
     is_objects = str(kind) == 'object' and column.dtype.kind == 'O'
     held = f': {kinds_of(column)}' if is_objects else ''
-    return f'{list(frame.columns)[index]} ({kind}{held})'
+    return f'{column_names(frame)[place]} ({kind}{held})'
+
+
+def _kinds(frame: Any) -> list[Any]:
+    if _is_arrow(frame):
+        return [field.type for field in frame.schema]
+    return list(frame.dtypes if hasattr(frame, 'dtypes') else frame.schema.values())
 
 
 def _is_numeric(kind: Any) -> bool:
-    if hasattr(kind, 'is_numeric'):  # polars
+    if hasattr(kind, 'is_numeric'):  # polars, narwhals
         return kind.is_numeric() or str(kind) == 'Boolean'
-    return kind.kind in 'biuf'
+    if hasattr(kind, 'kind'):
+        return kind.kind in 'biuf'
+    return _ARROW_NUMBER.fullmatch(str(kind)) is not None
 
 
-def _series(frame: Any, index: int) -> Any:
-    return frame.iloc[:, index] if hasattr(frame, 'iloc') else frame.to_series(index)
-
-
-def _column(frame: Any, index: int) -> np.ndarray:
-    column = _series(frame, index)
+def _numbers(column: Any) -> np.ndarray:
     array = np.asarray(column)
     if array.dtype.kind != 'O':
         return array

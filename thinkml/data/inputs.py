@@ -1,5 +1,6 @@
 """Model inputs as checked arrays, in memory, and what identifies a data set."""
 
+import dataclasses
 import hashlib
 from typing import Any
 
@@ -7,8 +8,9 @@ import jax
 import numpy as np
 
 from thinkml.core import num_outputs
-from thinkml.data.rows import Rows, open_rows
-from thinkml.record import InputSpec, record_of
+from thinkml.data.pixels import range_of, warn_of_other_range
+from thinkml.data.rows import Rows, open_rows, sampled
+from thinkml.record import ArraySpec, InputSpec, record_of
 
 # A fingerprint reads at most this many bytes and rows, but never fewer rows than the least.
 _MAX_BYTES, _MAX_ROWS, _MIN_ROWS = 16 * 2**20, 4096, 64
@@ -66,6 +68,38 @@ def check_inputs_of(model: Any, X: Any, argument: str = 'X_test') -> Any:
         ModelTypeError: if the object is not a model.
     """
     return open_rows_of(model, X, argument).all()
+
+
+def some_rows(rows: Rows) -> Any:
+    """Reads some rows, evenly spaced, few enough to be read twice."""
+    return rows.take(sampled(len(rows), rows.num_bytes // len(rows)))
+
+
+def with_ranges(inputs: InputSpec, some: Any) -> InputSpec:
+    """Returns the description of inputs with the ranges of their values.
+
+    Args:
+        inputs: what they are like.
+        some: some of the rows, as `some_rows` reads them.
+    """
+
+    def described(part: ArraySpec, array: Any) -> ArraySpec:
+        if part.columns is not None or not part.shape:
+            return part  # columns have ranges of their own
+        return dataclasses.replace(part, range=range_of(array))
+
+    return inputs.map(described, some)
+
+
+def warn_of_other_ranges(now: InputSpec, before: InputSpec, argument: str) -> None:
+    """Warns if a model that was trained before gets values on another scale to be trained on.
+
+    Args:
+        now: what the inputs are like, of the structure of those ``before``.
+        before: what the model was trained on.
+        argument: the name of the inputs.
+    """
+    now.map(lambda *parts: warn_of_other_range(*parts, argument=argument), before.arrays)
 
 
 def fingerprint(

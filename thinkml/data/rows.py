@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from thinkml.core.pictures import layout_hint
 from thinkml.data.arrays import (
     as_dtype_of,
     as_numeric,
@@ -27,12 +28,15 @@ from thinkml.data.items import (
     read_items,
     refuse_several,
 )
+from thinkml.data.pixels import check_range
 from thinkml.errors import DataError, did_you_mean
-from thinkml.record import ArraySpec, InputSpec
+from thinkml.record import ArraySpec, ColumnNames, InputSpec
 
 # The part of a stored array that is read at once, beyond what is asked for: reading rows one by
 # one out of HDF5 takes longer than reading those between them as well.
 _MAX_SPAN = 4
+# Rows that tell which range the values of an array have, and their bytes at most.
+_SAMPLED, _SAMPLED_BYTES = 64, 16 * 2**20
 
 Selection = slice | np.ndarray
 
@@ -109,7 +113,8 @@ class Rows:
 def open_rows(X: Any, argument: str = 'X_train', like: InputSpec | None = None) -> Rows:
     """Opens model inputs of any kind that has random access.
 
-    Arrays in memory (NumPy, JAX, torch, nested lists, pandas and polars frames) are checked now.
+    Arrays in memory (NumPy, JAX, torch, nested lists, frames of pandas, polars and pyarrow) are
+    checked now.
     What is stored elsewhere is checked as it is read: `numpy.memmap`, HDF5 and zarr arrays and
     whatever else has a shape and a dtype and is indexed; data sets of examples (Hugging Face,
     torch, Grain: a length and an example for each index); SciPy's sparse matrices, of which only
@@ -122,11 +127,15 @@ def open_rows(X: Any, argument: str = 'X_train', like: InputSpec | None = None) 
         X: the inputs, one row per example.
         argument: the name used in error messages.
         like: what the inputs must be like, of those the model is trained on. Columns of a frame
-            are put into that order.
+            are put into that order. `InputSpec.names_alone` asks for no more than that.
+
+    Warns:
+        ThinkMLWarning: for pictures on another scale than those of the training.
 
     Raises:
         DataError: for what is empty, not numeric, ragged, or holds NaN or infinite values; for
-            inputs of different length; for inputs that are not ``like`` those of the training.
+            inputs of different length; for inputs that are not ``like`` those of the training, as
+            whole numbers on another scale than the floats of the training are not.
 
     Example:
         >>> import numpy as np
@@ -154,8 +163,8 @@ def open_rows(X: Any, argument: str = 'X_train', like: InputSpec | None = None) 
 
 def check_tree(
     X: Any, argument: str, like: InputSpec | None = None, rows: np.ndarray | None = None
-) -> Any:
-    """Returns arrays of one batch, checked as by `open_rows`.
+) -> tuple[Any, InputSpec]:
+    """Returns the arrays of one batch, checked as by `open_rows`, and what they are like.
 
     Args:
         X: an array, or a dict or tuple of them.
@@ -166,7 +175,8 @@ def check_tree(
     tree = _open_tree(X, argument, None if like is None else like.arrays, rows)
     leaves = list(_leaves(tree))
     _check_same_length(leaves)
-    return _map(lambda leaf: leaf.read(slice(0, leaf.num_rows)), tree)
+    arrays = _map(lambda leaf: leaf.read(slice(0, leaf.num_rows)), tree)
+    return arrays, InputSpec(_map(lambda leaf: leaf.spec, tree))
 
 
 def open_items(
@@ -180,17 +190,20 @@ def open_items(
         like: what the inputs must be like; None for whatever the first example is.
         inputs_of: the inputs among stacked examples.
     """
-    count, are_first = num_items(dataset, argument), _FirstRows(like)
+    count, are_first = (
+        num_items(dataset, argument),
+        _FirstRows(next(iter(jax.tree.leaves(like and like.arrays)), None)),
+    )
 
-    def read(indices: np.ndarray, like: InputSpec | None) -> Any:
+    def read(indices: np.ndarray, like: InputSpec | None) -> tuple[Any, InputSpec]:
         inputs = inputs_of(read_items(dataset, indices, argument))
         if are_first(len(indices)):
             check_tree(inputs, argument, None, indices)
         return check_tree(inputs, argument, like, indices)
 
-    first = spec_of(read(np.array([0]), like))
-    spec = first if like is None else like
-    return Rows(count, spec, False, lambda selection: read(indices_of(selection, count), spec))
+    _, inputs = read(np.array([0]), like)
+    spec = inputs.without_ranges()  # which were compared with the first example
+    return Rows(count, inputs, False, lambda selection: read(indices_of(selection, count), spec)[0])
 
 
 class _Leaf(NamedTuple):
@@ -220,7 +233,7 @@ def _open_tree(X: Any, argument: str, like: Any, rows: np.ndarray | None = None)
             _open_tree(part, f'{argument}[{index}]', like and like[index], rows)
             for index, part in enumerate(X)
         )
-    if not isinstance(like, ArraySpec | None):
+    if not isinstance(like, ArraySpec | ColumnNames | None):
         raise _not_like('one array', argument, like)
     return _open_array(X, argument, like, rows)
 
@@ -254,28 +267,34 @@ def _not_like(got: str, argument: str, like: Any) -> DataError:
     )
 
 
-def _open_array(X: Any, argument: str, like: ArraySpec | None, rows: np.ndarray | None) -> _Leaf:
+# What an array must be like: that of the training in all, or in the names of its columns alone.
+Like = ArraySpec | ColumnNames | None
+
+
+def _open_array(X: Any, argument: str, like: Like, rows: np.ndarray | None) -> _Leaf:
     if _is_sparse(X):
         return _open_sparse(X, argument, like)
     if _is_stored(X):
         return _open_stored(X, argument, like)
     if _is_on_device(X) and (leaf := _open_on_device(X, argument, like)) is not None:
         return leaf
-    columns = column_names(X) if is_frame(X) else None
-    if columns is not None and like is not None and like.columns is not None:
-        X = in_order_of(X, like.columns, argument)
-        columns = like.columns
+    columns = None
+    if is_frame(X):
+        columns = column_names(X)
+        if like is not None and like.columns is not None:
+            X, columns = in_order_of(X, like.columns, argument)
     array = as_numeric(X, argument)
     if array.ndim == 0:
         raise DataError(f'{argument}: got a single number, expected one row per example.')
     spec = _spec_like(array.shape, array.dtype, argument, like, columns)
     dtype = jnp.dtype(spec.dtype)
     check_for_device(array, argument, rows)
+    _check_range(lambda chosen: array[chosen], len(array), like, argument)
     given = array
     if not isinstance(X, np.ndarray) or device_dtype(array.dtype) != dtype:
         narrow = array.astype(device_dtype(array.dtype), copy=False)
         array = as_dtype_of(narrow, dtype, argument)
-    _check_numbers(given, dtype, argument, columns, is_new=like is None)
+    _check_numbers(given, dtype, argument, columns, is_new=_is_new(like))
     # Of an array that its owner keeps a second one is never made: rows are converted as they are
     # read.
     return _Leaf(
@@ -311,22 +330,23 @@ def _check_numbers(
         warn_of_equal_ids(array, dtype, argument, columns)
 
 
-def _open_on_device(X: jax.Array, argument: str, like: ArraySpec | None) -> _Leaf | None:
+def _open_on_device(X: jax.Array, argument: str, like: Like) -> _Leaf | None:
     """An array that is where it is to be already; None where it must be converted, or is broken."""
     spec = _spec_like(X.shape, np.dtype(X.dtype), argument, like)
     if X.dtype != jnp.dtype(spec.dtype) or not bool(jnp.isfinite(X).all()):
         return None
-    _check_numbers(X, np.dtype(spec.dtype), argument, is_new=like is None)
+    _check_numbers(X, np.dtype(spec.dtype), argument, is_new=_is_new(like))
 
     def read(selection: Selection) -> np.ndarray:
         # On a CPU the host sees the array itself.
         array: Any = np.asarray(X) if jax.default_backend() == 'cpu' else X
         return np.asarray(_chosen(array, selection))
 
+    _check_range(read, len(X), like, argument)
     return _Leaf(argument, len(X), spec, True, read, X)
 
 
-def _open_sparse(X: Any, argument: str, like: ArraySpec | None) -> _Leaf:
+def _open_sparse(X: Any, argument: str, like: Like) -> _Leaf:
     if len(X.shape) != 2 or 0 in X.shape:
         raise DataError(f'{argument}: got a sparse array of shape {X.shape}, expected (rows, n).')
     matrix = X.tocsr()
@@ -340,7 +360,7 @@ def _open_sparse(X: Any, argument: str, like: ArraySpec | None) -> _Leaf:
     return _Leaf(argument, matrix.shape[0], spec, False, read)
 
 
-def _open_stored(X: Any, argument: str, like: ArraySpec | None) -> _Leaf:
+def _open_stored(X: Any, argument: str, like: Like) -> _Leaf:
     if 0 in X.shape:
         raise DataError(
             f'{argument}: got an empty array of shape {X.shape}, expected at least one example.'
@@ -350,6 +370,7 @@ def _open_stored(X: Any, argument: str, like: ArraySpec | None) -> _Leaf:
             f'{argument}: got dtype {X.dtype}, expected numbers. Store it as float32 or uint8.'
         )
     spec, first = _spec_like(X.shape, X.dtype, argument, like), _FirstRows(like)
+    _check_range(lambda chosen: _read_stored(X, chosen), X.shape[0], like, argument)
 
     def read(selection: Selection) -> np.ndarray:
         return _checked(_read_stored(X, selection), selection, argument, spec, first)
@@ -357,11 +378,16 @@ def _open_stored(X: Any, argument: str, like: ArraySpec | None) -> _Leaf:
     return _Leaf(argument, X.shape[0], spec, False, read)
 
 
+def _is_new(like: Like) -> bool:
+    """Returns True for what a model learns from, which may be unlike what it knows."""
+    return not isinstance(like, ArraySpec)
+
+
 class _FirstRows:
     """Tells of rows that are read whether they are the first that can be compared, and are new."""
 
-    def __init__(self, like: Any):
-        self._waiting = like is None
+    def __init__(self, like: Like):
+        self._waiting = _is_new(like)
 
     def __call__(self, num_rows: int) -> bool:
         is_first = self._waiting and num_rows > 1
@@ -381,16 +407,25 @@ def _checked(
     return converted
 
 
-def spec_of(arrays: Any) -> InputSpec:
-    """What checked arrays look like; columns have lost their names."""
-    return InputSpec(_map(lambda array: ArraySpec(array.shape[1:], array.dtype.name), arrays))
+def _check_range(
+    read: Callable[[np.ndarray], np.ndarray], num_rows: int, like: Like, argument: str
+) -> None:
+    if isinstance(like, ArraySpec) and like.range is not None:
+        row_bytes = math.prod(like.shape) * jnp.dtype(like.dtype).itemsize
+        check_range(read(sampled(num_rows, row_bytes)), like, argument)
+
+
+def sampled(num_rows: int, row_bytes: int) -> np.ndarray:
+    """Returns some rows, evenly spaced, that tell which range the values of an array have."""
+    count = max(1, min(_SAMPLED, num_rows, _SAMPLED_BYTES // max(1, row_bytes)))
+    return np.linspace(0, num_rows - 1, count).astype(np.int64)
 
 
 def _spec_like(
     shape: tuple[int, ...],
     dtype: np.dtype,
     argument: str,
-    like: ArraySpec | None,
+    like: Like,
     columns: tuple[str, ...] | None = None,
 ) -> ArraySpec:
     """What an array is to look like on the device.
@@ -398,8 +433,11 @@ def _spec_like(
     Raises:
         DataError: if it can't be made ``like`` the one of the training.
     """
-    if like is None:
-        return ArraySpec(tuple(map(int, shape[1:])), device_dtype(dtype).name, columns)
+    if not isinstance(like, ArraySpec):
+        names = columns if like is None else columns or like.columns
+        sizes = tuple(map(int, shape[1:]))
+        is_table = names is not None and sizes == (len(names),)
+        return ArraySpec(sizes, device_dtype(dtype).name, names if is_table else None)
     if shape == like.shape:
         raise DataError(
             f'{argument}: got one row of shape {shape} without the axis of rows. Pass it as '
@@ -407,12 +445,12 @@ def _spec_like(
         )
     if shape[1:] != like.shape:
         raise DataError(
-            f'{argument}: got rows of shape {shape[1:]}, expected {like.shape}, '
-            'which the model was trained on.'
+            f'{argument}: got rows of shape {shape[1:]}, expected {like.shape}, which the model '
+            f'was trained on.{layout_hint(shape[1:], like.shape, argument)}'
         )
     # An empty array asks whether the one dtype becomes the other at all.
     as_dtype_of(np.empty(0, device_dtype(dtype)), jnp.dtype(like.dtype), argument)
-    return like
+    return like if columns is None else dataclasses.replace(like, columns=columns)
 
 
 def _is_sparse(X: Any) -> bool:

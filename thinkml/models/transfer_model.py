@@ -47,6 +47,11 @@ class TransferModel(nnx.Module):
         self.mean = None if mean is None else tuple(mean)
         self.std = None if std is None else tuple(std)
 
+    @property
+    def standardises_pixels(self) -> bool:
+        """Whether pixels of 0 to 255 are standardised here, and floats taken to be so already."""
+        return self.mean is not None
+
     def features(self, x: jax.Array) -> jax.Array:
         """Returns what the base makes of the inputs, ``[batch, features]``."""
         features: Any = self.base  # any module that can be called

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Literal
 
 import jax
@@ -13,6 +13,10 @@ from flax import nnx
 from thinkml.core import num_outputs
 from thinkml.core.functional import PROBE_ROWS
 from thinkml.core.layers import last_dense
+from thinkml.core.pictures import fits, layout_hint
+from thinkml.data import is_batches
+from thinkml.data.frames import is_frame
+from thinkml.data.items import is_array
 from thinkml.errors import ConfigError, DataError, ModelTypeError, unknown_name
 from thinkml.models import ModelManager
 from thinkml.models.pretrained import load_pretrained
@@ -54,13 +58,29 @@ class Base:
         return load_pretrained(self.model, self.name, weights)
 
 
-def open_base(base_model: Any, inputs: Any) -> Base:
-    """Makes the base of what the user named, without its pretrained weights.
+def load_base(base_model: Any) -> Any:
+    """Returns the saved model for its path, and all else as it is.
+
+    Raises:
+        ConfigError: for a name that is neither a path nor in the zoo.
+    """
+    is_named = isinstance(base_model, str | os.PathLike) and base_model not in list_models()
+    if not is_named:
+        return base_model
+    if not local_path(base_model, 'base_model').exists():
+        known = unknown_name('base_model', str(base_model), list_models())
+        raise ConfigError(f'{known} There is no saved model at this path either.')
+    return ModelManager().load_model(base_model)
+
+
+def open_base(base_model: Any, inputs: Any, name: str | None = None) -> Base:
+    """Makes the base of what `load_base` returned, without its pretrained weights.
 
     Args:
-        base_model: a name of the zoo, the path of a saved model, or an NNX module.
+        base_model: a name of the zoo, or an NNX module.
         inputs: a row of the inputs, as `jax.ShapeDtypeStruct`, for models whose last layer is to
             be taken away.
+        name: of the module; None for that of its class.
 
     Raises:
         ConfigError: for a name that is neither.
@@ -76,13 +96,7 @@ def open_base(base_model: Any, inputs: Any) -> Base:
         model = create(base_model, None)
         normalised = (preprocessing.mean, preprocessing.std)
         return Base(base_model, model, model.num_features, False, normalised)
-    if isinstance(base_model, str | os.PathLike):
-        if not local_path(base_model, 'base_model').exists():
-            known = unknown_name('base_model', str(base_model), list_models())
-            raise ConfigError(f'{known} There is no saved model at this path either.')
-        name, model = str(base_model), ModelManager().load_model(base_model)
-    else:
-        name, model = type(base_model).__name__, base_model
+    name, model = name or type(base_model).__name__, base_model
     if not isinstance(model, nnx.Module):
         raise ModelTypeError(
             f'base_model: got a {type(model).__name__}, expected a flax.nnx.Module, the path of '
@@ -126,6 +140,19 @@ def at(model: nnx.Module, path: Place) -> Any:
     return functools.reduce(step, path, model)
 
 
+def check_part(model: Any) -> None:
+    """Raises a `ModelTypeError` for what is no NNX module."""
+    if isinstance(model, nnx.Module):
+        return
+    hint = 'A Linen module becomes one by nnx.bridge.ToNNX.'
+    if is_array(model) or is_frame(model) or isinstance(model, Collection) or is_batches(model):
+        hint = 'Data goes by name: fine_tune(X_train=images, y_train=labels).'
+    raise ModelTypeError(
+        f'model: got a {type(model).__name__}, expected a flax.nnx.Module, or None for a linear '
+        f'head. {hint}'
+    )
+
+
 def role_of(model: Any, base: Base, inputs: Any, role: Role | None) -> Role:
     """Says by shapes whether a model takes features (a head) or the inputs themselves.
 
@@ -136,11 +163,7 @@ def role_of(model: Any, base: Base, inputs: Any, role: Role | None) -> Role:
     """
     if role not in ('head', 'model', None):
         raise ConfigError(unknown_name('role', role, ('head', 'model')))
-    if not isinstance(model, nnx.Module):
-        raise ModelTypeError(
-            f'model: got a {type(model).__name__}, expected a flax.nnx.Module, or None for a '
-            'linear head. A Linen module becomes one by nnx.bridge.ToNNX.'
-        )
+    check_part(model)
     features = jax.ShapeDtypeStruct((PROBE_ROWS, base.num_features), np.float32)
     failures = {
         found: failure
@@ -158,12 +181,23 @@ def role_of(model: Any, base: Base, inputs: Any, role: Role | None) -> Role:
             'of the base it has itself.'
         )
     if len(failures) == 2:
+        check_layout(base, inputs)
         raise DataError(
             f'model: it takes neither the features of {base.name}, {base.num_features} a row, nor '
             f'X_train. As a head it fails with: {failures["head"]}\nWith X_train: '
             f'{failures["model"]}'
         )
     return 'model' if 'head' in failures else 'head'
+
+
+def check_layout(base: Base, inputs: Any) -> None:
+    """Raises a `DataError` for pictures that a base of the zoo does not take."""
+    shape = getattr(inputs, 'shape', (None,))[1:]
+    if base.normalised is not None and not fits(shape, (None, None, 3)):
+        raise DataError(
+            f'X_train: got rows of shape {shape}, expected (height, width, 3), the pictures that '
+            f'{base.name} takes.{layout_hint(shape, (None, None, 3), "X_train")}'
+        )
 
 
 def _failure(model: nnx.Module, x: Any) -> Exception | None:

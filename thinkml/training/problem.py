@@ -9,7 +9,8 @@ import numpy as np
 from flax import nnx
 
 from thinkml.core import check_trainable, functionalize, get_compute_dtype
-from thinkml.core.functional import PROBE_ROWS, Footprint, outputs_of
+from thinkml.core.freezing import PartlyFrozen
+from thinkml.core.functional import PROBE_ROWS, Footprint, is_model, not_a_model, outputs_of
 from thinkml.core.lookups import has_lookups, lookups
 from thinkml.core.losses import decides
 from thinkml.core.modes import frozen_by_hand, inner_switches
@@ -29,13 +30,17 @@ from thinkml.data import (
     is_batches,
     open_batches,
     open_data,
+    some_rows,
     split_rows,
     unlabeled,
+    warn_of_other_ranges,
+    with_ranges,
 )
-from thinkml.data.frames import is_frame
+from thinkml.data.frames import column_names, is_frame, take_column
+from thinkml.data.pixels import check_standardised
 from thinkml.data.weights import shift_of
-from thinkml.errors import ConfigError, DataError, warn_user
-from thinkml.record import InputSpec, Task, record_of
+from thinkml.errors import ConfigError, DataError, ModelTypeError, warn_user
+from thinkml.record import ArraySpec, InputSpec, Task, record_of
 from thinkml.training.config import TrainingConfig
 from thinkml.training.objective import Objective, make_objective
 
@@ -116,6 +121,7 @@ class Asked(NamedTuple):
     Attributes:
         rows: which rows of ``X_train`` there are; None for all. Data sets that grow within an
             array of one size share compiled programs, those smaller than a batch too.
+        known: what the inputs were like before; None for what the model was trained on.
     """
 
     X_train: Any
@@ -129,6 +135,7 @@ class Asked(NamedTuple):
     augmentation: Any = None
     groups: Any = None
     rows: np.ndarray | None = None
+    known: InputSpec | None = None
 
 
 def make_problem(
@@ -147,19 +154,26 @@ def make_problem(
         ConfigError: for a loss, metric or augmentation that is unknown or does not fit the task.
         ModelTypeError: for a model that is none.
     """
+    if not is_model(model):
+        raise ModelTypeError(not_a_model(model))
     known = record_of(model)
     if isinstance(model, nnx.Module):
         _warn_of_modes(model)
+    before = asked.known or known.input_spec
+    names = None if before is None else before.names_alone()
     if is_batches(asked.X_train):
-        batches, x, targets = _open_stream(asked, config)
-        inputs = batches.inputs
+        batches, x, targets = _open_stream(asked, config, names)
+        inputs = with_ranges(batches.inputs, x)
     else:
         batches = None
         _warn_of_answer(asked)
-        x, targets = open_data(asked.X_train, asked.y_train)
-        inputs = x.inputs
+        x, targets = open_data(asked.X_train, asked.y_train, like=names)
+        inputs = with_ranges(x.inputs, some_rows(x))
         targets = check_targets(targets, 'y_train')
         check_lengths({'X_train': x, 'y_train': targets})
+    if before is not None:
+        warn_of_other_ranges(inputs, before, 'X_train')
+    check_pixels_of(model.model if isinstance(model, PartlyFrozen) else model, inputs)
     probe = probe_of(inputs, PROBE_ROWS)
     num_outputs, output_range, gathers = outputs_of(model, probe, 'X_train')
     task = infer_task(targets, num_outputs, decided=decides(asked.loss_fn), known=known.task)
@@ -229,6 +243,18 @@ def _inputs_to_look_at(data: Examples | Stream) -> Iterator[Any]:
         yield data.x.take(np.resize(data.rows[first : first + size], size))
 
 
+def check_pixels_of(model: Any, inputs: InputSpec) -> None:
+    """Checks the pictures of a model that standardises them itself.
+
+    Raises:
+        DataError: see `thinkml.data.pixels.check_standardised`.
+    """
+    # Known by what it says: TransferModel's package is not imported for all other models.
+    standardises = getattr(model, 'standardises_pixels', False) is True
+    if standardises and isinstance(inputs.arrays, ArraySpec):
+        check_standardised(inputs.arrays, 'X_train')
+
+
 def _some_of(x: Rows) -> Any:
     """The first rows."""
     return x.take(np.arange(min(len(x), _SOME_ROWS)))
@@ -243,7 +269,9 @@ def _identified(data: Examples | Stream | None, *, in_part: bool) -> dict[str, A
     return fingerprint(data.x, data.y, data.weight, rows=data.rows if in_part else None)
 
 
-def _open_stream(asked: Asked, config: TrainingConfig) -> tuple[Batches, Any, np.ndarray]:
+def _open_stream(
+    asked: Asked, config: TrainingConfig, names: InputSpec | None
+) -> tuple[Batches, Any, np.ndarray]:
     """A source of batches, and the inputs and labels of its first one."""
     label = _label_of_batches(asked.y_train, 'y_train')
     for name in ('sample_weight', 'groups'):
@@ -254,7 +282,7 @@ def _open_stream(asked: Asked, config: TrainingConfig) -> tuple[Batches, Any, np
                 if name == 'sample_weight'
                 else f'{name}: got them beside batches, of which no rows are held out. Pass X_val.'
             )
-    batches = open_batches(asked.X_train, 'X_train', label=label)
+    batches = open_batches(asked.X_train, 'X_train', label=label, like=names)
     if config.learning_rate == 'auto':
         _check_again(batches, "learning_rate='auto', which reads some of it before training")
     _check_epochs(batches, config)
@@ -406,9 +434,11 @@ def _some_names(names: list[str]) -> str:
 
 def _warn_of_answer(asked: Asked) -> None:
     name = getattr(asked.y_train, 'name', None)
-    if not is_frame(asked.X_train) or name is None or name not in asked.X_train.columns:
+    names = column_names(asked.X_train) if is_frame(asked.X_train) else ()
+    if name is None or str(name) not in names:
         return
-    if np.array_equal(np.asarray(asked.X_train[name]), np.asarray(asked.y_train)):
+    column = take_column(asked.X_train, names.index(str(name)))
+    if np.array_equal(np.asarray(column), np.asarray(asked.y_train)):
         warn_user(
             f'X_train: got the column {name!r}, which is also y_train: the model sees the answer. '
             f'Leave it out, or pass its name alone: y_train={name!r}.'

@@ -77,7 +77,8 @@ class ModelTrainer:
                 `thinkml.models.from_functions` returned.
             X_train: inputs, one row per example: whatever `thinkml.data.open_rows` takes (arrays,
                 frames, stored arrays, a dict or tuple of them), or a source of batches, see
-                `thinkml.data.open_batches`.
+                `thinkml.data.open_batches`. Columns of frames go by the names that the model was
+                trained on before.
             y_train: labels (integers, text, bool, one-hot or multilabel rows) or numbers. Where
                 ``X_train`` holds them: their name, or None to find them.
             X_val: validation inputs. None holds out ``config.validation_split`` of the rows.

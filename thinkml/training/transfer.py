@@ -21,7 +21,11 @@ from thinkml.data import (
     is_batches,
     open_batches,
     open_data,
+    some_rows,
+    warn_of_other_ranges,
+    with_ranges,
 )
+from thinkml.data.pixels import LARGEST_STANDARDISED
 from thinkml.errors import ConfigError, DataError, NotTrainedError, is_number, is_whole, warn_user
 from thinkml.models.pretrained import check_weights
 from thinkml.models.table import Table
@@ -31,6 +35,9 @@ from thinkml.record import InputSpec, attach_record, record_of
 from thinkml.training.base_model import (
     Base,
     Role,
+    check_layout,
+    check_part,
+    load_base,
     open_base,
     role_of,
     shared_tensors,
@@ -38,7 +45,7 @@ from thinkml.training.base_model import (
 )
 from thinkml.training.config import TrainingConfig
 from thinkml.training.features import kept_features
-from thinkml.training.problem import Asked, probe_of
+from thinkml.training.problem import Asked, check_pixels_of, probe_of
 from thinkml.training.train import Latest, check_config, check_switches, train
 from thinkml.training.transfer_parts import (
     Parts,
@@ -174,7 +181,7 @@ class TransferLearner:
 
         Images of whole numbers from 0 to 255 are normalised as the architecture's pretrained
         weights expect; images of floats are taken to be normalised already. A whole model of one's
-        own gets them as they are.
+        own gets them as they are. Columns of frames go by the names the base was trained on.
 
         Args:
             model: None for a linear head with an output for each class; a head, which takes
@@ -204,7 +211,8 @@ class TransferLearner:
         Warns:
             PretrainedWeightsWarning: if no pretrained weights were found.
             ThinkMLWarning: if ``model`` shares nothing with the base, or is a whole model that
-                gets images of whole numbers.
+                gets images that are not normalised; for images on another scale than those the
+                base was trained on.
 
         Raises:
             DataError: for data or a model that fit neither each other nor the base.
@@ -213,14 +221,17 @@ class TransferLearner:
             WeightsError: if the weights are required and not to be found, or don't fit.
         """
         check_switches(progress=progress)
+        if model is not None:
+            check_part(model)
+            check_not_trained(model)
         asked = Asked(
             X_train, y_train, X_val, y_val, loss_fn, metrics, class_weights, sample_weight,
             augmentation, groups,
         )  # fmt: skip
-        if model is not None:
-            check_not_trained(model)
-        data = _Data.opened(asked)
-        parts = self._parts(model, role, asked, data)
+        base_model = load_base(self.base_model)
+        data = _Data.opened(asked, _known_inputs(model, base_model))
+        asked = asked._replace(known=data.inputs)
+        parts = self._parts(model, role, asked, data, base_model)
         trained = chosen(parts.layers, self.fine_tune_layers)
         rates = rates_of(parts, trained, self.layer_decay)
         if not rates and self.lora_rank is None:
@@ -271,24 +282,32 @@ class TransferLearner:
                 config = dataclasses.replace(config, learning_rate=config.learning_rate / 10)
         return config if epochs is None else dataclasses.replace(config, epochs=epochs)
 
-    def _parts(self, model: Any, role: Role | None, asked: Asked, data: '_Data') -> Parts:
-        base = open_base(self.base_model, data.probe)
+    def _parts(
+        self, model: Any, role: Role | None, asked: Asked, data: '_Data', base_model: Any
+    ) -> Parts:
+        is_path = isinstance(self.base_model, str | os.PathLike)
+        base = open_base(base_model, data.probe, str(self.base_model) if is_path else None)
         if model is None:
             model, role = _linear_head(base, data, asked, self.config), 'head'
         else:
             role = role_of(model, base, data.probe, role)
         if role == 'head':
+            check_layout(base, data.probe)
+            model = base.with_head(model)
+        check_pixels_of(model, data.inputs)
+        if role == 'head':
             self.loaded = base.load(self.weights)
-            return parts_of_headed(base.with_head(model), data.probe)
+            return parts_of_headed(model, data.probe)
         if shared := shared_tensors(model, base):
             self.loaded = None
             if base.load(self.weights) or base.is_pretrained:
                 self.loaded = take_over(model, base, shared)
-            normalises = isinstance(model, TransferModel) and model.mean is not None
-            if base.normalised and data.has_whole_numbers and not normalises:
+            normalises = isinstance(model, TransferModel) and model.standardises_pixels
+            if base.normalised and data.raw_values and not normalises:
                 warn_user(
-                    'X_train: whole numbers, which a whole model gets as they are, not normalised '
-                    f'as {base.name} expects. Pass get_preprocessing({base.name!r})(X_train).'
+                    f'X_train: {data.raw_values}, which a whole model gets as they are, not '
+                    f'normalised as {base.name} expects. Pass get_preprocessing({base.name!r})('
+                    'X_train).'
                 )
             return parts_of_sharing(model, shared, data.probe)
         self.loaded = None
@@ -335,7 +354,7 @@ class TransferLearner:
             attach_record(whole.head, known)
         with kept_features(self.cache_bytes) as features:
             cached = asked._replace(
-                X_train=features.of(whole, data.rows, 'train'), y_train=data.targets
+                X_train=features.of(whole, data.rows, 'train'), y_train=data.targets, known=None
             )
             if asked.X_val is not None:
                 rows, targets = open_data(asked.X_val, asked.y_val, 'X_val', 'y_val', data.inputs)
@@ -392,31 +411,59 @@ class _Data:
     targets: Any
 
     @classmethod
-    def opened(cls, asked: Asked) -> '_Data':
+    def opened(cls, asked: Asked, known: InputSpec | None) -> '_Data':
+        names = None if known is None else known.names_alone()
         if asked.X_train is None:
             raise DataError('X_train: got None, expected the inputs to fine-tune on.')
         if is_batches(asked.X_train):
-            batches = open_batches(asked.X_train, 'X_train', label=asked.y_train)
+            batches = open_batches(asked.X_train, 'X_train', label=asked.y_train, like=names)
             if batches.has_one_epoch:
                 raise DataError(
                     'X_train: got an iterator, which is used up once it is looked at. Pass the '
                     'function that makes it, without calling it, or an object with __iter__.'
                 )
             first = batches.peek()
-            return cls(batches.inputs, None, check_targets(first.y, 'X_train, batch 1'))
-        rows, targets = open_data(asked.X_train, asked.y_train)
-        return cls(rows.inputs, rows, check_targets(targets, 'y_train'))
+            rows, targets = None, check_targets(first.y, 'X_train, batch 1')
+            inputs = with_ranges(batches.inputs, first.x)
+        else:
+            rows, targets = open_data(asked.X_train, asked.y_train, like=names)
+            targets = check_targets(targets, 'y_train')
+            inputs = with_ranges(rows.inputs, some_rows(rows))
+        if known is not None:
+            warn_of_other_ranges(inputs, known, 'X_train')
+        return cls(inputs, rows, targets)
 
     @property
-    def has_whole_numbers(self) -> bool:
-        """Whether the inputs are such, as those of images often are."""
+    def raw_values(self) -> str | None:
+        """What the inputs are where they are no normalised pictures; None where they may be."""
         parts = jax.tree.leaves(self.inputs.arrays)
-        return all(np.issubdtype(part.dtype, np.integer) for part in parts)
+        if all(np.issubdtype(part.dtype, np.integer) for part in parts):
+            return 'whole numbers'
+        spans = [part.range for part in parts if part.range is not None]
+        largest = max((abs(value) for span in spans for value in span), default=0)
+        return f'values of up to {largest:.4g}' if largest > LARGEST_STANDARDISED else None
 
     @property
     def probe(self) -> Any:
         """A few rows of the inputs, as shapes and dtypes."""
         return probe_of(self.inputs, PROBE_ROWS)
+
+
+def _known_inputs(model: Any, base_model: Any) -> InputSpec | None:
+    """Returns what a whole model, or the base, was trained on before.
+
+    A head was trained on features, which are plain rows of numbers and say nothing of the inputs.
+    """
+    own, of_base = (
+        record_of(part).input_spec if isinstance(part, nnx.Module) else None
+        for part in (model, base_model)
+    )
+    is_whole = own is not None and (own.has_columns or _are_pictures(own))
+    return own if is_whole and not (of_base and of_base.has_columns) else of_base
+
+
+def _are_pictures(spec: InputSpec) -> bool:
+    return any(len(part.shape) > 1 for part in jax.tree.leaves(spec.arrays))
 
 
 def _linear_head(

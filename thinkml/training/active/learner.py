@@ -13,7 +13,7 @@ from thinkml.data import as_array, check_lengths
 from thinkml.errors import ConfigError, DataError, is_number, is_whole, warn_user
 from thinkml.paths import local_path
 from thinkml.training.active.history import ActiveHistory
-from thinkml.training.active.learning import Learning, Retrain, Settings
+from thinkml.training.active.learning import Learning, Retrain, Settings, known_inputs
 from thinkml.training.active.notebook import asking_widget
 from thinkml.training.active.pool import Pool
 from thinkml.training.active.rounds import Known, Oracle, iterate, plan
@@ -248,7 +248,7 @@ class ActiveLearner:
         if baseline and y_unlabeled is None:
             raise ConfigError('baseline: got True without y_unlabeled, expected both.')
         known = None if y_unlabeled is None else as_array(y_unlabeled, 'y_unlabeled')
-        pool = Pool(X_unlabeled, X_labeled, y_labeled)
+        pool = self._pool(X_unlabeled, X_labeled, y_labeled)
         session = self._begin(pool, X_val, y_val, known, retrain)
         if known is not None:
             check_lengths({'X_unlabeled': pool.rows, 'y_unlabeled': known})
@@ -298,7 +298,7 @@ class ActiveLearner:
             ConfigError: as `train` does.
             ModelTypeError: as `train` does.
         """
-        self._begin(Pool(X_unlabeled, X_labeled, y_labeled), X_val, y_val, None, retrain)
+        self._begin(self._pool(X_unlabeled, X_labeled, y_labeled), X_val, y_val, None, retrain)
 
     def query(self, n: int | None = None) -> np.ndarray:
         """Returns the rows to label next, those worth most first, int64 ``[rows]``.
@@ -456,7 +456,9 @@ class ActiveLearner:
             DataError: if the data is not that of the session, or its files are damaged, or another
                 process has it open.
         """
-        session = self._begin(Pool(X_unlabeled, X_labeled, y_labeled), X_val, y_val, None, retrain)
+        session = self._begin(
+            self._pool(X_unlabeled, X_labeled, y_labeled), X_val, y_val, None, retrain
+        )
         self._session = None  # nothing takes labels where that fails
         saved = session.book.load(local_path(path), session.about())
         self._session = session
@@ -475,6 +477,9 @@ class ActiveLearner:
             self._session.book.close()
 
     # --- inside ---------------------------------------------------------------------------------
+
+    def _pool(self, X_unlabeled: Any, X_labeled: Any, y_labeled: Any) -> Pool:
+        return Pool(X_unlabeled, X_labeled, y_labeled, known_inputs(self._models))
 
     def _begin(
         self, pool: Pool, X_val: Any, y_val: Any, known: np.ndarray | None, retrain: Retrain

@@ -25,7 +25,7 @@ from thinkml.data import (
 from thinkml.errors import ConfigError, DataError, ModelTypeError, warn_user
 from thinkml.evaluation import ModelEvaluator
 from thinkml.evaluation.metrics import check_fit
-from thinkml.record import Task, attach_record, record_of
+from thinkml.record import InputSpec, Task, attach_record, record_of
 from thinkml.training.active.pool import Pool
 from thinkml.training.active.views import Committee
 from thinkml.training.config import TrainingConfig
@@ -94,7 +94,7 @@ class Learning:
         self.models = models
         self._settings = settings
         self._retrain = retrain
-        self._inputs = pool.rows.inputs
+        self._inputs = pool.inputs
         probe = probe_of(self._inputs, PROBE_ROWS)
         counts = [num_outputs(model, probe, 'X_unlabeled') for model in models]
         if len(set(counts)) > 1:
@@ -178,7 +178,6 @@ class Learning:
                 first.put_back(model)
             record_of(model).task = self.task
             found.append(self._train(model, index, x, y))
-            record_of(model).input_spec = self._inputs
         self.has_learned = True
         metrics = {name: float(np.mean([one[name] for one in found])) for name in found[0]}
         return metrics | self._validate()
@@ -192,7 +191,7 @@ class Learning:
         asked = Asked(
             jax.tree.map(lambda leaf: leaf[place], x), y[place], X_val, y_val,
             loss_fn=settings.loss_fn, class_weights=settings.class_weights,
-            augmentation=settings.augmentation, rows=np.arange(len(y)),
+            augmentation=settings.augmentation, rows=np.arange(len(y)), known=self._inputs,
         )  # fmt: skip
         history = train(Latest(), model, asked, config, resume=False, progress=False)
         if history.interrupted:  # a training ends early then; all of the learning is to end
@@ -257,6 +256,22 @@ class Learning:
                 'outputs. Rows are chosen without it until each has its label. Pass all labels '
                 'there may be, ActiveLearner(classes=[...]), or label by whole numbers from 0.'
             )
+
+
+def known_inputs(models: Sequence[Any]) -> InputSpec | None:
+    """Returns what models were trained on before; None where none of them was.
+
+    Raises:
+        DataError: if they were trained on different columns, or on these in different orders.
+    """
+    found = [spec for model in models if (spec := record_of(model).input_spec) is not None]
+    named = [spec for spec in found if spec.has_columns]
+    if len({str(spec.names_alone()) for spec in named}) > 1:
+        raise DataError(
+            f'model: got models that were trained on {" and on ".join(map(str, named))}, expected '
+            'an ensemble that was trained on the same columns in one order. Train them alike.'
+        )
+    return next(iter(named + found), None)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,9 +18,12 @@ from thinkml.data import (
     open_data,
     open_rows,
     rows_of_batches,
+    some_rows,
+    warn_of_other_ranges,
+    with_ranges,
 )
 from thinkml.errors import DataError
-from thinkml.record import Task
+from thinkml.record import InputSpec, Task
 
 
 class Pool:
@@ -30,9 +33,11 @@ class Pool:
         X_unlabeled: see `ActiveLearner.train`.
         X_labeled: likewise.
         y_labeled: likewise.
+        known: what the models were trained on before; None for nothing.
 
     Attributes:
         rows: those without labels.
+        inputs: what a row of all of them looks like.
         first: those that have labels from the beginning; None for none.
         first_labels: their labels, as the user writes them.
 
@@ -40,24 +45,34 @@ class Pool:
         DataError: for data that can't be used, or don't fit each other.
     """
 
-    def __init__(self, X_unlabeled: Any, X_labeled: Any, y_labeled: Any):
+    def __init__(
+        self, X_unlabeled: Any, X_labeled: Any, y_labeled: Any, known: InputSpec | None = None
+    ):
         if X_unlabeled is None:
             raise DataError('X_unlabeled: got None, expected the inputs to choose from.')
         self.first: Rows | None = None
         self.first_labels: np.ndarray | None = None
-        inputs = None
+        inputs = None if known is None else known.names_alone()
         if X_labeled is not None:
-            self.first, targets = open_data(X_labeled, y_labeled, 'X_labeled', 'y_labeled')
-            inputs = self.first.inputs
+            self.first, targets = open_data(X_labeled, y_labeled, 'X_labeled', 'y_labeled', inputs)
+            inputs = with_ranges(self.first.inputs, some_rows(self.first))
             self.first_labels = check_targets(targets, 'y_labeled')
             check_lengths({'X_labeled': self.first, 'y_labeled': self.first_labels})
         elif y_labeled is not None:
             raise DataError('X_labeled: got None together with y_labeled, expected both or none.')
         if is_batches(X_unlabeled):
             batches = open_batches(X_unlabeled, 'X_unlabeled', with_labels=False, like=inputs)
-            self.rows = rows_of_batches(batches)
+            self.rows, some = rows_of_batches(batches), batches.peek().x
         else:
             self.rows = open_rows(X_unlabeled, 'X_unlabeled', like=inputs)
+            some = some_rows(self.rows)
+        # Rows with labels have told the range, and those without are compared with it.
+        self.inputs = self.rows.inputs
+        if self.first is None:
+            self.inputs = with_ranges(self.inputs, some)
+        if known is not None:
+            opened = 'X_unlabeled' if self.first is None else 'X_labeled'
+            warn_of_other_ranges(self.inputs, known, opened)
 
     def check_rows(self, indices: Any) -> list[int]:
         """Returns rows of the pool as a list.

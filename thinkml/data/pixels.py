@@ -1,0 +1,143 @@
+"""The range of pixels and other values, beside that of the training."""
+
+from typing import Any
+
+import numpy as np
+
+from thinkml.errors import DataError, warn_user
+from thinkml.record import ArraySpec
+
+# Values so many times as large as any of the training are on another scale.
+_FAR = 10
+# Standardised pixels are a few standard deviations from 0.
+LARGEST_STANDARDISED = 10
+# What is trained on values up to here and gets fractions of 1 alone was trained on 0 to 255.
+_BYTES = 100
+
+
+def range_of(array: Any) -> tuple[float, float]:
+    """Returns the least and the largest value."""
+    return float(array.min()), float(array.max())
+
+
+def check_range(array: Any, like: ArraySpec, argument: str) -> None:
+    """Checks that values are on the scale of the training.
+
+    Whole numbers become floats where a model was trained on floats, which is right only if they
+    count the same thing: pictures of 0 to 255 beside a training on 0 to 1 are refused. Values of
+    the dtype of the training are questioned, since they may be meant.
+
+    Args:
+        array: some of the values, in the dtype in which they came.
+        like: what the model was trained on.
+        argument: the name used in error messages.
+
+    Raises:
+        DataError: for whole numbers on another scale than the floats of the training.
+
+    Warns:
+        ThinkMLWarning: for other values on another scale.
+    """
+    if like.range is None:
+        return
+    got = range_of(array)
+    becomes_float = array.dtype.kind in 'iu' and like.dtype.startswith(('float', 'bfloat'))
+    if len(like.shape) < 2 and not (becomes_float and array.dtype == np.uint8):
+        return  # a table, where a column may well have other values
+    limit = _limit(like.range, is_whole=becomes_float)
+    if becomes_float and _magnitude(got) > limit:
+        raise DataError(
+            f'{argument}: got {_described(array.dtype, got)}, expected '
+            f'{_described(like.dtype, like.range)}, which the model was trained on. Scale them as '
+            f"the training data was, for instance {argument}.astype('float32') / {_white(got)}; if "
+            f"they are on its scale, pass {argument}.astype('float32')."
+        )
+    if _magnitude(got) > limit or _is_smaller(array, got, like.range):
+        warn_user(
+            f'{argument}: got {_described(array.dtype, got)}, and the model was trained on '
+            f'{_described(like.dtype, like.range)}. Scale them as the training data was.'
+        )
+
+
+def warn_of_other_range(now: ArraySpec, before: Any, argument: str) -> None:
+    """Warns if a model that was trained before is trained on values of another scale."""
+    if not isinstance(before, ArraySpec) or now.range is None or before.range is None:
+        return
+    if min(len(now.shape), len(before.shape)) < 2 or 0 in map(
+        _magnitude, (now.range, before.range)
+    ):
+        return
+    factor = _magnitude(now.range) / _magnitude(before.range)
+    if not 1 / _FAR <= factor <= _FAR:
+        warn_user(
+            f'{argument}: got {_described(now.dtype, now.range)}, and the model was trained on '
+            f'{_described(before.dtype, before.range)} before. Scale them alike, or make a new '
+            'model.'
+        )
+
+
+def check_standardised(pictures: ArraySpec, argument: str) -> None:
+    """Checks pictures for a model that scales and standardises bytes itself, and no floats.
+
+    Raises:
+        DataError: for floats that are not standardised, and whole numbers that are no bytes.
+
+    Warns:
+        ThinkMLWarning: for floats from 0 to 1, which may be standardised but hardly are.
+    """
+    if pictures.range is None:
+        return
+    low, high = pictures.range
+    got = _described(pictures.dtype, pictures.range)
+    if pictures.dtype.startswith(('int', 'uint')):
+        if low < 0 or high > 255:
+            raise DataError(
+                f'{argument}: got {got}, expected pixel values from 0 to 255, which the model '
+                'standardises itself. Scale them to these and pass them as uint8.'
+            )
+    elif _magnitude(pictures.range) > LARGEST_STANDARDISED:
+        raise DataError(
+            f'{argument}: got {got}, expected uint8 pixels from 0 to 255, which the model '
+            f"standardises itself, or floats that are so already. Pass {argument}.astype('uint8')."
+        )
+    elif low >= 0 and high <= 1 and high > 0:
+        warn_user(
+            f'{argument}: got {got}, which the model takes for standardised pixels, about -2 to '
+            f"2. Pass them as uint8, ({argument} * 255).round().astype('uint8'), which it "
+            'standardises itself.'
+        )
+
+
+def _limit(trained: tuple[float, float], *, is_whole: bool) -> float:
+    """The magnitude beyond which values are on another scale."""
+    magnitude = _magnitude(trained)
+    if magnitude == 0:
+        return np.inf  # nothing is known of a scale
+    return 1 if is_whole and magnitude <= 1 else _FAR * magnitude
+
+
+def _is_smaller(array: Any, got: tuple[float, float], trained: tuple[float, float]) -> bool:
+    """Returns True for fractions of 1 beside pixels of 0 to 255, and bytes beside larger ones."""
+    if array.dtype.kind in 'iu':
+        return np.iinfo(array.dtype).max * _FAR <= _magnitude(trained)
+    if array.dtype.kind == 'b' or _magnitude(trained) < _BYTES or _magnitude(got) > 1:
+        return False
+    return bool((array % 1 != 0).any())
+
+
+def _magnitude(span: tuple[float, float]) -> float:
+    return max(abs(span[0]), abs(span[1]))
+
+
+def _white(span: tuple[float, float]) -> str:
+    """The largest value of pixels of 8, 12 or 16 bits, or what is the largest here."""
+    largest = _magnitude(span)
+    return _number(next((white for white in (255, 4095, 65535) if largest <= white), largest))
+
+
+def _described(dtype: Any, span: tuple[float, float]) -> str:
+    return f'{dtype} from {_number(span[0])} to {_number(span[1])}'
+
+
+def _number(value: float) -> str:
+    return f'{value:.0f}' if value == round(value) and abs(value) < 1e9 else f'{value:.4g}'
