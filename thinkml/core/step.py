@@ -112,9 +112,15 @@ def make_train_step(
             index, has_rows, batch = part
             loss, grads, model_state = carry
             of_part = gradients(params, model_state, batch, total, jax.random.fold_in(key, index))
-            part_loss, part_grads, model_state, *outputs = of_part
-            after = (loss + part_loss, jax.tree.map(jnp.add, grads, part_grads), model_state)
-            return jax.tree.map(functools.partial(jnp.where, has_rows), after, carry), outputs
+            part_loss, part_grads, new_state, *outputs = of_part
+            sums = (loss + part_loss, jax.tree.map(jnp.add, grads, part_grads))
+            keep = functools.partial(jnp.where, has_rows)
+            # A condition, not a choice of each number: XLA would fuse that with what computes the
+            # statistics, which rounds them otherwise and is slower on a CPU.
+            model_state = jax.lax.cond(
+                has_rows, lambda new, old: new, lambda new, old: old, new_state, model_state
+            )
+            return (*jax.tree.map(keep, sums, (loss, grads)), model_state), outputs
 
         has_rows = jnp.any(_mask_of(batch).reshape(accumulate_steps, -1) != 0, axis=1)
         parts = jax.tree.map(
