@@ -174,6 +174,23 @@ def test_an_evaluation_of_batches_weighs_as_the_validation_does():
     assert evaluate(iter(as_dicts)).metrics == pytest.approx(expected, rel=1e-6)
 
 
+@pytest.mark.parametrize('scale', [1e-300, 1e-40, 1e39, 1e300])
+def test_an_evaluation_does_not_depend_on_the_scale_of_weights(scale):
+    X, y = rows()
+    own = np.random.default_rng(1).uniform(0, 2, 60)
+    evaluate = functools.partial(
+        ModelEvaluator().evaluate, mlp(4, 1), metrics=['roc_auc', 'log_loss'], num_resamples=20
+    )
+    usual = evaluate(X, y > 0, sample_weight=own)
+    for found in (
+        evaluate(X, y > 0, sample_weight=own * scale),
+        evaluate([(X, y > 0, own * scale)].__iter__),
+    ):
+        assert found.metrics == pytest.approx(usual.metrics, rel=1e-6)
+        for name, interval in usual.confidence_intervals.items():
+            assert found.confidence_intervals[name] == pytest.approx(interval, rel=1e-6)
+
+
 def test_an_evaluation_has_weights_from_one_place():
     evaluate = functools.partial(ModelEvaluator().evaluate, mlp(4, 3))
     with pytest.raises(DataError, match='sample_weight: got one beside batches'):

@@ -93,13 +93,19 @@ def open_weight(sample_weight: Any, opened: Opened) -> np.ndarray | None:
     if opened.weight is not None and not opened.weight.any():
         raise DataError('X_test: got batches whose weights are all 0, expected some above 0.')
     if sample_weight is None:
-        return opened.weight
+        return None if opened.weight is None else _of_usual_size(opened.weight)
     weight = _column(sample_weight, len(opened.labels), 'sample_weight')
     if weight.dtype.kind not in 'biuf' or not (np.isfinite(weight) & (weight >= 0)).all():
         raise DataError('sample_weight: got values that are no numbers of at least 0.')
     if not weight.any():
         raise DataError('sample_weight: got nothing but 0, expected some rows that count.')
-    return weight.astype(np.float64)
+    return _of_usual_size(weight.astype(np.float64))
+
+
+def _of_usual_size(weight: np.ndarray) -> np.ndarray:
+    """Weights whose products are neither 0 nor infinite; a mean is free of their scale."""
+    exponent = int(np.frexp(weight.max())[1])
+    return weight if abs(exponent) <= 256 else np.ldexp(weight, -exponent)
 
 
 def open_resampling(settings: Settings, opened: Opened) -> Resampling:
