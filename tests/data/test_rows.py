@@ -89,11 +89,17 @@ def test_a_list_or_a_tuple_of_no_arrays_is_rows():
         ((X, np.array(['a'] * 23)), r'X_train\[1\]: .*Encode text'),
         ({1: X}, r'X_train: got a dict with the keys \[1\], expected text'),
         ({}, 'X_train: got a dict, which can not be read as rows'),
+        (pl.LazyFrame({'a': [1.0]}), r'X_train: got a LazyFrame, .* its collect\(\) returns'),
         ({'train': Pairs()}, r"X_train: got a dict of the data sets train, .*: X_train\['train'\]"),
         (scipy.sparse.csr_matrix((0, 3)), r'X_train: got a sparse array of shape \(0, 3\)'),
         (scipy.sparse.csr_matrix(X.astype(complex)), 'X_train: got dtype complex'),
         (pd.DataFrame({'a': [1, 2], 'b': ['x', 'y']}), r'X_train: got columns .* numbers: b \('),
         (pl.DataFrame({'a': [1, 2], 'b': ['x', 'y']}), r'X_train: got columns .* numbers: b \(S'),
+        (
+            pd.DataFrame({'a': [1, 2], 'b': [7, '?']}),
+            r"numbers: b \(object: int \(7 at row 0\), str \('\?' at row 1\)\)",
+        ),
+        (pd.DataFrame({'t': pd.date_range('2026', periods=2)}), r't \(datetime64.*days since a'),
         (pd.DataFrame({'a': pd.array([1, None], 'Int64')}), r'X_train: got 1 NaN .* \(1, 0\)'),
         (pl.DataFrame({'a': [1.0, None], 'b': [True, False]}), r'X_train: got 1 NaN .* \(1, 0\)'),
         (pa.table({'a': [1, None], 'b': [True, False]}), r'X_train: got 1 NaN .* \(1, 0\)'),
@@ -255,7 +261,7 @@ def test_labels_by_name():
     [
         ((X, None), 'y_train: got None, and X_train is a ndarray'),
         ((X, Y[:5]), 'X_train with 23 rows and y_train with 5 rows'),
-        ((Pairs(X, [None] * 23), None), 'y_train: got 23 missing values'),
+        ((Pairs(X, [None] * 23), None), 'y_train: got 23 missing of 23'),
         (
             (Pairs([X, X[:2]], [0, 1]), None),
             r'X_train\[0\]: got examples that are no arrays of one',

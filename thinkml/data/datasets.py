@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from thinkml.data.arrays import check_lengths
+from thinkml.data.arrays import as_array, check_lengths
 from thinkml.data.frames import column_names, is_frame, take_column, take_columns
 from thinkml.data.items import (
     find_label,
@@ -104,6 +104,7 @@ def open_dataset(
         labels = read_labels(dataset, label, label_argument, argument)
         return rows, check_targets(labels, label_argument)
     else:
+        as_array(dataset, argument)  # which names the way for what must be collected first
         raise DataError(
             f'{label_argument}: got {label!r}, and {argument} is a {type(dataset).__name__}, '
             'which names no labels. Pass an array with one target per example.'

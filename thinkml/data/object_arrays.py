@@ -1,5 +1,7 @@
 """Arrays of Python objects: what they hold, what is missing, and how to make numbers of them."""
 
+import decimal
+import numbers
 import reprlib
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -42,6 +44,8 @@ def how_to_convert(objects: np.ndarray) -> str:
     kinds = set(map(type, objects.ravel().tolist()))
     if any(issubclass(kind, str | bytes) for kind in kinds):
         return 'encode the text, or repair these rows'
+    if not all(issubclass(kind, numbers.Real | decimal.Decimal) for kind in kinds):
+        return 'encode them as numbers'
     return _CONVERT.get(next(iter(kinds)), _AS_FLOAT) if len(kinds) == 1 else _AS_FLOAT
 
 
