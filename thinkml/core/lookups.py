@@ -17,7 +17,7 @@ class Lookup(NamedTuple):
 
     Attributes:
         num_rows: of the table.
-        lowest: the first of its rows that is read.
+        lowest: the first of its rows that is read; -1 is its last row, as in NumPy.
         highest: the last one.
     """
 
@@ -94,8 +94,18 @@ def _read(apply: ApplyFn, params: Any, model_state: Any, x: Any) -> list[tuple[i
 
 
 class _Value(NamedTuple):
+    """An array of the forward pass.
+
+    Attributes:
+        array: its value.
+        of_inputs: whether it depends on the inputs.
+        given: the rows that were asked for, of rows that are counted from the end where they are
+            negative; of a bool array the rows that it tells to be negative. Else None.
+    """
+
     array: Any
     of_inputs: bool
+    given: Any = None
 
 
 def _walk(
@@ -120,8 +130,10 @@ def _walk(
         else:
             if _is_lookup(eqn, given):
                 [axis] = eqn.params['dimension_numbers'].start_index_map
-                found.append((given[0].array.shape[axis], given[1].array))
-            results = [_Value(array, of_inputs) for array in _computed(jaxpr, eqn, given)]
+                rows = given[1].array if given[1].given is None else given[1].given
+                found.append((given[0].array.shape[axis], rows))
+            rows = _rows_given(eqn, given)
+            results = [_Value(array, of_inputs, rows) for array in _computed(jaxpr, eqn, given)]
         values |= dict(zip(eqn.outvars, results, strict=True))
     return [value(variable) for variable in jaxpr.outvars]
 
@@ -138,6 +150,17 @@ def _computed(jaxpr: Jaxpr, eqn: JaxprEqn, given: Sequence[_Value]) -> list[Any]
         debug_info=jaxpr.debug_info._replace(arg_names=None, result_paths=None),
     )  # fmt: skip
     return jaxpr_as_fun(ClosedJaxpr(alone, ()))(*arrays.values())
+
+
+def _rows_given(eqn: JaxprEqn, given: Sequence[_Value]) -> Any:
+    """Follows ``jnp.where(rows < 0, rows + size, rows)``, which comes before each lookup."""
+    name = eqn.primitive.name
+    if name == 'lt' and isinstance(eqn.invars[1], Literal) and eqn.invars[1].val == 0:
+        return given[0].array
+    if name == 'select_n' and given[0].given is given[1].array:
+        return given[1].array
+    same = name in ('broadcast_in_dim', 'reshape', 'squeeze', 'convert_element_type')
+    return given[0].given if same else None
 
 
 def _inner(eqn: JaxprEqn) -> ClosedJaxpr | None:

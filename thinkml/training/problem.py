@@ -215,20 +215,30 @@ def _check_ids(model: Any, probe: Any, parts: dict[str, Examples | Stream | None
 
     Raises:
         DataError: if one has not. What is read beyond its end is NaN, or its last row.
+
+    Warns:
+        ThinkMLWarning: for negative ids, which count from the end of a table.
     """
     functional = functionalize(model, probe, jax.random.key(0))
     if not has_lookups(functional, probe):
         return
     for argument, data in parts.items():
-        for x in () if data is None else _inputs_to_look_at(data):
-            for num_rows, lowest, highest in lookups(functional, x):
-                if lowest >= 0 and highest < num_rows:
-                    continue
-                bad = highest if highest >= num_rows else lowest
+        blocks = () if data is None else _inputs_to_look_at(data)
+        for reads in zip(*(lookups(functional, x) for x in blocks), strict=True):
+            num_rows = reads[0].num_rows
+            lowest, highest = min(r.lowest for r in reads), max(r.highest for r in reads)
+            if highest >= num_rows or lowest < -num_rows:
                 raise DataError(
-                    f'{argument}: got ids by which the model reads row {bad} of a table of '
-                    f'{num_rows} rows, expected 0 to {num_rows - 1}. Build the embedding with '
-                    'more rows, or give ids that it does not know one of their own.'
+                    f'{argument}: got ids by which the model reads row '
+                    f'{highest if highest >= num_rows else lowest} of a table of {num_rows} rows, '
+                    f'expected 0 to {num_rows - 1}. Build the embedding with more rows, or give '
+                    'ids that it does not know one of their own.'
+                )
+            if lowest < 0:
+                warn_user(
+                    f'{argument}: got ids by which the model reads row {lowest} of a table of '
+                    f'{num_rows} rows, which counts from its end. If {lowest} stands for something '
+                    'else, such as padding, give it an id of its own.'
                 )
 
 
