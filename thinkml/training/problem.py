@@ -470,7 +470,8 @@ def _warn_of_classes_to_validate(
         return
     if not (isinstance(train, Examples) and isinstance(val, Examples)):
         return
-    alone = np.setdiff1d(val.y[val.rows], train.y[train.rows])
+    counted = val.rows if val.weight is None else val.rows[val.weight[val.rows] > 0]
+    alone = np.setdiff1d(val.y[counted], train.y[train.rows])
     if alone.size:
         shown = ', '.join(repr(task.classes[index]) for index in alone[:10])
         shown += ', ...' if alone.size > 10 else ''
