@@ -229,7 +229,8 @@ def test_probabilities():
     np.testing.assert_allclose(
         probabilities(logits, multiclass), softmax(logits, axis=1), atol=1e-6
     )
-    positive, negative = expit(logits[:, :1]), expit(-logits[:, :1])
+    exact = logits[:, :1].astype(np.float64)
+    positive, negative = expit(exact), expit(-exact)
     np.testing.assert_allclose(
         probabilities(logits[:, :1], Task('binary', (0, 1), 1)),
         np.concatenate([negative, positive], axis=1), rtol=1e-5,
