@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.scipy.special import erf
+from jax.scipy.special import erf, logsumexp
 
 from thinkml.core.output_range import Range, misread_outputs, output_range
 from thinkml.record import Task
@@ -53,6 +53,7 @@ PROBABILITIES = {
     'both forms': stable_sigmoid,
     'softmax by hand': lambda x: jnp.exp(x) / jnp.exp(x).sum(axis=1, keepdims=True),
     'of logarithms': lambda x: jnp.exp(jax.nn.log_softmax(x)),
+    'of its own logarithms': lambda x: jnp.exp(x - logsumexp(x, axis=1, keepdims=True)),
     'of a logarithm': lambda x: jnp.exp(jax.nn.log_sigmoid(x)),
     'hard sigmoid': jax.nn.hard_sigmoid,
     'probit': lambda x: 0.5 * (1 + erf(x)),
@@ -83,6 +84,7 @@ OTHERS = {
     'cube': lambda x: x**3,
     'inverse square': lambda x: (1 + jnp.square(x)) ** -2 - jax.lax.rsqrt(1 + x**2),
     'quotient': lambda x: jnp.cos(x) / (2 + jnp.sin(x)) - jnp.sqrt(jnp.abs(x)),
+    'ratios': lambda x: (jnp.exp(x)[:, :, None] / (jnp.exp(x) + 1e-9)[:, None, :])[:, 0],
     'one-hot': lambda x: jax.nn.one_hot(x.argmax(axis=1), 3),
     'a constant': lambda x: jnp.zeros((len(x), 3)),
     'in a loop': lambda x: jax.lax.fori_loop(0, 3, lambda _, x: x + jax.nn.sigmoid(x), x),

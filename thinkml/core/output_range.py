@@ -159,44 +159,62 @@ class _Ranges:
         )
 
     def _is_log_share(self, eqn: JaxprEqn, depth: int) -> bool:
-        """Whether it is the logarithm of a share: ``x - log(sum(exp(x)))``."""
+        """Whether it is the logarithm of a share: ``x - log(sum(exp(x)))``, in either form."""
         part, whole = eqn.invars
-        logarithm = self._made(whole)
-        return (
-            logarithm is not None
-            and logarithm.primitive.name == 'log'
-            and self._has_term(
-                logarithm.invars[0],
-                lambda term: (
-                    (made := self._made(term)) is not None
-                    and made.primitive.name == 'exp'
-                    and self._are_same(made.invars[0], part)
-                ),
-                depth,
-            )
-        )
+        logarithm, largest = self._made(whole), None
+        if logarithm is not None and logarithm.primitive.name == 'add':
+            whole, largest = logarithm.invars  # log(sum(exp(x - largest))) + largest
+            logarithm = self._made(whole)
+        if logarithm is None or logarithm.primitive.name != 'log':
+            return False
 
-    def _has_term(self, total: Any, is_it: Callable[[Any], bool], depth: int) -> bool:
-        """Whether a number that is not below 0 is at least a term of this kind."""
-        if is_it(total):
+        def is_exp_of_part(term: Any) -> bool:
+            exp = self._made(term)
+            if exp is None or exp.primitive.name != 'exp':
+                return False
+            if largest is None:
+                return self._are_same(exp.invars[0], part)
+            moved = self._made(exp.invars[0])
+            return (
+                moved is not None
+                and moved.primitive.name == 'sub'
+                and self._are_same(moved.invars[0], part)
+                and self._are_same(moved.invars[1], largest)
+            )
+
+        return self._has_term(logarithm.invars[0], is_exp_of_part, depth)
+
+    def _has_term(
+        self, total: Any, is_it: Callable[[Any], bool], depth: int, moved: bool = False
+    ) -> bool:
+        """Whether a number is at least a term of this kind, one at the same place or one summed.
+
+        Args:
+            total: the number.
+            is_it: whether a variable is such a term, which is never below 0.
+            depth: how far back it is.
+            moved: whether the numbers were brought to other places, and not summed before.
+        """
+        if not moved and is_it(total):
             return True
         eqn = self._made(total)
         if eqn is None or depth > _DEPTH:
             return False
-        if eqn.primitive.name == 'reduce_sum':
-            of_sum = eqn.invars
-        elif eqn.primitive.name in ('add', 'max'):
-            of_sum = eqn.invars
-            if any(self.of(term, depth).low < 0 for term in of_sum):
-                return False
-        else:
-            return False
-        return any(self._has_term(term, is_it, depth + 1) for term in of_sum)
+        moved = moved or eqn is not self._made(total, _SAME_PLACES)
+        primitive, terms = eqn.primitive.name, eqn.invars
+        if primitive == 'reduce_sum':
+            moved = False
+        elif primitive in ('add', 'max'):
+            terms = terms if all(self.of(term, depth).low >= 0 for term in terms) else []
+        elif primitive != 'abs':
+            terms = []
+        return any(self._has_term(term, is_it, depth + 1, moved) for term in terms)
 
-    def _made(self, variable: Any) -> JaxprEqn | None:
-        """The equation of a variable before its shape and dtype were changed."""
+    def _made(self, variable: Any, through: tuple[str, ...] | None = None) -> JaxprEqn | None:
+        """The equation of a variable, before operations that leave its numbers as they are."""
+        through = through or (*_SAME_PLACES, *_OTHER_PLACES)
         eqn = None if isinstance(variable, Literal) else self._made_by.get(variable)
-        while eqn is not None and eqn.primitive.name in _SAME_NUMBERS:
+        while eqn is not None and eqn.primitive.name in through:
             variable = eqn.invars[0]
             eqn = None if isinstance(variable, Literal) else self._made_by.get(variable)
         return eqn
@@ -208,8 +226,8 @@ class _Ranges:
             return both and np.array_equal(a.val, b.val)
         if a is b:
             return True
-        one, other = self._made(a), self._made(b)
-        if one is None or other is None or depth > 3:
+        one, other = self._made(a, _SAME_PLACES), self._made(b, _SAME_PLACES)
+        if one is None or other is None or len(one.outvars) > 1 or depth > 3:
             return False
         return one is other or (
             one.primitive is other.primitive
@@ -230,9 +248,8 @@ _CALLS = (
     'jit', 'pjit', 'closed_call', 'core_call', 'remat', 'remat2', 'checkpoint', 'custom_jvp_call',
     'custom_vjp_call', 'custom_vjp_call_jaxpr',
 )  # fmt: skip
-_SAME_NUMBERS = (
-    'broadcast_in_dim', 'convert_element_type', 'copy', 'reshape', 'squeeze', 'stop_gradient',
-)  # fmt: skip
+_SAME_PLACES = ('convert_element_type', 'copy', 'stop_gradient')
+_OTHER_PLACES = ('broadcast_in_dim', 'reshape', 'squeeze')
 
 
 def _any_of(*ranges: Range) -> Range:
