@@ -5,6 +5,7 @@ import signal
 
 import jax
 import numpy as np
+import pandas as pd
 import pytest
 from flax import linen as nn
 from flax import nnx
@@ -850,3 +851,91 @@ def test_there_must_be_a_pool_first():
         learner_of().query()
     with pytest.raises(DataError, match='X_unlabeled: got None'):
         learner_of().train(X[LABELED], Y[LABELED])
+
+
+# --- labels in other shapes, and none ---------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    'label',
+    [
+        np.array([[1]]), [[1]], [[[1]]], [np.array(1)], [np.array([1])], [jax.numpy.array([1])],
+        np.array([[1]], object), pd.DataFrame({'label': [1]}),
+    ],
+    ids=lambda label: f'{type(label).__name__} {np.shape(label)}',
+)  # fmt: skip
+@pytest.mark.parametrize('first', [Y, Y[:, None], None], ids=['rows', 'column', 'none'])
+def test_a_label_in_a_column_is_that_label(label, first):
+    learner = learner_of()
+    learner.start(X[POOL], *([] if first is None else [X[LABELED], first[LABELED]]))
+    learner.teach([0], label)
+    learner.teach([1], [0])
+    learner.update_label(1, [2])
+    learner.teach([2, 3], [[0], 1])
+    assert learner.labels == {0: 1, 1: 2, 2: 0, 3: 1}
+    assert len(learner.query()) == 8
+    assert learner.fit()
+
+
+def test_columns_of_text_and_of_numbers_are_labels_too():
+    text = np.array(['ant', 'bee', 'cat'])[Y]
+    learner = learner_of()
+    learner.start(X[POOL], X[LABELED], text[LABELED])
+    learner.teach([0], text[POOL][[0], None])
+    learner.teach([1], ['ant'])
+    assert set(map(type, learner.labels.values())) == {str} and learner.fit()
+    learner = learner_of('random', mlp(6, 1))
+    learner.start(X[POOL], X[LABELED], X[LABELED, :1])
+    learner.teach([0], X[POOL, :1][[0]])
+    learner.teach([1], [0.5])
+    assert set(map(type, learner.labels.values())) == {float} and learner.fit()
+
+
+def test_rows_of_several_labels_may_be_jax_arrays():
+    several = (X[:, :3] > 0).astype(int)
+    learner = learner_of()
+    learner.start(X[POOL], X[LABELED], several[LABELED])
+    learner.teach([0, 1], [jax.numpy.array([1, 0, 1]), [0, 0, 1]])
+    assert learner.labels == {0: [1, 0, 1], 1: [0, 0, 1]} and learner.fit()
+
+
+@pytest.mark.parametrize('nothing', [None, float('nan'), [None]], ids=str)
+def test_an_oracle_that_answers_nothing_teaches_nothing(nothing, monkeypatch):
+    trainings = []
+    fit = Learning.fit
+    monkeypatch.setattr(Learning, 'fit', lambda *args: trainings.append(1) or fit(*args))
+    learner = learner_of(patience=1, min_agreement=0.5)
+    history = experiment(learner, 4, y_unlabeled=None, oracle=lambda X, rows: [nothing] * len(rows))
+    assert [query.status for query in history] == ['skipped'] * 4
+    assert [(query.num_labels, query.metrics) for query in history] == [(None, {})] * 4
+    assert history.stop_reason is None and len(trainings) == 1
+    assert history.learning_curve('val_accuracy')[0].tolist() == [30]
+    assert str(history).count('8 rows, skipped') == 4
+
+
+def test_one_answer_makes_an_iteration_of_labelled_rows():
+    def oracle(X, rows):
+        asked.append(rows)
+        return [None] * 8 if len(asked) == 2 else [*Y[POOL][rows[:1]], *[None] * 7]
+
+    asked: list = []
+    history = experiment(learner_of(), 3, y_unlabeled=None, oracle=oracle)
+    assert [query.status for query in history] == ['trained', 'skipped', 'trained']
+    assert [query.num_labels for query in history] == [31, None, 32]
+
+
+def test_a_skipped_row_that_is_labelled_later_is_learned():
+    learner = started()
+    rows = learner.query()
+    learner.skip(rows)
+    assert learner.history[0].status == 'skipped'
+    learner.query()
+    learner.teach(rows[:1], Y[POOL][rows[:1]])
+    assert learner.history[0].status == 'labeled'
+    learner.fit()
+    assert learner.history[0].status == 'trained' and learner.history[0].num_labels == 31
+
+
+def test_an_oracle_that_returns_none_is_told_what_is_expected():
+    with pytest.raises(DataError, match='oracle: got None, expected a label for each row, None'):
+        experiment(learner_of(), y_unlabeled=None, oracle=lambda X, rows: None)

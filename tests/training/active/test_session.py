@@ -273,3 +273,12 @@ def test_a_killed_process_has_lost_no_label(seconds, tmp_path):
     whole = [line.split() for line in told if line.endswith('\n')]
     assert len(whole) >= 5
     assert {int(row): int(label) for row, label in whole}.items() <= learner.labels.items()
+
+
+def test_a_session_with_a_label_in_a_column_can_be_loaded(tmp_path):
+    """As an older ThinkML stored what `y[[6], None]` gives, beside labels of other calls."""
+    learner = taught(tmp_path / 'session', rounds=0)
+    learner._session.book.note({'event': 'teach', 'indices': [0, 1], 'labels': [[1], 0]})
+    learner.close()
+    learner = loaded(tmp_path / 'session')
+    assert learner.labels == {0: 1, 1: 0} and len(learner.query()) == 5

@@ -17,6 +17,7 @@ import numpy as np
 from thinkml.checkpoint.disk import lock, read_bounded, sync_folder, unlock, write_synced
 from thinkml.errors import DataError
 from thinkml.training.active.history import ActiveHistory, ActiveQuery, plain
+from thinkml.training.active.pool import plain_label
 
 _FORMAT = 1
 _MAX_BYTES = 2**31
@@ -104,20 +105,27 @@ class LabelBook:
         self._num_open[id(query)] = len(event['indices'])
 
     def _teach(self, event: Event) -> None:
-        self.num_changes += 1
-        for row, label in zip(event['indices'], event['labels'], strict=True):
+        labels = [plain_label(label) for label in event['labels']]  # older files have [label]
+        num_before = len(self.labels)
+        asked: dict[int, ActiveQuery] = {}
+        for row, label in zip(event['indices'], labels, strict=True):
             query = self._query_of.get(row)
             if query is not None and query.status != 'trained':
-                self._changed[id(query)] = query
+                asked[id(query)] = query
                 self._num_open[id(query)] -= not self._is_answered(row)
-                if not self._num_open[id(query)]:
-                    query.status = 'labeled'
             if label is None:
                 self.labels.pop(row, None)
                 self.skipped.add(row)
             else:
                 self.labels[row] = label
                 self.skipped.discard(row)
+        given = any(label is not None for label in labels)
+        self.num_changes += given or len(self.labels) < num_before
+        for query in asked.values():
+            has_labels = any(row in self.labels for row in query.indices.tolist())
+            if not self._num_open[id(query)]:
+                query.status = 'labeled' if has_labels else 'skipped'
+        self._changed |= asked
 
     def _fit(self, event: Event) -> None:
         metrics = {
@@ -126,6 +134,8 @@ class LabelBook:
         if not self.history.queries:
             self.history.start = (event['num_labels'], metrics)
         for query in self._changed.values():
+            if query.status == 'skipped':  # nothing was learned from it
+                continue
             if query.status == 'labeled':
                 query.status = 'trained'
             query.num_labels, query.metrics = event['num_labels'], metrics

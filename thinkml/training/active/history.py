@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-Status = Literal['awaiting_labels', 'labeled', 'trained']
+Status = Literal['awaiting_labels', 'labeled', 'skipped', 'trained']
 
 
 @dataclasses.dataclass
@@ -25,7 +25,8 @@ class ActiveQuery:
         indices: int64 ``[rows]``, of the pool as it was passed in.
         scores: float32 ``[rows]``, how much the strategy wanted each; NaN where it gives none.
         status: ``'awaiting_labels'`` until each row has its label or was skipped, then
-            ``'labeled'``, and ``'trained'`` once the model was trained with them.
+            ``'labeled'``, and ``'trained'`` once the model was trained with them; ``'skipped'`` if
+            no row has a label.
         num_labels: labels that the model was trained on after this query; None before.
         metrics: of that training: those of its last epoch, and ``val_...`` of the validation data.
         agreement: Cohen's kappa of the models before and after on the pool; NaN where it is not

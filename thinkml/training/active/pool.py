@@ -181,10 +181,24 @@ _MIXED = '{}: got text and numbers as labels, expected labels of one kind.'
 
 
 def _one_by_one(y: Any, argument: str) -> list[Any]:
-    if isinstance(y, list | tuple):
-        return list(y)
-    is_empty = hasattr(y, '__len__') and not len(y)
-    return [] if is_empty else list(np.atleast_1d(as_array(y, argument)))
+    if y is None:
+        raise DataError(f'{argument}: got None, expected a label for each row, None where none is.')
+    if not isinstance(y, list | tuple):
+        is_empty = hasattr(y, '__len__') and not len(y)
+        y = [] if is_empty else np.atleast_1d(as_array(y, argument))
+    return [plain_label(label) for label in y]
+
+
+def plain_label(label: Any) -> Any:
+    """Returns a label as Python's values; one that is alone in a list or an array as itself.
+
+    So a column ``[rows, 1]``, which is what some calls pass, gives the labels that others have.
+    """
+    if hasattr(label, 'tolist'):
+        label = label.tolist()
+    while isinstance(label, list | tuple) and len(label) == 1:
+        [label] = label
+    return label
 
 
 def _as_targets(labels: list[Any], argument: str) -> np.ndarray:

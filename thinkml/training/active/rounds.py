@@ -49,7 +49,7 @@ def iterate(
             book.history.stop_reason = _AT_END
             break
         session.teach(rows, oracle(session.pool.rows.take(rows), rows), 'oracle')
-        session.fit()
+        session.fit_if_due()  # not where each row was skipped
         _show(progress, f'{number}: {book.history[-1]}')
         if book.history.stop_reason is not None:
             _show(progress, f'ended: {book.history.stop_reason}')

@@ -56,7 +56,8 @@ class Stopping:
             if waited >= self.patience:
                 return f'{metric} has not gained for {waited} iterations'
         if self.min_agreement is not None:
-            last = [query.agreement for query in history.queries[-_AGREEMENTS:]]
+            trained = [query for query in history.queries if query.status != 'skipped']
+            last = [query.agreement for query in trained[-_AGREEMENTS:]]
             if len(last) == _AGREEMENTS and np.mean(last) >= self.min_agreement:
                 return f'predictions are stable (agreement {np.mean(last):.3f})'
         return None
