@@ -618,10 +618,16 @@ def an_array_of_one(logits, labels):
     return np.asarray(logits)[:1]
 
 
-@pytest.mark.parametrize('function', [two_a_row, two_a_row_of_numpy, an_array_of_one])
+def nothing_of_numpy(logits, labels):
+    np.asarray(logits)
+
+
+@pytest.mark.parametrize(
+    'function', [two_a_row, two_a_row_of_numpy, an_array_of_one, nothing_of_numpy]
+)
 def test_what_an_own_metric_returns_is_a_number_or_one_for_each_row(function):
     logits, labels = outputs('regression', 10, 1)
-    with pytest.raises(ConfigError, match=f"metrics: '{function.__name__}' returned shape "):
+    with pytest.raises(ConfigError, match=f"metrics: '{function.__name__}' returned "):
         metrics = make_metrics((function,), kind='regression', num_outputs=1, capacity=10)
         compute(of_batch(metrics, step(logits, labels)))
 

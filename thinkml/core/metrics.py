@@ -231,15 +231,24 @@ def _of_epoch(name: str, function: Callable[..., Any], epoch: Any) -> Any:
     rows = epoch.mask
     if epoch.position > len(rows) or not rows.any():
         return np.nan
-    logits, labels = epoch.logits[rows], epoch.labels[rows]
     try:
-        value = np.asarray(function(logits, labels))
+        return np.mean(value_of(function, epoch.logits[rows], epoch.labels[rows]))
     except Exception as error:
         error.add_note(f'Raised by the metric {name!r} at the end of an epoch.')
         raise
-    if value.ndim:
-        check_per_example(function, value, logits, labels)
-    return value.mean()
+
+
+def value_of(function: Callable[..., Any], logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Returns what a metric of the user's own gives: a number, or one per example or label.
+
+    Raises:
+        ConfigError: if it gives something else.
+    """
+    value = np.asarray(function(logits, labels))
+    is_numeric = value.dtype.kind not in 'OSU'
+    if value.ndim or not is_numeric:
+        check_per_example(function, value if is_numeric else None, logits, labels)
+    return value
 
 
 def one_number(name: str, value: Any) -> float:

@@ -6,9 +6,8 @@ from typing import Any
 import numpy as np
 from clu import metrics as clu_metrics
 
-from thinkml.core.metric_entries import check_per_example
 from thinkml.core.metric_names import check_metric, metric_name
-from thinkml.core.metrics import one_number
+from thinkml.core.metrics import one_number, value_of
 from thinkml.errors import ConfigError
 from thinkml.evaluation.metrics import Metric
 from thinkml.evaluation.probabilistic import mean_of_rows
@@ -42,10 +41,9 @@ def own_values(metric: Any, scored: Scored) -> np.ndarray | float:
     outputs, labels = map(_without_an_axis_of_one, (scored.outputs, scored.labels))
     if isinstance(metric, type):
         return _of_class(metric, outputs, labels)
-    found = np.asarray(metric(outputs, labels))
+    found = value_of(metric, outputs, labels)
     if found.ndim == 0:
         return float(found)
-    check_per_example(metric, found, outputs, labels)
     return found.reshape(len(scored), -1).mean(axis=1).astype(np.float64)
 
 
