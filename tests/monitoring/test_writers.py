@@ -57,6 +57,22 @@ def test_training_and_validation_are_one_chart(tmp_path):
     assert curve(directory / 'validation', 'loss') == [(100, 0.75)]
 
 
+def test_points_are_in_the_files_when_write_returns(tmp_path):
+    code = (
+        'import os, signal, sys\n'
+        'from thinkml.monitoring import EventWriter\n'
+        'writer = EventWriter(sys.argv[1])\n'
+        'for step in (1, 2, 3):\n'
+        '    writer.write(step, {"loss": 0.5, "accuracy": 1.0, "val_loss": 0.25})\n'
+        f'os.kill(os.getpid(), {int(signal.SIGKILL)})\n'
+    )
+    done = subprocess.run([sys.executable, '-c', code, str(tmp_path)], check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert curve(tmp_path / 'train', 'loss') == [(1, 0.5), (2, 0.5), (3, 0.5)]
+    assert curve(tmp_path / 'train', 'accuracy') == [(1, 1.0), (2, 1.0), (3, 1.0)]
+    assert curve(tmp_path / 'validation', 'loss') == [(1, 0.25), (2, 0.25), (3, 0.25)]
+
+
 def test_a_diverged_loss_is_written_too(tmp_path):
     writer = EventWriter(str(tmp_path))
     writer.write(1, {'loss': np.float32('nan')})
