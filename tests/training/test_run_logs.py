@@ -214,6 +214,14 @@ def test_runs_at_once_do_not_mix(logs, uninterrupted):
     assert len(points(logs / 'run-1').pop(('train', 'later'))) == 2
 
 
+def test_a_table_may_be_in_the_directory_of_its_run(logs, uninterrupted):
+    """Which is locked while the run is trained."""
+    table_of_run = [CSVLogger('checkpoints/run-1/history.csv')]
+    train('checkpoints', epochs=2)
+    train('checkpoints/run-1', epochs=4, resume=True, callbacks=table_of_run)
+    assert table(logs.parent / 'checkpoints/run-1/history.csv') == uninterrupted[0]
+
+
 def test_a_table_that_is_deleted_while_a_run_writes_it_is_whole_again(logs, uninterrupted):
     def delete(run):
         if run.epoch == 2:

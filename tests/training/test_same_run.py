@@ -193,6 +193,23 @@ def test_what_is_computed_tells_functions_apart(name):
     assert digests(**first) == digests(**first) != digests(**second)
 
 
+THRESHOLD = 0.5
+
+
+def test_a_host_metric_is_known_by_its_code_and_values(monkeypatch):
+    def of_global(logits, labels):
+        return float((np.asarray(logits)[:, 0] > THRESHOLD).mean())
+
+    def digest(metric):
+        return digests(metrics=[metric])[f'metrics.{metric.__name__}']
+
+    assert digest(make_host_metric()) == digest(make_host_metric())
+    assert digest(make_host_metric()) != digest(make_host_metric(0.75))
+    before = digest(of_global)
+    monkeypatch.setitem(globals(), 'THRESHOLD', 0.75)
+    assert digest(of_global) != before
+
+
 def test_what_thinkml_names_has_no_digest():
     ours = {'loss_fn': 'focal', 'metrics': ['f1'], 'augmentation': ['noise'], 'optimizer': 'sgd'}
     assert digests(**ours).keys() == digests().keys() == {'versions'}

@@ -150,8 +150,10 @@ def _code(value: Any) -> list[Any]:
     if isinstance(value, types.CodeType):
         return [value.co_code, value.co_names, *map(_code, value.co_consts)]
     if isinstance(value, types.FunctionType):
+        used = {name: value.__globals__.get(name) for name in value.__code__.co_names}
+        settings = {name: v for name, v in used.items() if isinstance(v, _PLAIN)}
         parts = (value.__code__, value.__closure__, value.__defaults__, value.__kwdefaults__)
-        return [*map(_code, parts)]
+        return [*map(_code, (*parts, settings))]
     if isinstance(value, types.CellType):
         return _code(value.cell_contents) if value != types.CellType() else []
     if isinstance(value, types.MethodType):

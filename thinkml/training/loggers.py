@@ -160,7 +160,8 @@ class WandB:
         """Opens the writer, at ``run.step`` steps."""
         writer = WandbWriter(self.project, **self.settings)
         # A run that is named goes on there, with the epochs that it has.
-        return _with_earlier(writer, run) if 'id' not in self.settings else writer
+        is_named = not self.settings.keys().isdisjoint(('id', 'resume'))
+        return writer if is_named else _with_earlier(writer, run)
 
 
 @dataclasses.dataclass(unsafe_hash=True)
@@ -239,8 +240,8 @@ class Logging:
             self._writer = self.logger.open(run) if is_first_process() else None
         except OSError as error:
             raise ConfigError(
-                f'callbacks: {self.logger} can not write there ({error}). Choose another path, or '
-                'make it writable and free some space.'
+                f'callbacks: {type(self.logger).__name__} can not write where it is to ({error}). '
+                'Choose another place, or make it writable and free some space.'
             ) from error
 
     def on_epoch_end(self, run: Run) -> None:

@@ -1,5 +1,6 @@
 """A directory and a table of its own for each run."""
 
+import contextlib
 import os
 import re
 from collections.abc import Callable
@@ -8,7 +9,7 @@ from pathlib import Path
 from thinkml.checkpoint.disk import locked
 
 # Seconds that a run waits for another one which begins in the same folder.
-_PATIENCE = 10
+_PATIENCE = 1
 _NAME = re.compile(r'run-([1-9][0-9]*)')
 
 
@@ -66,7 +67,9 @@ class RunTable:
     def __init__(self, path: Path, name: str | None, is_own: Callable[[Path], bool] | None):
         self._path = path
         path.parent.mkdir(parents=True, exist_ok=True)
-        with locked(path.parent, _PATIENCE):
+        with contextlib.ExitStack() as stack:
+            with contextlib.suppress(TimeoutError):  # held for something that takes longer
+                stack.enter_context(locked(path.parent, _PATIENCE))
             newest = self._next().name
             self.name = name or newest
             file = path if self.name == newest else path.with_name(self.name)
