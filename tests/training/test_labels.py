@@ -154,6 +154,15 @@ def test_ids_beyond_an_embedding_are_refused_in_batches_and_validation_too():
         train(y, 2, model=model, X_train=IDS - 8)
 
 
+def test_all_rows_in_memory_are_looked_at(monkeypatch):
+    monkeypatch.setattr('thinkml.training.problem._BLOCK_ROWS', 8)
+    for row in (0, 9, 29):
+        ids = IDS.copy()
+        ids[row, 1] = 5
+        with pytest.raises(DataError, match='reads row 5 of a table'):
+            train(rows_of(0, 1), 2, model=Tokens(LOOK_UPS['embed']), X_train=ids)
+
+
 def test_ids_beyond_an_embedding_are_named_when_they_come_later():
     def batches():
         for ids in (IDS, IDS + 4):

@@ -46,6 +46,8 @@ from thinkml.training.objective import Objective, make_objective
 
 # Enough to see what values there are.
 _SOME_ROWS = 1000
+# Few enough for any model's ids, many enough for a call to cost nothing beside them.
+_BLOCK_ROWS = 2**14
 
 
 class Examples(NamedTuple):
@@ -247,7 +249,7 @@ def _inputs_to_look_at(data: Examples | Stream) -> Iterator[Any]:
     if isinstance(data, Stream):
         yield data.batches.peek().x
         return
-    size = min(len(data.rows), _SOME_ROWS)
+    size = min(len(data.rows), _BLOCK_ROWS if data.x.in_memory else _SOME_ROWS)
     stop = len(data.rows) if data.x.in_memory else size
     for first in range(0, stop, size):
         yield data.x.take(np.resize(data.rows[first : first + size], size))
