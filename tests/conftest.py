@@ -49,6 +49,9 @@ def _forget_compiled_programs():
     # XLA maps each program's code into memory; those of all the tests are more maps than Linux
     # gives one process (vm.max_map_count), which ends it with a segmentation fault.
     yield
+    from thinkml.core.jit import forget_programs
+
+    forget_programs()
     jax.clear_caches()
 
 

@@ -9,6 +9,7 @@ from skactiveml.pool import CoreSet
 from thinkml.core import selection
 from thinkml.core.acquisition import entropy
 from thinkml.core.clustering import DRAW_BLOCK, kmeans, nearest, squared_distances
+from thinkml.core.jit import forget_programs
 from thinkml.core.selection import (
     at_random,
     badge,
@@ -273,12 +274,12 @@ def test_typiclust_takes_samples_of_large_pools_and_clusters(monkeypatch):
     X = means[of_mean] + rng.normal(size=(2400, 2))
     monkeypatch.setattr(selection, '_MAX_ROWS', 64)
     monkeypatch.setattr(selection, '_MAX_MEMBERS', 32)
-    jax.clear_caches()
+    forget_programs()
     found = typiclust(X, 4, KEY)
     assert of_mean[found.indices].tolist() == [0, 1, 2, 3]  # the largest first
     # Of 32 rows the most typical is well within its cloud.
     assert (np.linalg.norm(X - means[of_mean], axis=1)[found.indices] < 1).all()
-    jax.clear_caches()
+    forget_programs()
 
 
 @pytest.mark.parametrize('masked', [False, True])

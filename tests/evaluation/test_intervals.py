@@ -192,16 +192,14 @@ def test_labels_of_one_row_are_not_independent():
     np.testing.assert_allclose(micro, macro, atol=1e-5)
 
 
-def test_data_sets_of_many_classes_share_a_program():
+def test_data_sets_of_many_classes_share_a_program(monkeypatch):
     from thinkml.evaluation.bootstrap import _resample
 
-    sizes = []
     for seed in range(3):
         labels, guess = np.random.default_rng(seed).integers(100, size=(2, 800))
         case = Scored('multiclass', 100, labels, np.where(labels % 3, labels, guess))
         intervals_of(case, metrics_of('f1', kind='multiclass'), Resampling(num_resamples=4))
-        sizes.append(_resample._cache_size())
-    assert len(set(sizes)) == 1
+        monkeypatch.setattr(_resample, 'lower', None)  # the first one compiled it
 
 
 @pytest.mark.slow

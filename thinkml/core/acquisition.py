@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import entr, kl_div
 
+from thinkml.core.jit import Jit
 from thinkml.errors import DataError
 
 # Probabilities of 16-bit models add up to 1 within this.
@@ -262,13 +263,13 @@ def _check_finite(values: jax.Array, argument: str) -> None:
         raise DataError(f'{argument}: NaN or infinite values, expected finite ones.')
 
 
-@jax.jit
+@Jit
 def _are_finite(values: jax.Array) -> jax.Array:
     # NaN and infinities show in the ends; a mask of all values would be a quarter of their memory.
     return jnp.isfinite(values.min(initial=0)) & jnp.isfinite(values.max(initial=0))
 
 
-@jax.jit
+@Jit
 def _are_distributions(values: jax.Array) -> jax.Array:
     total = jnp.matmul(values, jnp.ones(values.shape[-1]), precision='highest')
     # The least of all is NaN where any is.
@@ -282,39 +283,39 @@ def _scores(function: Callable[..., jax.Array], *arrays: jax.Array) -> np.ndarra
     return np.asarray(function(*arrays))
 
 
-@jax.jit
+@Jit
 def _least_confident(probabilities: jax.Array) -> jax.Array:
     return 1 - probabilities.max(1)
 
 
-@jax.jit
+@Jit
 def _margin(probabilities: jax.Array) -> jax.Array:
     first, others = _likeliest(probabilities)
     return 1 - (first - others.max(1))
 
 
-@jax.jit
+@Jit
 def _entropy(probabilities: jax.Array) -> jax.Array:
     return entr(probabilities).sum(1)
 
 
-@jax.jit
+@Jit
 def _bald(draws: jax.Array) -> jax.Array:
     return jnp.maximum(kl_div(draws, draws.mean(0)).sum(-1).mean(0), 0)
 
 
-@jax.jit
+@Jit
 def _variation_ratio(draws: jax.Array) -> jax.Array:
     votes = jax.nn.one_hot(draws.argmax(-1), draws.shape[-1]).sum(0)
     return (len(draws) - votes.max(-1)) / len(draws)
 
 
-@jax.jit
+@Jit
 def _variance(draws: jax.Array) -> jax.Array:
     return draws.var(0).sum(-1)
 
 
-@jax.jit
+@Jit
 def _expected_gradient_length(probabilities: jax.Array, features: jax.Array) -> jax.Array:
     # ||p - e_k||^2 = (1 - p_k)^2 + sum_{j != k} p_j^2. For the likeliest class that sum is made
     # without it: taken off from the sum of all it would be lost where p_k is almost 1.

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from thinkml.core.jit import Jit
 from thinkml.core.sharding import Parted
 from thinkml.core.step import Batch
 
@@ -158,7 +159,7 @@ def _plan_on_host(
     return jax.device_put(plan, rows.sharding if rows.committed else None)
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(Jit, static_argnums=(0,))
 def _plan(
     batch_size: int, rows: jax.Array, num_rows: jax.Array, key: jax.Array | None, epoch: int
 ) -> jax.Array:
@@ -172,7 +173,7 @@ def _plan(
     return order[jnp.arange(steps * batch_size) % num_rows].reshape(steps, batch_size)
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(Jit, static_argnums=(0,))
 def _bits(capacity: int, key: jax.Array, epoch: int) -> jax.Array:
     """What rows are sorted by, stably.
 

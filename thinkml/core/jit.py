@@ -1,38 +1,177 @@
-"""`jax.jit` with the compiler options that suit the backend."""
+"""Compiled programs: `jax.jit` with options that suit the backend, and a bound on what is kept."""
 
+import contextlib
+import contextvars
 import functools
-from collections.abc import Callable
+import inspect
+import threading
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any, Generic, ParamSpec, TypeVar
 
 import jax
+from jax._src.config import trace_context  # the settings a trace depends on; JAX says them nowhere
 
 from thinkml.core.convolutions import compiler_options
 
 P = ParamSpec('P')
 R = TypeVar('R')
 
+# Linux gives a process 65,530 memory maps; XLA:CPU takes about 20 for a small program.
+MOST_KEPT = 128
+
 
 class Jit(Generic[P, R]):
-    """``jax.jit`` of a function with `compiler_options`, asked for when it is first called.
+    """``jax.jit`` of a function with `compiler_options`, whose programs don't pile up.
+
+    ``jax.jit`` keeps what it compiled for as long as the function lives. Of all functions of this
+    class together the `MOST_KEPT` programs used last are kept, and those that are held, see
+    `holding_programs`. What JAX keeps of its own (single operations on arrays, the functions of
+    others) is cleared each time so many programs were compiled.
 
     Args:
-        function: what to compile. It can't be called inside another ``jax.jit``.
-        settings: further arguments of ``jax.jit``.
+        function: what to compile. Called inside another ``jax.jit`` it is a part of that.
+        static_argnums: places of arguments that are no arrays: hashable, each another program.
+        static_argnames: names of such arguments.
+        donate_argnums: places of arguments whose memory the results may take.
 
-    Attributes:
-        jitted: what ``jax.jit`` returned.
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from thinkml.core.jit import Jit
+        >>> double = Jit(lambda x: 2 * x)
+        >>> double(jnp.arange(3)).tolist()
+        [0, 2, 4]
     """
 
-    def __init__(self, function: Callable[P, R], **settings: Any):
+    def __init__(
+        self,
+        function: Callable[P, R],
+        *,
+        static_argnums: Sequence[int] = (),
+        static_argnames: Sequence[str] = (),
+        donate_argnums: Sequence[int] = (),
+    ):
         functools.update_wrapper(self, function)
-        self._function, self._settings = function, settings
-
-    @functools.cached_property
-    def jitted(self) -> Any:
-        return jax.jit(self._function, compiler_options=compiler_options(), **self._settings)
+        self._function = function
+        self._signature = inspect.signature(function)
+        names = list(self._signature.parameters)
+        self._static = {*static_argnums, *map(names.index, static_argnames)}
+        self._donated = donate_argnums
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
-        return self.jitted(*args, **kwargs)
+        placed = self._placed(args, kwargs)
+        static, dynamic = self._split(placed)
+        leaves, structure = jax.tree.flatten(dynamic)
+        is_traced = any(isinstance(leaf, jax.core.Tracer) for leaf in leaves)
+        if is_traced or jax.config.jax_disable_jit:
+            return self._function(*args, **kwargs)
+        kinds = tuple(map(_kind, leaves))
+        key = (self, static, structure, kinds, trace_context(), jax.config.jax_default_device)
+        program = _programs.find(key) or _programs.add(key, self.lower(*placed).compile())
+        return program.run(*dynamic)
 
-    def lower(self, *args: P.args, **kwargs: P.kwargs) -> jax.stages.Lowered:
-        return self.jitted.lower(*args, **kwargs)
+    def lower(self, *args: Any, **kwargs: Any) -> jax.stages.Lowered:
+        """Returns the program for these arguments, not yet compiled; it is not kept."""
+        args = self._placed(args, kwargs)
+        static, dynamic = self._split(args)
+
+        # A function of its own: JAX forgets what it knows of it when it is gone.
+        @functools.wraps(self._function)
+        def function(*dynamic: Any) -> R:
+            given = dict(static)
+            rest = iter(dynamic)
+            places = range(len(args))
+            return self._function(*(given[i] if i in given else next(rest) for i in places))
+
+        del function.__wrapped__  # JAX takes argument names from its signature
+        numbers = [i for i in range(len(args)) if i not in self._static]
+        donated = tuple(numbers.index(i) for i in self._donated)
+        options = compiler_options()
+        jitted = jax.jit(function, donate_argnums=donated, compiler_options=options)
+        return jitted.lower(*dynamic)
+
+    def _placed(self, args: Any, kwargs: Any) -> tuple[Any, ...]:
+        return self._signature.bind(*args, **kwargs).args if kwargs else args
+
+    def _split(self, args: tuple[Any, ...]) -> tuple[tuple[tuple[int, Any], ...], list[Any]]:
+        """Static arguments with their places, and the others."""
+        static = tuple((i, arg) for i, arg in enumerate(args) if i in self._static)
+        return static, [arg for i, arg in enumerate(args) if i not in self._static]
+
+
+def _kind(leaf: Any) -> Hashable:
+    """What a program is compiled for: a shape, a dtype, and where the array has to be."""
+    kind = jax.typeof(leaf)
+    return (kind, leaf.sharding) if isinstance(leaf, jax.Array) and leaf.committed else kind
+
+
+class _Program:
+    """A compiled program, which may be referred to weakly."""
+
+    __slots__ = ('__weakref__', 'run')
+
+    def __init__(self, run: Callable[..., Any]):
+        self.run = run
+
+
+class _Programs:
+    """The programs of the process, those used last and those that are held."""
+
+    def __init__(self):
+        self._lock = threading.Lock()
+        self._recent: OrderedDict[Hashable, _Program] = OrderedDict()
+        self._alive: weakref.WeakValueDictionary[Hashable, _Program] = weakref.WeakValueDictionary()
+        self._num_added = 0
+
+    def find(self, key: Hashable) -> _Program | None:
+        program = self._alive.get(key)
+        if program is not None:
+            self._use(key, program)
+        return program
+
+    def add(self, key: Hashable, run: Callable[..., Any]) -> _Program:
+        program = self._alive[key] = _Program(run)
+        self._use(key, program)
+        self._num_added += 1
+        if self._num_added % MOST_KEPT == 0:
+            jax.clear_caches()  # ours are in none of them
+        return program
+
+    def _use(self, key: Hashable, program: _Program) -> None:
+        with self._lock:
+            self._recent[key] = program
+            self._recent.move_to_end(key)
+            while len(self._recent) > MOST_KEPT:
+                self._recent.popitem(last=False)
+        held = _held.get()
+        if held is not None:
+            held.add(program)
+
+    def forget(self) -> None:
+        with self._lock:
+            self._recent.clear()
+
+
+_programs = _Programs()
+_held: contextvars.ContextVar[set[_Program] | None] = contextvars.ContextVar('held', default=None)
+
+
+@contextlib.contextmanager
+def holding_programs(is_held: bool = True) -> Iterator[None]:
+    """Keeps the programs that are called in the block until it ends, however many others are used.
+
+    Args:
+        is_held: False for what is called in the block but is not part of it: a callback may use
+            any number of programs.
+    """
+    before = _held.set(set() if is_held else None)
+    try:
+        yield
+    finally:
+        _held.reset(before)
+
+
+def forget_programs() -> None:
+    """Forgets all programs but those that are held. What is called next is compiled again."""
+    _programs.forget()

@@ -214,13 +214,13 @@ class _Pace:
         self.steps = max(1, int(self.TARGET_SECONDS / self.step_seconds))
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
+@functools.partial(Jit, static_argnums=(0, 1))
 def empty_metrics(metrics: type[Collection], layout: Layout | None = None) -> Collection:
     """An epoch's metrics before anything was measured."""
     return replicate(layout, metrics.empty())
 
 
-@functools.partial(Jit, static_argnums=(0, 1, 2), donate_argnums=5)
+@functools.partial(Jit, static_argnums=(0, 1, 2), donate_argnums=(5,))
 def _run_steps(
     step: TrainStep,
     stop_nonfinite: bool,
@@ -298,7 +298,7 @@ def evaluate(
     return compute(totals)
 
 
-@functools.partial(Jit, static_argnums=(0, 1, 2), donate_argnums=3)
+@functools.partial(Jit, static_argnums=(0, 1, 2), donate_argnums=(3,))
 def _run_eval(
     step, batch_size, layout, totals, params, model_state, data: DeviceData
 ) -> Collection:

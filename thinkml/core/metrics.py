@@ -22,6 +22,7 @@ from clu.values import Scalar, Value
 
 from thinkml.core.accumulators import WeightedMean as WeightedMean
 from thinkml.core.classification import class_indices
+from thinkml.core.jit import Jit
 from thinkml.core.metric_entries import Entry, Shape, check_per_example, entry_of, mean_of
 from thinkml.core.metric_names import CLASSIFICATION_METRICS as CLASSIFICATION_METRICS
 from thinkml.core.metric_names import REGRESSION_METRICS as REGRESSION_METRICS
@@ -187,7 +188,7 @@ def _registered(cls: type[clu_metrics.Collection]) -> type[clu_metrics.Collectio
     return cls
 
 
-@jax.jit
+@Jit
 def _compute(metrics: clu_metrics.Collection) -> dict[str, jax.Array]:
     return metrics.compute()
 

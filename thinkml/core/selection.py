@@ -23,6 +23,7 @@ from thinkml.core.clustering import (
     neighbor_distances,
     squared_distances,
 )
+from thinkml.core.jit import Jit
 from thinkml.errors import ConfigError, DataError, is_whole
 
 # TypiClust: so many clusters at most, found on so many rows; rows of a cluster that are compared.
@@ -367,7 +368,7 @@ def _selection(found: tuple[jax.Array, jax.Array], num_picks: int) -> Selection:
 # --- compiled ---------------------------------------------------------------------------------
 
 
-@functools.partial(jax.jit, static_argnames='capacity')
+@functools.partial(Jit, static_argnames=('capacity',))
 def _k_center_greedy(features, labeled, num_labeled, available, num_picks, capacity):
     def far_from_labeled():
         closest = jnp.where(available, nearest(features, labeled, num_labeled)[1], -1)
@@ -388,7 +389,7 @@ def _k_center_greedy(features, labeled, num_labeled, available, num_picks, capac
     )
 
 
-@functools.partial(jax.jit, static_argnames='capacity')
+@functools.partial(Jit, static_argnames=('capacity',))
 def _badge(probabilities, features, available, key, num_picks, capacity):
     errors = probabilities - jax.nn.one_hot(probabilities.argmax(1), probabilities.shape[1])
     of_errors, of_features = (jnp.square(factor).sum(1) for factor in (errors, features))
@@ -415,7 +416,7 @@ def _badge(probabilities, features, available, key, num_picks, capacity):
     return indices, squared.at[0].set(length[first])
 
 
-@functools.partial(jax.jit, static_argnames='capacity')
+@functools.partial(Jit, static_argnames=('capacity',))
 def _clusters(features, sample, num_rows, labeled, num_labeled, num_clusters, key, capacity):
     """The cluster of each row, and how many of the labelled rows each has."""
     valid = jnp.arange(len(sample)) < num_rows
@@ -450,7 +451,7 @@ def _most_typical(features, labels, num_labeled_of, rank, count, num_picks) -> S
     return Selection(np.array(chosen, np.int64), np.array(scores, np.float32))
 
 
-@jax.jit
+@Jit
 def _typicality(features, table, num_members):
     """The place of the most typical of each cluster's members, and how typical it is."""
     num_neighbors = min(_NUM_NEIGHBORS, table.shape[1])
@@ -470,7 +471,7 @@ def _typicality(features, table, num_members):
     return jax.lax.map(of_cluster, (table, num_members))
 
 
-@functools.partial(jax.jit, static_argnames='count')
+@functools.partial(Jit, static_argnames=('count',))
 def _nearest_to_centers(features, rows, weights, num_rows, count, key):
     """Whether each row is the nearest of its cluster to the centre; bool ``[rows]``."""
     valid = jnp.arange(len(rows)) < num_rows

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
+from thinkml.core.jit import Jit
 from thinkml.core.optimizers import set_hyperparams
 from thinkml.core.sharding import Layout, pin_state, put_global
 
@@ -134,4 +135,4 @@ def _init(
     return pin_state(layout, state)
 
 
-_init_state = jax.jit(_init, static_argnums=(0, 1))
+_init_state = Jit(_init, static_argnums=(0, 1))

@@ -16,6 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from thinkml.core.jit import Jit
+
 Interval = tuple[float, float]
 Values = tuple[Callable[[Any, Any], Any], ...]
 # Resamples computed side by side, where rows are few, come to about so many numbers.
@@ -131,7 +133,7 @@ def _narrow(array: Any) -> Any:
     return array.astype(np.int32) if array.dtype.kind in 'iu' else array
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(Jit, static_argnums=(0,))
 def _resample(values: Values, keys: Any, units: Units, weight: Any, parts: Any) -> list[Any]:
     def one(key: jax.Array) -> list[Any]:
         drawn = _draw(key, units)

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from thinkml.core.counts import ratio, ratio_or_nan
+from thinkml.core.jit import Jit
 from thinkml.evaluation.counting import tally
 from thinkml.evaluation.scored import Scored
 from thinkml.evaluation.scores import scores
@@ -99,7 +100,7 @@ def _write_order(scores: np.ndarray, order: np.ndarray) -> np.ndarray:
     return ranked
 
 
-@jax.jit
+@Jit
 def _falling(scores: jax.Array) -> jax.Array:
     # One sort of keys and rows takes an accelerator milliseconds for millions.
     rows = jax.lax.iota(jnp.int32, len(scores))

@@ -5,6 +5,7 @@ import copy
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
+from thinkml.core.jit import holding_programs
 from thinkml.errors import ConfigError
 from thinkml.training.checkpointing import Checkpoint
 from thinkml.training.config_checks import HOOKS
@@ -138,12 +139,14 @@ def after_epoch(callbacks: list[Any], run: Run) -> None:
         if any(hasattr(callback, hook) for hook in HOOKS):
             _call(callback, 'on_epoch_end', run)
         else:
-            callback(run)
+            with holding_programs(False):
+                callback(run)
             run.take_changes()
 
 
 def _call(callback: Any, hook: str, run: Run) -> None:
     method = getattr(callback, hook, None)
     if method is not None:
-        method(run)
+        with holding_programs(False):
+            method(run)
         run.take_changes()

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from clu.metrics import Collection
 
 from thinkml.core import Chunk, DeviceData, Feed, evaluate, train_chunks
+from thinkml.core.jit import holding_programs
 from thinkml.core.metrics import compute
 from thinkml.core.processes import of_all
 from thinkml.core.sharding import Layout
@@ -71,7 +72,7 @@ def fit(
     started_at, seconds_before = time.perf_counter(), run.history.seconds
     ended_by, diverged, failed = None, None, True
     try:
-        with started(run.callbacks, run), progress:
+        with holding_programs(), started(run.callbacks, run), progress:
             load_states(run.callbacks, callback_states)
             _keep_state(run)
             for chunk in _chunks(run, program, feed, checkpoints):

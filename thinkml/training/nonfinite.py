@@ -1,9 +1,9 @@
 """A loss that became NaN or infinite: the last finite state, and what is likely wrong."""
 
-import jax
 import numpy as np
 
 from thinkml.core import Chunk, TrainState
+from thinkml.core.jit import Jit
 from thinkml.core.loop import all_finite
 from thinkml.training.run import copy_arrays
 
@@ -73,7 +73,7 @@ def likely_causes(losses: np.ndarray, gradient_was_bad: bool, precision: str) ->
     )
 
 
-_all_finite = jax.jit(all_finite)
+_all_finite = Jit(all_finite)
 
 
 def _is_finite(state: TrainState) -> bool:

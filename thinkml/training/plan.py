@@ -13,7 +13,6 @@ from thinkml.checkpoint.disk import readable
 from thinkml.core import Batch, TrainState, functionalize, get_compute_dtype
 from thinkml.core.feed import steps_of
 from thinkml.core.jit import Jit
-from thinkml.core.loop import empty_metrics
 from thinkml.core.sharding import Layout
 from thinkml.core.step import TrainStep
 from thinkml.data.placement import free_bytes
@@ -278,7 +277,7 @@ def _plan(
         problem, apply, optimizer_of(config), steps, None, config, layout, saving
     )
     arrays = tuple(_planned(state, layout))
-    metrics = jax.eval_shape(lambda: empty_metrics(program.metrics))
+    metrics = jax.eval_shape(program.metrics.empty)
     of_metrics = sum(map(_num_bytes, jax.tree.leaves(metrics)))
     memory = step_memory(program.train_step, state, problem, steps.batch_size, layout)
     activations = 0 if memory is None else memory.temp_size_in_bytes
@@ -388,7 +387,7 @@ def step_memory(
     if layout is not None:
         state = jax.tree.map(placed, state, layout.of_state(state))
         batch = jax.tree.map(lambda leaf: placed(leaf, layout.everywhere), batch)
-    return Jit(step, donate_argnums=0).lower(state, batch).compile().memory_analysis()
+    return Jit(step, donate_argnums=(0,)).lower(state, batch).compile().memory_analysis()
 
 
 def _num_bytes(leaf: Any) -> int:

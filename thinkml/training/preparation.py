@@ -24,6 +24,7 @@ from thinkml.core import (
 )
 from thinkml.core.adapters import ApplyFn
 from thinkml.core.freezing import learning_rates_of, scaled_updates
+from thinkml.core.jit import Jit
 from thinkml.core.sharding import Layout, as_on_one_device
 from thinkml.data import capacity
 from thinkml.errors import ConfigError
@@ -111,7 +112,7 @@ def prepare(
     return Prepared(functional, program, state, feed, validation, total_steps)
 
 
-@functools.partial(jax.jit, static_argnums=1)
+@functools.partial(Jit, static_argnums=(1,))
 def _keys(seed: jax.typing.ArrayLike, implementation: str) -> tuple[jax.Array, ...]:
     """Of the initial parameters, the steps and the order of the rows."""
     return tuple(jax.random.split(jax.random.key(seed, impl=implementation), 3))

@@ -11,13 +11,14 @@ import jax.numpy as jnp
 
 from thinkml.core import Position, TrainState, get_learning_rate
 from thinkml.core.adapters import arrays_in
+from thinkml.core.jit import Jit
 from thinkml.core.sharding import put_like
 from thinkml.errors import ConfigError
 from thinkml.monitoring import History
 from thinkml.training.config import TrainingConfig
 
 # What a run keeps of its state must be copied: the state is donated to the next chunk.
-copy_arrays = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
+copy_arrays = Jit(lambda tree: jax.tree.map(jnp.copy, tree))
 
 
 def _taken(new: Any, old: Any) -> Any:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from thinkml.core.jit import Jit
 from thinkml.errors import ConfigError, DataError
 
 # Pixels of one batch, as floats, are kept to about this size.
@@ -97,7 +98,7 @@ class Preprocessing:
         return prepared
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(Jit, static_argnums=(0,))
 def _prepare(settings: Preprocessing, images: jax.Array) -> jax.Array:
     x = images.astype(jnp.float32)
     x = x / 255 if jnp.issubdtype(images.dtype, jnp.integer) else x
