@@ -55,6 +55,16 @@ def test_it_predicts_bit_for_bit(rows):
     )
 
 
+def test_depthwise_convolutions_of_a_cpu_are_computed_in_another_way():
+    rngs = nnx.Rngs(0)
+    model = nnx.Sequential(
+        nnx.Conv(32, 32, (7, 7), feature_group_count=32, rngs=rngs), lambda x: x.mean((1, 2))
+    )
+    x = np.random.default_rng(0).normal(size=(8, 8, 8, 32)).astype(np.float32)
+    stand_in = predict_outputs(standing_in(model, x), x)
+    np.testing.assert_allclose(stand_in, predict_outputs(model, x), rtol=0, atol=1e-6)
+
+
 def test_a_model_that_looks_at_the_number_of_rows_is_exported_for_one():
     model, x = Odd(), np.arange(60, dtype=np.float32).reshape(20, 3)
     forward = export_forward(model, x)

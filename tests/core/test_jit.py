@@ -199,6 +199,8 @@ def test_a_thousand_programs_take_no_more_maps_and_memory_than_some_hundred():
         [sys.executable, '-c', MANY], check=True, text=True, stdout=subprocess.PIPE,
         env=os.environ | {'PYTHONPATH': str(ROOT)},
     )  # fmt: skip
-    maps, megabytes = zip(*(map(int, line.split()) for line in done.stdout.splitlines()), strict=True)
+    maps, megabytes = zip(
+        *(map(int, line.split()) for line in done.stdout.splitlines()), strict=True
+    )
     assert max(maps) < 12_000, maps
     assert megabytes[-1] < megabytes[0] + 150, megabytes

@@ -590,7 +590,7 @@ def test_other_groups_hold_out_other_rows(tmp_path):
         run(tmp_path, resume=True, **settings, arguments={'groups': (groups + 1) // 2})
 
 
-def test_a_resumed_run_compiles_the_step_no_other_way(tmp_path, uninterrupted, count_compiles):
+def test_a_resumed_run_compiles_the_step_no_other_way(tmp_path, uninterrupted, monkeypatch):
     crashed(tmp_path, 9)
     monkeypatch.setattr(_run_steps, 'lower', None)
     assert run(tmp_path, resume=True) == uninterrupted

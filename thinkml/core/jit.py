@@ -11,7 +11,8 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any, Generic, ParamSpec, TypeVar
 
 import jax
-from jax._src.config import trace_context  # the settings a trace depends on; JAX says them nowhere
+from jax._src import config  # what programs depend on besides their arguments, nowhere else to read
+from jax.core import Tracer
 
 from thinkml.core.convolutions import compiler_options
 
@@ -53,7 +54,7 @@ class Jit(Generic[P, R]):
         donate_argnums: Sequence[int] = (),
     ):
         functools.update_wrapper(self, function)
-        self._function = function
+        self._function: Callable[..., R] = function
         self._signature = inspect.signature(function)
         names = list(self._signature.parameters)
         self._static = {*static_argnums, *map(names.index, static_argnames)}
@@ -63,11 +64,12 @@ class Jit(Generic[P, R]):
         placed = self._placed(args, kwargs)
         static, dynamic = self._split(placed)
         leaves, structure = jax.tree.flatten(dynamic)
-        is_traced = any(isinstance(leaf, jax.core.Tracer) for leaf in leaves)
-        if is_traced or jax.config.jax_disable_jit:
+        is_traced = any(isinstance(leaf, Tracer) for leaf in leaves)
+        if is_traced or config.disable_jit.value:
             return self._function(*args, **kwargs)
         kinds = tuple(map(_kind, leaves))
-        key = (self, static, structure, kinds, trace_context(), jax.config.jax_default_device)
+        settings = (config.trace_context(), config.default_device.value)
+        key = (self, static, structure, kinds, settings)
         program = _programs.find(key) or _programs.add(key, self.lower(*placed).compile())
         return program.run(*dynamic)
 

@@ -281,7 +281,7 @@ def evaluate(
     batch_size: int,
     layout: Layout | None = None,
 ) -> dict[str, float]:
-    """Returns the metrics over a data set as plain floats, exact for any batch size.
+    """Returns the metrics over a data set as plain floats, equal for any batch size, to rounding.
 
     Args:
         step: from `make_eval_step`.
@@ -289,7 +289,7 @@ def evaluate(
         params: the trainable arrays.
         model_state: the other arrays.
         data: the data set, whole or in parts.
-        batch_size: rows at a time; bounds the memory, changes nothing else.
+        batch_size: rows at a time; bounds the memory, changes no more than rounding.
         layout: that of the step.
     """
     totals = empty_metrics(metrics, layout)

@@ -102,10 +102,10 @@ def init_state(
         0
     """
     hyperparams = {'learning_rate': learning_rate} | hyperparams
-    arrays = (params, model_state, key)
     if layout is not None:
-        arrays = jax.tree.map(put_global, arrays, layout.of_state(arrays))
-    return _init_state(tx.init, layout, *arrays, hyperparams, ema_decay)
+        arrays = (params, model_state, key)
+        params, model_state, key = jax.tree.map(put_global, arrays, layout.of_state(arrays))
+    return _init_state(tx.init, layout, params, model_state, key, hyperparams, ema_decay)
 
 
 def _init(

@@ -92,7 +92,7 @@ def _write_order(scores: np.ndarray, order: np.ndarray) -> np.ndarray:
     if jax.default_backend() == 'cpu':
         _write_packed_order(rounded, order)
     else:
-        order[:] = _falling(rounded)
+        order[:] = _falling(jnp.asarray(rounded))
     ranked = scores[order]
     if (ranked[1:] > ranked[:-1]).any():  # all digits count, and devices have 32 bits
         order[:] = order[np.argsort(-ranked, kind='stable')]

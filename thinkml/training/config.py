@@ -46,7 +46,8 @@ class TrainingConfig:
         weight_decay: decoupled, of matrices and kernels only (norms and biases are left out); None
             is the optimizer's own.
         gradient_clip_norm: the gradients' global norm is cut to this; None for no limit.
-        accumulate_steps: batches of ``batch_size`` whose gradients make one step.
+        accumulate_steps: batches of ``batch_size`` whose gradients make one step. BatchNorm,
+            dropout and augmentation see each batch by itself.
         ema_decay: of a moving average of the parameters, which is evaluated and kept; None for
             none. 0.999 is usual. In a run's first steps the decay is smaller, ``t / (t + 9)`` after
             ``t`` steps, so that the initial parameters are not part of the average.

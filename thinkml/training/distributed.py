@@ -23,10 +23,10 @@ _STRATEGIES = ('mirrored', 'fsdp')
 class DistributedTrainer:
     """Trains as `ModelTrainer` does, on several devices.
 
-    What is trained does not depend on how many there are: ``batch_size`` is that of all devices
-    together, BatchNorm sees all of the batch, sums are over all of it, and what is random is drawn
-    for all of it. So the losses are those of one device, up to the order in which floats are
-    summed (about 1e-6 of them, a step).
+    What is trained does not depend on how many there are, but for rounding: ``batch_size`` is that
+    of all devices together, BatchNorm sees all of the batch, sums are over all of it, and what is
+    random is drawn for all of it. So the losses are those of one device, up to the order in which
+    floats are summed (about 1e-6 of them, a step).
 
     Args:
         config: the settings; None for the defaults of `TrainingConfig`.
