@@ -1,8 +1,9 @@
 """What augmentation the user asks for: names, defaults and functions, checked before compiling."""
 
 import dataclasses
+import functools
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import jax
@@ -20,6 +21,7 @@ from thinkml.core.augment import (
     RandomFlip,
     RandomRotation,
 )
+from thinkml.core.probe import with_rows
 from thinkml.errors import ConfigError, problems, unknown_name, warn_user
 from thinkml.record import TaskKind
 
@@ -235,23 +237,25 @@ def _why_no_images(x: Any) -> str | None:
 def _traced(step: Augment, x: Any, y: Any) -> tuple[Any, Any]:
     """The shapes of what a step returns, checked."""
     name = getattr(step, '__name__', type(step).__name__)
+
+    def shown(tree: Any) -> str:
+        return _with_rows_of(x)(_described(tree))
+
     try:
         result = jax.eval_shape(step, jax.random.key(0), x, y)
     except ConfigError:
         raise
     except Exception as error:
         raise ConfigError(
-            f'augmentation: {name}(key, x, y) failed for a batch x of {_described(x)} and y of '
-            f'{_described(y)}: {type(error).__name__}: {error}'
+            f'augmentation: {name}(key, x, y) failed for a batch x of {shown(x)} and y of '
+            f'{shown(y)}: {type(error).__name__}: {_with_rows_of(x)(error)}'
         ) from error
     if not (isinstance(result, tuple) and len(result) == 2):
-        raise ConfigError(
-            f'augmentation: {name} returned {_described(result)}, expected a pair (x, y).'
-        )
+        raise ConfigError(f'augmentation: {name} returned {shown(result)}, expected a pair (x, y).')
     new_x, new_y = result
     if _described(new_x) != _described(x):
         raise ConfigError(
-            f'augmentation: {name} returned x as {_described(new_x)}, expected {_described(x)} as '
+            f'augmentation: {name} returned x as {shown(new_x)}, expected {shown(x)} as '
             'it came: the same structure, shapes and dtypes.'
         )
     soft = (
@@ -261,7 +265,7 @@ def _traced(step: Augment, x: Any, y: Any) -> tuple[Any, Any]:
     )
     if not (soft or _described(new_y) == _described(y)):
         raise ConfigError(
-            f'augmentation: {name} returned y as {_described(new_y)}, expected {_described(y)} as '
+            f'augmentation: {name} returned y as {shown(new_y)}, expected {shown(y)} as '
             'it came, or floats [batch] or [batch, classes].'
         )
     return result
@@ -269,6 +273,12 @@ def _traced(step: Augment, x: Any, y: Any) -> tuple[Any, Any]:
 
 def _is_array(x: Any) -> bool:
     return hasattr(x, 'shape') and hasattr(x, 'dtype')
+
+
+def _with_rows_of(x: Any) -> Callable[[Any], str]:
+    leaves = jax.tree.leaves(x)
+    others = {size for leaf in leaves for size in leaf.shape[1:]}
+    return functools.partial(with_rows, rows=leaves[0].shape[0], others=others)
 
 
 def _described(tree: Any) -> str:

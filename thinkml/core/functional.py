@@ -23,6 +23,7 @@ from thinkml.core.adapters import (
 from thinkml.core.output_range import Range, output_range
 from thinkml.core.pictures import layout_hint, likely_layout_hint
 from thinkml.core.precision import DType
+from thinkml.core.probe import PROBE_ROWS, with_rows
 from thinkml.core.remat import computed_bytes
 from thinkml.errors import DataError, ModelTypeError
 from thinkml.record import ArraySpec, record_of
@@ -60,11 +61,6 @@ def is_model(model: Any) -> bool:
     return isinstance(model, nnx.Module) or (
         not inspect.isclass(model) and callable(getattr(model, 'functionalize', None))
     )
-
-
-# A number of rows unlikely to be anything else: with 2, a loss that broadcasts rows against two
-# outputs, or a layer that takes rows for features, would pass.
-PROBE_ROWS = 13
 
 
 def num_outputs(model: Any, x: PyTree, argument: str = 'X_train') -> int:
@@ -118,12 +114,14 @@ def outputs_of(model: Any, x: PyTree, argument: str = 'X_train') -> Outputs:
     if not isinstance(outputs, jax.ShapeDtypeStruct):
         raise ModelTypeError(
             f'model: it returns a {type(outputs).__name__}, expected one array of logits or '
-            'predictions. Return only that from the model.'
+            'predictions, (rows,) or (rows, outputs). Return that one alone, or put several side '
+            'by side: jnp.concatenate(outputs, axis=1), which a loss_fn of your own takes apart '
+            'by columns. The targets then need a column for each output.'
         )
     if outputs.ndim not in (1, 2) or outputs.shape[0] != PROBE_ROWS:
         raise DataError(
-            f'model: it returns shape {outputs.shape} for {PROBE_ROWS} rows, expected '
-            f'({PROBE_ROWS},) or ({PROBE_ROWS}, outputs). Flatten or pool what it returns.'
+            f'model: it returns shape {with_rows(outputs.shape)}, expected (rows,) or (rows, '
+            'outputs). Flatten or pool what it returns.'
         )
     count = outputs.shape[1] if outputs.ndim == 2 else 1
     found = output_range(traced.jaxpr, traced.jaxpr.outvars[0])
@@ -181,8 +179,8 @@ def check_trainable(
     shape = getattr(outputs, 'shape', None)
     if shape != (PROBE_ROWS, num_outputs) and (shape, num_outputs) != ((PROBE_ROWS,), 1):
         raise ModelTypeError(
-            f'model: it returns {_shapes(outputs)} for {PROBE_ROWS} rows in training mode and '
-            f'{num_outputs} outputs per row in evaluation mode, expected the same.'
+            f'model: it returns {with_rows(_shapes(outputs))} in training mode and {num_outputs} '
+            'outputs per row in evaluation mode, expected the same.'
         )
     if _shapes(state_before) != _shapes(state_after):
         raise ModelTypeError(
@@ -229,7 +227,8 @@ def _trace(
     except ModelTypeError:
         raise
     except Exception as error:
-        failure = f'{type(error).__name__}: {error}'
+        sizes = {size for leaf in jax.tree.leaves(x) for size in leaf.shape[1:]}
+        failure = f'{type(error).__name__}: {with_rows(error, others=sizes)}'
         of_the_code = isinstance(error, jax.errors.JAXTypeError)  # if x > 0, np.asarray(x)
         if of_the_code or ('shape' not in str(error) and 'dimension' not in str(error)):
             mode = 'training' if train else 'evaluation'

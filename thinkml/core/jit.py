@@ -49,16 +49,16 @@ class Jit(Generic[P, R]):
         self,
         function: Callable[P, R],
         *,
-        static_argnums: Sequence[int] = (),
+        static_argnums: int | Sequence[int] = (),
         static_argnames: Sequence[str] = (),
-        donate_argnums: Sequence[int] = (),
+        donate_argnums: int | Sequence[int] = (),
     ):
         functools.update_wrapper(self, function)
         self._function: Callable[..., R] = function
         self._signature = inspect.signature(function)
         names = list(self._signature.parameters)
-        self._static = {*static_argnums, *map(names.index, static_argnames)}
-        self._donated = donate_argnums
+        self._static = {*_places(static_argnums), *map(names.index, static_argnames)}
+        self._donated = _places(donate_argnums)
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         placed = self._placed(args, kwargs)
@@ -100,6 +100,10 @@ class Jit(Generic[P, R]):
         """Static arguments with their places, and the others."""
         static = tuple((i, arg) for i, arg in enumerate(args) if i in self._static)
         return static, [arg for i, arg in enumerate(args) if i not in self._static]
+
+
+def _places(argnums: int | Sequence[int]) -> Sequence[int]:
+    return (argnums,) if isinstance(argnums, int) else argnums
 
 
 def _kind(leaf: Any) -> Hashable:

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from thinkml.core.probe import with_rows
 from thinkml.errors import ConfigError, is_number, unknown_name
 
 LossFn = Callable[[jax.Array, jax.Array], jax.Array]
@@ -375,10 +376,12 @@ def _as_per_example(loss_fn: LossFn) -> LossFn:
         if shape == ():
             return jax.vmap(lambda row, label: loss_fn(row[None], label[None]))(logits, labels)
         if shape not in (labels.shape, labels.shape[:1]):
+            others = {*logits.shape[1:], *labels.shape[1:]}
+            shown = functools.partial(with_rows, rows=labels.shape[0], others=others)
             raise ConfigError(
-                f'loss_fn: it returned {"no array" if shape is None else f"shape {shape}"} for '
-                f'logits {logits.shape} and labels {labels.shape}, expected a scalar or one value '
-                'per example or label.'
+                f'loss_fn: it returned {"no array" if shape is None else f"shape {shown(shape)}"} '
+                f'for logits {shown(logits.shape)} and labels {shown(labels.shape)}, expected a '
+                'scalar or one value per example or label.'
             )
         return _per_example(loss_fn(logits, labels))
 

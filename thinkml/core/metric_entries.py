@@ -14,7 +14,8 @@ from thinkml.core.accumulators import WeightedMean, class_counts, collected, res
 from thinkml.core.classification import classify
 from thinkml.core.counts import Counts
 from thinkml.core.losses import mae, mse
-from thinkml.core.metric_names import Metric, check_metric, metric_name, top_k
+from thinkml.core.metric_names import OF_A_STEP, Metric, check_metric, metric_name, top_k
+from thinkml.core.probe import PROBE_ROWS, with_rows
 from thinkml.errors import ConfigError, problems
 from thinkml.record import TaskKind
 
@@ -92,6 +93,7 @@ def entry_of(metric: Metric, index: int, shape: Shape) -> Entry:
     if isinstance(metric, str):
         return _named(metric, shape)
     if isinstance(metric, type):
+        _try_class(metric, shape)
         return Entry(f'_own_{index}', metric, _compute)
     return _own(metric, index, shape)
 
@@ -257,20 +259,50 @@ def _is_of_whole_epoch(function: Callable[..., Any], shape: Shape) -> bool:
     """Whether it returns one number, or can't be traced: NumPy and scikit-learn want values."""
     if shape.kind is None or shape.num_outputs is None:
         return False  # `_own_values` tells where it does return one number
-    logits, labels = shape.examples(rows=shape.num_outputs + 1)  # unlike any other axis
+    logits, labels = shape.examples(PROBE_ROWS + (shape.num_outputs == PROBE_ROWS))
     try:
         result = jax.eval_shape(function, logits, labels)
     except jax.errors.JAXTypeError:
         return True
     except Exception as error:
+        shown = _with_rows_of(logits, labels)
         raise ConfigError(
-            f'metrics: {metric_name(function)!r} failed for logits {logits.shape} and labels '
-            f'{labels.shape} {labels.dtype}: {type(error).__name__}: {error}'
+            f'metrics: {metric_name(function)!r} failed for logits {shown(logits.shape)} and '
+            f'labels {shown(labels.shape)} {labels.dtype}: {type(error).__name__}: {shown(error)}'
         ) from error
     if getattr(result, 'shape', None) == ():
         return True
     check_per_example(function, result, logits, labels)
     return False
+
+
+def _try_class(metric: type[clu_metrics.Metric], shape: Shape) -> None:
+    """Traces a class on the shapes it will get, so that it can't fail in a compiled program."""
+    if shape.kind is None or shape.num_outputs is None:
+        return
+    logits, labels = shape.examples(PROBE_ROWS + (shape.num_outputs == PROBE_ROWS))
+    number = jax.ShapeDtypeStruct(labels.shape[:1], jnp.float32)
+    given = {'logits': logits, 'labels': labels, 'losses': number, 'weight': number, 'mask': number}
+
+    def of_evaluation(given: dict[str, Any]) -> Any:
+        return metric.from_model_output(**(dict.fromkeys(OF_A_STEP) | given))
+
+    try:
+        jax.eval_shape(of_evaluation, given)
+    except Exception as error:
+        if 'None' in str(error):  # it reads what only training has
+            return
+        shown = _with_rows_of(logits, labels)
+        raise ConfigError(
+            f'metrics: {metric_name(metric)!r} failed for logits {shown(logits.shape)} and '
+            f'labels {shown(labels.shape)} {labels.dtype}: {type(error).__name__}: {shown(error)}. '
+            f'Its class is called with the keywords {", ".join(OF_A_STEP)}.'
+        ) from error
+
+
+def _with_rows_of(logits: Any, labels: Any) -> Callable[[Any], str]:
+    others = {*logits.shape[1:], *labels.shape[1:]}
+    return functools.partial(with_rows, rows=labels.shape[0], others=others)
 
 
 def _own_values(function: Callable[..., Any], *, logits, labels, **_) -> jax.Array:
@@ -292,8 +324,10 @@ def check_per_example(function: Metric, values: Any, logits: Any, labels: Any) -
     """
     shape = getattr(values, 'shape', None)
     if shape not in (labels.shape, labels.shape[:1]):
+        shown = _with_rows_of(logits, labels)
         raise ConfigError(
             f'metrics: {metric_name(function)!r} returned '
-            f'{"no array" if shape is None else f"shape {shape}"} for logits {logits.shape} and '
-            f'labels {labels.shape}, expected a number, or one value per example or label.'
+            f'{"no array" if shape is None else f"shape {shown(shape)}"} for logits '
+            f'{shown(logits.shape)} and labels {shown(labels.shape)}, expected a number, or one '
+            'value per example or label.'
         )

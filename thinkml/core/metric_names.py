@@ -1,6 +1,7 @@
 """The names of metrics: which there are, which fit a task, which are better when larger."""
 
 import functools
+import inspect
 import re
 from collections.abc import Callable, Hashable
 from typing import Any
@@ -13,6 +14,8 @@ from thinkml.record import TaskKind
 
 Metric = str | type[clu_metrics.Metric] | Callable[[Any, Any], Any]
 
+# The keywords of a metric's from_model_output; the last three are None in an evaluation.
+OF_A_STEP = ('logits', 'labels', 'losses', 'weight', 'mask', 'grads', 'params', 'updates')
 TRAINING_ONLY_METRICS = ('grad_norm', 'update_ratio')
 CLASSIFICATION_METRICS = (
     'accuracy',
@@ -160,4 +163,19 @@ def _check_class(metric: type[clu_metrics.Metric]) -> str | None:
             f'({type(error).__name__}). Decorate the class with @flax.struct.dataclass, and write '
             'empty().'
         )
+    try:
+        inspect.signature(metric.from_model_output).bind(**dict.fromkeys(OF_A_STEP))
+    except TypeError as error:
+        return (
+            f'metrics: {metric.__name__}.from_model_output is called with the keywords '
+            f'{", ".join(OF_A_STEP)}, and it {_reworded(error)}. Let it take those it needs, and '
+            'end with **_ for the others.'
+        )
     return None
+
+
+def _reworded(error: TypeError) -> str:
+    text = str(error)
+    if text.startswith('missing a required'):
+        return text.replace('missing a required', 'asks for another', 1)
+    return text.replace('got an unexpected', 'does not take the', 1)

@@ -21,6 +21,7 @@ from thinkml.data.arrays import as_array
 from thinkml.data.frames import is_frame
 from thinkml.data.items import LABELS, find_label, is_array, is_items, is_parts, without
 from thinkml.data.rows import check_tree
+from thinkml.data.targets import refuse_parts
 from thinkml.data.weights import check_sample_weight
 from thinkml.errors import DataError
 from thinkml.record import InputSpec
@@ -341,6 +342,7 @@ def _read_batch(
     x, inputs = check_tree(_inputs(x), argument, like)
     num_rows = len(jax.tree.leaves(x)[0])
     if y is not None:
+        refuse_parts(y, argument)
         y = as_array(y, argument)
         if y.ndim == 0 or len(y) != num_rows:
             raise DataError(

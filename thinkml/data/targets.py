@@ -1,5 +1,6 @@
 """Targets: what the task is, and the way from the user's labels to numbers and back."""
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -90,6 +91,7 @@ def infer_task(
 
 def check_targets(y: Any, argument: str) -> np.ndarray:
     """Returns the targets as an array of numbers, bools or text with one or two axes."""
+    refuse_parts(y, argument)
     array = as_values(y, argument, _NO_LABEL)
     if array.dtype.kind != 'U':
         array = as_numeric(array, argument)
@@ -100,6 +102,35 @@ def check_targets(y: Any, argument: str) -> np.ndarray:
             'Flatten it to one row per example.'
         )
     return array
+
+
+def refuse_parts(y: Any, argument: str) -> None:
+    """Refuses targets that are a dict or a tuple of arrays, or an array of dicts.
+
+    Raises:
+        DataError: which says how to learn several things at once.
+    """
+    if isinstance(y, np.ndarray) and y.dtype == object and y.size and y.ndim == 1:
+        y = y[0]
+    if isinstance(y, Mapping):
+        names = [repr(name) for name in list(y)[:3]]
+        got = f'a dict of {", ".join(names)}{", ..." if len(y) > 3 else ""}'
+        parts = ', '.join(f'y[{name}]' for name in names[:2])
+    elif isinstance(y, tuple) and _are_columns(y):
+        got, parts = f'a tuple of {len(y)} arrays', 'y[0], y[1]'
+    else:
+        return
+    raise DataError(
+        f'{argument}: got {got}, expected one array, (rows,) or (rows, targets). Put them side by '
+        f'side, a column for each output of the model and classes one-hot: np.column_stack(['
+        f'{parts}]). A loss_fn of your own takes the columns apart.'
+    )
+
+
+def _are_columns(parts: tuple[Any, ...]) -> bool:
+    """Whether they are arrays of one length, which is not that of a row for each of them."""
+    lengths = {part.shape[0] if getattr(part, 'ndim', 0) else 0 for part in parts}
+    return len(parts) > 1 and len(lengths) == 1 and max(lengths) > len(parts)
 
 
 def _looks_like_labels(flat: np.ndarray, num_outputs: int) -> bool:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from thinkml.core.probe import with_rows
 from thinkml.errors import ModelTypeError
 
 
@@ -57,8 +58,10 @@ class TransferModel(nnx.Module):
         features: Any = self.base  # any module that can be called
         found = features(self.normalised(x))
         if getattr(found, 'ndim', None) != 2:
+            shape = getattr(found, 'shape', None)
+            got = type(found).__name__ if shape is None else with_rows(shape, len(x))
             raise ModelTypeError(
-                f'base_model: it returns {getattr(found, "shape", type(found).__name__)}, expected '
+                f'base_model: it returns {got}, expected '
                 'features (rows, features). Flatten or pool what it returns.'
             )
         return found

@@ -266,6 +266,11 @@ class Checkpoints:
         self._saved_step = step
         return arrays['callbacks']
 
+    @property
+    def watched_name(self) -> str:
+        """The name of the metric that tells the best."""
+        return self._best.name
+
     def save_if_due(self, run: Run) -> None:
         """Saves the run if it is time to."""
         settings = self._settings

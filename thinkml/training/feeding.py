@@ -29,7 +29,7 @@ from thinkml.data.weights import in_float32
 from thinkml.errors import ConfigError
 from thinkml.training.config import TrainingConfig
 from thinkml.training.fit import Validation
-from thinkml.training.problem import Examples, Problem, Stream
+from thinkml.training.problem import Examples, Problem, Stream, with_advice
 
 
 class Where(enum.Enum):
@@ -212,7 +212,7 @@ def _some_that_count(val: Examples, count: int) -> np.ndarray:
 
 def _encode(stream: Stream, batch: HostBatch, argument: str) -> Arrays:
     """A batch as the device takes it."""
-    y = encode_targets(batch.y, stream.task, argument)
+    y = with_advice(stream.advice, encode_targets, batch.y, stream.task, argument)
     weight = np.ones(len(y), np.float32)
     if batch.weight is not None:
         weight = in_float32(batch.weight, stream.weight_shift, argument)

@@ -1,11 +1,14 @@
 """Warnings of a run that goes on but should not be left alone."""
 
 import math
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from thinkml.core import Feed, ResidentFeed
 from thinkml.errors import warn_user
+from thinkml.training.checkpointing import Checkpoints
 from thinkml.training.run import Run
-from thinkml.training.watching import EarlyStopping
+from thinkml.training.watching import EarlyStopping, ReduceLROnPlateau
 
 _KEY = 'validation loss'
 # Told once the run has had so much time: the beginning fills queues and caches.
@@ -58,6 +61,41 @@ def warn_of_validation(run: Run) -> None:
         return
     run.history.events.append((run.epoch, event))
     warn_user(f'After epoch {run.epoch} the {event}, {advice}')
+
+
+def warn_of_monitors(
+    run: Run, checkpoints: Checkpoints | None, missing: Mapping[str, Sequence[Any]]
+) -> None:
+    """Warns of a watched metric that was NaN at the end, so that nothing was decided by it.
+
+    Args:
+        run: a run that has ended.
+        checkpoints: those of the run, the best of which is told by a metric too.
+        missing: the labels that no row of ``'train'`` and of ``'val'`` has.
+    """
+    by_name: dict[str, list[str]] = {}
+    watching = [c for c in run.callbacks if isinstance(c, EarlyStopping | ReduceLROnPlateau)]
+    for one in (*watching, *([] if checkpoints is None else [checkpoints])):
+        by_name.setdefault(one.watched_name, []).append(type(one).__name__.removesuffix('s'))
+    is_reported = any(_KEY in text for _, text in run.history.events)
+    for name, watching in by_name.items():
+        values = run.history[:, name] if name in run.history else []
+        if not values or not math.isnan(values[-1]) or (is_reported and name == 'val_loss'):
+            continue
+        part = 'validation' if name.startswith('val_') else 'training'
+        labels = missing['val' if part == 'validation' else 'train']
+        cause = 'Watch another metric, or look at why this one is not defined.'
+        if labels:
+            shown = ', '.join(map(repr, labels[:5]))
+            cause = (
+                f'The {part} data has no row labelled {shown}, which some metrics need: add some, '
+                'or watch another metric.'
+            )
+        warn_user(
+            f'monitor: {name}, which {" and ".join(watching)} watched, was NaN in '
+            f'{sum(map(math.isnan, values)):,} of {len(values):,} epochs, the last one included. '
+            f'NaN is no improvement. {cause}'
+        )
 
 
 def _has_risen(run: Run, best: int) -> bool:

@@ -64,10 +64,14 @@ def likely_causes(losses: np.ndarray, gradient_was_bad: bool, precision: str) ->
             f'The loss had risen from {losses[:-1].min():.3g} to {before[-1]:.3g} before: lower '
             'the learning_rate, or set gradient_clip_norm=1.0.'
         )
+    if len(losses) == 1:
+        so_far, remedy = 'No step was taken before', ''
+    else:
+        so_far, remedy = 'The step before was fine', 'lower the learning_rate, '
     if precision != 'float32':
-        return f"The step before was fine: try precision='float32' instead of {precision!r}."
+        return f"{so_far}: try precision='float32' instead of {precision!r}."
     return (
-        'The step before was fine: lower the learning_rate, scale the inputs and targets, and '
+        f'{so_far}: {remedy}scale the inputs and targets, and '
         'look for a logarithm, division or exponential in the model or the loss, and for ids '
         'beyond the rows of an embedding.'
     )

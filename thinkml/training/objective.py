@@ -1,6 +1,7 @@
 """What training descends along and what it records: loss, metrics and augmentation, checked."""
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,9 +15,9 @@ from thinkml.core import (
     make_augmentation,
     metric_name,
 )
-from thinkml.core.functional import PROBE_ROWS
 from thinkml.core.losses import CLASSIFICATION_LOSSES, REGRESSION_LOSSES, LossFn, decides
 from thinkml.core.metric_names import TRAINING_ONLY_METRICS
+from thinkml.core.probe import PROBE_ROWS, with_rows
 from thinkml.core.step import AugmentFn
 from thinkml.errors import ConfigError, problems, unknown_name
 from thinkml.history import MACHINE_VALUES
@@ -152,10 +153,13 @@ def _try_loss(loss_fn: LossFn, task: Task, labels: Any, targets: Any) -> None:
     except ConfigError:
         raise
     except Exception as error:
+        others = {*logits.shape[1:], *targets.shape[1:]}
+        shown = functools.partial(with_rows, others=others)
         after = '' if targets == labels else ', which augmentation makes of the labels'
         raise ConfigError(
-            f'loss_fn: it failed for logits {logits.shape} and labels {targets.shape} '
-            f'{targets.dtype}{after}: {type(error).__name__}: {error}'
+            f'loss_fn: it failed for logits {shown(logits.shape)} and labels '
+            f'{shown(targets.shape)} {targets.dtype}{after}: {type(error).__name__}: '
+            f'{shown(error)}'
         ) from error
 
 

@@ -1,8 +1,8 @@
 """What is to be learned, checked and encoded before anything is compiled."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
@@ -10,11 +10,12 @@ from flax import nnx
 
 from thinkml.core import check_trainable, functionalize, get_compute_dtype
 from thinkml.core.freezing import PartlyFrozen
-from thinkml.core.functional import PROBE_ROWS, Footprint, is_model, not_a_model, outputs_of
+from thinkml.core.functional import Footprint, is_model, not_a_model, outputs_of
 from thinkml.core.lookups import has_lookups, lookups
 from thinkml.core.losses import decides
 from thinkml.core.modes import frozen_by_hand, inner_switches
 from thinkml.core.output_range import misread_outputs
+from thinkml.core.probe import PROBE_ROWS
 from thinkml.data import (
     Batches,
     Rows,
@@ -43,6 +44,8 @@ from thinkml.errors import ConfigError, DataError, ModelTypeError, warn_user
 from thinkml.record import ArraySpec, InputSpec, Task, record_of
 from thinkml.training.config import TrainingConfig
 from thinkml.training.objective import Objective, make_objective
+
+R = TypeVar('R')
 
 # Enough to see what values there are.
 _SOME_ROWS = 1000
@@ -77,12 +80,14 @@ class Stream(NamedTuple):
         task: what the labels mean.
         class_table: the weight of each class; None where all count 1.
         weight_shift: the power of 2 that the weights of all batches are multiplied by.
+        advice: a sentence on labels that the task does not have; empty where it was known before.
     """
 
     batches: Batches
     task: Task
     class_table: np.ndarray | None = None
     weight_shift: int = 0
+    advice: str = ''
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,11 +183,16 @@ def make_problem(
     check_pixels_of(model.model if isinstance(model, PartlyFrozen) else model, inputs)
     probe = probe_of(inputs, PROBE_ROWS)
     num_outputs, output_range, gathers = outputs_of(model, probe, 'X_train')
-    task = infer_task(targets, num_outputs, decided=decides(asked.loss_fn), known=known.task)
+    of_labels = 'y_train' if batches is None else f'{batches.argument}, batch 1'
+    advice = '' if batches is None else _of_first_batch(asked.loss_fn)
+    task = with_advice(
+        advice, infer_task, targets, num_outputs, argument=of_labels,
+        decided=decides(asked.loss_fn), known=known.task,
+    )  # fmt: skip
     _warn_of_new_classes(known.task, task)
     _warn_of_unlabeled(targets, task, asked)
-    check_targets_held(targets, task)
-    y = encode_targets(targets, task, 'y_train')
+    check_targets_held(targets, task, of_labels)
+    y = encode_targets(targets, task, of_labels)
     dtype = get_compute_dtype(config.precision)
     footprint = check_trainable(model, probe, task.num_outputs, 'X_train', compute_dtype=dtype)
     objective = make_objective(
@@ -193,7 +203,8 @@ def make_problem(
     if misread := misread_outputs(output_range, task, objective.is_own_loss):
         warn_user(misread)
     if batches is not None:
-        train, split = _stream(batches, task, asked, config), None
+        advice = '' if task == known.task else advice
+        train, split = _stream(batches, task, asked, config, advice), None
     else:
         _warn_of_one_class(task, y)
         train, split = _examples(x, y, task, asked, config)
@@ -329,7 +340,30 @@ def _check_again(batches: Batches, needed_for: str) -> None:
         )
 
 
-def _stream(batches: Batches, task: Task, asked: Asked, config: TrainingConfig) -> Stream:
+def _of_first_batch(loss_fn: Any) -> str:
+    """Words how labels come to be misread for which only the first batch was looked at."""
+    regression = (
+        '' if decides(loss_fn) else "; where they are numbers to predict, pass loss_fn='mse'"
+    )
+    return (
+        'The task is read from batch 1 alone: let it have each of the classes (shuffle the '
+        f'source){regression}.'
+    )
+
+
+def with_advice(advice: str, function: Callable[..., R], *args: Any, **kwargs: Any) -> R:
+    """Calls a function that checks labels, and adds a sentence to its errors."""
+    try:
+        return function(*args, **kwargs)
+    except DataError as error:
+        if not advice:
+            raise
+        raise DataError(f'{error} {advice}') from error
+
+
+def _stream(
+    batches: Batches, task: Task, asked: Asked, config: TrainingConfig, advice: str
+) -> Stream:
     if config.validation_split != 0 and asked.X_val is None:
         raise ConfigError(
             f'validation_split: got {config.validation_split!r} for batches, of which no rows can '
@@ -337,14 +371,14 @@ def _stream(batches: Batches, task: Task, asked: Asked, config: TrainingConfig) 
         )
     shift = _shift_of(batches)
     if asked.class_weights is None:
-        return Stream(batches, task, weight_shift=shift)
+        return Stream(batches, task, weight_shift=shift, advice=advice)
     if asked.class_weights == 'balanced':
         raise DataError(
             "class_weights: got 'balanced' for batches, whose classes can not be counted before "
             'training. Pass a dict of a weight for each label.'
         )
     table = class_weight_table(np.zeros(0, np.int32), task, asked.class_weights)
-    return Stream(batches, task, table, shift)
+    return Stream(batches, task, table, shift, advice)
 
 
 def _shift_of(batches: Batches) -> int:

@@ -27,6 +27,7 @@ from thinkml.training.config import TrainingConfig
 from thinkml.training.continuing import optimizer_arrays
 from thinkml.training.fit import fit, note_interrupt
 from thinkml.training.function_digests import function_digests
+from thinkml.training.health import warn_of_monitors
 from thinkml.training.plan import make_it_fit
 from thinkml.training.preparation import Prepared, Saving, needs_length, prepare
 from thinkml.training.problem import Asked, Examples, Problem, make_problem
@@ -160,6 +161,7 @@ def _train(
             _write_back(run, layout)
         if signals.interrupted:
             note_interrupt(run)
+        warn_of_monitors(run, checkpoints, _missing_labels(problem))
         latest.was_stopped = run.stop_reason is not None and not run.is_early_stopped
         if run.stop_reason is not None and (shown or signals.terminated):
             print(
@@ -327,6 +329,21 @@ def _optimizer_of(config: TrainingConfig) -> str:
         return 'an optimizer of your own'
     rate = config.learning_rate
     return f'{config.optimizer} {rate:g}' if isinstance(rate, int | float) else config.optimizer
+
+
+def _missing_labels(problem: Problem) -> dict[str, list[Any]]:
+    """The classes that no row has; of several labels in a row, those that all or none have."""
+    classes = problem.task.classes or ()
+    missing: dict[str, list[Any]] = {'train': [], 'val': []}
+    for name, data in (('train', problem.train), ('val', problem.val)):
+        if classes and isinstance(data, Examples):
+            y = data.y[data.rows]
+            several = y.ndim == 2
+            found = y.min(0) != y.max(0) if several else np.isin(np.arange(len(classes)), y)
+            missing[name] = [
+                label for label, is_in in zip(classes, found, strict=True) if not is_in
+            ]
+    return missing
 
 
 def _write_back(run: Run, layout: Layout | None) -> None:

@@ -11,8 +11,8 @@ from flax import nnx
 
 from thinkml.core.exclusive import check_not_trained
 from thinkml.core.freezing import PartlyFrozen
-from thinkml.core.functional import PROBE_ROWS
 from thinkml.core.losses import LossFn, decides
+from thinkml.core.probe import PROBE_ROWS
 from thinkml.data import (
     Rows,
     check_targets,

@@ -5,6 +5,7 @@ import math
 from typing import Any, Literal
 
 from thinkml.core import is_higher_better, scale_learning_rate
+from thinkml.core.metric_names import TRAINING_ONLY_METRICS
 from thinkml.errors import (
     ConfigError,
     is_number,
@@ -78,6 +79,11 @@ def watched(
     """
     name = monitor or ('val_loss' if 'val_loss' in metric_names else 'loss')
     of_training = name.removeprefix('val_')
+    if name not in metric_names and name != of_training and of_training in TRAINING_ONLY_METRICS:
+        raise ConfigError(
+            f'monitor: got {name!r}, but {of_training} is of the steps of training, and validation '
+            f'takes none. Watch {of_training!r}, and ask for it: metrics=[{of_training!r}].'
+        )
     if name not in metric_names and of_training in metric_names:
         raise ConfigError(
             f'monitor: got {name!r}, but there is no validation data. Pass X_val and y_val, or '
@@ -110,7 +116,10 @@ def monitor_problems(monitor: Any, mode: Any, min_delta: Any, patience: Any) -> 
     if not (is_number(min_delta) and min_delta >= 0):
         found.append(f'min_delta: got {min_delta!r}, expected a number of at least 0.')
     if not (is_whole(patience) and patience >= 1):
-        found.append(f'patience: got {patience!r}, expected a whole number of epochs.')
+        found.append(
+            f'patience: got {patience!r}, expected a whole number of epochs of at least 1, which '
+            'acts on the first epoch without improvement.'
+        )
     return found
 
 
@@ -157,6 +166,11 @@ class EarlyStopping:
             )
         if found:
             raise ConfigError(problems('EarlyStopping can not be used:', found))
+
+    @property
+    def watched_name(self) -> str:
+        """The name of the metric that is watched, once a run has started."""
+        return self._watched.name
 
     def check(self, metric_names: tuple[str, ...]) -> None:
         """Raises a `ConfigError` if what it is to watch is not recorded."""
@@ -247,6 +261,11 @@ class ReduceLROnPlateau:
             found.append(f'min_rate: got {self.min_rate!r}, expected a number of at least 0.')
         if found:
             raise ConfigError(problems('ReduceLROnPlateau can not be used:', found))
+
+    @property
+    def watched_name(self) -> str:
+        """The name of the metric that is watched, once a run has started."""
+        return self._watched.name
 
     def check(self, metric_names: tuple[str, ...]) -> None:
         """Raises a `ConfigError` if what it is to watch is not recorded."""
