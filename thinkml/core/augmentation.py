@@ -276,9 +276,8 @@ def _is_array(x: Any) -> bool:
 
 
 def _with_rows_of(x: Any) -> Callable[[Any], str]:
-    leaves = jax.tree.leaves(x)
-    others = {size for leaf in leaves for size in leaf.shape[1:]}
-    return functools.partial(with_rows, rows=leaves[0].shape[0], others=others)
+    others = {size for leaf in jax.tree.leaves(x) for size in leaf.shape[1:]}
+    return functools.partial(with_rows, others=others)
 
 
 def _described(tree: Any) -> str:
