@@ -212,6 +212,33 @@ def test_validation_batches_go_by_the_names_of_a_frame_and_the_other_way_round()
     check_still_right(model)
 
 
+class SeriesOfPandas:
+    """A data set whose examples are rows of a frame."""
+
+    def __init__(self, *orders):
+        self.orders = orders
+
+    def __len__(self):
+        return len(X)
+
+    def __getitem__(self, index):
+        return frame(self.orders[index % len(self.orders)]).iloc[index], Y[index]
+
+
+def test_examples_that_are_rows_of_a_frame_go_by_name():
+    model = reads_a()
+    assert train(model, SeriesOfPandas('ab', 'ba'))['accuracy'] == 1
+    assert train(model, SeriesOfPandas('ba'))['accuracy'] == 1
+    check_still_right(model)
+    examples = SeriesOfPandas('ba', 'ab')
+    np.testing.assert_array_equal(predict(model, examples), Y)
+    np.testing.assert_array_equal(predict(model, [examples[i][0] for i in range(4)]), Y[:4])
+    with pytest.raises(DataError, match=r"^X: got no column 'b' and the unknown 'c'"):
+        predict(model, [frame().rename(columns={'b': 'c'}).iloc[0]])
+    with pytest.raises(DataError, match=r'^X: got examples that are no arrays of one shape'):
+        predict(model, [frame().iloc[0], frame().assign(c=1.0).iloc[0]])
+
+
 # --- transfer and active learning ---------------------------------------------------------------
 
 

@@ -168,6 +168,8 @@ def test_ranges_are_kept_in_files_and_files_without_them_can_be_read(unit, tmp_p
 def test_other_axes_are_named(unit, given, says):
     with pytest.raises(DataError, match=f'^X: got rows of shape .*{says}'):
         predict(unit, given)
+    with pytest.raises(DataError, match=f'^X, batch 1: got rows of shape .*{says}'):
+        predict(unit, lambda: iter([given]))
     with pytest.raises(DataError, match=r'^X_val: got rows of shape'):
         train(Bright(), UNIT, Y, given, Y)
 

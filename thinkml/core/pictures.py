@@ -10,26 +10,26 @@ def layout_hint(got: tuple[int, ...], expected: Sizes, argument: str) -> str:
     Args:
         got: the shape of a picture.
         expected: height, width and channels it is to have; None for a size that may be any.
-        argument: the name of the pictures.
+        argument: the name of the pictures, or of a part of them, ``'X, batch 1'``.
     """
     if len(expected) != 3 or expected[2] not in _CHANNELS or fits(got, expected):
         return ''
-    sides, channels = expected[:2], expected[2]
+    sides, channels, name = expected[:2], expected[2], argument.partition(',')[0]
     if fits(got, sides):
-        grey = f'{argument}[..., None]'
+        grey = f'{name}[..., None]'
         if channels > 1:
             grey = f'numpy.repeat({grey}, {channels}, axis=-1)'
         return f' They have no axis of channels: pass {grey}.'
     if len(got) != 3:
         return ''
     if got[0] == channels and fits(got[1:], sides):
-        return f' They are channels first: pass {argument}.transpose(0, 2, 3, 1).'
+        return f' They are channels first: pass {name}.transpose(0, 2, 3, 1).'
     if not fits(got[:2], sides):
         return ''
     if got[2] == 1:
-        return f' They are grey: pass numpy.repeat({argument}, {channels}, axis=-1).'
+        return f' They are grey: pass numpy.repeat({name}, {channels}, axis=-1).'
     if (got[2], channels) == (4, 3):
-        return f' The fourth channel is opacity: pass {argument}[..., :3].'
+        return f' The fourth channel is opacity: pass {name}[..., :3].'
     return f' They have {got[2]} channels instead of {channels}.'
 
 

@@ -27,6 +27,27 @@ def _is_arrow(values: Any) -> bool:
     return all(hasattr(values, name) for name in ('column_names', 'schema', 'to_pydict'))
 
 
+def is_named_row(value: Any) -> bool:
+    """Returns True for a row of a frame of pandas: a series whose index is the names."""
+    return hasattr(value, 'to_frame') and hasattr(getattr(value, 'index', None), 'equals')
+
+
+def frame_of_rows(rows: Sequence[Any]) -> Any:
+    """Returns a frame of `is_named_row` values, in the order of the first one's names.
+
+    Raises:
+        KeyError: if one has other names.
+        ValueError: if one has more or fewer.
+    """
+    names, frame = rows[0].index, type(rows[0].to_frame())
+
+    def in_order(row: Any) -> np.ndarray:
+        is_permuted = len(row) == len(names) and not row.index.equals(names)
+        return np.asarray(row[names] if is_permuted else row)
+
+    return frame(np.stack(list(map(in_order, rows))), columns=names)
+
+
 def column_names(frame: Any) -> tuple[str, ...]:
     """Returns the names of the columns as texts: 3 and '3' are one name, as they are in files."""
     return tuple(map(str, frame.column_names if _is_arrow(frame) else frame.columns))

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from thinkml.data.arrays import concatenate_labels
-from thinkml.data.frames import is_frame
+from thinkml.data.frames import frame_of_rows, is_frame, is_named_row
 from thinkml.errors import DataError, unknown_name
 
 LABELS = ('label', 'labels', 'target', 'targets', 'y')
@@ -83,6 +83,8 @@ def collate(items: list[Any], argument: str) -> Any:
                 collate(list(column), f'{argument}[{index}]')
                 for index, column in enumerate(columns)
             )
+        if is_named_row(first):
+            return frame_of_rows(items)
         return concatenate_labels([np.asarray(item)[None] for item in items])
     except (ValueError, TypeError, KeyError) as error:
         raise DataError(

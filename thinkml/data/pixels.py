@@ -45,12 +45,13 @@ def check_range(array: Any, like: ArraySpec, argument: str) -> None:
     if len(like.shape) < 2 and not (becomes_float and array.dtype == np.uint8):
         return  # a table, where a column may well have other values
     limit = _limit(like.range, is_whole=becomes_float)
+    name = argument.partition(',')[0]  # 'X, batch 1' is a part of X
     if becomes_float and _magnitude(got) > limit:
         raise DataError(
             f'{argument}: got {_described(array.dtype, got)}, expected '
             f'{_described(like.dtype, like.range)}, which the model was trained on. Scale them as '
-            f"the training data was, for instance {argument}.astype('float32') / {_white(got)}; if "
-            f"they are on its scale, pass {argument}.astype('float32')."
+            f"the training data was, for instance {name}.astype('float32') / {_white(got)}; if "
+            f"they are on its scale, pass {name}.astype('float32')."
         )
     if _magnitude(got) > limit or _is_smaller(array, got, like.range):
         warn_user(

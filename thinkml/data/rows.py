@@ -19,8 +19,9 @@ from thinkml.data.arrays import (
     is_numeric,
     warn_of_equal_ids,
 )
-from thinkml.data.frames import column_names, in_order_of, is_frame
+from thinkml.data.frames import column_names, in_order_of, is_frame, is_named_row
 from thinkml.data.items import (
+    collate,
     inputs_alone,
     is_array,
     is_items,
@@ -278,6 +279,8 @@ def _open_array(X: Any, argument: str, like: Like, rows: np.ndarray | None) -> _
         return _open_stored(X, argument, like)
     if _is_on_device(X) and (leaf := _open_on_device(X, argument, like)) is not None:
         return leaf
+    if isinstance(X, list) and X and all(map(is_named_row, X)):
+        X = collate(X, argument)
     columns = None
     if is_frame(X):
         columns = column_names(X)
