@@ -204,6 +204,49 @@ def test_processes_that_are_told_to_end_save_together(alone, tmp_path):
     assert_same(json.loads(resumed), alone)
 
 
+ENDING = """
+import signal
+folder, handler = sys.argv[1:]
+own = os.environ['SLURM_PROCID']
+
+class Slow:
+    def on_chunk_end(self, run):
+        time.sleep(0.2)
+
+    def on_train_end(self, run):
+        print('ends', flush=True)
+        time.sleep(4 if own == '1' else 0)  # the first process, which coordinates, comes first
+
+if handler == 'own':
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(5))
+config = TrainingConfig(
+    **SETTINGS | {'epochs': 10_000}, callbacks=[Checkpoint(folder, every_steps=2), Slow()],
+)
+trained(DistributedTrainer(config))
+print('went on', flush=True)
+"""
+
+
+@pytest.mark.parametrize(
+    ('told', 'handler', 'code'),
+    [
+        ((1, 0), '', -signal.SIGTERM),
+        ((0,), '', -signal.SIGTERM),
+        pytest.param((1,), '', -signal.SIGTERM, marks=pytest.mark.slow),
+        pytest.param((0, 1), 'own', 5, marks=pytest.mark.slow),
+    ],
+)
+def test_processes_that_are_told_to_end_wait_for_each_other(told, handler, code, tmp_path):
+    with started_together(BEGIN + ENDING, 2, tmp_path, handler) as processes:
+        wait_for_checkpoints(tmp_path, processes)
+        for index in told:
+            processes[index].send_signal(signal.SIGTERM)
+        outputs = [outputs_of(process) for process in processes]
+    assert [process.returncode for process in processes] == [code] * 2, outputs
+    for output, errors in outputs:
+        assert output == 'ends\n' and 'terminated, saved after' in errors, outputs
+
+
 SLOW_TO_READ = """
 trainer = DistributedTrainer(TrainingConfig(**SETTINGS))
 if os.environ['SLURM_PROCID'] == '1':

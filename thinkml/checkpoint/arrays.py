@@ -187,13 +187,16 @@ def _shared(array: Any) -> Any:
     return np.asarray(array) if is_own else array
 
 
-def load_arrays(path: str | pathlib.Path, template: PyTree = None) -> PyTree:
+def load_arrays(
+    path: str | pathlib.Path, template: PyTree = None, prefixes: tuple[str, ...] = ('',)
+) -> PyTree:
     """Reads what `save_arrays` wrote.
 
     Args:
         path: the directory.
         template: a pytree of arrays or `jax.ShapeDtypeStruct`; its structure, and its leaves'
             shardings, are what comes back.
+        prefixes: without a template, of the names to read.
 
     Returns:
         The arrays in the template's structure; without one a flat dict from ``'/'``-joined path
@@ -207,7 +210,11 @@ def load_arrays(path: str | pathlib.Path, template: PyTree = None) -> PyTree:
 
     def read() -> tuple[dict[str, Entry], dict[str, Any]]:
         entries = json.loads(read_bounded(path / INDEX, MAX_INDEX_BYTES))
-        index = {name: Entry.from_json(entry) for name, entry in entries.items()}
+        index = {
+            name: Entry.from_json(entry)
+            for name, entry in entries.items()
+            if template is not None or name.startswith(prefixes)
+        }
         targets = {} if template is None else _targets(index, template, str(path))
         stored = {name: entry for name, entry in index.items() if not entry.is_empty}
         if not stored:

@@ -9,7 +9,7 @@ import shutil
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from thinkml.checkpoint import disk, manifest
 from thinkml.checkpoint.arrays import (
@@ -35,6 +35,7 @@ from thinkml.paths import local_path
 MAX_METADATA_BYTES = 256 * 2**20
 
 _METADATA = 'metadata.json'
+_OF_MODELS = 'model.json'
 _STEP = re.compile(r'0|[1-9][0-9]*')
 _LEFTOVER = re.compile(r'\.(0|[1-9][0-9]*)\.thinkml-(new|old)')
 
@@ -83,11 +84,7 @@ class Checkpointer:
             raise ConfigError(
                 f'keep: got {keep!r}, expected a whole number of at least 1, or None for all.'
             )
-        self.directory = Path(os.path.abspath(local_path(directory, 'directory')))
-        self._keep = keep
-        self._pending: tuple[int, concurrent.futures.Future[None]] | None = None
-        self._damaged: set[int] = set()
-        self._verified: int | None = None
+        self._begin(directory, keep)
         if os.path.isfile(self.directory):
             raise CheckpointError(
                 f'directory: {self.directory} is a file, expected a directory or a new path.'
@@ -100,6 +97,20 @@ class Checkpointer:
         if is_first_process():
             guarded(self._clean_up, f'directory: {self.directory} could not be cleaned up')
         meet('checkpoint-opened')
+
+    @classmethod
+    def to_read(cls, directory: str | Path) -> Self:
+        """Returns one that only reads, where nothing is made, cleaned up or locked."""
+        checkpointer = cls.__new__(cls)
+        checkpointer._begin(directory, None)
+        return checkpointer
+
+    def _begin(self, directory: str | Path, keep: int | None) -> None:
+        self.directory = Path(os.path.abspath(local_path(directory, 'directory')))
+        self._keep = keep
+        self._pending: tuple[int, concurrent.futures.Future[None]] | None = None
+        self._damaged: set[int] = set()
+        self._verified: int | None = None
 
     def check_space(self, num_bytes: int) -> None:
         """Checks that the disk has room for a checkpoint.
@@ -218,13 +229,16 @@ class Checkpointer:
         path = self._path(step)
         return guarded(lambda: _decode(path), f'step: {step} in {self.directory}')
 
-    def restore(self, step: int, template: PyTree) -> tuple[PyTree, dict[str, Any]]:
+    def restore(
+        self, step: int, template: PyTree, prefixes: tuple[str, ...] = ('',)
+    ) -> tuple[PyTree, dict[str, Any]]:
         """Reads a checkpoint, after its files were compared with its manifest.
 
         Args:
             step: one of `steps`.
             template: a pytree of arrays or `jax.ShapeDtypeStruct`; its structure, and its leaves'
-                shardings, are what comes back.
+                shardings, are what comes back; None for a flat dict, see `load_arrays`.
+            prefixes: without a template, of the names to read.
 
         Returns:
             The state and its metadata.
@@ -242,7 +256,7 @@ class Checkpointer:
                 f'step: {step} in {self.directory} is damaged: {damage}. Restore another one, '
                 'such as latest_sound().'
             )
-        return load_arrays(path, template), self.metadata(step)
+        return load_arrays(path, template, prefixes), self.metadata(step)
 
     def _path(self, step: int) -> Path:
         if step not in self.steps():
@@ -396,6 +410,11 @@ def has_checkpoints(directory: Path) -> bool:
     return directory.is_dir() and bool(_checkpoints_in(directory))
 
 
+def holds_checkpoints(path: Path) -> bool:
+    """Returns True for a checkpoint, a run's directory of them, and the directory of runs."""
+    return is_checkpoint(path) or any(map(has_checkpoints, (path, *path.glob('run-*'))))
+
+
 def _checkpoints_in(directory: Path) -> dict[int, Path]:
     return {
         int(path.name): path
@@ -406,6 +425,8 @@ def _checkpoints_in(directory: Path) -> dict[int, Path]:
 
 def is_checkpoint(path: Path) -> bool:
     """Returns True for a checkpoint, linked or not, though one of its files may be lost."""
+    if (path / _OF_MODELS).is_file():  # a saved model has files of the same names
+        return False
     return sum((path / name).is_file() for name in (manifest.NAME, INDEX, _METADATA)) >= 2
 
 

@@ -112,6 +112,26 @@ def _updated(model_state: Any, factors: Any, paths: tuple[Path, ...]) -> Any:
     return model_state
 
 
+def merged_low_rank(params: Mapping[str, Any], model_state: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the arrays of the whole model, of which a state has them, all by name.
+
+    Args:
+        params: the trained ones; low-rank updates are added to their kernels.
+        model_state: the others.
+    """
+    updates = {name: array for name, array in params.items() if name.startswith('low_rank/')}
+    if not updates:
+        return {**params, **model_state}
+    arrays = {name.removeprefix('own/'): a for name, a in params.items() if name not in updates}
+    arrays |= model_state
+    for name, down in updates.items():
+        if name.endswith('/down'):
+            kernel = name.removeprefix('low_rank/').removesuffix('/down')
+            update = down @ updates[name.removesuffix('down') + 'up']
+            arrays[kernel] = arrays[kernel] + update.reshape(arrays[kernel].shape)
+    return arrays
+
+
 def _name(path: Path) -> str:
     return '/'.join(map(str, path))
 

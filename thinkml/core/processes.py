@@ -3,6 +3,7 @@
 import atexit
 import contextlib
 import functools
+import itertools
 import json
 import os
 import re
@@ -224,6 +225,28 @@ def least_of_all(value: int | None) -> int | None:
 def of_all(value: int) -> list[int]:
     """Returns the numbers of all processes, in their order."""
     return [value] if jax.process_count() == 1 else _gathered(value).tolist()
+
+
+def of_all_at_end(value: int) -> list[int]:
+    """Returns what `of_all` does, where a process may come long after the others."""
+    if jax.process_count() > 1:
+        _wait_for(list(range(jax.process_count())), f'end-{next(_ends)}')
+    return of_all(value)
+
+
+_ends = itertools.count()
+
+
+def leave() -> None:
+    """Leaves the run once all processes do, so that each may end.
+
+    Otherwise JAX aborts those that are still there when the first process, which coordinates
+    them, has ended.
+    """
+    try:
+        jax.distributed.shutdown()
+    except jax.errors.JaxRuntimeError as error:  # there is nobody left to wait for
+        print(f'process {jax.process_index()}: {str(error)[:300]}', file=sys.stderr)
 
 
 def _gathered(value: int) -> np.ndarray:

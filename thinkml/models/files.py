@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from thinkml.checkpoint import disk, manifest
+from thinkml.checkpoint.checkpointer import holds_checkpoints
 from thinkml.checkpoint.disk import read_bounded, sync_folder
 from thinkml.core.processes import is_first_process, meet, told_by_first
 from thinkml.errors import ConfigError, ModelFileError
@@ -205,6 +206,11 @@ def find(path: Path) -> Path:
         raise ModelFileError(f'path: {path} does not exist.')
     if not path.is_dir():
         raise ModelFileError(f'path: {path} is a file, expected the directory of a saved model.')
+    if holds_checkpoints(path):
+        raise ModelFileError(
+            f'path: {path} holds checkpoints of a training, not a saved model. Make the model and '
+            f'load their weights: thinkml.training.load_checkpoint({str(path)!r}, model).'
+        )
     if not (path / manifest.NAME).is_file():
         raise ModelFileError(
             f'path: {path} is not the directory of a saved model: it has no {manifest.NAME}.'

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from thinkml.training.active.history import ActiveQuery as ActiveQuery
     from thinkml.training.active.learner import ActiveLearner as ActiveLearner
     from thinkml.training.active.strategies import DiverseBatches as DiverseBatches
+    from thinkml.training.checkpoint_weights import load_checkpoint as load_checkpoint
     from thinkml.training.distributed import DistributedTrainer as DistributedTrainer
     from thinkml.training.plan import Plan as Plan
     from thinkml.training.plan import PlannedArray as PlannedArray
@@ -46,6 +47,7 @@ __getattr__, __dir__ = lazy.names(__name__, {
     'thinkml.training.active.learner': 'ActiveLearner',
     'thinkml.training.active.strategies': 'DiverseBatches',
     'thinkml.training.distributed': 'DistributedTrainer',
+    'thinkml.training.checkpoint_weights': 'load_checkpoint',
     'thinkml.training.plan': 'Plan PlannedArray PlannedPart',
     'thinkml.training.transfer': 'TransferLearner',
 })  # fmt: skip

@@ -20,8 +20,10 @@ from thinkml.errors import (
     problems,
     warn_user,
 )
+from thinkml.models.values import Json, encode
 from thinkml.monitoring import History
 from thinkml.paths import local_path, path_problem
+from thinkml.record import record_of
 from thinkml.training.function_digests import changed_functions
 from thinkml.training.run import EpochEnd, Run
 from thinkml.training.run_directory import new_directory, newest_directory
@@ -259,6 +261,7 @@ class Checkpoints:
         run.history = History.from_dict(saved['history'], arrays['step_loss'])
         run.epoch, run.best_val_loss = run.history.epochs, saved['best_val_loss']
         run.stop_reason, run.resumed = saved['stop_reason'], True
+        run.continued_at = saved.get('continued_at', 0)
         ends = saved.get('epoch_ends', [None] * run.epoch)  # older checkpoints have none
         run.epoch_ends = [None if end is None else EpochEnd(*end) for end in ends]
         run.logs = saved.get('logs', {})
@@ -334,11 +337,20 @@ class Checkpoints:
             'best': self._best.best,
             'best_epoch': self._best.epoch,
             'settings': run.settings,
+            'continued_at': run.continued_at,
+            'model': self._described(run),
             'epoch_ends': run.epoch_ends,
             'logs': run.logs,
             'functions': self._functions,
             'watched': self._watched,
         }
+
+    def _described(self, run: Run) -> Json:
+        """What the weights are for, which they are loaded with."""
+        record = record_of(run.user_model)
+        known = {'task': record.task, 'input_spec': record.input_spec}
+        values = {name: None if part is None else part.to_dict() for name, part in known.items()}
+        return encode(values, ('record',))
 
     def _failed(self, error: CheckpointError) -> None:
         # Neither a step nor a best that is not on disk may keep the next one from it.

@@ -13,7 +13,7 @@ from thinkml.monitoring import History
 from thinkml.training.config import TrainingConfig
 from thinkml.training.plan import Plan, make_plan
 from thinkml.training.problem import Asked
-from thinkml.training.train import Latest, check_config, check_switches, train
+from thinkml.training.train import Latest, Resume, check_config, check_switches, train
 from thinkml.training.tuning import LearningRateRange
 
 Strategy = Literal['mirrored', 'fsdp']
@@ -111,7 +111,7 @@ class DistributedTrainer:
         sample_weight: Any = None,
         augmentation: Any = None,
         groups: Any = None,
-        resume: bool = False,
+        resume: Resume = False,
         progress: bool = True,
     ) -> History:
         """Trains the model in place and leaves it in eval mode, as `ModelTrainer.train` does.

@@ -106,6 +106,7 @@ class Run:
         position: where the next chunk begins.
         stop_reason: why the run is to end before its last epoch; None while it is not.
         is_early_stopped: whether early stopping is that reason.
+        continued_at: epochs that were finished when a run that had been stopped was continued.
         best_val_loss: the lowest so far, that of ``history.best_epoch``.
         best_arrays: parameters and model state to end with instead of the last ones; None for
             the last.
@@ -136,6 +137,7 @@ class Run:
     position: Position = Position()  # noqa: RUF009 (immutable)
     stop_reason: str | None = None
     is_early_stopped: bool = False
+    continued_at: int = 0
     best_val_loss: float = math.inf
     best_arrays: tuple[Any, Any] | None = None
     resumed: bool = False

@@ -15,10 +15,12 @@ class Signals:
     Attributes:
         interrupted: Ctrl-C.
         terminated: SIGTERM, which schedulers send some time before they kill.
+        ends_process: whether SIGTERM is noted, and ends the process once it is sent on.
     """
 
     interrupted: bool = False
     terminated: bool = False
+    ends_process: bool = False
     _is_held: bool = False
     _missed: bool = False
 
@@ -74,6 +76,7 @@ def noted_signals(terminate: bool) -> Iterator[Signals]:
             # A handler that Python did not set can't be put back.
             if terminate and signal.getsignal(signal.SIGTERM) is not None:
                 stack.callback(lambda: signals.terminated and signal.raise_signal(signal.SIGTERM))
+                signals.ends_process = signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
                 stack.enter_context(_handler(signal.SIGTERM, note_termination))
         yield signals
 

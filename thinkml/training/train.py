@@ -5,7 +5,7 @@ import dataclasses
 import re
 import sys
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -15,7 +15,7 @@ from thinkml.core.adapters import arrays_in
 from thinkml.core.exclusive import trained_alone
 from thinkml.core.freezing import PartlyFrozen
 from thinkml.core.loop import empty_metrics
-from thinkml.core.processes import is_first_process, losses_told
+from thinkml.core.processes import is_first_process, leave, losses_told, of_all_at_end
 from thinkml.core.sharding import Layout, as_on_one_device
 from thinkml.errors import ConfigError, NotTrainedError, warn_user
 from thinkml.monitoring import History, ProgressBar
@@ -34,6 +34,8 @@ from thinkml.training.problem import Asked, Examples, Problem, make_problem
 from thinkml.training.run import Run
 from thinkml.training.signals import noted_signals
 from thinkml.training.tuning import LearningRateRange, learning_rate_range
+
+Resume = bool | Literal['continue']
 
 
 @dataclasses.dataclass
@@ -69,7 +71,7 @@ def train(
     config: TrainingConfig,
     layout: Layout | None = None,
     *,
-    resume: bool,
+    resume: Resume,
     progress: bool,
 ) -> History:
     """Trains the model in place, see `ModelTrainer.train`.
@@ -80,7 +82,7 @@ def train(
         asked: what is to be learned.
         config: the settings.
         layout: the devices, where there are several.
-        resume: go on from the newest checkpoint.
+        resume: go on from the newest checkpoint; ``'continue'`` also where the run was stopped.
         progress: show what is trained and a progress bar on stderr.
     """
     with contextlib.ExitStack() as at_end:
@@ -98,7 +100,7 @@ def _train(
     config: TrainingConfig,
     layout: Layout | None,
     *,
-    resume: bool,
+    resume: Resume,
     progress: bool,
 ) -> History:
     config = _without_traces(config) if config.fast_dev_run else config
@@ -135,6 +137,9 @@ def _train(
     if layout is not None and layout.spans_processes:
         check_same_everywhere(settings, prepared.functional)
     states = _restored(run, checkpoints, prepared)
+    if resume == 'continue' and run.stop_reason is not None:
+        run.stop_reason, run.continued_at = None, run.epoch
+        run.history.interrupted = False
     if saved is not None:
         warn_user(f'memory: {saved}')
         run.history.events.append((run.epoch, saved))
@@ -161,14 +166,19 @@ def _train(
             _write_back(run, layout)
         if signals.interrupted:
             note_interrupt(run)
+        if checkpoints is not None and layout is not None and layout.spans_processes:
+            signals.terminated = any(of_all_at_end(signals.terminated))
         warn_of_monitors(run, checkpoints, _missing_labels(problem))
         latest.was_stopped = run.stop_reason is not None and not run.is_early_stopped
         if run.stop_reason is not None and (shown or signals.terminated):
             print(
-                f'After epoch {run.epoch}: {run.stop_reason.rstrip(".")}.',
+                f'After epoch {run.epoch}: {run.stop_reason.rstrip(".")}.'
+                + (" resume='continue' trains on." if run.step == first_step else ''),
                 file=sys.stderr,
                 flush=True,
             )
+        if signals.terminated and signals.ends_process and jax.process_count() > 1:
+            leave()
     return run.history
 
 
@@ -190,9 +200,10 @@ def check_config(config: TrainingConfig | None) -> TrainingConfig:
 def check_switches(**switches: Any) -> None:
     """Raises a `ConfigError` for one that is neither True nor False."""
     for name, value in switches.items():
-        if not isinstance(value, bool):
+        if not isinstance(value, bool) and (name, value) != ('resume', 'continue'):
             where = ' checkpoint_dir, in the config, says where from.' if name == 'resume' else ''
-            raise ConfigError(f'{name}: got {value!r}, expected True or False.{where}')
+            switch = "True, False or 'continue'" if name == 'resume' else 'True or False'
+            raise ConfigError(f'{name}: got {value!r}, expected {switch}.{where}')
 
 
 def _without_traces(config: TrainingConfig) -> TrainingConfig:
@@ -257,14 +268,15 @@ def _described(augmentation: Any) -> str:
 def _open_checkpoints(
     checkpoint: Checkpoint | None,
     config: TrainingConfig,
-    resume: bool,
+    resume: Resume,
     metric_names: tuple[str, ...],
 ) -> Checkpoints | None:
     if checkpoint is not None:
-        return Checkpoints(checkpoint, config.checkpoint_dir, resume, metric_names)
+        return Checkpoints(checkpoint, config.checkpoint_dir, bool(resume), metric_names)
     if resume and not config.fast_dev_run:
         raise ConfigError(
-            "resume: got True without checkpoints, expected callbacks=['checkpoint'] in the config."
+            f"resume: got {resume!r} without checkpoints, expected callbacks=['checkpoint'] in the "
+            'config.'
         )
     return None
 

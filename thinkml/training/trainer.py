@@ -8,7 +8,7 @@ from thinkml.monitoring import History
 from thinkml.training.config import TrainingConfig
 from thinkml.training.plan import make_it_fit
 from thinkml.training.problem import Asked, make_problem
-from thinkml.training.train import Latest, check_config, check_switches, train
+from thinkml.training.train import Latest, Resume, check_config, check_switches, train
 from thinkml.training.tuning import LearningRateRange, largest_batch_size, learning_rate_range
 
 
@@ -59,7 +59,7 @@ class ModelTrainer:
         sample_weight: Any = None,
         augmentation: Any = None,
         groups: Any = None,
-        resume: bool = False,
+        resume: Resume = False,
         progress: bool = True,
     ) -> History:
         """Trains the model in place and leaves it in eval mode.
@@ -100,7 +100,9 @@ class ModelTrainer:
             groups: which rows belong together, so that ``validation_split`` does not part them.
             resume: go on from the newest checkpoint of the newest run in ``checkpoint_dir``, or of
                 the run whose directory that is, as if the training had never stopped; where there
-                is none, begin. Needs the ``'checkpoint'`` callback.
+                is none, begin. Needs the ``'checkpoint'`` callback. A run that early stopping or
+                ``run.stop`` has ended stays as it is; ``'continue'`` trains it on, and early
+                stopping waits for an improvement from there.
             progress: show what is trained and a progress bar on stderr.
 
         Warns:

@@ -191,7 +191,8 @@ class EarlyStopping:
             return
         if self._watched.improves(run):
             self._keep(run)
-        if run.epoch - max(self._watched.improved, self.start_from_epoch) >= self.patience:
+        since = max(self._watched.improved, run.continued_at)
+        if run.epoch - max(since, self.start_from_epoch) >= self.patience:
             name = self._watched.name
             why = ', it is NaN' if math.isnan(run.history.last()[name]) else ''
             run.is_early_stopped = run.stop_reason is None

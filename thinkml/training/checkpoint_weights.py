@@ -1,0 +1,165 @@
+"""load_checkpoint: the weights of a run's checkpoint, put into a model."""
+
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+
+from thinkml.checkpoint import Checkpointer
+from thinkml.checkpoint.checkpointer import has_checkpoints, is_checkpoint
+from thinkml.core import functionalize
+from thinkml.core.exclusive import check_not_trained
+from thinkml.core.freezing import merged_low_rank
+from thinkml.core.functional import PROBE_ROWS
+from thinkml.core.sharding import put_like
+from thinkml.errors import CheckpointError, ConfigError, is_whole, problems
+from thinkml.history import History
+from thinkml.models.values import decode
+from thinkml.paths import local_path
+from thinkml.record import InputSpec, ModelRecord, Task, attach_record
+from thinkml.training.problem import probe_of
+from thinkml.training.run_directory import newest_directory
+
+Which = Literal['best', 'latest'] | int
+
+
+def load_checkpoint(path: str | os.PathLike[str], model: Any, which: Which = 'best') -> Any:
+    """Puts the weights of a checkpoint into a model, in place, and what is known of them.
+
+    The model is then as the training left it at that step: in eval mode, with the moving average
+    of the parameters if there is one, with its classes and its history. The state of the optimizer
+    is not loaded: ``train(..., resume=True)`` continues a run.
+
+    Args:
+        path: the directory of a run, such as ``'checkpoints/run-1'``; of all runs, for the newest;
+            or of one checkpoint, ``'checkpoints/run-1/120'``, whatever ``which`` says.
+        model: a model of the same structure as the trained one; its own weights are replaced.
+        which: ``'best'``, by the validation loss or what `Checkpoint` monitors; ``'latest'``; or
+            a step.
+
+    Returns:
+        the model.
+
+    Raises:
+        CheckpointError: if there is no such checkpoint, it is damaged, or it does not fit the
+            model. Names each array that does not.
+        ConfigError: for another value of ``which`` or what is not a path, or if the model is being
+            trained.
+        ModelTypeError: for an object that is not a model.
+
+    Example:
+        >>> import tempfile
+        >>> import numpy as np
+        >>> from flax import nnx
+        >>> from thinkml.models import predict
+        >>> from thinkml.training import ModelTrainer, TrainingConfig, load_checkpoint
+        >>> folder = tempfile.mkdtemp()
+        >>> X = np.linspace(-1, 1, 64, dtype=np.float32)[:, None]
+        >>> config = TrainingConfig(epochs=3, callbacks=['checkpoint'], checkpoint_dir=folder)
+        >>> trained = nnx.Linear(1, 2, rngs=nnx.Rngs(0))
+        >>> history = ModelTrainer(config).train(trained, X, X[:, 0] > 0, progress=False)
+        >>> model = load_checkpoint(folder, nnx.Linear(1, 2, rngs=nnx.Rngs(1)), 'latest')
+        >>> bool((predict(model, X) == predict(trained, X)).all())
+        True
+    """
+    check_not_trained(model)
+    directory, step = _located(path, which)
+    checkpointer = Checkpointer.to_read(directory)
+    step = _step_of(checkpointer, step)
+    saved, about = checkpointer.restore(step, None, ('state/params/', 'state/model_state/',
+                                                    'state/ema/params/', 'step_loss'))  # fmt: skip
+    record = _record_of(about, saved['step_loss'])
+    spec = None if record.input_spec is None else probe_of(record.input_spec, PROBE_ROWS)
+    functional = functionalize(model, spec, jax.random.key(0))
+    arrays = _model_arrays(saved)
+    expected = _named(functional.params) | _named(functional.model_state)
+    differing = [
+        f'{name}: {_worded(arrays.get(name))} in the checkpoint, {_worded(expected.get(name))} in '
+        'the model'
+        for name in sorted(arrays.keys() | expected.keys())
+        if _worded(arrays.get(name)) != _worded(expected.get(name))
+    ]
+    if differing:
+        headline = f'model: step {step} in {directory} is of another model. These differ:'
+        raise CheckpointError(problems(headline, differing[:10]))
+    functional.write(*(_filled(t, arrays) for t in (functional.params, functional.model_state)))
+    attach_record(model, record)
+    return model
+
+
+def _located(path: str | os.PathLike[str], which: Which) -> tuple[Path, Which]:
+    """The directory of the run, and which of its checkpoints."""
+    if not (which in ('best', 'latest') or is_whole(which)):
+        raise ConfigError(f"which: got {which!r}, expected 'best', 'latest' or a step.")
+    directory = local_path(path)
+    if (directory / 'model.json').is_file():
+        raise CheckpointError(
+            f'path: {directory} is a saved model, expected the directory of a run. '
+            'ModelManager().load_model(path) loads it, into=model puts it into a model.'
+        )
+    if is_checkpoint(directory) and directory.name.isdecimal():
+        return directory.parent, int(directory.name)
+    if directory.is_dir() and not has_checkpoints(directory):
+        directory = newest_directory(directory) or directory
+    if not has_checkpoints(directory):
+        raise CheckpointError(
+            f'path: there are no checkpoints in {directory}, expected the directory of a run, such '
+            "as 'checkpoints/run-1'. ModelManager().load_model loads what save_model has written."
+        )
+    return directory, which
+
+
+def _step_of(checkpointer: Checkpointer, which: Which) -> int:
+    if which == 'latest':
+        step = checkpointer.latest_sound()
+        assert step is not None
+        return step
+    if which == 'best':
+        step = checkpointer.best_step()
+        if step is None:
+            raise CheckpointError(
+                f"which: got 'best', but none of the checkpoints in {checkpointer.directory} was "
+                f"saved at the end of an epoch. Pass 'latest', or one of {checkpointer.steps()}."
+            )
+        return step
+    return int(which)
+
+
+def _record_of(about: dict[str, Any], step_loss: Any) -> ModelRecord:
+    """What is known of the weights; older checkpoints have no task."""
+    known = decode(about.get('model', {}))
+    task, inputs = known.get('task'), known.get('input_spec')
+    settings = about['settings']
+    data = ('data', 'validation')
+    return ModelRecord(
+        task=None if task is None else Task.from_dict(task),
+        input_spec=None if inputs is None else InputSpec.from_dict(inputs),
+        runs=[History.from_dict(about['history'], step_loss)],
+        config={name: value for name, value in settings.items() if name not in data},
+        data_fingerprint=settings.get('data'),
+    )
+
+
+def _model_arrays(saved: dict[str, Any]) -> dict[str, Any]:
+    """The arrays of a model by their names in it, those of the moving average where it is."""
+
+    def under(prefix: str) -> dict[str, Any]:
+        return {n.removeprefix(prefix): a for n, a in saved.items() if n.startswith(prefix)}
+
+    params = under('state/ema/params/') or under('state/params/')
+    return merged_low_rank(params, under('state/model_state/'))
+
+
+def _named(tree: Any) -> dict[str, Any]:
+    paths = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator='/'): leaf for path, leaf in paths}
+
+
+def _filled(tree: Any, arrays: dict[str, Any]) -> Any:
+    leaves = [put_like(arrays[name], leaf) for name, leaf in _named(tree).items()]
+    return jax.tree.unflatten(jax.tree.structure(tree), leaves)
+
+
+def _worded(array: Any) -> str:
+    return 'missing' if array is None else f'{array.dtype}{list(array.shape)}'
