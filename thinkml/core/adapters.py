@@ -32,6 +32,10 @@ class ApplyFn(Protocol):
         ...
 
 
+def no_arrays() -> None:
+    """Returns None, for a model whose arrays are not read again."""
+
+
 @dataclasses.dataclass(frozen=True)
 class FunctionalModel:
     """A model taken apart: a pure function, its arrays, and the way back.
@@ -52,7 +56,7 @@ class FunctionalModel:
     model_state: PyTree
     write: Callable[[PyTree, PyTree], None]
     learning_rates: PyTree = None
-    read: Callable[[], tuple[PyTree, PyTree] | None] = lambda: None
+    read: Callable[[], tuple[PyTree, PyTree] | None] = no_arrays
 
 
 # While one thread writes the arrays of a model, another one can't take it apart.

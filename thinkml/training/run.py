@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from thinkml.core import Position, TrainState, get_learning_rate
-from thinkml.core.adapters import arrays_in
+from thinkml.core.adapters import arrays_in, no_arrays
 from thinkml.core.jit import Jit
 from thinkml.core.sharding import put_like
 from thinkml.errors import ConfigError
@@ -147,7 +147,7 @@ class Run:
     compiled: bool = False
     times: Times = Times()  # noqa: RUF009 (immutable)
     waits: bool = False
-    read: Callable[[], tuple[Any, Any] | None] = lambda: None
+    read: Callable[[], tuple[Any, Any] | None] = no_arrays
     shown: list[Any] = dataclasses.field(default_factory=list)
     is_shown: bool = False
     is_checked: bool = True
