@@ -26,9 +26,7 @@ from thinkml.training import (
     TensorBoard,
     TrainingConfig,
 )
-from thinkml.training.base_model import open_base
-
-ROW = jax.ShapeDtypeStruct((2, 2), np.float32)
+from thinkml.training.base_model import load_base
 
 
 def linear():
@@ -61,7 +59,7 @@ def save_weights(path):
 def save_model(path):
     ModelManager().save_model(linear(), path)
     ModelManager().load_model(path)
-    open_base(path, ROW)
+    load_base(path)
 
 
 def save_named_model(path):
@@ -157,7 +155,7 @@ def test_schemes_are_refused_before_anything_is_done(home, name, scheme, count_c
 
 READERS = {
     'load_model': lambda path: ModelManager().load_model(path),
-    'base_model': lambda path: open_base(path, ROW),
+    'base_model': lambda path: load_base(path),
     'weights': lambda path: create('resnet18', 2, weights=path),
     'load_safetensors': lambda path: load_safetensors(path, into=linear()),
     'load': lambda path: learner().load(path, X[POOL]),
@@ -188,6 +186,12 @@ def test_what_is_not_a_path_is_refused(path, says):
         local_path(path, 'checkpoint_dir')
     with pytest.raises(ConfigError, match=f'checkpoint_dir: .*{says}'):
         TrainingConfig(checkpoint_dir=path)
+
+
+def test_the_path_of_a_saved_model_is_given_back(home):
+    assert ModelManager().save_model(linear(), '~/model') == home / 'model'
+    assert ModelManager().save_model(linear(), 'model') == Path('model')
+    assert save_safetensors(linear(), 'a.safetensors') == Path('a.safetensors')
 
 
 def test_drives_and_colons_are_paths(tmp_path):

@@ -41,6 +41,18 @@ class ModelFileError(ThinkMLError, OSError):
     """A model directory that can't be written, or is damaged, foreign or not trusted."""
 
 
+class ModelNotFoundError(ModelFileError, FileNotFoundError):
+    """There is no model at a path, or no such version under a name."""
+
+
+class ModelExistsError(ModelFileError, FileExistsError):
+    """There is something at the path of a new model, which it may not replace."""
+
+
+class NotStorableError(ModelFileError, TypeError, ValueError):
+    """A value of the metadata, or of the model, that a model file can't hold."""
+
+
 class ProcessError(ThinkMLError, OSError):
     """A run of several processes can't begin, or has lost one of them."""
 
@@ -49,8 +61,20 @@ class CheckpointError(ThinkMLError, OSError):
     """A checkpoint that can't be written or read."""
 
 
+class CheckpointNotFoundError(CheckpointError, FileNotFoundError):
+    """There is no checkpoint at a path."""
+
+
+class SessionNotFoundError(DataError, FileNotFoundError):
+    """There is no session of an active learning at a path."""
+
+
 class WeightsError(ThinkMLError, ValueError):
     """Weights of a file that don't fit the model. Names each tensor, with both shapes."""
+
+
+class WeightsNotFoundError(WeightsError, FileNotFoundError):
+    """There is no file of weights at a path."""
 
 
 class ThinkMLWarning(UserWarning):

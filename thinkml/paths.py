@@ -28,7 +28,12 @@ def local_path(path: Any, argument: str = 'path') -> Path:
     problem = path_problem(path, argument)
     if problem is not None:
         raise ConfigError(problem)
-    return Path(os.path.expanduser(path)).absolute()
+    return expanded(path).absolute()
+
+
+def expanded(path: str | os.PathLike[str]) -> Path:
+    """Returns a path as it was given, a leading ``~`` replaced by the home directory."""
+    return Path(os.path.expanduser(path))
 
 
 def path_problem(path: Any, argument: str = 'path') -> str | None:

@@ -82,6 +82,12 @@ class Task:
         """Whether the user writes one label as a row with a single 1."""
         return self.kind in ('binary', 'multiclass') and self.target_shape not in ((), (1,))
 
+    @property
+    def in_words(self) -> str:
+        """The task as a noun phrase, for messages."""
+        kind, _, parts = str(self).partition(', ')
+        return f'{kind}{" classification" if self.is_classification else ""} with {parts}'
+
     def __str__(self) -> str:
         if self.kind == 'regression':
             return f'regression, {self.num_outputs} target{"s" if self.num_outputs > 1 else ""}'

@@ -23,7 +23,7 @@ import numpy as np
 from thinkml.checkpoint.direct import read_stored
 from thinkml.checkpoint.disk import read_bounded, readable, write_probe
 from thinkml.core.processes import is_first_process, meet
-from thinkml.errors import CheckpointError, problems
+from thinkml.errors import CheckpointError, CheckpointNotFoundError, problems
 from thinkml.paths import local_path
 
 PyTree = Any
@@ -209,6 +209,8 @@ def load_arrays(
     path = pathlib.Path(os.path.abspath(local_path(path)))
 
     def read() -> tuple[dict[str, Entry], dict[str, Any]]:
+        if not path.exists():
+            raise CheckpointNotFoundError(f'path: {path} does not exist.')
         entries = json.loads(read_bounded(path / INDEX, MAX_INDEX_BYTES))
         index = {
             name: Entry.from_json(entry)

@@ -302,7 +302,7 @@ def check_targets_held(targets: np.ndarray, task: Task, argument: str = 'y_train
 
 def _encode_numbers(array: np.ndarray, task: Task, argument: str) -> np.ndarray:
     if array.dtype.kind == 'U':
-        raise DataError(f'{argument}: got text, expected numbers ({task}).')
+        raise DataError(f'{argument}: got text, expected numbers for {task.in_words}.')
     if task.kind == 'multilabel' and not np.isin(array, (0, 1)).all():
         raise DataError(f'{argument}: got other values than 0 and 1, expected rows of 0 and 1.')
     check_magnitude(array, np.dtype(np.float32), argument, 'Scale the targets')
@@ -313,7 +313,7 @@ def _encode_numbers(array: np.ndarray, task: Task, argument: str) -> np.ndarray:
 def _encode_labels(flat: np.ndarray, task: Task, argument: str) -> np.ndarray:
     classes = np.asarray(task.classes)
     if (classes.dtype.kind == 'U') != (flat.dtype.kind == 'U'):
-        raise DataError(f'{argument}: got dtype {flat.dtype}, expected labels of the {task}.')
+        raise DataError(f'{argument}: got dtype {flat.dtype}, expected labels for {task.in_words}.')
     order = np.argsort(classes)
     position = np.searchsorted(classes[order], flat).clip(max=len(classes) - 1)
     indices = order[position]
@@ -322,8 +322,8 @@ def _encode_labels(flat: np.ndarray, task: Task, argument: str) -> np.ndarray:
         labels = np.unique(flat[unknown])[:10].tolist()
         marked = [marker for marker in _MARKERS if marker in labels]
         raise DataError(
-            f'{argument}: got labels the model does not know: {labels}. It has {task}. Remove '
-            'these rows, or train a model with an output for each label.'
+            f'{argument}: got labels the model does not know: {labels}. Its task is '
+            f'{task.in_words}. Remove these rows, or train a model with an output for each label.'
             + (f' {unlabeled(marked[0])}' if marked else '')
         )
     return indices.astype(np.int32)

@@ -142,8 +142,8 @@ def class_weight_table(
     """
     if task.classes is None or task.kind == 'multilabel':
         raise DataError(
-            f'class_weights: got them for {task}, expected a task with one class per row. Pass '
-            'sample_weight=..., one weight per row.'
+            f'class_weights: got them for {task.in_words}, expected a task with one class '
+            'per row. Pass sample_weight=..., one weight per row.'
         )
     if isinstance(class_weights, str) and class_weights == 'balanced':
         counts = np.bincount(targets, sample_weight, minlength=len(task.classes))

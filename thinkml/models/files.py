@@ -18,7 +18,13 @@ from thinkml.checkpoint import disk, manifest
 from thinkml.checkpoint.checkpointer import holds_checkpoints
 from thinkml.checkpoint.disk import read_bounded, sync_folder
 from thinkml.core.processes import is_first_process, meet, told_by_first
-from thinkml.errors import ConfigError, ModelFileError
+from thinkml.errors import (
+    ConfigError,
+    ModelExistsError,
+    ModelFileError,
+    ModelNotFoundError,
+    NotStorableError,
+)
 from thinkml.paths import local_path
 
 Result = TypeVar('Result')
@@ -74,12 +80,12 @@ def _check_free(path: Path, overwrite: bool) -> None:
     if not os.path.lexists(path):
         return
     if not _is_model(path):
-        raise ModelFileError(
+        raise ModelExistsError(
             f'path: {path} exists and is not a model, so it is not overwritten. Choose another '
             'path.'
         )
     if not overwrite:
-        raise ModelFileError(
+        raise ModelExistsError(
             f'path: {path} exists. Choose another path, or pass overwrite=True to replace it.'
         )
 
@@ -203,7 +209,7 @@ def find(path: Path) -> Path:
     if not os.path.lexists(path) and _is_model(_aside(path)):
         return _aside(path)
     if not path.exists():
-        raise ModelFileError(f'path: {path} does not exist.')
+        raise ModelNotFoundError(f'path: {path} does not exist.')
     if not path.is_dir():
         raise ModelFileError(f'path: {path} is a file, expected the directory of a saved model.')
     if holds_checkpoints(path):
@@ -272,7 +278,7 @@ def write_json(directory: Path, name: str, value: Any) -> None:
     """
     content = json.dumps(value, indent=1, allow_nan=False).encode() + b'\n'
     if len(content) > MAX_JSON_BYTES:
-        raise ModelFileError(
+        raise NotStorableError(
             f'{name}: {len(content)} bytes, at most {MAX_JSON_BYTES} can be read again. Keep large '
             'arrays in files of their own.'
         )

@@ -22,7 +22,7 @@ from flax.nnx import graphlib, pytreelib
 from flax.typing import HashableMapping
 
 from thinkml.core.adapters import arrays_lock, drop_carried
-from thinkml.errors import ModelFileError
+from thinkml.errors import NotStorableError
 from thinkml.models import names
 from thinkml.models.arrays import ArrayNames, ArrayTaker, is_array
 from thinkml.models.attributes import decode_special, encode_attribute
@@ -97,7 +97,7 @@ class _Writer:
 
 def _describe_pytree(node: Any, path: Path) -> Json:
     if path[-1] != '_pytree__state':
-        raise ModelFileError(
+        raise NotStorableError(
             f'{where(path)}: got the pytree {node.metadata.treedef}, which a model file can not '
             'describe. Hold its arrays in an nnx.Module, nnx.Dict or nnx.List.'
         )

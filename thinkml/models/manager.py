@@ -21,7 +21,7 @@ from thinkml.models.inspection import Inspection, inspect_file
 from thinkml.models.registry import Registry, parse
 from thinkml.models.table import Table
 from thinkml.models.ways_out import write_safetensors, write_stablehlo
-from thinkml.paths import local_path
+from thinkml.paths import expanded
 from thinkml.record import record_of
 
 PathLike = str | os.PathLike[str]
@@ -111,7 +111,7 @@ class ModelManager:
         with written_whole(place, overwrite) as directory:
             model_file.write(directory, contents, place)
         record_of(model).origin = {'path': str(place), 'sha256': fingerprint(place)}
-        return place if named else local_path(path)
+        return place if named else expanded(path)
 
     def load_model(
         self,

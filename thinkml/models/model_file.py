@@ -32,7 +32,7 @@ from thinkml.core.exported import (
 )
 from thinkml.core.predict import predict_outputs
 from thinkml.core.processes import told_by_first
-from thinkml.errors import ModelFileError, ModelTypeError, warn_user
+from thinkml.errors import ModelFileError, ModelTypeError, NotStorableError, warn_user
 from thinkml.models.architecture import build, describe
 from thinkml.models.files import FORMAT, read_json, verify, write_json
 from thinkml.models.names import MissingNameError
@@ -90,7 +90,7 @@ def contents_of(model: Any, metadata: Any, include_optimizer: bool) -> Contents:
         record = record_of(model)
         known, notes = _record_to_json(record), _notes(metadata)
     except RecursionError as error:
-        raise ModelFileError(
+        raise NotStorableError(
             'model, metadata: one of them contains itself, or is nested hundreds of times.'
         ) from error
     if include_optimizer and record.optimizer is None:
@@ -188,7 +188,7 @@ def _seen_from(target: Path, origin: Mapping[str, str] | None) -> Json:
 
 def _notes(metadata: Any) -> Json:
     if not isinstance(metadata, Mapping | None):
-        raise ModelFileError(f'metadata: got {type(metadata).__name__}, expected a dict.')
+        raise NotStorableError(f'metadata: got {type(metadata).__name__}, expected a dict.')
     path = ('metadata',)
     return encode(plain(dict(metadata or {}), path), path)
 

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from thinkml.errors import ModelFileError
+from thinkml.errors import ModelFileError, NotStorableError
 from thinkml.models.values import Path, where
 
 LIBRARIES = ('flax', 'jax', 'optax', 'thinkml')
@@ -127,23 +127,23 @@ def name_of(thing: Any, kind: Kind, path: Path) -> str:
     """Returns the name, ``'package.module:Name'``, by which `resolve` will find a thing.
 
     Raises:
-        ModelFileError: if it could not be found by any name in another process, or not be used.
+        NotStorableError: if it could not be found by any name in another process, or not be used.
     """
     name = getattr(thing, '__qualname__', None) or getattr(thing, '__name__', '')
     home = getattr(thing, '__module__', None) or ''
     if name.replace('.', '_').isidentifier() and '.' in name:
-        raise ModelFileError(
+        raise NotStorableError(
             f'{where(path)}: {name!r} is nested, where another process does not look for it. '
             f'Define {name.split(".")[-1]} at the top level of {home}.'
         )
     if not name.isidentifier():
-        raise ModelFileError(
+        raise NotStorableError(
             f'{where(path)}: {name or type(thing).__qualname__!r} of {home or "nowhere"} has no '
             'name by which another process could find it. Define it at the top level of a module, '
             'with def or class.'
         )
     if home == '__main__':
-        raise ModelFileError(
+        raise NotStorableError(
             f'{where(path)}: {name!r} is defined in the main program, where another process can '
             'not find it. Move it into a file of its own, my_models.py for instance, and write '
             f'from my_models import {name}.{_rescue(thing, path)}'
@@ -151,7 +151,7 @@ def name_of(thing: Any, kind: Kind, path: Path) -> str:
     for module in (*_PUBLIC, home):
         if module in sys.modules and vars(sys.modules[module]).get(name) is thing:
             return _checked(f'{module}:{name}', kind, path)
-    raise ModelFileError(
+    raise NotStorableError(
         f'{where(path)}: {home}.{name} is something else than this {type(thing).__name__}. '
         'Save what stands under its own name in its module.'
     )

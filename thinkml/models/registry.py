@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from thinkml.checkpoint import disk
-from thinkml.errors import ModelFileError, unknown_name
+from thinkml.errors import ModelFileError, ModelNotFoundError, unknown_name
 from thinkml.models.files import absolute
 from thinkml.models.version_file import (
     FILE,
@@ -223,8 +223,8 @@ class Registry:
         if os.path.lexists(folder / FILE):
             return folder
         if names := self.names():
-            raise ModelFileError(unknown_name('name', name, names))
-        raise ModelFileError(f'name: got {name!r}, but {self.root} holds no models.')
+            raise ModelNotFoundError(unknown_name('name', name, names))
+        raise ModelNotFoundError(f'name: got {name!r}, but {self.root} holds no models.')
 
     @contextlib.contextmanager
     def _locked(self, name: str, make: bool = False) -> Iterator[Path]:
@@ -310,7 +310,7 @@ def _number(folder: Path, reference: str) -> int:
     if isinstance(which, str):
         if which not in tags:
             there = _there_is(numbers, tags)
-            raise ModelFileError(f'{_unknown_tag(name, which, [*tags, LATEST])} {there}')
+            raise ModelNotFoundError(f'{_unknown_tag(name, which, [*tags, LATEST])} {there}')
         which = tags[which]
     elif which is None and numbers:
         which = numbers[-1]
@@ -320,7 +320,7 @@ def _number(folder: Path, reference: str) -> int:
         return _number(folder, reference)
     missing = 'versions' if which is None else f'version {which}'
     there = _there_is(numbers, tags)
-    raise ModelFileError(f'reference: {reference}: {name} has no {missing}. {there}')
+    raise ModelNotFoundError(f'reference: {reference}: {name} has no {missing}. {there}')
 
 
 def _there_is(numbers: list[int], tags: Mapping[str, int]) -> str:

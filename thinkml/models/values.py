@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from thinkml.errors import ModelFileError
+from thinkml.errors import NotStorableError
 
 Json = Any
 Path = tuple[Any, ...]
@@ -36,7 +36,7 @@ def where(path: Path) -> str:
 def refuse(value: Any, path: Path) -> Json:
     """Raises the error for a value that JSON can't hold."""
     kind = type(value)
-    raise ModelFileError(
+    raise NotStorableError(
         f'{where(path)}: got {kind.__module__}.{kind.__qualname__}, which a model file can not '
         'hold. Expected numbers, text, dates, paths, arrays, dataclasses, or lists and dicts of '
         'them.'
@@ -52,7 +52,7 @@ def encode(value: Any, path: Path, special: Callable[[Any, Path], Json] = refuse
         special: ``special(value, path)`` encodes, or refuses, everything else.
 
     Raises:
-        ModelFileError: where ``special`` refuses.
+        NotStorableError: where ``special`` refuses.
     """
 
     def items(values: Any) -> list[Json]:
@@ -139,7 +139,7 @@ def plain(value: Any, path: Path, special: Callable[[Any, Path], Json] = refuse)
         special: ``special(value, path)`` reduces, or refuses, everything else.
 
     Raises:
-        ModelFileError: where ``special`` refuses.
+        NotStorableError: where ``special`` refuses.
     """
 
     def items(values: Any) -> list[Any]:
@@ -182,7 +182,7 @@ def _numbers(array: Any, path: Path) -> Any:
     try:
         return np.asarray(array).tolist()
     except RuntimeError as error:  # donated, or in parts that other processes have
-        raise ModelFileError(f'{where(path)}: the array can not be read: {error}') from error
+        raise NotStorableError(f'{where(path)}: the array can not be read: {error}') from error
 
 
 def _is_plain_dtype(dtype: Any) -> bool:
@@ -198,7 +198,7 @@ def _key(key: Any, path: Path) -> Any:
         return key
     if isinstance(key, enum.Enum):
         return _key(key.value, path)
-    raise ModelFileError(
+    raise NotStorableError(
         f'{where(path)}: got the key {key!r} of type {type(key).__name__}, expected text or a '
         'number.'
     )

@@ -12,9 +12,9 @@ import numpy as np
 from thinkml.checkpoint.disk import write_synced
 from thinkml.core.exported import Forward, open_program
 from thinkml.core.processes import is_first_process
-from thinkml.errors import ModelFileError
+from thinkml.errors import ModelFileError, ModelNotFoundError
 from thinkml.models.weights import fill, named_arrays
-from thinkml.paths import local_path
+from thinkml.paths import expanded, local_path
 
 PathLike = str | os.PathLike[str]
 
@@ -78,6 +78,8 @@ def load_safetensors(path: PathLike, *, into: Any) -> Any:
     names: dict[str, str] = {name.replace('/', '.'): name for name in own}
     try:
         found = read_safetensors(path)
+    except FileNotFoundError as error:
+        raise ModelNotFoundError(f'path: {path} does not exist.') from error
     except Exception as error:  # its own type, and what the file system raises
         raise ModelFileError(f'path: {path} can not be read: {error}') from error
     arrays = {names.get(str(n), str(n)): jnp.asarray(array) for n, array in found.items()}
@@ -125,7 +127,7 @@ def _without_assertions(program: bytes) -> bytes:
 def _write_whole(path: PathLike, content: bytes) -> Path:
     target = local_path(path, 'file')
     if not is_first_process():
-        return target
+        return expanded(path)
     beside = target.with_name(f'.{target.name}.tmp')
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -134,7 +136,7 @@ def _write_whole(path: PathLike, content: bytes) -> Path:
     except OSError as error:
         beside.unlink(missing_ok=True)
         raise ModelFileError(f'file: {target} could not be written: {error}') from error
-    return target
+    return expanded(path)
 
 
 def _is_key(array: Any) -> bool:

@@ -129,7 +129,7 @@ def _choose_loss(loss_fn: Any, task: Task) -> LossFn:
     if loss_fn is not None and decision not in fitting:
         raise ConfigError(
             f'loss_fn: got {_loss_name(loss_fn, task)!r} for a model with {task.num_outputs} '
-            f'output{"s" if task.num_outputs > 1 else ""} ({task}), expected {default!r}.'
+            f'output{"s" if task.num_outputs > 1 else ""} ({task.in_words}), expected {default!r}.'
         )
     chosen: Any = default if loss_fn is None else loss_fn
     return get_loss(chosen)

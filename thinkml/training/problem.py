@@ -540,12 +540,14 @@ def _warn_of_unlabeled(targets: np.ndarray, task: Task, asked: Asked) -> None:
         )
     if is_class:
         what = 'a number to predict' if task.kind == 'regression' else 'a class'
-        warn_user(f'y_train: {marker} is {what} like the others ({task}). {unlabeled(marker)}')
+        warn_user(
+            f'y_train: {marker} is {what} like the others ({task.in_words}). {unlabeled(marker)}'
+        )
 
 
 def _warn_of_new_classes(known: Task | None, task: Task) -> None:
     if known is not None and known.classes != task.classes:
         warn_user(
-            f'y_train: the model was trained as {known} and now is trained as {task}: its outputs '
-            'change their meaning. Make a new model if that is not intended.'
+            f'y_train: the model was trained for {known.in_words}, and now for {task.in_words}: '
+            'its outputs change their meaning. Make a new model if that is not intended.'
         )

@@ -6,7 +6,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from thinkml.errors import ConfigError, PretrainedWeightsWarning, WeightsError, warn_user
+from thinkml.errors import (
+    ConfigError,
+    PretrainedWeightsWarning,
+    WeightsError,
+    WeightsNotFoundError,
+    warn_user,
+)
 from thinkml.models.pretrained.keras_file import is_keras_file, load_keras, read_keras_file
 from thinkml.models.pretrained.sources import find_weights as find_weights
 from thinkml.models.pretrained.sources import how_to_get
@@ -59,7 +65,7 @@ def load_pretrained(model: Any, name: str, weights: str | os.PathLike[str]) -> A
     else:
         path = local_path(weights, 'weights')
         if not path.is_file():
-            raise WeightsError(
+            raise WeightsNotFoundError(
                 f"weights: there is no file {path}, and it is neither 'auto' nor 'required'. "
                 f'{how_to_get(name)}'
             )

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from thinkml.checkpoint.disk import lock, read_bounded, sync_folder, unlock, write_synced
-from thinkml.errors import DataError
+from thinkml.errors import DataError, SessionNotFoundError
 from thinkml.training.active.history import ActiveHistory, ActiveQuery, plain
 from thinkml.training.active.pool import plain_label
 
@@ -181,6 +181,8 @@ class LabelBook:
         Raises:
             DataError: if it is of other data, damaged, or no session.
         """
+        if not path.exists():
+            raise SessionNotFoundError(f'path: {path} does not exist, expected a saved session.')
         try:
             saved = json.loads(read_bounded(path / _SESSION, 2**20))
             found = saved.pop('format')

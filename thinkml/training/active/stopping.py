@@ -35,8 +35,8 @@ class Stopping:
             )
         if self.min_agreement is not None and task is not None and not task.is_classification:
             raise ConfigError(
-                f'min_agreement: got {self.min_agreement} for {task}, expected None: agreement is '
-                'that of classes. Pass patience or max_labels.'
+                f'min_agreement: got {self.min_agreement} for {task.in_words}, expected '
+                'None: agreement is that of classes. Pass patience or max_labels.'
             )
 
     def reason(self, history: ActiveHistory, num_given: int, metric: str | None) -> str | None:

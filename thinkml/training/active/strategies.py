@@ -126,7 +126,8 @@ def check_strategy(strategy: Strategy, models: Any, rows: Any, task: Task | None
     if task is not None and task.kind not in strategy.kinds:
         fitting = [name for name, known in STRATEGIES.items() if task.kind in known.kinds]
         raise ConfigError(
-            f'strategy: got {strategy.name!r} for {task}, expected one of {", ".join(fitting)}.'
+            f'strategy: got {strategy.name!r} for {task.in_words}, expected one of '
+            f'{", ".join(fitting)}.'
         )
     view = View(models, task, rows, None, 1, jax.random.key(0))
     if strategy.needs_features:
