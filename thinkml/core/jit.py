@@ -12,7 +12,7 @@ from typing import Any, Generic, ParamSpec, TypeVar
 
 import jax
 from jax._src import config  # what programs depend on besides their arguments, nowhere else to read
-from jax.core import Tracer
+from jax._src.core import trace_state_clean
 
 from thinkml.core.convolutions import compiler_options
 
@@ -61,15 +61,14 @@ class Jit(Generic[P, R]):
         self._donated = _places(donate_argnums)
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        if not trace_state_clean() or config.disable_jit.value:
+            return self._function(*args, **kwargs)
         placed = self._placed(args, kwargs)
         static, dynamic = self._split(placed)
         leaves, structure = jax.tree.flatten(dynamic)
-        is_traced = any(isinstance(leaf, Tracer) for leaf in leaves)
-        if is_traced or config.disable_jit.value:
-            return self._function(*args, **kwargs)
         kinds = tuple(map(_kind, leaves))
         settings = (config.trace_context(), config.default_device.value)
-        key = (self, static, structure, kinds, settings)
+        key = _Key((self, static, structure, kinds, settings))
         program = _programs.find(key) or _programs.add(key, self.lower(*placed).compile())
         return program.run(*dynamic)
 
@@ -108,17 +107,34 @@ def _places(argnums: int | Sequence[int]) -> Sequence[int]:
 
 def _kind(leaf: Any) -> Hashable:
     """What a program is compiled for: a shape, a dtype, and where the array has to be."""
-    kind = jax.typeof(leaf)
-    return (kind, leaf.sharding) if isinstance(leaf, jax.Array) and leaf.committed else kind
+    if not isinstance(leaf, jax.Array):
+        return jax.typeof(leaf)
+    kind: Any = getattr(leaf, 'aval')  # noqa: B009 (not in the types; jax.typeof takes 3 us)
+    return (kind, leaf.sharding) if leaf.committed else kind
+
+
+class _Key:
+    """What a program is found by. Its hash is computed once: it goes over all arrays."""
+
+    __slots__ = ('_hash', 'parts')
+
+    def __init__(self, parts: tuple[Hashable, ...]):
+        self.parts, self._hash = parts, hash(parts)
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Key) and self.parts == other.parts
 
 
 class _Program:
-    """A compiled program, which may be referred to weakly."""
+    """A compiled program, which may be referred to weakly, and what it is found by."""
 
-    __slots__ = ('__weakref__', 'run')
+    __slots__ = ('__weakref__', 'key', 'run')
 
-    def __init__(self, run: Callable[..., Any]):
-        self.run = run
+    def __init__(self, key: _Key, run: Callable[..., Any]):
+        self.key, self.run = key, run
 
 
 class _Programs:
@@ -126,28 +142,28 @@ class _Programs:
 
     def __init__(self):
         self._lock = threading.Lock()
-        self._recent: OrderedDict[Hashable, _Program] = OrderedDict()
-        self._alive: weakref.WeakValueDictionary[Hashable, _Program] = weakref.WeakValueDictionary()
+        self._recent: OrderedDict[_Key, _Program] = OrderedDict()
+        self._alive: weakref.WeakValueDictionary[_Key, _Program] = weakref.WeakValueDictionary()
         self._num_added = 0
 
-    def find(self, key: Hashable) -> _Program | None:
+    def find(self, key: _Key) -> _Program | None:
         program = self._alive.get(key)
         if program is not None:
-            self._use(key, program)
+            self._use(program)
         return program
 
-    def add(self, key: Hashable, run: Callable[..., Any]) -> _Program:
-        program = self._alive[key] = _Program(run)
-        self._use(key, program)
+    def add(self, key: _Key, run: Callable[..., Any]) -> _Program:
+        program = self._alive[key] = _Program(key, run)
+        self._use(program)
         self._num_added += 1
         if self._num_added % MOST_KEPT == 0:
             jax.clear_caches()  # ours are in none of them
         return program
 
-    def _use(self, key: Hashable, program: _Program) -> None:
+    def _use(self, program: _Program) -> None:
         with self._lock:
-            self._recent[key] = program
-            self._recent.move_to_end(key)
+            self._recent[program.key] = program
+            self._recent.move_to_end(program.key)
             while len(self._recent) > MOST_KEPT:
                 self._recent.popitem(last=False)
         held = _held.get()
