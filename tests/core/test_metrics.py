@@ -709,7 +709,7 @@ SIZE = {'kind': 'multiclass', 'num_outputs': 3, 'capacity': 9}
         ((clu_metrics.CollectingMetric,), {}, 'collects on the host'),
         ((not_a_pytree(),), {}, 'flax.struct.dataclass'),
         ((lambda a, b: a @ a,), SIZE, "'lambda' failed for logits"),
-        ((lambda a, b: a.T,), SIZE, r'returned shape \(3, 4\)'),
+        ((lambda a, b: a.T,), SIZE, r'returned shape \(3, rows\)'),
         ((lambda a, b: None,), SIZE, 'returned no array'),
         (('f2', 'f3'), {}, "'f2'(.|\n)*'f3'"),
     ],

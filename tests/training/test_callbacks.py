@@ -233,7 +233,8 @@ def test_a_metric_that_is_never_a_number_is_said_to_be_none():
     def undefined(logits, labels):
         return logits[:, 0] * jnp.nan
 
-    history = train([EarlyStopping('undefined', 'min', patience=2)], metrics=[undefined])
+    with pytest.warns(ThinkMLWarning, match='undefined, which EarlyStopping watched, was NaN'):
+        history = train([EarlyStopping('undefined', 'min', patience=2)], metrics=[undefined])
     assert history.epochs == 2
     assert history.events[-1][1].endswith('undefined has not improved for 2 epochs, it is NaN')
 
@@ -316,6 +317,7 @@ def test_plateaus_and_early_stopping_follow_the_rules_of_keras(seed):
         ('min', [np.nan] * 4, {}, None),
     ],
 )
+@pytest.mark.filterwarnings('ignore:monitor. val_score, which EarlyStopping watched, was NaN')
 def test_the_best_value_is_kept_however_little_it_gained(mode, values, settings, best):
     kept = []
     model = mlp(4, 3)
