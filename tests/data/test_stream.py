@@ -34,14 +34,14 @@ METRICS = make_metrics(('accuracy', 'roc_auc'), kind='multiclass', num_outputs=3
 MODEL = DropoutBatchNorm(4, 3, nnx.Rngs(0))
 
 
-def prepare(accumulate_steps=1, model=MODEL):
+def prepare(accumulate_steps=1, model=MODEL, learning_rate=0.01):
     functional = functionalize(model, X[:1], jax.random.key(0))
     tx = make_optimizer('adam')
     step = make_train_step(
         functional.apply, get_loss('cross_entropy'), tx, METRICS, accumulate_steps=accumulate_steps
     )
     state = init_state(
-        functional.params, functional.model_state, tx, jax.random.key(1), learning_rate=0.01
+        functional.params, functional.model_state, tx, jax.random.key(1), learning_rate
     )
     return step, state
 
@@ -169,6 +169,20 @@ def test_a_short_batch_is_filled_up_with_its_own_rows_at_weight_0():
     assert [counts.sum() for _, counts in seen] == sizes
     for (x, _), rows in zip(seen, parts, strict=True):
         np.testing.assert_array_equal(x, X[rows[np.arange(8) % len(rows)]])
+
+
+@pytest.mark.parametrize('budget', [1, None])
+@pytest.mark.parametrize('sizes', [[8] * 5, [8, 8, 8, 8, 5], [8, 8]])
+def test_parts_without_a_batch_leave_the_statistics_as_they_are(sizes, budget):
+    parts = np.split(np.arange(sum(sizes)), np.cumsum(sizes)[:-1])
+    source = [(X[rows], Y[rows]) for rows in parts].__iter__
+    ends = []
+    for accumulate_steps in (1, 4):
+        step, state = prepare(accumulate_steps, learning_rate=1e-30)
+        feed = batch_feed(source, accumulate_steps=accumulate_steps, budget=budget)
+        *_, chunk = train_chunks(step, METRICS, state, feed, epochs=1)
+        ends.append(jax.device_get(chunk.state.model_state))
+    chex.assert_trees_all_close(*ends, rtol=1e-6)
 
 
 def test_what_accumulates_ends_with_a_short_batch():

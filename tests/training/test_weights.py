@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from tests.models_for_tests import mlp
-from thinkml.errors import DataError
+from thinkml.errors import DataError, ThinkMLWarning
 from thinkml.evaluation import ModelEvaluator
 from thinkml.training import ModelTrainer, TrainingConfig
 
@@ -154,6 +154,27 @@ def test_weights_of_batches_have_no_scale_either(scale):
 def test_weights_of_batches_that_have_no_mean(train_weight, val_weight, says):
     with pytest.raises(DataError, match=says):
         train(weighted_batches(train_weight), None, X_val=weighted_batches(val_weight))
+
+
+@pytest.mark.parametrize(
+    ('settings', 'losses'),
+    [({'fast_dev_run': True}, 1), ({'limit_train_batches': 1, 'epochs': 3}, 3)],
+)
+def test_a_loss_of_rows_of_weight_0_alone_is_explained_once(settings, losses):
+    weight = np.arange(60) >= 20
+    with pytest.warns(ThinkMLWarning, match='all rows of its steps have weight 0') as caught:
+        _, history = train(weighted_batches(weight), None, **settings)
+    assert len(caught) == 1 and np.isnan(history['loss']).tolist() == [True] * losses
+    with pytest.warns(ThinkMLWarning, match='all rows of its steps have weight 0'):
+        train(*rows(), class_weights={0: 0, 1: 0}, batch_size=1, limit_train_batches=1)
+
+
+def test_a_quick_run_validates_on_a_batch_that_counts():
+    weight = np.arange(60) >= 20
+    _, history = train(*rows(), X_val=weighted_batches(weight), fast_dev_run=True)
+    X, y = rows()
+    _, expected = train(X, y, X_val=X[20:40], y_val=y[20:40], fast_dev_run=True)
+    assert history['val_loss'] == pytest.approx(expected['val_loss'], rel=1e-6)
 
 
 def test_an_evaluation_of_batches_weighs_as_the_validation_does():

@@ -401,7 +401,13 @@ def batch_parts(
     limit: int | None = None,
     layout: Layout | None = None,
 ) -> Iterator[DeviceData]:
-    """Gives batches to the device one by one, for an evaluation; the first ``limit`` of them."""
+    """Gives batches to the device one by one, for an evaluation.
+
+    With a ``limit`` they are the first of those in which some rows have a weight above 0.
+
+    Raises:
+        DataError: at their end, if all rows have weight 0.
+    """
 
     def encoded(number: int, batch: HostBatch) -> Arrays:
         return encode(batch, f'{batches.argument}, batch {number}')
@@ -412,11 +418,10 @@ def batch_parts(
             len(arrays[1]), max(part_rows, len(arrays[1])), layout,
         )  # fmt: skip
 
-    numbered = enumerate(itertools.islice(batches.iterate(), limit), 1)
-    all_arrays: Iterable[Arrays] = itertools.starmap(encoded, numbered)
-    if limit is None:
-        all_arrays = _checked_to_count(all_arrays, _counts, batches.argument)
-    return prefetched(map(part, all_arrays))
+    all_arrays: Iterable[Arrays] = itertools.starmap(encoded, enumerate(batches.iterate(), 1))
+    if limit is not None:
+        all_arrays = itertools.islice(filter(_counts, all_arrays), limit)
+    return prefetched(map(part, _checked_to_count(all_arrays, _counts, batches.argument)))
 
 
 def _part(

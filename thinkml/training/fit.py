@@ -17,7 +17,7 @@ from thinkml.errors import DivergedError, warn_user
 from thinkml.monitoring import ProgressBar
 from thinkml.training.callbacks import after_chunk, after_epoch, started
 from thinkml.training.checkpointing import Checkpoints, load_states
-from thinkml.training.health import warn_of_validation, warn_of_waiting
+from thinkml.training.health import warn_of_validation, warn_of_waiting, warn_of_weights
 from thinkml.training.nonfinite import is_finite, last_finite_state, likely_causes
 from thinkml.training.run import EpochEnd, Run, copy_arrays
 from thinkml.training.signals import Signals
@@ -174,6 +174,7 @@ def _end_epoch(
     if metrics.get('val_loss', math.inf) < run.best_val_loss:
         run.best_val_loss, run.history.best_epoch = metrics['val_loss'], run.epoch
     progress.advance(0, 0, run.epoch, metrics)
+    warn_of_weights(run)
     warn_of_validation(run)
     rate, now = run.learning_rate, time.time()
     after_epoch(run.callbacks, run)

@@ -63,6 +63,20 @@ def warn_of_validation(run: Run) -> None:
     warn_user(f'After epoch {run.epoch} the {event}, {advice}')
 
 
+def warn_of_weights(run: Run) -> None:
+    """Warns, once, of an epoch whose rows all have weight 0, so that its loss is NaN."""
+    event = 'training loss has no row that counts'
+    # Steps of weight 0 have loss 0. A loss that is NaN itself is NaN in its steps too.
+    has_no_row = math.isnan(run.history[-1, 'loss']) and math.isfinite(run.history.step_loss[-1])
+    if has_no_row and all(event != text for _, text in run.history.events):
+        run.history.events.append((run.epoch, event))
+        warn_user(
+            f'After epoch {run.epoch} the training loss is NaN: all rows of its steps have weight '
+            '0, and nothing was learned from them. Take more batches (limit_train_batches, '
+            'max_steps, fast_dev_run), or leave these rows out of the data.'
+        )
+
+
 def warn_of_monitors(
     run: Run, checkpoints: Checkpoints | None, missing: Mapping[str, Sequence[Any]]
 ) -> None:
