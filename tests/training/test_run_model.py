@@ -4,6 +4,7 @@ import threading
 
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import linen, nnx
 
@@ -169,6 +170,38 @@ def test_a_change_not_through_run_model_is_warned_of():
     model = DropoutBatchNorm(4, 2, nnx.Rngs(0))
     with pytest.warns(ThinkMLWarning, match='not through run.model'):
         train(model, lambda run: fill_nnx(model))
+
+
+@pytest.mark.parametrize('optimizer', ['sgd', optax.inject_hyperparams(optax.sgd)(1e-30)])
+def test_a_rate_that_a_callback_assigns_is_that_of_the_next_steps(optimizer):
+    def assign(run):
+        run.learning_rate = 0.1
+
+    rate = 1e-30 if optimizer == 'sgd' else 0.001  # the default, beside an optimizer's own
+    settings = {'batch_size': 60, 'optimizer': optimizer, 'learning_rate': rate}
+    changed, twin = mlp(4, 2), mlp(4, 2)
+    history = train(changed, assign, 'lr_monitor', **settings)
+    train(twin, optimizer='sgd', learning_rate=0.1, epochs=1, batch_size=60)
+    for got, expected in zip(arrays(changed), arrays(twin), strict=True):
+        np.testing.assert_allclose(got, expected, rtol=0, atol=1e-6)
+    assert history['learning_rate'][1] == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize(
+    ('settings', 'rate'),
+    [
+        ({'lr_schedule': 'cosine'}, 0.1),
+        ({'learning_rate': lambda step: 1e-30}, 0.1),
+        ({'optimizer': optax.sgd(1e-30), 'learning_rate': 0.001}, 0.1),
+        ({}, -1),
+    ],
+)
+def test_a_rate_that_can_not_be_assigned_is_refused(settings, rate):
+    def assign(run):
+        run.learning_rate = rate
+
+    with pytest.raises(ConfigError, match='learning_rate: '):
+        train(mlp(4, 2), assign, **settings)
 
 
 # --- one training at a time ---------------------------------------------------------------------

@@ -12,8 +12,9 @@ import jax.numpy as jnp
 from thinkml.core import Position, TrainState, get_learning_rate
 from thinkml.core.adapters import arrays_in, no_arrays
 from thinkml.core.jit import Jit
+from thinkml.core.optimizers import set_hyperparams
 from thinkml.core.sharding import put_like
-from thinkml.errors import ConfigError
+from thinkml.errors import ConfigError, is_number
 from thinkml.monitoring import History
 from thinkml.training.config import TrainingConfig
 
@@ -87,6 +88,10 @@ class EpochEnd(NamedTuple):
     learning_rate: float | None
     time: float
     num_metrics: int
+
+
+# Schedules that leave the rate as it is set.
+_UNSCHEDULED = ('constant', 'reduce_on_plateau')
 
 
 @dataclasses.dataclass(repr=False)
@@ -215,9 +220,30 @@ class Run:
 
     @property
     def learning_rate(self) -> float | None:
-        """The rate of the last step; None for an optimizer that keeps its own."""
+        """The rate of the last step; None for an optimizer that keeps its own.
+
+        Assign to it for the steps that follow. A rate that follows a schedule, and one that an
+        optimizer keeps, can't be assigned, which is a `ConfigError`.
+        """
         rate = get_learning_rate(self.state.opt_state)
         return None if rate is None else float(rate)
+
+    @learning_rate.setter
+    def learning_rate(self, rate: float) -> None:
+        if not (is_number(rate) and rate > 0):
+            raise ConfigError(f'learning_rate: got {rate!r}, expected a number above 0.')
+        config = self.config
+        if callable(config.learning_rate) or config.lr_schedule not in _UNSCHEDULED:
+            raise ConfigError(
+                f'learning_rate: got {rate!r} from a callback, but the rate follows a schedule, '
+                "which gives it anew in each step. Use lr_schedule='constant', or a function "
+                'step -> rate as learning_rate.'
+            )
+        held = getattr(self.state.opt_state, 'hyperparams', {})
+        # What ReduceLROnPlateau has multiplied it by so far is in the new rate.
+        scale = {name: 1.0 for name in held if name == 'learning_rate_scale'}
+        opt_state = set_hyperparams(self.state.opt_state, learning_rate=float(rate), **scale)
+        self.state = self.state.replace(opt_state=opt_state)
 
     def stop(self, reason: str) -> None:
         """Ends the run with this chunk of steps and notes the reason in the history's events."""
