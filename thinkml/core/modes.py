@@ -33,11 +33,12 @@ def frozen_by_hand(model: nnx.Module) -> list[str]:
     loaded.
     """
     before = dict(_flags_of(model))
+    if len({any(flags) for flags in before.values()}) < 2:
+        return []
     copy = nnx.clone(model)
     to_training(copy)
     after = dict(_flags_of(copy))
-    switched = [name for name, flags in before.items() if any(flags) and not any(after[name])]
-    return switched if any(not any(flags) for flags in before.values()) else []
+    return [name for name, flags in before.items() if any(flags) and not any(after[name])]
 
 
 def inner_switches(model: nnx.Module) -> list[str]:
