@@ -11,7 +11,7 @@ from thinkml.data import encode_targets
 from thinkml.errors import ConfigError, DataError, ModelFileError, ThinkMLError
 from thinkml.models import ModelManager, create, load_safetensors
 from thinkml.record import Task
-from thinkml.training import ActiveLearner
+from thinkml.training import ActiveLearner, load_checkpoint
 
 
 def linear():
@@ -48,6 +48,7 @@ def named(reference):
         named('small@7'),
         named('small@production'),
         load_arrays,
+        lambda path: load_checkpoint(path, linear()),
         load_session,
     ],
 )

@@ -13,7 +13,13 @@ from thinkml.core.exclusive import check_not_trained
 from thinkml.core.freezing import merged_low_rank
 from thinkml.core.functional import PROBE_ROWS
 from thinkml.core.sharding import put_like
-from thinkml.errors import CheckpointError, ConfigError, is_whole, problems
+from thinkml.errors import (
+    CheckpointError,
+    CheckpointNotFoundError,
+    ConfigError,
+    is_whole,
+    problems,
+)
 from thinkml.history import History
 from thinkml.models.values import decode
 from thinkml.paths import local_path
@@ -103,7 +109,7 @@ def _located(path: str | os.PathLike[str], which: Which) -> tuple[Path, Which]:
     if directory.is_dir() and not has_checkpoints(directory):
         directory = newest_directory(directory) or directory
     if not has_checkpoints(directory):
-        raise CheckpointError(
+        raise CheckpointNotFoundError(
             f'path: there are no checkpoints in {directory}, expected the directory of a run, such '
             "as 'checkpoints/run-1'. ModelManager().load_model loads what save_model has written."
         )
