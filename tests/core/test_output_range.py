@@ -1,5 +1,6 @@
 """The range of a model's outputs, and what is said of outputs that are no logits."""
 
+import functools
 import re
 
 import jax
@@ -67,6 +68,23 @@ PROBABILITIES = {
     'in bfloat16': lambda x: jax.nn.sigmoid(x.astype(jnp.bfloat16)).astype(jnp.float32),
     'recomputed': jax.checkpoint(jax.nn.sigmoid),
     'batched': jax.vmap(jax.nn.softmax),
+    'hard tanh': lambda x: (jax.nn.hard_tanh(x) + 1) / 2,
+    'softsign': lambda x: (jax.nn.soft_sign(x) + 1) / 2,
+    'its formula': lambda x: 0.5 * (x / (1 + jnp.abs(x))) + 0.5,
+    'chosen by hand': lambda x: jnp.where(x > 1, 1, jnp.where(x < 0, 0, x)),
+    'chosen the other way': lambda x: jnp.where(x <= 1, jnp.where(x >= 0, x, 0), 1),
+    'rounded': lambda x: jnp.round(jax.nn.sigmoid(x)),
+    'rounded by adding': lambda x: jnp.floor(jax.nn.sigmoid(x) + 0.5),
+    'sign': lambda x: (jnp.sign(x) + 1) / 2,
+    'any of several': lambda x: 1 - jnp.prod(1 - jax.nn.sigmoid(x), axis=1),
+    'all so far': lambda x: jnp.cumprod(jax.nn.sigmoid(x), axis=1),
+    'root': lambda x: jax.nn.sigmoid(x) ** 0.5,
+    'powers of 2': lambda x: 1 / (1 + jnp.exp2(-x)),
+    'without NaN': lambda x: jnp.nan_to_num(jax.nn.sigmoid(x)),
+    'columns': lambda x: jax.nn.sigmoid(x)[:, jnp.array([2, 0])],
+    'sorted': lambda x: jnp.sort(jax.nn.softmax(x), axis=1),
+    'of squares': lambda x: x**2 / jnp.sum(x**2, axis=1, keepdims=True),
+    'of a condition': lambda x: jax.lax.cond(x[0, 0] > 0, jax.nn.sigmoid, jax.nn.softmax, x),
 }
 OTHERS = {
     'nothing': lambda x: x,
@@ -85,8 +103,15 @@ OTHERS = {
     'inverse square': lambda x: (1 + jnp.square(x)) ** -2 - jax.lax.rsqrt(1 + x**2),
     'quotient': lambda x: jnp.cos(x) / (2 + jnp.sin(x)) - jnp.sqrt(jnp.abs(x)),
     'ratios': lambda x: (jnp.exp(x)[:, :, None] / (jnp.exp(x) + 1e-9)[:, None, :])[:, 0],
+    'ratio to the largest': lambda x: x / jnp.max(x, axis=1, keepdims=True),
+    'leaky relu': jax.nn.leaky_relu,
+    'shrunk': lambda x: jnp.where(jnp.abs(x) > 1, x, 0),
+    'conditions': lambda x: jax.lax.cond(x[0, 0] > 0, jax.nn.sigmoid, jnp.tanh, x),
     'one-hot': lambda x: jax.nn.one_hot(x.argmax(axis=1), 3),
     'a constant': lambda x: jnp.zeros((len(x), 3)),
+    'choices of choices': lambda x: functools.reduce(
+        lambda y, i: jnp.where(x > i, y, jnp.where(x > i / 2, y, y + 1)), range(40), x
+    ),
     'in a loop': lambda x: jax.lax.fori_loop(0, 3, lambda _, x: x + jax.nn.sigmoid(x), x),
 }
 
@@ -107,6 +132,9 @@ def test_the_bounds_are_tight_where_that_is_easy():
     assert range_of(lambda x: jnp.clip(x, -2, 1) ** 2) == Range(0, 4)
     assert range_of(lambda x: 1 / jnp.clip(x, -4, -2)) == Range(-0.5, -0.25)
     assert range_of(lambda x: jax.nn.sigmoid(x).sum(axis=1)) == Range(0, 3)
+    assert range_of(lambda x: jnp.where(x < 2, x, 2)).high == 2
+    assert range_of(lambda x: x - x.max(axis=1, keepdims=True)).high == 0
+    assert range_of(jax.nn.soft_sign) == range_of(jax.nn.hard_tanh) == Range(-1, 1)
     assert range_of(jax.nn.softplus).low == 0
     assert range_of(jax.nn.log_softmax).high == 0
 
@@ -118,6 +146,9 @@ def test_the_bounds_are_tight_where_that_is_easy():
         (jax.nn.sigmoid, BINARY, True, 'ends in a sigmoid, but .* apply it in the loss'),
         (jax.nn.sigmoid, BINARY, None, 'ends in a sigmoid, but .* from the model.$'),
         (jax.nn.softmax, CLASSES, True, 'ends in a softmax'),
+        (jnp.round, BINARY, True, None),
+        (PROBABILITIES['rounded'], BINARY, True, 'its outputs are between 0 and 1'),
+        (PROBABILITIES['hard tanh'], LABELS, None, 'its outputs are between 0 and 1'),
         (PROBABILITIES['clipped sigmoid'], LABELS, True, 'its outputs are between 0 and 1'),
         (pair, Task('binary', (0, 1), 2), True, 'its outputs are between 0 and 1'),
         (jax.nn.relu, BINARY, True, 'never below 0, .* each row is predicted as yes'),

@@ -1,7 +1,8 @@
 """The range of a model's outputs, by interval arithmetic on the equations of its forward pass."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -9,19 +10,19 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
 
 from thinkml.record import Task
 
-# An activation is a few operations; what is further back is not looked at.
-_DEPTH = 40
-# What rounding may add to a bound.
+# An activation is a few operations. What is further back is not looked at.
+_NUM_EQUATIONS = 200
+# Rounding adds at most this to a bound.
 _ROUNDING = 1e-5
 
 
 class Range(NamedTuple):
-    """What numbers can be.
+    """The range of an array's numbers.
 
     Attributes:
-        low: no number is below it.
-        high: no number is above it.
-        name: of the activation that they come from directly, ``'sigmoid'`` or ``'softmax'``; None
+        low: a number that none is below.
+        high: a number that none is above.
+        name: the activation that they come from directly, ``'sigmoid'`` or ``'softmax'``; None
             for any other.
     """
 
@@ -31,12 +32,12 @@ class Range(NamedTuple):
 
     @property
     def is_constant(self) -> bool:
-        """Whether all numbers are the same."""
+        """True if all numbers are the same."""
         return self.low == self.high
 
     @property
     def are_probabilities(self) -> bool:
-        """Whether all numbers are from 0 to 1."""
+        """True if all numbers are from 0 to 1."""
         within = self.low >= -_ROUNDING and self.high <= 1 + _ROUNDING
         return within and not self.is_constant
 
@@ -48,20 +49,23 @@ def output_range(jaxpr: Jaxpr, output: Any) -> Range:
         jaxpr: a forward pass.
         output: a variable of it.
     """
-    return _Ranges(jaxpr).of(output)
+    interpreter = _Interpreter()
+    with np.errstate(all='ignore'):  # numbers may be infinite
+        values = interpreter.run(jaxpr, [interpreter.unknown() for _ in jaxpr.invars])
+    return values[jaxpr.outvars.index(output)].range
 
 
 def misread_outputs(found: Range, task: Task, own_loss: bool | None = None) -> str | None:
-    """Words that outputs are no logits, which predictions and metrics take them for.
+    """Returns a warning of outputs that are not logits, as which predictions and metrics read them.
 
     Args:
         found: the range of the model's outputs.
-        task: what they are to mean.
-        own_loss: whether the loss is a custom one, which gets what the model returns; None where
+        task: the task that they are for.
+        own_loss: True if the loss is a custom one, which gets the outputs as they are; None where
             there is no loss.
 
     Returns:
-        a sentence or two; None where the outputs may well be logits.
+        the text; None where the outputs may be logits.
     """
     if not task.is_classification or found.is_constant:
         return None
@@ -90,154 +94,158 @@ def misread_outputs(found: Range, task: Task, own_loss: bool | None = None) -> s
     return None
 
 
-class _Ranges:
-    """The ranges of the variables of a program, or of a call within one."""
+class _Value(NamedTuple):
+    """A variable of a program.
 
-    def __init__(self, jaxpr: Jaxpr, arguments: dict[Any, Callable[[int], Range]] | None = None):
-        self._made_by = {variable: eqn for eqn in jaxpr.eqns for variable in eqn.outvars}
-        self._arguments = arguments or {}
-        self._known: dict[Any, Range] = {}
+    Attributes:
+        range: the range of its numbers.
+        key: variables of equal keys hold equal numbers.
+        above: pairs of a key and a boolean: it is never below the number of that key at the same
+            place (False), or at any place of the axes that were reduced (True).
+        cases: the keys and ranges of the numbers that ``where`` chose it from; empty for others.
+    """
 
-    def of(self, variable: Any, depth: int = 0) -> Range:
-        if isinstance(variable, Literal):
-            value = np.asarray(variable.val, np.float64)
-            return Range(float(value.min()), float(value.max())) if value.size else Range()
-        if variable not in self._known:
-            self._known[variable] = self._found(variable, depth + 1)
-        return self._known[variable]
+    range: Range
+    key: int
+    above: frozenset[tuple[int, bool]]
+    cases: Mapping[int, Range]
 
-    def _found(self, variable: Any, depth: int) -> Range:
-        if depth > _DEPTH:
-            return Range()
-        if variable in self._arguments:
-            return self._arguments[variable](depth)
-        eqn = self._made_by.get(variable)
-        if eqn is None:
-            return Range()
+    def is_above(self, key: int | None) -> bool:
+        return (key, True) in self.above or (key, False) in self.above
+
+
+class _Interpreter:
+    """Computes the values of programs, one equation after another."""
+
+    def __init__(self) -> None:
+        self._keys: dict[tuple[Any, ...], int] = {}
+        self._made: list[tuple[Any, ...]] = []  # by key: an operation and the keys of its operands
+        self._ranges: dict[int, Range] = {}  # by key
+
+    def run(self, jaxpr: Jaxpr, operands: Sequence[_Value]) -> list[_Value]:
+        """Returns the values of a program's outputs."""
+        known: dict[Any, _Value] = dict(zip(jaxpr.invars, operands, strict=True))
+
+        def value_of(variable: Any) -> _Value:
+            if isinstance(variable, Literal):
+                return self._literal(variable)
+            if variable not in known:
+                known[variable] = self.unknown()
+            return known[variable]
+
+        for eqn in jaxpr.eqns[-_NUM_EQUATIONS:]:
+            results = self._apply(eqn, [value_of(variable) for variable in eqn.invars])
+            known.update(zip(eqn.outvars, results, strict=False))
+        return [value_of(variable) for variable in jaxpr.outvars]
+
+    def unknown(self, low: float = -math.inf, high: float = math.inf) -> _Value:
+        """Returns a value that equals no other one."""
+        return self._value(Range(low, high), self._key(len(self._made)))
+
+    def _literal(self, variable: Any) -> _Value:
+        value = np.asarray(variable.val, np.float64)
+        found = Range(float(value.min()), float(value.max())) if value.size else Range()
+        return self._value(found, self._key('literal', value.tobytes()))
+
+    def _value(
+        self,
+        found: Range,
+        key: int,
+        above: Iterable[tuple[int, bool]] = (),
+        cases: Mapping[int, Range] = MappingProxyType({}),
+    ) -> _Value:
+        self._ranges[key] = found
+        return _Value(found, key, frozenset({(key, False), *above}), cases)
+
+    def _key(self, *made: Any) -> int:
+        if made not in self._keys:
+            self._keys[made] = len(self._made)
+            self._made.append(made)
+        return self._keys[made]
+
+    def _apply(self, eqn: JaxprEqn, operands: list[_Value]) -> list[_Value]:
+        """Returns the values of an equation; none of one that has no rule."""
         primitive = eqn.primitive.name
+        if primitive in _SAME:
+            return operands
+        if primitive == 'cond':
+            branches = (self.run(branch.jaxpr, operands[1:]) for branch in eqn.params['branches'])
+            return [
+                self.unknown(*_any_of(*(value.range for value in values))[:2])
+                for values in zip(*branches, strict=True)
+            ]
         if primitive in _CALLS:
-            return self._of_call(eqn, variable, depth)
-        if primitive == 'select_n':
-            return self._of_choice(eqn, depth)
-        if primitive not in _RULES:
-            return Range()
-        low, high, name = _RULES[primitive](eqn, *(self.of(v, depth) for v in eqn.invars))
+            for value in eqn.params.values():
+                inner = value.jaxpr if isinstance(value, ClosedJaxpr) else value
+                if isinstance(inner, Jaxpr) and len(inner.invars) == len(operands):
+                    return self.run(inner, operands)
+        if primitive in _RULES and len(eqn.outvars) == 1:
+            return [self._compute(eqn, operands)]
+        return []
+
+    def _compute(self, eqn: JaxprEqn, operands: list[_Value]) -> _Value:
+        primitive = eqn.primitive.name
+        cases = self._cases(*operands) if primitive == 'select_n' else {}
+        ranges = list(cases.values()) or [value.range for value in operands]
+        low, high, name = _RULES[primitive](eqn, *ranges)
         if math.isnan(low) or math.isnan(high):
-            return Range()
-        if primitive == 'div' and self._is_share(eqn, depth):
-            low, high = max(low, 0.0), min(high, 1.0)
-            made = [part and part.primitive.name for part in map(self._made, eqn.invars)]
-            name = 'softmax' if made == ['exp', 'reduce_sum'] else None
-        if primitive == 'sub' and self._is_log_share(eqn, depth):
+            low, high = -math.inf, math.inf
+        key = self._key(primitive, *(value.key for value in operands), str(eqn.params))
+        if primitive == 'sub' and operands[1].is_above(operands[0].key):
             high = min(high, 0.0)
-        return Range(low, high, name)
+        if primitive == 'div':
+            part, whole = operands
+            is_share = part.range.low >= 0 and whole.is_above(part.key)
+            if is_share or whole.is_above(self._keys.get(('abs', part.key, '{}'))):
+                low, high = max(low, -1.0), min(high, 1.0)
+            if (part.key, True) in whole.above and self._made[part.key][0] == 'exp':
+                name = 'softmax'
+        return self._value(Range(low, high, name), key, self._above(primitive, operands), cases)
 
-    def _of_call(self, eqn: JaxprEqn, variable: Any, depth: int) -> Range:
-        for value in eqn.params.values():
-            inner = value.jaxpr if isinstance(value, ClosedJaxpr) else value
-            if isinstance(inner, Jaxpr) and len(inner.invars) == len(eqn.invars):
-                arguments = {
-                    own: lambda depth, outer=outer: self.of(outer, depth)
-                    for own, outer in zip(inner.invars, eqn.invars, strict=True)
-                }
-                output = inner.outvars[eqn.outvars.index(variable)]
-                return _Ranges(inner, arguments).of(output, depth)
-        return Range()
+    def _cases(self, which: _Value, *cases: _Value) -> dict[int, Range]:
+        """Returns the keys of the numbers that a choice takes, and the ranges it takes them in."""
+        primitive, *compared = self._made[which.key]
+        is_for_nan = primitive == 'ne' and compared[0] == compared[1]
+        if is_for_nan or which.range == Range(0, 0):
+            cases = cases[:1]
+        taken: dict[int, Range] = {}
+        for is_true, case in enumerate(cases):
+            for key, found in (case.cases or {case.key: case.range}).items():
+                if primitive in _ORDERS and key in compared[:2]:
+                    is_first = key == compared[0]
+                    other = self._ranges[compared[is_first]]
+                    if is_true == (is_first == (primitive in ('lt', 'le'))):
+                        found = Range(found.low, min(found.high, other.high))
+                    else:
+                        found = Range(max(found.low, other.low), found.high)
+                taken[key] = _any_of(found, taken.get(key, found))
+        return taken
 
-    def _of_choice(self, eqn: JaxprEqn, depth: int) -> Range:
-        which, *cases = eqn.invars
-        chosen = self._made(which)
-        if chosen and chosen.primitive.name == 'ne' and chosen.invars[0] is chosen.invars[1]:
-            cases = cases[:1]  # the other is for NaN
-        return _any_of(*(self.of(case, depth) for case in cases))
+    def _above(self, primitive: str, operands: list[_Value]) -> Iterator[tuple[int, bool]]:
+        """Yields what a result is never below, except itself."""
+        is_positive = all(value.range.low >= 0 for value in operands)
+        for value, other in zip(operands, operands[::-1], strict=True):
+            for key, of_axis in value.above:
+                made = self._made[key]
+                if primitive == 'reduce_max' or (primitive == 'reduce_sum' and is_positive):
+                    yield key, True
+                elif primitive in ('max', 'abs') or (primitive == 'add' and is_positive):
+                    yield key, of_axis
+                elif primitive in _PLACES and of_axis:
+                    yield key, True
+                elif primitive == 'log' and made[0] == 'exp':
+                    yield made[1], of_axis
+                elif primitive == 'add' and made[0] == 'sub' and self._are_same(made[2], other.key):
+                    yield made[1], of_axis  # x - y + y is x
 
-    def _is_share(self, eqn: JaxprEqn, depth: int) -> bool:
-        """Whether what is divided is a term of what it is divided by, none of them below 0."""
-        part, whole = eqn.invars
-        return self.of(part, depth).low >= 0 and self._has_term(
-            whole, lambda term: self._are_same(term, part), depth
-        )
-
-    def _is_log_share(self, eqn: JaxprEqn, depth: int) -> bool:
-        """Whether it is the logarithm of a share: ``x - log(sum(exp(x)))``, in either form."""
-        part, whole = eqn.invars
-        logarithm, largest = self._made(whole), None
-        if logarithm is not None and logarithm.primitive.name == 'add':
-            whole, largest = logarithm.invars  # log(sum(exp(x - largest))) + largest
-            logarithm = self._made(whole)
-        if logarithm is None or logarithm.primitive.name != 'log':
-            return False
-
-        def is_exp_of_part(term: Any) -> bool:
-            exp = self._made(term)
-            if exp is None or exp.primitive.name != 'exp':
-                return False
-            if largest is None:
-                return self._are_same(exp.invars[0], part)
-            moved = self._made(exp.invars[0])
-            return (
-                moved is not None
-                and moved.primitive.name == 'sub'
-                and self._are_same(moved.invars[0], part)
-                and self._are_same(moved.invars[1], largest)
-            )
-
-        return self._has_term(logarithm.invars[0], is_exp_of_part, depth)
-
-    def _has_term(
-        self, total: Any, is_it: Callable[[Any], bool], depth: int, moved: bool = False
-    ) -> bool:
-        """Whether a number is at least a term of this kind, one at the same place or one summed.
-
-        Args:
-            total: the number.
-            is_it: whether a variable is such a term, which is never below 0.
-            depth: how far back it is.
-            moved: whether the numbers were brought to other places, and not summed before.
-        """
-        if not moved and is_it(total):
-            return True
-        eqn = self._made(total)
-        if eqn is None or depth > _DEPTH:
-            return False
-        moved = moved or eqn is not self._made(total, _SAME_PLACES)
-        primitive, terms = eqn.primitive.name, eqn.invars
-        if primitive == 'reduce_sum':
-            moved = False
-        elif primitive in ('add', 'max'):
-            terms = terms if all(self.of(term, depth).low >= 0 for term in terms) else []
-        elif primitive != 'abs':
-            terms = []
-        return any(self._has_term(term, is_it, depth + 1, moved) for term in terms)
-
-    def _made(self, variable: Any, through: tuple[str, ...] | None = None) -> JaxprEqn | None:
-        """The equation of a variable, before operations that leave its numbers as they are."""
-        through = through or (*_SAME_PLACES, *_OTHER_PLACES)
-        eqn = None if isinstance(variable, Literal) else self._made_by.get(variable)
-        while eqn is not None and eqn.primitive.name in through:
-            variable = eqn.invars[0]
-            eqn = None if isinstance(variable, Literal) else self._made_by.get(variable)
-        return eqn
-
-    def _are_same(self, a: Any, b: Any, depth: int = 0) -> bool:
-        """Whether two variables are the same, or come of the same operation on the same ones."""
-        if isinstance(a, Literal) or isinstance(b, Literal):
-            both = isinstance(a, Literal) and isinstance(b, Literal)
-            return both and np.array_equal(a.val, b.val)
-        if a is b:
-            return True
-        one, other = self._made(a, _SAME_PLACES), self._made(b, _SAME_PLACES)
-        if one is None or other is None or len(one.outvars) > 1 or depth > 3:
-            return False
-        return one is other or (
-            one.primitive is other.primitive
-            and len(one.invars) == len(other.invars)
-            and str(one.params) == str(other.params)
-            and all(
-                self._are_same(x, y, depth + 1)
-                for x, y in zip(one.invars, other.invars, strict=True)
-            )
-        )
+    def _are_same(self, *keys: int) -> bool:
+        """Returns True if numbers are the same but for their places."""
+        roots = set()
+        for key in keys:
+            while self._made[key][0] in _PLACES:
+                key = self._made[key][1]
+            roots.add(key)
+        return len(roots) == 1
 
 
 # --- rules ------------------------------------------------------------------------------------
@@ -248,74 +256,51 @@ _CALLS = (
     'jit', 'pjit', 'closed_call', 'core_call', 'remat', 'remat2', 'checkpoint', 'custom_jvp_call',
     'custom_vjp_call', 'custom_vjp_call_jaxpr',
 )  # fmt: skip
-_SAME_PLACES = ('convert_element_type', 'copy', 'stop_gradient')
-_OTHER_PLACES = ('broadcast_in_dim', 'reshape', 'squeeze')
+_SAME = ('convert_element_type', 'copy', 'optimization_barrier', 'stop_gradient')
+_ORDERS = ('lt', 'le', 'gt', 'ge')
+_PLACES = ('broadcast_in_dim', 'expand_dims', 'reshape', 'squeeze')
 
 
 def _any_of(*ranges: Range) -> Range:
     return Range(min(one.low for one in ranges), max(one.high for one in ranges))
 
 
-def _times(a: float, b: float) -> float:
-    return 0.0 if 0 in (a, b) else a * b
-
-
 def _product(a: Range, b: Range) -> Range:
-    ends = [_times(x, y) for x in a[:2] for y in b[:2]]
+    ends = [0.0 if 0 in (x, y) else x * y for x in a[:2] for y in b[:2]]
     return Range(min(ends), max(ends))
 
 
 def _quotient(a: Range, b: Range) -> Range:
     if b.high < 0:
-        a, b = Range(-a.high, -a.low), Range(-b.high, -b.low)
+        a, b = _negative(a), _negative(b)
     if b.low < 0 or b.high <= 0:
         return Range()
-    least, most = 1 / b.high, 1 / b.low if b.low > 0 else math.inf
-    return _product(a, Range(least, most))
+    return _product(a, Range(1 / b.high, 1 / b.low if b.low > 0 else math.inf))
 
 
-def _power(a: Range, exponent: int) -> Range:
+def _negative(a: Range) -> Range:
+    return Range(-a.high, -a.low)
+
+
+def _magnitude(a: Range) -> Range:
+    return Range(max(0.0, a.low, -a.high), max(-a.low, a.high))
+
+
+def _whole_power(a: Range, exponent: int) -> Range:
     if exponent < 0:
-        return _quotient(Range(1, 1), _power(a, -exponent))
-    ends = [_to_power(a.low, exponent), _to_power(a.high, exponent)]
-    if exponent % 2:
-        return Range(min(ends), max(ends))
-    return Range(0.0 if a.low < 0 < a.high else min(ends), max(ends))
+        return _quotient(Range(1, 1), _whole_power(a, -exponent))
+    base = a if exponent % 2 else _magnitude(a)
+    return Range(*np.power(base[:2], float(exponent)).tolist())
 
 
-def _to_power(value: float, exponent: int) -> float:
-    try:
-        return value**exponent
-    except OverflowError:
-        return math.copysign(math.inf, value) if exponent % 2 else math.inf
-
-
-def _of_ranges(function: Callable[..., Range]) -> Rule:
-    """The rule of an operation that has no settings."""
-    return lambda _, *ranges: function(*ranges)
-
-
-def _rising(function: Callable[[float], float]) -> Rule:
-    """The rule of a function that never falls."""
-    return _of_ranges(lambda a: Range(function(a.low), function(a.high)))
-
-
-def _within(low: float, high: float, name: str | None = None) -> Rule:
-    """The rule of a function whose results are all within bounds."""
-    return lambda *_: Range(low, high, name)
-
-
-def _exp(value: float) -> float:
-    return math.inf if value > 700 else math.exp(value)
-
-
-def _log(value: float) -> float:
-    return -math.inf if value <= 0 else math.log(value)
+def _power(a: Range, exponent: Range) -> Range:
+    if a.low < 0 or not exponent.is_constant or exponent.low < 0:
+        return Range()
+    return Range(*np.power(a[:2], exponent.low).tolist())
 
 
 def _sum(eqn: JaxprEqn, a: Range) -> Range:
-    before, after = _size(eqn.invars[0].aval), _size(eqn.outvars[0].aval)
-    count = before // max(after, 1)
+    count = _size(eqn.invars[0].aval) // max(_size(eqn.outvars[0].aval), 1)
     return _product(a, Range(count, count))
 
 
@@ -323,30 +308,42 @@ def _size(array: Any) -> int:
     return math.prod(array.shape)
 
 
-def _kept(eqn: JaxprEqn, a: Range) -> Range:
-    return a
+def _of_ranges(function: Callable[..., Range]) -> Rule:
+    """Returns the rule of an operation that has no settings."""
+    return lambda _, *ranges: function(*ranges)
 
 
-def _moved(eqn: JaxprEqn, a: Range, *_: Range) -> Range:
-    """The same numbers, of which some may be left out."""
-    return Range(a.low, a.high)
+def _rising(function: Callable[[float], Any]) -> Rule:
+    """Returns the rule of a function that never falls."""
+    return _of_ranges(lambda a: Range(float(function(a.low)), float(function(a.high))))
+
+
+def _within(low: float, high: float, name: str | None = None) -> Rule:
+    """Returns the rule of a function whose results are all within bounds."""
+    return lambda *_: Range(low, high, name)
 
 
 _RULES: dict[str, Rule] = {
-    **dict.fromkeys(('convert_element_type', 'copy', 'reshape', 'squeeze'), _kept),
+    **dict.fromkeys(('reshape', 'squeeze'), _of_ranges(lambda a: a)),
+    # The same numbers, some of which may be left out.
     **dict.fromkeys(
         (
-            'broadcast_in_dim', 'dynamic_slice', 'expand_dims', 'reduce_max', 'reduce_min',
-            'reduce_precision', 'rev', 'sharding_constraint', 'slice', 'stop_gradient', 'transpose',
+            'broadcast_in_dim', 'dynamic_slice', 'expand_dims', 'gather', 'reduce_max',
+            'reduce_min', 'reduce_precision', 'rev', 'sharding_constraint', 'slice', 'sort',
+            'transpose',
         ),
-        _moved,
+        _of_ranges(lambda a, *_: Range(a.low, a.high)),
     ),
-    **dict.fromkeys(('concatenate', 'pad', 'stack'), _of_ranges(_any_of)),
-    'abs': _of_ranges(
-        lambda a: Range(max(0.0, a.low, -a.high), max(abs(a.low), abs(a.high)))
+    **dict.fromkeys(('concatenate', 'pad', 'select_n', 'stack'), _of_ranges(_any_of)),
+    **dict.fromkeys((*_ORDERS, 'ne'), _within(-math.inf, math.inf)),
+    **dict.fromkeys(
+        ('cumprod', 'reduce_prod'),
+        _of_ranges(lambda a: Range(0, 1) if a.low >= 0 and a.high <= 1 else Range()),
     ),
+    'abs': _of_ranges(_magnitude),
     'add': _of_ranges(lambda a, b: Range(a.low + b.low, a.high + b.high)),
     'atan': _rising(math.atan),
+    'ceil': _rising(np.ceil),
     'clamp': _of_ranges(
         lambda least, a, most: Range(
             min(max(a.low, least.low), most.low), min(max(a.high, least.high), most.high)
@@ -354,22 +351,30 @@ _RULES: dict[str, Rule] = {
     ),
     'cos': _within(-1, 1),
     'div': _of_ranges(_quotient),
+    'eq': _of_ranges(
+        lambda a, b: Range(0, 0) if a.high < b.low or b.high < a.low else Range()
+    ),
     'erf': _rising(math.erf),
     'erfc': _of_ranges(lambda a: Range(math.erfc(a.high), math.erfc(a.low))),
-    'exp': _rising(_exp),
-    'integer_pow': lambda eqn, a: _power(a, eqn.params['y']),
-    'log': _rising(_log),
-    'log1p': _rising(lambda value: _log(1 + value)),
+    'exp': _rising(np.exp),
+    'exp2': _rising(np.exp2),
+    'floor': _rising(np.floor),
+    'integer_pow': lambda eqn, a: _whole_power(a, eqn.params['y']),
+    'log': _rising(lambda value: np.log(max(value, 0.0))),
+    'log1p': _rising(lambda value: np.log1p(max(value, -1.0))),
     'logistic': _within(0, 1, 'sigmoid'),
     'max': _of_ranges(lambda a, b: Range(max(a.low, b.low), max(a.high, b.high))),
     'min': _of_ranges(lambda a, b: Range(min(a.low, b.low), min(a.high, b.high))),
     'mul': _of_ranges(_product),
-    'neg': _of_ranges(lambda a: Range(-a.high, -a.low)),
+    'neg': _of_ranges(_negative),
+    'pow': _of_ranges(_power),
     'reduce_sum': _sum,
+    'round': _rising(np.rint),
     'rsqrt': _within(0, math.inf),
+    'sign': _rising(np.sign),
     'sin': _within(-1, 1),
     'sqrt': _rising(lambda value: math.sqrt(max(value, 0.0))),
-    'square': _of_ranges(lambda a: _power(a, 2)),
+    'square': _of_ranges(lambda a: _whole_power(a, 2)),
     'sub': _of_ranges(lambda a, b: Range(a.low - b.high, a.high - b.low)),
     'tanh': _rising(math.tanh),
 }  # fmt: skip
