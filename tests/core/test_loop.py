@@ -400,12 +400,13 @@ def test_the_average_of_the_parameters_is_the_exponential_one_after_a_warm_up(de
         chex.assert_trees_all_close(state.eval_params, average, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16, jnp.float16])
 @pytest.mark.parametrize('num_steps', [1, 20, 300])
-def test_a_short_run_averages_what_it_learned_and_not_where_it_began(num_steps):
+def test_a_short_run_averages_what_it_learned_and_not_where_it_began(num_steps, dtype):
     """The parameters go from 0 to 1 at constant speed, so the average tells how old it is."""
-    average = Ema(jnp.zeros(()), jnp.float32(0.999))
+    average = Ema.of(jnp.zeros((), dtype), 0.999)
     for step in range(num_steps):
-        average = average.update(jnp.float32((step + 1) / num_steps), step)
+        average = average.update(jnp.asarray((step + 1) / num_steps, dtype), step)
     assert float(average.params) > 0.88
 
 

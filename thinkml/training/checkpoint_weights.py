@@ -153,7 +153,9 @@ def _model_arrays(saved: dict[str, Any]) -> dict[str, Any]:
     def under(prefix: str) -> dict[str, Any]:
         return {n.removeprefix(prefix): a for n, a in saved.items() if n.startswith(prefix)}
 
-    params = under('state/ema/params/') or under('state/params/')
+    params = under('state/params/')
+    averages = under('state/ema/params/')
+    params |= {name: array.astype(params[name].dtype) for name, array in averages.items()}
     return merged_low_rank(params, under('state/model_state/'))
 
 
