@@ -80,13 +80,29 @@ def test_expected_gradient_length_is_that_of_the_last_layer():
 
 
 def test_expected_gradient_length_stays_exact_where_the_model_is_sure():
-    rest = np.float32(10.0) ** -np.arange(2, 9)
-    probabilities = np.stack([1 - rest, rest * 0.75, rest * 0.25], axis=1).astype(np.float32)
-    features = np.ones((7, 1), np.float32)
-    reference = gradient_lengths(probabilities.astype(float), features.astype(float))
+    rest = 10.0 ** -np.arange(2, 9)
+    probabilities = np.stack([1 - rest, rest * 0.75, rest * 0.25], axis=1)
+    features = np.ones((7, 1))
+    reference = gradient_lengths(probabilities, features)
     np.testing.assert_allclose(
         expected_gradient_length(probabilities, features), reference, rtol=1e-5
     )
+
+
+def test_scores_stay_exact_where_the_model_is_sure():
+    rest = 10.0 ** -np.arange(2, 36, 3)
+    of_others = [rest * 0.75, rest * 0.25]
+    probabilities = np.stack([1 - rest, *of_others], axis=1)
+    np.testing.assert_allclose(least_confident(probabilities), rest, rtol=1e-5)
+    np.testing.assert_allclose(margin(probabilities), 1.75 * rest, rtol=1e-5)
+    of_first = -(1 - rest) * np.log1p(-rest)
+    reference = of_first - np.sum([p * np.log(p) for p in of_others], axis=0)
+    np.testing.assert_allclose(entropy(probabilities), reference, rtol=1e-5)
+    # Of two draws, the other one is half as unsure: KL(p || q) less terms of the order of rest**2.
+    draws = np.stack([probabilities, np.stack([1 - rest / 2, *(p / 2 for p in of_others)], axis=1)])
+    sure = rest < 1e-6
+    kl = (np.log(4 / 3) - 1 + 3 / 4 + (np.log(2 / 3) - 1 + 3 / 2) / 2) / 2 * rest
+    np.testing.assert_allclose(bald(draws)[sure], kl[sure], rtol=1e-5)
 
 
 def test_the_gradient_is_the_one_jax_takes():

@@ -195,20 +195,22 @@ def test_labels_without_a_single_positive():
 
 def test_metrics_are_those_of_the_evaluation():
     from thinkml.evaluation import METRICS
+    from thinkml.evaluation.scored import Scored
 
-    for kind, num_outputs in CASES:
+    for kind, num_outputs in (*CASES, ('regression', 1), ('regression', 3)):
         logits, labels = outputs(kind, 60, num_outputs, seed=5)
-        p = probabilities(logits, kind).astype(np.float32)
-        guess = (p > 0.5) if kind == 'multilabel' else p.argmax(1)
-        metrics = make_metrics(
-            NAMES['classification'], kind=kind, num_outputs=num_outputs, capacity=4 * 40
-        )
+        is_regression = kind == 'regression'
+        p = None if is_regression else probabilities(logits, kind)
+        if is_regression:
+            guess = logits
+        else:
+            guess = (logits > 0).astype(np.int32) if kind == 'multilabel' else p.argmax(1)
+        names = NAMES['regression' if is_regression else 'classification']
+        metrics = make_metrics(names, kind=kind, num_outputs=num_outputs, capacity=4 * 40)
         got = over_epoch(metrics, batches(logits, labels, [1, 9, 37], batch_size=40))
-        for name, metric in METRICS.items():
-            if name in NAMES['classification']:
-                values = p if metric.values == 'probabilities' else guess.astype(np.int32)
-                expected = metric.function(labels, values, kind)
-                assert got[name] == pytest.approx(expected, rel=1e-6), (kind, name)
+        scored = Scored(kind, max(2, num_outputs), labels, guess, p, logits)
+        expected = {name: METRICS[kind][name].of(scored) for name in names}
+        assert_equal(got, expected)
 
 
 @pytest.mark.parametrize('k', [1, 2, 5])

@@ -420,6 +420,19 @@ def test_of_rows_that_are_the_same_the_first_is_chosen():
     assert highest([1.0, 2.0, 2.0, 2.0], 2).indices.tolist() == [1, 2]
 
 
+def test_badge_tells_rows_apart_of_which_the_model_is_sure():
+    rest = np.array([1e-32, 3e-30, 2e-30, 1e-36])
+    p = np.stack([rest, 1 - rest], axis=1)
+    found = badge(p, np.ones((4, 1)), 4, KEY)
+    assert found.indices[0] == 1
+    lengths = np.sqrt(2) * rest
+    far = np.abs(lengths - lengths[:, None])
+    expected = [
+        far[row, found.indices[:pick]].min() for pick, row in enumerate(found.indices) if pick
+    ]
+    np.testing.assert_allclose(found.scores, [lengths[1], *expected], rtol=1e-5)
+
+
 def test_badge_and_core_set_leave_rows_that_lie_on_chosen_ones_to_the_end():
     X, p = pool(20)
     X, p = np.repeat(X, 3, axis=0), np.repeat(p, 3, axis=0)

@@ -4,6 +4,9 @@ Pure functions of predicted probabilities ``[rows, classes]``, or of several dra
 ``[draws, rows, ...]``: forward passes with dropout on, or the members of an ensemble. Arrays may be
 NumPy's or JAX's; they are computed in float32 on the device, and the scores are NumPy arrays. Which
 rows to take by them is for `thinkml.core.selection`.
+
+The functions ``log_...`` take logarithms of probabilities and return those of the scores: they rank
+rows of which the model is so sure that the probabilities round to 0 and 1.
 """
 
 from collections.abc import Callable
@@ -12,7 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.scipy.special import entr, kl_div
+from jax.scipy.special import entr, logsumexp
 
 from thinkml.core.jit import Jit
 from thinkml.errors import DataError
@@ -41,7 +44,7 @@ def least_confident(probabilities: Any) -> np.ndarray:
         >>> least_confident([[0.5, 0.25, 0.25], [1.0, 0.0, 0.0]]).tolist()
         [0.5, 0.0]
     """
-    return _scores(_least_confident, as_probabilities(probabilities))
+    return _scores(log_least_confident, as_probabilities(probabilities))
 
 
 def margin(probabilities: Any) -> np.ndarray:
@@ -64,7 +67,7 @@ def margin(probabilities: Any) -> np.ndarray:
         >>> margin([[0.5, 0.25, 0.25], [0.5, 0.5, 0.0]]).tolist()
         [0.75, 1.0]
     """
-    return _scores(_margin, as_probabilities(probabilities))
+    return _scores(log_margin, as_probabilities(probabilities))
 
 
 def entropy(probabilities: Any) -> np.ndarray:
@@ -87,7 +90,7 @@ def entropy(probabilities: Any) -> np.ndarray:
         >>> [round(score, 4) for score in entropy([[0.5, 0.5], [1.0, 0.0]]).tolist()]
         [0.6931, 0.0]
     """
-    return _scores(_entropy, as_probabilities(probabilities))
+    return _scores(log_entropy, as_probabilities(probabilities))
 
 
 def bald(draws: Any) -> np.ndarray:
@@ -117,7 +120,7 @@ def bald(draws: Any) -> np.ndarray:
         >>> [round(score, 4) for score in scores.tolist()]
         [0.0, 0.6931]
     """
-    return _scores(_bald, as_probabilities(draws, 'draws', draws=True))
+    return _scores(log_bald, as_probabilities(draws, 'draws', draws=True))
 
 
 def variation_ratio(draws: Any) -> np.ndarray:
@@ -142,7 +145,7 @@ def variation_ratio(draws: Any) -> np.ndarray:
         >>> variation_ratio([[[0.9, 0.1]], [[0.6, 0.4]], [[0.2, 0.8]], [[0.7, 0.3]]]).tolist()
         [0.25]
     """
-    return _scores(_variation_ratio, as_probabilities(draws, 'draws', draws=True))
+    return np.asarray(_variation_ratio(as_probabilities(draws, 'draws', draws=True)))
 
 
 def variance(draws: Any) -> np.ndarray:
@@ -172,7 +175,7 @@ def variance(draws: Any) -> np.ndarray:
             'more: predictions of several models, or of one with dropout on.'
         )
     _check_finite(draws, 'draws')
-    return _scores(_variance, draws.reshape(*draws.shape[:2], -1))
+    return np.asarray(_variance(draws.reshape(*draws.shape[:2], -1)))
 
 
 def expected_gradient_length(probabilities: Any, features: Any) -> np.ndarray:
@@ -203,7 +206,7 @@ def expected_gradient_length(probabilities: Any, features: Any) -> np.ndarray:
     """
     probabilities = as_probabilities(probabilities)
     features = as_features(features, num_rows=len(probabilities))
-    return _scores(_expected_gradient_length, probabilities, features)
+    return _scores(log_expected_gradient_length, probabilities, features)
 
 
 # --- checks -----------------------------------------------------------------------------------
@@ -279,29 +282,48 @@ def _are_distributions(values: jax.Array) -> jax.Array:
 # --- compiled ---------------------------------------------------------------------------------
 
 
-def _scores(function: Callable[..., jax.Array], *arrays: jax.Array) -> np.ndarray:
-    return np.asarray(function(*arrays))
+def _scores(
+    log_score: Callable[..., jax.Array], probabilities: jax.Array, *more: jax.Array
+) -> np.ndarray:
+    logarithms = np.asarray(log_score(jnp.log(probabilities), *more), np.float64)
+    return np.exp(logarithms).astype(np.float32)
 
 
 @Jit
-def _least_confident(probabilities: jax.Array) -> jax.Array:
-    return 1 - probabilities.max(1)
+def log_least_confident(log_p: jax.Array) -> jax.Array:
+    """Returns the logarithm of `least_confident`, of logarithms of the probabilities."""
+    return _others(log_p)[0]
 
 
 @Jit
-def _margin(probabilities: jax.Array) -> jax.Array:
-    first, others = _likeliest(probabilities)
-    return 1 - (first - others.max(1))
+def log_margin(log_p: jax.Array) -> jax.Array:
+    """Returns the logarithm of `margin`, of logarithms of the probabilities."""
+    log_rest, shares = _others(log_p)
+    return log_rest + jnp.log1p(shares.max(1))
 
 
 @Jit
-def _entropy(probabilities: jax.Array) -> jax.Array:
-    return entr(probabilities).sum(1)
+def log_entropy(log_p: jax.Array) -> jax.Array:
+    """Returns the logarithm of `entropy`, of logarithms of the probabilities."""
+    # With the sum s of all but the largest, which have shares c_k of it:
+    # H = s (-log s + H(c)) - (1 - s) log(1 - s).
+    log_rest, shares = _others(log_p)
+    rest = jnp.exp(log_rest)
+    of_first = jnp.where(rest > 0, -(1 - rest) * jnp.log1p(-rest) / rest, 1)
+    entropy = log_rest + jnp.log(entr(shares).sum(1) - log_rest + of_first)
+    return jnp.where(jnp.isneginf(log_rest), -jnp.inf, entropy)
 
 
 @Jit
-def _bald(draws: jax.Array) -> jax.Array:
-    return jnp.maximum(kl_div(draws, draws.mean(0)).sum(-1).mean(0), 0)
+def log_bald(log_p: jax.Array) -> jax.Array:
+    """Returns the logarithm of `bald`, of logarithms of the probabilities of several draws."""
+    # KL(p || q) is the sum of q (r e^r - e^r + 1) with r = log(p / q), none of which is negative.
+    top = jnp.maximum(log_p.max(0), jnp.finfo(log_p.dtype).min)
+    log_q = top + jnp.log1p(jnp.expm1(log_p - top).mean(0))
+    r = jnp.where(jnp.isneginf(log_q), 0, log_p - log_q)
+    gain = jnp.where(jnp.isneginf(r), 1, r * jnp.exp(r) - jnp.expm1(r))
+    divergence = logsumexp(log_q + jnp.log(jnp.maximum(gain, 0)), axis=-1)
+    return logsumexp(divergence, axis=0) - np.log(len(log_p))
 
 
 @Jit
@@ -316,19 +338,27 @@ def _variance(draws: jax.Array) -> jax.Array:
 
 
 @Jit
-def _expected_gradient_length(probabilities: jax.Array, features: jax.Array) -> jax.Array:
-    # ||p - e_k||^2 = (1 - p_k)^2 + sum_{j != k} p_j^2. For the likeliest class that sum is made
-    # without it: taken off from the sum of all it would be lost where p_k is almost 1.
-    first, others = _likeliest(probabilities)
-    rest = jnp.square(others).sum(1)
-    of_first = first * jnp.sqrt(jnp.square(1 - first) + rest)
-    total = (rest + jnp.square(first))[:, None]
-    of_others = others * jnp.sqrt(jnp.square(1 - others) + total - jnp.square(others))
+def log_expected_gradient_length(log_p: jax.Array, features: jax.Array) -> jax.Array:
+    """Returns the logarithm of `expected_gradient_length`, of those of the probabilities."""
+    # ||p - e_k||^2 = (1 - p_k)^2 + sum_{j != k} p_j^2, where for the likeliest class 1 - p_k is the
+    # sum s of the others, of which they have shares c_k: p_k = s c_k. Each length has a factor s.
+    log_rest, shares = _others(log_p)
+    rest = jnp.exp(log_rest)[:, None]
+    first, others = 1 - rest[:, 0], rest * shares
+    of_first = first * jnp.sqrt(1 + jnp.square(shares).sum(1))
+    total = jnp.square(others).sum(1) + jnp.square(first)
+    of_others = shares * jnp.sqrt(jnp.square(1 - others) + total[:, None] - jnp.square(others))
     length = jnp.sqrt(jnp.square(features).sum(1) + 1)
-    return (of_first + of_others.sum(1)) * length
+    return log_rest + jnp.log((of_first + of_others.sum(1)) * length)
 
 
-def _likeliest(probabilities: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The largest of each row, and the rows with 0 in its place."""
-    is_first = jax.nn.one_hot(probabilities.argmax(1), probabilities.shape[1], dtype=bool)
-    return probabilities.max(1), jnp.where(is_first, 0, probabilities)
+def _others(log_p: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Returns the logarithm of the sum of all but the largest of each row, and their shares of it.
+
+    The sum is one less the largest, which rounds to 0 where a model is sure.
+    """
+    is_first = jax.nn.one_hot(log_p.argmax(1), log_p.shape[1], dtype=bool)
+    others = jnp.where(is_first, -jnp.inf, log_p)
+    log_rest = logsumexp(others, axis=1)
+    is_some = jnp.isfinite(log_rest)
+    return log_rest, jnp.exp(others - jnp.where(is_some, log_rest, 0)[:, None])

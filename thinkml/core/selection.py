@@ -190,8 +190,9 @@ def badge(
     features = as_features(features, num_rows=len(probabilities))
     available = _as_mask(available, len(features))
     capacity, num_picks = _num_picks(count, available)
-    found = _badge(probabilities, features, available, key, num_picks, capacity)
-    return _selection(found, num_picks)
+    picks, squared, exponent = _badge(probabilities, features, available, key, num_picks, capacity)
+    chosen = _selection((picks, squared), num_picks)
+    return chosen._replace(scores=np.ldexp(chosen.scores, np.asarray(exponent)))
 
 
 def typiclust(
@@ -391,7 +392,13 @@ def _k_center_greedy(features, labeled, num_labeled, available, num_picks, capac
 
 @functools.partial(Jit, static_argnames=('capacity',))
 def _badge(probabilities, features, available, key, num_picks, capacity):
-    errors = probabilities - jax.nn.one_hot(probabilities.argmax(1), probabilities.shape[1])
+    is_first = jax.nn.one_hot(probabilities.argmax(1), probabilities.shape[1], dtype=bool)
+    others = jnp.where(is_first, 0, probabilities)
+    # The largest less 1, from the others: it rounds to 0 where a model is sure.
+    errors = jnp.where(is_first, -others.sum(1, keepdims=True), others)
+    # A power of two, so that squares of the smallest don't round to 0, and others keep their bits.
+    _, exponent = jnp.frexp(jnp.max(jnp.where(available[:, None], others, 0)))
+    errors = jnp.ldexp(errors, -exponent)
     of_errors, of_features = (jnp.square(factor).sum(1) for factor in (errors, features))
 
     def distances_to(index: jax.Array) -> jax.Array:
@@ -413,7 +420,7 @@ def _badge(probabilities, features, available, key, num_picks, capacity):
         num_picks,
         capacity,
     )
-    return indices, squared.at[0].set(length[first])
+    return indices, squared.at[0].set(length[first]), exponent
 
 
 @functools.partial(Jit, static_argnames=('capacity',))

@@ -41,6 +41,7 @@ from thinkml.data.targets import decode as decode
 from thinkml.data.targets import encode_targets as encode_targets
 from thinkml.data.targets import find_marker as find_marker
 from thinkml.data.targets import infer_task as infer_task
+from thinkml.data.targets import log_probabilities as log_probabilities
 from thinkml.data.targets import probabilities as probabilities
 from thinkml.data.targets import unlabeled as unlabeled
 from thinkml.data.weights import class_weight_table as class_weight_table

@@ -357,6 +357,24 @@ def probabilities(outputs: np.ndarray, task: Task) -> np.ndarray:
     return shifted / shifted.sum(axis=1, keepdims=True)
 
 
+def log_probabilities(outputs: np.ndarray, task: Task) -> np.ndarray:
+    """Turns raw outputs into logarithms of probabilities, which tell sure rows apart.
+
+    Args:
+        outputs: ``[rows, num_outputs]`` or ``[rows]``, finite.
+        task: a classification task.
+
+    Returns:
+        float64 ``[rows, classes]``; for multilabel ``[rows, labels, 2]``, of no and yes.
+    """
+    outputs = outputs.reshape(len(outputs), -1).astype(np.float64)
+    if task.kind == 'multilabel' or outputs.shape[1] == 1:
+        both = -np.logaddexp(0, np.stack([outputs, -outputs], axis=-1))
+        return both if task.kind == 'multilabel' else both[:, 0]
+    shifted = outputs - outputs.max(axis=1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+
+
 def _check_numbers(outputs: np.ndarray) -> None:
     unclear = np.isnan(outputs).any(axis=1)
     if unclear.any():

@@ -4,6 +4,7 @@ import dataclasses
 import signal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 import pytest
@@ -598,6 +599,46 @@ def test_several_labels_a_row():
     unsure = np.minimum(proba, 1 - proba).mean(1)
     unsure[[*learner.labels]] = -1
     assert rows[0] == unsure.argmax()
+
+
+def sure_learner(strategy, kernels, y):
+    """Models whose outputs are the one column times their kernels, and a pool of sure rows."""
+    models = [nnx.Linear(1, len(kernel), use_bias=False, rngs=nnx.Rngs(0)) for kernel in kernels]
+    for model, kernel in zip(models, kernels, strict=True):
+        model.kernel[...] = jnp.array([kernel])
+    config = dataclasses.replace(CONFIG, epochs=1, optimizer='sgd', learning_rate=1e-30)
+    learner = learner_of(strategy, models if len(models) > 1 else models[0], config=config)
+    pool = np.float32([[600], [90], [20], [60], [300], [23], [18]])
+    learner.start(pool, np.float32(np.arange(len(y))[:, None]), y)
+    return learner
+
+
+BY_LOGIT = [6, 2, 5, 3, 1, 4, 0]
+SURE = [
+    ('uncertainty', [[1.0]]),
+    ('uncertainty', [[-1.0, 1.0, 0.0]]),
+    ('uncertainty', [[1.0], [1.5]]),
+    ('margin', [[0.0, 1.0]]),
+    ('margin', [[-1.0, 1.0, 0.0]]),
+    ('entropy', [[1.0]]),
+    ('entropy', [[-1.0, 1.0, 0.0]]),
+    ('expected_gradient_length', [[-1.0, 1.0, 0.0]]),
+    ('bald', [[1.0], [1.5]]),
+    ('bald', [[0.0, 1.0, 0.0], [0.5, 2.0, 0.5]]),
+    (DiverseBatches('margin', oversample=1), [[1.0]]),
+]
+
+
+@pytest.mark.parametrize(('strategy', 'kernels'), SURE)
+def test_rows_of_which_models_are_sure_rank_by_their_logits(strategy, kernels):
+    learner = sure_learner(strategy, kernels, np.arange(max(2, len(kernels[0]))))
+    assert learner.query(7).tolist() == BY_LOGIT
+
+
+@pytest.mark.parametrize('strategy', ['uncertainty', 'margin', 'entropy'])
+def test_rows_of_several_labels_rank_by_their_logits(strategy):
+    learner = sure_learner(strategy, [[1.0, -2.0]], np.array([[0, 1], [1, 1]]))
+    assert learner.query(7).tolist() == BY_LOGIT
 
 
 def own_strategy(probabilities, key):

@@ -10,11 +10,11 @@ import jax
 import numpy as np
 
 from thinkml.core.acquisition import (
-    bald,
-    entropy,
-    expected_gradient_length,
-    least_confident,
-    margin,
+    log_bald,
+    log_entropy,
+    log_expected_gradient_length,
+    log_least_confident,
+    log_margin,
     variance,
     variation_ratio,
 )
@@ -47,8 +47,8 @@ class Strategy:
         name: for messages and files.
         select: ``(view, count, key, available) -> Selection``.
         kinds: the tasks it is for.
-        score: the score of each row, where rows are chosen by it alone; None where they are chosen
-            together.
+        score: the logarithm of each row's score, where rows are chosen by it alone; None where they
+            are chosen together. It ranks also rows whose scores round to 0.
         needs_features: whether it reads them.
         needs_draws: whether it reads how models, or passes with dropout, differ.
     """
@@ -147,7 +147,8 @@ def spread_out(strategy: Strategy, oversample: int = 10) -> Strategy:
 
     def select(view: View, count: int, key: jax.Array, available: np.ndarray) -> Selection:
         by = view.features if view.has_features else view.outputs[0]
-        return diverse(score(view), by, count, key, available, oversample=oversample)
+        scores = np.exp(score(view))
+        return diverse(scores, by, count, key, available, oversample=oversample)
 
     return dataclasses.replace(
         strategy, name=f'diverse {strategy.name}', select=select, score=None, needs_features=True
@@ -158,39 +159,60 @@ def _by_score(
     name: str, score: Score, kinds: frozenset[str], *, features: bool = False, draws: bool = False
 ) -> Strategy:
     def select(view: View, count: int, key: jax.Array, available: np.ndarray) -> Selection:
-        return highest(score(view), count, available)
+        logarithms = score(view)
+        [rows, _] = highest(logarithms, count, available)
+        return Selection(rows, np.exp(logarithms[rows]).astype(np.float32))
 
     return Strategy(name, select, kinds, score, needs_features=features, needs_draws=draws)
 
 
-def _of_probabilities(score: Callable[[np.ndarray], np.ndarray]) -> Score:
+def _of_probabilities(log_score: Callable[..., Any]) -> Score:
     def of_view(view: View) -> np.ndarray:
-        return _each_label(score, view.probabilities, view.task)
+        return _each_label(log_score, view.log_probabilities, task=view.task)
 
     return of_view
 
 
-def _of_draws(score: Callable[[np.ndarray], np.ndarray]) -> Score:
+def _of_draws(log_score: Callable[..., Any]) -> Score:
     def of_view(view: View) -> np.ndarray:
-        return view.by_draws(functools.partial(_each_label, score, task=view.task))
+        return view.by_draws(functools.partial(_each_label, log_score, task=view.task))
 
     return of_view
 
 
 def _each_label(
-    score: Callable[[np.ndarray], np.ndarray], values: np.ndarray, task: Task | None
+    log_score: Callable[..., Any], values: np.ndarray, *, task: Task | None
 ) -> np.ndarray:
-    """Scores ``[..., rows, classes]``; of several labels the mean of their yes or no."""
+    """Scores ``[..., rows, classes]``; for ``[..., rows, labels, 2]`` the mean over the labels."""
     if task is None or task.kind != 'multilabel':
-        return np.asarray(score(values))
-    *draws, rows, labels = values.shape
-    each = np.stack([1 - values, values], axis=-1).reshape(*draws, rows * labels, 2)
-    return np.asarray(score(each)).reshape(rows, labels).mean(1)
+        return _computed(log_score, values)
+    *draws, rows, labels, _ = values.shape
+    of_each = _computed(log_score, values.reshape(*draws, rows * labels, 2))
+    return np.logaddexp.reduce(of_each.reshape(rows, labels), axis=1) - np.log(labels)
 
 
-def _gradient_lengths(view: View) -> np.ndarray:
-    features = view.features  # first: the probabilities then come from the same pass
-    return np.asarray(expected_gradient_length(view.probabilities, features))
+def _computed(log_score: Callable[..., Any], *arrays: np.ndarray) -> np.ndarray:
+    """Computes logarithms in float32 on the device, and returns them in float64."""
+    of_device = (np.asarray(array, np.float32) for array in arrays)
+    return np.asarray(log_score(*of_device), np.float64)
+
+
+def _log_variation_ratio(log_p: np.ndarray) -> np.ndarray:
+    return _log(variation_ratio(np.exp(log_p)))
+
+
+def _log_variance(outputs: np.ndarray) -> np.ndarray:
+    return _log(variance(outputs))
+
+
+def _log(scores: np.ndarray) -> np.ndarray:
+    with np.errstate(divide='ignore'):
+        return np.log(scores, dtype=np.float64)
+
+
+def _log_gradient_lengths(view: View) -> np.ndarray:
+    features = view.features  # first: the outputs then come from the same pass
+    return _computed(log_expected_gradient_length, view.log_probabilities, features)
 
 
 def _select_at_random(view: View, count: int, key: jax.Array, available: np.ndarray) -> Selection:
@@ -256,13 +278,13 @@ def _check_order(order: np.ndarray, num_rows: int, name: str) -> None:
 STRATEGIES: Mapping[str, Strategy] = {
     strategy.name: strategy
     for strategy in (
-        _by_score('uncertainty', _of_probabilities(least_confident), _LABELS),
-        _by_score('margin', _of_probabilities(margin), _LABELS),
-        _by_score('entropy', _of_probabilities(entropy), _LABELS),
-        _by_score('bald', _of_draws(bald), _LABELS, draws=True),
-        _by_score('variation_ratio', _of_draws(variation_ratio), _LABELS, draws=True),
-        _by_score('variance', _of_draws(variance), frozenset({'regression'}), draws=True),
-        _by_score('expected_gradient_length', _gradient_lengths, _CLASSES, features=True),
+        _by_score('uncertainty', _of_probabilities(log_least_confident), _LABELS),
+        _by_score('margin', _of_probabilities(log_margin), _LABELS),
+        _by_score('entropy', _of_probabilities(log_entropy), _LABELS),
+        _by_score('bald', _of_draws(log_bald), _LABELS, draws=True),
+        _by_score('variation_ratio', _of_draws(_log_variation_ratio), _LABELS, draws=True),
+        _by_score('variance', _of_draws(_log_variance), frozenset({'regression'}), draws=True),
+        _by_score('expected_gradient_length', _log_gradient_lengths, _CLASSES, features=True),
         Strategy('random', _select_at_random),
         Strategy('core_set', _select_core_set, needs_features=True),
         Strategy('badge', _select_badge, _CLASSES, needs_features=True),

@@ -15,7 +15,7 @@ from thinkml.core import (
     num_outputs,
     predict_outputs,
 )
-from thinkml.data import Rows, decode, probabilities
+from thinkml.data import Rows, decode, log_probabilities, probabilities
 from thinkml.errors import DataError, ModelTypeError
 from thinkml.record import Task
 
@@ -90,13 +90,24 @@ class View:
         """Numbers a model returns for a row."""
         return num_outputs(self.models[0], self.rows.spec, 'X_unlabeled')
 
+    @property
+    def _outputs_found(self) -> np.ndarray:
+        """The outputs, from the pass that found the features if there was one."""
+        known = '_outputs_and_features' in vars(self) and len(self.models) == 1
+        return self._outputs_and_features[None, :, : self.num_outputs] if known else self.outputs
+
     @functools.cached_property
     def probabilities(self) -> np.ndarray:
-        """Of the classes, ``[rows, classes]``: their mean over the models."""
+        """The mean of the models' probabilities of the classes, ``[rows, classes]``."""
         assert self.task is not None
-        known = '_outputs_and_features' in vars(self) and len(self.models) == 1
-        outputs = self._outputs_and_features[None, :, : self.num_outputs] if known else self.outputs
-        return mean_probabilities(outputs, self.task)
+        return mean_probabilities(self._outputs_found, self.task)
+
+    @functools.cached_property
+    def log_probabilities(self) -> np.ndarray:
+        """The logarithms of the mean probabilities, as `log_probabilities` lays them out."""
+        assert self.task is not None
+        of_each = [log_probabilities(one, self.task) for one in self._outputs_found]
+        return np.logaddexp.reduce(of_each) - np.log(len(of_each))
 
     @property
     def predictions(self) -> np.ndarray:
@@ -117,8 +128,9 @@ class View:
         """Scores each row by how models or passes with dropout differ.
 
         Args:
-            score: takes ``[draws, some rows, classes or outputs]``: probabilities of the classes,
-                or outputs of a regression; returns ``[some rows]``.
+            score: takes ``[draws, some rows, ...]``: logarithms of the classes' probabilities, as
+                `thinkml.data.log_probabilities` has them, or outputs of a regression; returns
+                ``[some rows]``.
         """
         if len(self.models) > 1:
             return score(self._meant(self.outputs))
@@ -135,7 +147,7 @@ class View:
         assert self.task is not None
         if not self.task.is_classification:
             return outputs
-        return np.stack([probabilities(one, self.task) for one in outputs])
+        return np.stack([log_probabilities(one, self.task) for one in outputs])
 
 
 def mean_probabilities(outputs: np.ndarray, task: Task) -> np.ndarray:
