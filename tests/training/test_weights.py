@@ -216,7 +216,7 @@ def test_an_evaluation_has_weights_from_one_place():
     evaluate = functools.partial(ModelEvaluator().evaluate, mlp(4, 3))
     with pytest.raises(DataError, match='sample_weight: got one beside batches'):
         evaluate(weighted_batches(np.ones(60)), sample_weight=np.ones(60))
-    with pytest.raises(DataError, match='X_test: got batches whose weights are all 0'):
+    with pytest.raises(DataError, match='X_test: got weight 0 for every row'):
         evaluate(weighted_batches(np.zeros(60)))
 
 

@@ -217,7 +217,7 @@ class BatchFeed:
 
 
 def _counts(arrays: Arrays) -> bool:
-    """Whether some of the rows have a weight above 0."""
+    """Returns True if some of the rows have a weight above 0."""
     *_, weight = arrays
     return weight is None or bool(weight.any())
 
@@ -225,7 +225,7 @@ def _counts(arrays: Arrays) -> bool:
 def _checked_to_count(
     items: Iterable[Item], counts: Callable[[Item], bool], argument: str
 ) -> Iterator[Item]:
-    """The items, of which at least one must count.
+    """Yields the items, and checks that at least one of them counts.
 
     Raises:
         DataError: at their end, if none does: a loss has no mean then.

@@ -124,7 +124,7 @@ def check_sample_weight(sample_weight: Any, num_rows: int, argument: str) -> np.
     if weight.min() < 0:
         raise DataError(
             f'{argument}: got {weight.min()} at row {weight.argmin()}, expected weights of at '
-            'least 0. A row of weight 0 is not learned from.'
+            'least 0. A row of weight 0 does not count.'
         )
     return weight.reshape(num_rows).astype(np.float64)
 

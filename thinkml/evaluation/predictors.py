@@ -97,7 +97,7 @@ def _open_batches(
 
 
 def _weight_of(weights: list[Any], labels: list[np.ndarray]) -> np.ndarray | None:
-    """What each row of the batches counts, 1 in those without weights; None where none has any."""
+    """Returns the weight of each row, 1 in batches without weights; None if no batch has any."""
     if all(weight is None for weight in weights):
         return None
     return np.concatenate(

@@ -6,7 +6,8 @@ from typing import Any, TypedDict
 
 import numpy as np
 
-from thinkml.data import as_values, number_groups
+from thinkml.data import number_groups
+from thinkml.data.weights import check_sample_weight
 from thinkml.errors import ConfigError, DataError, is_number, is_whole, problems
 from thinkml.evaluation.bootstrap import Resampling
 from thinkml.evaluation.opened import Opened
@@ -79,31 +80,33 @@ def _keys_or_type(value: Any) -> str:
 
 
 def open_weight(sample_weight: Any, opened: Opened) -> np.ndarray | None:
-    """What each row counts, float64 ``(rows,)``; None where all count 1.
+    """Returns the weight of each row, float64 ``(rows,)``; None where all count 1.
 
     Raises:
-        DataError: if they are no numbers of at least 0, one for each row, of which some count; if
-            the batches hold weights themselves.
+        DataError: unless there is one finite number of at least 0 for each row, and some above 0;
+            if the batches hold weights themselves.
     """
     if opened.weight is not None and sample_weight is not None:
         raise DataError(
             'sample_weight: got one beside batches (inputs, labels, weights), expected the weights '
             'in one place. Leave one of the two out.'
         )
-    if opened.weight is not None and not opened.weight.any():
-        raise DataError('X_test: got batches whose weights are all 0, expected some above 0.')
-    if sample_weight is None:
-        return None if opened.weight is None else _of_usual_size(opened.weight)
-    weight = _column(sample_weight, len(opened.labels), 'sample_weight')
-    if weight.dtype.kind not in 'biuf' or not (np.isfinite(weight) & (weight >= 0)).all():
-        raise DataError('sample_weight: got values that are no numbers of at least 0.')
+    argument, weight = 'X_test', opened.weight
+    if sample_weight is not None:
+        argument = 'sample_weight'
+        weight = check_sample_weight(sample_weight, len(opened.labels), argument)
+    if weight is None:
+        return None
     if not weight.any():
-        raise DataError('sample_weight: got nothing but 0, expected some rows that count.')
-    return _of_usual_size(weight.astype(np.float64))
+        raise DataError(f'{argument}: got weight 0 for every row, expected some above 0.')
+    return _of_usual_size(weight)
 
 
 def _of_usual_size(weight: np.ndarray) -> np.ndarray:
-    """Weights whose products are neither 0 nor infinite; a mean is free of their scale."""
+    """Returns weights whose products are neither 0 nor infinite.
+
+    All are multiplied by the same power of 2, which changes no weighted mean.
+    """
     exponent = int(np.frexp(weight.max())[1])
     return weight if abs(exponent) <= 256 else np.ldexp(weight, -exponent)
 
@@ -143,13 +146,3 @@ def _check_nested(groups: np.ndarray, strata: np.ndarray) -> None:
             'stratify: got groups whose rows are of several strata, expected one for each group. '
             'Stratify by something that groups have in common, or leave it out.'
         )
-
-
-def _column(values: Any, num_rows: int, argument: str) -> np.ndarray:
-    values = as_values(values, argument)
-    values = values[:, 0] if values.ndim == 2 and values.shape[1] == 1 else values
-    if values.shape != (num_rows,):
-        raise DataError(
-            f'{argument}: got shape {values.shape}, expected ({num_rows},), one for each row.'
-        )
-    return values

@@ -382,7 +382,7 @@ def _stream(
 
 
 def _shift_of(batches: Batches) -> int:
-    """By the first batch, since a run must not depend on which comes when it is resumed."""
+    """Returns the shift of the first batch, so that a resumed run has the same one."""
     weight = batches.peek().weight
     return 0 if weight is None else shift_of(weight)
 
