@@ -369,6 +369,11 @@ def test_a_link_is_not_followed(target, name, call, path):
     )
 
 
+def test_a_model_that_lost_its_model_json_is_not_taken_for_a_checkpoint(path):
+    (path / 'model.json').unlink()
+    refused(path, 'model.json.* is missing')
+
+
 @pytest.mark.parametrize('call', CALLS.values(), ids=CALLS)
 @pytest.mark.parametrize('name', ['model.json', 'forward.bin', 'manifest.json'])
 def test_a_pipe_is_not_waited_for(name, call, path):

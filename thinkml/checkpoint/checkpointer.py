@@ -35,7 +35,7 @@ from thinkml.paths import local_path
 MAX_METADATA_BYTES = 256 * 2**20
 
 _METADATA = 'metadata.json'
-_OF_MODELS = 'model.json'
+_OF_MODELS = 'model.json', 'weights'
 _STEP = re.compile(r'0|[1-9][0-9]*')
 _LEFTOVER = re.compile(r'\.(0|[1-9][0-9]*)\.thinkml-(new|old)')
 
@@ -425,7 +425,8 @@ def _checkpoints_in(directory: Path) -> dict[int, Path]:
 
 def is_checkpoint(path: Path) -> bool:
     """Returns True for a checkpoint, linked or not, though one of its files may be lost."""
-    if (path / _OF_MODELS).is_file():  # a saved model has files of the same names
+    # A saved model, a damaged one too, has files of the same names.
+    if any(os.path.lexists(path / name) for name in _OF_MODELS):
         return False
     return sum((path / name).is_file() for name in (manifest.NAME, INDEX, _METADATA)) >= 2
 
