@@ -56,6 +56,8 @@ class Clock:
     def perf_counter(self):
         return self.now
 
+    time = perf_counter
+
 
 @pytest.fixture
 def clock(monkeypatch):
