@@ -302,6 +302,15 @@ def test_groups_have_no_mcnemar():
     assert compare(a, b).mcnemar is None
 
 
+def test_rows_of_other_weights_can_not_be_compared():
+    logits, labels = logits_and_labels(400, 3)
+    model = known(Shifted(), 'multiclass', (0, 1, 2), 3)
+    a = ModelEvaluator().evaluate(model, logits, labels)
+    b = ModelEvaluator().evaluate(model, logits, labels, sample_weight=np.arange(400))
+    with pytest.raises(DataError, match='b: its rows have other weights than those of a'):
+        compare(a, b)
+
+
 def test_what_can_not_be_compared():
     a, _ = pair(1.0)
     other = evaluated()

@@ -125,14 +125,15 @@ def compare(a: Evaluation, b: Evaluation) -> Comparison:
             'a: it was evaluated with confidence=None, expected a share such as 0.95.'
         )
     same = a.scored.labels.shape == b.scored.labels.shape and a.task.classes == b.task.classes
-    if not (
-        same
-        and np.array_equal(a.scored.labels, b.scored.labels)
-        and np.array_equal(a.scored.weights, b.scored.weights)
-    ):
+    if not (same and np.array_equal(a.scored.labels, b.scored.labels)):
         raise DataError(
             f'b: its labels are not those of a ({a.headline()}; {b.headline()}), expected two '
             'models evaluated on the same rows in the same order.'
+        )
+    if not np.array_equal(a.scored.weights, b.scored.weights):
+        raise DataError(
+            'b: its rows have other weights than those of a, expected the same ones. Pass both '
+            'evaluations the same sample_weight, or batches of the same weights.'
         )
     names = [name for name in a.definitions if name in b.definitions]
     if not names:
