@@ -82,7 +82,6 @@ CIRCLE.append(CIRCLE)
         {(1, 2): 'tuple as a key'}, {'circle': CIRCLE}, ['not', 'a', 'dict'],
         {'frame': np.array([object()])},
     ],
-    ids=str,
 )  # fmt: skip
 def test_metadata_that_can_not_be_stored_is_a_type_and_value_error(tmp_path, metadata, kind):
     with pytest.raises(kind, match='metadata'):
