@@ -239,6 +239,38 @@ def test_examples_that_are_rows_of_a_frame_go_by_name():
         predict(model, [frame().iloc[0], frame().assign(c=1.0).iloc[0]])
 
 
+def test_windows_of_a_series_go_by_place():
+    for index in (pd.RangeIndex(43), pd.date_range('2020', periods=43), np.arange(43) * 3.0):
+        series = pd.Series(np.arange(43.0) / 43, index)
+        windows = [series.iloc[first : first + 2] for first in range(40)]
+        model = reads_a()
+        train(model, windows, Y)
+        assert record_of(model).input_spec.arrays.columns is None
+        expected = predict(model, np.stack(windows))
+        np.testing.assert_array_equal(predict(model, windows), expected)
+        np.testing.assert_array_equal(predict(model, windows[7:8]), expected[7:8])
+
+
+def test_a_training_may_change_the_structure_of_inputs_without_names():
+    class First(nnx.Module):
+        def __call__(self, x):
+            if isinstance(x, dict | tuple):
+                x = x['x'] if isinstance(x, dict) else x[0]
+            return x[:, :1]
+
+    model, inputs = First(), (X, {'x': X, 'z': X}, (X, X), X)
+    for data in inputs:
+        assert train(model, data, Y)['accuracy'] == 1
+        np.testing.assert_array_equal(predict(model, data), Y)
+    # Names could not be compared, and the columns would go by place.
+    train(model, frame(), Y)
+    with pytest.raises(DataError, match=r'^X_train: got a dict of x, .*: columns a, b\.$'):
+        train(model, {'x': frame('ba')}, Y)
+    train(model := First(), {'x': X, 'z': X}, Y)
+    with pytest.raises(DataError, match=r'^X_train: got a dict of y, z, expected x, z, which'):
+        train(model, {'y': X, 'z': X}, Y)
+
+
 # --- transfer and active learning ---------------------------------------------------------------
 
 

@@ -126,6 +126,66 @@ def test_other_ranges_of_the_same_kind_are_questioned(first, then):
             call()
 
 
+SIGNALS = RNG.normal(size=(40, 8, 12)).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ('first', 'then'),
+    [
+        (SIGNALS, 50 * SIGNALS),  # sequences, where an outlier is no other scale
+        (200 * abs(SIGNALS), abs(SIGNALS) / 10),
+        (SIGNALS[..., :8, None], 50 * SIGNALS[..., :8, None]),  # spectrograms in decibels
+        (abs(SIGNALS), 50 * abs(SIGNALS)),
+        (RNG.integers(0, 50, (40, 6, 7)), RNG.integers(0, 3000, (40, 6, 7))),  # ids of words
+        (UNIT[:, 0, :, 0], RNG.integers(0, 5, (40, 4)).astype(np.uint8)),  # a small count
+        (UNIT[:, 0, :, 0], 50 * UNIT[:, 0, :, 0]),
+    ],
+)
+def test_what_is_no_picture_may_have_any_scale(first, then):
+    model = trained(first)
+    assert predict(model, then).shape == (40,)
+    train(model, then, Y)
+
+
+@pytest.mark.parametrize('shape', [(192,), (16, 12)])
+@pytest.mark.parametrize('then', [np.float32, np.int64])
+def test_flat_pictures_and_those_without_channels_are_questioned(shape, then):
+    unit = RNG.random((40, *shape)).astype(np.float32)
+    model, pixels = trained(unit), (255 * unit).astype(then)
+    if then is np.int64 and len(shape) > 1:
+        with pytest.raises(DataError, match=r'^X: got int64 from 0 to 25\d, expected float32'):
+            predict(model, pixels)
+    else:
+        with pytest.warns(ThinkMLWarning, match=r'^X: got .* 25\d, and the model was trained on'):
+            predict(model, pixels)
+    with pytest.warns(ThinkMLWarning, match=r'^X_train: got .*, and the model was .* before'):
+        train(model, pixels, Y)
+
+
+class Examples:
+    """A data set whose first picture is black."""
+
+    def __init__(self, pictures):
+        self.pictures = np.concatenate([pictures[:1] * 0, pictures[1:]])
+
+    def __len__(self):
+        return len(self.pictures)
+
+    def __getitem__(self, index):
+        return self.pictures[index], Y[index]
+
+
+def test_a_black_picture_first_does_not_hide_the_others(unit):
+    for call in (
+        lambda: predict(unit, Examples(BYTES)),
+        lambda: ModelEvaluator().evaluate(unit, Examples(BYTES)),
+        lambda: train(Bright(), Examples(UNIT), None, Examples(BYTES)),
+    ):
+        with pytest.raises(DataError, match=r'^X\w*: got uint8 from 0 to 255, expected float32'):
+            call()
+    assert predict(unit, Examples(UNIT)).shape == (40,)
+
+
 @pytest.mark.parametrize('then', [BYTES, 255 * UNIT, BYTES.astype(np.int64)])
 def test_a_training_on_another_range_is_questioned(then):
     model = trained(UNIT)
@@ -184,10 +244,14 @@ def small():
 def test_a_model_that_fails_says_which_pictures_it_takes():
     model = small()
     first = UNIT.transpose(0, 3, 1, 2)
-    with pytest.raises(
-        DataError, match=r'X_train: got rows .* They look like channels first: pass'
+    for given, says in (
+        (first, r'They are channels first: pass X_train.transpose'),
+        (UNIT[..., :1], r'They are grey: pass numpy.repeat\(X_train, 3, axis=-1\)'),
+        (UNIT[..., [0, 1, 2, 0]], r'The fourth channel is opacity: pass X_train\[..., :3\]'),
+        (UNIT[..., :2], 'They have 2 channels instead of 3'),
     ):
-        train(model, first, Y)
+        with pytest.raises(DataError, match=f'X_train: got rows .* {says}'):
+            train(small(), given, Y)
     train(model, UNIT, Y)
     says = (
         r'X_train: got rows .* It was trained on 4 x 4 x 3 float32. They are channels first: pass'

@@ -238,18 +238,18 @@ def _trace(
         rows = jax.tree.map(lambda leaf: f'{leaf.shape[1:]} {leaf.dtype}', x)
         raise DataError(
             f'{argument}: got rows of {rows}, which the model could not take.'
-            f'{_expectation(model, x, argument)} It failed with {failure}\n'
+            f'{_expectation(model, x, argument, failure)} It failed with {failure}\n'
             f'Build the model for rows of this shape, or reshape {argument} to '
             '(rows, features), (rows, height, width, channels) or what else it was built for.'
         ) from error
 
 
-def _expectation(model: Any, x: PyTree, argument: str) -> str:
+def _expectation(model: Any, x: PyTree, argument: str, failure: str) -> str:
     """Words what the model was trained on, if that is known, and how pictures become such."""
     spec = record_of(model).input_spec
     got = x.shape[1:] if isinstance(x, jax.Array | np.ndarray | jax.ShapeDtypeStruct) else None
     if spec is None:
-        return '' if got is None else likely_layout_hint(got, argument)
+        return '' if got is None else likely_layout_hint(got, argument, failure)
     expected = spec.arrays.shape if isinstance(spec.arrays, ArraySpec) else ()
     hint = '' if got is None else layout_hint(got, expected, argument)
     return f' It was trained on {spec}.{hint}'

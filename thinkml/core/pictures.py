@@ -1,6 +1,10 @@
 """Pictures with other axes than a model takes, and how they become what it takes."""
 
+import re
+
 _CHANNELS = (1, 3, 4)
+# How JAX says that a convolution takes other channels: those of the input, groups, those of one.
+_MISMATCH = re.compile(r'but (\d+) // (\d+) != (\d+)')
 Sizes = tuple[int | None, ...]
 
 
@@ -33,8 +37,13 @@ def layout_hint(got: tuple[int, ...], expected: Sizes, argument: str) -> str:
     return f' They have {got[2]} channels instead of {channels}.'
 
 
-def likely_layout_hint(got: tuple[int, ...], argument: str) -> str:
-    """Returns `layout_hint` for a model of which nobody knows what it takes."""
+def likely_layout_hint(got: tuple[int, ...], argument: str, failure: str) -> str:
+    """Returns `layout_hint` for a model of which no more is known than how it fails."""
+    if len(got) == 3 and (mismatch := _MISMATCH.search(failure)):
+        channels, groups, of_group = map(int, mismatch.groups())
+        expected = (None, None, groups * of_group)
+        if channels == got[2] and (hint := layout_hint(got, expected, argument)):
+            return hint
     if len(got) == 3 and got[0] in (1, 3) and got[2] not in (1, 3):
         return f' They look like channels first: pass {argument}.transpose(0, 2, 3, 1).'
     if len(got) == 2:

@@ -10,6 +10,8 @@ import numpy as np
 from thinkml.data.object_arrays import kinds_of
 from thinkml.errors import DataError, did_you_mean
 
+# What pandas calls an index of texts, or of tuples and other objects.
+_NAMES = ('string', 'mixed', 'mixed-integer', 'categorical')
 _ARROW_NUMBER = re.compile(r'u?int\d+|halffloat|float|double|bool')
 
 
@@ -28,8 +30,12 @@ def _is_arrow(values: Any) -> bool:
 
 
 def is_named_row(value: Any) -> bool:
-    """Returns True for a row of a frame of pandas: a series whose index is the names."""
-    return hasattr(value, 'to_frame') and hasattr(getattr(value, 'index', None), 'equals')
+    """Returns True for a row of a frame of pandas: a series whose index is the names.
+
+    An index of numbers or times counts the values, as that of a window of a longer series does.
+    """
+    kind = getattr(getattr(value, 'index', None), 'inferred_type', None)
+    return kind in _NAMES and hasattr(value, 'to_frame')
 
 
 def frame_of_rows(rows: Sequence[Any]) -> Any:

@@ -95,10 +95,12 @@ def warn_of_other_ranges(now: InputSpec, before: InputSpec, argument: str) -> No
     """Warns if a model that was trained before gets values on another scale to be trained on.
 
     Args:
-        now: what the inputs are like, of the structure of those ``before``.
-        before: what the model was trained on.
+        now: what the inputs are like.
+        before: what the model was trained on; no scale of another structure is compared.
         argument: the name of the inputs.
     """
+    if jax.tree.structure(now.arrays) != jax.tree.structure(before.arrays):
+        return
     now.map(lambda *parts: warn_of_other_range(*parts, argument=argument), before.arrays)
 
 

@@ -1,5 +1,6 @@
 """The range of pixels and other values, beside that of the training."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,8 @@ _FAR = 10
 LARGEST_STANDARDISED = 10
 # What is trained on values up to here and gets fractions of 1 alone was trained on 0 to 255.
 _BYTES = 100
+# Flat pictures have at least so many pixels.
+_LEAST_PIXELS = 64
 
 
 def range_of(array: Any) -> tuple[float, float]:
@@ -42,17 +45,19 @@ def check_range(array: Any, like: ArraySpec, argument: str) -> None:
         return
     got = range_of(array)
     becomes_float = array.dtype.kind in 'iu' and like.dtype.startswith(('float', 'bfloat'))
-    if len(like.shape) < 2 and not (becomes_float and array.dtype == np.uint8):
-        return  # a table, where a column may well have other values
-    limit = _limit(like.range, is_whole=becomes_float)
+    limit = _limit(like.range, is_white=becomes_float and _are_pictures(like.shape))
     name = argument.partition(',')[0]  # 'X, batch 1' is a part of X
-    if becomes_float and _magnitude(got) > limit:
+    # A column of a table may well have other values.
+    is_table = len(like.shape) < 2 and array.dtype != np.uint8
+    if becomes_float and not is_table and _magnitude(got) > limit:
         raise DataError(
             f'{argument}: got {_described(array.dtype, got)}, expected '
             f'{_described(like.dtype, like.range)}, which the model was trained on. Scale them as '
             f"the training data was, for instance {name}.astype('float32') / {_white(got)}; if "
             f"they are on its scale, pass {name}.astype('float32')."
         )
+    if not _may_be_pixels(like.shape, got, like.range):
+        return
     if _magnitude(got) > limit or _is_smaller(array, got, like.range):
         warn_user(
             f'{argument}: got {_described(array.dtype, got)}, and the model was trained on '
@@ -64,9 +69,9 @@ def warn_of_other_range(now: ArraySpec, before: Any, argument: str) -> None:
     """Warns if a model that was trained before is trained on values of another scale."""
     if not isinstance(before, ArraySpec) or now.range is None or before.range is None:
         return
-    if min(len(now.shape), len(before.shape)) < 2 or 0 in map(
-        _magnitude, (now.range, before.range)
-    ):
+    if 0 in map(_magnitude, (now.range, before.range)):
+        return
+    if not _may_be_pixels(now.shape, now.range, before.range):
         return
     factor = _magnitude(now.range) / _magnitude(before.range)
     if not 1 / _FAR <= factor <= _FAR:
@@ -109,12 +114,31 @@ def check_standardised(pictures: ArraySpec, argument: str) -> None:
         )
 
 
-def _limit(trained: tuple[float, float], *, is_whole: bool) -> float:
-    """The magnitude beyond which values are on another scale."""
+def _are_pictures(shape: tuple[int, ...]) -> bool:
+    """Returns True for three axes or more, and for squares; two other axes are a sequence."""
+    return len(shape) > 2 or (len(shape) == 2 and shape[0] == shape[1])
+
+
+def _may_be_pixels(
+    shape: tuple[int, ...], got: tuple[float, float], trained: tuple[float, float]
+) -> bool:
+    """Returns True if values can be of pictures that were scaled in another way.
+
+    Other numbers, such as sounds and prices, may well be ten times as large as in the training.
+    Pixels are not negative before the mean of each colour is subtracted.
+    """
+    if _are_pictures(shape):
+        return got[0] >= 0 or shape[-1] in (3, 4)
+    is_scaled = trained[0] >= 0 and trained[1] <= 1
+    return math.prod(shape) >= _LEAST_PIXELS and is_scaled and got[0] >= 0
+
+
+def _limit(trained: tuple[float, float], *, is_white: bool) -> float:
+    """The magnitude beyond which values are on another scale, where 1 may be white."""
     magnitude = _magnitude(trained)
     if magnitude == 0:
         return np.inf  # nothing is known of a scale
-    return 1 if is_whole and magnitude <= 1 else _FAR * magnitude
+    return 1 if is_white and magnitude <= 1 else _FAR * magnitude
 
 
 def _is_smaller(array: Any, got: tuple[float, float], trained: tuple[float, float]) -> bool:

@@ -185,6 +185,8 @@ def open_items(
 ) -> Rows:
     """Opens the inputs of a data set of examples; the first one tells what all are like.
 
+    Where the range of the training is known, some more are read, to compare theirs with it.
+
     Args:
         dataset: the data set.
         argument: the name used in error messages.
@@ -202,9 +204,16 @@ def open_items(
             check_tree(inputs, argument, None, indices)
         return check_tree(inputs, argument, like, indices)
 
-    _, inputs = read(np.array([0]), like)
-    spec = inputs.without_ranges()  # which were compared with the first example
+    _, inputs = read(_first_read(count, like), like)
+    spec = inputs.without_ranges()  # which were compared just now
     return Rows(count, inputs, False, lambda selection: read(indices_of(selection, count), spec)[0])
+
+
+def _first_read(count: int, like: InputSpec | None) -> np.ndarray:
+    # The first example tells what all are like, but not their range: it may be a black picture.
+    parts = [] if like is None else jax.tree.leaves(like.arrays)
+    compared = [part for part in parts if isinstance(part, ArraySpec) and part.range is not None]
+    return sampled(count, sum(map(_row_bytes, compared))) if compared else np.array([0])
 
 
 class _Leaf(NamedTuple):
@@ -220,6 +229,8 @@ class _Leaf(NamedTuple):
 
 def _open_tree(X: Any, argument: str, like: Any, rows: np.ndarray | None = None) -> Any:
     """A `_Leaf` for each array, in the structure of the inputs."""
+    if _had_no_names(like) and not _has_structure(X, like):
+        like = None
     if isinstance(X, Mapping) and X:
         refuse_several(X, argument)
         _check_names(X, argument, like)
@@ -237,6 +248,17 @@ def _open_tree(X: Any, argument: str, like: Any, rows: np.ndarray | None = None)
     if not isinstance(like, ArraySpec | ColumnNames | None):
         raise _not_like('one array', argument, like)
     return _open_array(X, argument, like, rows)
+
+
+def _had_no_names(like: Any) -> bool:
+    """Returns True where it is asked for names alone, of inputs that had none."""
+    return like is not None and all(part == ColumnNames(None) for part in jax.tree.leaves(like))
+
+
+def _has_structure(X: Any, like: Any) -> bool:
+    if isinstance(like, dict):
+        return isinstance(X, Mapping)
+    return not isinstance(X, Mapping) and is_several(X) == isinstance(like, tuple)
 
 
 def is_several(X: Any) -> bool:
@@ -414,8 +436,11 @@ def _check_range(
     read: Callable[[np.ndarray], np.ndarray], num_rows: int, like: Like, argument: str
 ) -> None:
     if isinstance(like, ArraySpec) and like.range is not None:
-        row_bytes = math.prod(like.shape) * jnp.dtype(like.dtype).itemsize
-        check_range(read(sampled(num_rows, row_bytes)), like, argument)
+        check_range(read(sampled(num_rows, _row_bytes(like))), like, argument)
+
+
+def _row_bytes(spec: ArraySpec) -> int:
+    return math.prod(spec.shape) * jnp.dtype(spec.dtype).itemsize
 
 
 def sampled(num_rows: int, row_bytes: int) -> np.ndarray:
