@@ -120,7 +120,7 @@ class _Interpreter:
     def __init__(self) -> None:
         self._keys: dict[tuple[Any, ...], int] = {}
         self._made: list[tuple[Any, ...]] = []  # by key: an operation and the keys of its operands
-        self._ranges: dict[int, Range] = {}  # by key
+        self._values: dict[int, _Value] = {}  # by key
 
     def run(self, jaxpr: Jaxpr, operands: Sequence[_Value]) -> list[_Value]:
         """Returns the values of a program's outputs."""
@@ -154,8 +154,8 @@ class _Interpreter:
         above: Iterable[tuple[int, bool]] = (),
         cases: Mapping[int, Range] = MappingProxyType({}),
     ) -> _Value:
-        self._ranges[key] = found
-        return _Value(found, key, frozenset({(key, False), *above}), cases)
+        self._values[key] = _Value(found, key, frozenset({(key, False), *above}), cases)
+        return self._values[key]
 
     def _key(self, *made: Any) -> int:
         if made not in self._keys:
@@ -213,16 +213,30 @@ class _Interpreter:
             for key, found in (case.cases or {case.key: case.range}).items():
                 if primitive in _ORDERS and key in compared[:2]:
                     is_first = key == compared[0]
-                    other = self._ranges[compared[is_first]]
+                    other = self._values[compared[is_first]].range
                     if is_true == (is_first == (primitive in ('lt', 'le'))):
                         found = Range(found.low, min(found.high, other.high))
                     else:
                         found = Range(max(found.low, other.low), found.high)
+                if self._is_share_where(key, which.key, is_true):
+                    found = Range(max(found.low, 0.0), min(found.high, 1.0))
                 taken[key] = _any_of(found, taken.get(key, found))
         return taken
 
+    def _is_share_where(self, key: int, *chosen: int) -> bool:
+        """Returns True if numbers are at most 1 where a choice takes this case."""
+        primitive, *operands = self._made[key]
+        if primitive != 'div' or self._values[operands[0]].range.low < 0:
+            return False
+        part, whole = operands[:2]
+        return self._values[whole].is_above(self._keys.get(('where', *chosen, part)))
+
     def _above(self, primitive: str, operands: list[_Value]) -> Iterator[tuple[int, bool]]:
         """Yields what a result is never below, except itself."""
+        if primitive == 'select_n' and all(case.range.low >= 0 for case in operands[1:]):
+            which, *cases = operands
+            for number, case in enumerate(cases):
+                yield self._key('where', which.key, number, case.key), False
         is_positive = all(value.range.low >= 0 for value in operands)
         for value, other in zip(operands, operands[::-1], strict=True):
             for key, of_axis in value.above:
