@@ -13,13 +13,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.extend.core import ClosedJaxpr, Jaxpr
+from jax.extend.core import ClosedJaxpr
 
 from thinkml.core.adapters import (
     FunctionalModel,
     PyTree,
     functionalize_nnx,
 )
+from thinkml.core.lookups import gathers
 from thinkml.core.output_range import Range, output_range
 from thinkml.core.pictures import layout_hint, likely_layout_hint
 from thinkml.core.precision import DType
@@ -125,19 +126,7 @@ def outputs_of(model: Any, x: PyTree, argument: str = 'X_train') -> Outputs:
         )
     count = outputs.shape[1] if outputs.ndim == 2 else 1
     found = output_range(traced.jaxpr, traced.jaxpr.outvars[0])
-    return Outputs(count, found, _gathers(traced.jaxpr))
-
-
-def _gathers(jaxpr: Jaxpr) -> bool:
-    return any(
-        eqn.primitive.name == 'gather'
-        or any(
-            _gathers(value.jaxpr if isinstance(value, ClosedJaxpr) else value)
-            for value in eqn.params.values()
-            if isinstance(value, ClosedJaxpr | Jaxpr)
-        )
-        for eqn in jaxpr.eqns
-    )
+    return Outputs(count, found, gathers(traced.jaxpr))
 
 
 class Footprint(NamedTuple):

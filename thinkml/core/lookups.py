@@ -1,7 +1,7 @@
 """Lookups: the rows of its tables, such as embeddings, that a model reads for its inputs."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -10,24 +10,70 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, jaxpr_as_fun
 
 from thinkml.core.adapters import ApplyFn, FunctionalModel
 from thinkml.core.jit import Jit
+from thinkml.errors import DataError, warn_user
 
 
 class Lookup(NamedTuple):
     """Reads of one table.
 
     Attributes:
-        num_rows: of the table.
+        num_rows: of the table; an int, or an array inside a compiled program, as all three are.
         lowest: the first of its rows that is read; -1 is its last row, as in NumPy.
         highest: the last one.
     """
 
-    num_rows: int
-    lowest: int
-    highest: int
+    num_rows: Any
+    lowest: Any
+    highest: Any
+
+
+def gathers(jaxpr: Jaxpr) -> bool:
+    """Returns True if arrays are read at places that are computed, such as an embedding's."""
+    return any(
+        eqn.primitive.name == 'gather'
+        or any(
+            gathers(value.jaxpr if isinstance(value, ClosedJaxpr) else value)
+            for value in eqn.params.values()
+            if isinstance(value, ClosedJaxpr | Jaxpr)
+        )
+        for eqn in jaxpr.eqns
+    )
+
+
+def check_lookups(reads: Sequence[Sequence[Lookup]], argument: str) -> None:
+    """Checks that the tables a model reads, such as embeddings, have a row for each id.
+
+    Args:
+        reads: the lookups in each part of the rows, those of the same tables in each.
+        argument: the name of the inputs in error messages.
+
+    Raises:
+        DataError: if one has not. What is read beyond its end is NaN, or its last row.
+
+    Warns:
+        ThinkMLWarning: for negative ids, which count from the end of a table.
+    """
+    for of_table in zip(*reads, strict=True):
+        num_rows = int(of_table[0].num_rows)
+        lowest = int(min(part.lowest for part in of_table))
+        highest = int(max(part.highest for part in of_table))
+        if highest >= num_rows or lowest < -num_rows:
+            raise DataError(
+                f'{argument}: got ids by which the model reads row '
+                f'{highest if highest >= num_rows else lowest} of a table of {num_rows} rows, '
+                f'expected 0 to {num_rows - 1}. Build the embedding with more rows, or give '
+                'ids that it does not know one of their own.'
+            )
+        if lowest < 0:
+            warn_user(
+                f'{argument}: got ids by which the model reads row {lowest} of a table of '
+                f'{num_rows} rows, which counts from its end. If {lowest} stands for something '
+                'else, such as padding, give it an id of its own.'
+            )
 
 
 def has_lookups(functional: FunctionalModel, x: Any) -> bool:
-    """Returns whether the model reads rows of a table that depend on its inputs.
+    """Returns True if the model reads rows of a table that depend on its inputs.
 
     Args:
         functional: the model.
@@ -63,6 +109,25 @@ def lookups(functional: FunctionalModel, x: Any) -> list[Lookup]:
     ]
 
 
+def with_lookups(
+    forward: Callable[[Any, Any, Any], jax.Array], params: Any, model_state: Any, x: Any
+) -> tuple[jax.Array, list[Lookup]]:
+    """Computes a model's outputs and, inside a ``jax.jit``, its `lookups` as arrays.
+
+    Args:
+        forward: returns the outputs for ``(params, model_state, x)``.
+        params: see `FunctionalModel`.
+        model_state: see `FunctionalModel`.
+        x: inputs, ``[rows, ...]``.
+    """
+    traced = jax.make_jaxpr(forward)(params, model_state, x)
+    if not gathers(traced.jaxpr):
+        [outputs] = jaxpr_as_fun(traced)(*jax.tree.leaves((params, model_state, x)))
+        return outputs, []
+    [outputs], found = _walked(traced, (params, model_state), x)
+    return outputs, [Lookup(jnp.array(size), rows.min(), rows.max()) for size, rows in found]
+
+
 def _table_sizes(functional: FunctionalModel, x: Any) -> list[int]:
     sizes: list[int] = []
 
@@ -85,12 +150,18 @@ def _read(apply: ApplyFn, params: Any, model_state: Any, x: Any) -> list[tuple[i
     def forward(params: Any, model_state: Any, x: Any) -> Any:
         return apply(params, model_state, x, key=None, train=False)[0]
 
-    traced = jax.make_jaxpr(forward)(params, model_state, x)
-    known = [_Value(leaf, False) for leaf in jax.tree.leaves((params, model_state))]
+    return _walked(jax.make_jaxpr(forward)(params, model_state, x), (params, model_state), x)[1]
+
+
+def _walked(
+    traced: ClosedJaxpr, arrays: Any, x: Any
+) -> tuple[list[Any], list[tuple[int, jax.Array]]]:
+    """The outputs of a forward pass, the size of each table, and the rows of it that are read."""
+    known = [_Value(leaf, False) for leaf in jax.tree.leaves(arrays)]
     inputs = [_Value(leaf, True) for leaf in jax.tree.leaves(x)]
     found: list[tuple[int, jax.Array]] = []
-    _walk(traced.jaxpr, traced.consts, [*known, *inputs], found)
-    return found
+    outputs = _walk(traced.jaxpr, traced.consts, [*known, *inputs], found)
+    return [output.array for output in outputs], found
 
 
 class _Value(NamedTuple):

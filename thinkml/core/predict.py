@@ -12,6 +12,7 @@ import numpy as np
 from thinkml.core.adapters import ApplyFn
 from thinkml.core.functional import functionalize
 from thinkml.core.jit import Jit
+from thinkml.core.lookups import Lookup, check_lookups, with_lookups
 from thinkml.core.sharding import Layout, data_mesh, layout_of, put_global, replicate
 from thinkml.core.step import outputs_of
 
@@ -53,6 +54,7 @@ def predict_outputs(
     *,
     batch_size: int | None = None,
     devices: Sequence[Any] | None = None,
+    argument: str = 'X',
 ) -> np.ndarray:
     """Returns the model's raw outputs for ``x`` in eval mode, float32 ``[rows, ...]``.
 
@@ -67,6 +69,10 @@ def predict_outputs(
         devices: what computes; None for all of this process. A model in parts computes where its
             parts are. Where they are of several processes, each of these calls it with the same
             rows.
+        argument: the name of the inputs in error messages.
+
+    Raises:
+        DataError: if the model reads rows that its tables, such as embeddings, do not have.
 
     Example:
         >>> import numpy as np
@@ -76,7 +82,7 @@ def predict_outputs(
         >>> predict_outputs(model, np.ones((5, 4), np.float32)).shape
         (5, 2)
     """
-    return make_predict(model, x, batch_size=batch_size, devices=devices)(x)
+    return make_predict(model, x, batch_size=batch_size, devices=devices, argument=argument)(x)
 
 
 def make_predict(
@@ -85,6 +91,7 @@ def make_predict(
     *,
     batch_size: int | None = None,
     devices: Sequence[Any] | None = None,
+    argument: str = 'X',
 ) -> Callable[[Any], np.ndarray]:
     """Returns `predict_outputs` of a model as it is now, for many calls.
 
@@ -96,6 +103,10 @@ def make_predict(
         x: inputs such as those it will be called with.
         batch_size: see `predict_outputs`.
         devices: see `predict_outputs`.
+        argument: see `predict_outputs`.
+
+    Raises:
+        DataError: what it returns raises it, see `predict_outputs`.
 
     Example:
         >>> import numpy as np
@@ -113,11 +124,16 @@ def make_predict(
         arrays = jax.device_put(arrays, jax.local_devices()[0])
     else:  # what is in parts stays so
         arrays = jax.tree.map(put_global, arrays, layout.of_state(arrays))
-    return functools.partial(_by_batches, functional.apply, layout, arrays, batch_size)
+    return functools.partial(_by_batches, functional.apply, layout, arrays, batch_size, argument)
 
 
 def _by_batches(
-    apply: ApplyFn, layout: Layout | None, arrays: Any, batch_size: int | None, x: Any
+    apply: ApplyFn,
+    layout: Layout | None,
+    arrays: Any,
+    batch_size: int | None,
+    argument: str,
+    x: Any,
 ) -> np.ndarray:
     spec, take = (x.spec, x.take) if hasattr(x, 'spec') else (x, functools.partial(_take, x))
     num_rows = jax.tree.leaves(spec)[0].shape[0]
@@ -126,15 +142,17 @@ def _by_batches(
         batch_size = min(inference_batch_size(spec), 2 ** (num_rows - 1).bit_length())
     if layout is not None:
         batch_size = -(-batch_size // layout.num_devices) * layout.num_devices
-    outputs = []
+    parts = []
     for first in range(0, num_rows, batch_size):
         batch = _filled(take(np.arange(first, min(first + batch_size, num_rows))), batch_size)
         if layout is not None:
             batch = jax.tree.map(lambda leaf: put_global(leaf, layout.rows), batch)
-        outputs.append(_forward(apply, layout, *arrays, batch))
-        if len(outputs) > 1:  # waits for the batch before, so that inputs don't pile up
-            outputs[-2] = np.asarray(outputs[-2])
-    return np.concatenate(jax.device_get(outputs))[:num_rows]
+        parts.append(_forward(apply, layout, *arrays, batch))
+        if len(parts) > 1:  # waits for the batch before, so that inputs don't pile up
+            parts[-2] = jax.device_get(parts[-2])
+    outputs, reads = zip(*jax.device_get(parts), strict=True)
+    check_lookups(reads, argument)
+    return np.concatenate(outputs)[:num_rows]
 
 
 def _layout_on(devices: Sequence[Any] | None) -> Layout | None:
@@ -157,5 +175,7 @@ def _filled(x: Any, batch_size: int) -> Any:
 @functools.partial(Jit, static_argnums=(0, 1))
 def _forward(
     apply: ApplyFn, layout: Layout | None, params: Any, model_state: Any, x: Any
-) -> jax.Array:
-    return replicate(layout, outputs_of(apply, params, model_state, x).astype(jnp.float32))
+) -> tuple[jax.Array, list[Lookup]]:
+    forward = functools.partial(outputs_of, apply)
+    outputs, reads = with_lookups(forward, params, model_state, x)
+    return replicate(layout, (outputs.astype(jnp.float32), reads))

@@ -221,7 +221,7 @@ class ModelEvaluator:
             return model.predict, X_test
         rows = open_rows(X_test, 'X_test', record_of(model).input_spec)
         some = rows.take(np.arange(min(len(rows), 1024)))
-        return make_predict(model, some, devices=self._devices), some
+        return make_predict(model, some, devices=self._devices, argument='X_test'), some
 
 
 def _checked_devices(devices: Any) -> list[Any] | None:

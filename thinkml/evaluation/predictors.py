@@ -59,7 +59,9 @@ def open_model(
     encoded = encode_labels(labels, task)
 
     def predict() -> tuple[np.ndarray, Scored]:
-        return _scored(predict_outputs(model, rows, devices=devices), encoded, task)
+        return _scored(
+            predict_outputs(model, rows, devices=devices, argument='X_test'), encoded, task
+        )
 
     return Opened(task, labels, encoded, predict, fingerprint(rows, encoded))
 
@@ -80,7 +82,7 @@ def _open_batches(
     example = batches.peek().x
     if like is None:
         num_outputs(model, example, 'X_test')
-    predict = make_predict(model, example, devices=devices)
+    predict = make_predict(model, example, devices=devices, argument='X_test')
     outputs, labels, weights = [], [], []
     for batch in batches.iterate():
         outputs.append(predict(batch.x))

@@ -36,7 +36,7 @@ class Features:
         """Computes those of all rows, in evaluation mode; ``name`` is that of their file."""
         base = TransferModel(model.base, PassThrough(), model.mean, model.std)
         features = self._empty((len(rows), num_outputs(base, rows.spec)), name)
-        predict = make_predict(base, rows)
+        predict = make_predict(base, rows, argument='X_train')
         for start in range(0, len(rows), _ROWS_AT_ONCE):
             stop = min(start + _ROWS_AT_ONCE, len(rows))
             features[start:stop] = predict(rows.part(start, stop))

@@ -50,13 +50,14 @@ class View:
         Raises:
             DataError: if they are not finite.
         """
-        return _finite(
-            np.stack([_flat(predict_outputs(model, self.rows)) for model in self.models])
-        )
+        return _finite(np.stack([_flat(self._outputs_of(model)) for model in self.models]))
+
+    def _outputs_of(self, model: Any) -> np.ndarray:
+        return predict_outputs(model, self.rows, argument='X_unlabeled')
 
     @functools.cached_property
     def _outputs_and_features(self) -> np.ndarray:
-        return _finite(predict_outputs(WithFeatures(self.models[0]), self.rows))
+        return _finite(self._outputs_of(WithFeatures(self.models[0])))
 
     @property
     def features(self) -> np.ndarray:
