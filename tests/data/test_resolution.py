@@ -48,10 +48,8 @@ def stored(path):
         (lambda path: open_rows(stored(path)).all(), 'X_train: got column 1'),
         (lambda _: open_rows(scipy.sparse.csr_matrix(TIMES[:, None])).all(), 'X_train: got values'),
         (lambda _: open_dataset(Examples())[0].take(np.arange(9)), 'X_train: got column 0'),
-        (
-            lambda _: open_batches(lambda: iter([(TIMES[:32], NOISE[:32])])),
-            'X_train, batch 1: got values',
-        ),
+        # Evenly spaced, these are seconds that float32 holds.
+        (lambda _: open_rows(1.7e9 + np.arange(2048.0)), 'X_train: got values from'),
     ],
 )
 def test_columns_that_would_become_constant_are_refused(read, says, tmp_path):
@@ -59,10 +57,34 @@ def test_columns_that_would_become_constant_are_refused(read, says, tmp_path):
         read(tmp_path)
 
 
+def test_columns_of_a_first_batch_are_warned_of():
+    # Later ones may differ more: they may be those of a year, in the order of time.
+    says = 'X_train, batch 1: got values .*float32 tells apart.* Subtract their mean.* Later batch'
+    with pytest.warns(ThinkMLWarning, match=says):
+        open_batches(lambda: iter([(TIMES[:32] + 0.5, NOISE[:32])]))
+
+
+@pytest.mark.parametrize('values', [1e-50 * NOISE, 1e-40 * NOISE])
+def test_columns_that_would_become_0_are_refused(values):
+    with pytest.raises(DataError, match=r'X_train: got values .* float32 takes for 0. Scale them'):
+        open_rows(values)
+    with pytest.raises(DataError, match=r'y_train: got values .* float32 takes for 0. Scale them'):
+        check_targets_held(values, Task('regression', None, 1))
+
+
+def test_ids_of_later_batches_are_warned_of_in_the_same_words(recwarn):
+    frames = [pd.DataFrame({'id': IDS[-4:], 'amount': 0.5}) for _ in range(3)]
+    batches = open_batches(lambda: iter([(frame, NOISE[:4]) for frame in frames]))
+    with pytest.warns(ThinkMLWarning) as warned:
+        list(batches.iterate())
+    assert len({str(one.message) for one in [*recwarn, *warned]}) == 1
+
+
 @pytest.mark.parametrize(
     'values',
     [
         TIMES - TIMES[0],
+        1e-30 * NOISE,
         1.7e9 + 3e7 * NOISE,  # a year: seconds are not what it is about
         np.full(50, 0.1),
         0.1 + 1e-17 * NOISE,  # noise of float64

@@ -633,6 +633,15 @@ def test_what_training_refuses_of_a_metric_of_ones_own_evaluation_refuses_too():
         ModelEvaluator().evaluate(model, X, y, [Accuracy])
 
 
+@pytest.mark.parametrize('settings', [{'groups': 0}, {'stratify': 0}, {'slices': {'site': 0}}])
+def test_the_text_nan_in_groups_and_slices_is_warned_of(settings):
+    model, logits, labels = case_of_three()
+    site = np.array(['a', 'b', np.nan] * 100)
+    given = {name: {'site': site} if name == 'slices' else site for name in settings}
+    with pytest.warns(ThinkMLWarning, match=r"got the text 'nan' as a (group|slice), which NumPy"):
+        ModelEvaluator().evaluate(model, logits, labels, **given)
+
+
 def test_slices_are_evaluations_of_their_rows():
     model, logits, labels = case_of_three()
     site = np.array(['A', 'B', 'C'])[np.arange(300) % 3]

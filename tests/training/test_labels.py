@@ -9,6 +9,7 @@ import pytest
 from flax import nnx
 
 from thinkml.errors import DataError, ThinkMLWarning
+from thinkml.evaluation import ModelEvaluator
 from thinkml.models import predict, predict_proba
 from thinkml.training import ModelTrainer, TrainingConfig
 
@@ -68,6 +69,32 @@ def test_other_labels_are_not(labels, num_outputs, loss_fn):
 def test_the_text_nan_is_warned_of():
     with pytest.warns(ThinkMLWarning, match="y_train: got the text 'nan' as a class"):
         train(np.array(['a', 'b', np.nan] * 10), 3)
+
+
+@pytest.mark.parametrize(
+    ('labels', 'says'),
+    [
+        ([True, 2], 'got bool .* int .* expected values of one kind, since True would be 1'),
+        ([5, 2**63, 2**63 + 1], 'of which NumPy makes floats'),
+        (np.array([5, 2**63, 2**63 + 1], np.uint64), 'expected them within int64. Make text'),
+    ],
+)
+def test_labels_that_become_other_ones_are_refused(labels, says):
+    y = [*labels] * (30 // len(labels)) if isinstance(labels, list) else np.resize(labels, 30)
+    with pytest.raises(DataError, match=f'y_train: .*{says}'):
+        train(y, len(labels))
+
+
+def test_labels_beyond_the_floats_are_kept():
+    model, _ = train(rows_of(5, 2**62, 2**62 + 1), 3)
+    assert set(predict(model, X).tolist()) <= {5, 2**62, 2**62 + 1}
+
+
+def test_labels_of_several_that_only_validation_has_are_named():
+    y = np.stack([np.repeat([0, 1], [24, 6]), rows_of(0, 1)], axis=1)
+    says = 'validation_split: the label 0 occurs in the validation data only'
+    with pytest.warns(ThinkMLWarning, match=says):
+        train(y, 2, settings={'validation_split': ('last', 0.2)})
 
 
 @pytest.mark.parametrize(
@@ -172,8 +199,38 @@ def test_ids_beyond_an_embedding_are_named_when_they_come_later():
     trainer = ModelTrainer(TrainingConfig(epochs=1))
     with pytest.warns(ThinkMLWarning, match=r'diverged.* ids beyond the rows of an embedding'):
         trainer.train(model, batches, progress=False)
-    with pytest.raises(DataError, match=r'returns NaN .* ids beyond the rows of an embedding'):
-        predict(model, IDS + 4)
+
+
+@pytest.mark.parametrize('name', LOOK_UPS)
+def test_ids_beyond_an_embedding_are_refused_in_predictions_and_evaluations(name):
+    ids = IDS + 0.0 if name == 'column' else IDS.copy()
+    model, _ = train(rows_of(0, 1), 2, model=Tokens(LOOK_UPS[name]), X_train=ids)
+    right, wrong = predict(model, ids), ids.copy()
+    wrong[7, 0] = 6
+    says = 'got ids by which the model reads row 6 of a table of 5 rows, expected 0 to 4'
+    for ask in (predict, predict_proba):
+        for X in (wrong, lambda: iter([ids, wrong])):
+            with pytest.raises(DataError, match=f'X: {says}'):
+                ask(model, X)
+    with pytest.raises(DataError, match=f'X_test: {says}'):
+        ModelEvaluator().evaluate(model, wrong, rows_of(0, 1))
+    np.testing.assert_array_equal(predict(model, ids), right)
+
+
+def test_ids_of_predictions_that_count_from_the_end_are_warned_of():
+    model, _ = train(rows_of(0, 1), 2, model=Tokens(LOOK_UPS['index']), X_train=IDS)
+    with pytest.warns(ThinkMLWarning, match='X: got ids by which the model reads row -2 of a'):
+        predict(model, np.where(IDS == 3, -2, IDS))
+
+
+def test_rows_from_the_beginning_to_the_end_of_a_file_are_looked_at(tmp_path, monkeypatch):
+    monkeypatch.setattr('thinkml.training.problem._SOME_ROWS', 3)
+    ids = IDS.copy()
+    ids[-1, 0] = 6
+    np.save(tmp_path / 'ids.npy', ids)
+    stored = np.load(tmp_path / 'ids.npy', mmap_mode='r')
+    with pytest.raises(DataError, match='X_train: got ids by which the model reads row 6'):
+        train(rows_of(0, 1), 2, model=Tokens(LOOK_UPS['index']), X_train=stored)
 
 
 @pytest.mark.parametrize('name', ['embed', 'index', 'column'])

@@ -6,6 +6,7 @@ from thinkml.data.arrays import as_values as as_values
 from thinkml.data.arrays import check_lengths as check_lengths
 from thinkml.data.arrays import concatenate_labels as concatenate_labels
 from thinkml.data.arrays import number_groups as number_groups
+from thinkml.data.arrays import warn_of_missing_text as warn_of_missing_text
 from thinkml.data.batches import Batches as Batches
 from thinkml.data.batches import BatchIterator as BatchIterator
 from thinkml.data.batches import HostBatch as HostBatch

@@ -136,6 +136,8 @@ def as_values(values: Any, argument: str, fix: str = _FILL) -> np.ndarray:
     """
     array = as_array(values, argument)
     check_none_missing(array, argument, fix)
+    if isinstance(values, list | tuple) and array.dtype.kind in 'iuf':
+        _check_numbers_kept(np.asarray(values, object), array, argument)
     if array.dtype != object or not holds_text(array, any):
         return array
     if not holds_text(array, all):
@@ -145,6 +147,40 @@ def as_values(values: Any, argument: str, fix: str = _FILL) -> np.ndarray:
             '[str(value) for value in values].'
         )
     return array.astype(str)
+
+
+def _check_numbers_kept(objects: np.ndarray, array: np.ndarray, argument: str) -> None:
+    """Raises a `DataError` for a list of values of which NumPy makes other ones."""
+    values = objects.ravel().tolist()
+    if any(isinstance(value, bool | np.bool_) for value in values):
+        raise DataError(
+            f'{argument}: got {kinds_of(objects)}, expected values of one kind, since True would '
+            'be 1. Repair these rows, or make numbers of all: [int(value) for value in values].'
+        )
+    if array.dtype.kind == 'f' and any(isinstance(v, int) and abs(v) > 2**53 for v in values):
+        raise DataError(
+            f'{argument}: got {kinds_of(objects)} of up to {max(values)}, of which NumPy makes '
+            'floats, where different ones become equal. Make text of all: '
+            '[str(value) for value in values].'
+        )
+
+
+def warn_of_missing_text(array: np.ndarray, argument: str, what: str) -> None:
+    """Warns of the text that NumPy and pandas make of a missing value.
+
+    Args:
+        array: values of any dtype.
+        argument: the name used in warnings.
+        what: what a value stands for: a class, a group.
+    """
+    if array.dtype.kind != 'U':
+        return
+    for text in ('nan', '<NA>', 'NaT'):
+        if (array == text).any():
+            warn_user(
+                f'{argument}: got the text {text!r} as {what}, which NumPy and pandas make of a '
+                'missing value. If it is one, leave these rows out.'
+            )
 
 
 def check_none_missing(array: np.ndarray, argument: str, fix: str = _FILL) -> None:
@@ -182,6 +218,7 @@ def number_groups(values: Any, num_rows: int, argument: str) -> np.ndarray:
         DataError: for another number of them, missing ones, and text beside other values.
     """
     array = as_values(values, argument)
+    warn_of_missing_text(array, argument, 'a group')
     if array.shape not in ((num_rows,), (num_rows, 1)):
         raise DataError(
             f'{argument}: got shape {array.shape}, expected ({num_rows},), one value for each row.'
@@ -243,6 +280,7 @@ _LOST = 0.01
 _NOISE = 1e-12
 # What is looked at for it: rows, fewer of large ones.
 _SOME_ROWS, _FEW_ROWS, _SOME_VALUES = 1000, 16, 2**20
+_GOLDEN_RATIO = (5**0.5 - 1) / 2
 
 
 def check_resolution(
@@ -250,6 +288,8 @@ def check_resolution(
     dtype: np.dtype,
     argument: str,
     columns: Sequence[str] | None = None,
+    *,
+    is_first: bool = False,
 ) -> None:
     """Raises a `DataError` for a column whose values a dtype of floats does not tell apart.
 
@@ -260,6 +300,8 @@ def check_resolution(
         dtype: what they become.
         argument: the name used in error messages.
         columns: their names, of a table.
+        is_first: True for the first of several batches. It is warned of then, since later ones
+            may differ more, as those of a day do whose first minute is the first batch.
     """
     candidates = np.flatnonzero(_may_lose(_some_rows(array, _FEW_ROWS), dtype))
     if not candidates.size:
@@ -269,33 +311,53 @@ def check_resolution(
     least = _NOISE * np.abs(values).max(axis=1)
     # Quartiles first: a 0 in place of what is missing would hide how near the others are.
     low, high = np.quantile(values, (0.25, 0.75), axis=1)
-    lost = np.median(np.abs(values - values.astype(dtype).astype(np.float64)), axis=1)
+    lost = np.median(np.abs(values - _as_computed(values, dtype)), axis=1)
     spread = np.where((high - low) / 1.349 > least, (high - low) / 1.349, values.std(axis=1))
     found = np.flatnonzero((spread > least) & (lost > _LOST * spread))
-    if found.size:
-        column = values[found[0]]
-        raise DataError(
-            f'{argument}: got {_column_name(int(candidates[found[0]]), array, columns)}values from '
-            f'{column.min():.15g} to {column.max():.15g}, which differ by less than {dtype.name} '
-            'tells apart at that size. Subtract their mean (of times: the first one) in float64 '
-            'before, for instance values - values.mean().'
+    if not found.size:
+        return
+    column = values[found[0]]
+    problem = (
+        f'{argument}: got {_column_name(int(candidates[found[0]]), array, columns)}values from '
+        f'{column.min():.15g} to {column.max():.15g}, which '
+    )
+    if np.abs(column).max() < jnp.finfo(dtype).tiny:
+        problem += f'{dtype.name} takes for 0. Scale them, for instance values / values.std().'
+    else:
+        problem += (
+            f'differ by less than {dtype.name} tells apart at that size. Subtract their mean (of '
+            'times: the first one) in float64 before, for instance values - values.mean().'
         )
+    if not is_first:
+        raise DataError(problem)
+    warn_user(f'{problem} Later batches were not looked at: nothing is lost if they differ more.')
 
 
 def _some_rows(array: Any, count: int) -> np.ndarray:
-    """At most so many rows, evenly spaced, as float64 ``[rows, columns]``."""
-    some = np.asarray(array[:: -(-len(array) // count)], np.float64)
+    """At most so many rows, as float64 ``[rows, columns]``."""
+    if len(array) > count:
+        # Unevenly spaced: each 128th second is one that float32 holds.
+        places = np.arange(count) * _GOLDEN_RATIO % 1 * len(array)
+        array = array[np.unique(places.astype(np.int64))]
+    some = np.asarray(array, np.float64)
     return some.reshape(len(some), -1)
 
 
 def _may_lose(few: np.ndarray, dtype: np.dtype) -> np.ndarray:
     """Which columns to look at more closely, by a few rows: a third of them nearly the same."""
-    # What is lost is at most half of eps, of the largest value.
-    limit = float(jnp.finfo(dtype).eps) / _LOST * np.abs(few).max(axis=0)
+    # What is lost is at most half of eps, of the largest value, or a value too small for the dtype.
+    about = jnp.finfo(dtype)
+    limit = np.maximum(float(about.eps) * np.abs(few).max(axis=0), float(about.tiny)) / _LOST
     third = -(-len(few) // 3)
     ordered = np.sort(few, axis=0)
     nearest = (ordered[third:] - ordered[: len(few) - third]).min(axis=0, initial=np.inf)
-    return (nearest <= limit) & (few != few.astype(dtype)).any(axis=0)
+    return (nearest <= limit) & (few != _as_computed(few, dtype)).any(axis=0)
+
+
+def _as_computed(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """Values as a device has them, in float64: the smallest ones are 0."""
+    rounded = values.astype(dtype).astype(np.float64)
+    return np.where(np.abs(rounded) < float(jnp.finfo(dtype).tiny), 0.0, rounded)
 
 
 def warn_of_equal_ids(
@@ -320,8 +382,10 @@ def warn_of_equal_ids(
         values = np.unique(table[:, index])
         is_whole = array.dtype.kind in 'iu' or np.array_equal(values, np.round(values))
         if is_whole and len(np.unique(values.astype(dtype))) < len(values):
+            # Without the number of a batch, so that Python shows it once.
             warn_user(
-                f'{argument}: got {_column_name(int(index), array, columns)}whole numbers beyond '
+                f'{argument.partition(", batch ")[0]}: got '
+                f'{_column_name(int(index), array, columns)}whole numbers beyond '
                 f'{limit:,.0f}, of which {dtype.name} does not hold each one: different ones '
                 'become equal. Pass ids as an input of their own, as integers from 0 on; of '
                 'amounts nothing is lost.'

@@ -339,7 +339,7 @@ def _read_batch(
     raw: Any, argument: str, like: InputSpec | None, *, label: str | None, with_labels: bool
 ) -> tuple[HostBatch, InputSpec]:
     x, y, weight = _parts(raw, argument, label, with_labels)
-    x, inputs = check_tree(_inputs(x), argument, like)
+    x, inputs = check_tree(_inputs(x), argument, like, is_first=True)
     num_rows = len(jax.tree.leaves(x)[0])
     if y is not None:
         refuse_parts(y, argument)

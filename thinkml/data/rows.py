@@ -163,7 +163,12 @@ def open_rows(X: Any, argument: str = 'X_train', like: InputSpec | None = None) 
 
 
 def check_tree(
-    X: Any, argument: str, like: InputSpec | None = None, rows: np.ndarray | None = None
+    X: Any,
+    argument: str,
+    like: InputSpec | None = None,
+    rows: np.ndarray | None = None,
+    *,
+    is_first: bool = False,
 ) -> tuple[Any, InputSpec]:
     """Returns the arrays of one batch, checked as by `open_rows`, and what they are like.
 
@@ -172,8 +177,9 @@ def check_tree(
         argument: the name used in error messages.
         like: what it must be like.
         rows: the numbers of these rows in the whole they were read from.
+        is_first: see `thinkml.data.arrays.check_resolution`.
     """
-    tree = _open_tree(X, argument, None if like is None else like.arrays, rows)
+    tree = _open_tree(X, argument, None if like is None else like.arrays, rows, is_first)
     leaves = list(_leaves(tree))
     _check_same_length(leaves)
     arrays = _map(lambda leaf: leaf.read(slice(0, leaf.num_rows)), tree)
@@ -227,7 +233,9 @@ class _Leaf(NamedTuple):
     array: Any = None
 
 
-def _open_tree(X: Any, argument: str, like: Any, rows: np.ndarray | None = None) -> Any:
+def _open_tree(
+    X: Any, argument: str, like: Any, rows: np.ndarray | None = None, is_first: bool = False
+) -> Any:
     """A `_Leaf` for each array, in the structure of the inputs."""
     if _had_no_names(like) and not _has_structure(X, like):
         like = None
@@ -235,19 +243,21 @@ def _open_tree(X: Any, argument: str, like: Any, rows: np.ndarray | None = None)
         refuse_several(X, argument)
         _check_names(X, argument, like)
         return {
-            str(name): _open_tree(X[name], f'{argument}[{name!r}]', like and like[name], rows)
+            str(name): _open_tree(
+                X[name], f'{argument}[{name!r}]', like and like[name], rows, is_first
+            )
             for name in X
         }
     if is_several(X):
         if like is not None and not (isinstance(like, tuple) and len(like) == len(X)):
             raise _not_like(f'a tuple of {len(X)} arrays', argument, like)
         return tuple(
-            _open_tree(part, f'{argument}[{index}]', like and like[index], rows)
+            _open_tree(part, f'{argument}[{index}]', like and like[index], rows, is_first)
             for index, part in enumerate(X)
         )
     if not isinstance(like, ArraySpec | ColumnNames | None):
         raise _not_like('one array', argument, like)
-    return _open_array(X, argument, like, rows)
+    return _open_array(X, argument, like, rows, is_first)
 
 
 def _had_no_names(like: Any) -> bool:
@@ -294,7 +304,9 @@ def _not_like(got: str, argument: str, like: Any) -> DataError:
 Like = ArraySpec | ColumnNames | None
 
 
-def _open_array(X: Any, argument: str, like: Like, rows: np.ndarray | None) -> _Leaf:
+def _open_array(
+    X: Any, argument: str, like: Like, rows: np.ndarray | None, is_first: bool
+) -> _Leaf:
     if _is_sparse(X):
         return _open_sparse(X, argument, like)
     if _is_stored(X):
@@ -319,7 +331,7 @@ def _open_array(X: Any, argument: str, like: Like, rows: np.ndarray | None) -> _
     if not isinstance(X, np.ndarray) or device_dtype(array.dtype) != dtype:
         narrow = array.astype(device_dtype(array.dtype), copy=False)
         array = as_dtype_of(narrow, dtype, argument)
-    _check_numbers(given, dtype, argument, columns, is_new=_is_new(like))
+    _check_numbers(given, dtype, argument, columns, is_new=_is_new(like), is_first=is_first)
     # Of an array that its owner keeps a second one is never made: rows are converted as they are
     # read.
     return _Leaf(
@@ -336,6 +348,7 @@ def _check_numbers(
     columns: tuple[str, ...] | None = None,
     *,
     is_new: bool,
+    is_first: bool = False,
 ) -> None:
     """Checks that rows can be told apart in the dtype they get.
 
@@ -346,11 +359,13 @@ def _check_numbers(
         columns: their names.
         is_new: whether they are what a model learns from. A request to a trained model may well be
             of rows that are nearly the same.
+        is_first: see `check_resolution`.
     """
     is_float = jnp.issubdtype(dtype, jnp.inexact)
     is_wide = array.dtype.kind in 'iu' and array.dtype.itemsize > 2  # layers make float32 of them
     if is_new and (is_wide or (is_float and dtype != array.dtype)):
-        check_resolution(array, dtype if is_float else np.dtype(np.float32), argument, columns)
+        computed = dtype if is_float else np.dtype(np.float32)
+        check_resolution(array, computed, argument, columns, is_first=is_first)
     if is_float and dtype != array.dtype:
         warn_of_equal_ids(array, dtype, argument, columns)
 

@@ -96,6 +96,11 @@ def check_targets(y: Any, argument: str) -> np.ndarray:
     if array.dtype.kind != 'U':
         array = as_numeric(array, argument)
         check_finite(array, argument)
+    if array.dtype.kind == 'u' and array.max() > np.iinfo(np.int64).max:
+        raise DataError(
+            f'{argument}: got whole numbers up to {array.max()}, expected them within int64. Make '
+            'text of labels, .astype(str), and scale numbers to predict.'
+        )
     if array.ndim not in (1, 2):
         raise DataError(
             f'{argument}: got shape {array.shape}, expected (rows,) or (rows, targets). '
@@ -289,15 +294,23 @@ def encode_targets(y: Any, task: Task, argument: str = 'y_train') -> np.ndarray:
     return _encode_labels(array.reshape(len(array)), task, argument)
 
 
-def check_targets_held(targets: np.ndarray, task: Task, argument: str = 'y_train') -> None:
+def check_targets_held(
+    targets: np.ndarray, task: Task, argument: str = 'y_train', *, is_first: bool = False
+) -> None:
     """Checks that float32, which losses compute in, tells the targets of a regression apart.
+
+    Args:
+        targets: checked targets.
+        task: what they mean.
+        argument: the name used in error messages.
+        is_first: see `check_resolution`.
 
     Raises:
         DataError: if it does not. Names the fix.
     """
     if task.kind == 'regression' and targets.dtype != np.float32:
         check_magnitude(targets, np.dtype(np.float32), argument, 'Scale the targets')
-        check_resolution(targets, np.dtype(np.float32), argument)
+        check_resolution(targets, np.dtype(np.float32), argument, is_first=is_first)
 
 
 def _encode_numbers(array: np.ndarray, task: Task, argument: str) -> np.ndarray:

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from thinkml.data import as_values
+from thinkml.data import as_values, warn_of_missing_text
 from thinkml.errors import DataError
 from thinkml.evaluation.intervals import Within, intervals_of
 from thinkml.evaluation.result import Evaluation, Slice
@@ -24,6 +24,7 @@ def open_slices(slices: Mapping[str, Any] | None, num_rows: int) -> dict[str, Ma
     masks = {}
     for name, values in (slices or {}).items():
         array = as_values(values, f'slices: {name!r}')
+        warn_of_missing_text(array, f'slices: {name!r}', 'a slice')
         if array.shape != (num_rows,):
             raise DataError(
                 f'slices: {name!r} has shape {array.shape}, expected ({num_rows},), a bool or a '

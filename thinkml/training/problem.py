@@ -11,7 +11,7 @@ from flax import nnx
 from thinkml.core import check_trainable, functionalize, get_compute_dtype
 from thinkml.core.freezing import PartlyFrozen
 from thinkml.core.functional import Footprint, is_model, not_a_model, outputs_of
-from thinkml.core.lookups import has_lookups, lookups
+from thinkml.core.lookups import check_lookups, has_lookups, lookups
 from thinkml.core.losses import decides
 from thinkml.core.modes import frozen_by_hand, inner_switches
 from thinkml.core.output_range import misread_outputs
@@ -34,6 +34,7 @@ from thinkml.data import (
     some_rows,
     split_rows,
     unlabeled,
+    warn_of_missing_text,
     warn_of_other_ranges,
     with_ranges,
 )
@@ -191,7 +192,7 @@ def make_problem(
     )  # fmt: skip
     _warn_of_new_classes(known.task, task)
     _warn_of_unlabeled(targets, task, asked)
-    check_targets_held(targets, task, of_labels)
+    check_targets_held(targets, task, of_labels, is_first=batches is not None)
     y = encode_targets(targets, task, of_labels)
     dtype = get_compute_dtype(config.precision)
     footprint = check_trainable(model, probe, task.num_outputs, 'X_train', compute_dtype=dtype)
@@ -222,37 +223,13 @@ def make_problem(
 
 
 def _check_ids(model: Any, probe: Any, parts: dict[str, Examples | Stream | None]) -> None:
-    """Checks that the tables a model reads, such as embeddings, have a row for each id.
-
-    All rows in memory are looked at, the first ones of others.
-
-    Raises:
-        DataError: if one has not. What is read beyond its end is NaN, or its last row.
-
-    Warns:
-        ThinkMLWarning: for negative ids, which count from the end of a table.
-    """
+    """Checks the ids of all rows in memory, and of some others, see `check_lookups`."""
     functional = functionalize(model, probe, jax.random.key(0))
     if not has_lookups(functional, probe):
         return
     for argument, data in parts.items():
         blocks = () if data is None else _inputs_to_look_at(data)
-        for reads in zip(*(lookups(functional, x) for x in blocks), strict=True):
-            num_rows = reads[0].num_rows
-            lowest, highest = min(r.lowest for r in reads), max(r.highest for r in reads)
-            if highest >= num_rows or lowest < -num_rows:
-                raise DataError(
-                    f'{argument}: got ids by which the model reads row '
-                    f'{highest if highest >= num_rows else lowest} of a table of {num_rows} rows, '
-                    f'expected 0 to {num_rows - 1}. Build the embedding with more rows, or give '
-                    'ids that it does not know one of their own.'
-                )
-            if lowest < 0:
-                warn_user(
-                    f'{argument}: got ids by which the model reads row {lowest} of a table of '
-                    f'{num_rows} rows, which counts from its end. If {lowest} stands for something '
-                    'else, such as padding, give it an id of its own.'
-                )
+        check_lookups([lookups(functional, x) for x in blocks], argument)
 
 
 def _inputs_to_look_at(data: Examples | Stream) -> Iterator[Any]:
@@ -260,10 +237,12 @@ def _inputs_to_look_at(data: Examples | Stream) -> Iterator[Any]:
     if isinstance(data, Stream):
         yield data.batches.peek().x
         return
-    size = min(len(data.rows), _BLOCK_ROWS if data.x.in_memory else _SOME_ROWS)
-    stop = len(data.rows) if data.x.in_memory else size
-    for first in range(0, stop, size):
-        yield data.x.take(np.resize(data.rows[first : first + size], size))
+    rows = data.rows
+    if not data.x.in_memory:
+        rows = rows[np.linspace(0, len(rows) - 1, min(len(rows), _SOME_ROWS)).astype(np.int64)]
+    size = min(len(rows), _BLOCK_ROWS)
+    for first in range(0, len(rows), size):
+        yield data.x.take(np.resize(rows[first : first + size], size))
 
 
 def check_pixels_of(model: Any, inputs: InputSpec) -> None:
@@ -502,30 +481,30 @@ def _warn_of_one_class(task: Task, y: np.ndarray) -> None:
 def _warn_of_classes_to_validate(
     task: Task, train: Examples | Stream, val: Examples | Stream | None, argument: str
 ) -> None:
-    if task.kind not in ('binary', 'multiclass') or task.classes is None:
-        return
-    if not (isinstance(train, Examples) and isinstance(val, Examples)):
+    if task.classes is None or not (isinstance(train, Examples) and isinstance(val, Examples)):
         return
     counted = val.rows if val.weight is None else val.rows[val.weight[val.rows] > 0]
-    alone = np.setdiff1d(val.y[counted], train.y[train.rows])
+    alone = np.setdiff1d(_occurring(val.y[counted]), _occurring(train.y[train.rows]))
     if alone.size:
         shown = ', '.join(repr(task.classes[index]) for index in alone[:10])
         shown += ', ...' if alone.size > 10 else ''
         one = alone.size == 1
+        nouns = ('label', 'labels') if task.kind == 'multilabel' else ('class', 'classes')
         warn_user(
-            f'{argument}: the class{"" if one else "es"} {shown} '
+            f'{argument}: the {nouns[0] if one else nouns[1]} {shown} '
             f'occur{"s" if one else ""} in the validation data only, so that no model can learn '
             f'{"it" if one else "them"}. Hold out fewer rows or others, or remove these.'
         )
 
 
+def _occurring(y: np.ndarray) -> np.ndarray:
+    """The numbers of the classes, or of the labels of a multilabel task, that occur."""
+    return np.unique(y) if y.ndim == 1 else np.flatnonzero(y.any(axis=0))
+
+
 def _warn_of_unlabeled(targets: np.ndarray, task: Task, asked: Asked) -> None:
     """Warns of numbers and text that mark rows without a label elsewhere."""
-    if task.classes is not None and 'nan' in task.classes:
-        warn_user(
-            "y_train: got the text 'nan' as a class, which NumPy makes of a missing label. If it "
-            'is one, drop these rows.'
-        )
+    warn_of_missing_text(targets, 'y_train', 'a class')
     marker = find_marker(targets)
     if marker is None:
         return
