@@ -1,6 +1,7 @@
 """Training on every kind of data: the same numbers, on the device or streamed to it."""
 
 import contextlib
+import functools
 import re
 import threading
 from pathlib import Path
@@ -571,3 +572,20 @@ def test_sparse_and_zarr_rows_are_streamed_alike(tmp_path):
     ]
     for other in runs[1:]:
         assert_same(other, runs[0])
+
+
+def test_a_source_may_fill_the_same_arrays_again():
+    def again(copy):
+        inputs, labels = np.empty((5, 3), np.float32), np.empty(5, int)
+        for first in range(0, 20, 5):
+            inputs[:], labels[:] = X[first : first + 5], Y[first : first + 5]
+            yield (inputs.copy(), labels.copy()) if copy else (inputs, labels)
+
+    def everything(copy):
+        model = mlp(3, 3)
+        source = functools.partial(again, copy)
+        found = outcome(source, None, source, model=model)
+        evaluation = ModelEvaluator().evaluate(model, source, metrics=['accuracy'])
+        return *found, predict_proba(model, source), evaluation.labels, evaluation.metrics
+
+    assert_same(everything(copy=False), everything(copy=True))

@@ -352,6 +352,8 @@ def _read_batch(
             )
     if weight is not None:
         weight = check_sample_weight(weight, num_rows, argument)
+    # Copies: a source may fill the same arrays again while these wait for the device.
+    x, y = jax.tree.map(np.array, (x, y))
     return HostBatch(x, y, weight), inputs
 
 
