@@ -107,7 +107,7 @@ class ArraySpec:
     Attributes:
         shape: of one example, without the axis of rows.
         dtype: name of the dtype the model is given, ``'float32'`` for instance.
-        columns: names of the columns, where the inputs were a frame.
+        columns: names of the columns, the last axis, where the inputs were a frame.
         range: about the least and the largest value of the training, of arrays whose rows have
             axes and whose columns have no names; None where that is not known. Two descriptions
             that differ in it alone are equal.
@@ -143,7 +143,7 @@ class ArraySpec:
         if columns is None:
             return cls(shape, dtype, range=span)
         names = type(columns) is list and all(type(name) is str for name in columns)
-        if not names or shape != (len(columns),):
+        if not names or shape[-1:] != (len(columns),):
             raise ValueError(f'{columns!r} are not the names of {shape} columns')
         return cls(shape, dtype, tuple(columns), span)
 

@@ -239,6 +239,58 @@ def test_examples_that_are_rows_of_a_frame_go_by_name():
         predict(model, [frame().iloc[0], frame().assign(c=1.0).iloc[0]])
 
 
+class FirstOfWindow(nnx.Module):
+    """Reads the first column of the first row."""
+
+    def __call__(self, x):
+        return x[:, 0, :1]
+
+
+class Windows:
+    """A data set whose examples are frames."""
+
+    def __init__(self, *orders):
+        self.windows = windows(*orders)
+
+    def __len__(self):
+        return len(X)
+
+    def __getitem__(self, index):
+        return self.windows[index], Y[index]
+
+
+def windows(*orders, kind='pandas'):
+    return [frame(orders[first % len(orders)], kind, [first, 0, 1]) for first in range(len(X))]
+
+
+@pytest.mark.parametrize('kind', ['pandas', 'polars', 'arrow table'])
+def test_examples_that_are_frames_go_by_name(kind):
+    model = FirstOfWindow()
+    assert train(model, windows('ab', 'ba', kind=kind), Y)['accuracy'] == 1
+    mixed = windows('ba', 'ab', kind=kind)
+    found = train(model, mixed, Y, mixed, Y)
+    assert (found['accuracy'], found['val_accuracy']) == (1, 1)
+    np.testing.assert_array_equal(predict(model, mixed), Y)
+    assert ModelEvaluator().evaluate(model, mixed, Y)['accuracy'] == 1
+    spec = record_of(model).input_spec
+    assert str(spec) == '3 x 2 float32 (a, b)' and InputSpec.from_dict(spec.to_dict()) == spec
+
+
+def test_frames_of_a_data_set_go_by_name_and_wrong_ones_are_refused():
+    model = FirstOfWindow()
+    assert train(model, Windows('ab', 'ba'))['accuracy'] == 1
+    assert train(model, Windows('ba'))['accuracy'] == 1
+    np.testing.assert_array_equal(predict(model, Windows('ba')), Y)
+    np.testing.assert_array_equal(predict(model, lambda: iter([windows('ba')])), Y)
+    with pytest.raises(DataError, match=r"^X: got no column 'a' and the unknown 'c'"):
+        predict(model, [part.rename(columns={'a': 'c'}) for part in windows('ab')])
+    with pytest.raises(DataError, match=r'^X: got frames of 2 to 3 rows as examples, expected'):
+        predict(model, [frame().iloc[:3], frame().iloc[:2]])
+    times = [part.assign(b=1.7e9 + part['b'].astype(float)) for part in windows('ab')]
+    with pytest.raises(DataError, match=r"^X_train: got the column 'b' with values from 1"):
+        train(FirstOfWindow(), times, Y)
+
+
 def test_windows_of_a_series_go_by_place():
     for index in (pd.RangeIndex(43), pd.date_range('2020', periods=43), np.arange(43) * 3.0):
         series = pd.Series(np.arange(43.0) / 43, index)

@@ -394,7 +394,7 @@ def warn_of_equal_ids(
 
 def _column_name(index: int, array: np.ndarray, columns: Sequence[str] | None) -> str:
     if columns is not None:
-        return f'the column {columns[index]!r} with '
+        return f'the column {columns[index % len(columns)]!r} with '
     return f'column {index} with ' if array.size > len(array) else ''
 
 

@@ -54,6 +54,32 @@ def frame_of_rows(rows: Sequence[Any]) -> Any:
     return frame(np.stack(list(map(in_order, rows))), columns=names)
 
 
+def are_frames(values: Any) -> bool:
+    """Returns True for a list of frames, each of them an example: windows of a longer one."""
+    return isinstance(values, list) and len(values) > 0 and all(map(is_frame, values))
+
+
+def stack_frames(
+    frames: Sequence[Any], columns: tuple[str, ...], argument: str
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Returns the numbers of frames of one length, ``[frames, rows, columns]``, and the names.
+
+    Raises:
+        DataError: as `in_order_of` and `frame_values` do, and for frames of different lengths.
+    """
+    arrays = []
+    for frame in frames:
+        ordered, columns = in_order_of(frame, columns, argument)
+        arrays.append(frame_values(ordered, argument))
+    lengths = sorted({len(array) for array in arrays})
+    if len(lengths) > 1:
+        raise DataError(
+            f'{argument}: got frames of {lengths[0]} to {lengths[-1]} rows as examples, expected '
+            'frames of one length. Pad or cut them first.'
+        )
+    return np.stack(arrays), columns
+
+
 def column_names(frame: Any) -> tuple[str, ...]:
     """Returns the names of the columns as texts: 3 and '3' are one name, as they are in files."""
     return tuple(map(str, frame.column_names if _is_arrow(frame) else frame.columns))

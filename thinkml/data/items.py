@@ -85,6 +85,8 @@ def collate(items: list[Any], argument: str) -> Any:
             )
         if is_named_row(first):
             return frame_of_rows(items)
+        if is_frame(first):
+            return items  # which know the names of their columns
         return concatenate_labels([np.asarray(item)[None] for item in items])
     except (ValueError, TypeError, KeyError) as error:
         raise DataError(

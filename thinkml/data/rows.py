@@ -19,7 +19,14 @@ from thinkml.data.arrays import (
     is_numeric,
     warn_of_equal_ids,
 )
-from thinkml.data.frames import column_names, in_order_of, is_frame, is_named_row
+from thinkml.data.frames import (
+    are_frames,
+    column_names,
+    in_order_of,
+    is_frame,
+    is_named_row,
+    stack_frames,
+)
 from thinkml.data.items import (
     collate,
     inputs_alone,
@@ -320,6 +327,9 @@ def _open_array(
         columns = column_names(X)
         if like is not None and like.columns is not None:
             X, columns = in_order_of(X, like.columns, argument)
+    elif are_frames(X):
+        columns = (like and like.columns) or column_names(X[0])
+        X, columns = stack_frames(X, columns, argument)
     array = as_numeric(X, argument)
     if array.ndim == 0:
         raise DataError(f'{argument}: got a single number, expected one row per example.')
@@ -479,8 +489,8 @@ def _spec_like(
     if not isinstance(like, ArraySpec):
         names = columns if like is None else columns or like.columns
         sizes = tuple(map(int, shape[1:]))
-        is_table = names is not None and sizes == (len(names),)
-        return ArraySpec(sizes, device_dtype(dtype).name, names if is_table else None)
+        have_names = names is not None and sizes[-1:] == (len(names),)
+        return ArraySpec(sizes, device_dtype(dtype).name, names if have_names else None)
     if shape == like.shape:
         raise DataError(
             f'{argument}: got one row of shape {shape} without the axis of rows. Pass it as '
