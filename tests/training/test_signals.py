@@ -149,7 +149,8 @@ def test_a_process_that_is_told_to_end_saves_says_where_and_ends(tmp_path):
     with worker(tmp_path) as process:
         first = process.stdout.readline()
         process.terminate()
-        told, errors = process.communicate()
+        # Not `communicate`, which does not give what `readline` has read beyond its line.
+        told, errors = process.stdout.read(), process.stderr.read()
     assert process.returncode == -signal.SIGTERM, errors
     last = int((first + told).split()[-1])
     (said,) = re.findall(r'saved after ([\d,]+) steps; resume=True goes on from (.*)\.', errors)
