@@ -210,6 +210,124 @@ def test_a_host_metric_is_known_by_its_code_and_values(monkeypatch):
     assert digest(of_global) != before
 
 
+BETAS = {'beta': 0.5}
+
+
+def times_beta(value):
+    return float(value) * BETAS['beta']
+
+
+def make_recursive(factor):
+    def host(logits, labels, depth=2):
+        return host(logits, labels, depth - 1) if depth else float(logits[0, 0]) * factor
+
+    return host
+
+
+class Mean:
+    factor = 1.0
+
+    def __call__(self, logits, labels):
+        return float(logits[0, 0]) * self.factor
+
+
+class Scaled(Mean):
+    def __init__(self, factor, weights=(1.0,)):
+        super().__init__()
+        self.weights = np.array(weights)
+        self.scale = factor
+
+    def __call__(self, logits, labels):
+        return super().__call__(logits, labels) * self.scale * float(self.weights[0])
+
+
+def make_clu_host_metric(factor):
+    @struct.dataclass
+    class OnHost(Average):
+        @classmethod
+        def from_model_output(cls, *, logits, **_):
+            return super().from_model_output(float(logits[0, 0]) * logits[:, 0])
+
+        def compute(self):
+            return float(super().compute()) * factor
+
+    return OnHost
+
+
+def make_of_set(*values):
+    return lambda logits, labels: float(int(logits[0, 0]) in set(values))
+
+
+HOST_PAIRS = {
+    'recursive': (make_recursive(1.0), make_recursive(2.0)),
+    'super': (Scaled(1.0), Scaled(2.0)),
+    'array attribute': (Scaled(1.0), Scaled(1.0, weights=(2.0,))),
+    'method': (Scaled(1.0).__call__, Scaled(2.0).__call__),
+    'clu': (make_clu_host_metric(1.0), make_clu_host_metric(2.0)),
+    'values of a set': (make_of_set(1, 2), make_of_set(1, 3)),
+}
+
+
+@pytest.mark.parametrize('name', HOST_PAIRS)
+def test_host_metrics_of_any_kind_are_told_apart(name):
+    first, second = HOST_PAIRS[name]
+    assert digests(metrics=[first]) == digests(metrics=[first]) != digests(metrics=[second])
+
+
+def test_values_and_functions_of_its_module_are_part_of_a_host_metric(monkeypatch):
+    def host(logits, labels):
+        return times_beta(sum(float(value) for value in logits[:, 0] if value > THRESHOLD))
+
+    first = digests(metrics=[host])
+    monkeypatch.setitem(BETAS, 'beta', 2.0)
+    second = digests(metrics=[host])
+    monkeypatch.setitem(globals(), 'THRESHOLD', 0.75)
+    third = digests(metrics=[host])
+    monkeypatch.setattr(Mean, 'factor', 1.0)
+    before = digests(metrics=[Mean()])
+    monkeypatch.setattr(Mean, 'factor', 2.0)
+    assert first != second != third and before != digests(metrics=[Mean()])
+
+
+SEEN, COUNT = [], 0
+
+
+def counting_in_globals(logits, labels):
+    global COUNT
+    COUNT += 1
+    SEEN.append(COUNT)
+    return float(logits[0, 0])
+
+
+def make_counting():
+    count, seen = 0, {}
+
+    def host(logits, labels):
+        nonlocal count
+        count += 1
+        seen[count] = float(logits[0, 0])
+        return seen[count]
+
+    return host
+
+
+class Counting:
+    def __init__(self):
+        self.count, self.seen = 0, []
+
+    def __call__(self, logits, labels):
+        self.count += 1
+        self.seen.append(self.count)
+        return float(logits[0, 0])
+
+
+@pytest.mark.parametrize('metric', [counting_in_globals, make_counting(), Counting()])
+def test_what_a_host_metric_counts_does_not_make_it_another(metric):
+    before = digests(metrics=[metric])
+    metric(np.ones((2, 3)), np.ones(2))
+    assert digests(metrics=[metric]) == before
+
+
 def test_what_thinkml_names_has_no_digest():
     ours = {'loss_fn': 'focal', 'metrics': ['f1'], 'augmentation': ['noise'], 'optimizer': 'sgd'}
     assert digests(**ours).keys() == digests().keys() == {'versions'}

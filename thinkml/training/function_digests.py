@@ -1,5 +1,6 @@
 """Digests of the functions a run is made with, by which a resumed run recognises them."""
 
+import dis
 import functools
 import hashlib
 import re
@@ -17,6 +18,7 @@ from thinkml.core import functionalize, make_optimizer, metric_name
 from thinkml.core.probe import PROBE_ROWS
 from thinkml.training.config import TrainingConfig
 from thinkml.training.problem import Asked, Problem, probe_of
+from thinkml.versions import library_versions
 
 # The key of the versions that digests depend on: those of others are not compared.
 VERSIONS = 'versions'
@@ -29,7 +31,7 @@ def function_digests(
 
     It is that of the computation as JAX traces it, with all numbers in it, so that it is the same
     in every process and whatever the function is called. A metric that is computed on the host
-    can't be traced: the digest is that of its code and of the values in it.
+    can't be traced: the digest is that of its code and of the values that it uses.
 
     Args:
         model: the user's object.
@@ -44,7 +46,7 @@ def function_digests(
     key = jax.eval_shape(lambda: jax.random.key(0))
     x = probe_of(problem.inputs, PROBE_ROWS)
 
-    digests = {VERSIONS: f'JAX {jax.__version__}, Python {sys.version_info.minor}'}
+    digests = {VERSIONS: _versions()}
     if objective.is_own_loss:
         gradient = jax.value_and_grad(
             lambda logits, labels: objective.loss_fn(logits, labels).sum()
@@ -63,6 +65,13 @@ def function_digests(
     for metric in filter(_is_users, objective.metrics):
         digests[f'metrics.{metric_name(metric)}'] = _of_metric(metric, logits, labels)
     return digests
+
+
+def _versions() -> str:
+    found = library_versions()
+    names = ('thinkml', 'jax', 'optax')
+    python = f'Python {sys.version_info.major}.{sys.version_info.minor}'
+    return ', '.join([python, *(f'{name} {found[name]}' for name in names if name in found)])
 
 
 def changed_functions(saved: dict[str, str], now: dict[str, str]) -> list[str]:
@@ -145,37 +154,111 @@ def _array(value: Any) -> Any:
     return array.shape, str(array.dtype), hashlib.sha256(array.tobytes()).hexdigest()
 
 
-def _code(value: Any) -> list[Any]:
-    """What makes up a function or a plain value; the name of the type for anything else."""
-    if isinstance(value, types.CodeType):
-        return [value.co_code, value.co_names, *map(_code, value.co_consts)]
-    if isinstance(value, types.FunctionType):
-        used = {name: value.__globals__.get(name) for name in value.__code__.co_names}
-        settings = {name: v for name, v in used.items() if isinstance(v, _PLAIN)}
-        parts = (value.__code__, value.__closure__, value.__defaults__, value.__kwdefaults__)
-        return [*map(_code, (*parts, settings))]
-    if isinstance(value, types.CellType):
-        return _code(value.cell_contents) if value != types.CellType() else []
-    if isinstance(value, types.MethodType):
-        return [_code(value.__func__), _code(value.__self__)]
-    if isinstance(value, functools.partial):
-        return [*map(_code, (value.func, value.args, value.keywords))]
-    if isinstance(value, np.ndarray | np.generic | jax.Array):
-        return [*_array(value)]
+def _code(value: Any, seen: dict[int, Any] | None = None) -> list[Any]:
+    """What makes up a function or a plain value; the name of the type for anything else.
+
+    Args:
+        value: any object.
+        seen: by id, what has been described. A function may refer to itself, a method to its class.
+    """
     if isinstance(value, _PLAIN):
         return [repr(value)]
+    seen = {} if seen is None else seen
+    if not isinstance(value, tuple | frozenset | types.CodeType):  # equal ones may be one object
+        if id(value) in seen:
+            return ['seen']
+        seen[id(value)] = value
+    described = functools.partial(_code, seen=seen)
+    if isinstance(value, types.CodeType):
+        return [value.co_code, value.co_names, *map(described, value.co_consts)]
+    if isinstance(value, types.FunctionType):
+        parts = (value.__code__, value.__defaults__, value.__kwdefaults__, _used_by(value))
+        return [*map(described, parts)]
+    if isinstance(value, types.MethodType):
+        return [described(value.__func__), described(value.__self__)]
+    if isinstance(value, functools.partial):
+        return [*map(described, (value.func, value.args, value.keywords))]
+    if isinstance(value, np.ndarray | np.generic | jax.Array):
+        return [*_array(value)]
     if isinstance(value, list | tuple):
-        return [*map(_code, value)]
+        return [*map(described, value)]
+    if isinstance(value, set | frozenset):
+        return sorted(map(described, value), key=repr)
     if isinstance(value, dict):
-        return [[str(name), _code(item)] for name, item in value.items()]
+        return [[str(name), described(item)] for name, item in value.items()]
     if isinstance(value, type):
-        return [value.__qualname__, *map(_code, filter(_has_code, vars(value).values()))]
-    settings = {n: v for n, v in getattr(value, '__dict__', {}).items() if isinstance(v, _PLAIN)}
-    return [_code(type(value)) if callable(value) else type(value).__qualname__, _code(settings)]
+        return [value.__qualname__, described(_defined_by(value))]
+    if hasattr(value, '__wrapped__'):
+        return described(value.__wrapped__)
+    if not callable(value):
+        return [type(value).__qualname__, described(_settings_of(value))]
+    return [described(type(value)), described(_settings_of(value))]
+
+
+def _used_by(function: types.FunctionType) -> dict[str, Any]:
+    """The values that a function uses and does not change, and the functions of its module."""
+    code, module = function.__code__, function.__globals__
+    used = {name: module[name] for name in sorted(_names_in(code)) if name in module}
+    used = {n: v for n, v in used.items() if isinstance(v, _DATA) or _is_of(v, function.__module__)}
+    cells = zip(code.co_freevars, function.__closure__ or (), strict=True)
+    used |= {name: cell.cell_contents for name, cell in cells if cell != types.CellType()}
+    return _unchanged(used, [code])
+
+
+def _defined_by(cls: type) -> dict[str, Any]:
+    """The functions and values of a class, and of its bases in the same module."""
+    found = {}
+    for base in (base for base in cls.__mro__ if base.__module__ == cls.__module__):
+        for name, value in vars(base).items():
+            value = getattr(value, '__func__', getattr(value, 'fget', value))
+            is_generated = (
+                getattr(getattr(value, '__code__', None), 'co_filename', '') == '<string>'
+            )
+            is_setting = isinstance(value, _DATA) and not name.startswith('__')
+            if is_setting or (_is_of(value, cls.__module__) and not is_generated):
+                found[f'{base.__qualname__}.{name}'] = value
+    return found
+
+
+def _settings_of(value: Any) -> dict[str, Any]:
+    """The attributes of an object that its methods do not change."""
+    settings = {n: v for n, v in getattr(value, '__dict__', {}).items() if isinstance(v, _DATA)}
+    methods = {n: v for n, v in vars(type(value)).items() if isinstance(v, types.FunctionType)}
+    methods.pop('__init__', None)
+    return _unchanged(settings, [method.__code__ for method in methods.values()])
+
+
+def _is_of(value: Any, module: str) -> bool:
+    """Returns True for a function or a class that a module defines."""
+    return callable(value) and getattr(value, '__module__', None) == module
+
+
+def _unchanged(values: dict[str, Any], codes: Iterable[types.CodeType]) -> dict[str, Any]:
+    """The values that code does not change: a counter, or a list that is added to, is a state."""
+    operations = [
+        op for code in codes for part in _parts(code) for op in dis.get_instructions(part)
+    ]
+    stored = {op.argval for op in operations if op.opname.startswith('STORE_')}
+    fills = any(op.opname == 'STORE_SUBSCR' or op.argval in _FILLING for op in operations)
+    return {
+        name: value
+        for name, value in values.items()
+        if name not in stored and not (fills and isinstance(value, list | dict | set))
+    }
+
+
+def _names_in(code: types.CodeType) -> set[str]:
+    return {name for part in _parts(code) for name in part.co_names}
+
+
+def _parts(code: types.CodeType) -> Iterator[types.CodeType]:
+    """The code of a function, and of those within it."""
+    yield code
+    for value in code.co_consts:
+        if isinstance(value, types.CodeType):
+            yield from _parts(value)
 
 
 _PLAIN = bool | int | float | complex | str | bytes | None
-
-
-def _has_code(value: Any) -> bool:
-    return isinstance(value, types.FunctionType) and value.__code__.co_filename != '<string>'
+_DATA = _PLAIN | np.ndarray | np.generic | jax.Array | list | tuple | dict | set | frozenset
+_FILLING = {'append', 'add', 'extend', 'insert', 'setdefault', 'update', 'pop', 'clear'}
