@@ -342,6 +342,10 @@ def test_the_directory_of_one_run_resumes_that_run(tmp_path, named_by):
     for resume in (True, False):
         with pytest.raises(ConfigError, match=r'^checkpoint_dir: .*/12 is one checkpoint'):
             train(tmp_path / 'run-1' / '12', resume=resume)
+    with pytest.raises(
+        ConfigError, match=r'^checkpoint_dir: there is no run in .*run-9\. .*run-2,'
+    ):
+        train(tmp_path / 'run-9', resume=True)
     assert not [path for path in tmp_path.rglob('*') if '.thinkml' in path.name]
 
 

@@ -136,6 +136,57 @@ def test_what_was_deleted_in_between_is_filled_in(logs, uninterrupted, is_follow
         assert is_of_quick(logs / 'run-1', logs / 'history-1.csv')
 
 
+def test_a_table_of_longer_epochs_is_not_taken_for_ones_own(logs, uninterrupted):
+    crashed(10, 'checkpoints', epochs=4)
+    shutil.rmtree(logs)
+    train('other', epochs=1, batch_size=2)  # its one row is of a later step
+    train('checkpoints', epochs=4, resume=True)
+    assert [row['step'] for row in table(logs / 'history-1.csv')] == ['40']
+    assert table(logs / 'history.csv') == uninterrupted[0]
+
+
+@pytest.mark.parametrize('directory', ['./logs', 'absolute', 'moved'])
+def test_curves_are_known_by_whichever_path(logs, uninterrupted, directory):
+    crashed(10, 'checkpoints', epochs=4)
+    quick()
+    if directory == 'moved':
+        logs = logs.rename(logs.with_name('moved'))
+    path = logs if directory == 'absolute' else directory
+    config = TrainingConfig(
+        batch_size=20, validation_split=0.2, epochs=4, checkpoint_dir='checkpoints',
+        lr_schedule='reduce_on_plateau', callbacks=['checkpoint', TensorBoard(path)],
+    )  # fmt: skip
+    ModelTrainer(config).train(mlp(4, 3), X, Y, resume=True, progress=False)
+    assert sorted(path.name for path in logs.glob('run-*')) == ['run-1', 'run-2']
+    assert points(logs / 'run-1') == uninterrupted[1]
+
+
+def test_logs_may_be_in_the_directory_of_checkpoints(logs, uninterrupted):
+    loggers = [CSVLogger('runs/history.csv'), TensorBoard('runs')]
+    with pytest.raises(RuntimeError, match='crash'):
+        train('runs', epochs=4, callbacks=[*loggers, Crash(10)], steps_per_dispatch=1)
+    train('runs', epochs=4, callbacks=loggers, resume=True)
+    assert sorted(path.name for path in Path('runs').iterdir()) == ['history.csv', 'run-1', 'run-2']
+    found = table('runs/history.csv'), points(Path('runs/run-2'))
+    assert found == uninterrupted
+
+
+@pytest.mark.parametrize(
+    'loggers',
+    [
+        lambda logs: [CSVLogger(), CSVLogger()],
+        lambda logs: [CSVLogger(), CSVLogger(logs / 'history.csv')],
+        lambda logs: [TensorBoard(), TensorBoard('./logs')],
+    ],
+)
+def test_two_loggers_of_one_place_are_refused(logs, loggers, count_compiles):
+    def start():
+        with pytest.raises(ConfigError, match=r'^callbacks: got two .* objects that write to /'):
+            train(callbacks=loggers(logs))
+
+    assert count_compiles(start) == 0 and not logs.exists()
+
+
 def test_points_that_a_kill_took_are_filled_in(logs, uninterrupted):
     crashed(10, 'checkpoints', epochs=4)
     before = points(logs / 'run-1', wall_time=True)['train', 'loss']

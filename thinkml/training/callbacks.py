@@ -107,9 +107,18 @@ def _fresh(item: Any) -> Any:
 
 def check_callbacks(callbacks: list[Any], metric_names: tuple[str, ...]) -> None:
     """Raises a `ConfigError` if one of ours can't watch or write what it is to."""
+    places = set()
     for callback in callbacks:
         if isinstance(callback, EarlyStopping | ReduceLROnPlateau | Logging | Profiler):
             callback.check(metric_names)
+        if isinstance(callback, Logging) and callback.place is not None:
+            kind = type(callback.logger).__name__
+            if (kind, callback.place) in places:
+                raise ConfigError(
+                    f'callbacks: got two {kind} objects that write to {callback.place}, expected '
+                    'one. Leave one out, or give it another place.'
+                )
+            places.add((kind, callback.place))
 
 
 def recorded_for(callbacks: list[Any]) -> tuple[str, ...]:

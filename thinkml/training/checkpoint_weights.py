@@ -107,7 +107,7 @@ def _located(path: str | os.PathLike[str], which: Which) -> tuple[Path, Which]:
     if is_checkpoint(directory) and directory.name.isdecimal():
         return directory.parent, int(directory.name)
     if directory.is_dir() and not has_checkpoints(directory):
-        directory = newest_directory(directory) or directory
+        directory = newest_directory(directory, has_checkpoints) or directory
     if not has_checkpoints(directory):
         raise CheckpointNotFoundError(
             f'path: there are no checkpoints in {directory}, expected the directory of a run, such '

@@ -26,7 +26,7 @@ from thinkml.paths import local_path, path_problem
 from thinkml.record import record_of
 from thinkml.training.function_digests import changed_functions
 from thinkml.training.run import EpochEnd, Run
-from thinkml.training.run_directory import new_directory, newest_directory
+from thinkml.training.run_directory import is_lost, new_directory, newest_directory
 from thinkml.training.watching import (
     EarlyStopping,
     Mode,
@@ -365,8 +365,14 @@ def _directory_to_resume(root: Path, resume: bool) -> Path | None:
             f'checkpoint_dir: {root} is one checkpoint of a run. Pass the directory of the run, '
             f'{root.parent}, or that of all runs.'
         )
+    if resume and is_lost(root, has_checkpoints):
+        newest = newest_directory(root.parent, has_checkpoints)
+        raise ConfigError(
+            f'checkpoint_dir: there is no run in {root}. Pass the directory of one that exists, '
+            f'such as {newest}, or that of all runs, {root.parent}.'
+        )
     if not has_checkpoints(root):
-        return newest_directory(root) if resume else None
+        return newest_directory(root, has_checkpoints) if resume else None
     if not resume:
         raise ConfigError(
             f'checkpoint_dir: {root} is the directory of one run, which resume=True continues. For '

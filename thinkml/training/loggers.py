@@ -28,8 +28,12 @@ from thinkml.training.run_directory import RunTable, new_directory, newest_direc
 class Logger(Protocol):
     """Where a run's values go. `Logging` makes a callback of it."""
 
-    def check(self) -> None:
-        """Raises a `ConfigError` if nothing can be written there."""
+    def check(self) -> Path | None:
+        """Returns where it writes to; None for a service.
+
+        Raises:
+            ConfigError: if nothing can be written there.
+        """
         ...
 
     def open(self, run: Run) -> Writer:
@@ -48,21 +52,23 @@ class TensorBoard:
 
     directory: str | Path = 'logs'
 
-    def check(self) -> None:
-        """Raises a `ConfigError` if the directory can't be one."""
-        check_directory(self.directory)
+    def check(self) -> Path | None:
+        """Returns the directory.
+
+        Raises:
+            ConfigError: if it can't be one.
+        """
+        return check_directory(self.directory)
 
     def open(self, run: Run) -> Writer:
         """Opens the writer, at ``run.step`` steps."""
         root, known = check_directory(self.directory), f'directory {self.directory}'
         run_id = run.logs.setdefault('id', uuid.uuid4().hex)
         earlier = _earlier_epochs(run)
-        before = root / run.logs[known] if known in run.logs else None
-        if before is None and earlier is None:
-            before = newest_directory(root)
-        elif before is not None and not _is_of_run(before, run_id):
-            before = None
-        directory = before or new_directory(root)
+        directory = _directory_of_run(root, run.logs.get(known), run_id)
+        if directory is None and earlier is None:
+            directory = newest_directory(root)
+        directory = directory or new_directory(root)
         run.logs[known] = directory.name
         open_directory(directory)  # an error now, not after the first epoch
         if earlier is None:
@@ -73,10 +79,13 @@ class TensorBoard:
         return writer
 
 
-def _is_of_run(directory: Path, run_id: str) -> bool:
-    """Returns True unless the event files there are another run's."""
-    files = [*directory.rglob('*.tfevents.*')]
-    return not files or any(path.name.endswith(run_id) for path in files)
+def _directory_of_run(root: Path, name: str | None, run_id: str) -> Path | None:
+    """Returns the directory with a run's event files, else the one of its name if it has none."""
+    for path in root.glob(f'run-*/*/*.tfevents.*{run_id}'):
+        return path.parents[1]
+    if name is None or any((root / name).rglob('*.tfevents.*')):
+        return None
+    return root / name
 
 
 @dataclasses.dataclass(unsafe_hash=True)
@@ -91,9 +100,13 @@ class CSVLogger:
 
     path: str | Path = 'logs/history.csv'
 
-    def check(self) -> None:
-        """Raises a `ConfigError` if the file can't be a table, or is something else."""
-        check_table(self.path)
+    def check(self) -> Path | None:
+        """Returns the path of the table.
+
+        Raises:
+            ConfigError: if the file can't be a table, or is something else.
+        """
+        return check_table(self.path)
 
     def open(self, run: Run) -> Writer:
         """Opens the writer, at ``run.step`` steps."""
@@ -113,10 +126,11 @@ class CSVLogger:
 def _is_table_of(history: History, path: Path) -> bool:
     """Returns True if the rows of a table are those of a run, as far as it has recorded any."""
     losses = dict(zip(map(str, history.epoch_ends), history.get('loss', ()), strict=False))
-    rows = [
-        row for row in read_rows(path) if int(row['step']) <= max(history.epoch_ends, default=0)
-    ]
-    return all(row.get('loss') == str(losses.get(row['step'])) for row in rows)
+    rows = read_rows(path)
+    known = [row for row in rows if int(row['step']) <= max(history.epoch_ends, default=0)]
+    if rows and losses and not known:
+        return False
+    return all(row.get('loss') == str(losses.get(row['step'])) for row in known)
 
 
 class _MovingTable:
@@ -154,7 +168,7 @@ class WandB:
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False)
 
     def check(self) -> None:
-        """Does nothing: W&B says itself what it can't take."""
+        """Returns None: W&B says itself what it can't take."""
 
     def open(self, run: Run) -> Writer:
         """Opens the writer, at ``run.step`` steps."""
@@ -180,7 +194,7 @@ class MLflow:
     tracking_uri: str | None = None
 
     def check(self) -> None:
-        """Does nothing: MLflow says itself what it can't take."""
+        """Returns None: MLflow says itself what it can't take."""
 
     def open(self, run: Run) -> Writer:
         """Opens the writer, at ``run.step`` steps."""
@@ -224,16 +238,21 @@ def _with_rate(rate: float | None, values: dict[str, float]) -> dict[str, float]
 
 
 class Logging:
-    """A `Logger` as a callback, of the first process."""
+    """A `Logger` as a callback, of the first process.
+
+    Attributes:
+        place: where it writes to, known once it was checked; None for a service.
+    """
 
     records = ('grad_norm',)
 
     def __init__(self, logger: Logger):
         self.logger = logger
+        self.place: Path | None = None
 
     def check(self, metric_names: tuple[str, ...]) -> None:
         """Raises a `ConfigError` if the logger can't write where it is to."""
-        self.logger.check()
+        self.place = self.logger.check()
 
     def on_train_start(self, run: Run) -> None:
         try:

@@ -31,14 +31,30 @@ def new_directory(root: Path) -> Path:
             number += 1
 
 
-def newest_directory(root: Path) -> Path | None:
-    """Returns the newest ``root/run-N`` that holds something, else the newest; None for none.
+def is_filled(directory: Path) -> bool:
+    """Returns True if a directory holds something that is not hidden."""
+    return any(directory.glob('[!.]*'))
+
+
+def newest_directory(root: Path, is_run: Callable[[Path], bool] = is_filled) -> Path | None:
+    """Returns the newest ``root/run-N`` that holds a run, else the newest; None for none.
 
     A run that failed before it left anything is not a run to continue.
+
+    Args:
+        root: the directory of all runs.
+        is_run: returns True for a directory that holds a run.
     """
     found = _numbers(root)
-    filled = [number for number in found if any((root / f'run-{number}').glob('[!.]*'))]
-    return root / f'run-{max(filled or found)}' if found else None
+    runs = [number for number in found if is_run(root / f'run-{number}')]
+    return root / f'run-{max(runs or found)}' if found else None
+
+
+def is_lost(directory: Path, is_run: Callable[[Path], bool]) -> bool:
+    """Returns True for a path like ``root/run-N`` that does not exist beside those of runs."""
+    root = directory.parent
+    is_named = _NAME.fullmatch(directory.name) and not directory.exists()
+    return bool(is_named) and any(is_run(root / f'run-{number}') for number in _numbers(root))
 
 
 def _numbers(root: Path) -> list[int]:
