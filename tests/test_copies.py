@@ -120,6 +120,49 @@ def test_what_is_known_of_a_model_asks_for_no_other_program(trained, count_compi
     assert count_compiles(train, nnx.clone(trained)) == 0
 
 
+def linear(seed):
+    return nnx.Linear(4, 3, rngs=nnx.Rngs(seed))
+
+
+def test_a_trained_model_has_the_tree_structure_of_an_untrained_one():
+    initial, model = linear(0), linear(0)
+    train(model)
+    twin = nnx.clone(model)
+    moved = jax.tree.map(lambda before, after: after - before, initial, model)
+    assert (moved.kernel[...] == model.kernel[...] - initial.kernel[...]).all()
+    assert jax.tree.structure(initial) == jax.tree.structure(model)
+    assert nnx.graphdef(initial) == nnx.graphdef(model)
+    traces = []
+    forward = nnx.jit(lambda model, x: traces.append(1) or model(x))
+    for one in (initial, model, nnx.clone(model)):
+        forward(one, X)
+    assert len(traces) == 1
+    for change in (lambda: forward(model, X), lambda: setattr(model, 'note', 'kept')):
+        change()  # flax then gives it other names of its children
+        predict(model, X)
+        assert set(predict(nnx.clone(model), X)) <= set(Y)
+    with pytest.warns(UserWarning, match='change their meaning'):
+        train(model, OTHER)
+    assert set(predict(twin, X)) <= set(Y)
+
+
+def test_a_function_that_is_compiled_for_one_model_gives_its_classes_to_no_other():
+    ants, letters = linear(0), linear(1)
+    train(ants)
+    train(letters, OTHER)
+
+    @nnx.jit
+    def shrink(model):
+        model.kernel[...] *= 0.5
+
+    double = jax.jit(lambda model: jax.tree.map(lambda array: 2 * array, model))
+    for model in (ants, letters):
+        shrink(model)
+    for way in (double, nnx.clone, copy.deepcopy):
+        assert set(predict(way(ants), X)) <= set(Y)
+        assert set(predict(way(letters), X)) <= set(OTHER)
+
+
 def test_a_record_that_is_attached_is_a_copy(trained):
     model = net()
     nnx.update(model, nnx.state(trained))

@@ -1,8 +1,8 @@
 """What ThinkML knows of a model: its task and classes, its input, its training runs.
 
 A record is kept beside the model, keyed weakly by the object, so that a user's own class needs no
-field of ours, and a model that is garbage takes its record with it. An attribute of the object
-refers to the record, so that copies of a model bring it along.
+field of ours, and a model that is garbage takes its record with it. The object refers to the
+record, so that copies of a model bring it along.
 """
 
 import dataclasses
@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal, Self, get_args
 
 import numpy as np
+from flax.typing import HashableMapping
 
 from thinkml.errors import ModelTypeError
 from thinkml.history import History
@@ -374,6 +375,8 @@ def _size(value: Any) -> int:
 
 # Keyed by id, not by the object: a model class may define __eq__ and so be unhashable.
 _records: dict[int, ModelRecord] = {}
+# What each model that is known refers to its record with.
+_carried: 'dict[int, Carried]' = {}
 
 
 def record_of(model: Any) -> ModelRecord:
@@ -383,14 +386,20 @@ def record_of(model: Any) -> ModelRecord:
         ModelTypeError: for plain values (numbers, text, lists), which can't be models.
     """
     key = id(model)
+    carried = _carried.get(key)
     if key not in _records:
         try:
-            weakref.finalize(model, _records.pop, key, None)
+            weakref.finalize(model, _forget, key)
         except TypeError:
             raise ModelTypeError(f'model: got {type(model).__name__}, expected a model.') from None
-        carried = getattr(model, '__dict__', {}).get(CARRIED)
-        found = ModelRecord() if carried is None else _copied(carried.record)
-        return _records.setdefault(key, found)
+        carried = _carried_by(model)
+        if carried is not None:
+            _carried[key] = carried
+        return _records.setdefault(
+            key, ModelRecord() if carried is None else _copied(carried.record)
+        )
+    if carried is not None and _carried_by(model) is not carried:
+        _carry(model, carried)  # a function that flax has compiled left another model's
     return _records[key]
 
 
@@ -406,13 +415,40 @@ def record_to_change(model: Any) -> ModelRecord:
     Copies made from now on, by `copy`, `pickle` or flax, bring along what it will say.
     """
     record = record_of(model)
+    before = _carried.get(id(model))
+    if before is not None and before.record is record:
+        before.record = _copied(record)
+    _carried[id(model)] = Carried(record)
+    _carry(model, _carried[id(model)])
+    return record
+
+
+def drop_carried(model: Any) -> None:
+    """Removes what refers to a record from a copy of a model, which then brings none along."""
+    attributes = vars(model)
+    if isinstance(nodes := attributes.get(_NODES), _CarryingNodes):
+        attributes[_NODES] = HashableMapping(nodes)
+
+
+def _forget(key: int) -> None:
+    del _records[key]
+    _carried.pop(key, None)
+
+
+def _carry(model: Any, carried: 'Carried') -> None:
     attributes = getattr(model, '__dict__', None)
     if isinstance(attributes, dict):
-        before = attributes.get(CARRIED)
-        if before is not None and before.record is record:
-            before.record = _copied(record)
-        attributes[CARRIED] = Carried(record)
-    return record
+        nodes = attributes.get(_NODES)
+        if isinstance(nodes, HashableMapping):
+            attributes[_NODES] = _CarryingNodes(nodes, carried)
+        else:
+            attributes[_CARRIED] = carried
+
+
+def _carried_by(model: Any) -> 'Carried | None':
+    attributes = getattr(model, '__dict__', {})
+    nodes = attributes.get(_NODES)
+    return nodes.carried if isinstance(nodes, _CarryingNodes) else attributes.get(_CARRIED)
 
 
 def _copied(record: ModelRecord) -> ModelRecord:
@@ -420,14 +456,17 @@ def _copied(record: ModelRecord) -> ModelRecord:
     return dataclasses.replace(record, runs=list(record.runs), optimizer=optimizer)
 
 
-# The attribute of a model that refers to its record.
-CARRIED = '_thinkml_record'
+# The attribute in which an NNX module has the names of its children: every copy has it, too.
+_NODES = '_pytree__nodes'
+# The attribute of other models that refers to their record.
+_CARRIED = '_thinkml_record'
 
 
 class Carried:
     """A reference to a record, which copies of a model share until the record is to change.
 
-    All are equal: for flax, they are static attributes, by which compiled programs are found.
+    Equal where the models mean the same. JAX gives what a compiled function returns the static
+    attributes of the model that it was compiled with, if those of another model are equal.
 
     Attributes:
         record: of the model, as it is now or as it was when the copies were made.
@@ -437,7 +476,10 @@ class Carried:
         self.record = record
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Carried)
+        if not isinstance(other, Carried):
+            return NotImplemented
+        mine, its = self.record, other.record
+        return mine is its or (mine.task, mine.input_spec) == (its.task, its.input_spec)
 
     def __hash__(self) -> int:
         return hash(Carried)
@@ -447,3 +489,25 @@ class Carried:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Carried, (_copied(self.record),)
+
+
+class _CarryingNodes(HashableMapping):
+    """The names of a module's children, with a reference to its record.
+
+    Equal to the names alone, so that a trained and an untrained model have one tree structure. A
+    function that flax has compiled for one of them therefore leaves its names in the other, where
+    `record_of` puts them right.
+    """
+
+    def __init__(self, nodes: Mapping[Any, bool], carried: Carried):
+        super().__init__(nodes)
+        self.carried = carried
+
+    def __eq__(self, other: Any) -> bool:
+        is_other = isinstance(other, _CarryingNodes) and self.carried != other.carried
+        return super().__eq__(other) and not is_other
+
+    __hash__ = HashableMapping.__hash__
+
+    def update(self, other: Mapping[Any, bool]) -> '_CarryingNodes':
+        return _CarryingNodes(super().update(other), self.carried)

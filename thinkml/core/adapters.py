@@ -13,7 +13,7 @@ from flax import nnx
 from thinkml.core.modes import switch, to_training
 from thinkml.core.precision import DType, cast_floats, linen_dtype, set_nnx_dtype
 from thinkml.errors import ConfigError, ModelTypeError
-from thinkml.record import CARRIED
+from thinkml.record import drop_carried
 
 PyTree = Any
 
@@ -171,7 +171,7 @@ def functionalize_nnx(
 
     def graph_in_mode(switch: Callable[[nnx.Module], None]) -> Any:
         copy = nnx.merge(graph, params, random_state, model_state)
-        drop_carried(copy)  # so that a program neither depends on it nor keeps it
+        drop_records(copy)  # so that a program neither depends on it nor keeps it
         switch(copy)
         if compute_dtype is not None:
             set_nnx_dtype(copy, compute_dtype)
@@ -246,18 +246,18 @@ def arrays_in(model: Any) -> list[Any]:
     return jax.tree.leaves(getattr(model, 'variables', getattr(model, 'params', None)))
 
 
-def drop_carried(module: nnx.Module) -> None:
-    """Removes what refers to records, see `thinkml.record.Carried`, from a copy of a model."""
+def drop_records(module: nnx.Module) -> None:
+    """Removes what refers to records from a copy of a model and its layers."""
     for _, node in nnx.iter_graph(module):
         if isinstance(node, nnx.Module):
-            vars(node).pop(CARRIED, None)
+            drop_carried(node)
 
 
 def _mutable_attributes(graph: Any) -> str:
     values = [
         attribute.value
         for name, attribute in graph.attributes
-        if hasattr(attribute, 'value') and name not in ('_pytree__nodes', CARRIED)
+        if hasattr(attribute, 'value') and name != '_pytree__nodes'
     ]
     containers = [value for value in values if isinstance(value, list | dict | set)]
     objects = [

@@ -21,7 +21,7 @@ from flax import nnx
 from flax.nnx import graphlib, pytreelib
 from flax.typing import HashableMapping
 
-from thinkml.core.adapters import arrays_lock, drop_carried
+from thinkml.core.adapters import arrays_lock, drop_records
 from thinkml.errors import NotStorableError
 from thinkml.models import names
 from thinkml.models.arrays import ArrayNames, ArrayTaker, is_array
@@ -41,7 +41,7 @@ def describe_graph(model: nnx.Module, arrays: ArrayNames) -> Json:
     with arrays_lock:
         copy = nnx.merge(*nnx.split(model))  # the user's model keeps its mode
     copy.eval()
-    drop_carried(copy)
+    drop_records(copy)
     return _Writer(copy, arrays).node(('model',))
 
 

@@ -25,7 +25,7 @@ from thinkml.data import (
 from thinkml.errors import ConfigError, DataError, ModelTypeError, warn_user
 from thinkml.evaluation import ModelEvaluator
 from thinkml.evaluation.metrics import check_fit
-from thinkml.record import InputSpec, Task, attach_record, record_of
+from thinkml.record import InputSpec, Task, attach_record, record_of, record_to_change
 from thinkml.training.active.pool import Pool
 from thinkml.training.active.views import Committee
 from thinkml.training.config import TrainingConfig
@@ -176,7 +176,7 @@ class Learning:
         for index, (model, first) in enumerate(zip(self.models, self._first, strict=True)):
             if self._retrain == 'reset':
                 first.put_back(model)
-            record_of(model).task = self.task
+            record_to_change(model).task = self.task
             found.append(self._train(model, index, x, y))
         self.has_learned = True
         metrics = {name: float(np.mean([one[name] for one in found])) for name in found[0]}
