@@ -642,6 +642,16 @@ def test_the_text_nan_in_groups_and_slices_is_warned_of(settings):
         ModelEvaluator().evaluate(model, logits, labels, **given)
 
 
+def test_an_error_of_a_metric_of_ones_own_says_whose_it_is():
+    def fails(logits, labels):
+        raise KeyError('x')
+
+    X, y = np.ones((4, 1), np.float32), np.array([0, 1, 1, 1])
+    with pytest.raises(KeyError) as caught:
+        ModelEvaluator().evaluate(known(Shifted(), 'binary', (0, 1), 1), X, y, [fails])
+    assert caught.value.__notes__ == ["Raised by the metric 'fails'."]
+
+
 def test_slices_are_evaluations_of_their_rows():
     model, logits, labels = case_of_three()
     site = np.array(['A', 'B', 'C'])[np.arange(300) % 3]

@@ -48,6 +48,28 @@ def test_all_weight_on_one_row():
     assert all(map(is_nan, evaluation.confidence_intervals.values()))
 
 
+def test_all_weight_but_what_float32_rounds_to_0_on_one_row():
+    evaluation = evaluate(X, Y, metrics=['mse'], sample_weight=[1e-60, 0, 0, 1])
+    assert is_nan(evaluation.confidence_intervals['mse'])
+
+
+def test_what_two_rows_give_together_alone_has_no_interval():
+    evaluation = evaluate(X[:2], Y[:2])
+    assert all(is_nan(evaluation.confidence_intervals[name]) for name in UNDEFINED)
+    assert evaluation.confidence_intervals['mse'] == (0.0, 0.25)
+    in_groups = evaluate(X, Y, groups=[0, 0, 1, 1])
+    assert not any(map(is_nan, in_groups.confidence_intervals.values()))
+    binary = ModelEvaluator().evaluate(
+        known(Shifted(), 'binary', (0, 1), 1), X[:2] - 1, np.array([0, 1]), ['roc_auc', 'log_loss']
+    )
+    assert is_nan(binary.confidence_intervals['roc_auc'])
+    assert not is_nan(binary.confidence_intervals['log_loss'])
+    other = evaluate(X[:2], Y[:2], shift=3.0)
+    found = compare(evaluation, other).differences
+    assert is_nan(found['r2'].interval) and np.isnan(found['r2'].p_value)
+    assert not is_nan(found['mse'].interval)
+
+
 def test_a_slice_of_one_row():
     with pytest.warns(ThinkMLWarning, match="slice 'last': .*: NaN, since"):
         evaluation = evaluate(X, Y, slices={'last': X[:, 0] > 4}, min_support=1)

@@ -221,22 +221,18 @@ def compute(metrics: clu_metrics.Collection) -> dict[str, float]:
     collected = {entry.field: getattr(metrics, entry.field) for entry in whole.values()}
     values, collected = jax.device_get((_compute(metrics), collected))
     for name, entry in whole.items():
-        values[name] = _of_epoch(name, entry.read, collected[entry.field])
+        values[name] = _of_epoch(entry.read, collected[entry.field])
     # jit has sorted the names
     return {
         name: one_number(name, values[name]) for name in entries or type(metrics).__annotations__
     }
 
 
-def _of_epoch(name: str, function: Callable[..., Any], epoch: Any) -> Any:
+def _of_epoch(function: Callable[..., Any], epoch: Any) -> Any:
     rows = epoch.mask
     if epoch.position > len(rows) or not rows.any():
         return np.nan
-    try:
-        return np.mean(value_of(function, epoch.logits[rows], epoch.labels[rows]))
-    except Exception as error:
-        error.add_note(f'Raised by the metric {name!r} at the end of an epoch.')
-        raise
+    return np.mean(value_of(function, epoch.logits[rows], epoch.labels[rows]))
 
 
 def value_of(function: Callable[..., Any], logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -245,7 +241,11 @@ def value_of(function: Callable[..., Any], logits: np.ndarray, labels: np.ndarra
     Raises:
         ConfigError: if it gives something else.
     """
-    value = np.asarray(function(logits, labels))
+    try:
+        value = np.asarray(function(logits, labels))
+    except Exception as error:
+        error.add_note(f'Raised by the metric {metric_name(function)!r}.')
+        raise
     is_numeric = value.dtype.kind not in 'OSU'
     if value.ndim or not is_numeric:
         check_per_example(function, value if is_numeric else None, logits, labels)

@@ -83,7 +83,7 @@ def can_vary(resampling: Resampling, weight: np.ndarray | None, num_rows: int) -
     At least two units count, and not each of those is alone in its stratum.
     """
     units = units_of(resampling, num_rows)
-    counts = np.ones(num_rows) if weight is None else weight > 0
+    counts = _weights(weight, num_rows) > 0
     counts = counts if units.of_row is None else np.bincount(units.of_row, counts)
     counted = counts[units.unit] > 0
     return int(counted.sum()) > 1 and bool((units.size[counted] > 1).any())
@@ -105,24 +105,31 @@ def resampled(
     """
     keys = jax.random.split(jax.random.key(resampling.seed), resampling.num_resamples)
     units = units_of(resampling, num_rows)
-    # Metrics are the same for any scale of the weights, but float32 has room for some only.
-    weight = np.ones(num_rows) if weight is None else weight / weight.max()
     parts = jax.tree.map(_narrow, parts)
-    samples = _resample(values, keys, units, _narrow(weight), parts)
+    samples = _resample(values, keys, units, _weights(weight, num_rows), parts)
     return [np.asarray(sample, np.float64) for sample in samples]
 
 
 def resampled_or_nan(
     values: Values, parts: Any, weight: np.ndarray | None, resampling: Resampling, num_rows: int
 ) -> list[np.ndarray]:
-    """Returns the same as `resampled`, but NaN where one row says nothing of how others would be.
+    """Returns the same as `resampled`, but NaN where rows are too few to say how others would be.
 
-    See `can_vary`.
+    See `can_vary`. With two rows (or groups) only one resample has both, so a value that is
+    undefined for either of them alone does not vary.
     """
     samples = resampled(values, parts, weight, resampling, num_rows)
-    if can_vary(resampling, weight, num_rows):
+    if not can_vary(resampling, weight, num_rows):
+        return [np.full_like(sample, np.nan) for sample in samples]
+    if len(units_of(resampling, num_rows).unit) > 2:
         return samples
-    return [np.full_like(sample, np.nan) for sample in samples]
+    return [np.where(np.isnan(sample).any(axis=0), np.nan, sample) for sample in samples]
+
+
+def _weights(weight: np.ndarray | None, num_rows: int) -> np.ndarray:
+    """Returns the weights as the device takes them."""
+    # Metrics are the same for any scale of the weights, but float32 has room for some only.
+    return _narrow(np.ones(num_rows) if weight is None else weight / weight.max())
 
 
 def _narrow(array: Any) -> Any:
