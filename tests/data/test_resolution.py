@@ -48,6 +48,10 @@ def stored(path):
         (lambda path: open_rows(stored(path)).all(), 'X_train: got column 1'),
         (lambda _: open_rows(scipy.sparse.csr_matrix(TIMES[:, None])).all(), 'X_train: got values'),
         (lambda _: open_dataset(Examples())[0].take(np.arange(9)), 'X_train: got column 0'),
+        (
+            lambda _: open_batches(lambda: iter([(1.7e9 + NOISE, NOISE)])),
+            'X_train, batch 1: got values',
+        ),
         # Evenly spaced, these are seconds that float32 holds.
         (lambda _: open_rows(1.7e9 + np.arange(2048.0)), 'X_train: got values from'),
     ],
@@ -57,7 +61,7 @@ def test_columns_that_would_become_constant_are_refused(read, says, tmp_path):
         read(tmp_path)
 
 
-def test_columns_of_a_first_batch_are_warned_of():
+def test_columns_that_rise_in_a_first_batch_are_warned_of():
     # Later ones may differ more: they may be those of a year, in the order of time.
     says = 'X_train, batch 1: got values .*float32 tells apart.* Subtract their mean.* Later batch'
     with pytest.warns(ThinkMLWarning, match=says):

@@ -246,4 +246,5 @@ def test_ids_that_a_model_clips_itself_are_taken():
     def clipped(embed, x):
         return jnp.take(embed.embedding[...], x, axis=0, mode='clip')
 
-    train(rows_of(0, 1), 2, model=Tokens(clipped), X_train=IDS + 4)
+    model, _ = train(rows_of(0, 1), 2, model=Tokens(clipped), X_train=IDS + 4)
+    assert predict(model, IDS + 9).shape == (30,)

@@ -61,14 +61,15 @@ def check_lookups(reads: Sequence[Sequence[Lookup]], argument: str) -> None:
             raise DataError(
                 f'{argument}: got ids by which the model reads row '
                 f'{highest if highest >= num_rows else lowest} of a table of {num_rows} rows, '
-                f'expected 0 to {num_rows - 1}. Build the embedding with more rows, or give '
-                'ids that it does not know one of their own.'
+                f'expected 0 to {num_rows - 1}. Build the embedding with more rows, replace '
+                'ids that it does not know by one that it knows, or clip them in the model: '
+                f'jnp.clip(ids, 0, {num_rows - 1}).'
             )
         if lowest < 0:
             warn_user(
                 f'{argument}: got ids by which the model reads row {lowest} of a table of '
                 f'{num_rows} rows, which counts from its end. If {lowest} stands for something '
-                'else, such as padding, give it an id of its own.'
+                'else, such as padding, give it an id from 0 on that nothing else has.'
             )
 
 
@@ -171,7 +172,7 @@ class _Value(NamedTuple):
         array: its value.
         of_inputs: whether it depends on the inputs.
         given: the rows that were asked for, of rows that are counted from the end where they are
-            negative; of a bool array the rows that it tells to be negative. Else None.
+            negative; of a bool array the rows that it says are negative. Else None.
     """
 
     array: Any
@@ -249,7 +250,7 @@ _CALLS = (
 
 
 def _is_lookup(eqn: JaxprEqn, given: Sequence[_Value]) -> bool:
-    """Whether it reads single rows, told by the inputs, of a table that does not depend on them."""
+    """Returns True if it reads single rows, by the inputs, of a table without them."""
     if eqn.primitive.name != 'gather' or given[0].of_inputs or not given[1].of_inputs:
         return False
     numbers = eqn.params['dimension_numbers']

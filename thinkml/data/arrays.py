@@ -300,8 +300,8 @@ def check_resolution(
         dtype: what they become.
         argument: the name used in error messages.
         columns: their names, of a table.
-        is_first: True for the first of several batches. It is warned of then, since later ones
-            may differ more, as those of a day do whose first minute is the first batch.
+        is_first: True for the first of several batches. A column that rises or falls in it is
+            warned of, since later ones may differ more: the first minute is not the day.
     """
     candidates = np.flatnonzero(_may_lose(_some_rows(array, _FEW_ROWS), dtype))
     if not candidates.size:
@@ -328,7 +328,8 @@ def check_resolution(
             f'differ by less than {dtype.name} tells apart at that size. Subtract their mean (of '
             'times: the first one) in float64 before, for instance values - values.mean().'
         )
-    if not is_first:
+    steps = np.diff(column)
+    if not is_first or (steps.min() < 0 < steps.max()):
         raise DataError(problem)
     warn_user(f'{problem} Later batches were not looked at: nothing is lost if they differ more.')
 
@@ -344,7 +345,7 @@ def _some_rows(array: Any, count: int) -> np.ndarray:
 
 
 def _may_lose(few: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """Which columns to look at more closely, by a few rows: a third of them nearly the same."""
+    """Returns True for each column of which a third of a few rows is nearly the same."""
     # What is lost is at most half of eps, of the largest value, or a value too small for the dtype.
     about = jnp.finfo(dtype)
     limit = np.maximum(float(about.eps) * np.abs(few).max(axis=0), float(about.tiny)) / _LOST

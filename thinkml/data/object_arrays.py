@@ -13,7 +13,7 @@ _CONVERT = {bool: 'convert with .astype(bool)', int: 'convert with .astype("int6
 
 
 def holds_text(objects: np.ndarray, which: Callable[[Iterable[bool]], bool]) -> bool:
-    """Returns whether ``any`` or ``all`` of the objects are text."""
+    """Returns True if ``any`` or ``all`` of the objects are text."""
     return which(isinstance(value, str) for value in objects.ravel().tolist())
 
 

@@ -360,14 +360,14 @@ def _check_numbers(
     is_new: bool,
     is_first: bool = False,
 ) -> None:
-    """Checks that rows can be told apart in the dtype they get.
+    """Checks that rows differ in the dtype they get.
 
     Args:
         array: checked numbers.
         dtype: on the device.
         argument: the name used in error messages.
         columns: their names.
-        is_new: whether they are what a model learns from. A request to a trained model may well be
+        is_new: True for what a model learns from. A request to a trained model may well be
             of rows that are nearly the same.
         is_first: see `check_resolution`.
     """
@@ -434,7 +434,7 @@ def _is_new(like: Like) -> bool:
 
 
 class _FirstRows:
-    """Tells of rows that are read whether they are the first that can be compared, and are new."""
+    """A function that returns True for the first rows that can be compared, if they are new."""
 
     def __init__(self, like: Like):
         self._waiting = _is_new(like)

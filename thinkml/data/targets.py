@@ -133,7 +133,7 @@ def refuse_parts(y: Any, argument: str) -> None:
 
 
 def _are_columns(parts: tuple[Any, ...]) -> bool:
-    """Whether they are arrays of one length, which is not that of a row for each of them."""
+    """Returns True for arrays of one length that are not one row for each of them."""
     lengths = {part.shape[0] if getattr(part, 'ndim', 0) else 0 for part in parts}
     return len(parts) > 1 and len(lengths) == 1 and max(lengths) > len(parts)
 
