@@ -642,6 +642,13 @@ def test_the_text_nan_in_groups_and_slices_is_warned_of(settings):
         ModelEvaluator().evaluate(model, logits, labels, **given)
 
 
+def test_batches_whose_labels_differ_in_form_are_refused():
+    X, y = np.ones((4, 1), np.float32), np.array([0, 1, 1, 1])
+    batches = iter([(X[:2], y[:2]), (X[2:], y[2:, None])])
+    with pytest.raises(DataError, match=r'^X_test, labels: got shape \(2,\) .* and \(2, 1\)'):
+        ModelEvaluator().evaluate(known(Shifted(), 'binary', (0, 1), 1), batches)
+
+
 def test_an_error_of_a_metric_of_ones_own_says_whose_it_is():
     def fails(logits, labels):
         raise KeyError('x')

@@ -88,6 +88,12 @@ def _open_batches(
         outputs.append(predict(batch.x))
         labels.append(batch.y)
         weights.append(batch.weight)
+    for y in labels:
+        if y.shape[1:] != labels[0].shape[1:]:
+            raise DataError(
+                f'X_test, labels: got shape {labels[0].shape} in the first batch and {y.shape} in '
+                'another, expected labels of the same form in all. Reshape them.'
+            )
     true = check_targets(concatenate_labels(labels), 'X_test, labels')
     task = _task_of(model, true, example)
     encoded = encode_labels(true, task)
