@@ -26,7 +26,8 @@ def few(monkeypatch):
     """Four programs are kept."""
     forget_programs()
     monkeypatch.setattr(jit, 'MOST_KEPT', 4)
-    monkeypatch.setattr(jit._programs, '_num_added', 0)
+    monkeypatch.setattr(jit, 'MOST_COMPILED', 6)
+    monkeypatch.setattr(jit._programs, '_num_compiled', 0)
     cleared = []
     monkeypatch.setattr(jax, 'clear_caches', lambda: cleared.append(1))
     return cleared
@@ -79,13 +80,23 @@ def test_arrays_elsewhere_are_another_program():
     assert len(shapes) == 2
 
 
-def test_those_used_last_are_kept_and_jax_forgets_as_many(few):
+def test_those_used_last_are_kept(few):
     double, shapes = traced(lambda x: 2 * x)
     for size in (1, 2, 3, 4, 1, 5, 1, 3, 2):  # 5 puts out 2
         double(np.ones(size))
     assert shapes == [(1,), (2,), (3,), (4,), (5,), (2,)]
     assert len(jit._programs._recent) == len(jit._programs._alive) == 4
-    assert len(few) == 1  # of six that were compiled
+
+
+def test_jax_forgets_what_others_compiled_as_well(few):
+    double, _ = traced(lambda x: 2 * x)
+    double(np.ones(1))
+    for size in range(1, 7):  # as a flax.nnx model draws its weights
+        jax.jit(lambda x: 3 * x)(np.ones(size))
+    assert not few
+    double(np.ones(2))
+    double(np.ones(1))
+    assert len(few) == 1
 
 
 def test_those_in_use_are_kept_however_many_others_are_used(few):
