@@ -20,7 +20,6 @@ from thinkml.errors import (
     problems,
     warn_user,
 )
-from thinkml.models.values import Json, encode
 from thinkml.monitoring import History
 from thinkml.paths import local_path, path_problem
 from thinkml.record import record_of
@@ -345,8 +344,10 @@ class Checkpoints:
             'watched': self._watched,
         }
 
-    def _described(self, run: Run) -> Json:
-        """What the weights are for, which they are loaded with."""
+    def _described(self, run: Run) -> Any:
+        """Returns the model's task and inputs, which its weights are loaded with."""
+        from thinkml.models.values import encode  # imports all of thinkml.models
+
         record = record_of(run.user_model)
         known = {'task': record.task, 'input_spec': record.input_spec}
         values = {name: None if part is None else part.to_dict() for name, part in known.items()}
