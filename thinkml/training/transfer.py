@@ -435,7 +435,7 @@ class _Data:
 
     @property
     def raw_values(self) -> str | None:
-        """What the inputs are where they are no normalised pictures; None where they may be."""
+        """The values in words, where they are not those of normalised pictures; else None."""
         parts = jax.tree.leaves(self.inputs.arrays)
         if all(np.issubdtype(part.dtype, np.integer) for part in parts):
             return 'whole numbers'
