@@ -54,6 +54,23 @@ class Learns(Net):
         raise NotImplementedError
 
 
+class IsFlagged(Net):
+    """Has a value where flax has a method."""
+
+    eval = None
+
+    def __init__(self):
+        super().__init__()
+        self.train = True
+
+
+class Flagged(Block):
+    train = True
+
+    def __init__(self):
+        self.norm = IsFlagged()
+
+
 def trained(model):
     ModelTrainer(TrainingConfig(epochs=3)).train(model, X, Y, progress=False)
     return model
@@ -78,6 +95,12 @@ def test_a_models_own_train_is_called_and_what_it_keeps_frozen_stays():
 def test_a_method_train_that_needs_arguments_is_something_else():
     model = trained(Learns())
     assert moved(model.first) and moved(model.second)
+
+
+@pytest.mark.parametrize('make', [IsFlagged, Flagged])
+def test_a_value_called_train_is_something_else(make):
+    model = trained(make())
+    assert moved(getattr(model, 'norm', model).first)
 
 
 @pytest.mark.parametrize('how', ['eval', 'attribute'])

@@ -13,10 +13,11 @@ _FLAGS = ('deterministic', 'use_running_average')
 def switch(module: nnx.Module, mode: Mode) -> None:
     """Calls ``module.train()`` or ``module.eval()``, the class's own where it has one.
 
-    A method of that name that needs arguments is something else, and is left alone.
+    An attribute of that name that is a value, or a method that needs arguments, is something else
+    and is left alone.
     """
     own = getattr(module, mode)
-    if any(_is_required(parameter) for parameter in inspect.signature(own).parameters.values()):
+    if not callable(own) or any(map(_is_required, inspect.signature(own).parameters.values())):
         own = getattr(nnx.Module, mode).__get__(module)
     own()
 
@@ -56,7 +57,8 @@ def inner_switches(model: nnx.Module) -> list[str]:
 
 
 def _is_own(module: nnx.Module, mode: Mode) -> bool:
-    return not getattr(type(module), mode).__module__.startswith('flax.')
+    method = getattr(type(module), mode)
+    return callable(method) and not method.__module__.startswith('flax.')
 
 
 def _is_required(parameter: inspect.Parameter) -> bool:
