@@ -122,7 +122,7 @@ def test_what_can_not_be_loaded_is_told(run, tmp_path):
         load_checkpoint(tmp_path, net())
     with pytest.raises(ConfigError, match="which: got 'newest'"):
         load_checkpoint(directory, net(), 'newest')
-    with pytest.raises(CheckpointError, match='step: got 1, expected one of'):
+    with pytest.raises(CheckpointError, match="which: got 1, expected 'best', 'latest' or one of"):
         load_checkpoint(directory, net(), 1)
     model = mlp(4, 3)
     before = model.layers[0].kernel[...]

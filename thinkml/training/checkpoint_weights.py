@@ -129,6 +129,11 @@ def _step_of(checkpointer: Checkpointer, which: Which) -> int:
                 f"saved at the end of an epoch. Pass 'latest', or one of {checkpointer.steps()}."
             )
         return step
+    if which not in (steps := checkpointer.steps()):
+        raise CheckpointError(
+            f"which: got {which}, expected 'best', 'latest' or one of the steps {steps} in "
+            f'{checkpointer.directory}.'
+        )
     return int(which)
 
 
