@@ -6,7 +6,7 @@ import functools
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import jax
@@ -206,7 +206,7 @@ class BatchFeed:
         num_rows = sum(step.num_rows for step in steps)
         size = len(steps) * self.batch_size
         rows = _filled_up(num_rows, size, steps[-1].num_rows)
-        arrays = jax.tree.map(lambda *leaves: np.concatenate(leaves)[rows], *parts)
+        arrays = jax.tree.map(lambda *leaves: _joined(leaves)[rows], *parts)
         block = block_of(
             lambda positions: jax.tree.map(lambda leaf: leaf[positions], arrays), size,
             num_rows=num_rows,
@@ -264,6 +264,11 @@ def _told_last(items: Iterable[Item]) -> Iterator[tuple[Item, bool]]:
             yield item, False
             item = following
         yield item, True
+
+
+def _joined(arrays: Sequence[np.ndarray]) -> np.ndarray:
+    """Concatenates arrays; a single one is not copied, since batches are copies already."""
+    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
 
 
 def _filled_up(num_rows: int, count: int, num_last: int) -> slice | np.ndarray:
