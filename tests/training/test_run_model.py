@@ -166,6 +166,14 @@ def test_looking_at_the_model_and_switching_it_changes_nothing():
         np.testing.assert_array_equal(got, expected)
 
 
+def test_another_object_is_no_model_of_the_run():
+    def replace(run):
+        run.model = mlp(4, 2)
+
+    with pytest.raises(ConfigError, match=r'model: got another .*nnx\.update\(run\.model'):
+        train(mlp(4, 2), replace)
+
+
 def test_a_change_not_through_run_model_is_warned_of():
     model = DropoutBatchNorm(4, 2, nnx.Rngs(0))
     with pytest.warns(ThinkMLWarning, match='not through run.model'):

@@ -172,6 +172,14 @@ class Run:
         self.shown, self.is_shown, self.is_checked = arrays_in(self.user_model), True, False
         return self.user_model
 
+    @model.setter
+    def model(self, model: Any) -> None:
+        raise ConfigError(
+            f'model: got another {type(model).__name__} for run.model, but a run trains one object '
+            'to its end. Put the arrays into that one: flax.nnx.update(run.model, '
+            'flax.nnx.state(other)).'
+        )
+
     @property
     def _arrays(self) -> tuple[Any, Any]:
         return self.best_arrays or (self.state.eval_params, self.state.model_state)
