@@ -200,6 +200,42 @@ monitor.plot_progress()._repr_png_()
         assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.parametrize(
+    'lost',
+    [
+        'del Gcf._set_new_active_manager',
+        "sys.modules['matplotlib._pylab_helpers'] = None",
+    ],
+)
+def test_a_matplotlib_without_the_private_names_still_plots(windows, lost):
+    script = f"""
+import warnings
+import matplotlib.pyplot as plt
+from matplotlib._pylab_helpers import Gcf
+{MONITOR}
+{lost}
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter('always')
+    figure = monitor.plot_progress()
+assert ['plot: plt.show() does not know'] == [str(w.message)[:30] for w in caught], caught
+figure._repr_png_()
+"""
+    done = run(script, windows)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_pyplot_that_does_not_tell_its_backend_keeps_the_figures(windows):
+    script = f"""
+import matplotlib.pyplot as plt
+{MONITOR}
+del plt._get_backend_mod
+figure = monitor.plot_progress()
+assert plt.gcf() is figure
+"""
+    done = run(script, windows)
+    assert done.returncode == 0, done.stderr
+
+
 def test_the_other_plots_are_shown_too(windows):
     script = """
 import numpy as np, matplotlib.pyplot as plt, windows

@@ -6,11 +6,10 @@ import io
 import os
 import sys
 import threading
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from thinkml.errors import ConfigError
-from thinkml.paths import local_path
+from thinkml.errors import ConfigError, warn_user
+from thinkml.paths import local_file, local_path
 
 if TYPE_CHECKING:
     from matplotlib.backend_bases import FigureManagerBase
@@ -59,13 +58,29 @@ def give_to_pyplot(figure: 'Figure') -> 'Figure':
 
     Returns:
         the figure.
+
+    Warns:
+        ThinkMLWarning: if matplotlib lacks one of the names that are used here and not public. The
+            figure can still be saved, or be a cell's value.
     """
+    try:
+        _give_to_pyplot(figure)
+    except (ImportError, AttributeError) as error:
+        import matplotlib
+
+        warn_user(
+            f'plot: plt.show() does not know this figure, since matplotlib {matplotlib.__version__}'
+            f' has changed ({error}). Save it by path=..., or make it the value of a cell.'
+        )
+    return figure
+
+
+def _give_to_pyplot(figure: 'Figure') -> None:
     if _manager_of(figure) is None and hasattr(figure, '_repr_png_'):  # made here
         _add_to_pyplot(figure)
     if in_notebook() and _manager_of(figure) is not None:
         once = functools.partial(_display_once, figure)
         figure._ipython_display_ = once  # pyright: ignore[reportAttributeAccessIssue]
-    return figure
 
 
 def _add_to_pyplot(figure: 'Figure') -> None:
@@ -132,7 +147,7 @@ def _can_show() -> bool:
 
     try:
         pyplot._get_backend_mod()  # in a notebook this makes pyplot interactive
-    except ImportError:  # it needs a display
+    except (ImportError, AttributeError):  # it needs a display; the name is not public
         return False
     writers = backend_registry.list_builtin(BackendFilter.NON_INTERACTIVE)
     return matplotlib.get_backend().lower() not in writers
@@ -167,8 +182,8 @@ def _forget_inline(figure: 'Figure') -> None:
     inline = importlib.import_module('matplotlib_inline.backend_inline')
     if inline.InlineBackend.instance().close_figures:
         pyplot.close(figure)
-    elif figure in inline.show._to_draw:
-        inline.show._to_draw.remove(figure)
+    elif figure in (waiting := getattr(inline.show, '_to_draw', [])):  # the name is not public
+        waiting.remove(figure)
 
 
 def save_figure(figure: 'Figure', path: str | os.PathLike[str]) -> None:
@@ -176,7 +191,7 @@ def save_figure(figure: 'Figure', path: str | os.PathLike[str]) -> None:
     from thinkml.core.processes import is_first_process
 
     check_ending(path)
-    path = local_path(path)
+    path = local_file(path)
     if not is_first_process():
         return
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -184,7 +199,7 @@ def save_figure(figure: 'Figure', path: str | os.PathLike[str]) -> None:
 
 
 def check_ending(path: str | os.PathLike[str]) -> None:
-    """Raises a `ConfigError` for a file whose ending is no format that can be written."""
+    """Raises a `ConfigError` for a file whose ending is not a format that can be written."""
     from matplotlib.figure import Figure
 
     if not isinstance(path, str | os.PathLike):
@@ -193,7 +208,7 @@ def check_ending(path: str | os.PathLike[str]) -> None:
             'ax=...'
         )
     formats = Figure().canvas.get_supported_filetypes()
-    if Path(path).suffix[1:].lower() not in formats:
+    if local_path(path).suffix[1:].lower() not in formats:
         raise ConfigError(
             f'path: got {os.fspath(path)!r}, expected a file that ends in .png, .svg or .pdf'
             f' (or {", ".join(sorted(formats.keys() - {"png", "svg", "pdf"}))}).'
