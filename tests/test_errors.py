@@ -70,6 +70,14 @@ def test_a_path_that_is_taken_is_a_file_exists_error(tmp_path, is_model):
     assert isinstance(caught.value, ModelFileError)
 
 
+def test_the_path_of_a_session_that_is_taken_is_a_file_exists_error(tmp_path):
+    learner = ActiveLearner(linear(), 'random')
+    learner.start(np.zeros((4, 2), np.float32))
+    with pytest.raises(FileExistsError) as caught:
+        learner.save(tmp_path)
+    assert isinstance(caught.value, DataError)
+
+
 CIRCLE: list = []
 CIRCLE.append(CIRCLE)
 

@@ -12,7 +12,7 @@ from tests.evaluation.drawn import analyze
 from tests.models_for_tests import mlp
 from tests.training.active.made import CONFIG, POOL, X
 from thinkml.checkpoint import Checkpointer, load_arrays, save_arrays
-from thinkml.errors import ConfigError
+from thinkml.errors import ConfigError, ModelFileError
 from thinkml.evaluation import ModelEvaluator
 from thinkml.models import ModelManager, create, load_safetensors, save_safetensors
 from thinkml.monitoring import CSVWriter, EventWriter, TrainingMonitor
@@ -107,7 +107,7 @@ WRITERS = {
     'report': (save_report, 'path'),
     'model': (save_model, 'path'),
     'root': (save_named_model, 'root'),
-    'safetensors': (save_weights, 'file'),
+    'safetensors': (save_weights, 'path'),
     'arrays': (write_arrays, 'path'),
     'checkpointer': (save_checkpoint, 'directory'),
     'session': (save_session, 'path'),
@@ -231,3 +231,56 @@ def test_relative_paths_stay_what_they_are_in_another_directory(home, monkeypatc
     session.close()
     names = {'run.csv', 'models', 'a.svg', 'session'}
     assert names <= {path.name for path in start.iterdir()} and not any(elsewhere.iterdir())
+
+
+# What can't be written: the path that is taken, below a file or by a directory.
+TO_FILES = ('plot', 'watch', 'report', 'csv writer', 'CSVLogger')
+TO_DIRECTORIES = (
+    'session', 'event writer', 'checkpoint_dir', 'Checkpoint', 'TensorBoard', 'Profiler'
+)  # fmt: skip
+
+
+@pytest.mark.parametrize('name', [*TO_FILES, *TO_DIRECTORIES])
+def test_a_file_is_not_a_directory(home, name):
+    write, argument = WRITERS[name]
+    Path('taken').write_text('a file')
+    with pytest.raises(ConfigError, match=f"^{argument}: got '?.*taken/below.*taken' is a file"):
+        write('taken/below')
+    assert [path.name for path in Path.cwd().iterdir()] == ['taken']
+
+
+@pytest.mark.parametrize('name', TO_FILES)
+def test_a_directory_is_not_a_file(home, name):
+    write, argument = WRITERS[name]
+    for ending in ('.svg', '.txt', '.csv'):
+        Path('taken' + ending).mkdir()
+    with pytest.raises(ConfigError, match=f"^{argument}: got 'taken.*, which is a directory"):
+        write('taken')
+    assert not any(any(path.iterdir()) for path in Path.cwd().iterdir())
+
+
+@pytest.mark.parametrize('taken', ['taken.safetensors/below', 'taken'])
+def test_weights_that_can_not_be_written_name_the_path(home, taken):
+    Path('taken.safetensors').touch() if '/' in taken else Path('taken.safetensors').mkdir()
+    with pytest.raises(ModelFileError, match=r'^path: .* could not be written'):
+        save_weights(taken)
+
+
+def test_the_working_directory_has_a_name(home, monkeypatch):
+    manager = ModelManager('.')
+    manager.save_model(linear(), 'small')
+    assert (Path.cwd() / 'small').is_dir()
+    monkeypatch.chdir(ModelManager().save_model(linear(), 'model'))
+    assert type(ModelManager().load_model('.')) is nnx.Linear
+    assert type(ModelManager().load_model(Path('../model'))) is nnx.Linear
+
+
+def test_what_holds_bytes_or_much_is_named_in_one_line(home):
+    class Bytes:
+        def __fspath__(self):
+            return b'plot.svg'
+
+    with pytest.raises(ConfigError, match=r'^path: got .*Bytes.*, expected a path'):
+        monitor().plot_progress(Bytes())
+    with pytest.raises(ConfigError, match=r'^path: got (MLP|Sequential), expected'):
+        ModelManager().save_model('model', mlp(6, 3))

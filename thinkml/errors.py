@@ -69,6 +69,10 @@ class SessionNotFoundError(DataError, FileNotFoundError):
     """There is no session of an active learning at a path."""
 
 
+class SessionExistsError(DataError, FileExistsError):
+    """There is something at the path of a new session, which it may not replace."""
+
+
 class WeightsError(ThinkMLError, ValueError):
     """Weights of a file that don't fit the model. Names each tensor, with both shapes."""
 

@@ -269,7 +269,7 @@ def test_what_is_no_path_is_refused(model, path):
 
 
 def test_arguments_in_the_wrong_order_are_told_shortly(model):
-    with pytest.raises(ConfigError, match=r'^path: got Sequential, expected the path of a direc'):
+    with pytest.raises(ConfigError, match=r'^path: got Sequential, expected a path'):
         ModelManager().save_model('models/small', model)
 
 

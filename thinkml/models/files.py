@@ -42,17 +42,16 @@ def absolute(path: Any, argument: str = 'path') -> Path:
     """Where a path leads, see `local_path`, without links and dots in its folders.
 
     Raises:
-        ConfigError: if it is no path.
+        ConfigError: if it is not a path.
     """
-    is_path = isinstance(path, str | os.PathLike) and isinstance(os.fspath(path), str)
-    if not is_path or '\0' in str(path) or not (name := Path(path).name):
-        got = repr(path) if isinstance(path, str | bytes | os.PathLike) else type(path).__name__
-        raise ConfigError(f'{argument}: got {got}, expected the path of a directory.')
+    found = local_path(path, argument)
+    name = Path(path).name or found.name
+    if not name:
+        raise ConfigError(f'{argument}: got {path!r}, expected the path of a directory below it.')
     if len(name.encode()) > _MAX_NAME_BYTES:
         raise ConfigError(
             f'{argument}: got a name of {len(name)} letters, expected at most {_MAX_NAME_BYTES}.'
         )
-    found = local_path(path, argument)
     return found.resolve() if name == '..' else found.parent.resolve() / found.name
 
 

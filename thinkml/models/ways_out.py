@@ -1,5 +1,6 @@
 """Models for other programs: weights as safetensors, the forward pass as StableHLO."""
 
+import contextlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -44,11 +45,11 @@ def save_safetensors(model: Any, path: PathLike) -> Path:
         >>> path = save_safetensors(model, tempfile.mkdtemp() + '/linear.safetensors')
         >>> _ = load_safetensors(path, into=nnx.Linear(2, 3, rngs=nnx.Rngs(1)))
     """
-    return write_safetensors(named_arrays(model), path)
+    return write_safetensors(named_arrays(model), path, 'path')
 
 
-def write_safetensors(arrays: Mapping[str, Any], path: PathLike) -> Path:
-    """The same of arrays by the names they have in a model file."""
+def write_safetensors(arrays: Mapping[str, Any], path: PathLike, argument: str = 'file') -> Path:
+    """Writes arrays by the names they have in a model file, as `save_safetensors` does."""
     named = {
         name.replace('/', '.'): np.asarray(array, order='C')
         for name, array in arrays.items()
@@ -56,7 +57,7 @@ def write_safetensors(arrays: Mapping[str, Any], path: PathLike) -> Path:
     }
     if len(named) != sum(not _is_key(array) for array in arrays.values()):
         raise ModelFileError("model: two of its arrays differ in '.' and '/' alone, rename one.")
-    return _write_whole(path, _safetensors().numpy.save(named))
+    return _write_whole(path, _safetensors().numpy.save(named), argument)
 
 
 def load_safetensors(path: PathLike, *, into: Any) -> Any:
@@ -98,7 +99,8 @@ def write_stablehlo(forward: Forward, path: PathLike) -> Path:
     Its arguments are an int32 that says where it runs (0 CPU, 1 CUDA, 2 TPU), the arrays, the
     inputs.
     """
-    return _write_whole(path, _without_assertions(open_program(forward).mlir_module_serialized))
+    program = _without_assertions(open_program(forward).mlir_module_serialized)
+    return _write_whole(path, program, 'file')
 
 
 def _without_assertions(program: bytes) -> bytes:
@@ -124,8 +126,8 @@ def _without_assertions(program: bytes) -> bytes:
         return stablehlo.serialize_portable_artifact(module, version)
 
 
-def _write_whole(path: PathLike, content: bytes) -> Path:
-    target = local_path(path, 'file')
+def _write_whole(path: PathLike, content: bytes, argument: str) -> Path:
+    target = local_path(path, argument)
     if not is_first_process():
         return expanded(path)
     beside = target.with_name(f'.{target.name}.tmp')
@@ -134,8 +136,9 @@ def _write_whole(path: PathLike, content: bytes) -> Path:
         write_synced(beside, content)
         beside.replace(target)
     except OSError as error:
-        beside.unlink(missing_ok=True)
-        raise ModelFileError(f'file: {target} could not be written: {error}') from error
+        with contextlib.suppress(OSError):
+            beside.unlink(missing_ok=True)
+        raise ModelFileError(f'{argument}: {target} could not be written: {error}') from error
     return expanded(path)
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from thinkml.errors import warn_user
 from thinkml.figures import check_ending, save_figure
-from thinkml.paths import local_path
+from thinkml.paths import local_file
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -98,7 +98,7 @@ def notebook_display() -> Callable[['Figure'], None]:
 def file_display(path: str | os.PathLike[str]) -> Callable[['Figure'], None]:
     """What writes a picture to a file, whole at any moment it is looked at."""
     check_ending(path)
-    path = local_path(path)
+    path = local_file(path)
     new = path.with_name(f'.{path.stem}.new{path.suffix}')  # the ending picks the format
 
     def show(figure: 'Figure') -> None:

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 from thinkml.errors import ConfigError, is_whole
 from thinkml.monitoring.event_file import EventFile
-from thinkml.paths import local_path
+from thinkml.paths import local_directory, local_file
 
 
 class Writer(Protocol):
@@ -82,7 +82,7 @@ class EventWriter:
         self, directory: str | os.PathLike[str], start_step: int = 0, run_id: str | None = None
     ) -> None:
         _check_start_step(start_step)
-        self._directory = check_directory(directory)
+        self._directory = local_directory(directory)
         self._run_id = run_id or uuid.uuid4().hex[:8]
         self._start_step = self._last_step = int(start_step)
         self._runs: dict[str, EventFile] = {}
@@ -337,36 +337,13 @@ def _table(file: Any, columns: Iterable[str]) -> 'csv.DictWriter[str]':
     return csv.DictWriter(file, list(columns), lineterminator='\n')
 
 
-def check_directory(path: str | os.PathLike[str], argument: str = 'directory') -> Path:
-    """Returns the path of a directory that can be made.
-
-    Raises:
-        ConfigError: if it is not a path, see `local_path`, or there is a file at it or above it.
-    """
-    found = local_path(path, argument)
-    for place in (found, *found.parents):
-        if os.path.lexists(place) and not place.is_dir():
-            raise ConfigError(
-                f'{argument}: got {os.fspath(path)!r}, but {os.fspath(place)!r} is a file, '
-                'expected a directory or a new path. Choose another one.'
-            )
-    return found
-
-
 def check_table(path: str | os.PathLike[str]) -> Path:
     """Returns the path of a table that is there or can be made.
 
     Raises:
-        ConfigError: if it is not a path, see `local_path`, or there is something else at it, or a
-            file above it.
+        ConfigError: if it is not the path of a file, see `local_file`, or not the table of a run.
     """
-    found = local_path(path)
-    if found.is_dir():
-        raise ConfigError(
-            f'path: got {os.fspath(path)!r}, which is a directory, expected the path of a file, '
-            f'such as {os.fspath(Path(path) / "history.csv")!r}.'
-        )
-    check_directory(found.parent, 'path')
+    found = local_file(path)
     read_rows(found)
     return found
 

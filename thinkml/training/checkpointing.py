@@ -21,7 +21,7 @@ from thinkml.errors import (
     warn_user,
 )
 from thinkml.monitoring import History
-from thinkml.paths import local_path, path_problem
+from thinkml.paths import local_directory, path_problem
 from thinkml.record import record_of
 from thinkml.training.function_digests import changed_functions
 from thinkml.training.run import EpochEnd, Run
@@ -113,7 +113,11 @@ class Checkpoints:
         self._settings = settings
         self._metric_names = metric_names
         self._best = self._best_before = watched(settings.monitor, settings.mode, metric_names)
-        root = local_path(settings.directory or directory)
+        root = (
+            local_directory(directory, 'checkpoint_dir')
+            if settings.directory is None
+            else local_directory(settings.directory)
+        )
         self._lock: int | None = None
         directory = told_by_first(lambda: str(self._claimed(root, resume)))
         try:

@@ -20,7 +20,8 @@ from thinkml.monitoring import (
     WandbWriter,
     Writer,
 )
-from thinkml.monitoring.writers import check_directory, check_table, read_rows
+from thinkml.monitoring.writers import check_table, read_rows
+from thinkml.paths import local_directory
 from thinkml.training.run import Run
 from thinkml.training.run_directory import RunTable, new_directory, newest_directory
 
@@ -58,11 +59,11 @@ class TensorBoard:
         Raises:
             ConfigError: if it can't be one.
         """
-        return check_directory(self.directory)
+        return local_directory(self.directory)
 
     def open(self, run: Run) -> Writer:
         """Opens the writer, at ``run.step`` steps."""
-        root, known = check_directory(self.directory), f'directory {self.directory}'
+        root, known = local_directory(self.directory), f'directory {self.directory}'
         run_id = run.logs.setdefault('id', uuid.uuid4().hex)
         earlier = _earlier_epochs(run)
         directory = _directory_of_run(root, run.logs.get(known), run_id)

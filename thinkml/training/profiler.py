@@ -8,8 +8,7 @@ from jax._src import profiler
 
 from thinkml.core.processes import is_first_process
 from thinkml.errors import ConfigError, is_whole, warn_user
-from thinkml.monitoring.writers import check_directory
-from thinkml.paths import local_path
+from thinkml.paths import local_directory
 from thinkml.training.run import Run
 
 
@@ -42,11 +41,11 @@ class Profiler:
 
     def check(self, metric_names: tuple[str, ...]) -> None:
         """Raises a `ConfigError` if the directory can't be one."""
-        check_directory(self.directory)
+        local_directory(self.directory)
 
     def on_train_start(self, run: Run) -> None:
         self._dispatches, self._is_tracing = 0, False
-        self._directory = local_path(self.directory, 'directory')
+        self._directory = local_directory(self.directory)
         self._trace_if_due()
 
     def on_chunk_end(self, run: Run) -> None:

@@ -18,7 +18,7 @@ from thinkml.evaluation.report.pictures import illustrated
 from thinkml.evaluation.report.sections import lay_out
 from thinkml.evaluation.report.text import render_text
 from thinkml.evaluation.result import Evaluation
-from thinkml.paths import local_path
+from thinkml.paths import local_file
 
 _EXPECTED = (
     'expected what evaluate(model, X_test, y_test) returned: an Evaluation, or of several data '
@@ -101,9 +101,9 @@ class Report:
             path: its ending picks the format: ``.txt``, ``.md``, ``.html`` or ``.json``.
 
         Raises:
-            ConfigError: for another ending.
+            ConfigError: for another ending, or if the path can not be a file.
         """
-        path = local_path(path)
+        path = local_file(path)
         formats = {
             '.txt': lambda: f'{self}\n',
             '.md': self.to_markdown,

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from thinkml.checkpoint.disk import lock, read_bounded, sync_folder, unlock, write_synced
-from thinkml.errors import DataError, SessionNotFoundError
+from thinkml.errors import DataError, SessionExistsError, SessionNotFoundError
+from thinkml.paths import local_directory
 from thinkml.training.active.history import ActiveHistory, ActiveQuery, plain
 from thinkml.training.active.pool import plain_label
 
@@ -151,7 +152,8 @@ class LabelBook:
             OSError: if it can't be written.
         """
         if path.exists():
-            raise DataError(f'path: {path} exists already. Pass another one, or load it.')
+            raise SessionExistsError(f'path: {path} exists already. Pass another one, or load it.')
+        local_directory(path, 'path')
         path.parent.mkdir(parents=True, exist_ok=True)
         new = path.with_name(f'.{path.name}.{uuid.uuid4().hex}.tmp')
         new.mkdir()
