@@ -124,6 +124,13 @@ def test_several_targets_are_refused_with_the_way_that_works():
         train(y=(Y, Y))
 
 
+def test_a_list_of_targets_is_put_side_by_side():
+    with pytest.raises(DataError, match=r'y_train with 2 rows.*np\.column_stack\(y_train\)'):
+        train(y=[Y, Y])
+    with pytest.raises(DataError, match=r'split and filtered alike.$'):
+        train(y=Y[:2])
+
+
 def test_columns_side_by_side_train_two_heads():
     """A number and a class in one array, as the errors say."""
     number, kind = X[:, 1], Y

@@ -431,8 +431,17 @@ def check_lengths(arrays: Mapping[str, Any]) -> None:
         got = ' and '.join(f'{name} with {length:,} rows' for name, length in lengths.items())
         raise DataError(
             f'{", ".join(lengths)}: got {got}, expected one target per example. Check that both '
-            'were split and filtered alike.'
+            f'were split and filtered alike.{_way_to_columns(arrays, lengths)}'
         )
+
+
+def _way_to_columns(arrays: Mapping[str, Any], lengths: Mapping[str, int]) -> str:
+    """Returns a hint for arrays that are as wide as others are long, such as ``[y1, y2]``."""
+    for name, array in arrays.items():
+        others = {length for other, length in lengths.items() if other != name}
+        if getattr(array, 'ndim', 0) == 2 and others == {array.shape[1]}:
+            return f' If {name} has an array for each column: np.column_stack({name}).'
+    return ''
 
 
 def _num_rows(values: Any) -> int:

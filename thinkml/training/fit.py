@@ -204,7 +204,7 @@ def _go_back(run: Run, chunk: Chunk) -> None:
     losses = run.history.step_loss[:step]
     causes = likely_causes(losses, gradient_was_bad, run.config.precision)
     what = 'the gradient is not finite' if gradient_was_bad else f'the loss is {losses[-1]}'
-    kept = f'after {step - 1} steps' if step > 1 else 'that it began with'
+    kept = f'after {step - 1} step{"s" if step > 2 else ""}' if step > 1 else 'that it began with'
     reason = (
         f'{what} at step {step} (epoch {chunk.epoch + 1}): training has diverged. It is back at '
         f'the parameters {kept}. {causes}'
