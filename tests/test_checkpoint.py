@@ -712,3 +712,32 @@ def test_what_orbax_raises_is_not_logged_as_well(tmp_path, caplog):
         checkpointer.save(2, state)
         checkpointer.wait()
     assert not [record for record in caplog.records if record.name == 'absl']
+
+
+def test_saves_of_several_threads_are_all_on_disk(tmp_path):
+    state = {f'layer {index}': jnp.full(100, index) for index in range(5)}
+
+    def save_often(name):
+        checkpointer = Checkpointer(tmp_path / name, keep=None)
+        for step in range(12):
+            checkpointer.save(step, state)
+        checkpointer.close()
+        return checkpointer.steps()
+
+    with concurrent.futures.ThreadPoolExecutor(6) as threads:
+        assert list(threads.map(save_often, 'abcdef')) == [list(range(12))] * 6
+    restored, _ = Checkpointer(tmp_path / 'b').restore(11, state)
+    jax.tree.map(np.testing.assert_array_equal, restored, state)
+
+
+def test_a_save_that_fails_does_not_hold_up_the_next(tmp_path, monkeypatch):
+    checkpointer = Checkpointer(tmp_path)
+    with monkeypatch.context() as patched:
+        patched.setattr(
+            'orbax.checkpoint.AsyncCheckpointer.save', lambda *_, **__: os.stat('/nowhere')
+        )
+        with pytest.raises(CheckpointError, match='step: 1 could not be written'):
+            checkpointer.save(1, {'a': jnp.ones(3)})
+    checkpointer.save(2, {'a': jnp.ones(3)})
+    checkpointer.close()
+    assert checkpointer.steps() == [2]

@@ -13,6 +13,7 @@ import logging
 import os
 import pathlib
 import shutil
+import threading
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
@@ -45,6 +46,10 @@ _BYTES_BESIDE, _BYTES_BY_ARRAY = 64 * 2**10, 2**10
 _NO_PATH = frozenset('[]\\') if os.sep == '/' else frozenset('[]')
 
 _ARRAY_LIKE = (jax.Array, jax.ShapeDtypeStruct)
+
+# Orbax numbers its saves for the process: those of two threads at the same time wait for each
+# other's signals in vain.
+_one_save = threading.Lock()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,10 +133,11 @@ def check_disk(directory: pathlib.Path, packed: Packed) -> None:
 def start_saving(path: pathlib.Path, packed: Packed) -> Callable[[], None]:
     """Copies arrays off the device, to be written into an empty directory.
 
-    In a run of several processes each calls this, with a directory that all of them see.
+    In a run of several processes each calls this, with a directory that all of them see. Within a
+    process it waits until the save before it is on disk.
 
     Returns:
-        a function that returns when they are on disk; another thread may call it.
+        a function that returns when they are on disk; another thread may call it, and one must.
 
     Raises:
         Exception: what Orbax and the file system raise.
@@ -149,13 +155,21 @@ def start_saving(path: pathlib.Path, packed: Packed) -> Callable[[], None]:
         arrays = {name: _shared(array) for name, array in arrays.items()}
         # Compression takes longer than all else; it spares less than a tenth of trained weights.
         handler = _orbax().PyTreeCheckpointHandler(use_compression=False)
-        writer = _orbax().AsyncCheckpointer(handler)
         args = _orbax().args.PyTreeSave(arrays, ocdbt_target_data_file_size=_FILE_BYTES)
-        writer.save(path / _ARRAYS, args=args)
+        _one_save.acquire()
+        try:
+            writer = _orbax().AsyncCheckpointer(handler)
+            writer.save(path / _ARRAYS, args=args)
+        except BaseException:
+            _one_save.release()
+            raise
 
     def finish() -> None:
         if writer is not None:
-            writer.close()
+            try:
+                writer.close()
+            finally:
+                _one_save.release()
         if is_first_process():
             # It is read by nobody here, and names the directory on the machine that wrote it.
             (path / _ARRAYS / 'commit_success.txt').unlink(missing_ok=True)
