@@ -43,7 +43,7 @@ def frozen_by_hand(model: nnx.Module) -> list[str]:
 
 
 def inner_switches(model: nnx.Module) -> list[str]:
-    """Returns the methods ``train`` and ``eval`` of modules within a model, which flax calls not.
+    """Returns the methods ``train`` and ``eval`` within a model that flax does not call.
 
     Empty for a model whose class has such a method itself, which may call them.
     """
