@@ -96,7 +96,7 @@ def last_activation(model: Any, x: PyTree, argument: str = 'X_train') -> str | N
 
 
 class Outputs(NamedTuple):
-    """What a model returns, as far as a trace tells.
+    """The outputs of a model, as far as a trace shows them.
 
     Attributes:
         num_outputs: numbers per example.

@@ -370,7 +370,7 @@ def warn_of_equal_ids(
     """Warns of whole numbers that differ and become equal in a dtype of floats.
 
     Args:
-        array: finite numbers, ``[rows]`` or ``[rows, columns]``; of other shapes they are no ids.
+        array: finite numbers, ``[rows]`` or ``[rows, columns]``; others do not hold ids.
         dtype: what they become.
         argument: the name used in warnings.
         columns: their names, of a table.

@@ -86,7 +86,7 @@ def check_standardised(pictures: ArraySpec, argument: str) -> None:
     """Checks pictures for a model that scales and standardises bytes itself, and no floats.
 
     Raises:
-        DataError: for floats that are not standardised, and whole numbers that are no bytes.
+        DataError: for floats that are not standardised, and whole numbers that are not bytes.
 
     Warns:
         ThinkMLWarning: for floats from 0 to 1, which may be standardised but hardly are.

@@ -39,7 +39,7 @@ _LEFTOVER = re.compile(r'\..+\.[0-9a-f]{12}\.thinkml-new')
 
 
 def absolute(path: Any, argument: str = 'path') -> Path:
-    """Where a path leads, see `local_path`, without links and dots in its folders.
+    """Returns where a path leads, see `local_path`, without links and dots in its folders.
 
     Raises:
         ConfigError: if it is not a path.

@@ -50,7 +50,7 @@ class TransferModel(nnx.Module):
 
     @property
     def standardises_pixels(self) -> bool:
-        """Whether pixels of 0 to 255 are standardised here, and floats taken to be so already."""
+        """Returns True if pixels of 0 to 255 are standardised here, and floats are so already."""
         return self.mean is not None
 
     def features(self, x: jax.Array) -> jax.Array:

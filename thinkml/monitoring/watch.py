@@ -71,7 +71,7 @@ class Watch:
         try:
             self._show_news()
         except OSError as error:
-            warn_user(f'watch: the plot could not be drawn ({error}). The training goes on.')
+            warn_user(f'watch: the plot could not be drawn ({error}). The training continues.')
 
     def _show_news(self) -> None:
         seen = self._look()  # before it is drawn: what comes in between is drawn the next time

@@ -141,7 +141,7 @@ def at(model: nnx.Module, path: Place) -> Any:
 
 
 def check_part(model: Any) -> None:
-    """Raises a `ModelTypeError` for what is no NNX module."""
+    """Raises a `ModelTypeError` for anything but an NNX module."""
     if isinstance(model, nnx.Module):
         return
     hint = 'A Linen module becomes one by nnx.bridge.ToNNX.'

@@ -138,7 +138,7 @@ def _step_of(checkpointer: Checkpointer, which: Which) -> int:
 
 
 def _record_of(about: dict[str, Any], step_loss: Any) -> ModelRecord:
-    """What is known of the weights; older checkpoints have no task."""
+    """Returns the record of the weights; older checkpoints have no task."""
     known = decode(about.get('model', {}))
     task, inputs = known.get('task'), known.get('input_spec')
     settings = about['settings']

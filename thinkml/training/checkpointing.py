@@ -98,7 +98,7 @@ class Checkpoints:
 
     Raises:
         CheckpointError: if nothing can be written there, another process trains the run, or there
-            are checkpoints to go on from and none is sound.
+            are checkpoints to resume from and none is sound.
         ConfigError: if the metric that tells the best is not recorded, or the directory is that of
             one run and a new one is to begin.
     """
@@ -502,7 +502,7 @@ def _difference(name: str, saved: dict[str, Any], now: dict[str, Any]) -> str:
 
 
 def _changed_monitors(saved: dict[str, str], now: dict[str, str]) -> list[str]:
-    """Which callbacks would compare a metric with the best value of another, a sentence each."""
+    """Names callbacks that would compare a metric with the best of another, a sentence each."""
     return [
         f'callbacks: {name} watched {saved[name]} in the checkpoint, {now[name]} now: the best '
         'value so far is of another metric.'

@@ -75,7 +75,7 @@ def _versions() -> str:
 
 
 def changed_functions(saved: dict[str, str], now: dict[str, str]) -> list[str]:
-    """What computes something else than in the checkpoint, a sentence each."""
+    """Names functions that compute something else than in the checkpoint, a sentence each."""
     if saved.get(VERSIONS) != now[VERSIONS]:
         return []
     return [
@@ -155,7 +155,7 @@ def _array(value: Any) -> Any:
 
 
 def _code(value: Any, seen: dict[int, Any] | None = None) -> list[Any]:
-    """What makes up a function or a plain value; the name of the type for anything else.
+    """Returns the parts of a function or a plain value; the type's name for anything else.
 
     Args:
         value: any object.

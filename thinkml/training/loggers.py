@@ -174,7 +174,7 @@ class WandB:
     def open(self, run: Run) -> Writer:
         """Opens the writer, at ``run.step`` steps."""
         writer = WandbWriter(self.project, **self.settings)
-        # A run that is named goes on there, with the epochs that it has.
+        # A run that is named continues there, with the epochs that it has.
         is_named = not self.settings.keys().isdisjoint(('id', 'resume'))
         return writer if is_named else _with_earlier(writer, run)
 
@@ -217,7 +217,7 @@ class _Epoch(NamedTuple):
 
 
 def _earlier_epochs(run: Run) -> list[_Epoch] | None:
-    """What loggers were given of the epochs that a resumed run has recorded.
+    """Returns what loggers were given for the epochs that a resumed run has recorded.
 
     All of it is written again, which makes up for what a kill, a deletion or another run took. None
     where an older checkpoint does not hold it; then what is on disk is kept.

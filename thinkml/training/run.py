@@ -186,13 +186,13 @@ class Run:
 
     @property
     def is_changed(self) -> bool:
-        """Whether the user's object has other arrays than it was shown with."""
+        """Returns True if the user's object has other arrays than it was shown with."""
         now = arrays_in(self.user_model)
         same = (new is old for new, old in zip(now, self.shown, strict=False))
         return len(now) != len(self.shown) or not all(same)
 
     def take_changes(self) -> None:
-        """Goes on with the arrays that a callback has put into the object it was shown.
+        """Continues with the arrays that a callback has put into the object it was shown.
 
         Raises:
             ConfigError: if it can't.
@@ -244,7 +244,7 @@ class Run:
         if callable(config.learning_rate) or config.lr_schedule not in _UNSCHEDULED:
             raise ConfigError(
                 f'learning_rate: got {rate!r} from a callback, but the rate follows a schedule, '
-                "which gives it anew in each step. Use lr_schedule='constant', or a function "
+                "which gives it again in each step. Use lr_schedule='constant', or a function "
                 'step -> rate as learning_rate.'
             )
         held = getattr(self.state.opt_state, 'hyperparams', {})

@@ -98,12 +98,12 @@ class RunTable:
 
     @property
     def path(self) -> Path:
-        """Where the table is now."""
+        """The path of the table now."""
         moved = self._path.with_name(self.name)
         return moved if moved.exists() else self._path
 
     def _next(self) -> Path:
-        """Where the table at the path is moved to when another one takes its place."""
+        """Returns where the table at the path is moved to when another one takes its place."""
         stem, suffix = self._path.stem, self._path.suffix
         name = re.compile(f'{re.escape(stem)}-([1-9][0-9]*){re.escape(suffix)}')
         files = (path.name for path in self._path.parent.iterdir())

@@ -82,7 +82,7 @@ def train(
         asked: what is to be learned.
         config: the settings.
         layout: the devices, where there are several.
-        resume: go on from the newest checkpoint; ``'continue'`` also where the run was stopped.
+        resume: continue from the newest checkpoint; ``'continue'`` also where the run was stopped.
         progress: show what is trained and a progress bar on stderr.
     """
     with contextlib.ExitStack() as at_end:
