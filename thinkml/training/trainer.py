@@ -100,8 +100,8 @@ class ModelTrainer:
             groups: which rows belong together, so that ``validation_split`` does not part them.
             resume: continue from the newest checkpoint of the newest run in ``checkpoint_dir``, or
                 of the run whose directory that is, as if the training had never stopped; where
-                there is none, begin. Needs the ``'checkpoint'`` callback. A run that early stopping or
-                ``run.stop`` has ended stays as it is; ``'continue'`` trains it on, and early
+                there is none, begin. Needs the ``'checkpoint'`` callback. A run that early stopping
+                or ``run.stop`` has ended stays as it is; ``'continue'`` trains it on, and early
                 stopping waits for an improvement from there.
             progress: show what is trained and a progress bar on stderr.
 
