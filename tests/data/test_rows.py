@@ -261,7 +261,7 @@ def test_labels_by_name():
     [
         ((X, None), 'y_train: got None, and X_train is a ndarray'),
         ((X, Y[:5]), 'X_train with 23 rows and y_train with 5 rows'),
-        ((Pairs(X, [None] * 23), None), 'y_train: got 23 missing of 23'),
+        ((Pairs(X, [None] * 23), None), 'y_train: got 23 missing values of 23'),
         (
             (Pairs([X, X[:2]], [0, 1]), None),
             r'X_train\[0\]: got examples that are no arrays of one',

@@ -81,11 +81,11 @@ def test_the_task_is_inferred_and_labels_go_there_and_back(y, outputs, kind, cla
         (ONE_HOT, 4, 'rows of 3 labels'),
         (np.array([['a', 'b']]), 2, 'one label per example'),
         (np.zeros((2, 2, 2)), 2, r'got shape \(2, 2, 2\)'),
-        ([1.0, np.nan], 1, r'got 1 missing of 2 values, the first at row 1.* sample_weight 0'),
+        ([1.0, np.nan], 1, r'got 1 missing values of 2, the first at row 1.* sample_weight 0'),
         ([1.0, np.inf], 1, '1 infinite'),
         ([], 1, 'empty'),
-        (np.array([1, None], object), 1, 'got 1 missing of 2 values, the first at row 1'),
-        (np.array(['a', float('nan'), 'b'], object), 1, '1 missing of 3 values'),
+        (np.array([1, None], object), 1, 'got 1 missing values of 2, the first at row 1'),
+        (np.array(['a', float('nan'), 'b'], object), 1, '1 missing values of 3'),
         (np.array([['a', 1]], object), 2, r'got text beside other values, .* int \(1 at row 0\)'),
     ],
 )
@@ -101,9 +101,9 @@ NAN = float('nan')
 @pytest.mark.parametrize(
     ('y', 'says'),
     [
-        (['ill', 'well', NAN], '1 missing of 3 values, the first at row 2'),
-        (['ill', None, 'well'], '1 missing of 3 values, the first at row 1'),
-        ([['ill'], [NAN], ['well']], '1 missing of 3 values, the first at row 1'),
+        (['ill', 'well', NAN], '1 missing values of 3, the first at row 2'),
+        (['ill', None, 'well'], '1 missing values of 3, the first at row 1'),
+        ([['ill'], [NAN], ['well']], '1 missing values of 3, the first at row 1'),
         (['ill', 'well', 7], r"text beside other values, .*'ill' at row 0\), int \(7 at row 2"),
         ([1, '1'], r"int \(1 at row 0\), str \('1' at row 1\)"),
         ([True, 'yes'], r'bool \(True at row 0\)'),
@@ -141,7 +141,7 @@ def test_labels_of_examples_stay_what_they_are():
         def __getitem__(self, index):
             return np.zeros(2), self.labels[index]
 
-    with pytest.raises(DataError, match='1 missing of 3 values, the first at row 1'):
+    with pytest.raises(DataError, match='1 missing values of 3, the first at row 1'):
         open_dataset(Pairs())
     Pairs.labels = ('ill', 7, 'well')
     with pytest.raises(DataError, match='text beside other values'):

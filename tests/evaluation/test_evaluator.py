@@ -794,7 +794,7 @@ def test_undefined_values_are_warned_of_and_recorded():
         ({'sample_weight': np.zeros(300)}, DataError, 'sample_weight: got weight 0 for every row'),
         ({'groups': np.arange(4)}, DataError, 'groups: got shape'),
         ({'groups': np.zeros(300)}, DataError, 'groups: got one group of all rows'),
-        ({'groups': [1.0, np.nan, 2.0] * 100}, DataError, 'groups: got 100 missing of 300'),
+        ({'groups': [1.0, np.nan, 2.0] * 100}, DataError, 'groups: got 100 missing values of 300'),
         ({'slices': {'a': np.array([True, None, False] * 100)}}, DataError, 'got 100 missing'),
         ({'groups': ['x', np.nan, 'y'] * 100}, DataError, 'groups: got 100 missing .* at row 1'),
         ({'groups': [1, '1', 2] * 100}, DataError, r"groups: got text .* str \('1' at row 1\)"),

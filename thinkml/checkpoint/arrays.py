@@ -224,7 +224,7 @@ def load_arrays(
 
     def read() -> tuple[dict[str, Entry], dict[str, Any]]:
         if not path.exists():
-            raise CheckpointNotFoundError(f'path: {path} does not exist.')
+            raise CheckpointNotFoundError(f'path: {path} could not be read: it does not exist.')
         entries = json.loads(read_bounded(path / INDEX, MAX_INDEX_BYTES))
         index = {
             name: Entry.from_json(entry)

@@ -195,7 +195,7 @@ def check_none_missing(array: np.ndarray, argument: str, fix: str = _FILL) -> No
         return
     if missing.any():
         raise DataError(
-            f'{argument}: got {missing.sum()} missing of {array.size} values, the first at row '
+            f'{argument}: got {missing.sum()} missing values of {array.size}, the first at row '
             f'{row_of(int(missing.argmax()), array)}, expected none. {fix}'
         )
 

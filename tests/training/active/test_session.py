@@ -133,7 +133,7 @@ def test_one_process_at_a_time_and_no_overwriting(tmp_path):
         learner.save(path)
     learner.close()
     loaded(path).close()
-    with pytest.raises(DataError, match='nothing does not exist'):
+    with pytest.raises(DataError, match='holds no session'):
         loaded(tmp_path / 'nothing')
 
 

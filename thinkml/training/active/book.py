@@ -184,7 +184,7 @@ class LabelBook:
             DataError: if it is of other data, damaged, or no session.
         """
         if not path.exists():
-            raise SessionNotFoundError(f'path: {path} does not exist, expected a saved session.')
+            raise SessionNotFoundError(f'path: {path} holds no session: it does not exist.')
         try:
             saved = json.loads(read_bounded(path / _SESSION, 2**20))
             found = saved.pop('format')
