@@ -12,7 +12,7 @@ from tests.evaluation.drawn import analyze
 from tests.models_for_tests import mlp
 from tests.training.active.made import CONFIG, POOL, X
 from thinkml.checkpoint import Checkpointer, load_arrays, save_arrays
-from thinkml.errors import ConfigError, ModelFileError
+from thinkml.errors import CheckpointError, ConfigError, ModelFileError
 from thinkml.evaluation import ModelEvaluator
 from thinkml.models import ModelManager, create, load_safetensors, save_safetensors
 from thinkml.monitoring import CSVWriter, EventWriter, TrainingMonitor
@@ -244,7 +244,8 @@ TO_DIRECTORIES = (
 def test_a_file_is_not_a_directory(home, name):
     write, argument = WRITERS[name]
     Path('taken').write_text('a file')
-    with pytest.raises(ConfigError, match=f"^{argument}: got '?.*taken/below.*taken' is a file"):
+    kind = CheckpointError if name in ('checkpoint_dir', 'Checkpoint') else ConfigError
+    with pytest.raises(kind, match=f"^{argument}: got '?.*taken/below.*taken' is a file"):
         write('taken/below')
     assert [path.name for path in Path.cwd().iterdir()] == ['taken']
 

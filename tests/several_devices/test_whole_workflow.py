@@ -238,7 +238,7 @@ def used(monkeypatch):
 
     def watched(*args):
         outputs = forward(*args)
-        found.update(outputs.devices())
+        found.update(*(array.devices() for array in jax.tree.leaves(outputs)))
         return outputs
 
     monkeypatch.setattr(predict, '_forward', watched)

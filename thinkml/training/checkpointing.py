@@ -113,11 +113,14 @@ class Checkpoints:
         self._settings = settings
         self._metric_names = metric_names
         self._best = self._best_before = watched(settings.monitor, settings.mode, metric_names)
-        root = (
-            local_directory(directory, 'checkpoint_dir')
-            if settings.directory is None
-            else local_directory(settings.directory)
-        )
+        try:
+            root = (
+                local_directory(directory, 'checkpoint_dir')
+                if settings.directory is None
+                else local_directory(settings.directory)
+            )
+        except ConfigError as error:  # there is a file
+            raise CheckpointError(str(error)) from error
         self._lock: int | None = None
         directory = told_by_first(lambda: str(self._claimed(root, resume)))
         try:
