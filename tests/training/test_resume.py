@@ -654,11 +654,12 @@ def test_no_sound_checkpoint_is_an_error(tmp_path):
 
 def test_a_place_that_can_not_be_written_is_told_before_any_compile(tmp_path, count_compiles):
     (tmp_path / 'file').write_text('')
+    model = network()
 
     def start():
         for place in (tmp_path / 'file', tmp_path / 'file' / 'below', '/proc/thinkml'):
             with pytest.raises(CheckpointError, match=r'^directory: '):
-                run(place)
+                run(place, model=model)
 
     assert count_compiles(start) == 0
 
