@@ -6,7 +6,7 @@ NumPy's or JAX's; they are computed in float32 on the device, and the scores are
 rows to take by them is for `thinkml.core.selection`.
 
 The functions ``log_...`` take logarithms of probabilities and return those of the scores: they rank
-rows of which the model is so sure that the probabilities round to 0 and 1.
+rows whose probabilities round to 0 and 1, since the model is sure of them.
 """
 
 from collections.abc import Callable
@@ -317,7 +317,7 @@ def log_entropy(log_p: jax.Array) -> jax.Array:
 @Jit
 def log_bald(log_p: jax.Array) -> jax.Array:
     """Returns the logarithm of `bald`, of logarithms of the probabilities of several draws."""
-    # KL(p || q) is the sum of q (r e^r - e^r + 1) with r = log(p / q), none of which is negative.
+    # KL(p || q) is the sum of q (r e^r - e^r + 1) with r = log(p / q). No term is negative.
     top = jnp.maximum(log_p.max(0), jnp.finfo(log_p.dtype).min)
     log_q = top + jnp.log1p(jnp.expm1(log_p - top).mean(0))
     r = jnp.where(jnp.isneginf(log_q), 0, log_p - log_q)
@@ -341,7 +341,7 @@ def _variance(draws: jax.Array) -> jax.Array:
 def log_expected_gradient_length(log_p: jax.Array, features: jax.Array) -> jax.Array:
     """Returns the logarithm of `expected_gradient_length`, of those of the probabilities."""
     # ||p - e_k||^2 = (1 - p_k)^2 + sum_{j != k} p_j^2, where for the likeliest class 1 - p_k is the
-    # sum s of the others, of which they have shares c_k: p_k = s c_k. Each length has a factor s.
+    # sum s of the others. They have shares c_k of it: p_k = s c_k. Each length has a factor s.
     log_rest, shares = _others(log_p)
     rest = jnp.exp(log_rest)[:, None]
     first, others = 1 - rest[:, 0], rest * shares

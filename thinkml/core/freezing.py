@@ -113,7 +113,7 @@ def _updated(model_state: Any, factors: Any, paths: tuple[Path, ...]) -> Any:
 
 
 def merged_low_rank(params: Mapping[str, Any], model_state: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the arrays of the whole model, of which a state has them, all by name.
+    """Returns the arrays of the whole model by name, from those of a state.
 
     Args:
         params: the trained ones; low-rank updates are added to their kernels.

@@ -37,7 +37,7 @@ class Jit(Generic[P, R]):
 
     Args:
         function: what to compile. Called inside another ``jax.jit`` it is a part of that.
-        static_argnums: places of arguments that are not arrays but hashable values, each of which
+        static_argnums: places of arguments that are not arrays but hashable values. Each value
             makes another program.
         static_argnames: names of such arguments.
         donate_argnums: places of arguments whose memory the results may take.

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, jaxpr_as_fun
 
 from thinkml.core.adapters import ApplyFn, FunctionalModel
+from thinkml.core.calls import called_program
 from thinkml.core.jit import Jit
 from thinkml.errors import DataError, warn_user
 
@@ -196,7 +197,7 @@ def _walk(
     for eqn in jaxpr.eqns:
         given = [value(variable) for variable in eqn.invars]
         of_inputs = any(one.of_inputs for one in given)
-        inner = _inner(eqn)
+        inner = called_program(eqn)
         if inner is not None:
             results = _walk(inner.jaxpr, inner.consts, given, found)
         else:
@@ -233,20 +234,6 @@ def _rows_given(eqn: JaxprEqn, given: Sequence[_Value]) -> Any:
         return given[1].array
     same = name in ('broadcast_in_dim', 'reshape', 'squeeze', 'convert_element_type')
     return given[0].given if same else None
-
-
-def _inner(eqn: JaxprEqn) -> ClosedJaxpr | None:
-    """The equations of a function that is called once, with the same arguments."""
-    if eqn.primitive.name not in _CALLS:
-        return None
-    inner = next(v for v in eqn.params.values() if isinstance(v, ClosedJaxpr | Jaxpr))
-    return inner if isinstance(inner, ClosedJaxpr) else ClosedJaxpr(inner, ())
-
-
-_CALLS = (
-    'jit', 'pjit', 'closed_call', 'remat', 'remat2', 'checkpoint', 'custom_jvp_call',
-    'custom_vjp_call', 'custom_vjp_call_jaxpr',
-)  # fmt: skip
 
 
 def _is_lookup(eqn: JaxprEqn, given: Sequence[_Value]) -> bool:

@@ -6,8 +6,9 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
+from jax.extend.core import Jaxpr, JaxprEqn, Literal
 
+from thinkml.core.calls import called_program
 from thinkml.record import Task
 
 # An activation is a few operations. What is further back is not looked at.
@@ -88,7 +89,7 @@ def misread_outputs(found: Range, task: Task, own_loss: bool | None = None) -> s
         side, answer = ('below', 'yes') if found.low >= 0 else ('above', 'no')
         return (
             f'model: its outputs are never {side} 0, but predictions and metrics take them for '
-            f'logits, of which those above 0 mean yes: each row is predicted as {answer}. Return '
+            f'logits, where a number above 0 means yes: each row is predicted as {answer}. Return '
             'the outputs of a last layer without an activation.'
         )
     return None
@@ -174,11 +175,9 @@ class _Interpreter:
                 self.unknown(*_any_of(*(value.range for value in values))[:2])
                 for values in zip(*branches, strict=True)
             ]
-        if primitive in _CALLS:
-            for value in eqn.params.values():
-                inner = value.jaxpr if isinstance(value, ClosedJaxpr) else value
-                if isinstance(inner, Jaxpr) and len(inner.invars) == len(operands):
-                    return self.run(inner, operands)
+        inner = called_program(eqn)
+        if inner is not None:
+            return self.run(inner.jaxpr, operands)
         if primitive in _RULES and len(eqn.outvars) == 1:
             return [self._compute(eqn, operands)]
         return []
@@ -266,10 +265,6 @@ class _Interpreter:
 
 Rule = Callable[..., Range]  # of an equation and the ranges of its operands
 
-_CALLS = (
-    'jit', 'pjit', 'closed_call', 'core_call', 'remat', 'remat2', 'checkpoint', 'custom_jvp_call',
-    'custom_vjp_call', 'custom_vjp_call_jaxpr',
-)  # fmt: skip
 _SAME = ('convert_element_type', 'copy', 'optimization_barrier', 'stop_gradient')
 _ORDERS = ('lt', 'le', 'gt', 'ge')
 _PLACES = ('broadcast_in_dim', 'expand_dims', 'reshape', 'squeeze')

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: when they are due, what is in them, and going on from one."""
+"""Checkpoints of a run: when they are due, what is in them, and how a run continues from one."""
 
 import copy
 import dataclasses

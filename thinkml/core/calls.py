@@ -1,0 +1,19 @@
+"""Calls in a traced program: equations that run an inner program once, with their own operands."""
+
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
+
+_CALLS = (
+    'jit', 'pjit', 'closed_call', 'core_call', 'remat', 'remat2', 'checkpoint', 'custom_jvp_call',
+    'custom_vjp_call', 'custom_vjp_call_jaxpr',
+)  # fmt: skip
+
+
+def called_program(eqn: JaxprEqn) -> ClosedJaxpr | None:
+    """Returns the program that an equation calls; None for an equation that is not a call."""
+    if eqn.primitive.name not in _CALLS:
+        return None
+    for value in eqn.params.values():
+        program = ClosedJaxpr(value, ()) if isinstance(value, Jaxpr) else value
+        if isinstance(program, ClosedJaxpr) and len(program.jaxpr.invars) == len(eqn.invars):
+            return program
+    return None
