@@ -3,14 +3,18 @@ import os
 import signal
 import sys
 import tempfile
+from pathlib import Path
 
-# What one process of a run compiles the others find: pytest's workers, and what tests start.
-# Nothing is written into the developer's cache, and nothing is left of an earlier run.
+# What one process compiles the others find: pytest's workers, what tests start, and later runs.
+# The developer's own cache is left alone; `make clean` removes this one.
 if 'THINKML_TEST_RUN' not in os.environ:
-    _place = tempfile.TemporaryDirectory(prefix='thinkml-tests-', ignore_cleanup_errors=True)
-    atexit.register(_place.cleanup)
-    for _directory in ('THINKML_TEST_RUN', 'XDG_CACHE_HOME', 'LOCALAPPDATA'):
-        os.environ[_directory] = _place.name
+    _of_this_run = tempfile.TemporaryDirectory(prefix='thinkml-tests-', ignore_cleanup_errors=True)
+    atexit.register(_of_this_run.cleanup)
+    os.environ['THINKML_TEST_RUN'] = _of_this_run.name
+    _of_all_runs = Path(__file__).parents[1] / '.pytest_cache' / 'programs'
+    _of_all_runs.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for _directory in ('XDG_CACHE_HOME', 'LOCALAPPDATA'):
+        os.environ[_directory] = str(_of_all_runs)
     for _setting in [name for name in os.environ if 'COMPILATION_CACHE' in name]:
         del os.environ[_setting]
     if sys.platform == 'darwin':  # where the cache has one place
@@ -26,6 +30,8 @@ import pytest
 from sklearn.datasets import load_breast_cancer, load_digits
 from sklearn.model_selection import train_test_split
 
+from tests.run_time import RunTime
+
 # Shells start what runs in the background with Ctrl-C ignored; tests raise it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 _compiles = [0]
@@ -37,6 +43,16 @@ def _count_compile(event: str, duration: float, **_) -> None:
 
 
 jax.monitoring.register_event_duration_secs_listener(_count_compile)
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        '--budgets', action='store_true', help='fail when a file takes more time than it may'
+    )
+
+
+def pytest_configure(config):
+    config.pluginmanager.register(RunTime(config), 'run-time')
 
 
 def pytest_runtest_logreport(report):

@@ -30,15 +30,21 @@ def started_together(code, count, *arguments, devices=1):
     with contextlib.ExitStack() as stack:
         yield [
             stack.enter_context(_started(code, arguments, {
-                'PYTHONPATH': str(ROOT), 'JAX_PLATFORMS': 'cpu',
-                'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}',
-                **_shared_programs(),
+                'PYTHONPATH': str(ROOT), **simulating(devices), **_shared_programs(),
                 'SLURM_JOB_ID': str(job), 'SLURM_STEP_NODELIST': 'localhost',
                 'SLURM_NTASKS': str(count), 'SLURM_PROCID': str(index),
                 'SLURM_LOCALID': str(index),
             }))
             for index in range(count)
         ]  # fmt: skip
+
+
+def simulating(devices):
+    """The environment of a process in which JAX sees so many devices."""
+    number = f'--xla_force_host_platform_device_count={devices}'
+    return {
+        'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': f'{os.environ.get("XLA_FLAGS", "")} {number}',
+    }  # fmt: skip
 
 
 def _shared_programs():

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.processes import run_together
+from tests.processes import run_together, simulating
 from thinkml.checkpoint import Checkpointer, load_arrays, manifest, save_arrays
 from thinkml.errors import CheckpointError, ConfigError, ThinkMLWarning
 
@@ -145,10 +145,7 @@ for loaded in (load_arrays(f'{sys.argv[1]}/tree', template), checkpointer.restor
 
 def test_arrays_come_back_on_any_number_of_devices(tmp_path):
     root = pathlib.Path(__file__).parents[1]
-    environment = {
-        **os.environ, 'PYTHONPATH': str(root), 'JAX_PLATFORMS': 'cpu',
-        'XLA_FLAGS': '--xla_force_host_platform_device_count=2',
-    }  # fmt: skip
+    environment = os.environ | {'PYTHONPATH': str(root)} | simulating(2)
     command = [sys.executable, '-W', 'error', '-c', TWO_DEVICES, tmp_path]
     subprocess.run(command, check=True, cwd=root, env=environment)
     assert load_arrays(tmp_path / 'tree')['a'].ravel().tolist() == list(range(8))

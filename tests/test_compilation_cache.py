@@ -108,7 +108,7 @@ def test_the_tests_have_a_directory_of_their_own():
     if sys.platform == 'darwin':
         assert directory is None
     else:
-        assert Path(directory).is_relative_to(os.environ['THINKML_TEST_RUN'])
+        assert Path(directory).is_relative_to(os.environ['XDG_CACHE_HOME'])
 
 
 def test_a_second_process_finds_every_program_and_computes_the_same_bits(tmp_path, without_cache):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.several_devices.conftest import NEEDED
+from tests.processes import simulating
 
 FOLDER = Path(__file__).parent / 'several_devices'
 FILES = sorted(path.name for path in FOLDER.glob('test_*.py'))
@@ -20,6 +20,6 @@ def test_on_eight_devices(file, request):
     done = subprocess.run(
         [sys.executable, '-m', 'pytest', '-q', '-m', marks, str(FOLDER / file)],
         cwd=FOLDER.parents[1], capture_output=True, text=True,
-        env={**os.environ, 'XLA_FLAGS': NEEDED, 'JAX_PLATFORMS': 'cpu'},
+        env={**os.environ, **simulating(8)},
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-20_000:] + done.stderr[-4000:]

@@ -19,6 +19,7 @@ from sklearn.datasets import load_breast_cancer
 
 import thinkml.evaluation.foreign as foreign
 import thinkml.evaluation.predictors as predictors
+from tests.processes import simulating
 from thinkml.core import predict_outputs
 from thinkml.core.adapters import from_functions, from_linen
 from thinkml.errors import ConfigError, DataError, ModelTypeError, ThinkMLWarning
@@ -831,9 +832,7 @@ X = np.random.default_rng(0).normal(size=(2501, 5)).astype(np.float32)
 np.save({str(tmp_path / 'many.npy')!r}, predict_outputs(Seen(), X))
 assert seen == {{{devices}}}, seen
 """
-    environment = os.environ | {
-        'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}', 'JAX_PLATFORMS': 'cpu',
-    }  # fmt: skip
+    environment = os.environ | simulating(devices)
     subprocess.run([sys.executable, '-c', script], check=True, env=environment, cwd=REPOSITORY)
     X = np.random.default_rng(0).normal(size=(2501, 5)).astype(np.float32)
 

@@ -15,6 +15,7 @@ import pytest
 from flax import nnx
 
 from tests.models_for_tests import DropoutBatchNorm
+from tests.processes import simulating
 from thinkml.errors import ConfigError, ModelFileError, ModelTypeError
 from thinkml.models import ModelManager, from_functions, from_linen, predict_proba
 from thinkml.models.weights import fill, named_arrays
@@ -138,11 +139,9 @@ def test_models_are_saved_and_loaded_on_any_number_of_devices(tmp_path):
     model = trained(Named(width=8))
     MANAGER.save_model(model, tmp_path / '1')
     for before, devices in ((1, 8), (8, 2), (2, 4)):
-        flags = f'--xla_force_host_platform_device_count={devices}'
         subprocess.run(
             [sys.executable, '-c', ON_DEVICES, tmp_path, str(before)], check=True,
-            cwd=Path(__file__).parents[2],
-            env={**os.environ, 'XLA_FLAGS': flags, 'JAX_PLATFORMS': 'cpu'},
+            cwd=Path(__file__).parents[2], env=os.environ | simulating(devices),
         )  # fmt: skip
     loaded = MANAGER.load_model(tmp_path / '4')
     assert predict_proba(loaded, X).tobytes() == predict_proba(model, X).tobytes()

@@ -352,7 +352,7 @@ def test_what_wandb_is_told(stand_in):
 
 
 def test_wandb_itself_takes_it(tmp_path, monkeypatch):
-    wandb = pytest.importorskip('wandb')
+    wandb = pytest.importorskip('wandb', reason='needs wandb (pip install wandb)')
     monkeypatch.setenv('WANDB_SILENT', 'true')
     writer = WandbWriter('digits', mode='offline', dir=str(tmp_path))
     run = wandb.run
@@ -424,7 +424,7 @@ def test_what_mlflow_is_told(stand_in):
 
 @pytest.mark.filterwarnings('default:::sqlalchemy', 'default:::mlflow')
 def test_mlflow_itself_takes_it(tmp_path):
-    mlflow = pytest.importorskip('mlflow')
+    mlflow = pytest.importorskip('mlflow', reason='needs mlflow (pip install mlflow)')
     uri = f'sqlite:///{tmp_path / "runs.db"}'
     for _ in range(2):  # the second time the experiment exists
         drive(MlflowWriter('digits', uri))

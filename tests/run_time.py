@@ -1,0 +1,145 @@
+"""What a test run spends its time on, and which files take more than their budget.
+
+`pytest --budgets` fails when the tests of a file take more time than the file has. Time means
+seconds of the processor, those of processes that a test starts and waits for included. It is
+measured beside a fixed calculation: where that takes twice as long, because the machine is slow or
+busy, every test may take twice as long.
+"""
+
+import os
+import statistics
+import time
+from collections import Counter, defaultdict
+
+import jax
+import pytest
+
+# Processor seconds that one file may take in `make test` and in `make test-slow`.
+BUDGETS = {'fast': 15, 'slow': 60}
+# The files that need more.
+LARGER = {'fast': {}, 'slow': {}}
+
+# What `calculation_seconds` returns on the machine that the budgets are stated for.
+REFERENCE_SECONDS = 0.0034
+# The calculation is repeated after so many processor seconds.
+_REPEAT_AFTER = 0.5
+
+_COMPILED = '/jax/core/compile/backend_compile_duration'
+_FOUND = '/jax/compilation_cache/cache_hits'
+
+
+def calculation_seconds() -> float:
+    """The processor seconds that a fixed calculation takes now."""
+
+    def once():
+        start = time.thread_time()
+        words = {str(number): number % 7 for number in range(20_000)}
+        sorted(words, key=words.get)
+        return time.thread_time() - start
+
+    return statistics.median(once() for _ in range(5))
+
+
+def processor_seconds() -> float:
+    """What this process has taken, with the processes that it started and waited for."""
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
+
+
+class RunTime:
+    """A plugin that measures each test and prints the sums at the end of the run.
+
+    With xdist one of them is in each worker, which sends what it measures with its reports, and one
+    in the process that prints.
+    """
+
+    def __init__(self, config):
+        self._config = config
+        self._run = 'fast' if config.getoption('markexpr') == 'not slow' else 'slow'
+        self._programs = Counter()
+        self._calculation, self._calculated_at = calculation_seconds(), processor_seconds()
+        self._before = self._now()
+        self._of_files = defaultdict(Counter)
+        self._skipped, self._left_out = Counter(), 0
+        jax.monitoring.register_event_duration_secs_listener(self._count_compilation)
+        jax.monitoring.register_event_listener(self._count_found)
+
+    # --- measuring ----------------------------------------------------------------------------
+
+    def _count_compilation(self, event, seconds, **_):
+        if event == _COMPILED:
+            self._programs.update(compiled=1, compiling=seconds)
+
+    def _count_found(self, event, **_):
+        self._programs['found'] += event == _FOUND
+
+    def _now(self):
+        return Counter(self._programs, processor=processor_seconds())
+
+    def _speed(self):
+        """How fast the processor is now, beside the one of `REFERENCE_SECONDS`."""
+        if processor_seconds() - self._calculated_at > _REPEAT_AFTER:
+            self._calculation = calculation_seconds()
+            self._calculated_at = processor_seconds()
+        return REFERENCE_SECONDS / self._calculation
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_logstart(self):
+        self._before = self._now()
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_makereport(self):
+        report = yield
+        spent = Counter(self._now())
+        spent.subtract(self._before)
+        report.spent = dict(spent, budgeted=spent['processor'] * self._speed())
+        self._before = self._now()
+        return report
+
+    def pytest_deselected(self, items):
+        self._left_out += len(items)
+
+    def pytest_sessionfinish(self, session):
+        if hasattr(self._config, 'workeroutput'):
+            self._config.workeroutput['left_out'] = self._left_out
+        elif self._config.getoption('budgets') and list(self._over_budget()):
+            session.exitstatus = session.exitstatus or pytest.ExitCode.TESTS_FAILED
+
+    # --- summing up ---------------------------------------------------------------------------
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodedown(self, node):
+        self._left_out = getattr(node, 'workeroutput', {}).get('left_out', self._left_out)
+
+    def pytest_runtest_logreport(self, report):
+        if hasattr(report, 'spent'):
+            self._of_files[report.nodeid.partition('::')[0]].update(report.spent)
+        if report.skipped and isinstance(report.longrepr, tuple):
+            self._skipped[report.longrepr[2].removeprefix('Skipped: ')] += 1
+
+    def _over_budget(self):
+        for file, spent in sorted(self._of_files.items()):
+            budget = LARGER[self._run].get(file, BUDGETS[self._run])
+            if spent['budgeted'] > budget:
+                yield (
+                    f'{file} takes {spent["budgeted"]:.1f} s of the processor and may take '
+                    f'{budget} s in the {self._run} run (tests/run_time.py)'
+                )
+
+    def pytest_terminal_summary(self, terminalreporter):
+        write = terminalreporter.write_line
+        total = sum(self._of_files.values(), Counter())
+        write(
+            f'{total["processor"]:.0f} s of the processor; {total["compiling"]:.0f} s of the clock '
+            f"went into {total['compiled']:.0f} programs in the tests' own processes, "
+            f'{total["found"]:.0f} of which were in the cache'
+        )
+        for line in self._over_budget():
+            write(line, yellow=True)
+        for reason, count in sorted(self._skipped.items()):
+            write(f'{count} skipped: {reason}')
+        if self._left_out and self._run == 'fast':
+            write(
+                f'{self._left_out} left out: `make test-slow` runs them, some in Chromium '
+                '(on Debian: apt-get install chromium chromium-driver)'
+            )
