@@ -19,6 +19,16 @@ test: .venv/.dev  ## each claim at the smallest size that shows it
 test-slow: .venv/.dev  ## what repeats at scale, and what asks for the programs that users get
 	$(PYTEST) -m 'slow or compiled'
 
+# What the newest releases of everything do with it, in a venv of its own.
+NEWEST ?= python3.12
+test-newest: .venv-newest/.dev
+	$(QUICK) $(subst .venv,.venv-newest,$(PYTEST)) -m 'not slow'
+
+.venv-newest/.dev: pyproject.toml
+	$(NEWEST) -m venv .venv-newest
+	.venv-newest/bin/python -m pip install --quiet --disable-pip-version-check --upgrade -e '.[dev]'
+	@touch $@
+
 lint: .venv/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -43,7 +53,7 @@ bench: .venv/.bench  ## ThinkML beside its peers, then each part by itself
 	$(BIN)/python benchmarks/transfer.py --rows 128 --turns 3
 
 clean:
-	rm -rf .venv site build dist .pytest_cache .ruff_cache
+	rm -rf .venv .venv-newest site build dist .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # One stamp per extra. A venv that could not be finished is removed, so that the next try is clean.
