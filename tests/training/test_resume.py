@@ -143,12 +143,17 @@ def interrupted(directory, at, **settings):
     return run(directory, callbacks=[Interrupt()], **settings)
 
 
+def at_scale(*values):
+    """Parameters for the slow tests alone."""
+    return [pytest.param(value, marks=pytest.mark.slow) for value in values]
+
+
 @pytest.fixture(scope='module')
 def uninterrupted(tmp_path_factory):
     return run(tmp_path_factory.mktemp('uninterrupted'))
 
 
-@pytest.mark.parametrize('step', [1, 4, 5, 6, 7, 12, 13, 24])
+@pytest.mark.parametrize('step', [1, 5, 6, 13, *at_scale(4, 7, 12, 24)])
 def test_a_run_that_crashed_at_any_step_is_resumed_bit_for_bit(tmp_path, step, uninterrupted):
     crashed(tmp_path, step, steps_per_dispatch=1)
     resumed = run(tmp_path, resume=True)
@@ -180,7 +185,7 @@ def test_what_is_saved_when_changes_nothing(tmp_path, uninterrupted):
     assert run(tmp_path, checkpoint={'every_minutes': 1e-9}) == uninterrupted
 
 
-@pytest.mark.parametrize('step', [1, 6, 9])
+@pytest.mark.parametrize('step', [6, 9, *at_scale(1)])
 def test_ctrl_c_saves_and_is_resumed_bit_for_bit(tmp_path, step, uninterrupted):
     stopped = interrupted(tmp_path, step, steps_per_dispatch=1)
     assert stopped.history.interrupted and stopped.history.steps == step
@@ -298,7 +303,7 @@ def of_batches(source):
 @pytest.mark.parametrize('source', [lambda: Batches(10), grain_batches])
 def test_batches_go_on_where_they_were(tmp_path, source):
     whole = run(tmp_path / 'whole', **of_batches(source()))
-    for step in (4, 10, 15):
+    for step in (4, 15):
         crashed(tmp_path / 'parts', step, **of_batches(source()), resume=True)
     assert run(tmp_path / 'parts', resume=True, **of_batches(source())) == whole
 
@@ -564,11 +569,20 @@ OTHER = {
 }  # fmt: skip
 
 
+@pytest.fixture(scope='module')
+def crashed_after_nine_steps(tmp_path_factory):
+    directory = tmp_path_factory.mktemp('crashed')
+    crashed(directory, 9)
+    return directory
+
+
 @pytest.mark.parametrize('name', OTHER)
-def test_another_run_is_told_what_differs_before_any_compile(tmp_path, name, count_compiles):
+def test_another_run_is_told_what_differs_before_any_compile(
+    crashed_after_nine_steps, name, count_compiles
+):
     settings, says = OTHER[name]
-    crashed(tmp_path, 9)
-    before_on_disk = contents(tmp_path)
+    directory = crashed_after_nine_steps
+    before_on_disk = contents(directory)
     model = network(seed=5)
     before = leaves(nnx.to_pure_dict(nnx.state(model)))
 
@@ -576,14 +590,14 @@ def test_another_run_is_told_what_differs_before_any_compile(tmp_path, name, cou
         with pytest.raises(
             ConfigError, match=r'^resume: the run in .*run-1 is another one'
         ) as error:
-            run(tmp_path, resume=True, model=model, **settings)
+            run(directory, resume=True, model=model, **settings)
         for line in says:
             assert re.search(f'^  - {line}', str(error.value), re.MULTILINE), error.value
 
     resume()  # what was not traced on shapes before may compile a helper
     assert count_compiles(resume) == 0
     assert leaves(nnx.to_pure_dict(nnx.state(model))) == before
-    assert contents(tmp_path) == before_on_disk
+    assert contents(directory) == before_on_disk
 
 
 def test_other_groups_hold_out_other_rows(tmp_path):
@@ -600,12 +614,11 @@ def test_a_resumed_run_compiles_the_step_no_other_way(tmp_path, uninterrupted, m
     assert run(tmp_path, resume=True) == uninterrupted
 
 
-def test_another_shape_of_the_model_is_told(tmp_path):
-    crashed(tmp_path, 9)
+def test_another_shape_of_the_model_is_told(crashed_after_nine_steps):
     model = mlp(4, 3)
     before = leaves(nnx.to_pure_dict(nnx.state(model)))
     with pytest.raises(CheckpointError) as error:
-        run(tmp_path, resume=True, model=model)
+        run(crashed_after_nine_steps, resume=True, model=model)
     assert str(error.value).startswith('resume: step 8 in ')
     assert 'does not fit this model and optimizer' in str(error.value)
     assert 'state/params/hidden/kernel: only in the checkpoint' in str(error.value)
@@ -781,7 +794,7 @@ def points(directory):
     return shown
 
 
-@pytest.mark.parametrize('stop', [crashed, interrupted, None], ids=['crash', 'ctrl-c', 'max_time'])
+@pytest.mark.parametrize('stop', [crashed, *at_scale(interrupted, None)])
 @pytest.mark.filterwarnings('ignore::DeprecationWarning')  # of tensorboard
 def test_tables_and_curves_go_on(tmp_path, stop):
     def loggers(name):

@@ -34,7 +34,7 @@ STEPS = [4, 8, 12, 16]
 def train(checkpoint_dir=None, *, callbacks=(), resume=False, metrics=None, **settings):
     """Trains with both loggers at their default paths."""
     if checkpoint_dir is not None:
-        callbacks = [*callbacks, Checkpoint(checkpoint_dir, every_steps=1)]
+        callbacks = [*callbacks, Checkpoint(checkpoint_dir, every_steps=3)]
     config = TrainingConfig(
         callbacks=['csv', 'tensorboard', *callbacks],
         **{'batch_size': 20, 'validation_split': 0.2, 'lr_schedule': 'reduce_on_plateau'}
