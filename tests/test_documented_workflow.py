@@ -315,6 +315,9 @@ def test_the_distributed_block_on_one_cpu(names):
     assert names['history']['loss'][-1] < names['history']['loss'][0]
 
 
+@pytest.mark.parametrize(
+    'names', ['breast_cancer', pytest.param('digits', marks=pytest.mark.slow)], indirect=True
+)
 def test_the_setup_block_with_checkpoints_and_event_files(names, tmp_path):
     run(SETUP, names | {'ModelTrainer': ModelTrainer})
     names['ModelTrainer'] = ModelTrainer

@@ -109,6 +109,10 @@ DEEP_X = RNG.normal(size=(1024, 64)).astype(np.float32)
 DEEP_Y = np.arange(1024) % 3
 
 
+def deep():
+    return Deep(num_layers=10)
+
+
 def with_free(monkeypatch, num_bytes):
     monkeypatch.setattr(plan, 'free_bytes', lambda layout: num_bytes)
 
@@ -116,7 +120,7 @@ def with_free(monkeypatch, num_bytes):
 def deep_plan(**settings):
     config = TrainingConfig(**{'batch_size': 512, 'epochs': 1, 'optimizer': 'sgd'} | settings)
     asked = plan.Asked(DEEP_X, DEEP_Y)
-    return plan.make_plan(Deep(), asked, config, None)
+    return plan.make_plan(deep(), asked, config, None)
 
 
 def train_deep(model=None, **settings):
@@ -124,13 +128,19 @@ def train_deep(model=None, **settings):
         **{'batch_size': 512, 'epochs': 2, 'learning_rate': 1e-2, 'optimizer': 'sgd'} | settings
     )
     trainer = ModelTrainer(config)
-    return trainer.train(model or Deep(), DEEP_X, DEEP_Y, progress=False)
+    return trainer.train(model or deep(), DEEP_X, DEEP_Y, progress=False)
 
 
 @pytest.fixture(scope='module')
 def needed():
     """Bytes of the deep net's training as it is, and with activations computed again."""
     return [deep_plan(remat=remat).bytes_per_device for remat in (False, True)]
+
+
+@pytest.fixture(scope='module')
+def as_it_is():
+    """The history of the deep net's training where nothing is done."""
+    return train_deep()
 
 
 def test_where_all_fits_by_far_nothing_is_compiled(monkeypatch):
@@ -151,8 +161,7 @@ def test_where_it_just_fits_nothing_is_done(monkeypatch, needed):
     assert train_deep().events == []
 
 
-def test_rematerialisation_comes_first_and_changes_no_number(monkeypatch, needed):
-    as_it_is = train_deep()
+def test_rematerialisation_comes_first_and_changes_no_number(monkeypatch, needed, as_it_is):
     with_free(monkeypatch, needed[0] - 1)
     with pytest.warns(
         ThinkMLWarning, match=r'memory: activations are computed again .*free'
@@ -163,8 +172,7 @@ def test_rematerialisation_comes_first_and_changes_no_number(monkeypatch, needed
     np.testing.assert_allclose(history.step_loss, as_it_is.step_loss, rtol=1e-6)
 
 
-def test_parts_of_batches_come_next(monkeypatch, needed):
-    as_it_is = train_deep()
+def test_parts_of_batches_come_next(monkeypatch, needed, as_it_is):
     with_free(monkeypatch, needed[1] - 1)
     with pytest.warns(ThinkMLWarning, match=r'computed again .* and each batch is computed in \d+'):
         history = train_deep()
@@ -179,8 +187,7 @@ def test_remat_false_leaves_the_parts(monkeypatch, needed):
     assert 'BatchNorm sees one part at a time' in str(told[0].message)
 
 
-def test_what_fits_in_no_way_is_said_with_the_plan_and_tried(monkeypatch):
-    as_it_is = train_deep()
+def test_what_fits_in_no_way_is_said_with_the_plan_and_tried(monkeypatch, as_it_is):
     with_free(monkeypatch, 10_000)
     with pytest.warns(ThinkMLWarning, match=r'may not fit(.|\n)*10.0 kB are free'):
         history = train_deep()
@@ -212,7 +219,7 @@ def test_a_run_that_goes_on_does_what_it_did(monkeypatch, needed, tmp_path):
     with pytest.warns(ThinkMLWarning, match='memory: '):
         train_deep(epochs=2, **settings)
     with_free(monkeypatch, 10**12)
-    model = Deep()
+    model = deep()
     trainer = ModelTrainer(
         TrainingConfig(batch_size=512, epochs=4, learning_rate=1e-2, optimizer='sgd', **settings)
     )
@@ -238,7 +245,7 @@ def test_what_is_on_the_device_already_takes_no_further_room():
     found = []
     for rows in (DEEP_X, jnp.asarray(DEEP_X)):
         config = TrainingConfig(batch_size=64, device_data_bytes=DEEP_X.nbytes // 2)
-        problem = plan.make_problem(Deep(), plan.Asked(rows, DEEP_Y), config)
+        problem = plan.make_problem(deep(), plan.Asked(rows, DEEP_Y), config)
         found += [where.name for _, where, *_ in plan.resident_or_not(problem, config, None)]
     assert found == ['HOST', 'EACH_DEVICE']
 
@@ -247,7 +254,7 @@ def test_a_larger_batch_is_found_with_rematerialisation(monkeypatch):
     monkeypatch.setattr('thinkml.training.tuning.device_budget', lambda: 2_000_000)
     sizes = [
         ModelTrainer(TrainingConfig(optimizer='sgd', remat=remat)).find_batch_size(
-            Deep(), DEEP_X, DEEP_Y
+            deep(), DEEP_X, DEEP_Y
         )
         for remat in (False, True)
     ]
@@ -256,7 +263,7 @@ def test_a_larger_batch_is_found_with_rematerialisation(monkeypatch):
 
 def test_a_rate_is_found_with_rematerialisation_where_it_is_needed(monkeypatch, needed):
     finder = ModelTrainer(TrainingConfig(batch_size=512, optimizer='sgd'))
-    expected = finder.find_learning_rate(Deep(), DEEP_X, DEEP_Y)
+    expected = finder.find_learning_rate(deep(), DEEP_X, DEEP_Y)
     savings, look_for = [], trainer.learning_rate_range
 
     def noted(*args):
@@ -265,7 +272,7 @@ def test_a_rate_is_found_with_rematerialisation_where_it_is_needed(monkeypatch, 
 
     monkeypatch.setattr(trainer, 'learning_rate_range', noted)
     with_free(monkeypatch, needed[1])
-    found = finder.find_learning_rate(Deep(), DEEP_X, DEEP_Y)
+    found = finder.find_learning_rate(deep(), DEEP_X, DEEP_Y)
     assert [saving.remat for saving in savings] == [True]
     np.testing.assert_allclose(found.losses[:50], expected.losses[:50], rtol=1e-4)
 
@@ -274,7 +281,7 @@ def test_rows_that_will_come_are_planned_for():
     """Active learning's training set grows up to the pool, and so does its batch."""
     config = TrainingConfig(batch_size=512, epochs=1, optimizer='sgd')
     few = plan.Asked(DEEP_X, DEEP_Y, rows=np.arange(8))
-    planned = plan.make_plan(Deep(), few, config, None)
+    planned = plan.make_plan(deep(), few, config, None)
     assert planned.bytes_per_device == deep_plan().bytes_per_device
 
 

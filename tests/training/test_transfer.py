@@ -1,6 +1,7 @@
 """TransferLearner: what is frozen, what is trained, what a model is taken for."""
 
 import dataclasses
+import functools
 import re
 import signal
 import sys
@@ -82,6 +83,11 @@ NAMES = ['blocks.0.conv', 'blocks.1.conv', 'blocks.2.conv', 'last.conv']
 
 def base(seed=0):
     """One whose statistics are not the initial ones."""
+    return nnx.clone(_base(seed))
+
+
+@functools.cache
+def _base(seed):
     model = Small(seed=seed)
     for _ in range(3):
         model(jnp.asarray(X))
