@@ -17,16 +17,19 @@ from thinkml.compilation_cache import Programs, prune
 ROOT = Path(__file__).parents[1]
 SETTINGS: Any = jax.config
 
-# Prints the bits of what is trained, and how many programs were found and not found.
+# Prints the bits of what is trained, and how many programs were found and not found for it.
 TRAIN = """
 import hashlib, jax, jax.numpy as jnp
-counts = {{f'/jax/compilation_cache/cache_{{name}}': 0 for name in ('hits', 'misses')}}
+counts = {f'/jax/compilation_cache/cache_{name}': 0 for name in ('hits', 'misses')}
 def count(event, **_):
     if event in counts:
         counts[event] += 1
 jax.monitoring.register_event_listener(count)
+def report(bits):
+    print(hashlib.sha256(bits).hexdigest(), *counts.values())
+    counts.update(dict.fromkeys(counts, 0))
 import thinkml.core
-{then}
+THEN
 @jax.jit
 def train(w, x):
     def step(w, _):
@@ -34,13 +37,11 @@ def train(w, x):
     return jax.lax.scan(step, w, length=20)[0]
 key = jax.random.key(0)
 w = train(jax.random.normal(key, (8, 4)), jax.random.normal(key, (64, 8)))
-print(hashlib.sha256(w.tobytes()).hexdigest(), *counts.values())
+report(w.tobytes())
 """
 
-# The same of a whole training.
-TRAIN_A_MODEL = (
-    TRAIN[: TRAIN.index('@jax.jit')]
-    + """
+# Then the same of a whole training.
+TRAIN_A_MODEL = """
 import numpy as np
 from flax import nnx
 from thinkml.training import ModelTrainer, TrainingConfig
@@ -51,10 +52,8 @@ X = np.random.default_rng(0).normal(size=(90, 4))
 history = ModelTrainer(TrainingConfig(epochs=3, validation_split=0.2)).train(
     model, X, np.arange(90) % 3, progress=False)
 arrays = jax.tree.leaves(nnx.to_pure_dict(nnx.state(model, nnx.Not(nnx.RngState))))
-bits = b''.join(np.asarray(array).tobytes() for array in arrays) + repr(history['loss']).encode()
-print(hashlib.sha256(bits).hexdigest(), *counts.values())
+report(b''.join(np.asarray(array).tobytes() for array in arrays) + repr(history['loss']).encode())
 """
-)
 
 
 def environment(cache, **variables):
@@ -68,19 +67,24 @@ def environment(cache, **variables):
     return kept | places | {'PYTHONPATH': str(ROOT), 'JAX_PLATFORMS': 'cpu'} | variables
 
 
-def start(cache, then='', code=TRAIN, **variables):
+def start(cache, then='', also='', **variables):
     return subprocess.Popen(
-        [sys.executable, '-W', 'error', '-c', code.format(then=then)], text=True,
+        [sys.executable, '-W', 'error', '-c', TRAIN.replace('THEN', then) + also], text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment(cache, **variables),
     )  # fmt: skip
 
 
-def outcome(process):
-    """The bits, the programs found, and those not found; nothing may be complained about."""
+def outcomes(process):
+    """Bits, programs found, and those not found, of each training; nothing is complained about."""
     output, errors = process.communicate()
     assert (process.returncode, errors) == (0, '')
-    bits, found, missed = output.split()
-    return bits, int(found), int(missed)
+    lines = [line.split() for line in output.splitlines()]
+    return [(bits, int(found), int(missed)) for bits, found, missed in lines]
+
+
+def outcome(process):
+    (alone,) = outcomes(process)
+    return alone
 
 
 def files(cache):
@@ -93,13 +97,32 @@ def is_whole(file):
 
 
 @pytest.fixture(scope='module')
-def without_cache(tmp_path_factory):
-    """The bits as they are without a cache."""
+def bits_without_cache(tmp_path_factory):
+    """The bits of both trainings as they are without a cache."""
     place = tmp_path_factory.mktemp('off')
-    bits, *counts = outcome(start(place, THINKML_COMPILATION_CACHE='0'))
-    assert counts == [0, 0]
+    found = outcomes(start(place, also=TRAIN_A_MODEL, THINKML_COMPILATION_CACHE='0'))
+    assert [counts for _, *counts in found] == [[0, 0], [0, 0]]
     assert files(place) == []
-    return bits
+    return [bits for bits, *_ in found]
+
+
+@pytest.fixture(scope='module')
+def without_cache(bits_without_cache):
+    return bits_without_cache[0]
+
+
+@pytest.fixture(scope='module')
+def filled(tmp_path_factory):
+    """A directory that two processes filled at once, its files, and what the two found in it."""
+    place = tmp_path_factory.mktemp('filled')
+    found = [outcome(process) for process in [start(place), start(place)]]
+    return place, files(place), found
+
+
+@pytest.fixture(scope='module')
+def second(filled):
+    """What the next process finds there, which also trains a model."""
+    return outcomes(start(filled[0], also=TRAIN_A_MODEL))
 
 
 def test_the_tests_have_a_directory_of_their_own():
@@ -111,50 +134,46 @@ def test_the_tests_have_a_directory_of_their_own():
         assert Path(directory).is_relative_to(os.environ['XDG_CACHE_HOME'])
 
 
-def test_a_second_process_finds_every_program_and_computes_the_same_bits(tmp_path, without_cache):
-    bits, found, missed = outcome(start(tmp_path))
-    assert (bits, found) == (without_cache, 0)
-    assert missed > 1
-    assert outcome(start(tmp_path)) == (without_cache, missed, 0)
-    assert len(files(tmp_path)) == missed
+@pytest.mark.compiled
+def test_processes_that_start_at_once_share_the_directory(filled, without_cache):
+    place, programs, processes = filled
+    assert all(map(is_whole, programs))
+    for bits, found, missed in processes:
+        assert bits == without_cache
+        assert found + missed == len(programs) > 1
     # They are the user's alone.
-    directories = [path for path in tmp_path.rglob('*') if path.is_dir() and path.name != 'thinkml']
+    directories = [path for path in place.rglob('*') if path.is_dir() and path.name != 'thinkml']
     assert {path.stat().st_mode & 0o777 for path in directories} == {0o700}
-    assert {path.stat().st_mode & 0o777 for path in files(tmp_path)} == {0o600}
+    assert {path.stat().st_mode & 0o777 for path in programs} == {0o600}
 
 
-def test_a_training_of_cached_programs_gives_the_same_bits(tmp_path):
-    alone, *_ = outcome(start(tmp_path, code=TRAIN_A_MODEL, THINKML_COMPILATION_CACHE='0'))
-    first, found, missed = outcome(start(tmp_path, code=TRAIN_A_MODEL))
-    again, found_again, missed_again = outcome(start(tmp_path, code=TRAIN_A_MODEL))
-    assert (found, missed_again) == (0, 0)
-    assert found_again == missed > 8
-    assert alone == first == again
+@pytest.mark.compiled
+def test_a_second_process_finds_every_program_and_computes_the_same_bits(
+    second, filled, without_cache
+):
+    assert second[0] == (without_cache, len(filled[1]), 0)
 
 
-def test_damaged_programs_are_compiled_and_written_anew(tmp_path, without_cache):
-    _, _, missed = outcome(start(tmp_path))
-    damaged = files(tmp_path)
-    for number, file in enumerate(damaged):
+@pytest.mark.compiled
+def test_a_training_of_cached_programs_gives_the_same_bits(second, filled, bits_without_cache):
+    _, (first, found, missed) = second
+    _, (again, found_again, missed_again) = outcomes(start(filled[0], also=TRAIN_A_MODEL))
+    assert missed > 8
+    assert (found_again, missed_again) == (found + missed, 0)
+    assert bits_without_cache[1] == first == again
+
+
+@pytest.mark.compiled
+def test_damaged_programs_are_compiled_and_written_anew(filled, without_cache):
+    place, programs, _ = filled
+    before = files(place)
+    for number, file in enumerate(programs):
         entry = bytearray(file.read_bytes())
         entry[len(entry) // 2] ^= 1
         file.write_bytes([b'', entry[: len(entry) // 2], os.urandom(100), entry][number % 4])
-    assert outcome(start(tmp_path)) == (without_cache, 0, missed)
-    assert files(tmp_path) == damaged
-    assert all(map(is_whole, damaged))
-
-
-def test_processes_that_start_at_once_share_the_directory(tmp_path, without_cache):
-    processes = [start(tmp_path) for _ in range(3)]
-    assert {outcome(process)[0] for process in processes} == {without_cache}
-    assert all(map(is_whole, files(tmp_path)))
-    _, found, missed = outcome(start(tmp_path))
-    assert (found, missed) == (len(files(tmp_path)), 0)
-
-
-def test_where_jax_is_told_to_keep_nothing_nothing_is_kept(tmp_path, without_cache):
-    assert outcome(start(tmp_path, JAX_ENABLE_COMPILATION_CACHE='0')) == (without_cache, 0, 0)
-    assert files(tmp_path) == []
+    assert outcome(start(place)) == (without_cache, 0, len(programs))
+    assert files(place) == before
+    assert all(map(is_whole, programs))
 
 
 @pytest.mark.parametrize('when', ['before', 'after'])
@@ -173,36 +192,70 @@ def test_a_directory_that_the_user_set_is_used_instead(when, tmp_path, without_c
     assert len(files(theirs)) == missed > 1
 
 
-@pytest.mark.parametrize('why', ['a file is there', 'others can write'])
-def test_a_place_that_is_no_good_is_not_used(why, tmp_path, without_cache):
+@pytest.fixture
+def switched_off(monkeypatch):
+    """As before the cache was switched on."""
+    monkeypatch.delenv('THINKML_COMPILATION_CACHE', raising=False)
+    of_the_tests = SETTINGS.jax_compilation_cache_dir
+    jax.config.update('jax_compilation_cache_dir', None)
+    yield
+    jax.config.update('jax_compilation_cache_dir', of_the_tests)
+
+
+def no_place(why, tmp_path):
     place = tmp_path / 'cache'
     if why == 'a file is there':
         place.write_text('')
     else:
         (place / 'thinkml' / 'compiled').mkdir(parents=True)
         (place / 'thinkml' / 'compiled').chmod(0o777)
+    return place
+
+
+@pytest.mark.parametrize('why', ['a file is there', 'others can write'])
+def test_a_place_that_is_no_good_is_not_used(why, tmp_path, switched_off, monkeypatch):
+    place = no_place(why, tmp_path)
+    monkeypatch.setattr(compilation_cache, 'user_cache_directory', lambda: place)
+    before = sorted(tmp_path.rglob('*'))
+    assert compilation_cache.switch_on() is None
+    assert SETTINGS.jax_compilation_cache_dir is None
+    assert sorted(tmp_path.rglob('*')) == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('why', ['a file is there', 'others can write'])
+def test_a_process_without_a_place_computes_the_same_bits(why, tmp_path, without_cache):
+    process = start(no_place(why, tmp_path), HOME=str(tmp_path))
     before = files(tmp_path)
-    process = start(place, HOME=str(tmp_path))
     assert outcome(process) == (without_cache, 0, 0)
     assert files(tmp_path) == before
 
 
-def test_a_user_without_a_home_has_no_place(monkeypatch):
+def test_where_jax_is_told_to_keep_nothing_nothing_is_kept(switched_off):
+    jax.config.update('jax_enable_compilation_cache', False)
+    try:
+        assert compilation_cache.switch_on() is None
+        assert SETTINGS.jax_compilation_cache_dir is None
+    finally:
+        jax.config.update('jax_enable_compilation_cache', True)
+
+
+@pytest.mark.slow
+def test_a_process_that_keeps_nothing_computes_the_same_bits(tmp_path, without_cache):
+    assert outcome(start(tmp_path, JAX_ENABLE_COMPILATION_CACHE='0')) == (without_cache, 0, 0)
+    assert files(tmp_path) == []
+
+
+def test_a_user_without_a_home_has_no_place(switched_off, monkeypatch):
     monkeypatch.setenv('XDG_CACHE_HOME', 'not/absolute')
     monkeypatch.delenv('LOCALAPPDATA', raising=False)
-    monkeypatch.delenv('THINKML_COMPILATION_CACHE', raising=False)
 
     def no_home():
         raise RuntimeError('Could not determine home directory.')
 
     monkeypatch.setattr(Path, 'home', no_home)
-    of_the_tests = SETTINGS.jax_compilation_cache_dir
-    jax.config.update('jax_compilation_cache_dir', None)
-    try:
-        assert compilation_cache.switch_on() is None
-        assert SETTINGS.jax_compilation_cache_dir is None
-    finally:
-        jax.config.update('jax_compilation_cache_dir', of_the_tests)
+    assert compilation_cache.switch_on() is None
+    assert SETTINGS.jax_compilation_cache_dir is None
 
 
 @pytest.mark.parametrize(
