@@ -5,13 +5,16 @@ import pytest
 from flax import nnx
 
 from tests.core.test_memory import assert_updated_in_place
-from tests.several_devices.test_same_curve import ConvBatchNorm, X, Y
+from tests.several_devices.test_same_curve import STRATEGIES, ConvBatchNorm, X, Y, combinations
 from thinkml.core import loop
 from thinkml.training import DistributedTrainer, TrainingConfig
 
+SETTINGS = {'plain': {}, 'ema': {'ema_decay': 0.9}, 'accumulated': {'accumulate_steps': 2}}
+COVERING = {('mirrored', 'plain'), ('fsdp', 'ema'), ('mirrored', 'accumulated')}
 
-@pytest.mark.parametrize('strategy', ['mirrored', 'fsdp'])
-@pytest.mark.parametrize('settings', [{}, {'ema_decay': 0.9}, {'accumulate_steps': 2}], ids=str)
+
+@pytest.mark.compiled
+@pytest.mark.parametrize(('strategy', 'settings'), combinations(COVERING, STRATEGIES, SETTINGS))
 def test_a_chunk_updates_its_state_in_place(strategy, settings, monkeypatch):
     calls, run_steps = [], loop._run_steps
 
@@ -21,7 +24,7 @@ def test_a_chunk_updates_its_state_in_place(strategy, settings, monkeypatch):
         return run_steps(*arguments)
 
     monkeypatch.setattr(loop, '_run_steps', noted)
-    config = TrainingConfig(epochs=1, batch_size=32, **settings)
+    config = TrainingConfig(epochs=1, batch_size=32, **SETTINGS[settings])
     trainer = DistributedTrainer(config, strategy=strategy)
     trainer.train(ConvBatchNorm(nnx.Rngs(0)), X, Y, progress=False)
     (arguments,) = calls

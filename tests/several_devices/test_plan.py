@@ -1,6 +1,7 @@
 """What a plan says, against what a training takes."""
 
 import dataclasses
+import functools
 
 import flax.linen as nn
 import jax
@@ -23,6 +24,11 @@ def plan_of(model=None, data=(X, Y), strategy='mirrored', num_gpus=None, **setti
     return trainer.plan(model or Wide(nnx.Rngs(0)), *data)
 
 
+@functools.cache
+def plan_of_wide(**settings):
+    return plan_of(**settings)
+
+
 def part(plan, name):
     return next(part for part in plan.parts if part.name == name)
 
@@ -43,10 +49,10 @@ def test_the_bytes_of_the_state_are_those_of_a_training(strategy):
 
 
 def test_with_fsdp_a_device_has_an_eighth():
-    kernel = next(a for a in plan_of(strategy='fsdp').arrays if a.name == 'params/up/kernel')
+    kernel = next(a for a in plan_of_wide(strategy='fsdp').arrays if a.name == 'params/up/kernel')
     assert (kernel.shape, kernel.placed) == ((64, 512), 'in parts')
     assert kernel.num_bytes == 64 * 512 * 4 == 8 * kernel.bytes_per_device
-    mirrored = next(a for a in plan_of().arrays if a.name == 'params/up/kernel')
+    mirrored = next(a for a in plan_of_wide().arrays if a.name == 'params/up/kernel')
     assert (mirrored.placed, mirrored.bytes_per_device) == ('on each device', kernel.num_bytes)
 
 
@@ -55,7 +61,7 @@ def test_with_fsdp_a_device_has_an_eighth():
     [(None, 'on each device'), (20_000, 'a part on each device'), (4_000, 'on the host, streamed')],
 )
 def test_where_the_data_will_be(bytes_, placed):
-    plan = plan_of(device_data_bytes=bytes_)
+    plan = plan_of_wide(device_data_bytes=bytes_)
     data = part(plan, 'X_train')
     assert data.placed == placed
     assert data.num_bytes > 203 * 64 * 4
@@ -65,6 +71,7 @@ def test_where_the_data_will_be(bytes_, placed):
         assert data.bytes_per_device < data.num_bytes
 
 
+@pytest.mark.compiled
 def test_larger_batches_take_more_and_accumulated_ones_do_not():
     wide, small, parts = (
         part(
@@ -80,7 +87,7 @@ def test_larger_batches_take_more_and_accumulated_ones_do_not():
 def test_no_copy_is_kept_where_nothing_is_gone_back_to():
     names = {part.name for part in plan_of(on_nan='ignore').parts}
     assert 'copy to go back to' not in names
-    assert 'copy to go back to' in {part.name for part in plan_of().parts}
+    assert 'copy to go back to' in {part.name for part in plan_of_wide().parts}
 
 
 def test_a_model_that_fits_nowhere_is_planned_without_being_made(monkeypatch):
@@ -99,7 +106,7 @@ def test_a_model_that_fits_nowhere_is_planned_without_being_made(monkeypatch):
 
 
 def test_it_prints_well():
-    plan = plan_of()
+    plan = plan_of_wide()
     text = str(plan)
     assert text.startswith('8 devices (cpu)\n') and max(map(len, text.splitlines())) <= 100
     assert 'It fits' in text or 'does not fit' in text

@@ -1,5 +1,8 @@
 """The curve of one device, on any number of them."""
 
+import functools
+import itertools
+
 import jax
 import numpy as np
 import pytest
@@ -9,6 +12,7 @@ from tests.models_for_tests import mlp
 from thinkml.core import inference_batch_size
 from thinkml.training import DistributedTrainer, ModelTrainer, TrainingConfig
 
+pytestmark = pytest.mark.compiled
 RNG = np.random.default_rng(0)
 # Neither a multiple of the batch nor of the devices.
 X = RNG.normal(size=(203, 8, 8, 1)).astype(np.float32)
@@ -63,7 +67,26 @@ SETTINGS = {
     'epochs': 2, 'batch_size': 32, 'optimizer': 'momentum', 'learning_rate': 0.05,
     'gradient_clip_norm': 1.0, 'ema_decay': 0.9, 'steps_per_dispatch': 3,
 }  # fmt: skip
+STRATEGIES = ['mirrored', 'fsdp']
+# Each model, strategy, number of devices and of parts of a batch, and all pairs but for the number
+# of devices; `test_adam_too` is the mirrored MLP.
+COVERING = {
+    ('cnn', 'mirrored', 1, 1),
+    ('transformer', 'mirrored', 2, 2),
+    ('transformer', 'fsdp', 3, 1),
+    ('mlp', 'fsdp', 4, 2),
+    ('cnn', 'fsdp', 8, 2),
+}
 _known = {}
+
+
+def combinations(covering, *values):
+    """Returns all combinations of the values; those not in `covering` are slow."""
+    assert covering <= set(itertools.product(*values))
+    return [
+        pytest.param(*one, marks=[] if one in covering else pytest.mark.slow)
+        for one in itertools.product(*values)
+    ]
 
 
 def arrays_of(model):
@@ -98,10 +121,10 @@ def test_validation_is_masked():
     assert inference_batch_size(X_VAL) == 1024
 
 
-@pytest.mark.parametrize('kind', MODELS)
-@pytest.mark.parametrize('strategy', ['mirrored', 'fsdp'])
-@pytest.mark.parametrize('devices', [1, 2, 3, 4, 8])
-@pytest.mark.parametrize('accumulate_steps', [1, 2])
+@pytest.mark.parametrize(
+    ('kind', 'strategy', 'devices', 'accumulate_steps'),
+    combinations(COVERING, MODELS, STRATEGIES, [1, 2, 3, 4, 8], [1, 2]),
+)
 def test_the_curve_does_not_depend_on_the_devices(kind, strategy, devices, accumulate_steps):
     settings = {'accumulate_steps': accumulate_steps, 'batch_size': 32 // accumulate_steps}
     config = TrainingConfig(**SETTINGS | settings)
@@ -116,9 +139,12 @@ def test_adam_too():
     assert_same(trained('mlp', trainer), on_one('mlp', optimizer='adam'))
 
 
-@pytest.mark.parametrize('devices', [3, 8])
-@pytest.mark.parametrize('bytes_', [20_000, 4_000], ids=['parted', 'streamed'])
-def test_the_curve_does_not_depend_on_where_the_data_is(devices, bytes_):
+@pytest.mark.parametrize(
+    ('place', 'devices'),
+    combinations({('parted', 3), ('streamed', 8)}, ['parted', 'streamed'], [3, 8]),
+)
+def test_the_curve_does_not_depend_on_where_the_data_is(place, devices):
+    bytes_ = {'parted': 20_000, 'streamed': 4_000}[place]
     config = TrainingConfig(**SETTINGS, device_data_bytes=bytes_ * 8 // devices)
     trainer = DistributedTrainer(config, num_gpus=devices)
     assert_same(trained('cnn', trainer), on_one('cnn'))
@@ -129,17 +155,21 @@ def batches():
         yield X[first : first + 32], Y[first : first + 32]
 
 
-@pytest.mark.parametrize('devices', [3, 8])
-def test_the_curve_of_batches(devices):
-    config = TrainingConfig(**SETTINGS)
+@functools.cache
+def trained_on_batches(make, **options):
     weights = {0: 1.0, 1: 2.0, 2: 0.5}
-    options = {'x': batches, 'y': None, 'class_weights': weights, 'metrics': ['f1']}
-    expected = trained('cnn', ModelTrainer(config), **options)
-    got = trained('cnn', DistributedTrainer(config, num_gpus=devices), **options)
-    assert_same(got, expected)
+    trainer = make(TrainingConfig(**SETTINGS), **options)
+    return trained('cnn', trainer, x=batches, y=None, class_weights=weights, metrics=['f1'])
 
 
-@pytest.mark.parametrize('strategy', ['mirrored', 'fsdp'])
+@pytest.mark.parametrize('devices', [3, pytest.param(8, marks=pytest.mark.slow)])
+def test_the_curve_of_batches(devices):
+    assert_same(
+        trained_on_batches(DistributedTrainer, num_gpus=devices), trained_on_batches(ModelTrainer)
+    )
+
+
+@pytest.mark.parametrize('strategy', STRATEGIES)
 def test_the_same_seed_gives_the_same_bits(strategy):
     runs = [
         trained('cnn', DistributedTrainer(TrainingConfig(**SETTINGS), strategy=strategy))
