@@ -10,7 +10,7 @@ PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-
 UNOPTIMIZED := --xla_backend_optimization_level=0
 UNFUSED := --xla_cpu_use_fusion_emitters=false
 
-.PHONY: quickstart test test-slow test-newest lint types docs bench clean
+.PHONY: quickstart test test-slow test-newest coverage lint types docs bench clean
 
 quickstart: .venv/.examples  ## train, monitor, evaluate, save and load a model on real data
 	$(BIN)/python examples/01_first_model.py
@@ -20,6 +20,16 @@ test: .venv/.dev  ## each claim at the smallest size that shows it
 
 test-slow: .venv/.dev  ## what repeats at scale, and what asks for the programs that users get
 	$(PYTEST) -m 'slow or compiled'
+
+coverage: export COVERAGE_FILE := $(CURDIR)/.coverage
+coverage: .venv/.dev  ## the lines of thinkml/ that the quick tests run, and those that all tests run
+	$(BIN)/coverage erase
+	XLA_FLAGS='$(UNOPTIMIZED) $(UNFUSED)' $(BIN)/coverage run $(wordlist 2,99,$(PYTEST)) -m 'not slow'
+	$(BIN)/coverage combine --keep --quiet --data-file .coverage-quick
+	$(BIN)/coverage run $(wordlist 2,99,$(PYTEST)) -m 'slow or compiled'
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report --data-file .coverage-quick --format total
+	$(BIN)/coverage report --format total
 
 # What the newest releases of everything do with it, in a venv of its own.
 NEWEST ?= python3.12
