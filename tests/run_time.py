@@ -61,10 +61,12 @@ class RunTime:
         self._before = self._now()
         self._of_files = defaultdict(Counter)
         self._skipped, self._left_out = Counter(), 0
-        jax.monitoring.register_event_duration_secs_listener(self._count_compilation)
-        jax.monitoring.register_event_listener(self._count_found)
 
     # --- measuring ----------------------------------------------------------------------------
+
+    def pytest_sessionstart(self):
+        jax.monitoring.register_event_duration_secs_listener(self._count_compilation)
+        jax.monitoring.register_event_listener(self._count_found)
 
     def _count_compilation(self, event, seconds, **_):
         if event == _COMPILED:
