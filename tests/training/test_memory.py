@@ -23,6 +23,8 @@ from thinkml.training import (
 )
 from thinkml.training.preparation import prepare
 
+pytestmark = pytest.mark.compiled
+
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(64, 256)).astype(np.float32)
 Y = (X[:, 0] > 0).astype(int)

@@ -33,6 +33,8 @@ from thinkml.training import (
     TrainingConfig,
 )
 
+pytestmark = pytest.mark.compiled
+
 ROWS, STEPS = 96, 6  # rows of the data, steps of an epoch
 
 

@@ -20,6 +20,8 @@ from thinkml.training import (
     TransferLearner,
 )
 
+pytestmark = pytest.mark.compiled
+
 X = np.random.default_rng(0).normal(size=(60, 4)).astype(np.float32)
 Y = (X[:, 0] > 0).astype(int)
 STILL = {'optimizer': 'sgd', 'learning_rate': 1e-30, 'epochs': 2}

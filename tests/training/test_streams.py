@@ -25,6 +25,8 @@ from thinkml.evaluation import ModelEvaluator
 from thinkml.models import predict, predict_proba
 from thinkml.training import Checkpoint, ModelTrainer, TrainingConfig
 
+pytestmark = pytest.mark.compiled
+
 TINY = 1  # bytes of the device: everything is streamed
 LABELS = np.array(['ant', 'bee', 'cat'])[Y]
 

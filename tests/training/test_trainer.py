@@ -30,6 +30,8 @@ from thinkml.record import record_of
 from thinkml.training import EarlyStopping, ModelTrainer, TrainingConfig
 from thinkml.training.signals import noted_signals
 
+pytestmark = pytest.mark.compiled
+
 
 def train(model, X, y, *args, loss_fn=None, metrics=None, **settings):
     trainer = ModelTrainer(TrainingConfig(**settings))

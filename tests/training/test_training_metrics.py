@@ -13,6 +13,8 @@ from thinkml.evaluation import ModelEvaluator
 from thinkml.models import predict, predict_proba
 from thinkml.training import ModelTrainer, TrainingConfig
 
+pytestmark = pytest.mark.compiled
+
 # Nothing is learned, so that an epoch's metrics are those of the predictions afterwards.
 STILL = {'optimizer': 'sgd', 'learning_rate': 1e-30, 'batch_size': 32, 'epochs': 1}
 
