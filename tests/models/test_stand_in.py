@@ -1,7 +1,10 @@
 """Models whose code is gone or changed: the exported forward pass stands in."""
 
+import contextlib
 import importlib
+import linecache
 import pathlib
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -36,35 +39,50 @@ X = np.random.default_rng(0).normal(size=(64, 3)).astype(np.float32)
 Y = np.where(X[:, 0] > 0, 'yes', 'no')
 
 
-@pytest.fixture
-def code(tmp_path, monkeypatch):
-    """Writes the module ``their_network`` and imports it, anew each time."""
-    monkeypatch.syspath_prepend(tmp_path)
+@contextlib.contextmanager
+def written_to(folder):
+    """Yields a function that writes the module ``their_network`` and imports it from scratch."""
 
     def write(text):
-        (tmp_path / 'their_network.py').write_text(textwrap.dedent(text))
+        (folder / 'their_network.py').write_text(textwrap.dedent(text))
         sys.modules.pop('their_network', None)
         importlib.invalidate_caches()
         sys.dont_write_bytecode = True
-        import linecache
-
         linecache.clearcache()
         return importlib.import_module('their_network')
 
-    yield write
+    with pytest.MonkeyPatch.context() as patched:
+        patched.syspath_prepend(folder)
+        yield write
     sys.modules.pop('their_network', None)
 
 
 @pytest.fixture
-def saved(code, tmp_path):
+def code(tmp_path):
+    with written_to(tmp_path) as write:
+        yield write
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
     """The path of a trained model of that module, and its probabilities."""
-    model = code(CODE).Network()
-    trainer = ModelTrainer(TrainingConfig(epochs=2, batch_size=16))
-    trainer.train(model, X, Y, progress=False)
-    path = ModelManager().save_model(model, tmp_path / 'model', {'note': 1})
-    return path, predict_proba(model, X)
+    folder = tmp_path_factory.mktemp('trained')
+    with written_to(folder) as write:
+        model = write(CODE).Network()
+        trainer = ModelTrainer(TrainingConfig(epochs=2, batch_size=16))
+        trainer.train(model, X, Y, progress=False)
+        path = ModelManager().save_model(model, folder / 'model', {'note': 1})
+        return path, predict_proba(model, X)
 
 
+@pytest.fixture
+def saved(trained, code, tmp_path):
+    """A copy of it, and its probabilities; the module is there."""
+    code(CODE)
+    return pathlib.Path(shutil.copytree(trained[0], tmp_path / 'model')), trained[1]
+
+
+@pytest.mark.compiled
 def test_a_renamed_class_predicts_bit_for_bit_with_a_warning(saved, code):
     path, expected = saved
     of_one_row = predict_proba(ModelManager().load_model(path), X[:1])
@@ -94,6 +112,7 @@ def test_it_can_be_evaluated_and_saved_again_but_not_trained(saved, code, tmp_pa
     assert loaded(X[:3]).shape == (3, 2)
 
 
+@pytest.mark.compiled
 def test_a_fresh_process_without_the_module_predicts(saved, tmp_path):
     path, expected = saved
     np.save(tmp_path / 'x.npy', X)
@@ -190,7 +209,10 @@ NAMES = {
 }
 
 
-@pytest.mark.parametrize('name', NAMES)
+@pytest.mark.compiled
+@pytest.mark.parametrize(
+    'name', [pytest.param('everything', marks=pytest.mark.slow), 'linen', 'functions']
+)
 def test_every_kind_of_model_predicts_bit_for_bit_without_its_code(name, tmp_path, monkeypatch):
     make, x = samples.SAMPLES[name]
     model, x = make(), np.asarray(x)
