@@ -1,5 +1,6 @@
 """Figures in a real notebook kernel, and in scripts that call plt.show()."""
 
+import json
 import os
 import subprocess
 import sys
@@ -44,12 +45,12 @@ CELLS = {
     'from matplotlib.figure import Figure\nax = Figure().add_subplot()\n'
     'analysis.plot_roc_curve(ax=ax)\nNone': 0,
     'with monitor.watch(every_seconds=100): pass': 1,
-    'for _ in range(22): monitor.plot_progress()': 22,
+    'for _ in range(17): monitor.plot_progress()': 17,
     'assert not plt.get_fignums()': 0,
     '%config InlineBackend.close_figures = False\nfigure = monitor.plot_progress()\nfigure': 1,
     'figure ': 1,
     "plt.close('all')\nplt.switch_backend('agg')\nfigure = monitor.plot_progress()\nfigure": 1,
-    'for _ in range(22): monitor.plot_progress()\nassert len(plt.get_fignums()) < 20': 0,
+    'for _ in range(17): monitor.plot_progress()\nassert len(plt.get_fignums()) < 17': 0,
 }
 
 ROOT = Path(__file__).parent.parent
@@ -76,15 +77,14 @@ def has_picture(output):
     return 'image/png' in output.get('data', {})
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize('cell', CELLS)
 def test_a_notebook_shows_each_figure_once(executed, cell):
     assert sum(map(has_picture, executed[cell])) == CELLS[cell]
 
 
-def run(script, environment, **variables):
+def run(script, environment, input=None, **variables):
     return subprocess.run(
-        [sys.executable, '-W', 'error', '-c', script],
+        [sys.executable, '-W', 'error', '-c', script], input=input,
         env={**environment, **variables}, capture_output=True, text=True, check=False,
     )  # fmt: skip
 
@@ -119,37 +119,29 @@ def windows(environment, tmp_path_factory):
     return environment | {'PYTHONPATH': path, 'MPLBACKEND': 'module://windows'}
 
 
-@pytest.mark.parametrize('early', [True, False], ids=['pyplot first', 'pyplot last'])
-def test_a_script_shows_figures_by_pyplot(windows, early):
-    import_pyplot = 'import matplotlib.pyplot as plt, windows'
-    script = f"""
-{import_pyplot if early else ''}
-{MONITOR}
+# Scripts, run one after another in one process; the first before pyplot is imported.
+WITH_WINDOWS = {
+    'pyplot last': """
 figures = [monitor.plot_progress(), monitor.plot_progress()]
-{import_pyplot}
+assert 'matplotlib.pyplot' not in sys.modules
+import matplotlib.pyplot as plt, windows
 assert plt.gcf() is figures[1] and not windows.shown
 plt.show()
 assert windows.shown == figures
-"""
-    done = run(script, windows)
-    assert done.returncode == 0, done.stderr
-
-
-def test_interactive_mode_opens_a_window_at_once(windows):
-    script = f"""
-import matplotlib.pyplot as plt
-{MONITOR}
+""",
+    'pyplot first': """
+figures = [monitor.plot_progress(), monitor.plot_progress()]
+assert plt.gcf() is figures[1] and not windows.shown
+plt.show()
+assert windows.shown == figures
+""",
+    'interactive mode opens a window at once': """
 plt.ion()
 figure = monitor.plot_progress()
 assert type(figure.canvas).__module__ == 'windows'
-"""
-    done = run(script, windows)
-    assert done.returncode == 0, done.stderr
-
-
-def test_axes_of_others_are_drawn_into_where_they_are(windows):
-    script = """
-import matplotlib.pyplot as plt, windows
+plt.ioff()
+""",
+    'axes of others are drawn into where they are': """
 from matplotlib.figure import Figure
 from tests.evaluation.drawn import analyze
 
@@ -160,19 +152,12 @@ alone = Figure()
 assert analysis.plot_roc_curve(ax=alone.add_subplot()) is alone
 plt.show()
 assert windows.shown == [mine]
-"""
-    done = run(script, windows)
-    assert done.returncode == 0, done.stderr
-
-
-@pytest.mark.parametrize('backend', ['agg', 'module://windows'])
-def test_many_figures_are_let_go(windows, backend):
-    script = f"""
+""",
+    'many figures are let go': """
 import gc, weakref
-import matplotlib.pyplot as plt
-{MONITOR}
+
 alive = weakref.WeakSet()
-for number in range(1, 41):
+for number in range(1, 21):
     alive.add(monitor.plot_progress())
     assert len(plt.get_fignums()) == min(number, 15)
 plt.close(plt.figure())
@@ -181,64 +166,33 @@ assert len(alive) == 15
 plt.close('all')
 gc.collect()
 assert not alive
-"""
-    done = run(script, windows, MPLBACKEND=backend)
-    assert done.returncode == 0, done.stderr
-
-
-def test_plots_need_neither_a_display_nor_pyplot(environment):
-    script = f"""
-{MONITOR}
-monitor.plot_progress()
-assert 'matplotlib.pyplot' not in sys.modules
-import matplotlib.pyplot
-monitor.plot_progress()._repr_png_()
-"""
-    headless = {k: v for k, v in environment.items() if 'DISPLAY' not in k}
-    for variables in ({}, {'MPLBACKEND': 'tkagg'}):
-        done = run(script, headless, **variables)
-        assert done.returncode == 0, done.stderr
-
-
-@pytest.mark.parametrize(
-    'lost',
-    [
-        'del Gcf._set_new_active_manager',
-        "sys.modules['matplotlib._pylab_helpers'] = None",
-    ],
-)
-def test_a_matplotlib_without_the_private_names_still_plots(windows, lost):
-    script = f"""
-import warnings
-import matplotlib.pyplot as plt
+""",
+    'a matplotlib without the private name still plots': r"""
 from matplotlib._pylab_helpers import Gcf
-{MONITOR}
-{lost}
-with warnings.catch_warnings(record=True) as caught:
-    warnings.simplefilter('always')
-    figure = monitor.plot_progress()
-assert ['plot: plt.show() does not know'] == [str(w.message)[:30] for w in caught], caught
+
+with pytest.MonkeyPatch.context() as patched:
+    patched.delattr(Gcf, '_set_new_active_manager')
+    with pytest.warns(UserWarning, match=r'plot: plt\.show\(\) does not know') as caught:
+        figure = monitor.plot_progress()
+assert len(caught) == 1
 figure._repr_png_()
-"""
-    done = run(script, windows)
-    assert done.returncode == 0, done.stderr
-
-
-def test_a_pyplot_that_does_not_tell_its_backend_keeps_the_figures(windows):
-    script = f"""
-import matplotlib.pyplot as plt
-{MONITOR}
-del plt._get_backend_mod
-figure = monitor.plot_progress()
-assert plt.gcf() is figure
-"""
-    done = run(script, windows)
-    assert done.returncode == 0, done.stderr
-
-
-def test_the_other_plots_are_shown_too(windows):
-    script = """
-import numpy as np, matplotlib.pyplot as plt, windows
+""",
+    'a matplotlib without the private module still plots': r"""
+with pytest.MonkeyPatch.context() as patched:
+    patched.setitem(sys.modules, 'matplotlib._pylab_helpers', None)
+    with pytest.warns(UserWarning, match=r'plot: plt\.show\(\) does not know') as caught:
+        figure = monitor.plot_progress()
+assert len(caught) == 1
+figure._repr_png_()
+""",
+    'a pyplot that does not tell its backend keeps the figures': """
+with pytest.MonkeyPatch.context() as patched:
+    patched.delattr(plt, '_get_backend_mod')
+    figure = monitor.plot_progress()
+    assert plt.gcf() is figure
+""",
+    'the other plots are shown too': """
+import numpy as np
 from thinkml.training import ActiveHistory, ActiveQuery
 from thinkml.training.tuning import LearningRateRange
 
@@ -248,23 +202,64 @@ rates = LearningRateRange(np.geomspace(1e-3, 1, 9), np.linspace(1, 0, 9), 0.1)
 figures = [history.plot_learning_curve(), rates.plot()]
 plt.show()
 assert windows.shown == figures
-"""
-    done = run(script, windows)
-    assert done.returncode == 0, done.stderr
-
-
-@pytest.mark.slow
-def test_a_report_and_a_watched_file_are_not_shown(windows, tmp_path):
-    script = f"""
-import matplotlib.pyplot as plt
+""",
+    'a report and a watched file are not shown': """
+import pathlib, tempfile
 from tests.evaluation.drawn import analyze
 from thinkml.evaluation import ModelEvaluator
-{MONITOR}
-with monitor.watch({str(tmp_path / 'watched.png')!r}):
-    ModelEvaluator().generate_report(analyze('binary').evaluation).save(
-        {str(tmp_path / 'report.html')!r}
-    )
+
+with tempfile.TemporaryDirectory() as folder:
+    with monitor.watch(f'{folder}/watched.png'):
+        report = ModelEvaluator().generate_report(analyze('binary').evaluation)
+        report.save(f'{folder}/report.html')
+    assert len(list(pathlib.Path(folder).iterdir())) == 2
 assert not plt.get_fignums()
+""",
+}
+RUN_EACH = f"""
+import json, traceback
+import pytest
+{MONITOR}
+SCRIPTS = json.loads(sys.stdin.read())
+failures = {{}}
+names = {{'sys': sys, 'pytest': pytest, 'monitor': monitor}}
+for name, script in SCRIPTS.items():
+    try:
+        exec(script, dict(names))
+    except BaseException:
+        failures[name] = traceback.format_exc()
+    import matplotlib.pyplot as plt, windows
+    names |= {{'plt': plt, 'windows': windows}}
+    plt.close('all')
+    windows.shown.clear()
+print(json.dumps(failures))
 """
-    done = run(script, windows)
+
+
+@pytest.fixture(scope='module')
+def failures(windows):
+    done = run(RUN_EACH, windows, input=json.dumps(WITH_WINDOWS))
     assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize('what', WITH_WINDOWS)
+def test_a_script_shows_figures_by_pyplot(failures, what):
+    assert what not in failures, failures[what]
+
+
+def test_plots_need_neither_a_display_nor_pyplot_and_are_let_go(environment):
+    script = f"""
+{MONITOR}
+monitor.plot_progress()
+assert 'matplotlib.pyplot' not in sys.modules
+import matplotlib.pyplot as plt
+plt.close('all')
+monitor.plot_progress()._repr_png_()
+plt.close('all')
+{WITH_WINDOWS['many figures are let go']}
+"""
+    headless = {k: v for k, v in environment.items() if 'DISPLAY' not in k}
+    for variables in ({}, {'MPLBACKEND': 'tkagg'}):
+        done = run(script, headless, **variables)
+        assert done.returncode == 0, done.stderr
