@@ -33,6 +33,7 @@ from thinkml.models.manager import ModelManager
 from thinkml.record import ArraySpec, InputSpec, ModelRecord, Task, attach_record, record_of
 
 MANAGER = ModelManager()
+SLOW = pytest.mark.slow
 
 
 def forward(model, x):
@@ -59,21 +60,26 @@ from tests.models.test_model_manager import forward
 from tests.models import samples
 from tests.models.forged import forge, sign
 from tests.models_for_tests import DropoutBatchNorm
-for name, (_, x) in samples.SAMPLES.items():
+for name in sys.argv[2:]:
     model = thinkml.models.manager.ModelManager().load_model(f'{sys.argv[1]}/{name}')
-    np.save(f'{sys.argv[1]}/{name}.npy', forward(model, x))
+    np.save(f'{sys.argv[1]}/{name}.npy', forward(model, (samples.SAMPLES | samples.KINDS)[name][1]))
 """
 
 
-def test_a_fresh_process_predicts_bit_for_bit(tmp_path):
+@pytest.mark.compiled
+@pytest.mark.parametrize(
+    'names', [['tied', 'linen', 'functions'], pytest.param(['everything'], marks=SLOW)]
+)
+def test_a_fresh_process_predicts_bit_for_bit(names, tmp_path):
     expected = {}
-    for name, (make, x) in samples.SAMPLES.items():
+    for name in names:
+        make, x, *_ = (samples.SAMPLES | samples.KINDS)[name]
         model = make()
         MANAGER.save_model(model, tmp_path / name)
         expected[name] = np.asarray(forward(model, x))
     root = pathlib.Path(__file__).parents[2]
     subprocess.run(
-        [sys.executable, '-W', 'error', '-c', FRESH, tmp_path],
+        [sys.executable, '-W', 'error', '-c', FRESH, tmp_path, *names],
         check=True, cwd=root, env={**os.environ, 'PYTHONPATH': str(root)},
     )  # fmt: skip
     for name, outputs in expected.items():
@@ -613,11 +619,12 @@ def test_a_model_directory_does_not_say_where_it_was_written(saved):
 # --- damage -----------------------------------------------------------------------------------
 
 
-def test_every_damage_names_path_and_file(saved):
+@pytest.mark.parametrize('turns', [100, pytest.param(400, marks=SLOW)])
+def test_every_damage_names_path_and_file(turns, saved):
     names = sorted(p.relative_to(saved).as_posix() for p in saved.rglob('*') if p.is_file())
     assert {'model.json', 'record.json', 'metadata.json', 'manifest.json'} < set(names)
     rng = random.Random(0)
-    for turn in range(400):
+    for turn in range(turns):
         name = names[turn % len(names)]
         file = saved / name
         content = file.read_bytes()
@@ -636,9 +643,10 @@ def test_every_damage_names_path_and_file(saved):
     first_weight(saved)
 
 
-def test_every_bit_of_the_manifest_counts(saved):
+@pytest.mark.parametrize('step', [31, pytest.param(7, marks=SLOW)])
+def test_every_bit_of_the_manifest_counts(step, saved):
     content = (saved / 'manifest.json').read_bytes()
-    for position in range(0, 8 * len(content), 7):
+    for position in range(0, 8 * len(content), step):
         damaged = bytearray(content)
         damaged[position // 8] ^= 1 << position % 8
         (saved / 'manifest.json').write_bytes(damaged)
@@ -868,7 +876,7 @@ assert type(model).__module__ == 'tests.models.samples'
 
 
 def test_modules_are_imported_only_where_they_are_trusted(tmp_path):
-    path = MANAGER.save_model(samples.everything(), tmp_path / 'model')
+    path = MANAGER.save_model(samples.Tied(nnx.Rngs(0)), tmp_path / 'model')
     root = pathlib.Path(__file__).parents[2]
     subprocess.run(
         [sys.executable, '-W', 'error', '-c', UNTRUSTED, path],
