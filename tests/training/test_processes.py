@@ -1,9 +1,17 @@
 """Trainings of several processes, which here talk over localhost."""
 
+import contextlib
+import io
 import json
 import os
+import shutil
 import signal
+import sys
 import time
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from unittest import mock
 
 import jax
 import numpy as np
@@ -12,44 +20,60 @@ from flax import nnx
 
 from tests.models_for_tests import DropoutBatchNorm
 from tests.processes import end, outputs_of, run_together, started_together, wait_until
-from thinkml.errors import ProcessError
-from thinkml.training import DistributedTrainer, ModelTrainer, TrainingConfig
+from thinkml.data.rows import Rows
+from thinkml.errors import ConfigError, ProcessError
+from thinkml.evaluation import ModelEvaluator
+from thinkml.monitoring import TrainingMonitor
+from thinkml.training import Checkpoint, DistributedTrainer, ModelTrainer, TrainingConfig
 
-# Each test starts up to eight processes, each of which compiles.
+# A test starts up to four processes, each of which compiles.
 pytestmark = pytest.mark.timeout(1800)
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(203, 6)).astype(np.float32)
 Y = (X[:, 0] > 0).astype(int) + (X[:, 1] > 0.5)
 SETTINGS = {
-    'epochs': 4, 'batch_size': 16, 'optimizer': 'momentum', 'learning_rate': 0.05,
-    'validation_split': 0.2, 'steps_per_dispatch': 4,
+    'epochs': 2, 'batch_size': 16, 'optimizer': 'momentum', 'learning_rate': 0.05,
+    'validation_split': 0.2, 'steps_per_dispatch': 2,
 }  # fmt: skip
-
-# What every script begins with. The trainer comes first: it meets the other processes.
-BEGIN = """
-import json, os, sys, time
-import numpy as np
-from flax import nnx
-from tests.models_for_tests import DropoutBatchNorm
-from tests.training.test_processes import SETTINGS, X, Y, arrays_of, trained
-from thinkml.errors import ProcessError
-from thinkml.training import Checkpoint, DistributedTrainer, TrainingConfig
-"""
+MANY = 20_000
 
 
-def arrays_of(model):
-    kept = nnx.state(model, nnx.Any(nnx.Param, nnx.BatchStat))
-    return {str(path): np.asarray(value).tolist() for path, value in nnx.to_flat_state(kept)}
+def calling(function, *arguments, **named):
+    """Returns the code of a process that calls a function of this file and prints its result.
+
+    The function makes a trainer first, which meets the other processes.
+    """
+    call = f'test_processes.{function.__name__}(*{arguments!r}, **{named!r})'
+    return (
+        'import json\nfrom tests.training import test_processes\n'
+        f'print(json.dumps({call}), flush=True)'
+    )
 
 
-def trained(trainer, seed=0, y=Y, **options):
-    model = DropoutBatchNorm(6, 3, nnx.Rngs(seed))
+def results_of(outputs):
+    """Returns what the function returned in each process."""
+    return [json.loads(output) for output, _ in outputs]
+
+
+def new_model(seed=0):
+    return DropoutBatchNorm(6, 3, nnx.Rngs(seed))
+
+
+def small_model():
+    return nnx.Linear(6, 3, rngs=nnx.Rngs(0))
+
+
+def trained(trainer, make_model=new_model, y=Y, **options):
+    model = make_model()
     options = {'metrics': ['f1', 'roc_auc'], 'progress': False, **options}
-    history = trainer.train(model, X, y, **options)
-    return {
-        'history': dict(history), 'losses': history.step_loss.tolist(), 'arrays': arrays_of(model),
-    }  # fmt: skip
+    return as_json(trainer.train(model, X, y, **options), model)
+
+
+def as_json(history, model):
+    kept = nnx.state(model, nnx.Any(nnx.Param, nnx.BatchStat))
+    arrays = {str(path): np.asarray(value).tolist() for path, value in nnx.to_flat_state(kept)}
+    return {'history': dict(history), 'losses': history.step_loss.tolist(), 'arrays': arrays}
 
 
 def assert_same(got, expected, tolerance=1e-5):
@@ -64,167 +88,361 @@ def alone():
     return trained(ModelTrainer(TrainingConfig(**SETTINGS)))
 
 
-SAME = """
-strategy, budget, folder = sys.argv[1], json.loads(sys.argv[2]), sys.argv[3]
-config = TrainingConfig(
-    **SETTINGS, device_data_bytes=budget, checkpoint_dir=folder + '/checkpoints',
-    callbacks=['checkpoint', 'tensorboard', 'csv', 'progress'],
-)
-os.chdir(folder)
-trainer = DistributedTrainer(config, strategy=strategy)
-print(json.dumps(trained(trainer)))
-"""
+@pytest.fixture(scope='module')
+def small_alone():
+    return trained(ModelTrainer(TrainingConfig(**SETTINGS)), small_model, metrics=[])
 
 
+# --- what two processes do in one go ------------------------------------------------------------
+
+
+def in_one_go(folder, killed):
+    """Does in each of two processes, one after the other, what many tests look at.
+
+    One device of each trains, so that little is compiled; all four train what is streamed.
+    """
+    return {
+        'resident': met('coordinator'),
+        'streamed': trained_and_evaluated(f'{folder}/streamed', 'mirrored', 1_500),
+        'batches': trained_on_batches(partial(DistributedTrainer, num_gpus=2)),
+        'read in parts': read(f'{folder}/x.npy', 400_000),
+        'read in a stream': read(f'{folder}/x.npy', 50_000),
+        'differences': differences(),
+        'stopped': stopped(),
+        'resumed': saved(killed, resume=True, num_gpus=2),
+        'whole': saved(f'{folder}/whole', num_gpus=2),
+    }
+
+
+@pytest.fixture(scope='module')
+def together(killed, tmp_path_factory):
+    """What the two processes returned, and the folder they wrote to."""
+    folder = tmp_path_factory.mktemp('together')
+    np.save(folder / 'x.npy', RNG.normal(size=(MANY, 6)).astype(np.float32))
+    shutil.copytree(killed.folder, folder / 'killed')
+    code = calling(in_one_go, str(folder), str(folder / 'killed'))
+    return SimpleNamespace(folder=folder, results=results_of(run_together(code, 2, devices=2)))
+
+
+def met(way):
+    """Trains on one device of each process, which meet in another way than by SLURM."""
+    slurm = {name: os.environ.pop(name) for name in list(os.environ) if name.startswith('SLURM')}
+    job, own = slurm['SLURM_JOB_ID'], slurm['SLURM_PROCID']
+    by = {}
+    if way == 'mpi':
+        os.environ |= {
+            'OMPI_MCA_orte_hnp_uri': f'{job}.0;tcp://127.0.0.1:1', 'OMPI_COMM_WORLD_SIZE': '2',
+            'OMPI_COMM_WORLD_RANK': own, 'OMPI_COMM_WORLD_LOCAL_RANK': own,
+        }  # fmt: skip
+    else:
+        port = int(job) % 4096 + 61440
+        by = {'coordinator': f'localhost:{port}', 'num_processes': 2, 'process_id': int(own)}
+    trainer = DistributedTrainer(TrainingConfig(**SETTINGS), num_gpus=2, **by)
+    assert [device.process_index for device in trainer.devices] == [0, 1]
+    return trained(trainer)
+
+
+def test_processes_meet_by_a_coordinator_and_train_on_some_of_their_devices(together, alone):
+    for result in together.results:
+        assert_same(result['resident'], alone)
+
+
+@pytest.mark.slow
+def test_processes_meet_by_mpi_and_train_on_some_of_their_devices(alone):
+    for result in results_of(run_together(calling(met, 'mpi'), 2, devices=2)):
+        assert_same(result, alone)
+
+
+def trained_and_evaluated(folder, strategy, budget):
+    """Trains, records, evaluates and reports, each process in a folder of its own."""
+    config = TrainingConfig(
+        **SETTINGS, device_data_bytes=budget, checkpoint_dir=f'{folder}/checkpoints',
+        callbacks=['checkpoint', 'tensorboard', 'csv', 'progress'],
+    )  # fmt: skip
+    trainer, monitor = DistributedTrainer(config, strategy=strategy), TrainingMonitor()
+    evaluator, model = ModelEvaluator(devices=trainer.devices), new_model()
+    own = Path(folder, str(jax.process_index()))
+    own.mkdir(parents=True)
+    with contextlib.chdir(own), contextlib.redirect_stderr(io.StringIO()) as errors:
+        history = trainer.train(model, X, Y, metrics=['f1', 'roc_auc'], progress=False)
+        evaluation = evaluator.evaluate(model, X, Y)
+        evaluator.generate_report(evaluation).save('report.html')
+        monitor.track_progress(model)
+        monitor.plot_progress('curves.png')
+    is_alone = strategy == 'mirrored' and jax.process_index() == 0
+    alone = ModelEvaluator().evaluate(model, X, Y, confidence=None) if is_alone else None
+    return {
+        'trained': as_json(history, model),
+        'has bar': 'epoch 2' in errors.getvalue(),
+        'evaluated': dict(evaluation.metrics),
+        'evaluated alone': alone and dict(alone.metrics),
+    }
+
+
+def assert_trained_as_one(results, alone):
+    assert all(result['trained'] == results[0]['trained'] for result in results)
+    assert_same(results[0]['trained'], alone)
+
+
+def assert_evaluated_together(results):
+    together, alone = results[0]['evaluated'], results[0]['evaluated alone']
+    assert all(result['evaluated'] == together for result in results)
+    assert together['accuracy'] > 0.5
+    assert alone is None or alone == pytest.approx(together, rel=0, abs=1e-6)
+
+
+def assert_written_by_the_first(results, folder):
+    assert [result['has bar'] for result in results] == [True] + [False] * (len(results) - 1)
+    written = sorted(path.name for path in folder.glob('[0-9]/**/*') if path.is_file())
+    of_logs = [name for name in written if 'tfevents' in name]
+    assert len(of_logs) == 2 and len(list(folder.glob('0/logs/run-*/train/*tfevents*'))) == 1
+    assert set(written) - set(of_logs) == {'curves.png', 'history.csv', 'report.html'}
+    assert not [path for number in range(1, len(results)) for path in folder.glob(f'{number}/*')]
+    assert [path.name for path in folder.glob('checkpoints/*')] == ['run-1']
+
+
+def test_processes_train_as_one(together, alone):
+    assert_trained_as_one([result['streamed'] for result in together.results], alone)
+
+
+def test_processes_evaluate_together(together):
+    assert_evaluated_together([result['streamed'] for result in together.results])
+
+
+def test_the_first_process_writes(together):
+    results = [result['streamed'] for result in together.results]
+    assert_written_by_the_first(results, together.folder / 'streamed')
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ('count', 'devices', 'strategy', 'budget'),
     [
         (2, 1, 'mirrored', None),
-        pytest.param(2, 2, 'fsdp', None, marks=pytest.mark.slow),
-        pytest.param(4, 1, 'mirrored', 5_000, marks=pytest.mark.slow),  # rows in parts
+        (2, 2, 'fsdp', None),
+        (4, 1, 'mirrored', 5_000),  # rows in parts
         (4, 1, 'mirrored', 1_500),  # streamed
     ],
 )
-def test_processes_train_as_one(count, devices, strategy, budget, alone, tmp_path):
-    outputs = run_together(
-        BEGIN + SAME, count, strategy, json.dumps(budget), tmp_path, devices=devices
-    )
-    results = [json.loads(output) for output, _ in outputs]
-    for result in results:
-        assert result == results[0]
-    assert_same(results[0], alone)
-    bars = ['epoch 4' in errors for _, errors in outputs]
-    assert bars == [True] + [False] * (count - 1)
-    assert len(list(tmp_path.glob('logs/run-*/train/*tfevents*'))) == 1
-    assert [path.name for path in tmp_path.glob('checkpoints/*')] == ['run-1']
+def test_any_number_of_processes_is_as_one(count, devices, strategy, budget, alone, tmp_path):
+    code = calling(trained_and_evaluated, str(tmp_path), strategy, budget)
+    results = results_of(run_together(code, count, devices=devices))
+    assert_trained_as_one(results, alone)
+    assert_evaluated_together(results)
+    assert_written_by_the_first(results, tmp_path)
 
 
-READ = """
-from thinkml.data.rows import Rows
-
-read, take = set(), Rows.take
-Rows.take = lambda rows, indices: read.update(indices) or take(rows, indices)
-stored = np.load(sys.argv[1], mmap_mode='r')
-budget = int(sys.argv[2])
-config = TrainingConfig(epochs=1, batch_size=100, device_data_bytes=budget)
-DistributedTrainer(config).train(
-    DropoutBatchNorm(6, 3, nnx.Rngs(0)), stored, np.arange(len(stored)) % 3, progress=False
-)
-print(json.dumps(sorted(map(int, read))))
-"""
+def read(path, budget):
+    """Returns which rows of the file this process takes."""
+    rows, take = set(), Rows.take
+    config = TrainingConfig(epochs=1, batch_size=1000, device_data_bytes=budget)
+    trainer = DistributedTrainer(config, num_gpus=2)
+    model, stored = small_model(), np.load(path, mmap_mode='r')
+    with mock.patch.object(Rows, 'take', lambda self, at: rows.update(at) or take(self, at)):
+        trainer.train(model, stored, np.arange(MANY) % 3, metrics=[], progress=False)
+    return sorted(map(int, rows))
 
 
-@pytest.mark.parametrize('budget', [800_000, 100_000], ids=['parted', 'streamed'])
-def test_a_process_reads_the_rows_of_its_devices(budget, tmp_path):
-    rows = 40_000
-    np.save(tmp_path / 'x.npy', RNG.normal(size=(rows, 6)).astype(np.float32))
-    outputs = run_together(BEGIN + READ, 2, tmp_path / 'x.npy', budget)
-    first, second = (set(json.loads(output)) for output, _ in outputs)
-    assert first | second == set(range(rows))
+@pytest.mark.parametrize('way', ['parts', 'a stream'])
+def test_a_process_reads_the_rows_of_its_devices(way, together):
+    first, second = (set(result[f'read in {way}']) for result in together.results)
+    assert first | second == set(range(MANY))
     shared = 4096 + 1024  # what each compares with the others, and tries the model on
-    assert max(len(first), len(second)) <= rows / 2 + shared
+    assert max(len(first), len(second)) <= MANY / 2 + shared
 
 
-BATCHES = """
-def batches():
-    for first in range(0, len(X), 16):
-        yield X[first : first + 16], Y[first : first + 16]
+def trained_on_batches(make_trainer):
+    def batches():
+        for first in range(0, len(X), 16):
+            yield X[first : first + 16], Y[first : first + 16]
 
-config = TrainingConfig(**SETTINGS | {'validation_split': 0, 'early_stopping': True})
-trainer = DistributedTrainer(config)
-model = DropoutBatchNorm(6, 3, nnx.Rngs(0))
-history = trainer.train(model, batches, None, X, Y, progress=False)
-print(json.dumps({'history': dict(history), 'losses': history.step_loss.tolist(),
-                  'arrays': arrays_of(model)}))
-"""
+    trainer = make_trainer(
+        TrainingConfig(**SETTINGS | {'validation_split': 0, 'early_stopping': True})
+    )
+    model = new_model()
+    return as_json(trainer.train(model, batches, None, X, Y, progress=False), model)
 
 
-def test_processes_train_on_batches_as_one():
-    outputs = run_together(BEGIN + BATCHES, 2)
-    [(alone, _)] = run_together(BEGIN + BATCHES, 1)
-    for output, _ in outputs:
-        assert_same(json.loads(output), json.loads(alone))
+def test_processes_train_on_batches_as_one(together):
+    alone = trained_on_batches(ModelTrainer)
+    for result in together.results:
+        assert_same(result['batches'], alone)
 
 
-RESUMED = """
-folder, pause, resume = sys.argv[1], float(sys.argv[2]), sys.argv[3] == 'resume'
+def differences():
+    """Returns what the errors say where the model's seed or the data differ."""
+    own, told = jax.process_index(), []
+    trainer = DistributedTrainer(TrainingConfig(**SETTINGS))
+    for options in (
+        {'make_model': lambda: new_model(seed=own)},
+        {'y': Y if own else Y[::-1].copy()},
+    ):
+        with pytest.raises(ConfigError) as caught:
+            trained(trainer, **options)
+        told += [line for line in str(caught.value).splitlines() if line.startswith('  - ')]
+    return told
 
-class Slow:
+
+def test_what_differs_between_processes_is_told_in_all_of_them(together):
+    for result in together.results:
+        assert result['differences'] == [
+            f'  - {what}: not the same in process 1 as in process 0.'
+            for what in (
+                'the initial arrays of the model',
+                'X_train, y_train or their weights',
+                'X_val or y_val',
+            )
+        ]
+
+
+def stopped():
+    """Returns the number of epochs, and what ended the run."""
+
+    def stop(run):
+        if jax.process_index() == 1 and run.epoch >= 3:
+            run.stop('enough')
+
+    settings = SETTINGS | {'epochs': 10_000, 'steps_per_dispatch': None}
+    trainer = DistributedTrainer(TrainingConfig(**settings, callbacks=[stop]), num_gpus=2)
+    trained(trainer)
+    return trainer._latest.history.epochs, trainer._latest.history.events
+
+
+def test_one_process_that_stops_stops_all(together):
+    first, second = (result['stopped'] for result in together.results)
+    assert first == [3, [[3, 'process 1 ended the run']]]
+    assert second == [3, [[3, 'enough']]]
+
+
+# --- processes that end before the training does ------------------------------------------------
+
+
+class Holds:
+    """A callback that holds the training after its sixth step until a file is there."""
+
+    def __init__(self, folder):
+        self.released = Path(folder, 'released')
+
     def on_chunk_end(self, run):
-        time.sleep(pause)
-
-config = TrainingConfig(
-    **SETTINGS, callbacks=[Checkpoint(folder, every_steps=2), Slow()],
-)
-print(json.dumps(trained(DistributedTrainer(config), resume=resume)))
-"""
+        while run.step == 6 and not self.released.exists():
+            time.sleep(0.05)
 
 
-def wait_for_checkpoints(folder, processes):
-    wait_until(lambda: any(int(path.name) >= 6 for path in folder.glob('run-1/[0-9]*')), processes)
+def saved(folder, *callbacks, num_gpus=None, **options):
+    """Trains with a checkpoint after each fourth step."""
+    callbacks = [Checkpoint(folder, every_steps=4), *callbacks]
+    trainer = DistributedTrainer(TrainingConfig(**SETTINGS, callbacks=callbacks), num_gpus=num_gpus)
+    return trained(trainer, **options)
 
 
-def killed_after_some_checkpoints(count, folder):
-    with started_together(BEGIN + RESUMED, count, folder, 0.4, 'begin') as processes:
-        wait_for_checkpoints(folder, processes)
+def held(folder):
+    with telling_of_lost_processes():
+        saved(folder, Holds(folder))
+
+
+@contextlib.contextmanager
+def telling_of_lost_processes():
+    try:
+        yield
+    except ProcessError as error:
+        print(type(error).__name__, error, flush=True)
+        os._exit(3)
+
+
+def wait_for_checkpoint(folder, processes):
+    wait_until((folder / 'run-1' / '4').exists, processes)
+
+
+@pytest.fixture(scope='module')
+def killed(tmp_path_factory):
+    """The folder of a run whose second process was killed, and how the first one ended."""
+    folder = tmp_path_factory.mktemp('killed')
+    with started_together(calling(held, str(folder)), 2) as processes:
+        wait_for_checkpoint(folder, processes)
+        end(processes[1])
+        (folder / 'released').touch()
+        output, errors = outputs_of(processes[0])
+    return SimpleNamespace(
+        folder=folder, code=processes[0].returncode, output=output, errors=errors
+    )
+
+
+def assert_told_of_a_lost_process(code, output, errors):
+    assert code == 3, errors[-3000:]
+    assert output.startswith('ProcessError process 0 of 2 has lost another one'), output
+    assert 'resume=True' in output
+
+
+def test_a_killed_process_ends_the_others_and_is_told(killed):
+    assert_told_of_a_lost_process(killed.code, killed.output, killed.errors)
+
+
+def test_a_run_that_was_killed_equals_one_that_was_not(together, alone):
+    first, second = together.results
+    assert first['resumed'] == second['resumed'] == first['whole']
+    assert_same(first['resumed'], alone)
+
+
+def test_a_run_that_was_killed_goes_on_in_one_process(killed, alone, tmp_path):
+    folder = shutil.copytree(killed.folder, tmp_path / 'killed')
+    assert_same(saved(folder, resume=True), alone)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(('first', 'second'), [(4, 2), (2, 4)])
+def test_a_run_that_was_killed_goes_on_with_another_number(first, second, alone, tmp_path):
+    with started_together(calling(held, str(tmp_path)), first) as processes:
+        wait_for_checkpoint(tmp_path, processes)
         for process in processes:
             end(process)
-
-
-@pytest.mark.parametrize(
-    ('first', 'second'),
-    [
-        (2, 2),
-        (2, 1),
-        pytest.param(4, 2, marks=pytest.mark.slow),
-        pytest.param(2, 4, marks=pytest.mark.slow),
-    ],
-)
-def test_a_run_that_was_killed_goes_on_with_another_number(first, second, alone, tmp_path):
-    killed_after_some_checkpoints(first, tmp_path)
-    outputs = run_together(BEGIN + RESUMED, second, tmp_path, 0, 'resume')
-    results = [json.loads(output) for output, _ in outputs]
+    results = results_of(run_together(calling(saved, str(tmp_path), resume=True), second))
     assert all(result == results[0] for result in results)
     assert_same(results[0], alone)
-    if first == second:
-        [(whole, _), *_] = run_together(BEGIN + RESUMED, first, tmp_path / 'whole', 0, 'begin')
-        assert json.loads(whole) == results[0]
 
 
-def test_processes_that_are_told_to_end_save_together(alone, tmp_path):
-    with started_together(BEGIN + RESUMED, 2, tmp_path, 0.4, 'begin') as processes:
-        wait_for_checkpoints(tmp_path, processes)
-        for process in reversed(processes):
-            process.send_signal(signal.SIGTERM)
-            time.sleep(0.2)  # as from two machines
-        outputs = [outputs_of(process) for process in processes]
-    assert [process.returncode for process in processes] == [-signal.SIGTERM] * 2
-    assert any('terminated, saved after' in errors for _, errors in outputs), outputs
-    [(resumed, _)] = run_together(BEGIN + RESUMED, 1, tmp_path, 0, 'resume')
-    assert_same(json.loads(resumed), alone)
+def raises(run):
+    if jax.process_index() == 1:
+        raise RuntimeError('of its own')
 
 
-ENDING = """
-import signal
-folder, handler = sys.argv[1:]
-own = os.environ['SLURM_PROCID']
+def failing():
+    trainer = DistributedTrainer(TrainingConfig(**SETTINGS, callbacks=[raises]))
+    with telling_of_lost_processes():
+        trained(trainer, small_model, metrics=[])
 
-class Slow:
-    def on_chunk_end(self, run):
-        time.sleep(0.2)
+
+def test_a_process_that_raises_ends_the_others_and_is_told():
+    with started_together(calling(failing), 2) as processes:
+        (output, errors), (_, of_lost) = map(outputs_of, processes)
+    assert_told_of_a_lost_process(processes[0].returncode, output, errors)
+    assert processes[1].returncode == 1 and 'RuntimeError: of its own' in of_lost
+
+
+@pytest.mark.slow
+def test_the_first_process_ends_the_others_too(tmp_path):
+    with started_together(calling(held, str(tmp_path)), 2) as (first, second):
+        wait_for_checkpoint(tmp_path, [first, second])
+        end(first)
+        (tmp_path / 'released').touch()
+        said = ''.join(outputs_of(second))
+    assert second.returncode != 0
+    # The words of the one who notices first: of ThinkML, or of JAX, which then ends it.
+    assert 'has lost another one' in said or 'another task died' in said, said
+
+
+class Ends:
+    """A callback that prints that the training ends, in the first process before the second."""
 
     def on_train_end(self, run):
         print('ends', flush=True)
-        time.sleep(4 if own == '1' else 0)  # the first process, which coordinates, comes first
+        time.sleep(4 * jax.process_index())
 
-if handler == 'own':
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(5))
-config = TrainingConfig(
-    **SETTINGS | {'epochs': 10_000}, callbacks=[Checkpoint(folder, every_steps=2), Slow()],
-)
-trained(DistributedTrainer(config))
-print('went on', flush=True)
-"""
+
+def held_until_told(folder, handler):
+    if handler == 'own':
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(5))
+    saved(folder, Holds(folder), Ends(), make_model=small_model, metrics=[])
+    print('went on', flush=True)
 
 
 @pytest.mark.parametrize(
@@ -236,183 +454,49 @@ print('went on', flush=True)
         pytest.param((0, 1), 'own', 5, marks=pytest.mark.slow),
     ],
 )
-def test_processes_that_are_told_to_end_wait_for_each_other(told, handler, code, tmp_path):
-    with started_together(BEGIN + ENDING, 2, tmp_path, handler) as processes:
-        wait_for_checkpoints(tmp_path, processes)
+def test_processes_that_are_told_to_end_save_together_and_wait_for_each_other(
+    told, handler, code, small_alone, tmp_path
+):
+    with started_together(calling(held_until_told, str(tmp_path), handler), 2) as processes:
+        wait_for_checkpoint(tmp_path, processes)
         for index in told:
             processes[index].send_signal(signal.SIGTERM)
+        (tmp_path / 'released').touch()
         outputs = [outputs_of(process) for process in processes]
     assert [process.returncode for process in processes] == [code] * 2, outputs
     for output, errors in outputs:
-        assert output == 'ends\n' and 'terminated, saved after' in errors, outputs
+        assert output == 'ends\n' and 'terminated, saved after 6 steps' in errors, outputs
+    resumed = saved(tmp_path, make_model=small_model, metrics=[], resume=True)
+    assert_same(resumed, small_alone)
 
 
-SLOW_TO_READ = """
-trainer = DistributedTrainer(TrainingConfig(**SETTINGS))
-if os.environ['SLURM_PROCID'] == '1':
-    time.sleep(40)
-print(json.dumps(trained(trainer)))
-"""
+def slow_to_read():
+    trainer = DistributedTrainer(TrainingConfig(**SETTINGS))
+    time.sleep(40 * jax.process_index())
+    return trained(trainer)
 
 
 @pytest.mark.slow
 def test_processes_wait_for_one_that_is_slow_to_read_its_data(alone):
     # Gloo, which connects them on CPUs, waits for half a minute only.
-    for output, _ in run_together(BEGIN + SLOW_TO_READ, 2):
-        assert_same(json.loads(output), alone)
+    for result in results_of(run_together(calling(slow_to_read), 2)):
+        assert_same(result, alone)
 
 
-DYING = """
-dying, way = sys.argv[1:]
-
-def die(run):
-    if run.epoch == 2 and os.environ['SLURM_PROCID'] == dying:
-        if way == 'killed':
-            os.kill(os.getpid(), 9)
-        raise RuntimeError('of its own')
-
-config = TrainingConfig(**SETTINGS | {'epochs': 10_000}, callbacks=[die])
-try:
-    trained(DistributedTrainer(config))
-except ProcessError as error:
-    print(type(error).__name__, error, flush=True)
-    os._exit(3)
-"""
+# --- how processes meet -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(('way', 'code'), [('killed', -signal.SIGKILL), ('raises', 1)])
-def test_a_lost_process_ends_the_others_and_is_told(way, code):
-    with started_together(BEGIN + DYING, 2, 1, way) as processes:
-        (output, errors), (_, of_lost) = map(outputs_of, processes)
-    assert [process.returncode for process in processes] == [3, code], errors[-3000:]
-    assert output.startswith('ProcessError process 0 of 2 has lost another one'), output
-    assert 'resume=True' in output
-    assert ('RuntimeError: of its own' in of_lost) == (way == 'raises')
+def too_late():
+    jax.devices()
+    with pytest.raises(ProcessError) as caught:
+        DistributedTrainer()
+    return str(caught.value)
 
 
 @pytest.mark.slow
-def test_the_first_process_ends_the_others_too():
-    with started_together(BEGIN + DYING, 2, 0, 'killed') as (_, second):
-        said = ''.join(outputs_of(second))
-    assert second.returncode != 0
-    # The words of the one who notices first: of ThinkML, or of JAX, which then ends it.
-    assert 'has lost another one' in said or 'another task died' in said, said
-
-
-DIFFERENT = """
-from thinkml.errors import ConfigError
-own = int(os.environ['SLURM_PROCID'])
-trainer = DistributedTrainer(TrainingConfig(**SETTINGS))
-for options in ({'seed': own}, {'y': Y if own else Y[::-1].copy()}):
-    try:
-        trained(trainer, **options)
-    except ConfigError as error:
-        print(str(error))
-"""
-
-
-def test_what_differs_between_processes_is_told_in_all_of_them():
-    for output, _ in run_together(BEGIN + DIFFERENT, 2):
-        problems = [line for line in output.splitlines() if line.startswith('  - ')]
-        assert problems == [
-            f'  - {what}: not the same in process 1 as in process 0.'
-            for what in (
-                'the initial arrays of the model',
-                'X_train, y_train or their weights',
-                'X_val or y_val',
-            )
-        ]
-
-
-ENDED = """
-own = int(os.environ['SLURM_PROCID'])
-config = TrainingConfig(**SETTINGS | {'epochs': 10_000, 'steps_per_dispatch': None},
-                        callbacks=[lambda run: own and run.epoch >= 3 and run.stop('enough')])
-trainer = DistributedTrainer(config)
-result = trained(trainer)
-print(len(result['history']['loss']), trainer._latest.history.events)
-"""
-
-
-EVALUATED = """
-from pathlib import Path
-from thinkml.evaluation import ModelEvaluator
-from thinkml.monitoring import TrainingMonitor
-
-own = Path(sys.argv[2], os.environ['SLURM_PROCID'])
-own.mkdir()
-os.chdir(own)
-config = TrainingConfig(**SETTINGS, callbacks=['tensorboard', 'csv'])
-trainer = DistributedTrainer(config, strategy=sys.argv[1])
-model = DropoutBatchNorm(6, 3, nnx.Rngs(0))
-trainer.train(model, X, Y, progress=False)
-evaluator = ModelEvaluator(devices=trainer.devices)
-together = evaluator.evaluate(model, X, Y)
-print(json.dumps(together.metrics))
-evaluator.generate_report(together).save('report.html')
-monitor = TrainingMonitor()
-monitor.track_progress(model)
-monitor.plot_progress('curves.png')
-if trainer.strategy == 'mirrored' and own.name == '0':
-    alone = ModelEvaluator().evaluate(model, X, Y)
-    assert all(abs(alone[name] - value) < 1e-6 for name, value in together.metrics.items())
-"""
-
-
-@pytest.mark.parametrize('strategy', ['mirrored', pytest.param('fsdp', marks=pytest.mark.slow)])
-def test_processes_evaluate_together_and_the_first_one_writes(strategy, tmp_path):
-    outputs = run_together(BEGIN + EVALUATED, 2, strategy, tmp_path, devices=2)
-    results = [json.loads(output) for output, _ in outputs]
-    assert results[0] == results[1] and results[0]['accuracy'] > 0.5
-    written = {path.name for path in tmp_path.glob('0/**/*') if path.is_file()}
-    assert written >= {'report.html', 'curves.png'} and len(written) == 5, written
-    assert not list(tmp_path.glob('1/*'))
-
-
-def test_one_process_that_stops_stops_all():
-    (first, _), (second, _) = run_together(BEGIN + ENDED, 2)
-    assert first == "3 [(3, 'process 1 ended the run')]\n"
-    assert second == "3 [(3, 'enough')]\n"
-
-
-MET = """
-of_slurm = {name: os.environ.pop(name) for name in list(os.environ) if name.startswith('SLURM')}
-job, own = of_slurm['SLURM_JOB_ID'], of_slurm['SLURM_PROCID']
-by = {}
-if sys.argv[1] == 'mpi':
-    os.environ |= {
-        'OMPI_MCA_orte_hnp_uri': f'{job}.0;tcp://127.0.0.1:1', 'OMPI_COMM_WORLD_SIZE': '2',
-        'OMPI_COMM_WORLD_RANK': own, 'OMPI_COMM_WORLD_LOCAL_RANK': own,
-    }
-else:
-    port = int(job) % 4096 + 61440
-    by = {'coordinator': f'localhost:{port}', 'num_processes': 2, 'process_id': int(own)}
-trainer = DistributedTrainer(TrainingConfig(**SETTINGS), num_gpus=2, **by)
-assert [device.process_index for device in trainer.devices] == [0, 1]
-print(json.dumps(trained(trainer)))
-"""
-
-
-@pytest.mark.parametrize('way', ['coordinator', pytest.param('mpi', marks=pytest.mark.slow)])
-def test_processes_meet_in_other_ways_and_train_on_some_of_their_devices(way, alone):
-    for output, _ in run_together(BEGIN + MET, 2, way, devices=2):
-        assert_same(json.loads(output), alone)
-
-
-LATE = """
-import jax
-jax.devices()
-from thinkml.errors import ProcessError
-try:
-    DistributedTrainer()
-except ProcessError as error:
-    print(error)
-"""
-
-
 def test_a_trainer_that_comes_too_late_says_so():
-    for output, _ in run_together(BEGIN + LATE, 2):
-        assert 'Make the DistributedTrainer before the model' in output
+    for result in results_of(run_together(calling(too_late), 2)):
+        assert 'Make the DistributedTrainer before the model' in result
 
 
 def test_a_coordinator_that_comes_too_late_says_so():

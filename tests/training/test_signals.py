@@ -69,6 +69,18 @@ def test_sigterm_saves_at_the_next_border_and_reaches_the_users_handler(
     assert resumed == uninterrupted
 
 
+def test_without_checkpoints_sigterm_reaches_the_users_handler_at_once(terminated):
+    class Ends(Sends):
+        def on_chunk_end(self, run):
+            super().on_chunk_end(run)
+            found.append(list(terminated))
+
+    found = []
+    history = trained(Ends(signal.SIGTERM, at=1), epochs=1, steps_per_dispatch=1)
+    assert found[0] == terminated == [signal.SIGTERM]
+    assert not history.interrupted and history.epochs == 1
+
+
 def test_the_users_handler_finds_everything_in_its_place(tmp_path):
     found = {}
 

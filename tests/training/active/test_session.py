@@ -254,8 +254,9 @@ def test_what_failed_to_be_loaded_takes_no_label_and_holds_no_lock(tmp_path):
     learner.load(path, X[POOL])
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize('seconds', [0.0, 0.02, 0.1, 0.3])
+@pytest.mark.parametrize(
+    'seconds', [0.02, *(pytest.param(other, marks=pytest.mark.slow) for other in (0.0, 0.1, 0.3))]
+)
 def test_a_killed_process_has_lost_no_label(seconds, tmp_path):
     path = tmp_path / 'session'
     with subprocess.Popen(
