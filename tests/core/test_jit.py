@@ -196,16 +196,16 @@ def one(number):
         ModelEvaluator().evaluate(model, X, Y)
     predict_outputs(model, X)
 
-for number in range(1000):
+for number in range(600):
     one(number)
-    if number in (249, 499, 749, 999):
+    if number in (299, 449, 599):
         print(*measured(), flush=True)
 """
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != 'linux', reason='reads /proc')
-def test_a_thousand_programs_take_no_more_maps_and_memory_than_some_hundred():
+def test_many_programs_take_no_more_maps_and_memory_than_some_hundred():
     done = subprocess.run(
         [sys.executable, '-c', MANY], check=True, text=True, stdout=subprocess.PIPE,
         env=os.environ | {'PYTHONPATH': str(ROOT)},
