@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.training.run_to_kill import main
+
 ROOT = Path(__file__).parents[2]
 WORKER = Path(__file__).with_name('run_to_kill.py')
 
@@ -21,12 +23,6 @@ def start(directory, kind, output):
     directory.mkdir(exist_ok=True)
     command = [sys.executable, str(WORKER), str(directory), kind, str(output)]
     return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
-
-
-def finish(*arguments):
-    process = start(*arguments)
-    _, errors = process.communicate()
-    assert process.returncode == 0, errors
 
 
 def steps(directory):
@@ -55,7 +51,8 @@ def saved(output):
 @pytest.mark.parametrize('kind', ['arrays', 'memmap', 'batches'])
 def test_a_run_killed_twice_equals_one_that_was_not(tmp_path, kind):
     chance = random.Random(kind)
-    finish(tmp_path / 'whole', kind, tmp_path / 'expected')
+    (tmp_path / 'whole').mkdir()
+    main(tmp_path / 'whole', kind, tmp_path / 'expected')
     killed_at = []
     for _ in range(2):
         process = start(tmp_path / 'killed', kind, tmp_path / 'found')
@@ -63,7 +60,7 @@ def test_a_run_killed_twice_equals_one_that_was_not(tmp_path, kind):
         killed_at.append(steps(tmp_path / 'killed'))
     assert not (tmp_path / 'found.npz').exists()
     assert 0 < killed_at[0] < killed_at[1] < 60
-    finish(tmp_path / 'killed', kind, tmp_path / 'found')
+    main(tmp_path / 'killed', kind, tmp_path / 'found')
     found, expected = saved(tmp_path / 'found'), saved(tmp_path / 'expected')
     assert found[1] == expected[1]
     assert found[0] == expected[0]

@@ -214,22 +214,25 @@ def test_the_first_process_writes(together):
     assert_written_by_the_first(results, together.folder / 'streamed')
 
 
+def for_each_budget(folder, strategy, budgets):
+    return [trained_and_evaluated(f'{folder}/{budget}', strategy, budget) for budget in budgets]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ('count', 'devices', 'strategy', 'budget'),
+    ('count', 'devices', 'strategy', 'budgets'),
     [
-        (2, 1, 'mirrored', None),
-        (2, 2, 'fsdp', None),
-        (4, 1, 'mirrored', 5_000),  # rows in parts
-        (4, 1, 'mirrored', 1_500),  # streamed
+        (2, 2, 'fsdp', [None]),
+        (4, 1, 'mirrored', [5_000, 1_500]),  # rows in parts, and streamed
     ],
 )
-def test_any_number_of_processes_is_as_one(count, devices, strategy, budget, alone, tmp_path):
-    code = calling(trained_and_evaluated, str(tmp_path), strategy, budget)
-    results = results_of(run_together(code, count, devices=devices))
-    assert_trained_as_one(results, alone)
-    assert_evaluated_together(results)
-    assert_written_by_the_first(results, tmp_path)
+def test_any_number_of_processes_is_as_one(count, devices, strategy, budgets, alone, tmp_path):
+    code = calling(for_each_budget, str(tmp_path), strategy, budgets)
+    of_processes = results_of(run_together(code, count, devices=devices))
+    for budget, results in zip(budgets, zip(*of_processes, strict=True), strict=True):
+        assert_trained_as_one(results, alone)
+        assert_evaluated_together(results)
+        assert_written_by_the_first(results, tmp_path / str(budget))
 
 
 def read(path, budget):
