@@ -307,8 +307,22 @@ def test_noisy_bytes_stay_between_0_and_255():
 # --- all of them ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize('name', AUGMENTATIONS)
-@pytest.mark.parametrize('dtype', ['float32', 'bfloat16', 'uint8'])
+COMPUTING = {'rotate', 'color', 'mixup', 'noise'}  # others move values as they are
+
+
+@pytest.mark.parametrize(
+    ('name', 'dtype'),
+    [
+        *((name, 'float32') for name in AUGMENTATIONS),
+        *((name, 'uint8') for name in sorted(COMPUTING)),
+        *(
+            pytest.param(name, dtype, marks=pytest.mark.slow)
+            for name in AUGMENTATIONS
+            for dtype in ('bfloat16', 'uint8')
+            if dtype == 'bfloat16' or name not in COMPUTING
+        ),
+    ],
+)
 def test_every_one_keeps_shape_and_dtype_and_draws_by_key_and_example(name, dtype):
     images = BYTES if dtype == 'uint8' else IMAGES
     x = jnp.asarray(np.tile(images[:2], (32, 1, 1, 1)), dtype)
@@ -324,7 +338,7 @@ def test_every_one_keeps_shape_and_dtype_and_draws_by_key_and_example(name, dtyp
         np.testing.assert_array_equal(first[1], LABELS)
 
 
-@pytest.mark.parametrize('last', ['mixup', 'cutmix'])
+@pytest.mark.parametrize('last', [pytest.param('mixup', marks=pytest.mark.slow), 'cutmix'])
 def test_many_models_at_once_get_what_each_gets_alone(last):
     augment = make(['flip', 'crop', 'rotate', 'cutout', last])
     keys = jax.random.split(KEY, 2)
@@ -509,9 +523,14 @@ def spec_of(tree):
 check = functools.partial(check_augmentation, y=spec_of(LABELS))
 
 
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16', 'uint8'])
 @pytest.mark.parametrize('name', AUGMENTATIONS)
-def test_our_own_pass_the_check_on_shapes_alone(name):
-    check(make(name, spec_of(BYTES)), spec_of(BYTES))
+def test_our_own_pass_the_check_on_shapes_alone(name, dtype):
+    images = jax.ShapeDtypeStruct(BYTES.shape, dtype)
+    augment = make(name, images)
+    check(augment, images)
+    changed, _ = jax.eval_shape(augment, KEY, images, spec_of(LABELS))
+    assert (changed.shape, changed.dtype) == (images.shape, images.dtype)
 
 
 def test_functions_on_pytrees_and_soft_labels_pass_the_check():

@@ -23,6 +23,8 @@ from thinkml.core.convolutions import compiler_options, fast_convolutions
 from thinkml.core.loop import evaluate
 from thinkml.data import place
 
+pytestmark = pytest.mark.compiled  # what XLA makes of the rewritten programs
+
 
 def equations(jaxpr) -> Iterator[JaxprEqn]:
     for eqn in jaxpr.eqns:

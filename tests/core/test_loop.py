@@ -28,6 +28,8 @@ from thinkml.core.loop import _Pace
 from thinkml.core.state import Ema
 from thinkml.data import place
 
+pytestmark = pytest.mark.compiled  # equal bits
+
 METRICS = make_metrics(('accuracy',))
 
 
@@ -187,7 +189,7 @@ def test_the_step_descends_along_the_weighted_mean():
         losses = optax.softmax_cross_entropy_with_integer_labels(apply_mlp(params, x), y)
         return jnp.average(losses, weights=weight)
 
-    loss, grads = jax.value_and_grad(reference)(params)
+    loss, grads = jax.jit(jax.value_and_grad(reference))(params)
     np.testing.assert_allclose(output.loss, loss, rtol=1e-6)
     jax.tree.map(
         lambda new, old, grad: np.testing.assert_allclose(new, old - 0.1 * grad, atol=1e-6),
@@ -195,7 +197,9 @@ def test_the_step_descends_along_the_weighted_mean():
     )  # fmt: skip
 
 
-@pytest.mark.parametrize('num_rows', [1, 7, 64, 129])
+@pytest.mark.parametrize(
+    'num_rows', [7, 129, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 64))]
+)
 def test_batch_size_does_not_change_an_evaluation(num_rows):
     x, y = problem(num_rows)
     functional = functionalize(mlp(4, 3), x, jax.random.key(0))
@@ -276,7 +280,10 @@ def test_a_run_goes_on_at_any_step_as_if_nothing_had_happened(stop):
     chex.assert_trees_all_equal(final(whole), final(rest))
 
 
-@pytest.mark.parametrize('model', [mlp(4, 3), from_functions(init_mlp, apply_mlp)])
+@pytest.mark.parametrize(
+    'model',
+    [mlp(4, 3), pytest.param(from_functions(init_mlp, apply_mlp), marks=pytest.mark.slow)],
+)
 def test_accumulated_parts_equal_one_batch(model):
     x, y = problem(6)
     weight = np.array([1, 2, 0, 0.5, 1, 0], np.float32)
@@ -419,12 +426,15 @@ def test_augmentation_draws_by_seed_and_step_and_metrics_see_the_true_labels():
         return x, 2 - y  # other labels for the loss
 
     step, state = prepare(mlp(4, 3), x, 'sgd', 1e-30, augment=augment)
+    step = jax.jit(step)
     weight = np.ones(6, np.float32)
     first, output = step(state, Batch(x, y, weight))
-    step(first, Batch(x, y, weight))
-    step(state, Batch(x, y, weight))
+    jax.effects_barrier()
+    for later in (first, state):
+        step(later, Batch(x, y, weight))
+        jax.effects_barrier()
     assert drawn[0] != drawn[1] and drawn[0] == drawn[2]
-    plain, _ = prepare(mlp(4, 3), x, 'sgd', 1e-30)
+    plain = jax.jit(prepare(mlp(4, 3), x, 'sgd', 1e-30)[0])
     _, expected = plain(state, Batch(x, y, weight))
     assert output.metrics.compute()['accuracy'] == expected.metrics.compute()['accuracy']
     _, flipped = plain(state, Batch(x, 2 - y, weight))

@@ -9,9 +9,11 @@ from tests.models_for_tests import Attention, DropoutBatchNorm, Recurrent, mlp
 from thinkml.core import Batch
 from thinkml.core.remat import computed_bytes, rematerialized
 
+pytestmark = pytest.mark.compiled  # the memory that XLA plans
+
 
 class Deep(nnx.Module):
-    def __init__(self, num_layers=24, width=64):
+    def __init__(self, num_layers=12, width=64):
         rngs = nnx.Rngs(0)
         self.layers = nnx.List(nnx.Linear(width, width, rngs=rngs) for _ in range(num_layers))
         self.out = nnx.Linear(width, 3, rngs=rngs)
@@ -23,7 +25,7 @@ class Deep(nnx.Module):
 
 
 class Encoder(nnx.Module):
-    def __init__(self, num_layers=6, width=32):
+    def __init__(self, num_layers=3, width=32):
         rngs = nnx.Rngs(0)
         self.attention = nnx.List(
             nnx.MultiHeadAttention(
@@ -52,13 +54,23 @@ def batch_of(x):
     return Batch(jnp.asarray(x), jnp.arange(len(x)) % 3, jnp.ones(len(x)))
 
 
+MODELS = [
+    mlp(4, 3),
+    DropoutBatchNorm(4, 3, nnx.Rngs(0)),
+    Attention(3, nnx.Rngs(0)),
+    Recurrent(3, nnx.Rngs(0)),
+]
+
+
 @pytest.mark.parametrize(
-    'model',
-    [mlp(4, 3), DropoutBatchNorm(4, 3, nnx.Rngs(0)), Attention(3, nnx.Rngs(0)),
-     Recurrent(3, nnx.Rngs(0))],
-    ids=lambda model: type(model).__name__,
-)  # fmt: skip
-@pytest.mark.parametrize('parts', [1, 4])
+    ('model', 'parts'),
+    [
+        (MODELS[1], 1),
+        *((model, 4) for model in MODELS),
+        *(pytest.param(MODELS[index], 1, marks=pytest.mark.slow) for index in (0, 2, 3)),
+    ],
+    ids=lambda value: str(value) if isinstance(value, int) else type(value).__name__,
+)
 def test_steps_are_the_same(model, parts):
     x, _ = problem(32)
     states, losses = [], []

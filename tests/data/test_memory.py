@@ -58,12 +58,20 @@ print(json.dumps([most[0] - before, min(after) - before, data.x.nbytes]))
 """
 
 
+@pytest.mark.compiled
 @pytest.mark.skipif(sys.platform != 'linux', reason='asks Linux for the memory of a process')
 @pytest.mark.parametrize(
     ('kind', 'copies'),
-    [('float32', 1), ('float64', 1), ('memmap of float32', 1), ('memmap of float64', 1),
-     ('jax', 0)],
-)  # fmt: skip
+    [
+        ('float32', 1),
+        ('memmap of float64', 1),
+        ('jax', 0),
+        *(
+            pytest.param(kind, 1, marks=pytest.mark.slow)
+            for kind in ('float64', 'memmap of float32')
+        ),
+    ],
+)
 def test_the_most_memory_on_the_way_to_the_device(kind, copies, tmp_path):
     done = subprocess.run(
         [sys.executable, '-c', SCRIPT, kind, str(tmp_path / 'x.npy'), str(ROWS)],

@@ -24,6 +24,8 @@ from thinkml.data import BatchFeed, StreamedFeed, open_batches, open_rows, place
 from thinkml.data.stream import block_steps, prefetched, row_bytes
 from thinkml.errors import DataError
 
+pytestmark = pytest.mark.compiled  # equal bits
+
 NUM_ROWS = 53
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(NUM_ROWS, 4)).astype(np.float32)
@@ -94,23 +96,30 @@ def test_a_stream_gives_the_bits_of_data_on_the_device_in_blocks_of_any_size(bud
     chex.assert_trees_all_equal(run(streamed(batch_size=8, budget=budget)), expected)
 
 
+OPTIONS = {
+    'weights': ({'weight': WEIGHT}, {}),
+    'some rows': ({'rows': np.arange(0, NUM_ROWS, 3)}, {}),
+    'fewer than a batch': ({'rows': np.arange(5), 'weight': WEIGHT}, {}),
+    'in order': ({'key': None}, {}),
+    'limited': ({}, {'limit_steps': 3}),
+    'hardly limited': ({}, {'limit_steps': 99}),
+}
+
+
 @pytest.mark.parametrize(
-    ('data', 'options'),
+    ('data', 'options', 'accumulate_steps'),
     [
-        ({'weight': WEIGHT}, {}),
-        ({'rows': np.arange(0, NUM_ROWS, 3)}, {}),
-        ({'rows': np.arange(5), 'weight': WEIGHT}, {}),
-        ({'key': None}, {}),
-        ({}, {'limit_steps': 3}),
-        ({}, {'limit_steps': 99}),
+        *(pytest.param(*OPTIONS[name], 1, id=f'{name}, 1') for name in OPTIONS),
+        pytest.param(*OPTIONS['weights'], 4, id='weights, 4'),
+        *(
+            pytest.param(*OPTIONS[name], 4, id=f'{name}, 4', marks=pytest.mark.slow)
+            for name in OPTIONS
+            if name not in ('weights', 'fewer than a batch')
+        ),
     ],
-    ids=['weights', 'some rows', 'fewer than a batch', 'in order', 'limited', 'hardly limited'],
 )
-@pytest.mark.parametrize('accumulate_steps', [1, 4])
 def test_a_stream_gives_the_same_bits_with_every_option(data, options, accumulate_steps):
     options = {'batch_size': 8} | options
-    if len(data.get('rows', X)) < 8:
-        accumulate_steps = 1
     expected = run(resident(**data, **options), accumulate_steps=accumulate_steps)
     for budget in (1, 8 * STEP_BYTES):
         feed = streamed(**data, **options, budget=budget)
@@ -141,8 +150,14 @@ def test_a_stream_goes_on_from_any_step(make, steps_per_dispatch):
         assert rest.epoch_metrics() == expected[2]
 
 
-@pytest.mark.parametrize('weight', [False, True])
-@pytest.mark.parametrize('accumulate_steps', [1, 2])
+@pytest.mark.parametrize(
+    ('weight', 'accumulate_steps'),
+    [
+        (False, 1),
+        (True, 2),
+        *(pytest.param(*each, marks=pytest.mark.slow) for each in ((True, 1), (False, 2))),
+    ],
+)
 def test_batches_are_a_data_set_in_order(weight, accumulate_steps):
     # BatchNorm would see what fills the last batch up: that is of the batch here, of the epoch's
     # beginning there.
@@ -171,8 +186,16 @@ def test_a_short_batch_is_filled_up_with_its_own_rows_at_weight_0():
         np.testing.assert_array_equal(x, X[rows[np.arange(8) % len(rows)]])
 
 
-@pytest.mark.parametrize('budget', [1, None])
-@pytest.mark.parametrize('sizes', [[8] * 5, [8, 8, 8, 8, 5], [8, 8]])
+@pytest.mark.parametrize(
+    ('sizes', 'budget'),
+    [
+        ([8, 8, 8, 8, 5], 1),
+        ([8, 8], None),
+        *(pytest.param([8] * 5, budget, marks=pytest.mark.slow) for budget in (1, None)),
+        pytest.param([8, 8, 8, 8, 5], None, marks=pytest.mark.slow),
+        pytest.param([8, 8], 1, marks=pytest.mark.slow),
+    ],
+)
 def test_parts_without_a_batch_leave_the_statistics_as_they_are(sizes, budget):
     parts = np.split(np.arange(sum(sizes)), np.cumsum(sizes)[:-1])
     source = [(X[rows], Y[rows]) for rows in parts].__iter__
