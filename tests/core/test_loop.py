@@ -117,16 +117,6 @@ def test_a_plan_made_on_the_host_is_the_one_that_devices_make(seed, num_rows, ro
     np.testing.assert_array_equal(*plans(num_rows, room, batch_size, seed))
 
 
-def test_so_it_is_where_rows_draw_the_same_bits(monkeypatch):
-    drawn, (without, _) = feed._bits, plans(300, 320, 8, 0)
-    monkeypatch.setattr(feed, '_bits', lambda *args: drawn(*args) | jnp.uint32(0xFFFFFFF0))
-    forget_programs()
-    plan, expected = plans(300, 320, 8, 0)
-    forget_programs()
-    np.testing.assert_array_equal(plan, expected)
-    assert (plan != without).any()
-
-
 def test_the_filled_up_rows_of_the_last_batch_weigh_nothing():
     order = visited_rows(10)
     losses = visited_rows(10, batch_size=4)
@@ -527,3 +517,16 @@ def test_an_epoch_is_cut_into_dispatches_of_nearly_equal_length(
     if fixed is None:
         pace.steps = 10
     assert pace.steps_from(done, remaining) == steps
+
+
+# --- last, since it forgets programs ---------------------------------------------------------
+
+
+def test_a_plan_made_on_the_host_is_that_of_devices_where_rows_draw_the_same_bits(monkeypatch):
+    drawn, (without, _) = feed._bits, plans(300, 320, 8, 0)
+    monkeypatch.setattr(feed, '_bits', lambda *args: drawn(*args) | jnp.uint32(0xFFFFFFF0))
+    forget_programs()
+    plan, expected = plans(300, 320, 8, 0)
+    forget_programs()
+    np.testing.assert_array_equal(plan, expected)
+    assert (plan != without).any()

@@ -238,12 +238,14 @@ def test_core_set_is_that_of_scikit_activeml(num_labeled):
 
 
 @pytest.mark.parametrize('masked', [False, True])
-@pytest.mark.parametrize('num_rows', [300, 2500])  # within one block of draws, and several
-def test_badge_is_the_reference(masked, num_rows):
+@pytest.mark.parametrize(  # within one block of draws, and several
+    ('num_rows', 'count'), [(300, 10), (2500, 40)]
+)
+def test_badge_is_the_reference(masked, num_rows, count):
     X, p = pool(num_rows)
     available = some_available(len(X)) if masked else np.ones(len(X), bool)
-    found = badge(p, X, 40, KEY, available if masked else None)
-    indices, scores = reference_badge(p, X, 40, KEY, available)
+    found = badge(p, X, count, KEY, available if masked else None)
+    indices, scores = reference_badge(p, X, count, KEY, available)
     assert found.indices.tolist() == indices
     np.testing.assert_allclose(found.scores, scores, rtol=1e-4)
 
@@ -265,21 +267,6 @@ def test_typiclust_goes_round_the_clusters_where_there_are_few(monkeypatch):
     monkeypatch.setattr(selection, '_MAX_CLUSTERS', 3)
     found = typiclust(X, 40, KEY)
     assert sorted(found.indices.tolist()) == list(range(40))
-
-
-def test_typiclust_takes_samples_of_large_pools_and_clusters(monkeypatch):
-    rng = np.random.default_rng(0)
-    means = np.array([[0, 0], [100, 0], [0, 100], [100, 100]])
-    of_mean = rng.permutation(np.repeat(np.arange(4), [900, 700, 500, 300]))
-    X = means[of_mean] + rng.normal(size=(2400, 2))
-    monkeypatch.setattr(selection, '_MAX_ROWS', 64)
-    monkeypatch.setattr(selection, '_MAX_MEMBERS', 32)
-    forget_programs()
-    found = typiclust(X, 4, KEY)
-    assert of_mean[found.indices].tolist() == [0, 1, 2, 3]  # the largest first
-    # Of 32 rows the most typical is well within its cloud.
-    assert (np.linalg.norm(X - means[of_mean], axis=1)[found.indices] < 1).all()
-    forget_programs()
 
 
 @pytest.mark.parametrize('masked', [False, True])
@@ -518,3 +505,21 @@ def test_features_and_labels_must_fit():
     X[4, 2] = np.nan
     with pytest.raises(DataError, match=r'^features: NaN or infinite'):
         typiclust(X, 3, KEY)
+
+
+# --- last, since it forgets programs ---------------------------------------------------------
+
+
+def test_typiclust_takes_samples_of_large_pools_and_clusters(monkeypatch):
+    rng = np.random.default_rng(0)
+    means = np.array([[0, 0], [100, 0], [0, 100], [100, 100]])
+    of_mean = rng.permutation(np.repeat(np.arange(4), [900, 700, 500, 300]))
+    X = means[of_mean] + rng.normal(size=(2400, 2))
+    monkeypatch.setattr(selection, '_MAX_ROWS', 64)
+    monkeypatch.setattr(selection, '_MAX_MEMBERS', 32)
+    forget_programs()
+    found = typiclust(X, 4, KEY)
+    assert of_mean[found.indices].tolist() == [0, 1, 2, 3]  # the largest first
+    # Of 32 rows the most typical is well within its cloud.
+    assert (np.linalg.norm(X - means[of_mean], axis=1)[found.indices] < 1).all()
+    forget_programs()
