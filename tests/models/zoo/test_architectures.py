@@ -33,6 +33,12 @@ SMALL = {
 IMAGES = [name for name, (_, row) in SMALL.items() if len(row) == 3]
 
 
+# resnet18 differs from resnet50 in how convolutions are put together.
+EACH = [
+    pytest.param(name, marks=[pytest.mark.slow] if name == 'resnet18' else []) for name in SMALL
+]
+
+
 def small(name, num_classes=5, **options):
     return create(name, num_classes, **SMALL[name][0] | options)
 
@@ -158,7 +164,7 @@ def test_logits_are_the_head_of_the_features(name):
     assert np.ptp(np.asarray(logits), axis=0).min() > 0  # rows differ, in every class
 
 
-@pytest.mark.parametrize('name', SMALL)
+@pytest.mark.parametrize('name', EACH)
 def test_without_classes_it_returns_features_and_takes_a_head_later(name):
     model, x = small(name, None), batch(name)
     model.eval()
@@ -191,7 +197,7 @@ def test_rows_do_not_depend_on_each_other_in_eval_mode(name):
     assert np.abs(changed - logits)[[0, 2]].max() > 1e-3
 
 
-@pytest.mark.parametrize('name', SMALL)
+@pytest.mark.parametrize('name', EACH)
 def test_bfloat16_computes_in_it_and_keeps_parameters_in_float32(name):
     model = small(name, dtype='bfloat16')
     model.eval()
@@ -244,7 +250,7 @@ def test_every_parameter_has_a_gradient(name):
         assert np.abs(grad[...]).max() > 0, path
 
 
-@pytest.mark.parametrize('name', SMALL)
+@pytest.mark.parametrize('name', EACH)
 def test_a_saved_model_is_the_same_again(name, tmp_path):
     model, x, (logits, *_) = evaluated(name)
     ModelManager().save_model(model, tmp_path / 'model')
@@ -325,7 +331,7 @@ def test_images_too_small_for_the_stages():
         whole('convnext_tiny')(np.zeros((1, 31, 40, 3), np.float32))
 
 
-@pytest.mark.parametrize('name', SMALL)
+@pytest.mark.parametrize('name', EACH)
 def test_it_is_exported_for_any_number_of_rows(name):
     model, x, (logits, *_) = evaluated(name)
     (rows,) = jax.export.symbolic_shape('rows')
