@@ -78,7 +78,8 @@ def test_arrays_that_a_callback_changes_are_trained_on(hook):
     # The statistics are updated from there, by a tenth in each of the steps that follow.
     assert (np.abs(model.norm.mean[...]) > (9 * 0.99**4 - 1 if hook == 'on_train_end' else 4)).all()
     if hook == 'on_train_start':
-        np.testing.assert_allclose(history['loss'], np.log(2), rtol=1e-6)  # equal logits
+        # Equal logits, of some tens in float32.
+        np.testing.assert_allclose(history['loss'], np.log(2), rtol=1e-5)
 
 
 @pytest.mark.parametrize('trainer', [ModelTrainer, DistributedTrainer])
