@@ -2,7 +2,7 @@
 #   make quickstart PYTHON=python3.12
 PYTHON ?= python3
 BIN := .venv/bin
-# A process for each core; each test file in one of them, the short doctests last.
+# A process for each core; each test file in one of them, those that take longest first.
 PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder \
 	--durations 20
 # With both XLA compiles in a third of the time; the second is of the pinned version alone. The tests
@@ -31,7 +31,7 @@ coverage: .venv/.dev  ## the lines of thinkml/ that the quick tests run, and tho
 	$(BIN)/coverage report --data-file .coverage-quick --format total
 	$(BIN)/coverage report --format total
 
-# What the newest releases of everything do with it, in a venv of its own.
+# The quick tests with the newest releases of everything, in a venv of their own.
 NEWEST ?= python3.12
 test-newest: .venv-newest/.dev
 	XLA_FLAGS='$(UNOPTIMIZED)' $(subst .venv,.venv-newest,$(PYTEST)) -m 'not slow'
@@ -65,7 +65,7 @@ bench: .venv/.bench  ## ThinkML beside its peers, then each part by itself
 	$(BIN)/python benchmarks/transfer.py --rows 128 --turns 3
 
 clean:
-	rm -rf .venv .venv-newest site build dist .pytest_cache .ruff_cache
+	rm -rf .venv .venv-newest site build dist .pytest_cache .ruff_cache .coverage*
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # One stamp per extra. A venv that could not be finished is removed, so that the next try is clean.

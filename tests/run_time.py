@@ -56,7 +56,7 @@ LARGER = {
         'tests/training/test_resume.py': 140,
         'tests/training/test_streams.py': 140,
         'tests/core/test_jit.py': 120,
-        'tests/models/test_hostile.py': 120,
+        'tests/models/test_hostile.py': 200,
         'tests/test_examples.py': 120,
         'tests/training/test_trainer.py': 100,
     },

@@ -18,9 +18,8 @@ def test_on_eight_devices(request):
     # Those that this run is for: `-m` is handed on.
     marks = request.config.getoption('markexpr')
     done = subprocess.run(
-        [sys.executable, '-m', 'pytest', '-q', '--durations', '20', '-m', marks, FOLDER],
+        [sys.executable, '-m', 'pytest', '-q', '-m', marks, FOLDER],
         cwd=FOLDER.parents[1], capture_output=True, text=True,
         env={**os.environ, **simulating(8)},
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-20_000:] + done.stderr[-4000:]
-    print(done.stdout)  # what took longest
