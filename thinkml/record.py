@@ -430,6 +430,17 @@ def drop_carried(model: Any) -> None:
         attributes[_NODES] = HashableMapping(nodes)
 
 
+def without_carried(graph: Any) -> Any:
+    """Returns the `flax.nnx.GraphDef` of a module without what refers to records."""
+    attributes = [
+        (name, dataclasses.replace(attribute, value=HashableMapping(attribute.value)))
+        if isinstance(getattr(attribute, 'value', None), _CarryingNodes)
+        else (name, attribute)
+        for name, attribute in graph.attributes
+    ]
+    return dataclasses.replace(graph, attributes=attributes)
+
+
 def _forget(key: int) -> None:
     del _records[key]
     _carried.pop(key, None)

@@ -1,6 +1,7 @@
 """The three kinds of models, each taken apart into a pure function and its arrays."""
 
 import dataclasses
+import functools
 import inspect
 import threading
 from collections.abc import Callable, Collection, Mapping
@@ -13,7 +14,7 @@ from flax import nnx
 from thinkml.core.modes import switch, to_training
 from thinkml.core.precision import DType, cast_floats, linen_dtype, set_nnx_dtype
 from thinkml.errors import ConfigError, ModelTypeError
-from thinkml.record import drop_carried
+from thinkml.record import drop_carried, without_carried
 
 PyTree = Any
 
@@ -168,10 +169,14 @@ def functionalize_nnx(
 
     with arrays_lock:
         graph, params, random_state, model_state = nnx.split(model, is_trained, nnx.RngState, ...)
+    graph = without_carried(graph)  # so that a program neither depends on a record nor keeps it
+    kind = _Kind(
+        graph, _mutable_attributes(graph), compute_dtype,
+        None if trained is None else frozenset(trained), train,
+    )  # fmt: skip
 
     def graph_in_mode(switch: Callable[[nnx.Module], None]) -> Any:
         copy = nnx.merge(graph, params, random_state, model_state)
-        drop_records(copy)  # so that a program neither depends on it nor keeps it
         switch(copy)
         if compute_dtype is not None:
             set_nnx_dtype(copy, compute_dtype)
@@ -182,18 +187,24 @@ def functionalize_nnx(
         if trained is not None:
             _eval_frozen(module, (), trained)
 
+    graphs = _graphs_in_modes(kind)
+    if not graphs:
+        graphs |= {
+            'train': graph_in_mode(switch_to_training),
+            'eval': graph_in_mode(lambda module: switch(module, 'eval')),
+        }
     call = type(model).__call__
     parameters = inspect.signature(call).parameters
     apply = _NNXApply(
-        train_graph=graph_in_mode(switch_to_training),
-        eval_graph=graph_in_mode(lambda module: switch(module, 'eval')),
+        train_graph=graphs['train'],
+        eval_graph=graphs['eval'],
         random_state=tuple(
             (path, 'key' if isinstance(variable, nnx.RngKey) else 'count', variable.shape)
             for path, variable in nnx.to_flat_state(random_state)
         ),
         flags=_flags_of(call),
         takes_rngs='rngs' in parameters,
-        attributes=_mutable_attributes(graph),
+        attributes=kind.attributes,
         compute_dtype=compute_dtype,
     )
 
@@ -218,6 +229,24 @@ def functionalize_nnx(
     return FunctionalModel(
         apply, nnx.to_pure_dict(params), nnx.to_pure_dict(model_state), write, read=read
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Kind:
+    """All that the graphs of a model in its two modes depend on."""
+
+    graph: Any = dataclasses.field(hash=False)
+    attributes: str
+    compute_dtype: DType | None
+    trained: frozenset[tuple[Any, ...]] | None
+    train: Callable[[nnx.Module], None]
+
+
+# Copies of a model in both modes take milliseconds, and a training asks for them several times. The
+# kinds keep no arrays, which the copies need: the first to ask fills in what it is given.
+@functools.lru_cache(maxsize=64)
+def _graphs_in_modes(kind: _Kind) -> dict[str, Any]:
+    return {}
 
 
 def _eval_frozen(module: nnx.Module, at: tuple[Any, ...], trained: Collection) -> None:

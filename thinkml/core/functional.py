@@ -5,21 +5,24 @@
 same structure, so that compiled programs are shared between them.
 """
 
+import functools
 import inspect
 import sys
+from collections.abc import Hashable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.extend.core import ClosedJaxpr
 
 from thinkml.core.adapters import (
+    ApplyFn,
     FunctionalModel,
     PyTree,
     functionalize_nnx,
 )
+from thinkml.core.jit import trace_settings
 from thinkml.core.lookups import gathers
 from thinkml.core.output_range import Range, output_range
 from thinkml.core.pictures import layout_hint, likely_layout_hint
@@ -111,7 +114,8 @@ class Outputs(NamedTuple):
 
 def outputs_of(model: Any, x: PyTree, argument: str = 'X_train') -> Outputs:
     """Returns what `num_outputs` does and more, with the model traced once for all."""
-    traced, (outputs, *_) = _trace(model, x, argument, train=False)
+    call = _trace(model, x, argument, train=False)
+    outputs = call.outputs
     if not isinstance(outputs, jax.ShapeDtypeStruct):
         raise ModelTypeError(
             f'model: it returns a {type(outputs).__name__}, expected one array of logits or '
@@ -125,8 +129,7 @@ def outputs_of(model: Any, x: PyTree, argument: str = 'X_train') -> Outputs:
             'outputs). Flatten or pool what it returns.'
         )
     count = outputs.shape[1] if outputs.ndim == 2 else 1
-    found = output_range(traced.jaxpr, traced.jaxpr.outvars[0])
-    return Outputs(count, found, gathers(traced.jaxpr))
+    return Outputs(count, call.range, call.gathers)
 
 
 class Footprint(NamedTuple):
@@ -162,29 +165,27 @@ def check_trainable(
             evaluation mode, changes the structure of its state, or has parameters that are no
             floats.
     """
-    traced, (outputs, state_before, state_after, params) = _trace(
-        model, x, argument, train=True, compute_dtype=compute_dtype
-    )
-    shape = getattr(outputs, 'shape', None)
+    call = _trace(model, x, argument, train=True, compute_dtype=compute_dtype)
+    shape = getattr(call.outputs, 'shape', None)
     if shape != (PROBE_ROWS, num_outputs) and (shape, num_outputs) != ((PROBE_ROWS,), 1):
         raise ModelTypeError(
-            f'model: it returns {with_rows(_shapes(outputs))} in training mode and {num_outputs} '
-            'outputs per row in evaluation mode, expected the same.'
+            f'model: it returns {with_rows(_shapes(call.outputs))} in training mode and '
+            f'{num_outputs} outputs per row in evaluation mode, expected the same.'
         )
-    if _shapes(state_before) != _shapes(state_after):
+    before, after = _shapes(call.model_state), _shapes(call.updated_state)
+    if before != after:
         raise ModelTypeError(
-            f'model: a call in training mode turns its state from {_shapes(state_before)} into '
-            f'{_shapes(state_after)}, expected the same shapes and dtypes.'
+            f'model: a call in training mode turns its state from {before} into {after}, expected '
+            'the same shapes and dtypes.'
         )
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+    for path, leaf in jax.tree_util.tree_leaves_with_path(call.params):
         if not jnp.issubdtype(leaf.dtype, jnp.inexact):
             raise ModelTypeError(
                 f'model: its parameter {jax.tree_util.keystr(path)} is {leaf.dtype}, expected '
                 'floats, which gradients are taken of. Keep constants out of the parameters.'
             )
-    params_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params))
-    of_rows = computed_bytes(traced.jaxpr, PROBE_ROWS)
-    return Footprint(params_bytes, -(-of_rows // PROBE_ROWS))
+    params_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(call.params))
+    return Footprint(params_bytes, -(-call.computed_bytes // PROBE_ROWS))
 
 
 def probe(x: PyTree) -> PyTree:
@@ -198,21 +199,44 @@ def _shapes(tree: PyTree) -> PyTree:
     return jax.tree.map(lambda leaf: f'{leaf.dtype}{list(leaf.shape)}', tree)
 
 
+class _Call(NamedTuple):
+    """A call of a model on a few rows, as far as a trace shows it.
+
+    Attributes:
+        params: the model's parameters, as shapes and dtypes, like all trees here.
+        model_state: its state before the call.
+        updated_state: its state after the call.
+        outputs: what it returns.
+        range: a range that holds all numbers of the outputs, if they are one array.
+        gathers: see `Outputs`.
+        computed_bytes: bytes of all arrays that it computes.
+    """
+
+    params: PyTree
+    model_state: PyTree
+    updated_state: PyTree
+    outputs: PyTree
+    range: Range
+    gathers: bool
+    computed_bytes: int
+
+
 def _trace(
     model: Any, x: PyTree, argument: str, *, train: bool, compute_dtype: DType | None = None
-) -> tuple[ClosedJaxpr, tuple[Any, ...]]:
-    """A call, and its outputs, model state before and after, and params as shapes and dtypes."""
+) -> _Call:
+    """Traces a call of the model; for an equal structure it is the call that was traced before."""
+    applied: list[ApplyFn] = []
 
-    def forward(key: jax.Array, x: PyTree) -> tuple[Any, ...]:
+    def arrays(key: jax.Array, x: PyTree) -> tuple[PyTree, PyTree]:
         functional = functionalize(model, x, key, compute_dtype)
-        outputs, model_state = functional.apply(
-            functional.params, functional.model_state, x, key=key, train=train
-        )
-        return outputs, functional.model_state, model_state, functional.params
+        applied.append(functional.apply)
+        return functional.params, functional.model_state
 
     try:
         key = jax.eval_shape(lambda: jax.random.key(0))
-        return jax.make_jaxpr(forward, return_shape=True)(key, probe(x))
+        arguments = (*jax.eval_shape(arrays, key, probe(x)), probe(x), key)
+        leaves, structure = jax.tree.flatten(arguments)
+        return _traced_call(applied[0], tuple(leaves), structure, train, trace_settings())
     except ModelTypeError:
         raise
     except Exception as error:
@@ -231,6 +255,33 @@ def _trace(
             f'Build the model for rows of this shape, or reshape {argument} to '
             '(rows, features), (rows, height, width, channels) or what else it was built for.'
         ) from error
+
+
+# Only what a trace shows is kept: the trace itself may hold large arrays of the user's.
+@functools.lru_cache(maxsize=64)
+def _traced_call(
+    apply: ApplyFn,
+    leaves: tuple[jax.ShapeDtypeStruct, ...],
+    structure: jax.tree_util.PyTreeDef,
+    train: bool,
+    settings: Hashable,
+) -> _Call:
+    def forward(params: PyTree, model_state: PyTree, x: PyTree, key: jax.Array) -> Any:
+        return apply(params, model_state, x, key=key, train=train)
+
+    arguments = jax.tree.unflatten(structure, leaves)
+    traced, (outputs, updated) = jax.make_jaxpr(forward, return_shape=True)(*arguments)
+    params, model_state, *_ = arguments
+    is_array = isinstance(outputs, jax.ShapeDtypeStruct)
+    return _Call(
+        params=params,
+        model_state=model_state,
+        updated_state=updated,
+        outputs=outputs,
+        range=output_range(traced.jaxpr, traced.jaxpr.outvars[0]) if is_array else Range(),
+        gathers=gathers(traced.jaxpr),
+        computed_bytes=computed_bytes(traced.jaxpr, PROBE_ROWS),
+    )
 
 
 def _expectation(model: Any, x: PyTree, argument: str, failure: str) -> str:

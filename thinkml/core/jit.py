@@ -72,8 +72,7 @@ class Jit(Generic[P, R]):
         static, dynamic = self._split(placed)
         leaves, structure = jax.tree.flatten(dynamic)
         kinds = tuple(map(_kind, leaves))
-        settings = (config.trace_context(), config.default_device.value)
-        key = _Key((self, static, structure, kinds, settings))
+        key = _Key((self, static, structure, kinds, trace_settings()))
         program = _programs.find(key) or _programs.add(key, self.lower(*placed).compile())
         return program.run(*dynamic)
 
@@ -104,6 +103,11 @@ class Jit(Generic[P, R]):
         """Returns the static arguments with their places, and the others."""
         static = tuple((i, arg) for i, arg in enumerate(args) if i in self._static)
         return static, [arg for i, arg in enumerate(args) if i not in self._static]
+
+
+def trace_settings() -> Hashable:
+    """Returns JAX's settings that programs depend on, such as those of precision and device."""
+    return config.trace_context(), config.default_device.value
 
 
 def _places(argnums: int | Sequence[int]) -> Sequence[int]:
