@@ -3,16 +3,14 @@
 On a machine with one CPU the four devices are simulated; on one with GPUs leave that line out.
 """
 
-import os
-
-os.environ.setdefault('XLA_FLAGS', '--xla_force_host_platform_device_count=4')
-
 import jax
 import numpy as np
 from flax import nnx
 from sklearn.datasets import load_digits
 
 from thinkml.training import DistributedTrainer, ModelTrainer, TrainingConfig
+
+jax.config.update('jax_num_cpu_devices', 4)
 
 X, y = load_digits(return_X_y=True)
 X = (X / 16).astype(np.float32)

@@ -1,4 +1,5 @@
 import atexit
+import gc
 import os
 import signal
 import sys
@@ -52,6 +53,9 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
+    # The tests and the libraries are a million objects, and tracing makes many more: looking for
+    # garbage as often as usual takes a twentieth of the run.
+    gc.set_threshold(20_000, 20, 50)
     config.pluginmanager.register(RunTime(config), 'run-time')
 
 

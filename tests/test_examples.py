@@ -66,7 +66,6 @@ def test_example(name, outcomes):
 
 def test_the_example_of_several_devices(tmp_path, monkeypatch):
     monkeypatch.setenv('JAX_PLATFORMS', 'cpu')
-    monkeypatch.delenv('XLA_FLAGS', raising=False)
     output = run([ROOT / 'examples' / DEVICES], tmp_path)
     assert 'first kernel: {(64, 32)}' in output and '4 devices of kind cpu' in output
 

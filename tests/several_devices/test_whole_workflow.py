@@ -150,7 +150,7 @@ def test_accumulated_parts_exchange_as_often(monkeypatch):
         (('fsdp', 8), ('fsdp', 8)),
         (('fsdp', 8), (None, 1)),
         ((None, 1), ('mirrored', 8)),
-        (('mirrored', 8), ('fsdp', 8)),
+        pytest.param(('mirrored', 8), ('fsdp', 8), marks=pytest.mark.slow),
         pytest.param(('mirrored', 2), ('fsdp', 8), marks=pytest.mark.slow),
         pytest.param((None, 1), ('fsdp', 4), marks=pytest.mark.slow),
         pytest.param(('mirrored', 8), ('mirrored', 8), marks=pytest.mark.slow),
