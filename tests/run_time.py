@@ -22,7 +22,7 @@ LARGER = {
         'tests/test_several_devices.py': 80,  # a process of eight devices, with all in that folder
         'tests/training/test_resume.py': 65,  # hundreds of checkpoints
         'tests/training/test_processes.py': 65,  # pairs of processes
-        'tests/test_examples.py': 55,  # as users run them
+        'tests/test_examples.py': 40,  # as users run them
         'tests/training/active/test_learner.py': 55,
         'tests/training/test_streams.py': 50,
         'tests/training/test_transfer.py': 50,

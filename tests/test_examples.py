@@ -12,6 +12,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 EXAMPLES = sorted((ROOT / 'examples').glob('[0-9]*.py'))
 DEVICES = '06_several_devices.py'  # which makes them, so that it needs a process of its own
+LONG = {'07_transfer.py', '08_active.py'}  # they train dozens of models
+QUICK = [path for path in EXAMPLES if path.name not in {DEVICES, *LONG}]
 (README,) = re.findall(r'```python\n(.*?)```', (ROOT / 'README.md').read_text(), re.DOTALL)
 
 # Runs scripts one after another, each in a directory of its own, and prints what each wrote.
@@ -51,17 +53,13 @@ def outcomes(folder):
     """What each of them wrote to stdout and stderr, and how it failed: all in one process."""
     readme = folder / 'readme.py'
     readme.write_text(README)
-    paths = [path for path in EXAMPLES if path.name != DEVICES]
-    return json.loads(run(['-c', EACH, *paths, readme], folder))
+    return json.loads(run(['-c', EACH, *QUICK, readme], folder))
 
 
-@pytest.mark.parametrize('name', [path.name for path in EXAMPLES if path.name != DEVICES])
+@pytest.mark.parametrize('name', [path.name for path in QUICK])
 def test_example(name, outcomes):
-    output, _, failure = outcomes[name]
+    *_, failure = outcomes[name]
     assert failure is None, failure
-    if name == '07_transfer.py':
-        transferred, scratch = map(float, re.findall(r'accuracy ([\d.]+)', output))
-        assert transferred > scratch + 0.1
 
 
 def test_the_example_of_several_devices(tmp_path, monkeypatch):
@@ -95,7 +93,10 @@ def test_they_are_short():
 @pytest.mark.slow
 @pytest.mark.parametrize('path', EXAMPLES, ids=lambda path: path.name)
 def test_each_runs_in_a_process_of_its_own(path, tmp_path):
-    run([path], tmp_path)
+    output = run([path], tmp_path)
+    if path.name == '07_transfer.py':
+        transferred, scratch = map(float, re.findall(r'accuracy ([\d.]+)', output))
+        assert transferred > scratch + 0.1
 
 
 @pytest.mark.slow
