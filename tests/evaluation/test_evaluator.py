@@ -814,7 +814,7 @@ def test_settings_that_make_no_sense(settings, error, message):
         ModelEvaluator().evaluate(*case_of_three(), **settings)
 
 
-@pytest.mark.parametrize('devices', [3, 8])
+@pytest.mark.parametrize('devices', [3, pytest.param(8, marks=pytest.mark.slow)])
 def test_predictions_are_sharded_over_the_devices(devices, tmp_path):
     script = f"""
 import numpy as np, jax

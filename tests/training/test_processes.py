@@ -452,7 +452,7 @@ def held_until_told(folder, handler):
     ('told', 'handler', 'code'),
     [
         ((1, 0), '', -signal.SIGTERM),
-        ((0,), '', -signal.SIGTERM),
+        pytest.param((0,), '', -signal.SIGTERM, marks=pytest.mark.slow),
         pytest.param((1,), '', -signal.SIGTERM, marks=pytest.mark.slow),
         pytest.param((0, 1), 'own', 5, marks=pytest.mark.slow),
     ],
