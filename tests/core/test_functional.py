@@ -1,3 +1,6 @@
+import gc
+import weakref
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -19,6 +22,7 @@ from thinkml.core import functionalize, last_activation, make_predict, num_outpu
 from thinkml.core import predict as predict_module
 from thinkml.core.adapters import from_functions, from_linen
 from thinkml.errors import DataError, ModelTypeError
+from thinkml.record import record_to_change
 
 X = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)
 
@@ -258,6 +262,64 @@ def test_settings_changed_in_place_are_seen():
     np.testing.assert_allclose(predict_outputs(model, X), X)
     model.settings['scale'] = 3.0
     np.testing.assert_allclose(predict_outputs(model, X), 3 * X, rtol=1e-6)
+
+
+class Scaled(nnx.Module):
+    """Counts how often it is traced."""
+
+    traces = 0
+
+    def __init__(self, scale):
+        self.scale = scale
+        self.layer = nnx.Linear(4, 3, rngs=nnx.Rngs(0))
+
+    def __call__(self, x):
+        Scaled.traces += 1
+        factor = self.scale['factor'] if isinstance(self.scale, dict) else self.scale
+        return self.layer(x) * factor
+
+
+def traces(function, *arguments):
+    before = Scaled.traces
+    function(*arguments)
+    return Scaled.traces - before
+
+
+def test_models_of_one_structure_are_traced_once():
+    assert traces(num_outputs, Scaled(2.0), X) == 1
+    assert traces(num_outputs, Scaled(2.0), X[:2]) == 0
+    assert traces(num_outputs, Scaled(3.0), X) == 1
+    assert traces(num_outputs, Scaled(2.0), X.astype(np.float16)) == 1
+    with jax.default_matmul_precision('float32'):
+        assert traces(num_outputs, Scaled(2.0), X) == 1
+
+
+def test_a_model_that_fails_is_traced_each_time():
+    model = Scaled(2.0)
+    for _ in range(2):
+        with pytest.raises(DataError, match='which the model could not take'):
+            num_outputs(model, X[:, :3])
+    assert num_outputs(model, X) == 3
+
+
+def test_nothing_of_a_model_outlives_it_for_the_next_one():
+    model = mlp(4, 3)
+    record, layer = record_to_change(model), model.layers[0]
+    record.config = {'of': 'the first'}
+    num_outputs(model, X)
+    held = [weakref.ref(kept) for kept in (layer, layer.kernel.get_raw_value(), record)]
+    del model, record, layer
+    gc.collect()
+    assert [ref() for ref in held] == [None] * 3
+
+
+def test_models_with_equal_settings_do_not_share_them():
+    one, two = Scaled({'factor': 2.0}), Scaled({'factor': 2.0})
+    expected = predict_outputs(two, X)
+    predict_one, predict_two = make_predict(one, X), make_predict(two, X)
+    one.scale['factor'] = 30.0  # before the programs for one row are traced
+    np.testing.assert_allclose(predict_two(X[:1]), expected[:1], rtol=1e-6)
+    np.testing.assert_allclose(predict_one(X[:1]), 15 * expected[:1], rtol=1e-6)
 
 
 def test_what_earlier_calls_have_sown_is_no_state():

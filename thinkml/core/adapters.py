@@ -170,8 +170,9 @@ def functionalize_nnx(
     with arrays_lock:
         graph, params, random_state, model_state = nnx.split(model, is_trained, nnx.RngState, ...)
     graph = without_carried(graph)  # so that a program neither depends on a record nor keeps it
+    mutable = _mutable_attributes(graph)
     kind = _Kind(
-        graph, _mutable_attributes(graph), compute_dtype,
+        graph, len(graph.attributes), compute_dtype,
         None if trained is None else frozenset(trained), train,
     )  # fmt: skip
 
@@ -187,7 +188,8 @@ def functionalize_nnx(
         if trained is not None:
             _eval_frozen(module, (), trained)
 
-    graphs = _graphs_in_modes(kind)
+    # The graphs refer to what is mutable: each model has its own.
+    graphs = {} if mutable else _graphs_in_modes(kind)
     if not graphs:
         graphs |= {
             'train': graph_in_mode(switch_to_training),
@@ -204,7 +206,7 @@ def functionalize_nnx(
         ),
         flags=_flags_of(call),
         takes_rngs='rngs' in parameters,
-        attributes=kind.attributes,
+        attributes=repr(mutable),
         compute_dtype=compute_dtype,
     )
 
@@ -235,8 +237,8 @@ def functionalize_nnx(
 class _Kind:
     """All that the graphs of a model in its two modes depend on."""
 
-    graph: Any = dataclasses.field(hash=False)
-    attributes: str
+    graph: Any = dataclasses.field(hash=False)  # an attribute may have no hash
+    num_attributes: int
     compute_dtype: DType | None
     trained: frozenset[tuple[Any, ...]] | None
     train: Callable[[nnx.Module], None]
@@ -282,7 +284,7 @@ def drop_records(module: nnx.Module) -> None:
             drop_carried(node)
 
 
-def _mutable_attributes(graph: Any) -> str:
+def _mutable_attributes(graph: Any) -> list[Any]:
     values = [
         attribute.value
         for name, attribute in graph.attributes
@@ -292,7 +294,7 @@ def _mutable_attributes(graph: Any) -> str:
     objects = [
         vars(value) for value in values if hasattr(value, '__dict__') and not callable(value)
     ]
-    return repr(containers + objects)
+    return containers + objects
 
 
 def _select_like(tree: Mapping, template: Mapping) -> dict:
