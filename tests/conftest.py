@@ -21,6 +21,9 @@ if 'THINKML_TEST_RUN' not in os.environ:
     if sys.platform == 'darwin':  # where the cache has one place
         os.environ['THINKML_COMPILATION_CACHE'] = '0'
 
+# NumPy's products are small here, and its threads wait by spinning. There is a test process a core.
+os.environ.setdefault('OPENBLAS_NUM_THREADS', '1')
+
 import matplotlib
 
 matplotlib.use('agg')
