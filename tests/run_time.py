@@ -23,9 +23,9 @@ LARGER = {
         'tests/training/test_resume.py': 65,  # hundreds of checkpoints
         'tests/training/test_processes.py': 65,  # pairs of processes
         'tests/test_examples.py': 40,  # as users run them
-        'tests/training/active/test_learner.py': 55,
+        'tests/training/active/test_learner.py': 45,
         'tests/training/test_streams.py': 50,
-        'tests/training/test_transfer.py': 50,
+        'tests/training/test_transfer.py': 40,
         'tests/several_devices/test_same_curve.py': 50,
         'tests/several_devices/test_whole_workflow.py': 50,
         'tests/training/test_trainer.py': 40,
