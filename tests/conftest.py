@@ -21,7 +21,7 @@ if 'THINKML_TEST_RUN' not in os.environ:
     if sys.platform == 'darwin':  # where the cache has one place
         os.environ['THINKML_COMPILATION_CACHE'] = '0'
 
-# NumPy's products are small here, and its threads wait by spinning. There is a test process a core.
+# Each core has a test process already, and OpenBLAS's idle threads spin.
 os.environ.setdefault('OPENBLAS_NUM_THREADS', '1')
 
 import matplotlib

@@ -423,15 +423,8 @@ def record_to_change(model: Any) -> ModelRecord:
     return record
 
 
-def drop_carried(model: Any) -> None:
-    """Removes what refers to a record from a copy of a model, which then brings none along."""
-    attributes = vars(model)
-    if isinstance(nodes := attributes.get(_NODES), _CarryingNodes):
-        attributes[_NODES] = HashableMapping(nodes)
-
-
 def without_carried(graph: Any) -> Any:
-    """Returns the `flax.nnx.GraphDef` of a module without what refers to records."""
+    """Returns a copy of a `flax.nnx.GraphDef` that refers to no records."""
     attributes = [
         (name, dataclasses.replace(attribute, value=HashableMapping(attribute.value)))
         if isinstance(getattr(attribute, 'value', None), _CarryingNodes)

@@ -150,16 +150,16 @@ def test_draws_that_agree_score_0_and_those_that_differ_most():
     [(least_confident, 'least_confident'), (margin, 'margin_sampling'), (entropy, 'entropy')],
 )
 def test_scores_are_those_of_scikit_activeml(score, method, num_classes):
-    probabilities = probabilities_of(400, num_classes, seed=3)
-    from skactiveml.pool import uncertainty_scores  # which imports torch
+    from skactiveml.pool import uncertainty_scores  # imports torch, slowly
 
+    probabilities = probabilities_of(400, num_classes, seed=3)
     close(score(probabilities), uncertainty_scores(probabilities.astype(float), method=method))
 
 
 def test_bald_is_that_of_scikit_activeml():
-    draws = probabilities_of(6, 300, 5, seed=4)
     from skactiveml.pool import batch_bald
 
+    draws = probabilities_of(6, 300, 5, seed=4)
     close(bald(draws), batch_bald(draws.astype(float), batch_size=1, eps=1e-12)[0])
 
 

@@ -227,12 +227,12 @@ def test_core_set_sees_small_distances_far_from_the_origin():
 
 @pytest.mark.parametrize('num_labeled', [1, 20])
 def test_core_set_is_that_of_scikit_activeml(num_labeled):
+    from skactiveml.pool import CoreSet  # imports torch, slowly
+
     X, _ = pool(150, seed=3)
     y = np.full(len(X), np.nan)
     is_labeled = np.arange(len(X)) < num_labeled
     y[is_labeled] = 0
-    from skactiveml.pool import CoreSet  # which imports torch
-
     theirs = CoreSet(random_state=0).query(X.astype(np.float64), y, batch_size=20)
     ours = k_center_greedy(X, 20, X[is_labeled], ~is_labeled)
     assert ours.indices.tolist() == theirs.tolist()

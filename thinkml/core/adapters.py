@@ -14,7 +14,7 @@ from flax import nnx
 from thinkml.core.modes import switch, to_training
 from thinkml.core.precision import DType, cast_floats, linen_dtype, set_nnx_dtype
 from thinkml.errors import ConfigError, ModelTypeError
-from thinkml.record import drop_carried, without_carried
+from thinkml.record import without_carried
 
 PyTree = Any
 
@@ -188,7 +188,7 @@ def functionalize_nnx(
         if trained is not None:
             _eval_frozen(module, (), trained)
 
-    # The graphs refer to what is mutable: each model has its own.
+    # Graphs refer to a model's own lists and objects, so models that have some don't share graphs.
     graphs = {} if mutable else _graphs_in_modes(kind)
     if not graphs:
         graphs |= {
@@ -235,7 +235,7 @@ def functionalize_nnx(
 
 @dataclasses.dataclass(frozen=True)
 class _Kind:
-    """All that the graphs of a model in its two modes depend on."""
+    """The key by which the graphs of a model in its two modes are found."""
 
     graph: Any = dataclasses.field(hash=False)  # an attribute may have no hash
     num_attributes: int
@@ -244,8 +244,8 @@ class _Kind:
     train: Callable[[nnx.Module], None]
 
 
-# Copies of a model in both modes take milliseconds, and a training asks for them several times. The
-# kinds keep no arrays, which the copies need: the first to ask fills in what it is given.
+# To copy a model into both modes takes milliseconds, and a training needs it several times. A key
+# holds no arrays, so the caller, who has them, fills in the graphs of a new one.
 @functools.lru_cache(maxsize=64)
 def _graphs_in_modes(kind: _Kind) -> dict[str, Any]:
     return {}
@@ -275,13 +275,6 @@ def arrays_in(model: Any) -> list[Any]:
             if isinstance(node, nnx.Variable) and not isinstance(node, _PASSING)
         ]
     return jax.tree.leaves(getattr(model, 'variables', getattr(model, 'params', None)))
-
-
-def drop_records(module: nnx.Module) -> None:
-    """Removes what refers to records from a copy of a model and its layers."""
-    for _, node in nnx.iter_graph(module):
-        if isinstance(node, nnx.Module):
-            drop_carried(node)
 
 
 def _mutable_attributes(graph: Any) -> list[Any]:

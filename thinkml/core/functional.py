@@ -224,7 +224,7 @@ class _Call(NamedTuple):
 def _trace(
     model: Any, x: PyTree, argument: str, *, train: bool, compute_dtype: DType | None = None
 ) -> _Call:
-    """Traces a call of the model; for an equal structure it is the call that was traced before."""
+    """Traces a call of the model, or returns the earlier trace of a model of equal structure."""
     applied: list[ApplyFn] = []
 
     def arrays(key: jax.Array, x: PyTree) -> tuple[PyTree, PyTree]:
@@ -257,7 +257,7 @@ def _trace(
         ) from error
 
 
-# Only what a trace shows is kept: the trace itself may hold large arrays of the user's.
+# The cache holds no jaxpr, which may refer to large arrays that the user's code captures.
 @functools.lru_cache(maxsize=64)
 def _traced_call(
     apply: ApplyFn,

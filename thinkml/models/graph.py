@@ -21,12 +21,13 @@ from flax import nnx
 from flax.nnx import graphlib, pytreelib
 from flax.typing import HashableMapping
 
-from thinkml.core.adapters import arrays_lock, drop_records
+from thinkml.core.adapters import arrays_lock
 from thinkml.errors import NotStorableError
 from thinkml.models import names
 from thinkml.models.arrays import ArrayNames, ArrayTaker, is_array
 from thinkml.models.attributes import decode_special, encode_attribute
 from thinkml.models.values import Json, Path, decode, refuse, where
+from thinkml.record import without_carried
 
 _CONTAINERS = {kind.__name__: kind for kind in (dict, list, tuple, type(None))}
 
@@ -41,7 +42,6 @@ def describe_graph(model: nnx.Module, arrays: ArrayNames) -> Json:
     with arrays_lock:
         copy = nnx.merge(*nnx.split(model))  # the user's model keeps its mode
     copy.eval()
-    drop_records(copy)
     return _Writer(copy, arrays).node(('model',))
 
 
@@ -51,7 +51,7 @@ class _Writer:
     def __init__(self, model: nnx.Module, arrays: ArrayNames):
         graph, state = nnx.split(model)
         self._nodes = iter(graph.nodes)
-        self._attributes = iter(graph.attributes)
+        self._attributes = iter(without_carried(graph).attributes)
         self._leaves = iter(nnx.to_flat_state(state))
         self._arrays = arrays
 
