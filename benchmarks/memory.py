@@ -39,7 +39,7 @@ from peers.nets_flax import make_net
 from peers.workloads import WORKLOADS, make_job
 from streaming import private_bytes
 
-from thinkml.core import loop
+from thinkml.core.train import loop
 from thinkml.training import ModelTrainer, TrainingConfig
 
 STEPS, EPOCHS, TURNS, GOAL = 4, 3, 3, 1.1

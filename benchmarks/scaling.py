@@ -82,7 +82,7 @@ def one_device():
     """The distributed path on one device, in turns with the plain one."""
     import jax
 
-    from thinkml.core.sharding import Layout, data_mesh
+    from thinkml.core.parallel.sharding import Layout, data_mesh
     from thinkml.training import DistributedTrainer, ModelTrainer
     from thinkml.training.problem import Asked
     from thinkml.training.train import Latest, train
@@ -364,7 +364,7 @@ def main():
     if arguments[:1] == ['case']:
         kind, count, batch, processes, index, port = arguments[1:]
         if int(processes) > 1:
-            from thinkml.core.processes import start
+            from thinkml.core.parallel.multiprocess import start
 
             start(f'localhost:{port}', int(processes), int(index))
         return scaling_case(kind, int(count), int(batch), int(processes))

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from thinkml.core import Batch, get_loss, init_state, make_metrics, make_optimizer, make_train_step
-from thinkml.core.freezing import PartlyFrozen
+from thinkml.core.model.partly_frozen import PartlyFrozen
 from thinkml.models import TransferModel, create
 from thinkml.training import TrainingConfig, TransferLearner
 from thinkml.training.transfer_parts import chosen, parts_of_headed, rates_of

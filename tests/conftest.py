@@ -72,7 +72,7 @@ def _forget_compiled_programs():
     # XLA maps each program's code into memory; those of all the tests are more maps than Linux
     # gives one process (vm.max_map_count), which ends it with a segmentation fault.
     yield
-    from thinkml.core.jit import forget_programs
+    from thinkml.core.xla.jit import forget_programs
 
     forget_programs()
     jax.clear_caches()
@@ -84,7 +84,7 @@ def count_compiles(monkeypatch):
 
     What earlier tests compiled plays no part: JAX's caches are not cleared in between.
     """
-    monkeypatch.setattr('thinkml.core.jit.MOST_COMPILED', float('inf'))
+    monkeypatch.setattr('thinkml.core.xla.jit.MOST_COMPILED', float('inf'))
 
     def count(function, *args, **kwargs) -> int:
         before = _compiles[0]

@@ -157,7 +157,7 @@ import jax, numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 from thinkml.checkpoint import Checkpointer
-from thinkml.core.processes import start
+from thinkml.core.parallel.multiprocess import start
 from thinkml.errors import CheckpointError
 start()
 index, directory = jax.process_index(), pathlib.Path(sys.argv[1])

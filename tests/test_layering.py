@@ -97,11 +97,11 @@ def test_every_part_of_the_package_has_a_floor():
 @pytest.mark.parametrize(
     ('path', 'source'),
     [
-        ('thinkml/core/step.py', 'from thinkml.data import place'),
-        ('thinkml/core/step.py', 'from thinkml import training'),
-        ('thinkml/core/step.py', 'import thinkml.training.fit as fit'),
-        ('thinkml/core/step.py', 'import thinkml'),
-        ('thinkml/core/step.py', 'from ..data import place'),
+        ('thinkml/core/train/step.py', 'from thinkml.data import place'),
+        ('thinkml/core/train/step.py', 'from thinkml import training'),
+        ('thinkml/core/train/step.py', 'import thinkml.training.fit as fit'),
+        ('thinkml/core/train/step.py', 'import thinkml'),
+        ('thinkml/core/train/step.py', 'from ..data import place'),
         ('thinkml/core/__init__.py', 'from ..data import place'),
         ('thinkml/record.py', 'from .data import place'),
         ('thinkml/record.py', 'def f():\n    from thinkml.core import Batch'),
@@ -127,9 +127,9 @@ def test_a_crossed_wall_is_seen(path, source):
 @pytest.mark.parametrize(
     ('path', 'source'),
     [
-        ('thinkml/core/step.py', 'from thinkml.core.state import TrainState'),
-        ('thinkml/core/step.py', 'from .state import TrainState'),
-        ('thinkml/core/step.py', 'from thinkml.errors import ConfigError'),
+        ('thinkml/core/train/step.py', 'from thinkml.core.train.state import TrainState'),
+        ('thinkml/core/train/step.py', 'from .state import TrainState'),
+        ('thinkml/core/train/step.py', 'from thinkml.errors import ConfigError'),
         ('thinkml/training/fit.py', 'from thinkml.monitoring import History'),
         ('thinkml/models/manager.py', 'from thinkml import __version__'),
         ('thinkml/checkpoint/arrays.py', 'def f():\n    import orbax.checkpoint as ocp'),

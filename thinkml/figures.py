@@ -188,7 +188,7 @@ def _forget_inline(figure: 'Figure') -> None:
 
 def save_figure(figure: 'Figure', path: str | os.PathLike[str]) -> None:
     """Writes a figure to a file, whose ending picks the format; missing folders are made."""
-    from thinkml.core.processes import is_first_process
+    from thinkml.core.parallel.multiprocess import is_first_process
 
     check_ending(path)
     path = local_file(path)

@@ -4,7 +4,7 @@ import numpy as np
 import optax
 import pytest
 
-from thinkml.core.acquisition import (
+from thinkml.core.active.acquisition import (
     bald,
     entropy,
     expected_gradient_length,

@@ -23,7 +23,7 @@ from thinkml.core import (
     check_augmentation,
     make_augmentation,
 )
-from thinkml.core.augment import _larger_share, _rotate
+from thinkml.core.train.augmentations import _larger_share, _rotate
 from thinkml.errors import ConfigError, ThinkMLWarning
 
 KEY = jax.random.key(7)

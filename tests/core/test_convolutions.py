@@ -10,17 +10,10 @@ from flax import nnx
 from jax import lax
 from jax.extend.core import JaxprEqn, jaxprs_in_params
 
-from thinkml.core import (
-    convolutions,
-    functionalize,
-    get_loss,
-    jit,
-    make_eval_step,
-    make_metrics,
-    predict_outputs,
-)
-from thinkml.core.convolutions import compiler_options, fast_convolutions
-from thinkml.core.loop import evaluate
+from thinkml.core import functionalize, get_loss, make_eval_step, make_metrics, predict_outputs
+from thinkml.core.train.loop import evaluate
+from thinkml.core.xla import cpu_convolutions, jit
+from thinkml.core.xla.cpu_convolutions import compiler_options, fast_convolutions
 from thinkml.data import place
 
 pytestmark = pytest.mark.compiled  # what XLA makes of the rewritten programs
@@ -529,12 +522,12 @@ def test_there_are_no_compiler_options_on_an_accelerator(monkeypatch):
 
 
 def test_options_that_xla_does_not_know_are_left_out(monkeypatch):
-    monkeypatch.setattr(convolutions, '_YNNPACK', 'xla_cpu_of_another_version')
-    convolutions._is_known.cache_clear()
+    monkeypatch.setattr(cpu_convolutions, '_YNNPACK', 'xla_cpu_of_another_version')
+    cpu_convolutions._is_known.cache_clear()
     try:
         assert compiler_options() == {}
     finally:
-        convolutions._is_known.cache_clear()
+        cpu_convolutions._is_known.cache_clear()
 
 
 def test_jit_asks_for_options_when_a_program_is_compiled(monkeypatch):

@@ -9,8 +9,9 @@ import pytest
 from flax import nnx
 from jax import export
 
-from thinkml.core import exported, predict_outputs
-from thinkml.core.exported import ExportedModel, Forward, export_forward, open_program
+from thinkml.core import predict_outputs
+from thinkml.core.model import exported_forward
+from thinkml.core.model.exported_forward import ExportedModel, Forward, export_forward, open_program
 from thinkml.errors import ModelFileError, ModelTypeError
 
 
@@ -138,14 +139,14 @@ def test_a_program_that_ends_or_holds_its_reader_is_a_model_file_error(
     reader, message, monkeypatch
 ):
     program = export_forward(Network(), X).program
-    exported.check_readable(program)
-    monkeypatch.setattr(exported, '_READER', reader)
-    monkeypatch.setattr(exported, '_READ_SECONDS', 1)
+    exported_forward.check_readable(program)
+    monkeypatch.setattr(exported_forward, '_READER', reader)
+    monkeypatch.setattr(exported_forward, '_READ_SECONDS', 1)
     with pytest.raises(ModelFileError, match=message):
-        exported.check_readable(program)
+        exported_forward.check_readable(program)
     monkeypatch.undo()
     with pytest.raises(ModelFileError, match='the exported forward pass can not be read'):
-        exported.check_readable(program[:100])
+        exported_forward.check_readable(program[:100])
 
 
 @pytest.mark.parametrize('change', ['bits', 'cut', 'empty', 'arrays'])

@@ -19,8 +19,8 @@ from tests.models_for_tests import (
     mlp,
 )
 from thinkml.core import functionalize, last_activation, make_predict, num_outputs, predict_outputs
-from thinkml.core import predict as predict_module
-from thinkml.core.adapters import from_functions, from_linen
+from thinkml.core.model import forward
+from thinkml.core.model.adapters import from_functions, from_linen
 from thinkml.errors import DataError, ModelTypeError
 from thinkml.record import record_to_change
 
@@ -211,7 +211,7 @@ def test_a_model_is_taken_apart_once_for_many_calls(monkeypatch):
     model, x = mlp(4, 3), np.random.default_rng(1).normal(size=(100, 4)).astype(np.float32)
     expected = predict_outputs(model, x)
     predict = make_predict(model, x)
-    monkeypatch.setattr(predict_module, 'functionalize', None)
+    monkeypatch.setattr(forward, 'functionalize', None)
     for rows in (slice(0, 1), slice(3, 40), slice(0, 100)):
         np.testing.assert_allclose(predict(x[rows]), expected[rows], rtol=1e-5, atol=1e-6)
 

@@ -11,9 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from thinkml.core import jit, predict_outputs
-from thinkml.core.adapters import from_functions
-from thinkml.core.jit import Jit, forget_programs, holding_programs
+from thinkml.core import predict_outputs
+from thinkml.core.model.adapters import from_functions
+from thinkml.core.xla import jit
+from thinkml.core.xla.jit import Jit, forget_programs, holding_programs
 from thinkml.training import ModelTrainer, TrainingConfig
 
 ROOT = Path(__file__).parents[2]

@@ -13,7 +13,6 @@ from thinkml.core import (
     Position,
     ResidentFeed,
     evaluate,
-    feed,
     functionalize,
     get_loss,
     init_state,
@@ -23,10 +22,11 @@ from thinkml.core import (
     make_train_step,
     train_chunks,
 )
-from thinkml.core.adapters import from_functions
-from thinkml.core.jit import forget_programs
-from thinkml.core.loop import _Pace
-from thinkml.core.state import Ema
+from thinkml.core.model.adapters import from_functions
+from thinkml.core.train import batch_feed
+from thinkml.core.train.loop import _Pace
+from thinkml.core.train.state import Ema
+from thinkml.core.xla.jit import forget_programs
 from thinkml.data import place
 
 pytestmark = pytest.mark.compiled  # equal bits
@@ -106,7 +106,7 @@ def plans(num_rows, room, batch_size, seed):
     made = ResidentFeed(data, num_rows=room, batch_size=batch_size, shuffle_key=key)
     plan = next(made.blocks(1, 0)).plan
     assert sorted(plan.ravel()[:num_rows]) == sorted(rows[:num_rows])
-    return plan, feed._plan(batch_size, data.rows, data.num_rows, key, 1)
+    return plan, batch_feed._plan(batch_size, data.rows, data.num_rows, key, 1)
 
 
 @pytest.mark.parametrize('seed', [None, 0, 7])
@@ -523,8 +523,8 @@ def test_an_epoch_is_cut_into_dispatches_of_nearly_equal_length(
 
 
 def test_a_plan_made_on_the_host_is_that_of_devices_where_rows_draw_the_same_bits(monkeypatch):
-    drawn, (without, _) = feed._bits, plans(300, 320, 8, 0)
-    monkeypatch.setattr(feed, '_bits', lambda *args: drawn(*args) | jnp.uint32(0xFFFFFFF0))
+    drawn, (without, _) = batch_feed._bits, plans(300, 320, 8, 0)
+    monkeypatch.setattr(batch_feed, '_bits', lambda *args: drawn(*args) | jnp.uint32(0xFFFFFFF0))
     forget_programs()
     plan, expected = plans(300, 320, 8, 0)
     forget_programs()

@@ -4,7 +4,7 @@ import numpy as np
 import optax
 import pytest
 
-from thinkml.core.losses import (
+from thinkml.core.objectives.losses import (
     CLASSIFICATION_LOSSES,
     REGRESSION_LOSSES,
     BinaryCrossEntropy,

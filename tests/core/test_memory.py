@@ -10,7 +10,7 @@ from flax import nnx
 from tests.core.test_loop import METRICS, feed_of, prepare, problem
 from tests.models_for_tests import DropoutBatchNorm, mlp
 from thinkml.core import functionalize, get_loss, make_eval_step
-from thinkml.core.loop import _run_eval, _run_steps, empty_metrics
+from thinkml.core.train.loop import _run_eval, _run_steps, empty_metrics
 from thinkml.data import place
 
 

@@ -10,8 +10,8 @@ import sklearn.metrics as sk
 from clu import metrics as clu_metrics
 from flax import struct
 
-from thinkml.core.metric_names import metric_name
-from thinkml.core.metrics import (
+from thinkml.core.objectives.metric_names import metric_name
+from thinkml.core.objectives.streaming_metrics import (
     CLASSIFICATION_METRICS,
     REGRESSION_METRICS,
     TRAINING_ONLY_METRICS,
@@ -266,7 +266,7 @@ def test_r2_of_constant_targets_and_of_one_row(predictions, targets, expected):
 
 
 def test_collections_of_other_metrics_have_another_structure():
-    """Else a jitted function takes one for the other, see `thinkml.core.metrics._registered`."""
+    """Otherwise a jitted function takes one for the other, see `streaming_metrics._registered`."""
     names = [('mse',), ('mae',), ('mae', 'mse'), ('mse', 'mae'), ()]
     made = [make_metrics(each, kind='regression', num_outputs=1) for each in names]
     structures = [jax.tree.structure(metrics.empty()) for metrics in made]

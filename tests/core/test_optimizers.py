@@ -9,9 +9,9 @@ import optax
 import pytest
 from flax import nnx
 
-from thinkml.core.adapters import from_linen
-from thinkml.core.functional import functionalize
-from thinkml.core.optimizers import (
+from thinkml.core.model.adapters import from_linen
+from thinkml.core.model.functional import functionalize
+from thinkml.core.train.optimizers import (
     OPTIMIZERS,
     decay_mask,
     get_learning_rate,
@@ -20,7 +20,7 @@ from thinkml.core.optimizers import (
     set_hyperparams,
     set_learning_rate,
 )
-from thinkml.core.schedules import SCHEDULES
+from thinkml.core.train.schedules import SCHEDULES
 from thinkml.errors import ConfigError
 
 # Rates at which 300 steps suffice; all others train at 0.05.

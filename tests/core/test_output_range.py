@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jax.scipy.special import erf, logsumexp
 
-from thinkml.core.output_range import Range, misread_outputs, output_range
+from thinkml.core.model.output_range import Range, misread_outputs, output_range
 from thinkml.record import Task
 
 BINARY = Task('binary', (0, 1), 1)

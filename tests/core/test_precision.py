@@ -8,9 +8,9 @@ from flax import nnx
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
 from tests.models_for_tests import Recurrent, Tied, apply_mlp, init_mlp
-from thinkml.core.adapters import from_functions, from_linen
-from thinkml.core.functional import check_trainable, functionalize
-from thinkml.core.precision import cast_floats, get_compute_dtype
+from thinkml.core.model.adapters import from_functions, from_linen
+from thinkml.core.model.functional import check_trainable, functionalize
+from thinkml.core.model.mixed_precision import cast_floats, get_compute_dtype
 from thinkml.errors import ConfigError
 
 pytestmark = pytest.mark.compiled  # what is computed in which precision

@@ -7,7 +7,7 @@ from flax import nnx
 from tests.core.test_loop import prepare, problem
 from tests.models_for_tests import Attention, DropoutBatchNorm, Recurrent, mlp
 from thinkml.core import Batch
-from thinkml.core.remat import computed_bytes, rematerialized
+from thinkml.core.xla.rematerialization import computed_bytes, rematerialized
 
 pytestmark = pytest.mark.compiled  # the memory that XLA plans
 

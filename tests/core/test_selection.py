@@ -5,11 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from thinkml.core import selection
-from thinkml.core.acquisition import entropy
-from thinkml.core.clustering import DRAW_BLOCK, kmeans, nearest, squared_distances
-from thinkml.core.jit import forget_programs
-from thinkml.core.selection import (
+from thinkml.core.active import selection
+from thinkml.core.active.acquisition import entropy
+from thinkml.core.active.clustering import DRAW_BLOCK, kmeans, nearest, squared_distances
+from thinkml.core.active.selection import (
     at_random,
     badge,
     diverse,
@@ -17,6 +16,7 @@ from thinkml.core.selection import (
     k_center_greedy,
     typiclust,
 )
+from thinkml.core.xla.jit import forget_programs
 from thinkml.errors import ConfigError, DataError
 
 KEY = jax.random.key(7)

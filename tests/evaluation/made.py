@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 
-from thinkml.core.counts import f1, precision, ratio, recall
+from thinkml.core.objectives.confusion_counts import f1, precision, ratio, recall
 from thinkml.evaluation.bootstrap import Resampling
 from thinkml.evaluation.counting import class_counts, class_part, confusion_matrix
 from thinkml.evaluation.metrics import default_metrics, get_metric

@@ -21,7 +21,7 @@ import thinkml.evaluation.foreign as foreign
 import thinkml.evaluation.predictors as predictors
 from tests.processes import simulating
 from thinkml.core import predict_outputs
-from thinkml.core.adapters import from_functions, from_linen
+from thinkml.core.model.adapters import from_functions, from_linen
 from thinkml.errors import ConfigError, DataError, ModelTypeError, ThinkMLWarning
 from thinkml.evaluation import ModelEvaluator, compare
 from thinkml.evaluation.metrics import metrics_for

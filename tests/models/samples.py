@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from thinkml.core.adapters import from_functions, from_linen
+from thinkml.core.model.adapters import from_functions, from_linen
 from thinkml.models.zoo import create
 
 

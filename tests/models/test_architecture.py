@@ -16,7 +16,7 @@ from flax import nnx
 from flax.core import FrozenDict
 
 from tests.models import samples
-from thinkml.core.adapters import from_functions, from_linen
+from thinkml.core.model.adapters import from_functions, from_linen
 from thinkml.errors import ModelFileError, ModelTypeError
 from thinkml.models import names
 from thinkml.models.architecture import build, describe

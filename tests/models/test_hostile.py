@@ -28,7 +28,7 @@ from tests.models.save_to_kill import KINDS
 from tests.models_for_tests import DropoutBatchNorm, mlp
 from thinkml.checkpoint import direct
 from thinkml.checkpoint.disk import read_bounded
-from thinkml.core import exported
+from thinkml.core.model import exported_forward
 from thinkml.errors import ModelFileError, ThinkMLWarning
 from thinkml.models import ModelManager, model_file
 from thinkml.training import ModelTrainer, TrainingConfig
@@ -67,7 +67,7 @@ def _look_once_at_a_program(monkeypatch):
 
 @functools.cache
 def look_once(program):
-    exported.check_readable(program)
+    exported_forward.check_readable(program)
 
 
 # --- changes ----------------------------------------------------------------------------------

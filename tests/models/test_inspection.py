@@ -12,7 +12,7 @@ from flax import nnx
 from jax import export
 
 from tests.models.forged import forge
-from thinkml.core.functional import functionalize
+from thinkml.core.model.functional import functionalize
 from thinkml.errors import ConfigError, ModelFileError
 from thinkml.models import ModelManager, load_safetensors, predict_proba, save_safetensors
 from thinkml.models.__main__ import main

@@ -24,8 +24,8 @@ from tests.models import samples
 from tests.models.forged import forge, sign
 from tests.models_for_tests import DropoutBatchNorm
 from thinkml.checkpoint import disk, manifest
-from thinkml.core.adapters import from_functions, from_linen
-from thinkml.core.functional import functionalize
+from thinkml.core.model.adapters import from_functions, from_linen
+from thinkml.core.model.functional import functionalize
 from thinkml.errors import ModelFileError, ModelTypeError
 from thinkml.history import History
 from thinkml.models import files, model_file

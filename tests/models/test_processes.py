@@ -10,7 +10,7 @@ TWO_PROCESSES = """
 import sys, jax, numpy as np
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
-from thinkml.core.processes import start
+from thinkml.core.parallel.multiprocess import start
 from thinkml.errors import ModelFileError
 from thinkml.models import ModelManager
 start()

@@ -15,7 +15,7 @@ import pytest
 from tests.models import samples
 from tests.models.forged import forge
 from thinkml.core import predict_outputs
-from thinkml.core.exported import ExportedModel
+from thinkml.core.model.exported_forward import ExportedModel
 from thinkml.errors import ModelFileError, ModelTypeError, ThinkMLWarning
 from thinkml.evaluation import ModelEvaluator
 from thinkml.models import ModelManager, predict, predict_proba

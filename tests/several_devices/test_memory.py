@@ -6,7 +6,7 @@ from flax import nnx
 
 from tests.core.test_memory import assert_updated_in_place
 from tests.several_devices.test_same_curve import STRATEGIES, ConvBatchNorm, X, Y, combinations
-from thinkml.core import loop
+from thinkml.core.train import loop
 from thinkml.training import DistributedTrainer, TrainingConfig
 
 SETTINGS = {'plain': {}, 'ema': {'ema_decay': 0.9}, 'accumulated': {'accumulate_steps': 2}}

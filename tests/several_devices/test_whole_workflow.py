@@ -16,7 +16,8 @@ from tests.several_devices.test_same_curve import (
     on_one,
     trained,
 )
-from thinkml.core import loop, predict
+from thinkml.core.model import forward
+from thinkml.core.train import loop
 from thinkml.errors import ConfigError
 from thinkml.evaluation import ModelEvaluator
 from thinkml.models import ModelManager, predict_proba
@@ -246,14 +247,14 @@ def test_a_model_in_parts_trains_on(in_parts):
 def used(monkeypatch):
     """The devices that computed outputs of models."""
     found = set()
-    forward = predict._forward
+    unwatched = forward._forward
 
     def watched(*args):
-        outputs = forward(*args)
+        outputs = unwatched(*args)
         found.update(*(array.devices() for array in jax.tree.leaves(outputs)))
         return outputs
 
-    monkeypatch.setattr(predict, '_forward', watched)
+    monkeypatch.setattr(forward, '_forward', watched)
     return found
 
 

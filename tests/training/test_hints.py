@@ -10,7 +10,7 @@ import pytest
 from clu import metrics as clu
 from flax import nnx
 
-from thinkml.core.probe import with_rows
+from thinkml.core.objectives.probe_sizes import with_rows
 from thinkml.errors import ConfigError, DataError, ModelTypeError, ThinkMLWarning
 from thinkml.evaluation import ModelEvaluator
 from thinkml.models import predict

@@ -12,7 +12,7 @@ import pytest
 from flax import nnx
 
 from tests.models_for_tests import mlp
-from thinkml.core import loop
+from thinkml.core.train import loop
 from thinkml.errors import ThinkMLWarning
 from thinkml.history import MACHINE_VALUES, History
 from thinkml.models import ModelManager

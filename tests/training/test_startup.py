@@ -30,8 +30,9 @@ print(*set(sys.modules) - before)
 """
 
 UNUSED = (
-    'thinkml.core.acquisition', 'thinkml.core.clustering', 'thinkml.core.exported',
-    'thinkml.core.selection', 'thinkml.evaluation', 'thinkml.models', 'thinkml.monitoring.monitor',
+    'thinkml.core.active.acquisition', 'thinkml.core.active.clustering',
+    'thinkml.core.active.selection', 'thinkml.core.model.exported_forward',
+    'thinkml.evaluation', 'thinkml.models', 'thinkml.monitoring.monitor',
     'thinkml.training.active', 'thinkml.training.distributed', 'thinkml.training.transfer',
     'matplotlib', 'tensorboardX', 'sklearn', 'scipy', 'pandas', 'dm_pix', 'tensorflow', 'torch',
 )  # fmt: skip

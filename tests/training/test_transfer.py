@@ -21,8 +21,8 @@ from thinkml.core import (
     make_optimizer,
     make_train_step,
 )
-from thinkml.core.freezing import PartlyFrozen
-from thinkml.core.layers import layers_in_order
+from thinkml.core.model.layer_inspection import layers_in_order
+from thinkml.core.model.partly_frozen import PartlyFrozen
 from thinkml.errors import (
     ConfigError,
     DataError,
@@ -208,7 +208,7 @@ def test_dropout_of_a_head_is_random_in_training_and_that_of_a_frozen_base_is_no
 
 @pytest.mark.parametrize(('layers', 'expected'), [(0, 4), (1, 5), (2, 7), (4, 11)])
 def test_the_compiled_step_has_no_gradient_of_frozen_convolutions(layers, expected, monkeypatch):
-    monkeypatch.setattr('thinkml.core.step.fast_convolutions', lambda function: function)
+    monkeypatch.setattr('thinkml.core.train.step.fast_convolutions', lambda function: function)
     whole = TransferModel(base(), nnx.Linear(16, 3, rngs=nnx.Rngs(0)))
     parts = parts_of_headed(whole, X[:13])
     trained = [p for layer in parts.layers[4 - layers :] for p in layer.params]

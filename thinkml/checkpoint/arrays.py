@@ -23,7 +23,7 @@ import numpy as np
 
 from thinkml.checkpoint.direct import read_stored
 from thinkml.checkpoint.disk import read_bounded, readable, write_probe
-from thinkml.core.processes import is_first_process, meet
+from thinkml.core.parallel.multiprocess import is_first_process, meet
 from thinkml.errors import CheckpointError, CheckpointNotFoundError, problems
 from thinkml.paths import local_path
 

@@ -22,7 +22,7 @@ from thinkml.checkpoint.arrays import (
     pack,
     start_saving,
 )
-from thinkml.core.processes import is_first_process, meet, told_by_first
+from thinkml.core.parallel.multiprocess import is_first_process, meet, told_by_first
 from thinkml.errors import (
     CheckpointError,
     ConfigError,

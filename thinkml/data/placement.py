@@ -11,8 +11,8 @@ import jax
 import numpy as np
 
 from thinkml.core import DeviceData
-from thinkml.core.processes import least_of_all
-from thinkml.core.sharding import Layout, Parted, put_global
+from thinkml.core.parallel.multiprocess import least_of_all
+from thinkml.core.parallel.sharding import Layout, Parted, put_global
 from thinkml.data.rows import Rows
 from thinkml.errors import DataError
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from thinkml.core.pictures import layout_hint
+from thinkml.core.model.image_layout import layout_hint
 from thinkml.data.arrays import (
     as_dtype_of,
     as_numeric,

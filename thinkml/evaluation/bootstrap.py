@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from thinkml.core.jit import Jit
+from thinkml.core.xla.jit import Jit
 
 Interval = tuple[float, float]
 Values = tuple[Callable[[Any, Any], Any], ...]

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from thinkml.core.counts import Counts, occurring, ratio
+from thinkml.core.objectives.confusion_counts import Counts, occurring, ratio
 from thinkml.evaluation.scored import Scored
 
 _MAX_CELLS = 4096

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from thinkml.core.counts import precision, ratio_or_nan, recall
+from thinkml.core.objectives.confusion_counts import precision, ratio_or_nan, recall
 from thinkml.evaluation.bootstrap import (
     Interval,
     Resampling,

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from thinkml.core.counts import f1, precision, ratio, recall
-from thinkml.core.metric_names import metric_name
+from thinkml.core.objectives.confusion_counts import f1, precision, ratio, recall
+from thinkml.core.objectives.metric_names import metric_name
 from thinkml.errors import ConfigError, warn_user
 from thinkml.evaluation.bootstrap import Resampling
 from thinkml.evaluation.counting import class_part, confusion_matrix

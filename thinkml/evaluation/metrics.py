@@ -9,8 +9,8 @@ from typing import Any, get_args
 
 import numpy as np
 
-from thinkml.core import counts
-from thinkml.core.metric_names import top_k
+from thinkml.core.objectives import confusion_counts
+from thinkml.core.objectives.metric_names import top_k
 from thinkml.errors import ConfigError, problems, unknown_name
 from thinkml.evaluation import calibration, probabilistic, ranking, regression
 from thinkml.evaluation.counting import Pairs, class_counts, class_part
@@ -72,11 +72,11 @@ class Metric:
 # --- metrics made of counts -------------------------------------------------------------------
 
 _MISSING = {
-    'precision': ('no predictions of', counts.precision),
-    'recall': ('no examples of', counts.recall),
-    'f1': ('neither examples nor predictions of', counts.f1),
-    'specificity': ('no other examples than of', counts.specificity),
-    'npv': ('no other predictions than of', counts.npv),
+    'precision': ('no predictions of', confusion_counts.precision),
+    'recall': ('no examples of', confusion_counts.recall),
+    'f1': ('neither examples nor predictions of', confusion_counts.f1),
+    'specificity': ('no other examples than of', confusion_counts.specificity),
+    'npv': ('no other predictions than of', confusion_counts.npv),
 }
 
 
@@ -85,7 +85,7 @@ def _fraction(name: str, how: str | None, kind: TaskKind) -> Metric:
 
     def value(part: Any, weight: Any) -> Any:
         found = class_counts(part, weight)
-        return counts.average(fraction(found), found, kind, how, part.occurs)
+        return confusion_counts.average(fraction(found), found, kind, how, part.occurs)
 
     def share(part: Any, weight: np.ndarray) -> tuple[float, float]:
         ratio = fraction(class_counts(part, weight))
@@ -111,13 +111,15 @@ def _fraction(name: str, how: str | None, kind: TaskKind) -> Metric:
     # is 0 there as in the value.
     def resampled(part: Any, weight: Any) -> Any:
         found = class_counts(part, weight)
-        in_it, in_whole = (counts.occurring(each, kind) for each in (found, part.whole))
-        return counts.average(fraction(found), found, kind, how, in_it | part.occurs & ~in_whole)
+        in_it, in_whole = (confusion_counts.occurring(each, kind) for each in (found, part.whole))
+        return confusion_counts.average(
+            fraction(found), found, kind, how, in_it | part.occurs & ~in_whole
+        )
 
     def resampled_labels(part: Any, weight: Any) -> Any:
         of, whole = fraction(class_counts(part, weight)), fraction(part.whole)
         counted = (of.denominator > 0) | (whole.denominator == 0)
-        return counts.ratio((counts.ratio(*of) * counted).sum(), counted.sum())
+        return confusion_counts.ratio((confusion_counts.ratio(*of) * counted).sum(), counted.sum())
 
     is_share = name != 'f1' and (
         (how == 'micro' and kind != 'multilabel') or (how is None and kind == 'binary')
@@ -130,7 +132,7 @@ def _fraction(name: str, how: str | None, kind: TaskKind) -> Metric:
     )  # fmt: skip
 
 
-def _counted(function: Callable[[counts.Counts], Any]) -> Callable[[Any, Any], Any]:
+def _counted(function: Callable[[confusion_counts.Counts], Any]) -> Callable[[Any, Any], Any]:
     return lambda part, weight: function(class_counts(part, weight))
 
 
@@ -147,12 +149,12 @@ def _balanced_accuracy(kind: TaskKind) -> Metric:
             else None
         )
 
-    value = _counted(lambda found: counts.balanced_accuracy(found, kind))
+    value = _counted(lambda found: confusion_counts.balanced_accuracy(found, kind))
     return Metric(class_part, value, _CLASSIFICATION, undefined=undefined)
 
 
 def _one_class(part: Pairs, weight: np.ndarray) -> str | None:
-    if not np.isnan(_counted(counts.kappa)(part, weight)):
+    if not np.isnan(_counted(confusion_counts.kappa)(part, weight)):
         return None
     return 'NaN, since labels and predictions are one and the same class.'
 
@@ -226,8 +228,10 @@ def _of_counts(kind: TaskKind) -> dict[str, Metric]:
             probabilistic.accuracy_rows, kinds=_CLASSIFICATION, default=True, share=_sum_of_rows
         ),
         'balanced_accuracy': _balanced_accuracy(kind),
-        'mcc': Metric(class_part, _counted(counts.mcc), _CLASSES),
-        'kappa': Metric(class_part, _counted(counts.kappa), _CLASSES, undefined=_one_class),
+        'mcc': Metric(class_part, _counted(confusion_counts.mcc), _CLASSES),
+        'kappa': Metric(
+            class_part, _counted(confusion_counts.kappa), _CLASSES, undefined=_one_class
+        ),
     }
     for how in (None, *_HOWS):
         for name in _MISSING:

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 from clu import metrics as clu_metrics
 
-from thinkml.core.metric_names import check_metric, metric_name
-from thinkml.core.metrics import one_number, value_of
+from thinkml.core.objectives.metric_names import check_metric, metric_name
+from thinkml.core.objectives.streaming_metrics import one_number, value_of
 from thinkml.errors import ConfigError
 from thinkml.evaluation.metrics import Metric
 from thinkml.evaluation.probabilistic import mean_of_rows

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 
 from thinkml.core import make_predict, num_outputs, predict_outputs
-from thinkml.core.functional import outputs_of
-from thinkml.core.output_range import misread_outputs
+from thinkml.core.model.functional import outputs_of
+from thinkml.core.model.output_range import misread_outputs
 from thinkml.data import (
     check_targets,
     concatenate_labels,

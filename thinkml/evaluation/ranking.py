@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from thinkml.core.counts import ratio, ratio_or_nan
-from thinkml.core.jit import Jit
+from thinkml.core.objectives.confusion_counts import ratio, ratio_or_nan
+from thinkml.core.xla.jit import Jit
 from thinkml.evaluation.counting import tally
 from thinkml.evaluation.scored import Scored
 from thinkml.evaluation.scores import scores

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from thinkml.core.counts import ratio
+from thinkml.core.objectives.confusion_counts import ratio
 from thinkml.errors import ConfigError
 from thinkml.evaluation.scored import Scored
 

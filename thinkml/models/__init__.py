@@ -1,7 +1,7 @@
 """Models: adapters, predictions, model files, and architectures with pretrained weights."""
 
-from thinkml.core.adapters import from_functions as from_functions
-from thinkml.core.adapters import from_linen as from_linen
+from thinkml.core.model.adapters import from_functions as from_functions
+from thinkml.core.model.adapters import from_linen as from_linen
 from thinkml.models.inspection import Inspection as Inspection
 from thinkml.models.inspection import Parameter as Parameter
 from thinkml.models.manager import ModelManager as ModelManager

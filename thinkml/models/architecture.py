@@ -15,9 +15,9 @@ import jax
 import numpy as np
 from flax import nnx
 
-from thinkml.core.adapters import FunctionModel, LinenModel
-from thinkml.core.exported import ExportedModel
-from thinkml.core.functional import not_a_model
+from thinkml.core.model.adapters import FunctionModel, LinenModel
+from thinkml.core.model.exported_forward import ExportedModel
+from thinkml.core.model.functional import not_a_model
 from thinkml.errors import ModelFileError, ModelTypeError
 from thinkml.models.arrays import ArrayNames, ArrayTaker
 from thinkml.models.attributes import decode_special, encode_attribute

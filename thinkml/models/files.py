@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from thinkml.checkpoint import disk, manifest
 from thinkml.checkpoint.checkpointer import holds_checkpoints
 from thinkml.checkpoint.disk import read_bounded, sync_folder
-from thinkml.core.processes import is_first_process, meet, told_by_first
+from thinkml.core.parallel.multiprocess import is_first_process, meet, told_by_first
 from thinkml.errors import (
     ConfigError,
     ModelExistsError,

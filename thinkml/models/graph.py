@@ -21,7 +21,7 @@ from flax import nnx
 from flax.nnx import graphlib, pytreelib
 from flax.typing import HashableMapping
 
-from thinkml.core.adapters import arrays_lock
+from thinkml.core.model.adapters import arrays_lock
 from thinkml.errors import NotStorableError
 from thinkml.models import names
 from thinkml.models.arrays import ArrayNames, ArrayTaker, is_array

@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from thinkml.core.exclusive import check_not_trained
-from thinkml.core.processes import told_by_first
+from thinkml.core.model.training_lock import check_not_trained
+from thinkml.core.parallel.multiprocess import told_by_first
 from thinkml.errors import ConfigError, ModelFileError
 from thinkml.models import model_file
 from thinkml.models.files import (

@@ -23,15 +23,15 @@ import numpy as np
 from thinkml.checkpoint import load_arrays, save_arrays
 from thinkml.checkpoint.disk import read_bounded
 from thinkml.core import functionalize
-from thinkml.core.exported import (
+from thinkml.core.model.exported_forward import (
     ExportedModel,
     Forward,
     check_inputs,
     check_readable,
     export_forward,
 )
-from thinkml.core.predict import predict_outputs
-from thinkml.core.processes import told_by_first
+from thinkml.core.model.forward import predict_outputs
+from thinkml.core.parallel.multiprocess import told_by_first
 from thinkml.errors import ModelFileError, ModelTypeError, NotStorableError, warn_user
 from thinkml.models.architecture import build, describe
 from thinkml.models.files import FORMAT, read_json, verify, write_json

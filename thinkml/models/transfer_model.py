@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from thinkml.core.probe import with_rows
+from thinkml.core.objectives.probe_sizes import with_rows
 from thinkml.errors import ModelTypeError
 
 

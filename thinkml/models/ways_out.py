@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from thinkml.checkpoint.disk import write_synced
-from thinkml.core.exported import Forward, open_program
-from thinkml.core.processes import is_first_process
+from thinkml.core.model.exported_forward import Forward, open_program
+from thinkml.core.parallel.multiprocess import is_first_process
 from thinkml.errors import ModelFileError, ModelNotFoundError
 from thinkml.models.weights import fill, named_arrays
 from thinkml.paths import expanded, local_path

@@ -220,7 +220,9 @@ def _check_model(model: Any) -> None:
     linen = sys.modules.get('flax.linen')
     is_linen = linen is not None and isinstance(model, linen.Module)
     if is_linen or inspect.isclass(model) or isinstance(model, History | tuple):
-        from thinkml.core.functional import not_a_model  # imports JAX, which monitoring needs not
+        from thinkml.core.model.functional import (
+            not_a_model,  # imports JAX, which monitoring needs not
+        )
 
         raise ModelTypeError(not_a_model(model))
 

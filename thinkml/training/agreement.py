@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from thinkml.core import FunctionalModel
-from thinkml.core.processes import of_all
+from thinkml.core.parallel.multiprocess import of_all
 from thinkml.errors import ConfigError, problems
 
 

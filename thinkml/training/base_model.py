@@ -11,9 +11,9 @@ import numpy as np
 from flax import nnx
 
 from thinkml.core import num_outputs
-from thinkml.core.layers import last_dense
-from thinkml.core.pictures import fits, layout_hint
-from thinkml.core.probe import PROBE_ROWS
+from thinkml.core.model.image_layout import fits, layout_hint
+from thinkml.core.model.layer_inspection import last_dense
+from thinkml.core.objectives.probe_sizes import PROBE_ROWS
 from thinkml.data import is_batches
 from thinkml.data.frames import is_frame
 from thinkml.data.items import is_array

@@ -5,7 +5,7 @@ import copy
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
-from thinkml.core.jit import holding_programs
+from thinkml.core.xla.jit import holding_programs
 from thinkml.errors import ConfigError
 from thinkml.training.checkpointing import Checkpoint
 from thinkml.training.config_checks import HOOKS

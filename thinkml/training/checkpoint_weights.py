@@ -9,10 +9,10 @@ import jax
 from thinkml.checkpoint import Checkpointer
 from thinkml.checkpoint.checkpointer import has_checkpoints, is_checkpoint
 from thinkml.core import functionalize
-from thinkml.core.exclusive import check_not_trained
-from thinkml.core.freezing import merged_low_rank
-from thinkml.core.functional import PROBE_ROWS
-from thinkml.core.sharding import put_like
+from thinkml.core.model.functional import PROBE_ROWS
+from thinkml.core.model.partly_frozen import merged_low_rank
+from thinkml.core.model.training_lock import check_not_trained
+from thinkml.core.parallel.sharding import put_like
 from thinkml.errors import (
     CheckpointError,
     CheckpointNotFoundError,

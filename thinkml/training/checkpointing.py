@@ -11,7 +11,7 @@ import numpy as np
 
 from thinkml.checkpoint import Checkpointer, disk, has_checkpoints, is_checkpoint
 from thinkml.core import Position
-from thinkml.core.processes import agreed, of_all, told_by_first
+from thinkml.core.parallel.multiprocess import agreed, of_all, told_by_first
 from thinkml.errors import (
     CheckpointError,
     ConfigError,

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from thinkml.core import OPTIMIZERS, SCHEDULES, make_optimizer
-from thinkml.core.precision import get_compute_dtype
+from thinkml.core.model.mixed_precision import get_compute_dtype
 from thinkml.errors import ConfigError, did_you_mean, is_number, is_whole, unknown_name
 from thinkml.paths import path_problem
 

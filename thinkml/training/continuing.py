@@ -6,7 +6,7 @@ from typing import Any
 import jax
 
 from thinkml.core import TrainState
-from thinkml.core.sharding import put_like
+from thinkml.core.parallel.sharding import put_like
 from thinkml.errors import ConfigError, problems
 
 

@@ -5,9 +5,9 @@ from typing import Any, Literal
 
 import jax
 
-from thinkml.core.losses import LossFn
-from thinkml.core.processes import start
-from thinkml.core.sharding import Layout, data_mesh
+from thinkml.core.objectives.losses import LossFn
+from thinkml.core.parallel.multiprocess import start
+from thinkml.core.parallel.sharding import Layout, data_mesh
 from thinkml.errors import ConfigError, DeviceCountWarning, is_whole, unknown_name, warn_user
 from thinkml.monitoring import History
 from thinkml.training.config import TrainingConfig

@@ -10,8 +10,8 @@ import jax
 import numpy as np
 
 from thinkml.core import DeviceData, Feed, ResidentFeed, inference_batch_size
-from thinkml.core.feed import steps_of
-from thinkml.core.sharding import Layout
+from thinkml.core.parallel.sharding import Layout
+from thinkml.core.train.batch_feed import steps_of
 from thinkml.data import (
     BatchFeed,
     HostBatch,

@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 from clu.metrics import Collection
 
 from thinkml.core import Chunk, DeviceData, Feed, evaluate, train_chunks
-from thinkml.core.jit import holding_programs
-from thinkml.core.metrics import compute
-from thinkml.core.processes import of_all
-from thinkml.core.sharding import Layout
-from thinkml.core.step import EvalStep, TrainStep
+from thinkml.core.objectives.streaming_metrics import compute
+from thinkml.core.parallel.multiprocess import of_all
+from thinkml.core.parallel.sharding import Layout
+from thinkml.core.train.step import EvalStep, TrainStep
+from thinkml.core.xla.jit import holding_programs
 from thinkml.errors import DivergedError, warn_user
 from thinkml.monitoring import ProgressBar
 from thinkml.training.callbacks import after_chunk, after_epoch, started

@@ -15,7 +15,7 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr
 
 from thinkml.core import functionalize, make_optimizer, metric_name
-from thinkml.core.probe import PROBE_ROWS
+from thinkml.core.objectives.probe_sizes import PROBE_ROWS
 from thinkml.training.config import TrainingConfig
 from thinkml.training.problem import Asked, Problem, probe_of
 from thinkml.versions import library_versions

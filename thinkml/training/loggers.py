@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from thinkml.checkpoint.disk import open_directory
-from thinkml.core.processes import is_first_process
+from thinkml.core.parallel.multiprocess import is_first_process
 from thinkml.errors import ConfigError, warn_user
 from thinkml.monitoring import (
     CSVWriter,

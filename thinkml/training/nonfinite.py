@@ -3,8 +3,8 @@
 import numpy as np
 
 from thinkml.core import Chunk, TrainState
-from thinkml.core.jit import Jit
-from thinkml.core.loop import all_finite
+from thinkml.core.train.loop import all_finite
+from thinkml.core.xla.jit import Jit
 from thinkml.training.run import copy_arrays
 
 

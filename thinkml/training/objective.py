@@ -15,10 +15,10 @@ from thinkml.core import (
     make_augmentation,
     metric_name,
 )
-from thinkml.core.losses import CLASSIFICATION_LOSSES, REGRESSION_LOSSES, LossFn, decides
-from thinkml.core.metric_names import TRAINING_ONLY_METRICS
-from thinkml.core.probe import PROBE_ROWS, with_rows
-from thinkml.core.step import AugmentFn
+from thinkml.core.objectives.losses import CLASSIFICATION_LOSSES, REGRESSION_LOSSES, LossFn, decides
+from thinkml.core.objectives.metric_names import TRAINING_ONLY_METRICS
+from thinkml.core.objectives.probe_sizes import PROBE_ROWS, with_rows
+from thinkml.core.train.step import AugmentFn
 from thinkml.errors import ConfigError, problems, unknown_name
 from thinkml.history import MACHINE_VALUES
 from thinkml.record import Task

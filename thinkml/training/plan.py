@@ -11,10 +11,10 @@ from jax.sharding import NamedSharding
 
 from thinkml.checkpoint.disk import readable
 from thinkml.core import Batch, TrainState, functionalize, get_compute_dtype
-from thinkml.core.feed import steps_of
-from thinkml.core.jit import Jit
-from thinkml.core.sharding import Layout
-from thinkml.core.step import TrainStep
+from thinkml.core.parallel.sharding import Layout
+from thinkml.core.train.batch_feed import steps_of
+from thinkml.core.train.step import TrainStep
+from thinkml.core.xla.jit import Jit
 from thinkml.data.placement import free_bytes
 from thinkml.training.callbacks import make_callbacks, recorded_for
 from thinkml.training.config import TrainingConfig

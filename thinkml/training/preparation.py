@@ -22,10 +22,10 @@ from thinkml.core import (
     make_optimizer,
     make_train_step,
 )
-from thinkml.core.adapters import ApplyFn
-from thinkml.core.freezing import learning_rates_of, scaled_updates
-from thinkml.core.jit import Jit
-from thinkml.core.sharding import Layout, as_on_one_device
+from thinkml.core.model.adapters import ApplyFn
+from thinkml.core.model.partly_frozen import learning_rates_of, scaled_updates
+from thinkml.core.parallel.sharding import Layout, as_on_one_device
+from thinkml.core.xla.jit import Jit
 from thinkml.data import capacity
 from thinkml.errors import ConfigError
 from thinkml.record import record_of

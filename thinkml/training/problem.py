@@ -9,13 +9,13 @@ import numpy as np
 from flax import nnx
 
 from thinkml.core import check_trainable, functionalize, get_compute_dtype
-from thinkml.core.freezing import PartlyFrozen
-from thinkml.core.functional import Footprint, is_model, not_a_model, outputs_of
-from thinkml.core.lookups import check_lookups, has_lookups, lookups
-from thinkml.core.losses import decides
-from thinkml.core.modes import frozen_by_hand, inner_switches
-from thinkml.core.output_range import misread_outputs
-from thinkml.core.probe import PROBE_ROWS
+from thinkml.core.model.embedding_lookups import check_lookups, has_lookups, lookups
+from thinkml.core.model.functional import Footprint, is_model, not_a_model, outputs_of
+from thinkml.core.model.output_range import misread_outputs
+from thinkml.core.model.partly_frozen import PartlyFrozen
+from thinkml.core.model.train_eval_modes import frozen_by_hand, inner_switches
+from thinkml.core.objectives.losses import decides
+from thinkml.core.objectives.probe_sizes import PROBE_ROWS
 from thinkml.data import (
     Batches,
     Rows,

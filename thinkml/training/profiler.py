@@ -6,7 +6,7 @@ from pathlib import Path
 import jax
 from jax._src import profiler
 
-from thinkml.core.processes import is_first_process
+from thinkml.core.parallel.multiprocess import is_first_process
 from thinkml.errors import ConfigError, is_whole, warn_user
 from thinkml.paths import local_directory
 from thinkml.training.run import Run

@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 
 from thinkml.core import Position, TrainState, get_learning_rate
-from thinkml.core.adapters import arrays_in, no_arrays
-from thinkml.core.jit import Jit
-from thinkml.core.optimizers import set_hyperparams
-from thinkml.core.sharding import put_like
+from thinkml.core.model.adapters import arrays_in, no_arrays
+from thinkml.core.parallel.sharding import put_like
+from thinkml.core.train.optimizers import set_hyperparams
+from thinkml.core.xla.jit import Jit
 from thinkml.errors import ConfigError, is_number
 from thinkml.monitoring import History
 from thinkml.training.config import TrainingConfig

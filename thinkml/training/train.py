@@ -11,12 +11,12 @@ import jax
 import numpy as np
 
 from thinkml.core import TrainState
-from thinkml.core.adapters import arrays_in
-from thinkml.core.exclusive import trained_alone
-from thinkml.core.freezing import PartlyFrozen
-from thinkml.core.loop import empty_metrics
-from thinkml.core.processes import is_first_process, leave, losses_told, of_all_at_end
-from thinkml.core.sharding import Layout, as_on_one_device
+from thinkml.core.model.adapters import arrays_in
+from thinkml.core.model.partly_frozen import PartlyFrozen
+from thinkml.core.model.training_lock import trained_alone
+from thinkml.core.parallel.multiprocess import is_first_process, leave, losses_told, of_all_at_end
+from thinkml.core.parallel.sharding import Layout, as_on_one_device
+from thinkml.core.train.loop import empty_metrics
 from thinkml.errors import ConfigError, NotTrainedError, warn_user
 from thinkml.monitoring import History, ProgressBar
 from thinkml.record import record_of, record_to_change

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from thinkml.core.losses import LossFn
+from thinkml.core.objectives.losses import LossFn
 from thinkml.monitoring import History
 from thinkml.training.config import TrainingConfig
 from thinkml.training.plan import make_it_fit

@@ -9,10 +9,10 @@ import jax
 import numpy as np
 from flax import nnx
 
-from thinkml.core.exclusive import check_not_trained
-from thinkml.core.freezing import PartlyFrozen
-from thinkml.core.losses import LossFn, decides
-from thinkml.core.probe import PROBE_ROWS
+from thinkml.core.model.partly_frozen import PartlyFrozen
+from thinkml.core.model.training_lock import check_not_trained
+from thinkml.core.objectives.losses import LossFn, decides
+from thinkml.core.objectives.probe_sizes import PROBE_ROWS
 from thinkml.data import (
     Rows,
     check_targets,

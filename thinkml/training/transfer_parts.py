@@ -9,7 +9,7 @@ import jax
 from flax import nnx
 
 from thinkml.core import num_outputs
-from thinkml.core.layers import Layer, last_dense, layers_in_order
+from thinkml.core.model.layer_inspection import Layer, last_dense, layers_in_order
 from thinkml.errors import ConfigError, is_whole
 from thinkml.models.table import Table
 from thinkml.models.transfer_model import PassThrough, TransferModel

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from thinkml.core import set_learning_rate, train_chunks
-from thinkml.core.sharding import Layout
+from thinkml.core.parallel.sharding import Layout
 from thinkml.data import device_budget
 from thinkml.errors import ConfigError, warn_user
 from thinkml.figures import give_to_pyplot, new_figure, save_figure

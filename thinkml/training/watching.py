@@ -5,7 +5,7 @@ import math
 from typing import Any, Literal
 
 from thinkml.core import is_higher_better, scale_learning_rate
-from thinkml.core.metric_names import TRAINING_ONLY_METRICS
+from thinkml.core.objectives.metric_names import TRAINING_ONLY_METRICS
 from thinkml.errors import (
     ConfigError,
     is_number,

@@ -8,7 +8,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from thinkml.core.processes import is_first_process
+from thinkml.core.parallel.multiprocess import is_first_process
 from thinkml.errors import ConfigError
 from thinkml.evaluation.report.content import content_of, content_of_several
 from thinkml.evaluation.report.html import render_html

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from flax import nnx
 
-from thinkml.core.layers import layers_in_order
+from thinkml.core.model.layer_inspection import layers_in_order
 from thinkml.errors import WeightsError, problems
 from thinkml.models.weights import fill, named_arrays
 

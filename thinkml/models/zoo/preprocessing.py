@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from thinkml.core.jit import Jit
+from thinkml.core.xla.jit import Jit
 from thinkml.errors import ConfigError, DataError
 
 # Pixels of one batch, as floats, are kept to about this size.

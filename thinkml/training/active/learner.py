@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from thinkml.core.losses import LossFn
+from thinkml.core.objectives.losses import LossFn
 from thinkml.data import as_array, check_lengths
 from thinkml.errors import ConfigError, DataError, is_number, is_whole, warn_user
 from thinkml.paths import local_path

@@ -10,10 +10,10 @@ import jax
 import numpy as np
 
 from thinkml.core import functionalize, num_outputs
-from thinkml.core.exclusive import check_not_trained
-from thinkml.core.losses import decides
-from thinkml.core.metric_names import metric_name
-from thinkml.core.probe import PROBE_ROWS
+from thinkml.core.model.training_lock import check_not_trained
+from thinkml.core.objectives.losses import decides
+from thinkml.core.objectives.metric_names import metric_name
+from thinkml.core.objectives.probe_sizes import PROBE_ROWS
 from thinkml.data import (
     check_lengths,
     check_targets,

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from thinkml.core.selection import Selection
+from thinkml.core.active.selection import Selection
 from thinkml.errors import warn_user
 from thinkml.training.active.history import ActiveHistory
 from thinkml.training.active.session import Session

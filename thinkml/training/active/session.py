@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from thinkml.core.selection import Selection, at_random
+from thinkml.core.active.selection import Selection, at_random
 from thinkml.errors import ModelTypeError
 from thinkml.training.active.book import LabelBook
 from thinkml.training.active.learning import Learning

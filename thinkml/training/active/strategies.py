@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from thinkml.core.acquisition import (
+from thinkml.core.active.acquisition import (
     log_bald,
     log_entropy,
     log_expected_gradient_length,
@@ -18,7 +18,7 @@ from thinkml.core.acquisition import (
     variance,
     variation_ratio,
 )
-from thinkml.core.selection import (
+from thinkml.core.active.selection import (
     Selection,
     at_random,
     badge,

@@ -1,0 +1,1 @@
+"""Active learning: acquisition scores, and the selection of rows by them."""

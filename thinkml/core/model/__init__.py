@@ -1,0 +1,1 @@
+"""Models as pure functions: adapters, forward passes, precision, and checks of their structure."""

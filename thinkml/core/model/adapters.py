@@ -1,0 +1,502 @@
+"""The three kinds of models, each taken apart into a pure function and its arrays."""
+
+import dataclasses
+import functools
+import inspect
+import threading
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from thinkml.core.model.mixed_precision import DType, cast_floats, linen_dtype, set_nnx_dtype
+from thinkml.core.model.train_eval_modes import switch, to_training
+from thinkml.errors import ConfigError, ModelTypeError
+from thinkml.record import without_carried
+
+PyTree = Any
+
+
+class ApplyFn(Protocol):
+    """The pure forward pass. Hashable; equal for models of equal structure."""
+
+    def __call__(
+        self, params: PyTree, model_state: PyTree, x: PyTree, *, key: jax.Array | None, train: bool
+    ) -> tuple[jax.Array, PyTree]:
+        """Returns the outputs for a batch and the updated model state.
+
+        ``key`` seeds whatever is random in the forward pass (dropout) and may be None with
+        ``train=False``. ``train`` is a Python bool, fixed at trace time.
+        """
+        ...
+
+
+def no_arrays() -> None:
+    """Returns None, for a model whose arrays are not read again."""
+
+
+@dataclasses.dataclass(frozen=True)
+class FunctionalModel:
+    """A model taken apart: a pure function, its arrays, and the way back.
+
+    Attributes:
+        apply: the forward pass, see `ApplyFn`.
+        params: the trainable arrays, as nested dicts.
+        model_state: the arrays that training updates without gradients.
+        write: ``write(params, model_state)`` puts arrays back into the user's object and leaves it
+            in eval mode.
+        learning_rates: a factor of the learning rate for each of ``params``; None for 1.
+        read: returns the arrays that the user's object has now, as ``(params, model_state)``; None
+            where it has none yet. Raises a `ConfigError` if it is another model by now.
+    """
+
+    apply: ApplyFn
+    params: PyTree
+    model_state: PyTree
+    write: Callable[[PyTree, PyTree], None]
+    learning_rates: PyTree = None
+    read: Callable[[], tuple[PyTree, PyTree] | None] = no_arrays
+
+
+# While one thread writes the arrays of a model, another one can't take it apart.
+arrays_lock = threading.RLock()
+
+_CHANGED = (
+    'model: its layers or settings were changed during the training, which was compiled for what '
+    'they were before. Arrays may be changed, through run.model; for anything else, train again.'
+)
+
+
+# The names under which modules of both APIs take the train/eval switch in __call__.
+_TRAIN_FLAGS = {
+    'train': True,
+    'training': True,
+    'is_training': True,
+    'deterministic': False,
+    'use_running_average': False,
+}
+
+
+def _flags_of(function: Callable) -> tuple[str, ...]:
+    """The parameters of ``function`` that switch between training and evaluation."""
+    parameters = inspect.signature(function).parameters
+    return tuple(name for name in _TRAIN_FLAGS if name in parameters)
+
+
+def _set_flags(flags: tuple[str, ...], train: bool) -> dict[str, Any]:
+    return {name: train == _TRAIN_FLAGS[name] for name in flags}
+
+
+def _outputs(outputs: PyTree, compute_dtype: DType | None) -> PyTree:
+    return outputs if compute_dtype is None else cast_floats(outputs, jnp.float32)
+
+
+# --- flax.nnx ---------------------------------------------------------------------------------
+
+
+def _is_trainable(path: Any, variable: Any) -> bool:
+    value = variable.get_value() if isinstance(variable, nnx.Variable) else variable
+    return isinstance(variable, nnx.Param) and jnp.issubdtype(jnp.result_type(value), jnp.inexact)
+
+
+@dataclasses.dataclass(frozen=True)
+class _NNXApply:
+    # Compared but not hashed: a user's attribute may be a list.
+    train_graph: Any = dataclasses.field(hash=False)
+    eval_graph: Any = dataclasses.field(hash=False)
+    # (path, 'key' | 'count', shape) of each random state variable. Keys are made anew at every
+    # call from the key passed in: what a step draws then depends on (seed, step) alone.
+    random_state: tuple[tuple[tuple[Any, ...], str, tuple[int, ...]], ...]
+    flags: tuple[str, ...]
+    takes_rngs: bool
+    # The graphs refer to the user's own lists, dicts and settings objects, which may be changed in
+    # place; what they held is part of what a compiled program was made for.
+    attributes: str
+    compute_dtype: DType | None
+
+    def __call__(self, params, model_state, x, *, key, train):
+        key = jax.random.key(0) if key is None else key
+        model = nnx.merge(
+            self.train_graph if train else self.eval_graph,
+            params, self._fresh_random_state(key), model_state,
+        )  # fmt: skip
+        arguments = _set_flags(self.flags, train)
+        if self.takes_rngs:
+            arguments['rngs'] = nnx.Rngs(jax.random.fold_in(key, len(self.random_state)))
+        outputs = _outputs(model(x, **arguments), self.compute_dtype)
+        if not train:
+            return outputs, model_state
+        new_state = nnx.to_pure_dict(nnx.state(model, nnx.Not(nnx.RngState)))
+        return outputs, _select_like(new_state, model_state)
+
+    def _fresh_random_state(self, key: jax.Array) -> dict:
+        tree: dict = {}
+        for index, (path, kind, shape) in enumerate(self.random_state):
+            if kind == 'key':
+                value = jax.random.fold_in(key, index)
+                value = jax.random.split(value, shape) if shape else value
+            else:
+                value = jnp.zeros(shape, jnp.uint32)
+            _set_path(tree, path, value)
+        return tree
+
+
+def functionalize_nnx(
+    model: nnx.Module,
+    compute_dtype: DType | None = None,
+    trained: Collection[tuple[Any, ...]] | None = None,
+    train: Callable[[nnx.Module], None] = to_training,
+) -> FunctionalModel:
+    """Takes an NNX module apart without changing it.
+
+    Args:
+        model: the module.
+        compute_dtype: see `thinkml.core.functionalize`.
+        trained: the paths of the parameters to train; None for all. The others are part of
+            ``model_state``, and modules that have no others stay in evaluation mode.
+        train: puts a module into training mode.
+    """
+    write_to = model
+    if nnx.to_flat_state(nnx.state(model, nnx.Intermediate)):
+        # What earlier calls have sown is no state of the model, and would grow in a loop.
+        model = nnx.clone(model)
+        nnx.pop(model, nnx.Intermediate)
+
+    def is_trained(path: Any, variable: Any) -> bool:
+        return _is_trainable(path, variable) and (trained is None or path in trained)
+
+    with arrays_lock:
+        graph, params, random_state, model_state = nnx.split(model, is_trained, nnx.RngState, ...)
+    graph = without_carried(graph)  # so that a program neither depends on a record nor keeps it
+    mutable = _mutable_attributes(graph)
+    kind = _Kind(
+        graph, len(graph.attributes), compute_dtype,
+        None if trained is None else frozenset(trained), train,
+    )  # fmt: skip
+
+    def graph_in_mode(switch: Callable[[nnx.Module], None]) -> Any:
+        copy = nnx.merge(graph, params, random_state, model_state)
+        switch(copy)
+        if compute_dtype is not None:
+            set_nnx_dtype(copy, compute_dtype)
+        return nnx.graphdef(copy)
+
+    def switch_to_training(module: nnx.Module) -> None:
+        train(module)
+        if trained is not None:
+            _eval_frozen(module, (), trained)
+
+    # Graphs refer to a model's own lists and objects, so models that have some don't share graphs.
+    graphs = {} if mutable else _graphs_in_modes(kind)
+    if not graphs:
+        graphs |= {
+            'train': graph_in_mode(switch_to_training),
+            'eval': graph_in_mode(lambda module: switch(module, 'eval')),
+        }
+    call = type(model).__call__
+    parameters = inspect.signature(call).parameters
+    apply = _NNXApply(
+        train_graph=graphs['train'],
+        eval_graph=graphs['eval'],
+        random_state=tuple(
+            (path, 'key' if isinstance(variable, nnx.RngKey) else 'count', variable.shape)
+            for path, variable in nnx.to_flat_state(random_state)
+        ),
+        flags=_flags_of(call),
+        takes_rngs='rngs' in parameters,
+        attributes=repr(mutable),
+        compute_dtype=compute_dtype,
+    )
+
+    def write(params: PyTree, model_state: PyTree) -> None:
+        with arrays_lock:
+            nnx.update(write_to, params, model_state)
+            switch(write_to, 'eval')
+
+    known = [graph]  # the structures that the object may have: its modes differ
+
+    def read() -> tuple[PyTree, PyTree]:
+        now, params, _, model_state = nnx.split(write_to, is_trained, nnx.RngState, ...)
+        if now in known:
+            return nnx.to_pure_dict(params), nnx.to_pure_dict(model_state)
+        again = functionalize_nnx(write_to, compute_dtype, trained, train)
+        if again.apply != apply:
+            raise ConfigError(_CHANGED)
+        if not nnx.to_flat_state(nnx.state(write_to, nnx.Intermediate)):
+            known.append(now)
+        return again.params, again.model_state
+
+    return FunctionalModel(
+        apply, nnx.to_pure_dict(params), nnx.to_pure_dict(model_state), write, read=read
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Kind:
+    """The key by which the graphs of a model in its two modes are found."""
+
+    graph: Any = dataclasses.field(hash=False)  # an attribute may have no hash
+    num_attributes: int
+    compute_dtype: DType | None
+    trained: frozenset[tuple[Any, ...]] | None
+    train: Callable[[nnx.Module], None]
+
+
+# To copy a model into both modes takes milliseconds, and a training needs it several times. A key
+# holds no arrays, so the caller, who has them, fills in the graphs of a new one.
+@functools.lru_cache(maxsize=64)
+def _graphs_in_modes(kind: _Kind) -> dict[str, Any]:
+    return {}
+
+
+def _eval_frozen(module: nnx.Module, at: tuple[Any, ...], trained: Collection) -> None:
+    """Puts modules into evaluation mode that have parameters, but none that are trained."""
+    paths = [(*at, *path) for path, _ in nnx.to_flat_state(nnx.state(module, nnx.Param))]
+    if paths and not any(path in trained for path in paths):
+        module.eval()
+        return
+    for name, child in nnx.iter_children(module):
+        if isinstance(child, nnx.Module):
+            _eval_frozen(child, (*at, name), trained)
+
+
+# Variables that are no part of what a model has learned.
+_PASSING = (nnx.RngState, nnx.Intermediate)
+
+
+def arrays_in(model: Any) -> list[Any]:
+    """Returns the arrays that are in a model now, without those that make it random."""
+    if isinstance(model, nnx.Module):
+        return [
+            node.get_raw_value()
+            for _, node in nnx.iter_graph(model)
+            if isinstance(node, nnx.Variable) and not isinstance(node, _PASSING)
+        ]
+    return jax.tree.leaves(getattr(model, 'variables', getattr(model, 'params', None)))
+
+
+def _mutable_attributes(graph: Any) -> list[Any]:
+    values = [
+        attribute.value
+        for name, attribute in graph.attributes
+        if hasattr(attribute, 'value') and name != '_pytree__nodes'
+    ]
+    containers = [value for value in values if isinstance(value, list | dict | set)]
+    objects = [
+        vars(value) for value in values if hasattr(value, '__dict__') and not callable(value)
+    ]
+    return containers + objects
+
+
+def _select_like(tree: Mapping, template: Mapping) -> dict:
+    """The leaves of ``tree`` that ``template`` has: a call may add variables (sown values)."""
+    return {
+        name: _select_like(tree[name], value) if isinstance(value, Mapping) else tree[name]
+        for name, value in template.items()
+    }
+
+
+def _set_path(tree: dict, path: tuple[Any, ...], value: Any) -> None:
+    for name in path[:-1]:
+        tree = tree.setdefault(name, {})
+    tree[path[-1]] = value
+
+
+# --- flax.linen -------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class _LinenApply:
+    module: Any = dataclasses.field(hash=False)  # its fields may be lists: compared, not hashed
+    collections: tuple[str, ...]
+    flags: tuple[str, ...]
+    compute_dtype: DType | None
+
+    def __call__(self, params, model_state, x, *, key, train):
+        with linen_dtype(self.compute_dtype):
+            outputs, model_state = self._apply(params, model_state, x, key=key, train=train)
+        return _outputs(outputs, self.compute_dtype), model_state
+
+    def _apply(self, params, model_state, x, *, key, train):
+        variables = {'params': params, **model_state}
+        arguments = _set_flags(self.flags, train)
+        if not train:
+            return self.module.apply(variables, x, **arguments), model_state
+        outputs, updated = self.module.apply(
+            variables, x, **arguments,
+            rngs={name: jax.random.fold_in(key, i) for i, name in enumerate(_LINEN_STREAMS)},
+            mutable=list(self.collections),
+        )  # fmt: skip
+        return outputs, {name: updated[name] for name in self.collections}
+
+
+# Linen takes 'params' for a stream that has no key of its own.
+_LINEN_STREAMS = ('params', 'dropout')
+
+
+class LinenModel:
+    """A Linen module together with its variables. Made by `from_linen`.
+
+    Attributes:
+        module: the Linen module.
+        variables: its variables, ``{'params': ..., 'batch_stats': ...}``; None until the first
+            training, when they are made from the data's shape and the run's seed.
+    """
+
+    def __init__(self, module: Any, variables: Mapping | None = None):
+        self.module = module
+        self.variables = variables
+
+    def functionalize(
+        self, x: PyTree, key: jax.Array, compute_dtype: DType | None = None
+    ) -> FunctionalModel:
+        flags = _flags_of(type(self.module).__call__)
+        variables = self.variables
+        if variables is None:
+            variables = _init_linen(self.module, flags, x, key)
+        model_state = {name: tree for name, tree in variables.items() if name != 'params'}
+        apply = _LinenApply(self.module, tuple(sorted(model_state)), flags, compute_dtype)
+
+        def write(params: PyTree, model_state: PyTree) -> None:
+            self.variables = {'params': params, **model_state}
+
+        def read() -> tuple[PyTree, PyTree] | None:
+            if self.module != apply.module:
+                raise ConfigError(_CHANGED)
+            if self.variables is None:
+                return None
+            others = {name: tree for name, tree in self.variables.items() if name != 'params'}
+            return self.variables.get('params', {}), others
+
+        return FunctionalModel(apply, variables.get('params', {}), model_state, write, read=read)
+
+    def __repr__(self) -> str:
+        return f'from_linen({self.module})'
+
+
+def _init_linen(module: Any, flags: tuple[str, ...], x: PyTree, key: jax.Array) -> Mapping:
+    def init(key: jax.Array) -> Mapping:
+        zeros = jax.tree.map(lambda leaf: jnp.zeros((1, *leaf.shape[1:]), leaf.dtype), x)
+        return module.init({'params': key}, zeros, **_set_flags(flags, train=False))
+
+    return jax.jit(init)(key)
+
+
+def from_linen(module: Any, variables: Mapping | None = None) -> LinenModel:
+    """Wraps a `flax.linen.Module` for training.
+
+    A Linen module holds no arrays; the returned model does, and is trained in place. Collections
+    other than ``params`` (``batch_stats``) are updated in training and frozen in evaluation. A
+    ``train``, ``training``, ``is_training`` or ``deterministic`` argument of ``__call__`` is set
+    accordingly. Any random stream is supplied in training.
+
+    Args:
+        module: the module, called as ``module(x)``.
+        variables: what ``module.init`` returned, for instance pretrained. None makes them at the
+            first training from the data's shape and the run's seed.
+
+    Raises:
+        ModelTypeError: if ``module`` is not a Linen module.
+
+    Example:
+        >>> import flax.linen as nn
+        >>> from thinkml.models import from_linen
+        >>> model = from_linen(nn.Sequential([nn.Dense(16), nn.relu, nn.Dense(3)]))
+    """
+    from flax import linen
+
+    if not isinstance(module, linen.Module):
+        raise ModelTypeError(
+            f'module: got {module!r}, expected an instance of a flax.linen.Module, such as '
+            'nn.Dense(10).'
+        )
+    return LinenModel(module, variables)
+
+
+# --- (init, apply) ----------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class _FunctionApply:
+    function: Callable
+    flags: tuple[str, ...]
+    takes_key: bool
+    compute_dtype: DType | None
+
+    def __call__(self, params, model_state, x, *, key, train):
+        arguments = _set_flags(self.flags, train)
+        if self.takes_key:
+            arguments['key'] = key if train else None
+        if self.compute_dtype is not None:
+            params, x = cast_floats((params, x), self.compute_dtype)
+        outputs = self.function(params, x, **arguments)
+        return _outputs(outputs, self.compute_dtype), model_state
+
+
+class FunctionModel:
+    """A pair of plain functions together with their parameters. Made by `from_functions`.
+
+    Attributes:
+        init: ``init(key, x) -> params``.
+        apply: ``apply(params, x) -> outputs``.
+        params: the parameters; None until the first training.
+    """
+
+    def __init__(self, init: Callable, apply: Callable, params: PyTree = None):
+        self.init = init
+        self.apply = apply
+        self.params = params
+
+    def functionalize(
+        self, x: PyTree, key: jax.Array, compute_dtype: DType | None = None
+    ) -> FunctionalModel:
+        params = self.params
+        if params is None:
+            zeros = jax.tree.map(lambda leaf: jnp.zeros((1, *leaf.shape[1:]), leaf.dtype), x)
+            params = jax.jit(self.init)(key, zeros)
+        takes_key = 'key' in inspect.signature(self.apply).parameters
+        apply = _FunctionApply(self.apply, _flags_of(self.apply), takes_key, compute_dtype)
+
+        def write(params: PyTree, model_state: PyTree) -> None:
+            self.params = params
+
+        def read() -> tuple[PyTree, PyTree] | None:
+            if self.apply is not apply.function:
+                raise ConfigError(_CHANGED)
+            return None if self.params is None else (self.params, {})
+
+        return FunctionalModel(apply, params, {}, write, read=read)
+
+    def __repr__(self) -> str:
+        return f'from_functions({self.init!r}, {self.apply!r})'
+
+
+def from_functions(init: Callable, apply: Callable, params: PyTree = None) -> FunctionModel:
+    """Wraps plain functions for training, for models written without a library.
+
+    Args:
+        init: ``init(key, x) -> params``, where ``x`` is a batch of one example.
+        apply: ``apply(params, x) -> outputs``. It may also take ``key`` (a PRNG key in training,
+            None in evaluation) and one of ``train``, ``training``, ``is_training`` or
+            ``deterministic``, as keywords.
+        params: the parameters, where they exist already; None makes them at the first training
+            with ``init`` and the run's seed.
+
+    Raises:
+        ModelTypeError: if one of the two is not callable.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from thinkml.models import from_functions
+        >>> def init(key, x):
+        ...     return {'w': jax.random.normal(key, (x.shape[-1], 3)) * 0.01, 'b': jnp.zeros(3)}
+        >>> def apply(params, x):
+        ...     return x @ params['w'] + params['b']
+        >>> model = from_functions(init, apply)
+    """
+    for name, function in (('init', init), ('apply', apply)):
+        if not callable(function):
+            raise ModelTypeError(f'{name}: got {type(function).__name__}, expected a function.')
+    return FunctionModel(init, apply, params)

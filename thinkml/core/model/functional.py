@@ -1,0 +1,317 @@
+"""A user's model as a pure function: ``apply(params, model_state, x, key, train)``.
+
+``params`` is what gradients are taken of, ``model_state`` what training updates without gradients
+(BatchNorm statistics), both plain pytrees. ``apply`` is hashable and equal for two models of the
+same structure, so that compiled programs are shared between them.
+"""
+
+import functools
+import inspect
+import sys
+from collections.abc import Hashable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from thinkml.core.model.adapters import (
+    ApplyFn,
+    FunctionalModel,
+    PyTree,
+    functionalize_nnx,
+)
+from thinkml.core.model.embedding_lookups import gathers
+from thinkml.core.model.image_layout import layout_hint, likely_layout_hint
+from thinkml.core.model.mixed_precision import DType
+from thinkml.core.model.output_range import Range, output_range
+from thinkml.core.objectives.probe_sizes import PROBE_ROWS, with_rows
+from thinkml.core.xla.jit import trace_settings
+from thinkml.core.xla.rematerialization import computed_bytes
+from thinkml.errors import DataError, ModelTypeError
+from thinkml.record import ArraySpec, record_of
+
+
+def functionalize(
+    model: Any, x: PyTree, key: jax.Array, compute_dtype: DType | None = None
+) -> FunctionalModel:
+    """Takes a model apart without changing it.
+
+    Args:
+        model: a `flax.nnx.Module`, what `from_linen` or `from_functions` returned, or an
+            `ExportedModel`.
+        x: a batch of inputs (arrays or `jax.ShapeDtypeStruct`), used only by models whose
+            parameters don't exist yet, to find their shapes.
+        key: PRNG key for parameters that don't exist yet.
+        compute_dtype: what layers compute in, see `get_compute_dtype`; None for what the model was
+            built with. Parameters, statistics and outputs stay in float32. Of NNX and Linen
+            modules every layer whose ``dtype`` was left open computes in it: a layer with a
+            dtype of its own keeps that, and so do products outside of layers. Functions get
+            their parameters and floating inputs cast.
+
+    Raises:
+        ModelTypeError: for anything else; the message says what to wrap it with.
+    """
+    if isinstance(model, nnx.Module):
+        return functionalize_nnx(model, compute_dtype)
+    if is_model(model):
+        return model.functionalize(x, key, compute_dtype)
+    raise ModelTypeError(not_a_model(model))
+
+
+def is_model(model: Any) -> bool:
+    """Whether it is a `flax.nnx.Module`, or one of ThinkML's adapters, which say how they go."""
+    return isinstance(model, nnx.Module) or (
+        not inspect.isclass(model) and callable(getattr(model, 'functionalize', None))
+    )
+
+
+def num_outputs(model: Any, x: PyTree, argument: str = 'X_train') -> int:
+    """Returns how many numbers the model returns per example, without computing or compiling.
+
+    Args:
+        model: see `functionalize`.
+        x: inputs; only the shape of a row and the dtype are read.
+        argument: the name of the inputs in error messages.
+
+    Raises:
+        ModelTypeError: if the object is not a model, or does not return one array.
+        DataError: if the model can't take these inputs, or returns another shape than ``(rows,)``
+            or ``(rows, outputs)``.
+    """
+    return outputs_of(model, x, argument).num_outputs
+
+
+def last_activation(model: Any, x: PyTree, argument: str = 'X_train') -> str | None:
+    """Returns ``'sigmoid'`` or ``'softmax'`` if the model ends in one, else None.
+
+    Args:
+        model: see `functionalize`.
+        x: inputs; only the shape of a row and the dtype are read.
+        argument: the name of the inputs in error messages.
+
+    Raises:
+        ModelTypeError: see `num_outputs`.
+        DataError: see `num_outputs`.
+    """
+    return outputs_of(model, x, argument).range.name
+
+
+class Outputs(NamedTuple):
+    """The outputs of a model, as far as a trace shows them.
+
+    Attributes:
+        num_outputs: numbers per example.
+        range: what these numbers can be.
+        gathers: whether it reads arrays at places that are computed, such as an embedding's.
+    """
+
+    num_outputs: int
+    range: Range
+    gathers: bool
+
+
+def outputs_of(model: Any, x: PyTree, argument: str = 'X_train') -> Outputs:
+    """Returns what `num_outputs` does and more, with the model traced once for all."""
+    call = _trace(model, x, argument, train=False)
+    outputs = call.outputs
+    if not isinstance(outputs, jax.ShapeDtypeStruct):
+        raise ModelTypeError(
+            f'model: it returns a {type(outputs).__name__}, expected one array of logits or '
+            'predictions, (rows,) or (rows, outputs). Return that one alone, or put several side '
+            'by side: jnp.concatenate(outputs, axis=1), which a loss_fn of your own takes apart '
+            'by columns. The targets then need a column for each output.'
+        )
+    if outputs.ndim not in (1, 2) or outputs.shape[0] != PROBE_ROWS:
+        raise DataError(
+            f'model: it returns shape {with_rows(outputs.shape)}, expected (rows,) or (rows, '
+            'outputs). Flatten or pool what it returns.'
+        )
+    count = outputs.shape[1] if outputs.ndim == 2 else 1
+    return Outputs(count, call.range, call.gathers)
+
+
+class Footprint(NamedTuple):
+    """What a model needs, roughly.
+
+    Attributes:
+        params: bytes of its parameters.
+        row: bytes of all that its forward pass computes for an example, if nothing were freed.
+    """
+
+    params: int
+    row: int
+
+
+def check_trainable(
+    model: Any,
+    x: PyTree,
+    num_outputs: int,
+    argument: str = 'X_train',
+    compute_dtype: DType | None = None,
+) -> Footprint:
+    """Checks that a training step could be compiled, without compiling it.
+
+    Args:
+        model: see `functionalize`.
+        x: inputs; only the shape of a row and the dtype are read.
+        num_outputs: per example in evaluation mode, from `num_outputs`.
+        argument: the name of the inputs in error messages.
+        compute_dtype: see `functionalize`.
+
+    Raises:
+        ModelTypeError: if the model fails in training mode, returns something else there than in
+            evaluation mode, changes the structure of its state, or has parameters that are no
+            floats.
+    """
+    call = _trace(model, x, argument, train=True, compute_dtype=compute_dtype)
+    shape = getattr(call.outputs, 'shape', None)
+    if shape != (PROBE_ROWS, num_outputs) and (shape, num_outputs) != ((PROBE_ROWS,), 1):
+        raise ModelTypeError(
+            f'model: it returns {with_rows(_shapes(call.outputs))} in training mode and '
+            f'{num_outputs} outputs per row in evaluation mode, expected the same.'
+        )
+    before, after = _shapes(call.model_state), _shapes(call.updated_state)
+    if before != after:
+        raise ModelTypeError(
+            f'model: a call in training mode turns its state from {before} into {after}, expected '
+            'the same shapes and dtypes.'
+        )
+    for path, leaf in jax.tree_util.tree_leaves_with_path(call.params):
+        if not jnp.issubdtype(leaf.dtype, jnp.inexact):
+            raise ModelTypeError(
+                f'model: its parameter {jax.tree_util.keystr(path)} is {leaf.dtype}, expected '
+                'floats, which gradients are taken of. Keep constants out of the parameters.'
+            )
+    params_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(call.params))
+    return Footprint(params_bytes, -(-call.computed_bytes // PROBE_ROWS))
+
+
+def probe(x: PyTree) -> PyTree:
+    """Inputs of a few rows like those of ``x``, as shapes and dtypes."""
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct((PROBE_ROWS, *leaf.shape[1:]), leaf.dtype), x
+    )
+
+
+def _shapes(tree: PyTree) -> PyTree:
+    return jax.tree.map(lambda leaf: f'{leaf.dtype}{list(leaf.shape)}', tree)
+
+
+class _Call(NamedTuple):
+    """A call of a model on a few rows, as far as a trace shows it.
+
+    Attributes:
+        params: the model's parameters, as shapes and dtypes, like all trees here.
+        model_state: its state before the call.
+        updated_state: its state after the call.
+        outputs: what it returns.
+        range: a range that holds all numbers of the outputs, if they are one array.
+        gathers: see `Outputs`.
+        computed_bytes: bytes of all arrays that it computes.
+    """
+
+    params: PyTree
+    model_state: PyTree
+    updated_state: PyTree
+    outputs: PyTree
+    range: Range
+    gathers: bool
+    computed_bytes: int
+
+
+def _trace(
+    model: Any, x: PyTree, argument: str, *, train: bool, compute_dtype: DType | None = None
+) -> _Call:
+    """Traces a call of the model, or returns the earlier trace of a model of equal structure."""
+    applied: list[ApplyFn] = []
+
+    def arrays(key: jax.Array, x: PyTree) -> tuple[PyTree, PyTree]:
+        functional = functionalize(model, x, key, compute_dtype)
+        applied.append(functional.apply)
+        return functional.params, functional.model_state
+
+    try:
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        arguments = (*jax.eval_shape(arrays, key, probe(x)), probe(x), key)
+        leaves, structure = jax.tree.flatten(arguments)
+        return _traced_call(applied[0], tuple(leaves), structure, train, trace_settings())
+    except ModelTypeError:
+        raise
+    except Exception as error:
+        sizes = {size for leaf in jax.tree.leaves(x) for size in leaf.shape[1:]}
+        failure = f'{type(error).__name__}: {with_rows(error, others=sizes)}'
+        of_the_code = isinstance(error, jax.errors.JAXTypeError)  # if x > 0, np.asarray(x)
+        if of_the_code or ('shape' not in str(error) and 'dimension' not in str(error)):
+            mode = 'training' if train else 'evaluation'
+            raise ModelTypeError(
+                f'model: called in {mode} mode, it fails with {failure}'
+            ) from error
+        rows = jax.tree.map(lambda leaf: f'{leaf.shape[1:]} {leaf.dtype}', x)
+        raise DataError(
+            f'{argument}: got rows of {rows}, which the model could not take.'
+            f'{_expectation(model, x, argument, failure)} It failed with {failure}\n'
+            f'Build the model for rows of this shape, or reshape {argument} to '
+            '(rows, features), (rows, height, width, channels) or what else it was built for.'
+        ) from error
+
+
+# The cache holds no jaxpr, which may refer to large arrays that the user's code captures.
+@functools.lru_cache(maxsize=64)
+def _traced_call(
+    apply: ApplyFn,
+    leaves: tuple[jax.ShapeDtypeStruct, ...],
+    structure: Any,
+    train: bool,
+    settings: Hashable,
+) -> _Call:
+    def forward(params: PyTree, model_state: PyTree, x: PyTree, key: jax.Array) -> Any:
+        return apply(params, model_state, x, key=key, train=train)
+
+    arguments = jax.tree.unflatten(structure, leaves)
+    traced, (outputs, updated) = jax.make_jaxpr(forward, return_shape=True)(*arguments)
+    params, model_state, *_ = arguments
+    is_array = isinstance(outputs, jax.ShapeDtypeStruct)
+    return _Call(
+        params=params,
+        model_state=model_state,
+        updated_state=updated,
+        outputs=outputs,
+        range=output_range(traced.jaxpr, traced.jaxpr.outvars[0]) if is_array else Range(),
+        gathers=gathers(traced.jaxpr),
+        computed_bytes=computed_bytes(traced.jaxpr, PROBE_ROWS),
+    )
+
+
+def _expectation(model: Any, x: PyTree, argument: str, failure: str) -> str:
+    """Words what the model was trained on, if that is known, and how pictures become such."""
+    spec = record_of(model).input_spec
+    got = x.shape[1:] if isinstance(x, jax.Array | np.ndarray | jax.ShapeDtypeStruct) else None
+    if spec is None:
+        return '' if got is None else likely_layout_hint(got, argument, failure)
+    expected = spec.arrays.shape if isinstance(spec.arrays, ArraySpec) else ()
+    hint = '' if got is None else layout_hint(got, expected, argument)
+    return f' It was trained on {spec}.{hint}'
+
+
+def not_a_model(model: Any) -> str:
+    """Words why an object is not a model, with the adapter that would make it one."""
+    linen = sys.modules.get('flax.linen')
+    if linen is not None and isinstance(model, linen.Module):
+        return (
+            f'model: got the Linen module {type(model).__name__}, which holds no parameters. '
+            'Wrap it once and keep the result: model = thinkml.models.from_linen(module).'
+        )
+    if inspect.isclass(model):
+        return f'model: got the class {model.__name__}, expected an instance of it.'
+    if isinstance(model, tuple) and len(model) == 2 and all(callable(part) for part in model):
+        return (
+            'model: got a pair of functions. '
+            'Wrap it once and keep the result: model = thinkml.models.from_functions(init, apply).'
+        )
+    return (
+        f'model: got {type(model).__module__}.{type(model).__qualname__}, expected a '
+        'flax.nnx.Module, thinkml.models.from_linen(module) or '
+        'thinkml.models.from_functions(init, apply).'
+    )

@@ -1,0 +1,398 @@
+"""Losses per example, and the weighted mean that reduces them.
+
+A loss here is ``loss_fn(logits, labels) -> [batch]``. The reduction is always
+``sum(weight * loss) / sum(weight)``, so that padding (weight 0) and uneven batches are exact.
+
+The losses with a setting are frozen dataclasses, equal where their settings are: a program compiled
+for one ``CrossEntropy(label_smoothing=0.1)`` is found again for the next.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Hashable
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from thinkml.core.objectives.probe_sizes import with_rows
+from thinkml.errors import ConfigError, is_number, unknown_name
+
+LossFn = Callable[[jax.Array, jax.Array], jax.Array]
+Decision = Literal['regression', 'softmax', 'sigmoid', 'classification']
+
+# --- classification ---------------------------------------------------------------------------
+
+
+def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """Softmax cross-entropy: ``-sum_c y_c log softmax(logits)_c``.
+
+    Args:
+        logits: ``[batch, classes]``.
+        labels: class indices ``[batch]``, or the share of each class ``[batch, classes]``.
+
+    Returns:
+        ``[batch]``, in nats.
+    """
+    if labels.ndim == 1:
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    return optax.softmax_cross_entropy(logits, labels.astype(logits.dtype))
+
+
+def binary_cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """Sigmoid cross-entropy, averaged over the labels of an example.
+
+    Args:
+        logits: ``[batch]`` or ``[batch, 1]`` for binary, ``[batch, labels]`` for multilabel.
+        labels: from 0 to 1, ``[batch]`` or ``[batch, labels]``.
+
+    Returns:
+        ``[batch]``, in nats.
+    """
+    labels = labels.astype(logits.dtype)
+    return _per_example(optax.sigmoid_binary_cross_entropy(logits.reshape(labels.shape), labels))
+
+
+def hinge(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """Hinge loss, which asks for a margin of 1.
+
+    ``max(0, 1 + max_{c != y} logits_c - logits_y)`` for ``[batch, classes]`` logits with class
+    indices ``[batch]``; else ``max(0, 1 - t logits)`` with ``t`` -1 or 1 for labels 0 or 1,
+    averaged over the labels of an example. Such a model's probabilities mean little.
+
+    Args:
+        logits: ``[batch]``, ``[batch, 1]``, ``[batch, classes]`` or ``[batch, labels]``.
+        labels: class indices ``[batch]``, or 0 and 1, ``[batch]`` or ``[batch, labels]``.
+
+    Returns:
+        ``[batch]``.
+
+    Reference:
+        Crammer and Singer, 2001, *On the algorithmic implementation of multiclass kernel-based
+        vector machines*.
+    """
+    if is_softmax(logits, labels):
+        return optax.losses.multiclass_hinge_loss(logits, labels)
+    signs = 2 * labels.astype(logits.dtype) - 1
+    return _per_example(optax.hinge_loss(logits.reshape(labels.shape), signs))
+
+
+def is_softmax(logits: jax.Array, labels: jax.Array) -> bool:
+    """Whether the shapes are those of class indices ``[batch]`` and an output for each class."""
+    return labels.ndim == 1 and logits.ndim == 2 and logits.shape[1] > 1
+
+
+@dataclasses.dataclass(frozen=True)
+class CrossEntropy:
+    """Softmax cross-entropy with label smoothing.
+
+    The labels are mixed with the uniform distribution, ``(1 - s) y + s / classes``.
+
+    Attributes:
+        label_smoothing: ``s``, at least 0 and below 1.
+
+    Raises:
+        ConfigError: for another ``label_smoothing``.
+
+    Reference:
+        Szegedy et al., 2016, *Rethinking the inception architecture for computer vision*.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from thinkml.core.objectives.losses import CrossEntropy
+        >>> loss_fn = CrossEntropy(label_smoothing=0.1)
+        >>> [round(loss, 3) for loss in loss_fn(jnp.array([[4.0, 0.0]]), jnp.array([0])).tolist()]
+        [0.218]
+    """
+
+    label_smoothing: float = 0.0
+
+    def __post_init__(self):
+        _check_smoothing(self.label_smoothing)
+
+    def __call__(self, logits: jax.Array, labels: jax.Array) -> jax.Array:
+        """Returns the loss of each example, ``[batch]``; arguments as for `cross_entropy`."""
+        if self.label_smoothing and labels.ndim == 1:
+            labels = jax.nn.one_hot(labels, logits.shape[1], dtype=logits.dtype)
+        if self.label_smoothing:
+            labels = optax.smooth_labels(labels.astype(logits.dtype), self.label_smoothing)
+        return cross_entropy(logits, labels)
+
+
+@dataclasses.dataclass(frozen=True)
+class BinaryCrossEntropy:
+    """Sigmoid cross-entropy with label smoothing: ``(1 - s) y + s / 2`` in place of ``y``.
+
+    Attributes:
+        label_smoothing: ``s``, at least 0 and below 1.
+
+    Raises:
+        ConfigError: for another ``label_smoothing``.
+    """
+
+    label_smoothing: float = 0.0
+
+    def __post_init__(self):
+        _check_smoothing(self.label_smoothing)
+
+    def __call__(self, logits: jax.Array, labels: jax.Array) -> jax.Array:
+        """Returns the loss of each example; arguments as for `binary_cross_entropy`."""
+        labels = labels.astype(logits.dtype)
+        smoothed = (1 - self.label_smoothing) * labels + self.label_smoothing / 2
+        return binary_cross_entropy(logits, smoothed)
+
+
+def _check_smoothing(value: Any) -> None:
+    if not (is_number(value) and 0 <= value < 1):
+        raise ConfigError(
+            f'label_smoothing: got {value!r}, expected a number of at least 0 and below 1.'
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Focal:
+    """Focal loss, which turns away from what is predicted well: ``-(1 - p)^gamma log p``.
+
+    ``p`` is the probability of what is true: by the softmax for ``[batch, classes]`` logits with
+    class indices ``[batch]``, else by the sigmoid, averaged over the labels of an example.
+
+    Attributes:
+        gamma: how strongly; 0 is cross-entropy.
+        alpha: from 0 to 1: positive labels count ``alpha``, negative ones ``1 - alpha``. None
+            counts all 1. Sigmoid only: classes are weighted outside the loss.
+
+    Raises:
+        ConfigError: for another ``gamma`` or ``alpha``, or ``alpha`` with a softmax.
+
+    Reference:
+        Lin et al., 2017, *Focal loss for dense object detection*.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from thinkml.core.objectives.losses import Focal
+        >>> [round(v, 4) for v in Focal()(jnp.array([4.0, -4.0]), jnp.array([1, 1])).tolist()]
+        [0.0, 3.8749]
+    """
+
+    gamma: float = 2.0
+    alpha: float | None = None
+
+    def __post_init__(self):
+        if not (is_number(self.gamma) and self.gamma >= 0):
+            raise ConfigError(f'gamma: got {self.gamma!r}, expected a number of at least 0.')
+        if self.alpha is not None and not (is_number(self.alpha) and 0 <= self.alpha <= 1):
+            raise ConfigError(f'alpha: got {self.alpha!r}, expected a number from 0 to 1, or None.')
+
+    def __call__(self, logits: jax.Array, labels: jax.Array) -> jax.Array:
+        """Returns the loss of each example, ``[batch]``; arguments as for `hinge`."""
+        if not is_softmax(logits, labels):
+            labels = labels.astype(logits.dtype)
+            logits = logits.reshape(labels.shape)
+            return _per_example(
+                optax.sigmoid_focal_loss(logits, labels, alpha=self.alpha, gamma=self.gamma)
+            )
+        if self.alpha is not None:
+            raise ConfigError(
+                f'alpha: got {self.alpha!r} for {logits.shape[1]} classes, expected None: alpha '
+                'weighs yes against no. Weigh classes with class_weights instead.'
+            )
+        # log(1 - p) from the other logits: from p itself it is -inf where p rounds to 1.
+        is_true = jax.nn.one_hot(labels, logits.shape[1], dtype=bool)
+        others = jax.nn.logsumexp(jnp.where(is_true, -jnp.inf, logits), axis=1)
+        log_rest = others - jax.nn.logsumexp(logits, axis=1)
+        return jnp.exp(self.gamma * log_rest) * cross_entropy(logits, labels)
+
+
+# --- regression -------------------------------------------------------------------------------
+
+
+def mse(predictions: jax.Array, targets: jax.Array) -> jax.Array:
+    """Squared error, averaged over the targets of an example; ``[batch]``."""
+    return _per_example(jnp.square(predictions.reshape(targets.shape) - targets))
+
+
+def mae(predictions: jax.Array, targets: jax.Array) -> jax.Array:
+    """Absolute error, averaged over the targets of an example; ``[batch]``."""
+    return _per_example(jnp.abs(predictions.reshape(targets.shape) - targets))
+
+
+def huber(predictions: jax.Array, targets: jax.Array) -> jax.Array:
+    """Huber's loss with ``delta=1``, averaged over the targets of an example; ``[batch]``.
+
+    Reference:
+        Huber, 1964, *Robust estimation of a location parameter*.
+    """
+    return Huber()(predictions, targets)
+
+
+@dataclasses.dataclass(frozen=True)
+class Huber:
+    """Huber's loss: ``e^2 / 2`` up to an error of ``delta``, ``delta (|e| - delta / 2)`` beyond.
+
+    Attributes:
+        delta: in the target's units, above 0.
+
+    Raises:
+        ConfigError: for another ``delta``.
+
+    Reference:
+        Huber, 1964, *Robust estimation of a location parameter*.
+    """
+
+    delta: float = 1.0
+
+    def __post_init__(self):
+        if not (is_number(self.delta) and self.delta > 0):
+            raise ConfigError(f'delta: got {self.delta!r}, expected a number above 0.')
+
+    def __call__(self, predictions: jax.Array, targets: jax.Array) -> jax.Array:
+        """Returns the loss averaged over the targets of an example, ``[batch]``."""
+        predictions = predictions.reshape(targets.shape)
+        return _per_example(optax.huber_loss(predictions, targets, delta=self.delta))
+
+
+def log_cosh(predictions: jax.Array, targets: jax.Array) -> jax.Array:
+    """``log(cosh(error))``, averaged over the targets of an example; ``[batch]``.
+
+    It is about ``e^2 / 2`` for small errors and ``|e| - log 2`` for large ones.
+
+    Reference:
+        Chen et al., 2019, *Log hyperbolic cosine loss improves variational auto-encoder*.
+    """
+    return _per_example(optax.log_cosh(predictions.reshape(targets.shape), targets))
+
+
+def _per_example(values: jax.Array) -> jax.Array:
+    return values.mean(axis=tuple(range(1, values.ndim)))
+
+
+# --- by name ----------------------------------------------------------------------------------
+
+CLASSIFICATION_LOSSES: dict[str, LossFn] = {
+    'cross_entropy': cross_entropy,
+    'binary_cross_entropy': binary_cross_entropy,
+    'focal': Focal(),
+    'hinge': hinge,
+}
+REGRESSION_LOSSES: dict[str, LossFn] = {
+    'mse': mse,
+    'mae': mae,
+    'huber': huber,
+    'log_cosh': log_cosh,
+}
+# What ours decide, by function or by the class of those with settings.
+_DECISIONS: dict[Any, Decision] = {
+    cross_entropy: 'softmax',
+    CrossEntropy: 'softmax',
+    binary_cross_entropy: 'sigmoid',
+    BinaryCrossEntropy: 'sigmoid',
+    Focal: 'classification',
+    hinge: 'classification',
+    Huber: 'regression',
+    **dict.fromkeys(REGRESSION_LOSSES.values(), 'regression'),
+}
+
+
+def decides(loss_fn: Any) -> Decision | None:
+    """What a loss tells of the task.
+
+    Args:
+        loss_fn: a name, one of this module's functions, or an object like ``Huber(2.0)``.
+
+    Returns:
+        ``'regression'``; ``'softmax'`` (one class per example); ``'sigmoid'`` (yes or no per
+        output); ``'classification'`` (softmax or sigmoid, by the shapes); None for a loss of the
+        user's own, which tells nothing.
+
+    Example:
+        >>> from thinkml.core.objectives.losses import CrossEntropy, decides
+        >>> decides('mse'), decides(CrossEntropy(label_smoothing=0.1)), decides(lambda p, y: p - y)
+        ('regression', 'softmax', None)
+    """
+    if isinstance(loss_fn, str):
+        loss_fn = (CLASSIFICATION_LOSSES | REGRESSION_LOSSES).get(loss_fn)
+    by_type = _DECISIONS.get(type(loss_fn))
+    return by_type or (_DECISIONS.get(loss_fn) if isinstance(loss_fn, Hashable) else None)
+
+
+def get_loss(loss_fn: str | LossFn) -> LossFn:
+    """Returns the per-example loss for a name or a callable.
+
+    A callable ``(logits, labels)`` may return a value per example (or several, which are averaged)
+    or a scalar; a scalar loss is evaluated example by example (`jax.vmap` over batches of one), so
+    that weights and padding stay exact. A loss that couples the examples of a batch can't be
+    written that way: return a value per example instead.
+
+    Programs are compiled for the function given: define it once, not anew for each training. The
+    losses with settings (`CrossEntropy`, `BinaryCrossEntropy`, `Focal`, `Huber`) are equal where
+    their settings are, so they may be made anew.
+
+    Args:
+        loss_fn: ``'cross_entropy'``, ``'binary_cross_entropy'``, ``'focal'`` or ``'hinge'``
+            (classification); ``'mse'``, ``'mae'``, ``'huber'`` or ``'log_cosh'`` (regression); or
+            a callable.
+
+    Raises:
+        ConfigError: for an unknown name, or a class like `Focal` in place of ``Focal()``.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from thinkml.core import get_loss
+        >>> get_loss('mse')(jnp.array([1.0, 3.0]), jnp.array([1.0, 1.0])).tolist()
+        [0.0, 4.0]
+        >>> mean_squared = get_loss(lambda p, t: jnp.mean((p - t) ** 2))
+        >>> mean_squared(jnp.array([1.0, 3.0]), jnp.array([1.0, 1.0])).tolist()
+        [0.0, 4.0]
+    """
+    if isinstance(loss_fn, type) and loss_fn in _DECISIONS:
+        name = loss_fn.__name__
+        raise ConfigError(f'loss_fn: got the class {name}, expected an object of it: {name}().')
+    if not isinstance(loss_fn, str):
+        return _as_per_example(loss_fn if isinstance(loss_fn, Hashable) else _Unhashable(loss_fn))
+    known = CLASSIFICATION_LOSSES | REGRESSION_LOSSES
+    if loss_fn not in known:
+        raise ConfigError(unknown_name('loss_fn', loss_fn, known))
+    return known[loss_fn]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Unhashable:
+    """A loss that is an object with ``==`` but without a hash, told apart by identity instead."""
+
+    loss_fn: LossFn
+
+    def __call__(self, logits: jax.Array, labels: jax.Array) -> jax.Array:
+        return self.loss_fn(logits, labels)
+
+
+@functools.lru_cache(maxsize=256)
+def _as_per_example(loss_fn: LossFn) -> LossFn:
+    if decides(loss_fn) is not None:
+        return loss_fn
+
+    def per_example(logits: jax.Array, labels: jax.Array) -> jax.Array:
+        shape = getattr(jax.eval_shape(loss_fn, logits, labels), 'shape', None)
+        if shape == ():
+            return jax.vmap(lambda row, label: loss_fn(row[None], label[None]))(logits, labels)
+        if shape not in (labels.shape, labels.shape[:1]):
+            others = {*logits.shape[1:], *labels.shape[1:]}
+            shown = functools.partial(with_rows, rows=labels.shape[0], others=others)
+            raise ConfigError(
+                f'loss_fn: it returned {"no array" if shape is None else f"shape {shown(shape)}"} '
+                f'for logits {shown(logits.shape)} and labels {shown(labels.shape)}, expected a '
+                'scalar or one value per example or label.'
+            )
+        return _per_example(loss_fn(logits, labels))
+
+    return per_example
+
+
+def weighted_mean(values: jax.Array, weight: jax.Array) -> jax.Array:
+    """``sum(weight * values) / sum(weight)`` for ``[batch]`` arrays; 0 where all weights are 0.
+
+    What has weight 0 counts nothing even if it is NaN or infinite.
+    """
+    total = jnp.sum(weight)
+    weighted = jnp.sum(jnp.where(weight == 0, 0, weight * values))
+    return weighted / jnp.where(total == 0, 1, total)

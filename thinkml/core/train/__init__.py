@@ -1,0 +1,1 @@
+"""Training: the step, the compiled loop, optimizers, schedules and augmentations."""

@@ -1,0 +1,336 @@
+"""What augmentation the user asks for: names, defaults and functions, checked before compiling."""
+
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from thinkml.core.objectives.probe_sizes import with_rows
+from thinkml.core.train.augmentations import (
+    Augment,
+    ColorJitter,
+    CutMix,
+    Cutout,
+    GaussianNoise,
+    MixUp,
+    RandomCrop,
+    RandomFlip,
+    RandomRotation,
+)
+from thinkml.errors import ConfigError, problems, unknown_name, warn_user
+from thinkml.record import TaskKind
+
+AUGMENTATIONS: dict[str, Augment] = {
+    'flip': RandomFlip(),
+    'vertical_flip': RandomFlip(horizontal=False, vertical=True),
+    'crop': RandomCrop(),
+    'rotate': RandomRotation(),
+    'color': ColorJitter(),
+    'cutout': Cutout(),
+    'mixup': MixUp(),
+    'cutmix': CutMix(),
+    'noise': GaussianNoise(),
+}
+
+_FOR_IMAGES = (RandomFlip, RandomCrop, RandomRotation, ColorJitter, Cutout, CutMix)
+_COMPUTING = (RandomRotation, ColorJitter, MixUp, GaussianNoise)  # with the values of x
+_MIXING = (MixUp, CutMix)
+
+
+def make_augmentation(spec: Any, x: Any, task_kind: TaskKind, num_outputs: int) -> Augment | None:
+    """Returns ``augment(key, x, y) -> (x, y)`` for what the user asks for, or None for nothing.
+
+    Equal arguments return equal functions with equal hashes. Where examples are mixed, class
+    indices become floats before: one-hot ``[batch, num_outputs]``, or ``[batch]`` for a model of
+    one output.
+
+    Args:
+        spec: None or False for nothing; a key of ``AUGMENTATIONS``; an object of this module; a
+            function ``(key, x, y) -> (x, y)`` on batches, which `check_augmentation` tries; True
+            for a default that suits ``x``; or a sequence of these, applied in its order. True
+            stands for `RandomCrop` and, in colour, `RandomFlip`, on images ``[rows, height, width,
+            channels]`` of 1, 3 or 4 channels and at least 8x8 pixels; for nothing, with a warning,
+            on all else.
+        x: the training inputs, or `jax.ShapeDtypeStruct` of them. With the inputs themselves, the
+            range of values is checked where it matters (`ColorJitter`).
+        task_kind: ``'binary'``, ``'multiclass'``, ``'multilabel'`` or ``'regression'``.
+        num_outputs: numbers the model returns per example.
+
+    Raises:
+        ConfigError: for an unknown name, and for what does not fit the inputs or the task.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from thinkml.core import MixUp, make_augmentation
+        >>> x = jnp.ones((4, 8, 8, 3))
+        >>> augment = make_augmentation(['flip', MixUp(0.4)], x, 'multiclass', 10)
+        >>> augment == make_augmentation(['flip', MixUp(0.4)], x, 'multiclass', 10)
+        True
+        >>> _, y = augment(jax.random.key(0), x, jnp.array([1, 2, 3, 4]))
+        >>> y.shape
+        (4, 10)
+    """
+    steps = _steps(spec, x)
+    found = [
+        f'{type(step).__name__}: {problem}'
+        for step in steps
+        if (problem := _problem_with(step, x, task_kind)) is not None
+    ]
+    mixing = [index for index, step in enumerate(steps) if isinstance(step, _MIXING)]
+    if len(mixing) > 1:
+        found.append(
+            f'got {" and ".join(type(steps[index]).__name__ for index in mixing)}, expected one of '
+            'them: mixed twice, an example would be less than half itself.'
+        )
+    if found:
+        raise ConfigError(
+            f'augmentation: {found[0]}' if len(found) == 1 else problems('augmentation:', found)
+        )
+    if mixing and task_kind in ('binary', 'multiclass'):
+        steps.insert(mixing[0], _SoftLabels(num_outputs))
+    return _Sequence(tuple(steps)) if steps else None
+
+
+def check_augmentation(augment: Augment, x: Any, y: Any) -> None:
+    """Traces an augmentation on shapes alone, so that it can't fail in a compiled program.
+
+    Args:
+        augment: from `make_augmentation`, or a function of your own.
+        x: a batch of inputs, or `jax.ShapeDtypeStruct` of it.
+        y: their encoded labels, likewise.
+
+    Raises:
+        ConfigError: if it fails, or does not return a pair of an ``x`` of the same structure,
+            shapes and dtypes, and a ``y`` that is the same too, or floats ``[batch]`` or
+            ``[batch, k]``.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from thinkml.core import check_augmentation
+        >>> check_augmentation(lambda key, x, y: x, jnp.ones((4, 2)), jnp.zeros(4))
+        Traceback (most recent call last):
+            ...
+        thinkml.errors.ConfigError: augmentation: <lambda> returned ..., expected a pair (x, y).
+    """
+    x, y = jax.eval_shape(lambda: (x, y))
+    for step in augment.steps if isinstance(augment, _Sequence) else (augment,):
+        x, y = _traced(step, x, y)
+
+
+# --- checks -----------------------------------------------------------------------------------
+
+
+def _steps(spec: Any, x: Any) -> list[Augment]:
+    if spec is None or spec is False:
+        return []
+    if spec is True:
+        return _default(x)
+    if isinstance(spec, str):
+        if spec not in AUGMENTATIONS:
+            raise ConfigError(unknown_name('augmentation', spec, AUGMENTATIONS))
+        return [AUGMENTATIONS[spec]]
+    if inspect.isclass(spec):
+        raise ConfigError(
+            f'augmentation: got the class {spec.__name__}, expected an object of it: '
+            f'{spec.__name__}(...).'
+        )
+    if callable(spec):
+        return [_hashable(cast(Augment, spec))]
+    if isinstance(spec, Sequence):
+        return [step for item in spec for step in _steps(item, x)]
+    raise ConfigError(
+        f'augmentation: got {spec!r}, expected True, a name ({", ".join(AUGMENTATIONS)}), an '
+        'object such as MixUp(0.2), a function (key, x, y) -> (x, y), or a list of these.'
+    )
+
+
+def _hashable(function: Augment) -> Augment:
+    return _Unhashable(function) if getattr(function, '__hash__', None) is None else function
+
+
+def _default(x: Any) -> list[Augment]:
+    """What is right for nearly every data set of the kind; nothing where there is no such thing."""
+    reason = _why_no_images(x)
+    if reason is None and not (x.shape[3] in (1, 3, 4) and min(x.shape[1:3]) >= 8):
+        reason = f'images of {_by(x.shape[1:])}, which are too small or not grey or colour'
+    if reason is None:
+        return [RandomCrop()] if x.shape[3] == 1 else [RandomCrop(), RandomFlip()]
+    other = (
+        "'noise' or 'mixup' (on standardised columns), or a function (key, x, y) -> (x, y)"
+        if len(getattr(x, 'shape', ())) == 2
+        else 'a function (key, x, y) -> (x, y)'
+    )
+    warn_user(
+        f'augmentation: got True for {reason}. There is no default for that, so nothing is '
+        f'augmented. Pass what suits your data: {other}.'
+    )
+    return []
+
+
+def _problem_with(step: Augment, x: Any, task_kind: TaskKind) -> str | None:
+    """Why one of our own steps does not fit the inputs or the task; None if it does."""
+    if not isinstance(step, (*_FOR_IMAGES, *_COMPUTING)):
+        return None
+    if not _is_array(x):
+        return 'it takes inputs of one array. For several write a function (key, x, y) -> (x, y).'
+    if isinstance(step, _FOR_IMAGES) and (reason := _why_no_images(x)) is not None:
+        return f'got {reason}, expected images (rows, height, width, channels).'
+    if isinstance(step, _COMPUTING) and (
+        x.dtype == bool or (jnp.issubdtype(x.dtype, jnp.integer) and len(x.shape) != 4)
+    ):
+        return (
+            f'got inputs of {x.dtype}, expected floats or images from 0 to 255: it computes with '
+            'the values. Pass X.astype(np.float32) if they are quantities.'
+        )
+    if isinstance(step, CutMix) and task_kind == 'regression':
+        return 'got a regression, expected classes to mix. Use MixUp.'
+    if isinstance(step, RandomCrop | Cutout):
+        return _problem_with_size(step, x.shape)
+    return _problem_with_colors(x) if isinstance(step, ColorJitter) else None
+
+
+def _problem_with_size(step: RandomCrop | Cutout, shape: tuple[int, ...]) -> str | None:
+    name = 'padding' if isinstance(step, RandomCrop) else 'size'
+    pixels, side = getattr(step, name), min(shape[1:3])
+    if max(pixels or 1, 1) < side:
+        return None
+    return f'{name}: got {pixels or 1} for images of {_by(shape[1:3])}, expected less than {side}.'
+
+
+def _problem_with_colors(x: Any) -> str | None:
+    if x.shape[3] not in (1, 3, 4):
+        return f'got {x.shape[3]} channels, expected 1 (grey), 3 (RGB) or 4 (RGB and alpha).'
+    if isinstance(x, jax.ShapeDtypeStruct):
+        return None
+    some = np.asarray(x[:1000]).astype(np.float32)
+    low, high = float(some.min()), float(some.max())
+    white = 255 if jnp.issubdtype(x.dtype, jnp.integer) else 1
+    if low >= 0 and high <= white:
+        return None
+    return (
+        f'got values from {low:.4g} to {high:.4g} in {x.dtype}, expected 0 to {white}. Pass pixels '
+        'as uint8, or as floats from 0 to 1, and standardise them inside the model.'
+    )
+
+
+def _why_no_images(x: Any) -> str | None:
+    """What the inputs are, where they are not an array of images with channels last."""
+    if not _is_array(x):
+        return 'inputs of several arrays'
+    shape = x.shape
+    if len(shape) == 2:
+        return f'a table of {shape[1]} columns'
+    if len(shape) == 3:
+        return f'inputs of shape {shape} (grey images need an axis of channels: X[..., None])'
+    if len(shape) != 4:
+        return f'inputs of shape {shape}'
+    if shape[1] in (1, 3, 4) and shape[3] not in (1, 3, 4) and min(shape[2:]) >= 8:
+        return f'images of {_by(shape[1:])}, channels first (use X.transpose(0, 2, 3, 1))'
+    return None
+
+
+def _traced(step: Augment, x: Any, y: Any) -> tuple[Any, Any]:
+    """The shapes of what a step returns, checked."""
+    name = getattr(step, '__name__', type(step).__name__)
+
+    def shown(tree: Any) -> str:
+        return _with_rows_of(x)(_described(tree))
+
+    try:
+        result = jax.eval_shape(step, jax.random.key(0), x, y)
+    except ConfigError:
+        raise
+    except Exception as error:
+        raise ConfigError(
+            f'augmentation: {name}(key, x, y) failed for a batch x of {shown(x)} and y of '
+            f'{shown(y)}: {type(error).__name__}: {_with_rows_of(x)(error)}'
+        ) from error
+    if not (isinstance(result, tuple) and len(result) == 2):
+        raise ConfigError(f'augmentation: {name} returned {shown(result)}, expected a pair (x, y).')
+    new_x, new_y = result
+    if _described(new_x) != _described(x):
+        raise ConfigError(
+            f'augmentation: {name} returned x as {shown(new_x)}, expected {shown(x)} as '
+            'it came: the same structure, shapes and dtypes.'
+        )
+    soft = (
+        _is_array(new_y)
+        and jnp.issubdtype(new_y.dtype, jnp.floating)
+        and (new_y.shape == y.shape or (y.ndim == 1 and new_y.shape[:-1] == y.shape))
+    )
+    if not (soft or _described(new_y) == _described(y)):
+        raise ConfigError(
+            f'augmentation: {name} returned y as {shown(new_y)}, expected {shown(y)} as '
+            'it came, or floats [batch] or [batch, classes].'
+        )
+    return result
+
+
+def _is_array(x: Any) -> bool:
+    return hasattr(x, 'shape') and hasattr(x, 'dtype')
+
+
+def _with_rows_of(x: Any) -> Callable[[Any], str]:
+    others = {size for leaf in jax.tree.leaves(x) for size in leaf.shape[1:]}
+    return functools.partial(with_rows, others=others)
+
+
+def _described(tree: Any) -> str:
+    """The shapes and dtypes of a pytree in one line: ``float32(32, 8)``."""
+    if _is_array(tree):
+        return f'{tree.dtype}{tree.shape}'
+    return str(jax.tree.map(lambda leaf: f'{leaf.dtype}{leaf.shape}', tree))
+
+
+def _by(shape: Sequence[int]) -> str:
+    return 'x'.join(map(str, shape))
+
+
+# --- functions made of others -----------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class _Sequence:
+    """Augmentations one after the other, each with a key of its own."""
+
+    steps: tuple[Augment, ...]
+
+    def __call__(self, key: jax.Array, x: Any, y: jax.Array) -> tuple[Any, jax.Array]:
+        for index, step in enumerate(self.steps):
+            x, y = step(jax.random.fold_in(key, index), x, y)
+        return x, y
+
+
+@dataclasses.dataclass(frozen=True)
+class _SoftLabels:
+    """Class indices as floats, as `MixUp` and `CutMix` take them."""
+
+    num_outputs: int
+
+    def __call__(self, key: jax.Array, x: Any, y: jax.Array) -> tuple[Any, jax.Array]:
+        if not jnp.issubdtype(y.dtype, jnp.integer):
+            return x, y
+        if self.num_outputs == 1:
+            return x, y.astype(jnp.float32)
+        return x, jax.nn.one_hot(y, self.num_outputs)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Unhashable:
+    """A function that is an object with ``==`` but without a hash, told apart by identity."""
+
+    function: Augment
+
+    def __call__(self, key: jax.Array, x: Any, y: jax.Array) -> tuple[Any, jax.Array]:
+        return self.function(key, x, y)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Unhashable) and self.function is other.function
+
+    def __hash__(self) -> int:
+        return id(self.function)

@@ -1,0 +1,214 @@
+"""One training step and one evaluation step, as pure functions."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from clu.metrics import Collection
+
+from thinkml.core.model.adapters import ApplyFn
+from thinkml.core.model.forward import eval_outputs
+from thinkml.core.objectives.losses import LossFn
+from thinkml.core.parallel.sharding import Layout, pin_state, replicate, split_rows
+from thinkml.core.train.state import TrainState
+from thinkml.core.xla.cpu_convolutions import fast_convolutions
+from thinkml.core.xla.rematerialization import rematerialized
+
+
+class Batch(NamedTuple):
+    """A batch of encoded examples.
+
+    Attributes:
+        x: inputs, ``[batch, ...]``.
+        y: labels or targets, ``[batch]`` or ``[batch, k]``.
+        weight: float32 ``[batch]``, what each example's loss counts; 0 for examples that only fill
+            the batch up.
+        mask: float32 ``[batch]``, what each example counts in all other metrics: 1, or 0 for those
+            that fill up. None takes ``weight``.
+    """
+
+    x: Any
+    y: jax.Array
+    weight: jax.Array
+    mask: jax.Array | None = None
+
+
+class StepOutput(NamedTuple):
+    """What a training step reports: the batch's weighted mean loss, and its metrics."""
+
+    loss: jax.Array
+    metrics: Collection
+
+
+AugmentFn = Callable[[jax.Array, Any, jax.Array], tuple[Any, jax.Array]]
+TrainStep = Callable[[TrainState, Batch], tuple[TrainState, StepOutput]]
+EvalStep = Callable[[Any, Any, Batch], Collection]
+
+
+@functools.lru_cache(maxsize=64)
+def make_train_step(
+    apply: ApplyFn,
+    loss_fn: LossFn,
+    tx: optax.GradientTransformation,
+    metrics: type[Collection],
+    *,
+    augment: AugmentFn | None = None,
+    accumulate_steps: int = 1,
+    remat: bool = False,
+    layout: Layout | None = None,
+) -> TrainStep:
+    """Returns the pure ``train_step(state, batch) -> (state, StepOutput)``.
+
+    The step descends along the gradient of ``sum(weight * loss) / sum(weight)``, both sums over
+    the whole batch however many parts it is computed in. What is random in it is drawn from
+    ``(state.key, state.step)``. Equal arguments return the same function, so that a program
+    compiled for it is found again.
+
+    Args:
+        apply: the model's forward pass, from `functionalize`.
+        loss_fn: ``(logits, labels) -> [batch]``, see `get_loss`.
+        tx: an optax transformation, see `make_optimizer`.
+        metrics: a CLU collection class, see `make_metrics`. They compare with the labels as they
+            were before augmentation.
+        augment: ``(key, x, y) -> (x, y)``, applied to each part of the batch.
+        accumulate_steps: parts the batch is computed in, one after another; divides its length.
+            Only one part's activations are in memory at a time, and BatchNorm sees a part each. A
+            part of rows that only fill the batch up changes nothing.
+        remat: whether activations are computed again for the gradient, and not kept, see
+            `rematerialized`: less memory, a third more time.
+        layout: where the arrays are, on several devices; None for one.
+
+    Example:
+        See ``examples/02_own_loop.py`` for a whole loop.
+    """
+
+    def forward(params: Any, model_state: Any, x: Any, key: jax.Array) -> tuple[jax.Array, Any]:
+        return apply(params, model_state, x, key=key, train=True)
+
+    forward = rematerialized(forward) if remat else forward
+
+    def gradients(params: Any, model_state: Any, batch: Batch, total: jax.Array, key: jax.Array):
+        """Of the share of the loss that ``batch`` has, with what else its forward pass gave."""
+        x, y = batch.x, batch.y
+        if augment is not None:
+            x, y = augment(jax.random.fold_in(key, _AUGMENT), x, y)
+
+        def loss_share(params):
+            outputs, new_state = forward(params, model_state, x, key)
+            logits = _as_logits(outputs, batch.y)
+            losses = loss_fn(logits, y)
+            return jnp.sum(batch.weight * losses) / total, (new_state, logits, losses)
+
+        loss_and_grad = fast_convolutions(jax.value_and_grad(loss_share, has_aux=True))
+        (loss, aux), grads = loss_and_grad(params)
+        return loss, grads, *aux
+
+    def accumulated(params: Any, model_state: Any, batch: Batch, total: jax.Array, key: jax.Array):
+        """The same, part by part: sums over sums. A part of filler rows alone changes nothing."""
+
+        def add_part(carry, part):
+            index, has_rows, batch = part
+            loss, grads, model_state = carry
+            of_part = gradients(params, model_state, batch, total, jax.random.fold_in(key, index))
+            part_loss, part_grads, new_state, *outputs = of_part
+            sums = (loss + part_loss, jax.tree.map(jnp.add, grads, part_grads))
+            keep = functools.partial(jnp.where, has_rows)
+            # A condition, not a choice of each number: XLA would fuse that with what computes the
+            # statistics, which rounds them otherwise and is slower on a CPU.
+            model_state = jax.lax.cond(
+                has_rows, lambda new, old: new, lambda new, old: old, new_state, model_state
+            )
+            return (*jax.tree.map(keep, sums, (loss, grads)), model_state), outputs
+
+        has_rows = jnp.any(_mask_of(batch).reshape(accumulate_steps, -1) != 0, axis=1)
+        parts = jax.tree.map(
+            lambda leaf: leaf.reshape(accumulate_steps, -1, *leaf.shape[1:]), batch
+        )
+        parts = split_rows(layout, parts, axis=1)
+        start = (jnp.zeros((), jnp.float32), jax.tree.map(jnp.zeros_like, params), model_state)
+        (loss, grads, model_state), outputs = jax.lax.scan(
+            add_part, start, (jnp.arange(accumulate_steps), has_rows, parts)
+        )
+        return loss, grads, model_state, *jax.tree.map(lambda leaf: jnp.concatenate(leaf), outputs)
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, StepOutput]:
+        key = jax.random.fold_in(state.key, state.step)
+        if accumulate_steps == 1:
+            batch = split_rows(layout, batch)
+        total = jnp.sum(batch.weight)
+        total = jnp.where(total > 0, total, 1)  # a batch of weight 0 has gradient 0, not NaN
+        compute = gradients if accumulate_steps == 1 else accumulated
+        loss, grads, model_state, logits, losses = compute(
+            state.params, state.model_state, batch, total, key
+        )
+        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        collected = _collect(
+            metrics, logits, losses, batch, grads=grads, params=params, updates=updates
+        )  # fmt: skip
+        state = state.replace(
+            step=state.step + 1,
+            params=params,
+            model_state=model_state,
+            opt_state=opt_state,
+            ema=None if state.ema is None else state.ema.update(params, state.step),
+        )
+        return pin_state(layout, state), replicate(layout, StepOutput(loss, collected))
+
+    return train_step
+
+
+# Apart from the numbers that models fold into the same key.
+_AUGMENT = 2**31
+
+
+@functools.lru_cache(maxsize=64)
+def make_eval_step(
+    apply: ApplyFn,
+    loss_fn: LossFn,
+    metrics: type[Collection],
+    *,
+    layout: Layout | None = None,
+) -> EvalStep:
+    """Returns the pure ``eval_step(params, model_state, batch) -> metrics``, in eval mode.
+
+    Equal arguments return the same function.
+    """
+
+    def eval_step(params: Any, model_state: Any, batch: Batch) -> Collection:
+        batch = split_rows(layout, batch)
+        logits = _as_logits(eval_outputs(apply, params, model_state, batch.x), batch.y)
+        return replicate(layout, _collect(metrics, logits, loss_fn(logits, batch.y), batch))
+
+    return eval_step
+
+
+def _as_logits(outputs: jax.Array, labels: jax.Array) -> jax.Array:
+    """Outputs in float32; ``[batch, 1]`` beside labels ``[batch]`` loses the axis.
+
+    Without that, a loss written as ``(logits - labels) ** 2`` would broadcast to
+    ``[batch, batch]`` without a word.
+    """
+    if labels.ndim == 1 and outputs.shape == (len(labels), 1):
+        outputs = outputs[:, 0]
+    return outputs.astype(jnp.float32)
+
+
+def _mask_of(batch: Batch) -> jax.Array:
+    return batch.weight if batch.mask is None else batch.mask
+
+
+_ONLY_IN_TRAINING = dict.fromkeys(('grads', 'params', 'updates'))
+
+
+def _collect(
+    metrics: type[Collection], logits, losses, batch: Batch, **of_training: Any
+) -> Collection:
+    return metrics.single_from_model_output(
+        logits=logits, labels=batch.y, losses=losses, weight=batch.weight,
+        mask=_mask_of(batch),
+        **_ONLY_IN_TRAINING | of_training,
+    )  # fmt: skip

@@ -1,0 +1,1 @@
+"""Compilation: cached programs, rewritten convolutions and rematerialization."""
