@@ -359,7 +359,7 @@ def test_the_transfer_block_with_a_head_and_no_weights_at_hand(tmp_path, monkeyp
     for name in ('THINKML_HOME', 'HF_HOME', 'TORCH_HOME'):
         monkeypatch.setenv(name, str(tmp_path / name))
     monkeypatch.setenv('HF_HUB_OFFLINE', '1')
-    monkeypatch.setattr('thinkml.models.pretrained.sources._downloaded', lambda source: None)
+    monkeypatch.setattr('thinkml.models.pretrained.weight_sources._downloaded', lambda source: None)
     images = np.random.default_rng(0).integers(0, 256, (16, 32, 32, 3)).astype(np.uint8)
     head = nnx.Linear(2048, 2, rngs=nnx.Rngs(0))
     names = {'model': head, 'X_train': images, 'y_train': np.arange(16) % 2}

@@ -18,10 +18,10 @@ from flax.core import FrozenDict
 from tests.models import samples
 from thinkml.core.model.adapters import from_functions, from_linen
 from thinkml.errors import ModelFileError, ModelTypeError
-from thinkml.models import names
-from thinkml.models.architecture import build, describe
-from thinkml.models.attributes import decode_special, encode_attribute
-from thinkml.models.values import decode, encode, plain
+from thinkml.models.serialization import import_allowlist
+from thinkml.models.serialization.architecture import build, describe
+from thinkml.models.serialization.attribute_codec import decode_special, encode_attribute
+from thinkml.models.serialization.json_values import decode, encode, plain
 
 
 def decode_attribute(node, trusted=()):
@@ -240,46 +240,62 @@ def test_what_is_no_model_is_a_type_error_that_names_the_adapter():
 @pytest.mark.parametrize(
     ('name', 'kind', 'message'),
     [
-        ('os:system', names.FUNCTION, 'standard library'),
-        ('builtins:eval', names.FUNCTION, 'standard library'),
-        ('posixpath:join', names.FUNCTION, 'standard library'),
-        ('__main__:f', names.FUNCTION, 'not the name'),
-        ('jax.__init__:f', names.FUNCTION, 'not the name'),
-        ('jax:numpy.tanh', names.FUNCTION, 'not the name'),
-        ('jax.numpy:__loader__', names.FUNCTION, 'not the name'),
-        ('jax:numpy', names.FUNCTION, 'not a function'),
-        ('jax.numpy:save', names.FUNCTION, 'not a function|may name'),
-        ('jax', names.FUNCTION, 'not the name'),
-        ('jax.no_such_module:f', names.FUNCTION, 'is gone'),
-        ('jax.nn:no_such_function', names.FUNCTION, 'is gone'),
-        ('not_imported_module:f', names.FUNCTION, r"trusted=\['not_imported_module'\]"),
-        ('flax.nnx:Linear', names.FUNCTION, 'not a function'),
-        ('flax.nnx:relu', names.NODE, 'not an nnx module class'),
-        ('flax.nnx:Linear', names.VARIABLE, 'not an nnx variable class'),
-        ('tests.models.samples:functools', names.FUNCTION, 'not a function'),
-        ('tests.models.test_architecture:through_json', names.CLASS, 'not a class'),
-        ('tests.models.borrowed:dumps', names.FUNCTION, 'at home in json'),
-        ('tests.models.borrowed:load', names.FUNCTION, 'jax that a model file may name'),
-        ('tests.models.borrowed:norm', names.FUNCTION, 'at home in numpy.linalg'),
-        ('tests.models.no_file:bent', names.FUNCTION, r"trusted=\['tests'\]"),
-        ('numpy.testing:runstring', names.FUNCTION, r"trusted=\['numpy'\]"),
-        ('optax.tree:get', names.FUNCTION, 'optax that a model file may name'),
-        ('optax.losses:make_fenchel_young_loss', names.FUNCTION, 'optax that a model file may'),
-        ('optax:FactoredState', names.CLASS, 'is not a class that models are made of'),
-        ('sklearn.utils:Bunch', names.CLASS, r"trusted=\['sklearn'\]"),
-        ('jax.numpy:load', names.FUNCTION, 'jax that a model file may name'),
-        ('jax.numpy:fromfile', names.FUNCTION, 'jax that a model file may name'),
-        ('jax.numpy:apply_along_axis', names.FUNCTION, 'jax that a model file may name'),
-        ('jax.lax:while_loop', names.FUNCTION, 'jax that a model file may name'),
-        ('jax.lax:map', names.FUNCTION, 'jax that a model file may name'),
-        ('jax.lax:stop_gradient', names.FUNCTION, 'jax that a model file may name'),
-        ('jax._src.lax.lax:_nary_lower_hlo', names.FUNCTION, 'jax that a model file may name'),
-        ('jax:pure_callback', names.FUNCTION, 'jax that a model file may name'),
-        ('jax.tree_util:tree_map', names.FUNCTION, 'jax that a model file may name'),
-        ('flax.nnx:jit', names.FUNCTION, 'flax that a model file may name'),
-        ('flax.linen:pool', names.FUNCTION, 'flax that a model file may name'),
-        ('flax.nnx.proxy_caller:DelayedAccessor', names.DATACLASS, 'flax that a model file may'),
-        ('thinkml.checkpoint:save_arrays', names.FUNCTION, 'thinkml that a model file may name'),
+        ('os:system', import_allowlist.FUNCTION, 'standard library'),
+        ('builtins:eval', import_allowlist.FUNCTION, 'standard library'),
+        ('posixpath:join', import_allowlist.FUNCTION, 'standard library'),
+        ('__main__:f', import_allowlist.FUNCTION, 'not the name'),
+        ('jax.__init__:f', import_allowlist.FUNCTION, 'not the name'),
+        ('jax:numpy.tanh', import_allowlist.FUNCTION, 'not the name'),
+        ('jax.numpy:__loader__', import_allowlist.FUNCTION, 'not the name'),
+        ('jax:numpy', import_allowlist.FUNCTION, 'not a function'),
+        ('jax.numpy:save', import_allowlist.FUNCTION, 'not a function|may name'),
+        ('jax', import_allowlist.FUNCTION, 'not the name'),
+        ('jax.no_such_module:f', import_allowlist.FUNCTION, 'is gone'),
+        ('jax.nn:no_such_function', import_allowlist.FUNCTION, 'is gone'),
+        ('not_imported_module:f', import_allowlist.FUNCTION, r"trusted=\['not_imported_module'\]"),
+        ('flax.nnx:Linear', import_allowlist.FUNCTION, 'not a function'),
+        ('flax.nnx:relu', import_allowlist.NODE, 'not an nnx module class'),
+        ('flax.nnx:Linear', import_allowlist.VARIABLE, 'not an nnx variable class'),
+        ('tests.models.samples:functools', import_allowlist.FUNCTION, 'not a function'),
+        ('tests.models.test_architecture:through_json', import_allowlist.CLASS, 'not a class'),
+        ('tests.models.borrowed:dumps', import_allowlist.FUNCTION, 'at home in json'),
+        ('tests.models.borrowed:load', import_allowlist.FUNCTION, 'jax that a model file may name'),
+        ('tests.models.borrowed:norm', import_allowlist.FUNCTION, 'at home in numpy.linalg'),
+        ('tests.models.no_file:bent', import_allowlist.FUNCTION, r"trusted=\['tests'\]"),
+        ('numpy.testing:runstring', import_allowlist.FUNCTION, r"trusted=\['numpy'\]"),
+        ('optax.tree:get', import_allowlist.FUNCTION, 'optax that a model file may name'),
+        (
+            'optax.losses:make_fenchel_young_loss',
+            import_allowlist.FUNCTION,
+            'optax that a model file may',
+        ),
+        ('optax:FactoredState', import_allowlist.CLASS, 'is not a class that models are made of'),
+        ('sklearn.utils:Bunch', import_allowlist.CLASS, r"trusted=\['sklearn'\]"),
+        ('jax.numpy:load', import_allowlist.FUNCTION, 'jax that a model file may name'),
+        ('jax.numpy:fromfile', import_allowlist.FUNCTION, 'jax that a model file may name'),
+        ('jax.numpy:apply_along_axis', import_allowlist.FUNCTION, 'jax that a model file may name'),
+        ('jax.lax:while_loop', import_allowlist.FUNCTION, 'jax that a model file may name'),
+        ('jax.lax:map', import_allowlist.FUNCTION, 'jax that a model file may name'),
+        ('jax.lax:stop_gradient', import_allowlist.FUNCTION, 'jax that a model file may name'),
+        (
+            'jax._src.lax.lax:_nary_lower_hlo',
+            import_allowlist.FUNCTION,
+            'jax that a model file may name',
+        ),
+        ('jax:pure_callback', import_allowlist.FUNCTION, 'jax that a model file may name'),
+        ('jax.tree_util:tree_map', import_allowlist.FUNCTION, 'jax that a model file may name'),
+        ('flax.nnx:jit', import_allowlist.FUNCTION, 'flax that a model file may name'),
+        ('flax.linen:pool', import_allowlist.FUNCTION, 'flax that a model file may name'),
+        (
+            'flax.nnx.proxy_caller:DelayedAccessor',
+            import_allowlist.DATACLASS,
+            'flax that a model file may',
+        ),
+        (
+            'thinkml.checkpoint:save_arrays',
+            import_allowlist.FUNCTION,
+            'thinkml that a model file may name',
+        ),
     ],
 )
 def test_hostile_names_are_refused(name, kind, message, monkeypatch):
@@ -297,7 +313,7 @@ def test_hostile_names_are_refused(name, kind, message, monkeypatch):
     monkeypatch.setitem(sys.modules, 'tests.models.no_file', no_file)
     importlib.import_module(name.split(':')[0]) if name.startswith(('numpy.', 'sklearn.')) else None
     with pytest.raises(ModelFileError, match=message):
-        names.resolve(name, kind)
+        import_allowlist.resolve(name, kind)
 
 
 @pytest.mark.parametrize(
@@ -325,6 +341,20 @@ def test_a_partial_function_is_given_nothing_to_call(argument):
             decode_attribute({'$partial': [{'$function': 'jax.numpy:where'}, *given]})
 
 
+@pytest.mark.parametrize(
+    ('old', 'now'),
+    [
+        ('drawing:Init', 'initializers'),
+        ('parts:ConvNorm', 'layers'),
+        ('table:ResidualMLP', 'tabular_resnet'),
+    ],
+)
+def test_older_files_find_the_classes_of_modules_that_were_renamed(old, now):
+    kind = import_allowlist.CLASS if 'Init' not in old else import_allowlist.DATACLASS
+    found = import_allowlist.resolve(f'thinkml.models.zoo.{old}', kind)
+    assert found.__module__ == f'thinkml.models.zoo.{now}'
+
+
 def test_a_function_of_a_trusted_library_is_found():
     node = encode_attribute(dm_pix.flip_left_right, ('model',))
     assert decode_attribute(node, ['dm_pix']) is dm_pix.flip_left_right
@@ -333,7 +363,7 @@ def test_a_function_of_a_trusted_library_is_found():
     loss = encode_attribute(optax.softmax_cross_entropy, ('model',))
     assert decode_attribute(loss) is optax.softmax_cross_entropy
     with pytest.raises(ModelFileError, match='standard library'):
-        names.resolve('os:getcwd', names.FUNCTION, ['os'])
+        import_allowlist.resolve('os:getcwd', import_allowlist.FUNCTION, ['os'])
 
 
 def test_arguments_reach_a_users_function_only_where_it_is_trusted():

@@ -30,7 +30,8 @@ from thinkml.checkpoint import direct
 from thinkml.checkpoint.disk import read_bounded
 from thinkml.core.model import exported_forward
 from thinkml.errors import ModelFileError, ThinkMLWarning
-from thinkml.models import ModelManager, model_file
+from thinkml.models import ModelManager
+from thinkml.models.serialization import model_file
 from thinkml.training import ModelTrainer, TrainingConfig
 
 ROOT = pathlib.Path(__file__).parents[2]

@@ -16,7 +16,7 @@ from thinkml.core.model.functional import functionalize
 from thinkml.errors import ConfigError, ModelFileError
 from thinkml.models import ModelManager, load_safetensors, predict_proba, save_safetensors
 from thinkml.models.__main__ import main
-from thinkml.models.weights import named_arrays
+from thinkml.models.serialization.weights import named_arrays
 from thinkml.training import ModelTrainer, TrainingConfig
 
 X = np.random.default_rng(0).normal(size=(40, 3)).astype(np.float32)
@@ -52,7 +52,7 @@ def root(model, tmp_path):
 
 def test_an_inspection_reads_everything_but_the_weights(root, monkeypatch):
     manager = ModelManager(root)
-    monkeypatch.setattr('thinkml.models.model_file.load_arrays', None)
+    monkeypatch.setattr('thinkml.models.serialization.model_file.load_arrays', None)
     found = manager.inspect('small')
     shapes = {p.name: (p.kind, p.shape, p.dtype, p.size) for p in found.parameters}
     assert shapes['layers/0/kernel'] == ('Param', (3, 4), 'float32', 12)

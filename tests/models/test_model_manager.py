@@ -28,8 +28,8 @@ from thinkml.core.model.adapters import from_functions, from_linen
 from thinkml.core.model.functional import functionalize
 from thinkml.errors import ModelFileError, ModelTypeError
 from thinkml.history import History
-from thinkml.models import files, model_file
 from thinkml.models.manager import ModelManager
+from thinkml.models.serialization import directories, model_file
 from thinkml.record import ArraySpec, InputSpec, ModelRecord, Task, attach_record, record_of
 
 MANAGER = ModelManager()
@@ -522,7 +522,7 @@ def test_a_move_that_fails_puts_the_old_model_back(saved, monkeypatch):
 
 
 def test_a_model_replaced_while_it_is_read_is_read_again(saved, monkeypatch):
-    verify, turn = files.verify, []
+    verify, turn = directories.verify, []
 
     def swapped(directory):
         turn.append(directory)
@@ -599,7 +599,7 @@ def test_what_saves_that_were_killed_left_is_removed_by_the_next(saved):
 
 
 def test_a_folder_that_another_process_holds_is_waited_for(saved, monkeypatch):
-    monkeypatch.setattr(files, '_WAIT_SECONDS', 0.05)
+    monkeypatch.setattr(directories, '_WAIT_SECONDS', 0.05)
     held = disk.lock(saved.parent)
     with pytest.raises(ModelFileError, match=f'path: {saved} can not be written: another process'):
         MANAGER.save_model(mlp(), saved, overwrite=True)
@@ -651,7 +651,7 @@ def test_every_bit_of_the_manifest_counts(step, saved):
         damaged[position // 8] ^= 1 << position % 8
         (saved / 'manifest.json').write_bytes(damaged)
         with pytest.raises(ModelFileError):
-            files.verify(saved)
+            directories.verify(saved)
 
 
 def test_missing_and_extra_files_and_links_are_refused(saved, tmp_path):
@@ -847,13 +847,13 @@ def test_deep_and_large_json_is_refused(saved, monkeypatch):
     sign(saved)
     with pytest.raises(ModelFileError, match=r'record\.json is damaged'):
         MANAGER.load_model(saved)
-    monkeypatch.setattr(files, 'MAX_JSON_BYTES', 100_000)
+    monkeypatch.setattr(directories, 'MAX_JSON_BYTES', 100_000)
     with pytest.raises(ModelFileError, match=r'record.json has 400000 bytes, at most 100000'):
         MANAGER.load_model(saved)
 
 
 def test_metadata_too_large_to_be_read_again_is_not_written(tmp_path, monkeypatch):
-    monkeypatch.setattr(files, 'MAX_JSON_BYTES', 100_000)
+    monkeypatch.setattr(directories, 'MAX_JSON_BYTES', 100_000)
     with pytest.raises(ModelFileError, match=r'metadata.json: .* at most 100000'):
         MANAGER.save_model(mlp(), tmp_path / 'model', {'a': 'x' * 100_000})
     assert list(tmp_path.iterdir()) == []

@@ -4,7 +4,7 @@ import numpy as np
 
 from tests.processes import run_together
 from thinkml.models import ModelManager
-from thinkml.models.weights import named_arrays
+from thinkml.models.serialization.weights import named_arrays
 
 TWO_PROCESSES = """
 import sys, jax, numpy as np

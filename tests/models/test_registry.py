@@ -12,7 +12,7 @@ import pytest
 from thinkml.checkpoint import disk
 from thinkml.errors import ConfigError, ModelFileError
 from thinkml.models import registry as module
-from thinkml.models import version_file
+from thinkml.models import registry_entry as version_file
 from thinkml.models.registry import Registry, parse
 
 HOSTILE = [

@@ -4,7 +4,7 @@ import sys
 import pytest
 
 from thinkml.errors import ConfigError
-from thinkml.models.table import Table, flatten
+from thinkml.models.model_table import Table, flatten
 
 ROWS = [
     {'version': 1, 'metrics': {'accuracy': 0.9, 'loss': 1.5e-07}, 'note': 'first'},

@@ -5,12 +5,12 @@ from thinkml.core.model.adapters import from_linen as from_linen
 from thinkml.models.inspection import Inspection as Inspection
 from thinkml.models.inspection import Parameter as Parameter
 from thinkml.models.manager import ModelManager as ModelManager
+from thinkml.models.model_table import Table as Table
 from thinkml.models.predict import predict as predict
 from thinkml.models.predict import predict_proba as predict_proba
-from thinkml.models.table import Table as Table
+from thinkml.models.serialization.export import load_safetensors as load_safetensors
+from thinkml.models.serialization.export import save_safetensors as save_safetensors
 from thinkml.models.transfer_model import TransferModel as TransferModel
-from thinkml.models.ways_out import load_safetensors as load_safetensors
-from thinkml.models.ways_out import save_safetensors as save_safetensors
 from thinkml.models.zoo import Preprocessing as Preprocessing
 from thinkml.models.zoo import create as create
 from thinkml.models.zoo import get_preprocessing as get_preprocessing

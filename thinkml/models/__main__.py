@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from thinkml.errors import ModelFileError, ThinkMLError
-from thinkml.models.files import models_in
 from thinkml.models.manager import ModelManager
-from thinkml.models.table import Table
+from thinkml.models.model_table import Table
+from thinkml.models.serialization.directories import models_in
 from thinkml.paths import local_path
 
 

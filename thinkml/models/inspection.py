@@ -8,8 +8,9 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from thinkml.models.files import read_json, verify
-from thinkml.models.model_file import (
+from thinkml.models.serialization.directories import read_json, verify
+from thinkml.models.serialization.json_values import Json, decode, dtype_named
+from thinkml.models.serialization.model_file import (
     INDEX,
     METADATA,
     MODEL,
@@ -18,7 +19,6 @@ from thinkml.models.model_file import (
     decode_notes,
     reading,
 )
-from thinkml.models.values import Json, decode, dtype_named
 from thinkml.record import InputSpec, ModelRecord, Task
 
 _FILES = (MODEL, RECORD, METADATA, INDEX)

@@ -8,8 +8,11 @@ from typing import Any
 from thinkml.core.model.training_lock import check_not_trained
 from thinkml.core.parallel.multiprocess import told_by_first
 from thinkml.errors import ConfigError, ModelFileError
-from thinkml.models import model_file
-from thinkml.models.files import (
+from thinkml.models.inspection import Inspection, inspect_file
+from thinkml.models.model_table import Table
+from thinkml.models.registry import Registry, parse
+from thinkml.models.serialization import model_file
+from thinkml.models.serialization.directories import (
     absolute,
     check_target,
     fingerprint,
@@ -17,10 +20,7 @@ from thinkml.models.files import (
     verify,
     written_whole,
 )
-from thinkml.models.inspection import Inspection, inspect_file
-from thinkml.models.registry import Registry, parse
-from thinkml.models.table import Table
-from thinkml.models.ways_out import write_safetensors, write_stablehlo
+from thinkml.models.serialization.export import write_safetensors, write_stablehlo
 from thinkml.paths import expanded
 from thinkml.record import record_of
 

@@ -13,8 +13,7 @@ from typing import Any
 
 from thinkml.checkpoint import disk
 from thinkml.errors import ModelFileError, ModelNotFoundError, unknown_name
-from thinkml.models.files import absolute
-from thinkml.models.version_file import (
+from thinkml.models.registry_entry import (
     FILE,
     LATEST,
     NUMBER,
@@ -26,6 +25,7 @@ from thinkml.models.version_file import (
     read,
     write,
 )
+from thinkml.models.serialization.directories import absolute
 
 WAIT_SECONDS = 10.0
 

@@ -21,7 +21,7 @@ from thinkml.errors import (
     problems,
 )
 from thinkml.history import History
-from thinkml.models.values import decode
+from thinkml.models.serialization.json_values import decode
 from thinkml.paths import local_path
 from thinkml.record import InputSpec, ModelRecord, Task, attach_record
 from thinkml.training.problem import probe_of

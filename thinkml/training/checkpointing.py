@@ -353,7 +353,7 @@ class Checkpoints:
 
     def _described(self, run: Run) -> Any:
         """Returns the model's task and inputs, which its weights are loaded with."""
-        from thinkml.models.values import encode  # imports all of thinkml.models
+        from thinkml.models.serialization.json_values import encode  # imports all of thinkml.models
 
         record = record_of(run.user_model)
         known = {'task': record.task, 'input_spec': record.input_spec}

@@ -27,8 +27,8 @@ from thinkml.data import (
 )
 from thinkml.data.pixels import LARGEST_STANDARDISED
 from thinkml.errors import ConfigError, DataError, NotTrainedError, is_number, is_whole, warn_user
+from thinkml.models.model_table import Table
 from thinkml.models.pretrained import check_weights
-from thinkml.models.table import Table
 from thinkml.models.transfer_model import TransferModel
 from thinkml.monitoring import History
 from thinkml.record import InputSpec, attach_record, record_of

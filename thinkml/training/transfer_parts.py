@@ -11,7 +11,7 @@ from flax import nnx
 from thinkml.core import num_outputs
 from thinkml.core.model.layer_inspection import Layer, last_dense, layers_in_order
 from thinkml.errors import ConfigError, is_whole
-from thinkml.models.table import Table
+from thinkml.models.model_table import Table
 from thinkml.models.transfer_model import PassThrough, TransferModel
 from thinkml.training.base_model import Place, at, without_last_layer
 

@@ -12,9 +12,9 @@ from flax import nnx
 
 from thinkml.errors import PretrainedWeightsWarning, WeightsError
 from thinkml.models import save_safetensors
-from thinkml.models.pretrained import find_weights, load_pretrained, sources
+from thinkml.models.pretrained import find_weights, load_pretrained, weight_sources
 from thinkml.models.pretrained.keras_file import load_keras, read_keras_file
-from thinkml.models.pretrained.sources import Source
+from thinkml.models.pretrained.weight_sources import Source
 from thinkml.models.zoo import create, get_preprocessing, list_models
 
 CONTENT = b'weights'
@@ -47,7 +47,7 @@ def places(tmp_path, monkeypatch):
         monkeypatch.setenv(name, str(tmp_path / folder))
     monkeypatch.delenv('HF_HUB_CACHE', raising=False)
     monkeypatch.setitem(sys.modules, 'huggingface_hub', None)  # as if it were not installed
-    monkeypatch.setattr(sources, 'SOURCES', {'net': (HUB, TORCH)})
+    monkeypatch.setattr(weight_sources, 'SOURCES', {'net': (HUB, TORCH)})
     return Places(tmp_path)
 
 
@@ -104,7 +104,7 @@ def test_a_file_without_a_pin_is_the_newest_of_the_cache_and_is_not_downloaded(
 ):
     calls = pretend_hub(monkeypatch, put(tmp_path / 'downloaded'))
     unpinned = Source('model.safetensors', 'us/net', sha256=sha256)
-    monkeypatch.setattr(sources, 'SOURCES', {'net': (unpinned,)})
+    monkeypatch.setattr(weight_sources, 'SOURCES', {'net': (unpinned,)})
     assert find_weights('net') is None and not calls
     put(places.hub / 'refs' / 'main', b'fed321')
     assert find_weights('net') is None
@@ -140,11 +140,13 @@ def test_without_a_connection_there_is_nothing(places, monkeypatch):
 
 
 def test_all_sources_say_where_they_are_from():
-    assert set(sources.SOURCES) == {name for name in list_models() if get_preprocessing(name)}
-    for name, found in sources.SOURCES.items():
-        told = sources.how_to_get(name)
+    assert set(weight_sources.SOURCES) == {
+        name for name in list_models() if get_preprocessing(name)
+    }
+    for name, found in weight_sources.SOURCES.items():
+        told = weight_sources.how_to_get(name)
         assert found[0].address in told
-        assert str(sources.home() / 'weights' / found[0].name_at_home) in told
+        assert str(weight_sources.home() / 'weights' / found[0].name_at_home) in told
         for source in found:
             assert source.address.startswith('https://')
             assert source.sha256 is None or len(source.sha256) in (8, 64)
@@ -176,7 +178,7 @@ def test_weights_are_loaded_from_a_file_or_by_name(by, places, monkeypatch, tmp_
     if by == 'name':
         digits = hashlib.sha256(path.read_bytes()).hexdigest()[:8]
         source = Source(f'cnn-{digits}.safetensors', sha256=digits)
-        monkeypatch.setattr(sources, 'SOURCES', {'cnn': (source,)})
+        monkeypatch.setattr(weight_sources, 'SOURCES', {'cnn': (source,)})
         path = put(places.home / source.file, path.read_bytes())
     model = create('cnn', 3, in_channels=1, weights=path if by == 'path' else 'required')
     x = np.ones((2, 16, 16, 1), np.float32)

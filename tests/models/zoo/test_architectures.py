@@ -13,7 +13,7 @@ from thinkml.errors import ConfigError, DataError
 from thinkml.models import ModelManager
 from thinkml.models.zoo import MLP, ResNet, ViT, create
 from thinkml.models.zoo.catalog import ARCHITECTURES
-from thinkml.models.zoo.drawing import HostRngs, Init
+from thinkml.models.zoo.initializers import HostRngs, Init
 from thinkml.models.zoo.resnet import _POOL_PADDING
 
 # Small ones of every family: what they are made with, and a row of their inputs.

@@ -14,9 +14,9 @@ from thinkml.errors import (
     warn_user,
 )
 from thinkml.models.pretrained.keras_file import is_keras_file, load_keras, read_keras_file
-from thinkml.models.pretrained.sources import find_weights as find_weights
-from thinkml.models.pretrained.sources import how_to_get
-from thinkml.models.pretrained.tensors import open_tensors as open_tensors
+from thinkml.models.pretrained.weight_files import open_tensors as open_tensors
+from thinkml.models.pretrained.weight_sources import find_weights as find_weights
+from thinkml.models.pretrained.weight_sources import how_to_get
 from thinkml.models.zoo.load import load_tensors
 from thinkml.paths import local_path
 

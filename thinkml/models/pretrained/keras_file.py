@@ -12,7 +12,7 @@ from flax import nnx
 
 from thinkml.core.model.layer_inspection import layers_in_order
 from thinkml.errors import WeightsError, problems
-from thinkml.models.weights import fill, named_arrays
+from thinkml.models.serialization.weights import fill, named_arrays
 
 _WEIGHTS = 'model.weights.h5'
 _MAX_RATIO = 20  # of what a file becomes in memory; Keras itself does not compress

@@ -10,5 +10,5 @@ from thinkml.models.zoo.load import load_tensors as load_tensors
 from thinkml.models.zoo.mlp import MLP as MLP
 from thinkml.models.zoo.preprocessing import Preprocessing as Preprocessing
 from thinkml.models.zoo.resnet import ResNet as ResNet
-from thinkml.models.zoo.table import ResidualMLP as ResidualMLP
+from thinkml.models.zoo.tabular_resnet import ResidualMLP as ResidualMLP
 from thinkml.models.zoo.vit import ViT as ViT

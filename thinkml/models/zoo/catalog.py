@@ -12,12 +12,12 @@ import numpy as np
 from thinkml.errors import ConfigError, is_whole, unknown_name
 from thinkml.models.zoo.cnn import CNN
 from thinkml.models.zoo.convnext import ConvNeXt
-from thinkml.models.zoo.drawing import HostRngs
+from thinkml.models.zoo.initializers import HostRngs
+from thinkml.models.zoo.layers import DType
 from thinkml.models.zoo.mlp import MLP
-from thinkml.models.zoo.parts import DType
 from thinkml.models.zoo.preprocessing import Preprocessing
 from thinkml.models.zoo.resnet import ResNet
-from thinkml.models.zoo.table import ResidualMLP
+from thinkml.models.zoo.tabular_resnet import ResidualMLP
 from thinkml.models.zoo.vit import ViT
 
 _CENTRED = (0.5, 0.5, 0.5)

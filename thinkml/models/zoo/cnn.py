@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from thinkml.models.zoo.parts import (
+from thinkml.models.zoo.layers import (
     ConvNorm,
     DType,
     apply_head,

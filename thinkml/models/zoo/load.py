@@ -10,7 +10,7 @@ import numpy as np
 from flax import nnx
 
 from thinkml.errors import WeightsError, problems
-from thinkml.models.weights import fill, named_arrays
+from thinkml.models.serialization.weights import fill, named_arrays
 from thinkml.models.zoo.tensor_names import (
     OURS,
     Rules,

@@ -7,8 +7,8 @@ import jax
 from flax import nnx
 
 from thinkml.errors import DataError
-from thinkml.models.zoo.drawing import Init
-from thinkml.models.zoo.parts import DType, apply_head, linear, make_dropout, make_head
+from thinkml.models.zoo.initializers import Init
+from thinkml.models.zoo.layers import DType, apply_head, linear, make_dropout, make_head
 
 _INIT = Init(2.0, 'in')
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from thinkml.models.zoo.parts import ConvNorm, DType, apply_head, check_images, make_head
+from thinkml.models.zoo.layers import ConvNorm, DType, apply_head, check_images, make_head
 
 _POOL_PADDING: Any = ((1, 1), (1, 1))  # flax's annotation knows names alone
 

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from thinkml.errors import ConfigError, DataError
-from thinkml.models.zoo.drawing import Init
-from thinkml.models.zoo.parts import (
+from thinkml.models.zoo.initializers import Init
+from thinkml.models.zoo.layers import (
     DType,
     FeedForward,
     apply_head,

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from thinkml.errors import ModelFileError, NotStorableError
-from thinkml.models.values import Path, where
+from thinkml.models.serialization.json_values import Path, where
 
 LIBRARIES = ('flax', 'jax', 'optax', 'thinkml')
 
@@ -72,6 +72,14 @@ _NO_ARRAY_FUNCTIONS = (
     'reduce_window', 'cumred_reduce', 'scatter_apply', 'pool', 'stop_gradient',
     'optimization_barrier', 'make_fenchel_young_loss',
 )  # fmt: skip
+
+
+# Modules of ThinkML that had another name when older files were written.
+_MOVED = {
+    'thinkml.models.zoo.drawing': 'thinkml.models.zoo.initializers',
+    'thinkml.models.zoo.parts': 'thinkml.models.zoo.layers',
+    'thinkml.models.zoo.table': 'thinkml.models.zoo.tabular_resnet',
+}
 
 
 class MissingNameError(ModelFileError):
@@ -197,6 +205,7 @@ def resolve(name: str, kind: Kind, trusted: Sequence[str] = ()) -> Any:
         ModelFileError: if the name is not allowed, not there, or something else.
     """
     module_name, _, attribute = name.partition(':')
+    module_name = _MOVED.get(module_name, module_name)
     parts = module_name.split('.')
     if not all(p.isidentifier() and not p.startswith('__') for p in (*parts, attribute)):
         raise ModelFileError(f'{name!r} is not the name of {kind.label}')

@@ -11,9 +11,9 @@ from thinkml.core.model.adapters import FunctionModel, LinenModel
 from thinkml.core.model.exported_forward import ExportedModel
 from thinkml.core.model.functional import not_a_model
 from thinkml.errors import ModelFileError, ModelTypeError, problems
-from thinkml.models.arrays import ArrayNames, ArrayTaker, is_array
-from thinkml.models.attributes import decode_special
-from thinkml.models.values import decode, encode
+from thinkml.models.serialization.array_index import ArrayNames, ArrayTaker, is_array
+from thinkml.models.serialization.attribute_codec import decode_special
+from thinkml.models.serialization.json_values import decode, encode
 
 # What holds the arrays of a model that is not an NNX module.
 _TREES = {LinenModel: 'variables', FunctionModel: 'params'}
@@ -31,7 +31,7 @@ def named_arrays(model: Any) -> dict[str, Any]:
 
     Example:
         >>> from flax import nnx
-        >>> from thinkml.models.weights import named_arrays
+        >>> from thinkml.models.serialization.weights import named_arrays
         >>> sorted(named_arrays(nnx.Linear(2, 3, rngs=nnx.Rngs(0))))
         ['bias', 'kernel']
     """

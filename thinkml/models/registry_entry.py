@@ -11,7 +11,7 @@ from typing import Any
 
 from thinkml.checkpoint import disk
 from thinkml.errors import ModelFileError
-from thinkml.models.files import read_json
+from thinkml.models.serialization.directories import read_json
 
 FORMAT = 1
 FILE = 'versions.json'

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from thinkml.models.names import LIBRARIES, is_installed
-from thinkml.models.values import Json
+from thinkml.models.serialization.import_allowlist import LIBRARIES, is_installed
+from thinkml.models.serialization.json_values import Json
 
 _NAME = re.compile(r'([A-Za-z_][\w.]*):([A-Za-z_]\w*)')
 _MAX_MODULES = 1000

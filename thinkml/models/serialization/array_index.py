@@ -7,8 +7,8 @@ import jax
 import numpy as np
 
 from thinkml.errors import ModelFileError
-from thinkml.models.attributes import encode_special
-from thinkml.models.values import Json, Path
+from thinkml.models.serialization.attribute_codec import encode_special
+from thinkml.models.serialization.json_values import Json, Path
 
 
 def is_array(value: Any) -> bool:

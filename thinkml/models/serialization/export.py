@@ -14,7 +14,7 @@ from thinkml.checkpoint.disk import write_synced
 from thinkml.core.model.exported_forward import Forward, open_program
 from thinkml.core.parallel.multiprocess import is_first_process
 from thinkml.errors import ModelFileError, ModelNotFoundError
-from thinkml.models.weights import fill, named_arrays
+from thinkml.models.serialization.weights import fill, named_arrays
 from thinkml.paths import expanded, local_path
 
 PathLike = str | os.PathLike[str]

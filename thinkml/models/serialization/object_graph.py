@@ -23,10 +23,10 @@ from flax.typing import HashableMapping
 
 from thinkml.core.model.adapters import arrays_lock
 from thinkml.errors import NotStorableError
-from thinkml.models import names
-from thinkml.models.arrays import ArrayNames, ArrayTaker, is_array
-from thinkml.models.attributes import decode_special, encode_attribute
-from thinkml.models.values import Json, Path, decode, refuse, where
+from thinkml.models.serialization import import_allowlist
+from thinkml.models.serialization.array_index import ArrayNames, ArrayTaker, is_array
+from thinkml.models.serialization.attribute_codec import decode_special, encode_attribute
+from thinkml.models.serialization.json_values import Json, Path, decode, refuse, where
 from thinkml.record import without_carried
 
 _CONTAINERS = {kind.__name__: kind for kind in (dict, list, tuple, type(None))}
@@ -61,7 +61,7 @@ class _Writer:
             return {'shared': node.index}
         if isinstance(node, graphlib.VariableDef):
             return {
-                'variable': names.name_of(node.type, names.VARIABLE, path),
+                'variable': import_allowlist.name_of(node.type, import_allowlist.VARIABLE, path),
                 'id': node.index,
                 'metadata': encode_attribute(dict(node.metadata), path),
                 'value': self._leaf(path),
@@ -77,7 +77,7 @@ class _Writer:
             children.append([encode_attribute(key, path), child])
         if node.type in _CONTAINERS.values():
             return {'container': node.type.__name__, 'items': children}
-        name = names.name_of(node.type, names.NODE, path)
+        name = import_allowlist.name_of(node.type, import_allowlist.NODE, path)
         return {'module': name, 'id': node.index, 'attributes': children}
 
     def _attribute(self, attribute: Any, path: Path) -> Json:
@@ -136,7 +136,9 @@ class _Reader:
         if 'shared' in node:
             self.nodes.append(graphlib.NodeRef(node['shared']))
         elif 'variable' in node:
-            kind = names.resolve(node['variable'], names.VARIABLE, self._trusted)
+            kind = import_allowlist.resolve(
+                node['variable'], import_allowlist.VARIABLE, self._trusted
+            )
             metadata = HashableMapping(decode(node['metadata'], self._special))
             self.nodes.append(graphlib.VariableDef(kind, node['id'], None, metadata, None))
             self._leaf(node['value'], path)
@@ -145,7 +147,7 @@ class _Reader:
         elif 'container' in node:
             self._parent(_CONTAINERS[node['container']], None, None, node['items'], path)
         else:
-            kind = names.resolve(node['module'], names.NODE, self._trusted)
+            kind = import_allowlist.resolve(node['module'], import_allowlist.NODE, self._trusted)
             self._parent(kind, kind, node['id'], node['attributes'], path)
 
     def _parent(self, kind: type, metadata: Any, index: Any, children: Json, path: Path) -> None:

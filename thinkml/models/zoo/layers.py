@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from thinkml.errors import DataError
-from thinkml.models.zoo.drawing import CONV_INIT, LINEAR_INIT, zeros
+from thinkml.models.zoo.initializers import CONV_INIT, LINEAR_INIT, zeros
 
 DType = Any
 

@@ -26,7 +26,7 @@ def flatten(values: Mapping[Any, Any]) -> dict[str, Any]:
     stays.
 
     Example:
-        >>> from thinkml.models.table import flatten
+        >>> from thinkml.models.model_table import flatten
         >>> flatten({'version': 3, 'metrics': {'accuracy': 0.95, 'loss': 0.2}})
         {'version': 3, 'metrics.accuracy': 0.95, 'metrics.loss': 0.2}
     """
@@ -53,7 +53,7 @@ class Table:
         rows: a dict of plain values for each row; what a row lacks is missing.
 
     Example:
-        >>> from thinkml.models.table import Table
+        >>> from thinkml.models.model_table import Table
         >>> table = Table.of(
         ...     [{'version': 1, 'metrics': {'accuracy': 0.91}},
         ...      {'version': 2, 'metrics': {'accuracy': 0.954321}, 'note': 'wider'}]

@@ -3,7 +3,8 @@
 What training changes (the arrays) is told apart from what it doesn't (the structure). Of an NNX
 model the structure is its graph: each module's class and attributes, shared parts once. Of a Linen
 module it is the class and its fields, of plain functions their names. Building a model from its
-structure calls no code of a user's NNX class, and looks names up as `thinkml.models.names` allows.
+structure calls no code of a user's NNX class, and looks names up as
+`thinkml.models.serialization.import_allowlist` allows.
 """
 
 import functools
@@ -19,10 +20,10 @@ from thinkml.core.model.adapters import FunctionModel, LinenModel
 from thinkml.core.model.exported_forward import ExportedModel
 from thinkml.core.model.functional import not_a_model
 from thinkml.errors import ModelFileError, ModelTypeError
-from thinkml.models.arrays import ArrayNames, ArrayTaker
-from thinkml.models.attributes import decode_special, encode_attribute
-from thinkml.models.graph import build_graph, describe_graph
-from thinkml.models.values import Json, decode, encode
+from thinkml.models.serialization.array_index import ArrayNames, ArrayTaker
+from thinkml.models.serialization.attribute_codec import decode_special, encode_attribute
+from thinkml.models.serialization.json_values import Json, decode, encode
+from thinkml.models.serialization.object_graph import build_graph, describe_graph
 
 
 def describe(model: Any) -> tuple[Json, dict[str, Any]]:
@@ -42,7 +43,7 @@ def describe(model: Any) -> tuple[Json, dict[str, Any]]:
 
     Example:
         >>> from flax import nnx
-        >>> from thinkml.models.architecture import build, describe
+        >>> from thinkml.models.serialization.architecture import build, describe
         >>> model = nnx.Sequential(nnx.Linear(2, 3, rngs=nnx.Rngs(0)), nnx.relu)
         >>> structure, arrays = describe(model)
         >>> sorted(arrays)
@@ -81,7 +82,8 @@ def build(structure: Json, arrays: Mapping[str, Any], trusted: Sequence[str] = (
     Args:
         structure: parsed JSON.
         arrays: the arrays by name; all of them are used.
-        trusted: modules that may be imported, see `thinkml.models.names.resolve`.
+        trusted: modules that may be imported, see
+            `thinkml.models.serialization.import_allowlist.resolve`.
 
     Raises:
         ModelFileError: for names that are not allowed or gone, and arrays that don't belong.

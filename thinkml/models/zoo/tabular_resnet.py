@@ -3,9 +3,8 @@
 import jax
 from flax import nnx
 
-from thinkml.models.zoo.drawing import LINEAR_INIT
-from thinkml.models.zoo.mlp import flat_rows
-from thinkml.models.zoo.parts import (
+from thinkml.models.zoo.initializers import LINEAR_INIT
+from thinkml.models.zoo.layers import (
     DType,
     apply_head,
     batch_norm,
@@ -13,6 +12,7 @@ from thinkml.models.zoo.parts import (
     make_dropout,
     make_head,
 )
+from thinkml.models.zoo.mlp import flat_rows
 
 
 class ResidualMLP(nnx.Module):

@@ -1,7 +1,8 @@
 """What models keep besides arrays and modules, as JSON and back.
 
 Classes and functions by name, dtypes, enums, dataclasses of settings, partial functions, weight
-initialisers, Linen modules: everything that `thinkml.models.values` has no form for.
+initialisers, Linen modules: everything that
+`thinkml.models.serialization.json_values` has no form for.
 """
 
 import dataclasses
@@ -20,8 +21,16 @@ from flax.core import FrozenDict
 from flax.typing import HashableMapping
 
 from thinkml.errors import ModelFileError
-from thinkml.models import names
-from thinkml.models.values import Json, Path, decode, dtype_named, encode, refuse, where
+from thinkml.models.serialization import import_allowlist
+from thinkml.models.serialization.json_values import (
+    Json,
+    Path,
+    decode,
+    dtype_named,
+    encode,
+    refuse,
+    where,
+)
 
 Special = Callable[[Any, Path], Json]
 
@@ -60,22 +69,27 @@ def encode_special(value: Any, path: Path, again: Special | None = None) -> Json
     if inspect.isclass(value):
         return _encode_class(value, path)
     if isinstance(value, enum.Enum):
-        return {'$enum': [names.name_of(kind, names.ENUM, path), value.name]}
+        return {'$enum': [import_allowlist.name_of(kind, import_allowlist.ENUM, path), value.name]}
     if isinstance(value, functools.partial):
         arguments = (encode(a, path, _setting) for a in (list(value.args), value.keywords))
         return {'$partial': [inner(value.func), *arguments]}
     if kind in _MAPPINGS.values():
         return {'$mapping': [kind.__name__, inner(dict(value))]}
-    if names.LINEN.check(kind):
-        name = names.name_of(kind, names.LINEN, path)
+    if import_allowlist.LINEN.check(kind):
+        name = import_allowlist.name_of(kind, import_allowlist.LINEN, path)
         return {'$linen': [name, fields(value, lambda field: _is_implied(value, field))]}
-    if names.DATACLASS.check(kind):
-        return {'$dataclass': [names.name_of(kind, names.DATACLASS, path), fields(value)]}
+    if import_allowlist.DATACLASS.check(kind):
+        return {
+            '$dataclass': [
+                import_allowlist.name_of(kind, import_allowlist.DATACLASS, path),
+                fields(value),
+            ]
+        }
     if (initializer := _initializer(value)) is not None:
         factory, arguments = initializer
         return {'$initializer': [factory, inner(arguments)]}
-    if names.FUNCTION.check(value):
-        return {'$function': names.name_of(value, names.FUNCTION, path)}
+    if import_allowlist.FUNCTION.check(value):
+        return {'$function': import_allowlist.name_of(value, import_allowlist.FUNCTION, path)}
     return refuse(value, path)
 
 
@@ -98,22 +112,27 @@ def decode_special(tag: str, body: Json, trusted: Sequence[str], again: Any = No
         case '$builtin':
             return _BUILTINS[body]
         case '$class':
-            return names.resolve(body, names.CLASS, trusted)
+            return import_allowlist.resolve(body, import_allowlist.CLASS, trusted)
         case '$function':
-            return names.resolve(body, names.FUNCTION, trusted)
+            return import_allowlist.resolve(body, import_allowlist.FUNCTION, trusted)
         case '$enum':
-            return names.resolve(body[0], names.ENUM, trusted)[body[1]]
+            return import_allowlist.resolve(body[0], import_allowlist.ENUM, trusted)[body[1]]
         case '$partial':
             function, args, keywords = body
-            names.check_called_with_arguments(function['$function'], trusted)
+            import_allowlist.check_called_with_arguments(function['$function'], trusted)
             args, keywords = decode(args, _decode_setting), decode(keywords, _decode_setting)
             return functools.partial(inner(function), *args, **keywords)
         case '$mapping':
             return _MAPPINGS[body[0]](inner(body[1]))
         case '$linen':
-            return names.resolve(body[0], names.LINEN, trusted)(**inner(body[1]))
+            return import_allowlist.resolve(body[0], import_allowlist.LINEN, trusted)(
+                **inner(body[1])
+            )
         case '$dataclass':
-            return _dataclass(names.resolve(body[0], names.DATACLASS, trusted), inner(body[1]))
+            return _dataclass(
+                import_allowlist.resolve(body[0], import_allowlist.DATACLASS, trusted),
+                inner(body[1]),
+            )
         case '$initializer':
             return _INITIALIZERS[body[0]](**inner(body[1]))
     raise ValueError(f'{tag!r} is not known to this version')
@@ -124,7 +143,7 @@ def _encode_class(value: type, path: Path) -> Json:
         return {'$builtin': value.__name__}
     if issubclass(value, np.generic):
         return {'$numpy_type': np.dtype(value).name}
-    return {'$class': names.name_of(value, names.CLASS, path)}
+    return {'$class': import_allowlist.name_of(value, import_allowlist.CLASS, path)}
 
 
 def _jax_type(name: str) -> Any:

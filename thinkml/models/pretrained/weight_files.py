@@ -7,7 +7,7 @@ import numpy as np
 
 from thinkml.errors import WeightsError
 from thinkml.models.pretrained.torch_file import is_torch_file, read_torch_file
-from thinkml.models.ways_out import read_safetensors
+from thinkml.models.serialization.export import read_safetensors
 
 
 def open_tensors(path: Path) -> Mapping[str, np.ndarray]:

@@ -33,12 +33,12 @@ from thinkml.core.model.exported_forward import (
 from thinkml.core.model.forward import predict_outputs
 from thinkml.core.parallel.multiprocess import told_by_first
 from thinkml.errors import ModelFileError, ModelTypeError, NotStorableError, warn_user
-from thinkml.models.architecture import build, describe
-from thinkml.models.files import FORMAT, read_json, verify, write_json
-from thinkml.models.names import MissingNameError
-from thinkml.models.sources import changed_sources, source_hashes
-from thinkml.models.values import Json, decode, encode, plain
-from thinkml.models.weights import fill
+from thinkml.models.serialization.architecture import build, describe
+from thinkml.models.serialization.directories import FORMAT, read_json, verify, write_json
+from thinkml.models.serialization.import_allowlist import MissingNameError
+from thinkml.models.serialization.json_values import Json, decode, encode, plain
+from thinkml.models.serialization.source_hashes import changed_sources, source_hashes
+from thinkml.models.serialization.weights import fill
 from thinkml.record import ArraySpec, InputSpec, ModelRecord, Task, attach_record, record_of
 from thinkml.versions import code_revision, library_versions
 

@@ -1,0 +1,1 @@
+"""Model files: structure, weights and everything else that a saved model needs."""
