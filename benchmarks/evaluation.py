@@ -15,8 +15,8 @@ import numpy as np
 import sklearn.metrics as sk
 
 from thinkml.evaluation.bootstrap import Resampling, percentiles, resampled, shared_parts
-from thinkml.evaluation.metrics import get_metric
-from thinkml.evaluation.scored import Scored
+from thinkml.evaluation.metrics.registry import get_metric
+from thinkml.evaluation.predictions import Scored
 
 FIVE = ('accuracy', 'precision', 'recall', 'f1', 'roc_auc')
 THREE = ('accuracy', 'f1', 'roc_auc')

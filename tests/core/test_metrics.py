@@ -199,7 +199,7 @@ def test_labels_without_a_single_positive():
 
 def test_metrics_are_those_of_the_evaluation():
     from thinkml.evaluation import METRICS
-    from thinkml.evaluation.scored import Scored
+    from thinkml.evaluation.predictions import Scored
 
     for kind, num_outputs in (*CASES, ('regression', 1), ('regression', 3)):
         logits, labels = outputs(kind, 60, num_outputs, seed=5)

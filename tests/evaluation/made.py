@@ -6,10 +6,10 @@ import numpy as np
 
 from thinkml.core.objectives.confusion_counts import f1, precision, ratio, recall
 from thinkml.evaluation.bootstrap import Resampling
-from thinkml.evaluation.counting import class_counts, class_part, confusion_matrix
-from thinkml.evaluation.metrics import default_metrics, get_metric
+from thinkml.evaluation.metrics.class_counts import class_counts, class_part, confusion_matrix
+from thinkml.evaluation.metrics.registry import default_metrics, get_metric
+from thinkml.evaluation.predictions import Scored
 from thinkml.evaluation.result import Evaluation
-from thinkml.evaluation.scored import Scored
 from thinkml.record import Task
 
 FEW = Resampling(num_resamples=50)

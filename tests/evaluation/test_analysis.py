@@ -11,7 +11,7 @@ from sklearn.linear_model import LogisticRegression
 from thinkml.errors import NotTrainedError
 from thinkml.evaluation import ModelEvaluator
 from thinkml.evaluation.analysis import PerformanceAnalysis
-from thinkml.evaluation.metrics import metrics_for
+from thinkml.evaluation.metrics.registry import metrics_for
 from thinkml.evaluation.speed import Speed
 from thinkml.record import record_of
 

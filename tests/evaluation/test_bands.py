@@ -7,10 +7,10 @@ import pytest
 import sklearn.metrics as sk
 
 from thinkml.evaluation.bootstrap import Resampling
-from thinkml.evaluation.ladder import all_ladders, ranked
-from thinkml.evaluation.plots import bands as room
-from thinkml.evaluation.plots.bands import bands, cells_of, row_counts
-from thinkml.evaluation.plots.kinds import GAIN, OVER_THRESHOLD, PRECISION_RECALL, ROC
+from thinkml.evaluation.plots import confidence_bands as room
+from thinkml.evaluation.plots.confidence_bands import bands, cells_of, row_counts
+from thinkml.evaluation.plots.curve_types import GAIN, OVER_THRESHOLD, PRECISION_RECALL, ROC
+from thinkml.evaluation.threshold_counts import all_ladders, ranked
 
 from .made import binary, classification, multilabel
 

@@ -17,14 +17,14 @@ import sklearn.metrics as sk
 from flax import nnx
 from sklearn.datasets import load_breast_cancer
 
-import thinkml.evaluation.foreign as foreign
-import thinkml.evaluation.predictors as predictors
+import thinkml.evaluation.external_models as foreign
+import thinkml.evaluation.model_outputs as predictors
 from tests.processes import simulating
 from thinkml.core import predict_outputs
 from thinkml.core.model.adapters import from_functions, from_linen
 from thinkml.errors import ConfigError, DataError, ModelTypeError, ThinkMLWarning
 from thinkml.evaluation import ModelEvaluator, compare
-from thinkml.evaluation.metrics import metrics_for
+from thinkml.evaluation.metrics.registry import metrics_for
 from thinkml.models import ModelManager
 
 from .models import Shifted, known, logits_and_labels

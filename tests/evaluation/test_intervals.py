@@ -10,9 +10,9 @@ import sklearn.metrics as sk
 from thinkml.errors import ConfigError, DataError
 from thinkml.evaluation import ModelEvaluator, compare
 from thinkml.evaluation.bootstrap import Resampling, percentiles, resampled, shared_parts, units_of
-from thinkml.evaluation.intervals import intervals_of, wilson
-from thinkml.evaluation.metrics import get_metric
-from thinkml.evaluation.scored import Scored
+from thinkml.evaluation.confidence_intervals import intervals_of, wilson
+from thinkml.evaluation.metrics.registry import get_metric
+from thinkml.evaluation.predictions import Scored
 
 from .models import Shifted, known, logits_and_labels
 

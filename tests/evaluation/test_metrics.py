@@ -13,17 +13,17 @@ from sklearn.calibration import calibration_curve
 from sklearn.exceptions import UndefinedMetricWarning
 
 from thinkml.errors import ConfigError
-from thinkml.evaluation import ranking
-from thinkml.evaluation.counting import confusion_matrix, tally
-from thinkml.evaluation.metrics import (
+from thinkml.evaluation.metrics.class_counts import confusion_matrix, tally
+from thinkml.evaluation.metrics.registry import (
     METRICS,
     check_fit,
     check_metrics,
     default_metrics,
     get_metric,
     metrics_for,
+    ranking,
 )
-from thinkml.evaluation.scored import Scored
+from thinkml.evaluation.predictions import Scored
 
 CLASSES = 4
 KINDS = ('binary', 'multiclass', 'multilabel', 'regression')

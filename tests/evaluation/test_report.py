@@ -12,10 +12,10 @@ from sklearn.dummy import DummyClassifier, DummyRegressor
 from thinkml.errors import ConfigError
 from thinkml.evaluation import ModelEvaluator, Report
 from thinkml.evaluation.bootstrap import Resampling
-from thinkml.evaluation.metrics import metrics_for
+from thinkml.evaluation.metrics.registry import metrics_for
+from thinkml.evaluation.predictions import Scored
 from thinkml.evaluation.result import Slice
-from thinkml.evaluation.scored import Scored
-from thinkml.evaluation.thresholds import choose_threshold
+from thinkml.evaluation.threshold_choice import choose_threshold
 
 from . import made
 from .models import Shifted, known, logits_and_labels

@@ -12,8 +12,8 @@ import pytest
 
 from thinkml.evaluation import Report
 from thinkml.evaluation.bootstrap import Resampling
-from thinkml.evaluation.metrics import metrics_for
-from thinkml.evaluation.report import pictures
+from thinkml.evaluation.metrics.registry import metrics_for
+from thinkml.evaluation.report import embedded_plots
 from thinkml.evaluation.result import Slice
 
 from . import made
@@ -206,7 +206,7 @@ def test_what_is_too_wide_scrolls_in_its_box_by_keyboard_too(browser, tmp_path):
 
 
 def test_names_of_users_run_no_script(browser, tmp_path, monkeypatch):
-    monkeypatch.setattr(pictures, '_plots', lambda evaluation: {})
+    monkeypatch.setattr(embedded_plots, '_plots', lambda evaluation: {})
     names = (*HOSTILE, 'x' * 300)
     evaluation = made.classification(names, n=500, resampling=NONE, warnings=names)
     path = tmp_path / 'report.html'

@@ -9,7 +9,7 @@ from markdown_it import MarkdownIt  # which Flax's rich brings along
 
 from thinkml.evaluation import Report
 from thinkml.evaluation.bootstrap import Resampling
-from thinkml.evaluation.report import pictures
+from thinkml.evaluation.report import embedded_plots as pictures
 from thinkml.evaluation.report import report as room
 from thinkml.evaluation.result import Slice
 

@@ -8,9 +8,9 @@ import scipy.special
 import sklearn.metrics as sk
 
 from thinkml.evaluation import ModelEvaluator, compare
-from thinkml.evaluation.ladder import all_ladders
-from thinkml.evaluation.report.errors import errors
-from thinkml.evaluation.thresholds import choose_threshold
+from thinkml.evaluation.report.largest_errors import errors
+from thinkml.evaluation.threshold_choice import choose_threshold
+from thinkml.evaluation.threshold_counts import all_ladders
 from thinkml.models import predict_proba
 
 from .models import Shifted, known

@@ -8,8 +8,8 @@ import pytest
 from thinkml.errors import ThinkMLWarning
 from thinkml.evaluation import ModelEvaluator, compare
 from thinkml.evaluation.bootstrap import Resampling, can_vary
-from thinkml.evaluation.plots.bands import bands
-from thinkml.evaluation.plots.kinds import GAIN
+from thinkml.evaluation.plots.confidence_bands import bands
+from thinkml.evaluation.plots.curve_types import GAIN
 
 from . import made
 from .models import Shifted, known

@@ -10,9 +10,9 @@ from sklearn.calibration import calibration_curve
 from thinkml.errors import ConfigError
 from thinkml.evaluation.analysis import PerformanceAnalysis
 from thinkml.evaluation.bootstrap import Resampling
-from thinkml.evaluation.calibration import NUM_BINS
-from thinkml.evaluation.intervals import wilson
-from thinkml.evaluation.thresholds import choose_threshold
+from thinkml.evaluation.confidence_intervals import wilson
+from thinkml.evaluation.metrics.calibration import NUM_BINS
+from thinkml.evaluation.threshold_choice import choose_threshold
 
 from .drawn import PLAIN, analyze, labels_of, line
 from .made import binary, classification, multilabel

@@ -7,8 +7,8 @@ import pytest
 import sklearn.metrics as sk
 
 from thinkml.errors import ConfigError, DataError, ThinkMLWarning
-from thinkml.evaluation.ladder import all_ladders
-from thinkml.evaluation.thresholds import Threshold, choose_threshold
+from thinkml.evaluation.threshold_choice import Threshold, choose_threshold
+from thinkml.evaluation.threshold_counts import all_ladders
 
 from .made import binary, classification, multilabel, regression
 

@@ -4,10 +4,10 @@ from thinkml.evaluation.analysis import PerformanceAnalysis as PerformanceAnalys
 from thinkml.evaluation.comparison import Comparison as Comparison
 from thinkml.evaluation.comparison import compare as compare
 from thinkml.evaluation.evaluator import ModelEvaluator as ModelEvaluator
-from thinkml.evaluation.metrics import METRICS as METRICS
+from thinkml.evaluation.metrics.registry import METRICS as METRICS
 from thinkml.evaluation.report import Report as Report
 from thinkml.evaluation.result import Evaluation as Evaluation
 from thinkml.evaluation.result import Slice as Slice
 from thinkml.evaluation.speed import Speed as Speed
-from thinkml.evaluation.thresholds import Threshold as Threshold
-from thinkml.evaluation.thresholds import choose_threshold as choose_threshold
+from thinkml.evaluation.threshold_choice import Threshold as Threshold
+from thinkml.evaluation.threshold_choice import choose_threshold as choose_threshold

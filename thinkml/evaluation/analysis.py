@@ -8,7 +8,7 @@ from thinkml.evaluation import plots
 from thinkml.evaluation.plots.axes import PathLike
 from thinkml.evaluation.result import Evaluation
 from thinkml.evaluation.speed import Speed
-from thinkml.evaluation.thresholds import Threshold
+from thinkml.evaluation.threshold_choice import Threshold
 from thinkml.figures import give_to_pyplot
 from thinkml.history import History
 

@@ -11,9 +11,9 @@ from thinkml.core import make_predict
 from thinkml.data import is_batches, open_rows
 from thinkml.errors import ConfigError, DataError
 from thinkml.evaluation.analysis import PerformanceAnalysis
-from thinkml.evaluation.foreign import is_foreign
-from thinkml.evaluation.measure import evaluate_model
-from thinkml.evaluation.metrics import check_metrics, metrics_for
+from thinkml.evaluation.evaluate import evaluate_model
+from thinkml.evaluation.external_models import is_foreign
+from thinkml.evaluation.metrics.registry import check_metrics, metrics_for
 from thinkml.evaluation.report import Report
 from thinkml.evaluation.result import Evaluation
 from thinkml.evaluation.settings import EvaluationSettings, Settings

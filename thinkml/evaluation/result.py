@@ -9,9 +9,9 @@ import numpy as np
 
 from thinkml.errors import unknown_name
 from thinkml.evaluation.bootstrap import Interval, Resampling
-from thinkml.evaluation.intervals import class_intervals, intervals_of
-from thinkml.evaluation.metrics import Metric, get_metric
-from thinkml.evaluation.scored import Scored
+from thinkml.evaluation.confidence_intervals import class_intervals, intervals_of
+from thinkml.evaluation.metrics.registry import Metric, get_metric
+from thinkml.evaluation.predictions import Scored
 from thinkml.record import Task
 
 

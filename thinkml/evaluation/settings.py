@@ -10,7 +10,7 @@ from thinkml.data import number_groups
 from thinkml.data.weights import check_sample_weight
 from thinkml.errors import ConfigError, DataError, is_number, is_whole, problems
 from thinkml.evaluation.bootstrap import Resampling
-from thinkml.evaluation.opened import Opened
+from thinkml.evaluation.evaluation_input import Opened
 
 
 class EvaluationSettings(TypedDict, total=False):

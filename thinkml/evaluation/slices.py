@@ -7,9 +7,9 @@ import numpy as np
 
 from thinkml.data import as_values, warn_of_missing_text
 from thinkml.errors import DataError
-from thinkml.evaluation.intervals import Within, intervals_of
+from thinkml.evaluation.confidence_intervals import Within, intervals_of
+from thinkml.evaluation.predictions import Scored
 from thinkml.evaluation.result import Evaluation, Slice
-from thinkml.evaluation.scored import Scored
 
 Mask = np.ndarray
 _MAX_VALUES = 100

@@ -1,6 +1,6 @@
 """What classification metrics are made of: values per example.
 
-Definitions are those of `thinkml.evaluation.metrics`, here as JAX functions of logits.
+Definitions are those of `thinkml.evaluation.metrics.registry`, here as JAX functions of logits.
 """
 
 from typing import NamedTuple

@@ -5,10 +5,14 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from thinkml.evaluation.calibration import NUM_BINS, calibration_error, confidences, even_bins
-from thinkml.evaluation.counting import tally
-from thinkml.evaluation.intervals import wilson
-from thinkml.evaluation.ladder import check_probabilities, named_columns
+from thinkml.evaluation.confidence_intervals import wilson
+from thinkml.evaluation.metrics.calibration import (
+    NUM_BINS,
+    calibration_error,
+    confidences,
+    even_bins,
+)
+from thinkml.evaluation.metrics.class_counts import tally
 from thinkml.evaluation.plots.axes import (
     GREY,
     MAX_NAMED,
@@ -23,6 +27,7 @@ from thinkml.evaluation.plots.axes import (
     short,
 )
 from thinkml.evaluation.result import Evaluation
+from thinkml.evaluation.threshold_counts import check_probabilities, named_columns
 from thinkml.figures import COLOURS
 
 if TYPE_CHECKING:

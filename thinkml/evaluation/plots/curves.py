@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from thinkml.evaluation.ladder import Ladder, all_ladders, check_probabilities, named_columns
+from thinkml.evaluation.metrics.ranking import step_area
 from thinkml.evaluation.plots.axes import (
     GREY,
     MAX_NAMED,
@@ -22,10 +22,15 @@ from thinkml.evaluation.plots.axes import (
     short,
     thinned,
 )
-from thinkml.evaluation.plots.bands import bands, draw_band
-from thinkml.evaluation.plots.kinds import GAIN, PRECISION_RECALL, ROC, Kind
-from thinkml.evaluation.ranking import step_area
+from thinkml.evaluation.plots.confidence_bands import bands, draw_band
+from thinkml.evaluation.plots.curve_types import GAIN, PRECISION_RECALL, ROC, Kind
 from thinkml.evaluation.result import Evaluation
+from thinkml.evaluation.threshold_counts import (
+    Ladder,
+    all_ladders,
+    check_probabilities,
+    named_columns,
+)
 from thinkml.figures import COLOURS
 
 if TYPE_CHECKING:

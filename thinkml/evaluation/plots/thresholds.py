@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from thinkml.errors import ConfigError
-from thinkml.evaluation.ladder import Ladder, all_ladders, named_columns
 from thinkml.evaluation.plots.axes import (
     GREY,
     MAX_NAMED,
@@ -22,15 +21,16 @@ from thinkml.evaluation.plots.axes import (
     short,
     thinned,
 )
-from thinkml.evaluation.plots.bands import bands, draw_band
-from thinkml.evaluation.plots.kinds import OVER_THRESHOLD
+from thinkml.evaluation.plots.confidence_bands import bands, draw_band
+from thinkml.evaluation.plots.curve_types import OVER_THRESHOLD
 from thinkml.evaluation.result import Evaluation
-from thinkml.evaluation.thresholds import (
+from thinkml.evaluation.threshold_choice import (
     Threshold,
     best_rung,
     check_decided_by_threshold,
     threshold_at,
 )
+from thinkml.evaluation.threshold_counts import Ladder, all_ladders, named_columns
 from thinkml.figures import COLOURS
 
 if TYPE_CHECKING:

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from thinkml.evaluation.counting import class_part
-from thinkml.evaluation.report.errors import confusions, errors
-from thinkml.evaluation.report.findings import baseline, calibration, thresholds
+from thinkml.evaluation.metrics.class_counts import class_part
+from thinkml.evaluation.report.diagnostics import baseline, calibration, thresholds
+from thinkml.evaluation.report.largest_errors import confusions, errors
 from thinkml.evaluation.result import Evaluation
 
 SCHEMA = 1

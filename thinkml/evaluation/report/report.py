@@ -11,10 +11,10 @@ from typing import Any
 from thinkml.core.parallel.multiprocess import is_first_process
 from thinkml.errors import ConfigError
 from thinkml.evaluation.report.content import content_of, content_of_several
+from thinkml.evaluation.report.embedded_plots import illustrated
 from thinkml.evaluation.report.html import render_html
 from thinkml.evaluation.report.markdown import render_markdown
 from thinkml.evaluation.report.page import Page
-from thinkml.evaluation.report.pictures import illustrated
 from thinkml.evaluation.report.sections import lay_out
 from thinkml.evaluation.report.text import render_text
 from thinkml.evaluation.result import Evaluation

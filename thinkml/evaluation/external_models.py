@@ -10,14 +10,14 @@ import numpy as np
 from thinkml.core import is_model
 from thinkml.data import check_targets, fingerprint
 from thinkml.errors import DataError, ModelTypeError
-from thinkml.evaluation.opened import (
+from thinkml.evaluation.evaluation_input import (
     Opened,
     check_outputs,
     encode_labels,
     fingerprint_of_labels,
     set_beside,
 )
-from thinkml.evaluation.scored import Scored
+from thinkml.evaluation.predictions import Scored
 from thinkml.record import Task
 
 # Rows a model gets at a time.

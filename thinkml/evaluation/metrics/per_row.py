@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from thinkml.evaluation.scored import Scored
-from thinkml.evaluation.scores import scores
+from thinkml.evaluation.predictions import Scored
+from thinkml.evaluation.ranking_scores import scores
 
 
 def mean_of_rows(part: Any, weight: Any) -> Any:

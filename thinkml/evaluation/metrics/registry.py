@@ -12,10 +12,11 @@ import numpy as np
 from thinkml.core.objectives import confusion_counts
 from thinkml.core.objectives.metric_names import top_k
 from thinkml.errors import ConfigError, problems, unknown_name
-from thinkml.evaluation import calibration, probabilistic, ranking, regression
-from thinkml.evaluation.counting import Pairs, class_counts, class_part
-from thinkml.evaluation.probabilistic import mean_of_rows
-from thinkml.evaluation.scored import Scored
+from thinkml.evaluation.metrics.class_counts import Pairs, class_counts, class_part
+from thinkml.evaluation.metrics.per_row import mean_of_rows
+from thinkml.evaluation.metrics.registry import calibration, ranking, regression
+from thinkml.evaluation.metrics.registry import per_row as probabilistic
+from thinkml.evaluation.predictions import Scored
 from thinkml.record import TaskKind
 
 _KINDS = frozenset(get_args(TaskKind))
@@ -31,7 +32,7 @@ class Metric:
     Attributes:
         part: what it needs of labels and predictions, prepared once.
         value: ``value(part, weight)``, the metric under the rows' weights. See
-            `thinkml.evaluation.counting`.
+            `thinkml.evaluation.metrics.class_counts`.
         kinds: the tasks it fits.
         higher_is_better: whether larger values are better; None for one that has a best value in
             between.

@@ -14,8 +14,13 @@ from thinkml.errors import (
     unknown_name,
     warn_user,
 )
-from thinkml.evaluation.ladder import Ladder, all_ladders, check_probabilities, named_columns
 from thinkml.evaluation.result import Evaluation
+from thinkml.evaluation.threshold_counts import (
+    Ladder,
+    all_ladders,
+    check_probabilities,
+    named_columns,
+)
 
 Objective = Literal['f1', 'youden', 'cost', 'precision', 'recall']
 
@@ -84,7 +89,7 @@ def choose_threshold(
 
     Example:
         >>> from thinkml.evaluation.result import Evaluation
-        >>> from thinkml.evaluation.scored import Scored
+        >>> from thinkml.evaluation.predictions import Scored
         >>> from thinkml.record import Task
         >>> labels, p = np.array([0, 0, 1, 1, 1]), np.array([0.1, 0.4, 0.3, 0.6, 0.9])
         >>> scored = Scored('binary', 2, labels, labels, np.stack([1 - p, p], axis=1))

@@ -10,13 +10,13 @@ from thinkml.core.objectives.confusion_counts import f1, precision, ratio, recal
 from thinkml.core.objectives.metric_names import metric_name
 from thinkml.errors import ConfigError, warn_user
 from thinkml.evaluation.bootstrap import Resampling
-from thinkml.evaluation.counting import class_part, confusion_matrix
-from thinkml.evaluation.metrics import check_fit, default_metrics, get_metric
-from thinkml.evaluation.opened import Opened
-from thinkml.evaluation.own import own_values, row_metric
-from thinkml.evaluation.predictors import open_model
+from thinkml.evaluation.evaluation_input import Opened
+from thinkml.evaluation.metrics.class_counts import class_part, confusion_matrix
+from thinkml.evaluation.metrics.custom import own_values, row_metric
+from thinkml.evaluation.metrics.registry import check_fit, default_metrics, get_metric
+from thinkml.evaluation.model_outputs import open_model
+from thinkml.evaluation.predictions import Scored
 from thinkml.evaluation.result import Evaluation
-from thinkml.evaluation.scored import Scored
 from thinkml.evaluation.settings import Settings, open_resampling, open_weight
 from thinkml.evaluation.slices import Mask, evaluate_slices, open_slices
 from thinkml.record import TaskKind

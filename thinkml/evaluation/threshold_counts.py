@@ -8,10 +8,10 @@ import numpy as np
 
 from thinkml.core.objectives.confusion_counts import ratio
 from thinkml.errors import ConfigError
-from thinkml.evaluation.ranking import rankings, rankings_by_probability
+from thinkml.evaluation.metrics.ranking import rankings, rankings_by_probability
+from thinkml.evaluation.predictions import Scored
+from thinkml.evaluation.ranking_scores import scores
 from thinkml.evaluation.result import Evaluation
-from thinkml.evaluation.scored import Scored
-from thinkml.evaluation.scores import scores
 
 
 class Ranking(NamedTuple):

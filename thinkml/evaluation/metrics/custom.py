@@ -9,9 +9,9 @@ from clu import metrics as clu_metrics
 from thinkml.core.objectives.metric_names import check_metric, metric_name
 from thinkml.core.objectives.streaming_metrics import one_number, value_of
 from thinkml.errors import ConfigError
-from thinkml.evaluation.metrics import Metric
-from thinkml.evaluation.probabilistic import mean_of_rows
-from thinkml.evaluation.scored import Scored
+from thinkml.evaluation.metrics.per_row import mean_of_rows
+from thinkml.evaluation.metrics.registry import Metric
+from thinkml.evaluation.predictions import Scored
 
 
 def own_values(metric: Any, scored: Scored) -> np.ndarray | float:

@@ -8,7 +8,7 @@ import numpy as np
 
 from thinkml.data import WHY_NAN, encode_targets, fingerprint
 from thinkml.errors import DataError
-from thinkml.evaluation.scored import Scored
+from thinkml.evaluation.predictions import Scored
 from thinkml.record import Task
 
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from thinkml.core.objectives.confusion_counts import Counts, occurring, ratio
-from thinkml.evaluation.scored import Scored
+from thinkml.evaluation.predictions import Scored
 
 _MAX_CELLS = 4096
 _BLOCK = 2**20

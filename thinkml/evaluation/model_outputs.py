@@ -20,15 +20,15 @@ from thinkml.data import (
     probabilities,
 )
 from thinkml.errors import DataError, warn_user
-from thinkml.evaluation.foreign import is_foreign, open_foreign
-from thinkml.evaluation.opened import (
+from thinkml.evaluation.evaluation_input import (
     Opened,
     check_outputs,
     encode_labels,
     fingerprint_of_labels,
     set_beside,
 )
-from thinkml.evaluation.scored import Scored
+from thinkml.evaluation.external_models import is_foreign, open_foreign
+from thinkml.evaluation.predictions import Scored
 from thinkml.record import InputSpec, Task, record_of
 
 

@@ -1,7 +1,7 @@
 """What a ranking by score gives: the areas under ROC and precision-recall curves.
 
 Rows are sorted once. From then on everything is a function of the rows' weights, see
-`thinkml.evaluation.counting`.
+`thinkml.evaluation.metrics.class_counts`.
 """
 
 import os
@@ -15,9 +15,9 @@ import numpy as np
 
 from thinkml.core.objectives.confusion_counts import ratio, ratio_or_nan
 from thinkml.core.xla.jit import Jit
-from thinkml.evaluation.counting import tally
-from thinkml.evaluation.scored import Scored
-from thinkml.evaluation.scores import scores
+from thinkml.evaluation.metrics.class_counts import tally
+from thinkml.evaluation.predictions import Scored
+from thinkml.evaluation.ranking_scores import scores
 
 # On a device, columns side by side come to about so many numbers.
 _SIDE_BY_SIDE = 2**22

@@ -4,10 +4,10 @@ from typing import Any
 
 import numpy as np
 
-from thinkml.evaluation.regression import errors as target_less_prediction
+from thinkml.evaluation.metrics.regression import errors as target_less_prediction
+from thinkml.evaluation.predictions import Scored
+from thinkml.evaluation.ranking_scores import scores
 from thinkml.evaluation.result import Evaluation
-from thinkml.evaluation.scored import Scored
-from thinkml.evaluation.scores import scores
 
 NUM_ERRORS = 10
 NUM_CONFUSIONS = 10

@@ -14,9 +14,9 @@ from thinkml.evaluation.bootstrap import (
     resampled_or_nan,
     shared_parts,
 )
-from thinkml.evaluation.counting import class_counts, class_part, per_class_f1
-from thinkml.evaluation.metrics import Metric
-from thinkml.evaluation.scored import Scored
+from thinkml.evaluation.metrics.class_counts import class_counts, class_part, per_class_f1
+from thinkml.evaluation.metrics.registry import Metric
+from thinkml.evaluation.predictions import Scored
 
 
 def wilson(count: float, total: float, confidence: float = 0.95) -> Interval:
@@ -26,7 +26,7 @@ def wilson(count: float, total: float, confidence: float = 0.95) -> Interval:
         Wilson, 1927, *Probable inference, the law of succession, and statistical inference*.
 
     Example:
-        >>> from thinkml.evaluation.intervals import wilson
+        >>> from thinkml.evaluation.confidence_intervals import wilson
         >>> [round(bound, 3) for bound in wilson(9, 10)]
         [0.596, 0.982]
     """

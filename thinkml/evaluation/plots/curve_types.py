@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from thinkml.evaluation.ladder import Ladder
+from thinkml.evaluation.threshold_counts import Ladder
 
 Points = tuple[np.ndarray, np.ndarray]
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from thinkml.evaluation.scored import Scored
+from thinkml.evaluation.predictions import Scored
 from thinkml.record import TaskKind
 
 

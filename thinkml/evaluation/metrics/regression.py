@@ -8,7 +8,7 @@ import numpy as np
 
 from thinkml.core.objectives.confusion_counts import ratio
 from thinkml.errors import ConfigError
-from thinkml.evaluation.scored import Scored
+from thinkml.evaluation.predictions import Scored
 
 
 class Errors(NamedTuple):

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from thinkml.evaluation.bootstrap import Resampling, can_vary, percentiles, units_of
-from thinkml.evaluation.ladder import Ladder, Ranking, all_ladders, ladder_of, ranked
-from thinkml.evaluation.plots.kinds import Kind
+from thinkml.evaluation.plots.curve_types import Kind
+from thinkml.evaluation.predictions import Scored
 from thinkml.evaluation.result import Evaluation
-from thinkml.evaluation.scored import Scored
+from thinkml.evaluation.threshold_counts import Ladder, Ranking, all_ladders, ladder_of, ranked
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

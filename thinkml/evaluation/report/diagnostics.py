@@ -5,12 +5,17 @@ from typing import Any
 
 import numpy as np
 
-from thinkml.evaluation.calibration import NUM_BINS, calibration_error, confidences, even_bins
-from thinkml.evaluation.counting import tally
-from thinkml.evaluation.metrics import get_metric
+from thinkml.evaluation.metrics.calibration import (
+    NUM_BINS,
+    calibration_error,
+    confidences,
+    even_bins,
+)
+from thinkml.evaluation.metrics.class_counts import tally
+from thinkml.evaluation.metrics.registry import get_metric
+from thinkml.evaluation.predictions import Scored
 from thinkml.evaluation.result import Evaluation
-from thinkml.evaluation.scored import Scored
-from thinkml.evaluation.thresholds import Objective, choose_threshold
+from thinkml.evaluation.threshold_choice import Objective, choose_threshold
 
 
 def baseline(evaluation: Evaluation) -> dict[str, float]:

@@ -4,9 +4,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from thinkml.evaluation.counting import tally
-from thinkml.evaluation.scored import Scored
-from thinkml.evaluation.scores import scores
+from thinkml.evaluation.metrics.class_counts import tally
+from thinkml.evaluation.predictions import Scored
+from thinkml.evaluation.ranking_scores import scores
 
 NUM_BINS = 15
 _NEWTON_STEPS = 25

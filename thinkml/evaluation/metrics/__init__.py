@@ -1,0 +1,1 @@
+"""Metrics of a finished evaluation, in float64 on the host."""
