@@ -11,8 +11,8 @@ from flax import linen, nnx
 from tests.models_for_tests import DropoutBatchNorm, apply_mlp, init_mlp
 from thinkml.errors import ConfigError, NotTrainedError
 from thinkml.evaluation import ModelEvaluator
+from thinkml.model_record import attach_record, record_of
 from thinkml.models import ModelManager, from_functions, from_linen, predict
-from thinkml.record import attach_record, record_of
 from thinkml.training import (
     ActiveLearner,
     DistributedTrainer,

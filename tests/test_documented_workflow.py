@@ -10,8 +10,8 @@ from flax import nnx
 
 from tests.models_for_tests import SmallCNN, mlp
 from thinkml.errors import DeviceCountWarning, PretrainedWeightsWarning, ThinkMLWarning
+from thinkml.model_record import record_of
 from thinkml.models import predict
-from thinkml.record import record_of
 from thinkml.training import ModelTrainer, TrainingConfig
 
 SETUP = """

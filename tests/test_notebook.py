@@ -14,7 +14,7 @@ PREPARE = """
 from tests.evaluation.drawn import analyze
 from thinkml.history import History
 from thinkml.monitoring import TrainingMonitor
-from thinkml.record import record_of
+from thinkml.model_record import record_of
 
 class Model:
     pass

@@ -22,7 +22,7 @@ from thinkml.core import functionalize, last_activation, make_predict, num_outpu
 from thinkml.core.model import forward
 from thinkml.core.model.adapters import from_functions, from_linen
 from thinkml.errors import DataError, ModelTypeError
-from thinkml.record import record_to_change
+from thinkml.model_record import record_to_change
 
 X = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)
 

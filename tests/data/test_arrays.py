@@ -4,7 +4,7 @@ import pytest
 from tests.models_for_tests import mlp
 from thinkml.data import capacity, check_inputs, check_inputs_of, check_lengths, fingerprint, place
 from thinkml.errors import DataError
-from thinkml.record import ArraySpec, InputSpec, record_of
+from thinkml.model_record import ArraySpec, InputSpec, record_of
 
 
 @pytest.mark.parametrize(
@@ -114,7 +114,7 @@ def test_placed_arrays_hold_the_rows():
 
 
 def test_data_that_cannot_fit_is_refused(monkeypatch):
-    monkeypatch.setattr('thinkml.data.placement._free_bytes', lambda device: 1000)
+    monkeypatch.setattr('thinkml.data.device_placement._free_bytes', lambda device: 1000)
     with pytest.raises(DataError, match='MiB free'):
         place(np.ones((1000, 4), np.float32), np.ones(1000, np.float32))
 

@@ -19,7 +19,7 @@ from tests.data.sources import (
 )
 from thinkml.data import is_batches, open_batches
 from thinkml.errors import DataError
-from thinkml.record import ArraySpec, InputSpec
+from thinkml.model_record import ArraySpec, InputSpec
 
 
 def joined(batches):

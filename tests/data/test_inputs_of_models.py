@@ -9,8 +9,8 @@ from thinkml.core import predict_outputs
 from thinkml.data import check_inputs_of, device_budget, fits, open_rows, place
 from thinkml.errors import DataError
 from thinkml.evaluation import ModelEvaluator
+from thinkml.model_record import ArraySpec, InputSpec, Task, record_of
 from thinkml.models import predict, predict_proba
-from thinkml.record import ArraySpec, InputSpec, Task, record_of
 
 INPUTS = InputSpec(ArraySpec((3,), 'float32', tuple(COLUMNS)))
 
@@ -105,12 +105,12 @@ def test_several_inputs_and_weights_are_placed():
 
 
 def test_the_budget_is_the_least_of_what_is_free_and_the_limit(monkeypatch):
-    monkeypatch.setattr('thinkml.data.placement._free_bytes', lambda device: 1000)
+    monkeypatch.setattr('thinkml.data.device_placement._free_bytes', lambda device: 1000)
     assert (device_budget(), device_budget(300), device_budget(10**6)) == (700, 300, 700)
     assert fits(700) and not fits(701) and not fits(301, limit=300)
     with pytest.raises(DataError, match='x, y: got'):
         place({'a': X, 'b': X, 'c': X}, Y)
-    monkeypatch.setattr('thinkml.data.placement._free_bytes', lambda device: None)
+    monkeypatch.setattr('thinkml.data.device_placement._free_bytes', lambda device: None)
     assert device_budget() is None and fits(10**18) and device_budget(300) == 300
 
 

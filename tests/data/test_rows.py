@@ -24,7 +24,7 @@ from tests.data.sources import (
 )
 from thinkml.data import check_inputs, fingerprint, open_data, open_dataset, open_rows
 from thinkml.errors import DataError
-from thinkml.record import ArraySpec, InputSpec
+from thinkml.model_record import ArraySpec, InputSpec
 
 SELECTIONS = [
     np.arange(23),

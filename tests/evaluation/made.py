@@ -10,7 +10,7 @@ from thinkml.evaluation.metrics.class_counts import class_counts, class_part, co
 from thinkml.evaluation.metrics.registry import default_metrics, get_metric
 from thinkml.evaluation.predictions import Scored
 from thinkml.evaluation.result import Evaluation
-from thinkml.record import Task
+from thinkml.model_record import Task
 
 FEW = Resampling(num_resamples=50)
 

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from thinkml.record import ModelRecord, Task, attach_record
+from thinkml.model_record import ModelRecord, Task, attach_record
 
 
 class Shifted(nnx.Module):

@@ -13,7 +13,7 @@ from thinkml.evaluation import ModelEvaluator
 from thinkml.evaluation.analysis import PerformanceAnalysis
 from thinkml.evaluation.metrics.registry import metrics_for
 from thinkml.evaluation.speed import Speed
-from thinkml.record import record_of
+from thinkml.model_record import record_of
 
 from .drawn import analyze, line, trained
 from .models import Shifted, known, logits_and_labels

@@ -26,8 +26,8 @@ from jax import export
 from tests.models.forged import forge, sign
 from tests.models.save_to_kill import KINDS
 from tests.models_for_tests import DropoutBatchNorm, mlp
-from thinkml.checkpoint import direct
-from thinkml.checkpoint.disk import read_bounded
+from thinkml.checkpoint import fast_reader
+from thinkml.checkpoint.filesystem import read_bounded
 from thinkml.core.model import exported_forward
 from thinkml.errors import ModelFileError, ThinkMLWarning
 from thinkml.models import ModelManager
@@ -449,8 +449,8 @@ def test_stored_parts_larger_than_the_array_are_refused(path):
 
 
 def test_too_many_arrays_are_refused(path, monkeypatch):
-    assert direct._MAX_ARRAYS == 100_000
-    monkeypatch.setattr(direct, '_MAX_ARRAYS', 1000)
+    assert fast_reader._MAX_ARRAYS == 100_000
+    monkeypatch.setattr(fast_reader, '_MAX_ARRAYS', 1000)
     entry = {'shape': [1], 'dtype': 'float32'}
     forge(path, 'weights/index.json', lambda _: {f'{n}': entry for n in range(1001)})
     refused(path, '1,001 arrays, at most 1,000')

@@ -17,9 +17,9 @@ from flax import nnx
 from tests.models_for_tests import DropoutBatchNorm
 from tests.processes import simulating
 from thinkml.errors import ConfigError, ModelFileError, ModelTypeError
+from thinkml.model_record import record_of
 from thinkml.models import ModelManager, from_functions, from_linen, predict_proba
 from thinkml.models.serialization.weights import fill, named_arrays
-from thinkml.record import record_of
 from thinkml.training import ModelTrainer, TrainingConfig
 
 MANAGER = ModelManager()

@@ -23,14 +23,14 @@ from flax import nnx
 from tests.models import samples
 from tests.models.forged import forge, sign
 from tests.models_for_tests import DropoutBatchNorm
-from thinkml.checkpoint import disk, manifest
+from thinkml.checkpoint import filesystem, manifest
 from thinkml.core.model.adapters import from_functions, from_linen
 from thinkml.core.model.functional import functionalize
 from thinkml.errors import ModelFileError, ModelTypeError
 from thinkml.history import History
+from thinkml.model_record import ArraySpec, InputSpec, ModelRecord, Task, attach_record, record_of
 from thinkml.models.manager import ModelManager
 from thinkml.models.serialization import directories, model_file
-from thinkml.record import ArraySpec, InputSpec, ModelRecord, Task, attach_record, record_of
 
 MANAGER = ModelManager()
 SLOW = pytest.mark.slow
@@ -491,7 +491,7 @@ def test_of_two_saves_without_overwrite_one_wins(tmp_path, monkeypatch):
 
 def test_of_two_saves_that_move_at_once_one_wins(tmp_path, monkeypatch):
     """Where folders can't be locked; where they can, the second waits."""
-    monkeypatch.setattr(disk, 'lock', lambda folder: -1)
+    monkeypatch.setattr(filesystem, 'lock', lambda folder: -1)
     path, rename, turn = tmp_path / 'model', pathlib.Path.rename, []
 
     def another_save_first(self, target):
@@ -587,10 +587,10 @@ def test_what_saves_that_were_killed_left_is_removed_by_the_next(saved):
         path.mkdir()
         (path / 'weights').write_text('x')
     (folder / '.link.0123456789ab.thinkml-new').symlink_to(saved)
-    held = disk.lock(at_work)
+    held = filesystem.lock(at_work)
     MANAGER.save_model(mlp(), saved, overwrite=True)
     assert not left.exists() and at_work.exists()
-    disk.unlock(held)
+    filesystem.unlock(held)
     MANAGER.save_model(mlp(), folder / 'another')
     assert {path.name for path in folder.iterdir()} == {
         'model', 'another', '.link.0123456789ab.thinkml-new', *others
@@ -600,12 +600,12 @@ def test_what_saves_that_were_killed_left_is_removed_by_the_next(saved):
 
 def test_a_folder_that_another_process_holds_is_waited_for(saved, monkeypatch):
     monkeypatch.setattr(directories, '_WAIT_SECONDS', 0.05)
-    held = disk.lock(saved.parent)
+    held = filesystem.lock(saved.parent)
     with pytest.raises(ModelFileError, match=f'path: {saved} can not be written: another process'):
         MANAGER.save_model(mlp(), saved, overwrite=True)
     first_weight(saved)  # readers wait for nobody
     also_held = os.dup(held)  # as a process that was forked meanwhile has it
-    disk.unlock(held)
+    filesystem.unlock(held)
     MANAGER.save_model(mlp(), saved, overwrite=True)
     os.close(also_held)
     assert [file.name for file in saved.parent.iterdir()] == ['model']

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from thinkml.checkpoint import disk
+from thinkml.checkpoint import filesystem as disk
 from thinkml.errors import ConfigError, ModelFileError
 from thinkml.models import registry as module
 from thinkml.models import registry_entry as version_file

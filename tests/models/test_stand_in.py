@@ -18,8 +18,8 @@ from thinkml.core import predict_outputs
 from thinkml.core.model.exported_forward import ExportedModel
 from thinkml.errors import ModelFileError, ModelTypeError, ThinkMLWarning
 from thinkml.evaluation import ModelEvaluator
+from thinkml.model_record import ArraySpec, InputSpec, ModelRecord, Task, attach_record, record_of
 from thinkml.models import ModelManager, predict, predict_proba
-from thinkml.record import ArraySpec, InputSpec, ModelRecord, Task, attach_record, record_of
 from thinkml.training import ModelTrainer, TrainingConfig
 
 CODE = """

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from thinkml.errors import ConfigError, ModelTypeError, ThinkMLError, ThinkMLWarning
+from thinkml.model_record import record_of
 from thinkml.monitoring import History, TrainingMonitor
-from thinkml.record import record_of
 
 
 class Model:

@@ -10,8 +10,8 @@ import pytest
 from tests.monitoring.test_monitor import Model, train
 from thinkml.errors import ConfigError, ThinkMLError, ThinkMLWarning
 from thinkml.history import History
+from thinkml.model_record import record_of
 from thinkml.monitoring import TrainingMonitor
-from thinkml.record import record_of
 
 
 class Display:

@@ -9,8 +9,8 @@ from flax import nnx
 
 from thinkml.errors import DataError
 from thinkml.evaluation import ModelEvaluator
+from thinkml.model_record import ArraySpec, InputSpec, record_of
 from thinkml.models import ModelManager, predict
-from thinkml.record import ArraySpec, InputSpec, record_of
 from thinkml.training import ActiveLearner, ModelTrainer, TrainingConfig, TransferLearner
 
 X = np.random.default_rng(0).normal(size=(40, 2)).astype(np.float32)

@@ -9,8 +9,8 @@ from flax import nnx
 
 from thinkml.errors import ThinkMLWarning
 from thinkml.history import History
+from thinkml.model_record import record_of
 from thinkml.monitoring import CSVWriter, EventWriter, TrainingMonitor
-from thinkml.record import record_of
 from thinkml.training import CSVLogger, ModelTrainer, Profiler, TensorBoard, TrainingConfig
 
 

@@ -7,8 +7,8 @@ from flax import linen, nnx
 
 from tests.models_for_tests import DropoutBatchNorm, apply_mlp, init_mlp, mlp
 from thinkml.errors import CheckpointError, ConfigError, ModelFileError
+from thinkml.model_record import record_of
 from thinkml.models import ModelManager, from_functions, from_linen, predict, predict_proba
-from thinkml.record import record_of
 from thinkml.training import (
     Checkpoint,
     EarlyStopping,
@@ -142,7 +142,7 @@ def test_load_model_of_a_checkpoint_names_the_way(run, where):
 def test_a_checkpoint_in_a_place_that_can_only_be_read(run, tmp_path, monkeypatch):
     directory, *_ = run
     before = sorted(path.name for path in directory.rglob('*'))
-    monkeypatch.setattr('thinkml.checkpoint.disk.open_directory', None)
+    monkeypatch.setattr('thinkml.checkpoint.filesystem.open_directory', None)
     load_checkpoint(directory, net(1))
     assert sorted(path.name for path in directory.rglob('*')) == before
 

@@ -10,8 +10,8 @@ from flax import nnx
 
 from thinkml.errors import DataError, ModelTypeError, ThinkMLWarning
 from thinkml.evaluation import ModelEvaluator
+from thinkml.model_record import ArraySpec, InputSpec, record_of
 from thinkml.models import ModelManager, TransferModel, create, predict
-from thinkml.record import ArraySpec, InputSpec, record_of
 from thinkml.training import ActiveLearner, ModelTrainer, TrainingConfig, TransferLearner
 
 RNG = np.random.default_rng(0)

@@ -15,9 +15,9 @@ from tests.models_for_tests import mlp
 from thinkml.core.train import loop
 from thinkml.errors import ThinkMLWarning
 from thinkml.history import MACHINE_VALUES, History
+from thinkml.model_record import record_of
 from thinkml.models import ModelManager
 from thinkml.monitoring import TrainingMonitor
-from thinkml.record import record_of
 from thinkml.training import (
     Checkpoint,
     CSVLogger,

@@ -16,8 +16,8 @@ from tests.models_for_tests import mlp
 from tests.training.test_resume import Watcher, run
 from thinkml.checkpoint import Checkpointer
 from thinkml.errors import ThinkMLWarning
+from thinkml.model_record import record_of
 from thinkml.models import predict
-from thinkml.record import record_of
 from thinkml.training import ModelTrainer, TrainingConfig
 from thinkml.training.signals import noted_signals
 

@@ -25,8 +25,8 @@ from tests.models_for_tests import (
 )
 from thinkml.errors import ConfigError, DataError, ModelTypeError, NotTrainedError, ThinkMLWarning
 from thinkml.evaluation import ModelEvaluator
+from thinkml.model_record import record_of
 from thinkml.models import from_functions, from_linen, predict, predict_proba
-from thinkml.record import record_of
 from thinkml.training import EarlyStopping, ModelTrainer, TrainingConfig
 from thinkml.training.signals import noted_signals
 

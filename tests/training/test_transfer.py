@@ -32,6 +32,7 @@ from thinkml.errors import (
     ThinkMLWarning,
 )
 from thinkml.evaluation import ModelEvaluator
+from thinkml.model_record import record_of
 from thinkml.models import (
     ModelManager,
     TransferModel,
@@ -40,7 +41,6 @@ from thinkml.models import (
     predict_proba,
     save_safetensors,
 )
-from thinkml.record import record_of
 from thinkml.training import EarlyStopping, ModelTrainer, TrainingConfig, TransferLearner
 from thinkml.training.base_model import open_base, role_of
 from thinkml.training.features import Features

@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
-from thinkml.checkpoint import disk, manifest
-from thinkml.checkpoint.arrays import (
+from thinkml.checkpoint import filesystem, manifest
+from thinkml.checkpoint.array_store import (
     INDEX,
     Packed,
     PyTree,
@@ -90,7 +90,7 @@ class Checkpointer:
                 f'directory: {self.directory} is a file, expected a directory or a new path.'
             )
         guarded(
-            lambda: disk.open_directory(self.directory),
+            lambda: filesystem.open_directory(self.directory),
             f'directory: {self.directory} can not be written. Choose another one, or make it '
             'writable and free some space',
         )
@@ -125,8 +125,8 @@ class Checkpointer:
         free = guarded(lambda: shutil.disk_usage(self.directory).free, message)
         if free < num_bytes:
             raise CheckpointError(
-                f'directory: a checkpoint in {self.directory} needs {disk.readable(num_bytes)}, '
-                f'{disk.readable(free)} are free. Free some space, or choose another directory.'
+                f'directory: a checkpoint in {self.directory} needs {filesystem.readable(num_bytes)}, '
+                f'{filesystem.readable(free)} are free. Free some space, or choose another directory.'
             )
 
     def save(
@@ -316,12 +316,12 @@ class Checkpointer:
         if new.exists():
             self._clean_up()
         new.mkdir()
-        held = disk.lock(new)
+        held = filesystem.lock(new)
         try:
             write_arrays = start_saving(new, packed)
         except BaseException:
             shutil.rmtree(new, ignore_errors=True)
-            disk.unlock(held)
+            filesystem.unlock(held)
             raise
 
         def finish() -> None:
@@ -334,7 +334,7 @@ class Checkpointer:
             finally:
                 if not (new / manifest.NAME).is_file():  # else it waits to be put in place
                     shutil.rmtree(new, ignore_errors=True)
-                disk.unlock(held)
+                filesystem.unlock(held)
 
         return finish
 
@@ -344,7 +344,7 @@ class Checkpointer:
             if later >= step:
                 self._drop(later)
         new.rename(self.directory / str(step))
-        disk.sync_folder(self.directory)
+        filesystem.sync_folder(self.directory)
 
     def _drop_old(self) -> None:
         steps = [step for step in self.steps() if step not in self._damaged]
@@ -356,7 +356,7 @@ class Checkpointer:
     def _drop(self, step: int) -> None:
         trash = self._beside(step, 'old')
         shutil.rmtree(trash, ignore_errors=True)
-        disk.remove(self.directory / str(step), trash)
+        filesystem.remove(self.directory / str(step), trash)
         self._damaged.discard(step)
 
     def _clean_up(self) -> None:
@@ -365,7 +365,7 @@ class Checkpointer:
             leftover = _LEFTOVER.fullmatch(path.name)
             if leftover is None or path.is_symlink() or not path.is_dir():
                 continue
-            held = disk.lock(path)
+            held = filesystem.lock(path)
             if held is None:
                 continue
             try:
@@ -374,7 +374,7 @@ class Checkpointer:
                 else:
                     shutil.rmtree(path, ignore_errors=True)
             finally:
-                disk.unlock(held)
+                filesystem.unlock(held)
 
     def _join(self) -> None:
         """Waits for the background; an error there is kept for the next `wait`."""
@@ -441,4 +441,4 @@ def _encode(metadata: dict[str, Any]) -> bytes:
 
 
 def _decode(path: Path) -> dict[str, Any]:
-    return json.loads(disk.read_bounded(path / _METADATA, MAX_METADATA_BYTES))
+    return json.loads(filesystem.read_bounded(path / _METADATA, MAX_METADATA_BYTES))

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from thinkml.checkpoint.disk import read_bounded, sync_folder, write_synced
+from thinkml.checkpoint.filesystem import read_bounded, sync_folder, write_synced
 
 NAME = 'manifest.json'
 MAX_BYTES = 64 * 2**20

@@ -7,6 +7,7 @@ from thinkml.data.arrays import check_lengths as check_lengths
 from thinkml.data.arrays import concatenate_labels as concatenate_labels
 from thinkml.data.arrays import number_groups as number_groups
 from thinkml.data.arrays import warn_of_missing_text as warn_of_missing_text
+from thinkml.data.batch_rows import rows_of_batches as rows_of_batches
 from thinkml.data.batches import Batches as Batches
 from thinkml.data.batches import BatchIterator as BatchIterator
 from thinkml.data.batches import HostBatch as HostBatch
@@ -14,6 +15,12 @@ from thinkml.data.batches import is_batches as is_batches
 from thinkml.data.batches import open_batches as open_batches
 from thinkml.data.datasets import open_data as open_data
 from thinkml.data.datasets import open_dataset as open_dataset
+from thinkml.data.device_placement import capacity as capacity
+from thinkml.data.device_placement import check_fits as check_fits
+from thinkml.data.device_placement import device_budget as device_budget
+from thinkml.data.device_placement import fits as fits
+from thinkml.data.device_placement import place as place
+from thinkml.data.device_placement import select as select
 from thinkml.data.inputs import check_inputs as check_inputs
 from thinkml.data.inputs import check_inputs_of as check_inputs_of
 from thinkml.data.inputs import fingerprint as fingerprint
@@ -21,15 +28,10 @@ from thinkml.data.inputs import open_rows_of as open_rows_of
 from thinkml.data.inputs import some_rows as some_rows
 from thinkml.data.inputs import warn_of_other_ranges as warn_of_other_ranges
 from thinkml.data.inputs import with_ranges as with_ranges
-from thinkml.data.passes import rows_of_batches as rows_of_batches
-from thinkml.data.placement import capacity as capacity
-from thinkml.data.placement import check_fits as check_fits
-from thinkml.data.placement import device_budget as device_budget
-from thinkml.data.placement import fits as fits
-from thinkml.data.placement import place as place
-from thinkml.data.placement import select as select
 from thinkml.data.rows import Rows as Rows
 from thinkml.data.rows import open_rows as open_rows
+from thinkml.data.sample_weights import class_weight_table as class_weight_table
+from thinkml.data.sample_weights import example_weights as example_weights
 from thinkml.data.split import split_rows as split_rows
 from thinkml.data.stream import BatchFeed as BatchFeed
 from thinkml.data.stream import StreamedFeed as StreamedFeed
@@ -45,5 +47,3 @@ from thinkml.data.targets import infer_task as infer_task
 from thinkml.data.targets import log_probabilities as log_probabilities
 from thinkml.data.targets import probabilities as probabilities
 from thinkml.data.targets import unlabeled as unlabeled
-from thinkml.data.weights import class_weight_table as class_weight_table
-from thinkml.data.weights import example_weights as example_weights

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 
-from thinkml.data.frames import frame_values, is_frame
+from thinkml.data.dataframes import frame_values, is_frame
 from thinkml.data.object_arrays import (
     holds_text,
     how_to_convert,

@@ -18,13 +18,13 @@ import jax
 import numpy as np
 
 from thinkml.data.arrays import as_array
-from thinkml.data.frames import is_frame
-from thinkml.data.items import LABELS, find_label, is_array, is_items, is_parts, without
+from thinkml.data.dataframes import is_frame
+from thinkml.data.example_datasets import LABELS, find_label, is_array, is_items, is_parts, without
 from thinkml.data.rows import check_tree
+from thinkml.data.sample_weights import check_sample_weight
 from thinkml.data.targets import refuse_parts
-from thinkml.data.weights import check_sample_weight
 from thinkml.errors import DataError
-from thinkml.record import InputSpec
+from thinkml.model_record import InputSpec
 
 _WEIGHT = 'sample_weight'
 

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 
 from thinkml.data.arrays import as_array, check_lengths
-from thinkml.data.frames import column_names, is_frame, take_column, take_columns
-from thinkml.data.items import (
+from thinkml.data.dataframes import column_names, is_frame, take_column, take_columns
+from thinkml.data.example_datasets import (
     find_label,
     is_items,
     read_labels,
@@ -18,7 +18,7 @@ from thinkml.data.items import (
 from thinkml.data.rows import Rows, open_items, open_rows
 from thinkml.data.targets import check_targets
 from thinkml.errors import DataError
-from thinkml.record import InputSpec
+from thinkml.model_record import InputSpec
 
 
 def open_data(

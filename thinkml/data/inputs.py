@@ -8,9 +8,9 @@ import jax
 import numpy as np
 
 from thinkml.core import num_outputs
-from thinkml.data.pixels import range_of, warn_of_other_range
+from thinkml.data.input_range import range_of, warn_of_other_range
 from thinkml.data.rows import Rows, open_rows, sampled
-from thinkml.record import ArraySpec, InputSpec, record_of
+from thinkml.model_record import ArraySpec, InputSpec, record_of
 
 # A fingerprint reads at most this many bytes and rows, but never fewer rows than the least.
 _MAX_BYTES, _MAX_ROWS, _MIN_ROWS = 16 * 2**20, 4096, 64

@@ -19,7 +19,7 @@ from thinkml.data.arrays import (
     is_numeric,
     warn_of_equal_ids,
 )
-from thinkml.data.frames import (
+from thinkml.data.dataframes import (
     are_frames,
     column_names,
     in_order_of,
@@ -27,7 +27,7 @@ from thinkml.data.frames import (
     is_named_row,
     stack_frames,
 )
-from thinkml.data.items import (
+from thinkml.data.example_datasets import (
     collate,
     inputs_alone,
     is_array,
@@ -36,9 +36,9 @@ from thinkml.data.items import (
     read_items,
     refuse_several,
 )
-from thinkml.data.pixels import check_range
+from thinkml.data.input_range import check_range
 from thinkml.errors import DataError, did_you_mean
-from thinkml.record import ArraySpec, ColumnNames, InputSpec
+from thinkml.model_record import ArraySpec, ColumnNames, InputSpec
 
 # The part of a stored array that is read at once, beyond what is asked for: reading rows one by
 # one out of HDF5 takes longer than reading those between them as well.

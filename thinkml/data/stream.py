@@ -16,7 +16,7 @@ from thinkml.core import Block, DeviceData
 from thinkml.core.parallel.sharding import Layout, Parted
 from thinkml.core.train.batch_feed import epoch_order, steps_of
 from thinkml.data.batches import Batches, BatchIterator, HostBatch
-from thinkml.data.placement import capacity, padded, put, put_parts
+from thinkml.data.device_placement import capacity, padded, put, put_parts
 from thinkml.data.rows import Rows
 from thinkml.errors import DataError
 

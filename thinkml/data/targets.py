@@ -13,7 +13,7 @@ from thinkml.data.arrays import (
     check_resolution,
 )
 from thinkml.errors import DataError
-from thinkml.record import Task
+from thinkml.model_record import Task
 
 _NO_LABEL = 'Drop these rows, or give them any of the labels and sample_weight 0.'
 

@@ -19,7 +19,7 @@ from thinkml.evaluation.predictions import Scored
 from thinkml.evaluation.result import Evaluation
 from thinkml.evaluation.settings import Settings, open_resampling, open_weight
 from thinkml.evaluation.slices import Mask, evaluate_slices, open_slices
-from thinkml.record import TaskKind
+from thinkml.model_record import TaskKind
 from thinkml.versions import library_versions
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from thinkml.data import WHY_NAN, encode_targets, fingerprint
 from thinkml.errors import DataError
 from thinkml.evaluation.predictions import Scored
-from thinkml.record import Task
+from thinkml.model_record import Task
 
 
 @dataclasses.dataclass(frozen=True)

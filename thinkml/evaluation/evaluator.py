@@ -18,7 +18,7 @@ from thinkml.evaluation.report import Report
 from thinkml.evaluation.result import Evaluation
 from thinkml.evaluation.settings import EvaluationSettings, Settings
 from thinkml.evaluation.speed import measure_speed
-from thinkml.record import record_of
+from thinkml.model_record import record_of
 
 
 class ModelEvaluator:

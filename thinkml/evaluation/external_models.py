@@ -18,7 +18,7 @@ from thinkml.evaluation.evaluation_input import (
     set_beside,
 )
 from thinkml.evaluation.predictions import Scored
-from thinkml.record import Task
+from thinkml.model_record import Task
 
 # Rows a model gets at a time.
 _ROWS = 2**16

@@ -29,7 +29,7 @@ from thinkml.evaluation.evaluation_input import (
 )
 from thinkml.evaluation.external_models import is_foreign, open_foreign
 from thinkml.evaluation.predictions import Scored
-from thinkml.record import InputSpec, Task, record_of
+from thinkml.model_record import InputSpec, Task, record_of
 
 
 def open_model(

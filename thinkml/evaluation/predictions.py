@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from thinkml.record import TaskKind
+from thinkml.model_record import TaskKind
 
 Part = TypeVar('Part')
 

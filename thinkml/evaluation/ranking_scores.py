@@ -3,7 +3,7 @@
 import numpy as np
 
 from thinkml.evaluation.predictions import Scored
-from thinkml.record import TaskKind
+from thinkml.model_record import TaskKind
 
 
 def scores(scored: Scored) -> np.ndarray:

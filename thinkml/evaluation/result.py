@@ -12,7 +12,7 @@ from thinkml.evaluation.bootstrap import Interval, Resampling
 from thinkml.evaluation.confidence_intervals import class_intervals, intervals_of
 from thinkml.evaluation.metrics.registry import Metric, get_metric
 from thinkml.evaluation.predictions import Scored
-from thinkml.record import Task
+from thinkml.model_record import Task
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Any, TypedDict
 import numpy as np
 
 from thinkml.data import number_groups
-from thinkml.data.weights import check_sample_weight
+from thinkml.data.sample_weights import check_sample_weight
 from thinkml.errors import ConfigError, DataError, is_number, is_whole, problems
 from thinkml.evaluation.bootstrap import Resampling
 from thinkml.evaluation.evaluation_input import Opened

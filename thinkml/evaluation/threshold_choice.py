@@ -90,7 +90,7 @@ def choose_threshold(
     Example:
         >>> from thinkml.evaluation.result import Evaluation
         >>> from thinkml.evaluation.predictions import Scored
-        >>> from thinkml.record import Task
+        >>> from thinkml.model_record import Task
         >>> labels, p = np.array([0, 0, 1, 1, 1]), np.array([0.1, 0.4, 0.3, 0.6, 0.9])
         >>> scored = Scored('binary', 2, labels, labels, np.stack([1 - p, p], axis=1))
         >>> task = Task('binary', (0, 1), 2)

@@ -8,6 +8,7 @@ from typing import Any
 from thinkml.core.model.training_lock import check_not_trained
 from thinkml.core.parallel.multiprocess import told_by_first
 from thinkml.errors import ConfigError, ModelFileError
+from thinkml.model_record import record_of
 from thinkml.models.inspection import Inspection, inspect_file
 from thinkml.models.model_table import Table
 from thinkml.models.registry import Registry, parse
@@ -22,7 +23,6 @@ from thinkml.models.serialization.directories import (
 )
 from thinkml.models.serialization.export import write_safetensors, write_stablehlo
 from thinkml.paths import expanded
-from thinkml.record import record_of
 
 PathLike = str | os.PathLike[str]
 

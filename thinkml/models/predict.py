@@ -7,7 +7,7 @@ import numpy as np
 from thinkml.core import make_predict, predict_outputs
 from thinkml.data import decode, is_batches, open_batches, open_rows_of, probabilities
 from thinkml.errors import NotTrainedError
-from thinkml.record import Task, record_of
+from thinkml.model_record import Task, record_of
 
 
 def predict(model: Any, X: Any) -> np.ndarray:
@@ -79,6 +79,6 @@ def _task_of(model: Any) -> Task:
         raise NotTrainedError(
             f'model: nothing is known of what this {type(model).__name__} predicts. Train it with '
             'ModelTrainer or load it with ModelManager first. If its arrays are those of a trained '
-            'model: thinkml.record.attach_record(model, thinkml.record.record_of(trained)).'
+            'model: thinkml.model_record.attach_record(model, thinkml.model_record.record_of(trained)).'
         )
     return task

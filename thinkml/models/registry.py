@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from thinkml.checkpoint import disk
+from thinkml.checkpoint import filesystem as disk
 from thinkml.errors import ModelFileError, ModelNotFoundError, unknown_name
 from thinkml.models.registry_entry import (
     FILE,

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from thinkml.checkpoint import disk
+from thinkml.checkpoint import filesystem as disk
 from thinkml.errors import ModelFileError
 from thinkml.models.serialization.directories import read_json
 

@@ -7,9 +7,9 @@ from thinkml.history import History as History
 from thinkml.monitoring.progress import ProgressBar as ProgressBar
 
 if TYPE_CHECKING:
+    from thinkml.monitoring.live_plot import Watch as Watch
     from thinkml.monitoring.monitor import TrainingMonitor as TrainingMonitor
     from thinkml.monitoring.plots import training_figure as training_figure
-    from thinkml.monitoring.watch import Watch as Watch
     from thinkml.monitoring.writers import CSVWriter as CSVWriter
     from thinkml.monitoring.writers import EventWriter as EventWriter
     from thinkml.monitoring.writers import MlflowWriter as MlflowWriter
@@ -19,6 +19,6 @@ if TYPE_CHECKING:
 __getattr__, __dir__ = lazy.names(__name__, {
     'thinkml.monitoring.monitor': 'TrainingMonitor',
     'thinkml.monitoring.plots': 'training_figure',
-    'thinkml.monitoring.watch': 'Watch',
+    'thinkml.monitoring.live_plot': 'Watch',
     'thinkml.monitoring.writers': 'CSVWriter EventWriter MlflowWriter WandbWriter Writer',
 })  # fmt: skip

@@ -19,9 +19,9 @@ from thinkml.errors import (
 )
 from thinkml.figures import give_to_pyplot, in_notebook, save_figure
 from thinkml.history import History
+from thinkml.model_record import ModelRecord, record_of
+from thinkml.monitoring.live_plot import Watch, file_display, notebook_display
 from thinkml.monitoring.plots import training_figure
-from thinkml.monitoring.watch import Watch, file_display, notebook_display
-from thinkml.record import ModelRecord, record_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

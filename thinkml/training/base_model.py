@@ -15,8 +15,8 @@ from thinkml.core.model.image_layout import fits, layout_hint
 from thinkml.core.model.layer_inspection import last_dense
 from thinkml.core.objectives.probe_sizes import PROBE_ROWS
 from thinkml.data import is_batches
-from thinkml.data.frames import is_frame
-from thinkml.data.items import is_array
+from thinkml.data.dataframes import is_frame
+from thinkml.data.example_datasets import is_array
 from thinkml.errors import ConfigError, DataError, ModelTypeError, unknown_name
 from thinkml.models import ModelManager
 from thinkml.models.pretrained import load_pretrained

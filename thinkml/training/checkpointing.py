@@ -9,7 +9,8 @@ from typing import Any, TypeGuard
 import jax
 import numpy as np
 
-from thinkml.checkpoint import Checkpointer, disk, has_checkpoints, is_checkpoint
+from thinkml.checkpoint import Checkpointer, has_checkpoints, is_checkpoint
+from thinkml.checkpoint import filesystem as disk
 from thinkml.core import Position
 from thinkml.core.parallel.multiprocess import agreed, of_all, told_by_first
 from thinkml.errors import (
@@ -20,9 +21,9 @@ from thinkml.errors import (
     problems,
     warn_user,
 )
+from thinkml.model_record import record_of
 from thinkml.monitoring import History
 from thinkml.paths import local_directory, path_problem
-from thinkml.record import record_of
 from thinkml.training.function_digests import changed_functions
 from thinkml.training.run import EpochEnd, Run
 from thinkml.training.run_directory import is_lost, new_directory, newest_directory

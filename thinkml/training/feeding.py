@@ -24,8 +24,8 @@ from thinkml.data import (
     row_parts,
     select,
 )
+from thinkml.data.sample_weights import in_float32
 from thinkml.data.stream import Arrays, row_bytes
-from thinkml.data.weights import in_float32
 from thinkml.errors import ConfigError
 from thinkml.training.config import TrainingConfig
 from thinkml.training.fit import Validation

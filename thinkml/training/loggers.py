@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from thinkml.checkpoint.disk import open_directory
+from thinkml.checkpoint.filesystem import open_directory
 from thinkml.core.parallel.multiprocess import is_first_process
 from thinkml.errors import ConfigError, warn_user
 from thinkml.monitoring import (

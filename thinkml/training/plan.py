@@ -9,13 +9,13 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
-from thinkml.checkpoint.disk import readable
+from thinkml.checkpoint.filesystem import readable
 from thinkml.core import Batch, TrainState, functionalize, get_compute_dtype
 from thinkml.core.parallel.sharding import Layout
 from thinkml.core.train.batch_feed import steps_of
 from thinkml.core.train.step import TrainStep
 from thinkml.core.xla.jit import Jit
-from thinkml.data.placement import free_bytes
+from thinkml.data.device_placement import free_bytes
 from thinkml.training.callbacks import make_callbacks, recorded_for
 from thinkml.training.config import TrainingConfig
 from thinkml.training.feeding import resident_or_not

@@ -28,7 +28,7 @@ from thinkml.core.parallel.sharding import Layout, as_on_one_device
 from thinkml.core.xla.jit import Jit
 from thinkml.data import capacity
 from thinkml.errors import ConfigError
-from thinkml.record import record_of
+from thinkml.model_record import record_of
 from thinkml.training.config import TrainingConfig
 from thinkml.training.continuing import take_up
 from thinkml.training.feeding import make_feed

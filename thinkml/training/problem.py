@@ -38,11 +38,11 @@ from thinkml.data import (
     warn_of_other_ranges,
     with_ranges,
 )
-from thinkml.data.frames import column_names, is_frame, take_column
-from thinkml.data.pixels import check_standardised
-from thinkml.data.weights import shift_of
+from thinkml.data.dataframes import column_names, is_frame, take_column
+from thinkml.data.input_range import check_standardised
+from thinkml.data.sample_weights import shift_of
 from thinkml.errors import ConfigError, DataError, ModelTypeError, warn_user
-from thinkml.record import ArraySpec, InputSpec, Task, record_of
+from thinkml.model_record import ArraySpec, InputSpec, Task, record_of
 from thinkml.training.config import TrainingConfig
 from thinkml.training.objective import Objective, make_objective
 
@@ -249,7 +249,7 @@ def check_pixels_of(model: Any, inputs: InputSpec) -> None:
     """Checks the pictures of a model that standardises them itself.
 
     Raises:
-        DataError: see `thinkml.data.pixels.check_standardised`.
+        DataError: see `thinkml.data.input_range.check_standardised`.
     """
     # Known by what it says: TransferModel's package is not imported for all other models.
     standardises = getattr(model, 'standardises_pixels', False) is True

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from thinkml.checkpoint.disk import locked
+from thinkml.checkpoint.filesystem import locked
 
 # Seconds that a run waits for another one which begins in the same folder.
 _PATIENCE = 1

@@ -18,8 +18,8 @@ from thinkml.core.parallel.multiprocess import is_first_process, leave, losses_t
 from thinkml.core.parallel.sharding import Layout, as_on_one_device
 from thinkml.core.train.loop import empty_metrics
 from thinkml.errors import ConfigError, NotTrainedError, warn_user
+from thinkml.model_record import record_of, record_to_change
 from thinkml.monitoring import History, ProgressBar
-from thinkml.record import record_of, record_to_change
 from thinkml.training.agreement import check_same_everywhere
 from thinkml.training.callbacks import OWN, check_callbacks, make_callbacks, recorded_for
 from thinkml.training.checkpointing import Checkpoint, Checkpoints

@@ -25,13 +25,13 @@ from thinkml.data import (
     warn_of_other_ranges,
     with_ranges,
 )
-from thinkml.data.pixels import LARGEST_STANDARDISED
+from thinkml.data.input_range import LARGEST_STANDARDISED
 from thinkml.errors import ConfigError, DataError, NotTrainedError, is_number, is_whole, warn_user
+from thinkml.model_record import InputSpec, attach_record, record_of
 from thinkml.models.model_table import Table
 from thinkml.models.pretrained import check_weights
 from thinkml.models.transfer_model import TransferModel
 from thinkml.monitoring import History
-from thinkml.record import InputSpec, attach_record, record_of
 from thinkml.training.base_model import (
     Base,
     Role,

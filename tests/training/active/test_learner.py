@@ -17,8 +17,8 @@ from tests.training.active.made import CONFIG, LABELED, POOL, RNG, VAL, X, Y, sa
 from thinkml.core import WithDropout, predict_outputs
 from thinkml.errors import ConfigError, DataError, ModelTypeError, ThinkMLWarning
 from thinkml.evaluation import ModelEvaluator
+from thinkml.model_record import record_of
 from thinkml.models import from_functions, from_linen, predict, predict_proba
-from thinkml.record import record_of
 from thinkml.training import ActiveLearner, Callback, DiverseBatches, ModelTrainer
 from thinkml.training.active.learning import Learning
 from thinkml.training.active.stopping import kappa

@@ -14,7 +14,7 @@ from flax import nnx
 from thinkml.core.model.mixed_precision import DType, cast_floats, linen_dtype, set_nnx_dtype
 from thinkml.core.model.train_eval_modes import switch, to_training
 from thinkml.errors import ConfigError, ModelTypeError
-from thinkml.record import without_carried
+from thinkml.model_record import without_carried
 
 PyTree = Any
 

@@ -30,7 +30,7 @@ from thinkml.core.objectives.probe_sizes import PROBE_ROWS, with_rows
 from thinkml.core.xla.jit import trace_settings
 from thinkml.core.xla.rematerialization import computed_bytes
 from thinkml.errors import DataError, ModelTypeError
-from thinkml.record import ArraySpec, record_of
+from thinkml.model_record import ArraySpec, record_of
 
 
 def functionalize(

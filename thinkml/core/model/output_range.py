@@ -9,7 +9,7 @@ import numpy as np
 from jax.extend.core import Jaxpr, JaxprEqn, Literal
 
 from thinkml.core.xla.nested_calls import called_program
-from thinkml.record import Task
+from thinkml.model_record import Task
 
 # An activation is a few operations. What is further back is not looked at.
 _NUM_EQUATIONS = 200

@@ -6,7 +6,7 @@ of. Where there is nothing to divide by they give 0, as scikit-learn does.
 
 from typing import Any, NamedTuple
 
-from thinkml.record import TaskKind
+from thinkml.model_record import TaskKind
 
 
 class Counts(NamedTuple):

@@ -17,7 +17,7 @@ from thinkml.core.objectives.metric_names import OF_A_STEP, Metric, check_metric
 from thinkml.core.objectives.per_example import classify
 from thinkml.core.objectives.probe_sizes import PROBE_ROWS, with_rows
 from thinkml.errors import ConfigError, problems
-from thinkml.record import TaskKind
+from thinkml.model_record import TaskKind
 
 _ERRORS = {'mse': mse, 'mae': mae}
 _PER_EXAMPLE = {

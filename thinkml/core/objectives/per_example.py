@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from thinkml.core.objectives.accumulators import add
 from thinkml.core.objectives.losses import is_softmax
-from thinkml.record import TaskKind
+from thinkml.model_record import TaskKind
 
 
 class Classified(NamedTuple):

@@ -36,7 +36,7 @@ from thinkml.core.objectives.metric_names import is_higher_better as is_higher_b
 from thinkml.core.objectives.per_example import class_indices
 from thinkml.core.xla.jit import Jit
 from thinkml.errors import ConfigError, is_whole, problems, unknown_name
-from thinkml.record import TaskKind
+from thinkml.model_record import TaskKind
 
 _LOSS = mean_of(lambda losses, **_: losses, weight='weight')
 

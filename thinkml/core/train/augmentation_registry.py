@@ -23,7 +23,7 @@ from thinkml.core.train.augmentations import (
     RandomRotation,
 )
 from thinkml.errors import ConfigError, problems, unknown_name, warn_user
-from thinkml.record import TaskKind
+from thinkml.model_record import TaskKind
 
 AUGMENTATIONS: dict[str, Augment] = {
     'flip': RandomFlip(),

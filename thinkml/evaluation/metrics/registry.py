@@ -17,7 +17,7 @@ from thinkml.evaluation.metrics.per_row import mean_of_rows
 from thinkml.evaluation.metrics.registry import calibration, ranking, regression
 from thinkml.evaluation.metrics.registry import per_row as probabilistic
 from thinkml.evaluation.predictions import Scored
-from thinkml.record import TaskKind
+from thinkml.model_record import TaskKind
 
 _KINDS = frozenset(get_args(TaskKind))
 _CLASSES = frozenset({'binary', 'multiclass'})

@@ -14,9 +14,10 @@ from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-from thinkml.checkpoint import disk, manifest
+from thinkml.checkpoint import filesystem as disk
+from thinkml.checkpoint import manifest
 from thinkml.checkpoint.checkpointer import holds_checkpoints
-from thinkml.checkpoint.disk import read_bounded, sync_folder
+from thinkml.checkpoint.filesystem import read_bounded, sync_folder
 from thinkml.core.parallel.multiprocess import is_first_process, meet, told_by_first
 from thinkml.errors import (
     ConfigError,

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from thinkml.checkpoint.disk import write_synced
+from thinkml.checkpoint.filesystem import write_synced
 from thinkml.core.model.exported_forward import Forward, open_program
 from thinkml.core.parallel.multiprocess import is_first_process
 from thinkml.errors import ModelFileError, ModelNotFoundError

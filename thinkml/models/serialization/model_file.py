@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from thinkml.checkpoint import load_arrays, save_arrays
-from thinkml.checkpoint.disk import read_bounded
+from thinkml.checkpoint.filesystem import read_bounded
 from thinkml.core import functionalize
 from thinkml.core.model.exported_forward import (
     ExportedModel,
@@ -33,13 +33,13 @@ from thinkml.core.model.exported_forward import (
 from thinkml.core.model.forward import predict_outputs
 from thinkml.core.parallel.multiprocess import told_by_first
 from thinkml.errors import ModelFileError, ModelTypeError, NotStorableError, warn_user
+from thinkml.model_record import ArraySpec, InputSpec, ModelRecord, Task, attach_record, record_of
 from thinkml.models.serialization.architecture import build, describe
 from thinkml.models.serialization.directories import FORMAT, read_json, verify, write_json
 from thinkml.models.serialization.import_allowlist import MissingNameError
 from thinkml.models.serialization.json_values import Json, decode, encode, plain
 from thinkml.models.serialization.source_hashes import changed_sources, source_hashes
 from thinkml.models.serialization.weights import fill
-from thinkml.record import ArraySpec, InputSpec, ModelRecord, Task, attach_record, record_of
 from thinkml.versions import code_revision, library_versions
 
 MODEL, RECORD, METADATA, FORWARD = 'model.json', 'record.json', 'metadata.json', 'forward.bin'

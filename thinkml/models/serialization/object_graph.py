@@ -23,11 +23,11 @@ from flax.typing import HashableMapping
 
 from thinkml.core.model.adapters import arrays_lock
 from thinkml.errors import NotStorableError
+from thinkml.model_record import without_carried
 from thinkml.models.serialization import import_allowlist
 from thinkml.models.serialization.array_index import ArrayNames, ArrayTaker, is_array
 from thinkml.models.serialization.attribute_codec import decode_special, encode_attribute
 from thinkml.models.serialization.json_values import Json, Path, decode, refuse, where
-from thinkml.record import without_carried
 
 _CONTAINERS = {kind.__name__: kind for kind in (dict, list, tuple, type(None))}
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from thinkml.checkpoint.disk import lock, read_bounded, sync_folder, unlock, write_synced
+from thinkml.checkpoint.filesystem import lock, read_bounded, sync_folder, unlock, write_synced
 from thinkml.errors import DataError, SessionExistsError, SessionNotFoundError
 from thinkml.paths import local_directory
 from thinkml.training.active.history import ActiveHistory, ActiveQuery, plain

@@ -25,7 +25,7 @@ from thinkml.data import (
 from thinkml.errors import ConfigError, DataError, ModelTypeError, warn_user
 from thinkml.evaluation import ModelEvaluator
 from thinkml.evaluation.metrics.registry import check_fit
-from thinkml.record import InputSpec, Task, attach_record, record_of, record_to_change
+from thinkml.model_record import InputSpec, Task, attach_record, record_of, record_to_change
 from thinkml.training.active.pool import Pool
 from thinkml.training.active.views import Committee
 from thinkml.training.config import TrainingConfig

@@ -23,7 +23,7 @@ from thinkml.data import (
     with_ranges,
 )
 from thinkml.errors import DataError
-from thinkml.record import InputSpec, Task
+from thinkml.model_record import InputSpec, Task
 
 
 class Pool:

@@ -28,7 +28,7 @@ from thinkml.core.active.selection import (
     typiclust,
 )
 from thinkml.errors import ConfigError, DataError, is_whole, unknown_name
-from thinkml.record import Task
+from thinkml.model_record import Task
 from thinkml.training.active.views import View
 
 Score = Callable[[View], np.ndarray]

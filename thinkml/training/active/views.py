@@ -17,7 +17,7 @@ from thinkml.core import (
 )
 from thinkml.data import Rows, decode, log_probabilities, probabilities
 from thinkml.errors import DataError, ModelTypeError
-from thinkml.record import Task
+from thinkml.model_record import Task
 
 # Passes with dropout are kept for this many rows at a time.
 _DRAWN_ROWS = 2**16

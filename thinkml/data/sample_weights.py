@@ -7,7 +7,7 @@ import numpy as np
 
 from thinkml.data.arrays import as_numeric, check_finite
 from thinkml.errors import DataError, did_you_mean, is_number
-from thinkml.record import Task
+from thinkml.model_record import Task
 
 
 def example_weights(
@@ -45,7 +45,7 @@ def example_weights(
     Example:
         >>> import numpy as np
         >>> from thinkml.data import example_weights
-        >>> from thinkml.record import Task
+        >>> from thinkml.model_record import Task
         >>> task = Task('binary', ('no', 'yes'), num_outputs=1)
         >>> example_weights(np.array([0, 0, 0, 1]), task, {'yes': 3})
         array([1., 1., 1., 3.], dtype=float32)

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from thinkml.errors import DataError, warn_user
-from thinkml.record import ArraySpec
+from thinkml.model_record import ArraySpec
 
 # Values so many times as large as any of the training are on another scale.
 _FAR = 10

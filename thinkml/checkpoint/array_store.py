@@ -21,8 +21,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from thinkml.checkpoint.direct import read_stored
-from thinkml.checkpoint.disk import read_bounded, readable, write_probe
+from thinkml.checkpoint.fast_reader import read_stored
+from thinkml.checkpoint.filesystem import read_bounded, readable, write_probe
 from thinkml.core.parallel.multiprocess import is_first_process, meet
 from thinkml.errors import CheckpointError, CheckpointNotFoundError, problems
 from thinkml.paths import local_path

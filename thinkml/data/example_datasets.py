@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from thinkml.data.arrays import concatenate_labels
-from thinkml.data.frames import frame_of_rows, is_frame, is_named_row
+from thinkml.data.dataframes import frame_of_rows, is_frame, is_named_row
 from thinkml.errors import DataError, unknown_name
 
 LABELS = ('label', 'labels', 'target', 'targets', 'y')
