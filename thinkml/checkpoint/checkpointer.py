@@ -125,8 +125,9 @@ class Checkpointer:
         free = guarded(lambda: shutil.disk_usage(self.directory).free, message)
         if free < num_bytes:
             raise CheckpointError(
-                f'directory: a checkpoint in {self.directory} needs {filesystem.readable(num_bytes)}, '
-                f'{filesystem.readable(free)} are free. Free some space, or choose another directory.'
+                f'directory: a checkpoint in {self.directory} needs '
+                f'{filesystem.readable(num_bytes)}, {filesystem.readable(free)} are free. '
+                'Free some space, or choose another directory.'
             )
 
     def save(

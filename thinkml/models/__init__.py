@@ -2,6 +2,8 @@
 
 from thinkml.core.model.adapters import from_functions as from_functions
 from thinkml.core.model.adapters import from_linen as from_linen
+from thinkml.model_record import attach_record as attach_record
+from thinkml.model_record import record_of as record_of
 from thinkml.models.inspection import Inspection as Inspection
 from thinkml.models.inspection import Parameter as Parameter
 from thinkml.models.manager import ModelManager as ModelManager

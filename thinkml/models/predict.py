@@ -79,6 +79,6 @@ def _task_of(model: Any) -> Task:
         raise NotTrainedError(
             f'model: nothing is known of what this {type(model).__name__} predicts. Train it with '
             'ModelTrainer or load it with ModelManager first. If its arrays are those of a trained '
-            'model: thinkml.model_record.attach_record(model, thinkml.model_record.record_of(trained)).'
+            'model: thinkml.models.attach_record(model, thinkml.models.record_of(trained)).'
         )
     return task

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from thinkml.checkpoint import filesystem as disk
+from thinkml.checkpoint import filesystem
 from thinkml.errors import ModelFileError, ModelNotFoundError, unknown_name
 from thinkml.models.registry_entry import (
     FILE,
@@ -145,7 +145,7 @@ class Registry:
                 )
             versions = for_change(folder)
             write(folder, dataclasses.replace(versions, next=versions.next + 1))
-            disk.sync_folder(self.root)
+            filesystem.sync_folder(self.root)
             return folder / str(versions.next)
 
     def locate(self, reference: str) -> Path:
@@ -206,7 +206,7 @@ class Registry:
                         'away, then delete the name.'
                     )
                 gone = folder
-            disk.remove(gone, gone.with_name(f'.{gone.name}.{uuid.uuid4().hex}.deleted'))
+            filesystem.remove(gone, gone.with_name(f'.{gone.name}.{uuid.uuid4().hex}.deleted'))
             _sweep(gone.parent)
 
     def _folder(self, name: str) -> Path:
@@ -234,7 +234,7 @@ class Registry:
             try:
                 yield folder
             finally:
-                disk.unlock(descriptor)
+                filesystem.unlock(descriptor)
 
     def _lock(self, name: str, make: bool) -> int:
         until = time.monotonic() + WAIT_SECONDS
@@ -246,13 +246,13 @@ class Registry:
             try:
                 if make:
                     folder.mkdir(exist_ok=True)
-                descriptor = disk.lock(folder)
+                descriptor = filesystem.lock(folder)
             except (FileNotFoundError, FileExistsError):  # deleted just now, or not a folder
                 if os.path.lexists(folder) and not folder.is_dir():
                     raise
             if descriptor is not None and _is_of(descriptor, folder):
                 return descriptor
-            disk.unlock(descriptor)
+            filesystem.unlock(descriptor)
             if time.monotonic() >= until:
                 raise ModelFileError(
                     f'name: {folder} could not be locked for {WAIT_SECONDS:g} seconds: another '

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from thinkml.checkpoint import filesystem as disk
+from thinkml.checkpoint import filesystem
 from thinkml.errors import ModelFileError
 from thinkml.models.serialization.directories import read_json
 
@@ -108,11 +108,11 @@ def write(folder: Path, versions: Versions) -> None:
         )
     beside = folder / f'.{FILE}.{uuid.uuid4().hex}.tmp'
     try:
-        disk.write_synced(beside, content)
+        filesystem.write_synced(beside, content)
         os.replace(beside, file)
     finally:
         beside.unlink(missing_ok=True)
-    disk.sync_folder(folder)
+    filesystem.sync_folder(folder)
 
 
 def _is_sound(next_number: Any, tags: Any) -> bool:

@@ -9,8 +9,7 @@ from typing import Any, TypeGuard
 import jax
 import numpy as np
 
-from thinkml.checkpoint import Checkpointer, has_checkpoints, is_checkpoint
-from thinkml.checkpoint import filesystem as disk
+from thinkml.checkpoint import Checkpointer, filesystem, has_checkpoints, is_checkpoint
 from thinkml.core import Position
 from thinkml.core.parallel.multiprocess import agreed, of_all, told_by_first
 from thinkml.errors import (
@@ -139,7 +138,7 @@ class Checkpoints:
         try:
             directory = _directory_to_resume(root, resume)
             if directory is not None:
-                self._lock = disk.lock(directory)
+                self._lock = filesystem.lock(directory)
                 if self._lock is not None:
                     return directory
                 if has_checkpoints(directory):
@@ -148,7 +147,7 @@ class Checkpoints:
                         'thread. Wait until it has ended, or begin a new run with resume=False.'
                     )
             directory = new_directory(root)
-            self._lock = disk.lock(directory)
+            self._lock = filesystem.lock(directory)
         except CheckpointError:
             raise
         except OSError:  # the same place can not be opened, which `Checkpointer` words
@@ -157,7 +156,7 @@ class Checkpoints:
 
     def close(self) -> None:
         """Lets other processes train the run."""
-        disk.unlock(self._lock)
+        filesystem.unlock(self._lock)
         self._lock = None
 
     @property

@@ -12,10 +12,9 @@ import numpy as np
 from thinkml.core.objectives import confusion_counts
 from thinkml.core.objectives.metric_names import top_k
 from thinkml.errors import ConfigError, problems, unknown_name
+from thinkml.evaluation.metrics import calibration, per_row, ranking, regression
 from thinkml.evaluation.metrics.class_counts import Pairs, class_counts, class_part
 from thinkml.evaluation.metrics.per_row import mean_of_rows
-from thinkml.evaluation.metrics.registry import calibration, ranking, regression
-from thinkml.evaluation.metrics.registry import per_row as probabilistic
 from thinkml.evaluation.predictions import Scored
 from thinkml.model_record import TaskKind
 
@@ -226,7 +225,7 @@ _LEVEL = re.compile(rf'({"|".join(_NUMBERED)})_(0?\.\d+)')
 def _of_counts(kind: TaskKind) -> dict[str, Metric]:
     found = {
         'accuracy': _rows(
-            probabilistic.accuracy_rows, kinds=_CLASSIFICATION, default=True, share=_sum_of_rows
+            per_row.accuracy_rows, kinds=_CLASSIFICATION, default=True, share=_sum_of_rows
         ),
         'balanced_accuracy': _balanced_accuracy(kind),
         'mcc': Metric(class_part, _counted(confusion_counts.mcc), _CLASSES),
@@ -268,8 +267,8 @@ def _of_probabilities() -> dict[str, Metric]:
             resampled=ranking.average_precision_of_some,
             **given,
         ),
-        'log_loss': _rows(probabilistic.log_loss_rows, default=True, **lower),
-        'brier': _rows(probabilistic.brier_rows, **lower),
+        'log_loss': _rows(per_row.log_loss_rows, default=True, **lower),
+        'brier': _rows(per_row.brier_rows, **lower),
         'top_k_accuracy': _top(5),
         'ece': Metric(calibration.even_bins, error, is_biased=True, **lower),
         'ece_adaptive': Metric(calibration.filled_bins, error, is_biased=True, **lower),
@@ -310,7 +309,7 @@ def _of_numbers() -> dict[str, Metric]:
 
 def _top(k: int) -> Metric:
     return _rows(
-        probabilistic.top_rows(k), kinds=frozenset({'multiclass'}), share=_sum_of_rows,
+        per_row.top_rows(k), kinds=frozenset({'multiclass'}), share=_sum_of_rows,
         needs_probabilities=True,
     )  # fmt: skip
 

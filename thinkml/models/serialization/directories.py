@@ -14,8 +14,7 @@ from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-from thinkml.checkpoint import filesystem as disk
-from thinkml.checkpoint import manifest
+from thinkml.checkpoint import filesystem, manifest
 from thinkml.checkpoint.checkpointer import holds_checkpoints
 from thinkml.checkpoint.filesystem import read_bounded, sync_folder
 from thinkml.core.parallel.multiprocess import is_first_process, meet, told_by_first
@@ -67,7 +66,7 @@ def check_target(path: Path, overwrite: bool) -> None:
     if not path.parent.is_dir():  # it will be made
         return
     try:
-        with disk.locked(path.parent, _WAIT_SECONDS):
+        with filesystem.locked(path.parent, _WAIT_SECONDS):
             _check_free(path, overwrite)
     except ModelFileError:
         raise
@@ -109,14 +108,14 @@ def written_whole(path: Path, overwrite: bool) -> Iterator[Path]:
     def begin() -> None:
         nonlocal held
         path.parent.mkdir(parents=True, exist_ok=True)
-        with disk.locked(path.parent, _WAIT_SECONDS):
+        with filesystem.locked(path.parent, _WAIT_SECONDS):
             beside.mkdir()
-            held = disk.lock(beside)  # says that somebody is at work here
+            held = filesystem.lock(beside)  # says that somebody is at work here
             _sweep(path.parent)
 
     def finish() -> None:
         manifest.write(beside, format=FORMAT)
-        with disk.locked(path.parent, _WAIT_SECONDS):
+        with filesystem.locked(path.parent, _WAIT_SECONDS):
             _replace(path, beside, overwrite)
 
     try:
@@ -131,7 +130,7 @@ def written_whole(path: Path, overwrite: bool) -> Iterator[Path]:
     finally:
         if is_first_process():
             shutil.rmtree(beside, ignore_errors=True)
-        disk.unlock(held)
+        filesystem.unlock(held)
 
 
 def _sweep(folder: Path) -> None:
@@ -142,10 +141,10 @@ def _sweep(folder: Path) -> None:
             continue
         held = None
         with contextlib.suppress(FileNotFoundError):  # who failed there removes it just now
-            held = disk.lock(leftover)
+            held = filesystem.lock(leftover)
         if held is not None and held >= 0:  # nobody knows where folders can't be locked
             shutil.rmtree(leftover, ignore_errors=True)
-        disk.unlock(held)
+        filesystem.unlock(held)
 
 
 def _replace(path: Path, new: Path, overwrite: bool) -> None:

@@ -177,7 +177,7 @@ def _rescue(thing: Any, path: Path) -> str:
         return ''
     return (
         f' To keep what this one has learned, make new = {new}, '
-        'thinkml.model_record.attach_record(new, thinkml.model_record.record_of(model)), and save new.'
+        'thinkml.models.attach_record(new, thinkml.models.record_of(model)), and save new.'
     )
 
 
