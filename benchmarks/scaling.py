@@ -84,7 +84,7 @@ def one_device():
 
     from thinkml.core.parallel.sharding import Layout, data_mesh
     from thinkml.training import DistributedTrainer, ModelTrainer
-    from thinkml.training.problem import Asked
+    from thinkml.training.request import Asked
     from thinkml.training.train import Latest, train
 
     class OnMesh:

@@ -27,7 +27,7 @@ from thinkml.core import Batch, get_loss, init_state, make_metrics, make_optimiz
 from thinkml.core.model.partly_frozen import PartlyFrozen
 from thinkml.models import TransferModel, create
 from thinkml.training import TrainingConfig, TransferLearner
-from thinkml.training.transfer_parts import chosen, parts_of_headed, rates_of
+from thinkml.training.transfer.layer_groups import chosen, parts_of_headed, rates_of
 
 SIZE, NUM_CLASSES, BATCH_SIZE, EPOCHS = 64, 10, 32, 3
 

@@ -26,7 +26,7 @@ from thinkml.training import (
     TensorBoard,
     TrainingConfig,
 )
-from thinkml.training.base_model import load_base
+from thinkml.training.transfer.backbone import load_base
 
 
 def linear():

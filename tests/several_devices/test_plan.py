@@ -14,7 +14,7 @@ from tests.several_devices.test_whole_workflow import Wide
 from thinkml.errors import ConfigError, DataError
 from thinkml.models import from_linen
 from thinkml.training import DistributedTrainer, TrainingConfig
-from thinkml.training import plan as plan_module
+from thinkml.training import memory_plan as plan_module
 
 STATE = {'parameters', 'state of the optimizer', 'moving average'}
 

@@ -23,8 +23,8 @@ from thinkml.training import (
     TensorBoard,
     TrainingConfig,
 )
-from thinkml.training.callbacks import make_callbacks
-from thinkml.training.loggers import LearningRateMonitor
+from thinkml.training.callbacks.base import make_callbacks
+from thinkml.training.callbacks.loggers import LearningRateMonitor
 
 
 def rows(num_rows=100, seed=0):

@@ -9,8 +9,8 @@ import pytest
 
 from thinkml.errors import ConfigError
 from thinkml.training import EarlyStopping, ModelTrainer, TrainingConfig
-from thinkml.training.callbacks import BY_NAME
-from thinkml.training.config_checks import CALLBACKS, ELSEWHERE, OF_TRAIN
+from thinkml.training.callbacks.base import BY_NAME
+from thinkml.training.config_validation import CALLBACKS, ELSEWHERE, OF_TRAIN
 
 
 class Misspelt:

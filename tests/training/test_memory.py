@@ -14,14 +14,14 @@ from thinkml.training import (
     EarlyStopping,
     ModelTrainer,
     TrainingConfig,
-    fit,
-    nonfinite,
-    plan,
+    divergence,
+    memory_plan,
     trainer,
     tuning,
-    watching,
 )
-from thinkml.training.preparation import prepare
+from thinkml.training import train_loop as fit
+from thinkml.training.callbacks import early_stopping
+from thinkml.training.program import prepare
 
 pytestmark = pytest.mark.compiled
 
@@ -71,7 +71,7 @@ def test_without_going_back_there_is_one_state(monkeypatch):
 
 def test_the_best_epoch_before_is_gone_when_a_better_one_is_kept(monkeypatch):
     model = mlp(256, 2, hidden=512)
-    copies = Copies(watching, monkeypatch)
+    copies = Copies(early_stopping, monkeypatch)
     stopping = EarlyStopping(monitor='loss', patience=50)
     config = TrainingConfig(epochs=5, batch_size=16, callbacks=[stopping])
     ModelTrainer(config).train(model, X, Y, progress=False)
@@ -95,7 +95,7 @@ def test_going_back_takes_no_more_than_going_on(monkeypatch):
     ids = np.resize([1, 2, 3], 96)
     ids[50] = 7
     model, parameters = Looked(), 64 * 2048 * 4
-    copies = Copies(nonfinite, monkeypatch)
+    copies = Copies(divergence, monkeypatch)
     config = TrainingConfig(epochs=1, batch_size=8, steps_per_dispatch=16)
     with pytest.warns(ThinkMLWarning, match='the gradient is not finite'):
         ModelTrainer(config).train(model, ids, ids % 2, progress=False)
@@ -116,13 +116,13 @@ def deep():
 
 
 def with_free(monkeypatch, num_bytes):
-    monkeypatch.setattr(plan, 'free_bytes', lambda layout: num_bytes)
+    monkeypatch.setattr(memory_plan, 'free_bytes', lambda layout: num_bytes)
 
 
 def deep_plan(**settings):
     config = TrainingConfig(**{'batch_size': 512, 'epochs': 1, 'optimizer': 'sgd'} | settings)
-    asked = plan.Asked(DEEP_X, DEEP_Y)
-    return plan.make_plan(deep(), asked, config, None)
+    asked = memory_plan.Asked(DEEP_X, DEEP_Y)
+    return memory_plan.make_plan(deep(), asked, config, None)
 
 
 def train_deep(model=None, **settings):
@@ -147,14 +147,14 @@ def as_it_is():
 
 def test_where_all_fits_by_far_nothing_is_compiled(monkeypatch):
     with_free(monkeypatch, 10**9)
-    monkeypatch.setattr(plan, '_plans', lambda *args: pytest.fail('it was planned'))
+    monkeypatch.setattr(memory_plan, '_plans', lambda *args: pytest.fail('it was planned'))
     history = train_deep()
     assert history.events == []
 
 
 def test_where_nobody_knows_nothing_is_done(monkeypatch):
     with_free(monkeypatch, None)
-    monkeypatch.setattr(plan, '_plans', lambda *args: pytest.fail('it was planned'))
+    monkeypatch.setattr(memory_plan, '_plans', lambda *args: pytest.fail('it was planned'))
     assert train_deep().events == []
 
 
@@ -247,8 +247,8 @@ def test_what_is_on_the_device_already_takes_no_further_room():
     found = []
     for rows in (DEEP_X, jnp.asarray(DEEP_X)):
         config = TrainingConfig(batch_size=64, device_data_bytes=DEEP_X.nbytes // 2)
-        problem = plan.make_problem(deep(), plan.Asked(rows, DEEP_Y), config)
-        found += [where.name for _, where, *_ in plan.resident_or_not(problem, config, None)]
+        problem = memory_plan.make_problem(deep(), memory_plan.Asked(rows, DEEP_Y), config)
+        found += [where.name for _, where, *_ in memory_plan.resident_or_not(problem, config, None)]
     assert found == ['HOST', 'EACH_DEVICE']
 
 
@@ -282,8 +282,8 @@ def test_a_rate_is_found_with_rematerialisation_where_it_is_needed(monkeypatch, 
 def test_rows_that_will_come_are_planned_for():
     """Active learning's training set grows up to the pool, and so does its batch."""
     config = TrainingConfig(batch_size=512, epochs=1, optimizer='sgd')
-    few = plan.Asked(DEEP_X, DEEP_Y, rows=np.arange(8))
-    planned = plan.make_plan(deep(), few, config, None)
+    few = memory_plan.Asked(DEEP_X, DEEP_Y, rows=np.arange(8))
+    planned = memory_plan.make_plan(deep(), few, config, None)
     assert planned.bytes_per_device == deep_plan().bytes_per_device
 
 
@@ -291,14 +291,14 @@ def test_rows_that_will_come_are_planned_for():
 
 
 def planned(model, problem, config):
-    return list(plan._plans(model, problem, config, None))
+    return list(memory_plan._plans(model, problem, config, None))
 
 
 @pytest.mark.parametrize('ask', [planned, tuning.largest_batch_size])
 def test_the_program_whose_memory_is_asked_for_computes_as_the_one_that_runs(ask, monkeypatch):
     images, labels = np.ones((32, 8, 8, 1), np.float32), np.arange(32) % 3
     model, config = SmallCNN(nnx.Rngs(0)), TrainingConfig(batch_size=32)
-    problem = plan.make_problem(model, plan.Asked(images, labels), config)
+    problem = memory_plan.make_problem(model, memory_plan.Asked(images, labels), config)
     programs, memory_of = [], jax.stages.Compiled.memory_analysis
     monkeypatch.setattr(tuning, 'device_budget', lambda: 10**9)
     monkeypatch.setattr(

@@ -24,11 +24,11 @@ from thinkml.training import (
     EarlyStopping,
     ModelTrainer,
     TrainingConfig,
-    fit,
-    health,
-    preparation,
-    recorders,
+    program,
+    run_warnings,
 )
+from thinkml.training import train_loop as fit
+from thinkml.training.callbacks import device_stats
 
 
 def rows(num_rows=80, seed=0):
@@ -65,7 +65,7 @@ def clock(monkeypatch):
     clock = Clock()
     monkeypatch.setattr(loop, 'time', clock)
     monkeypatch.setattr(fit, 'time', clock)
-    step_losses, make_feed = loop.Chunk.step_losses, preparation.make_feed
+    step_losses, make_feed = loop.Chunk.step_losses, program.make_feed
 
     def slow_losses(chunk):
         if chunk.started_at == clock.now:  # not yet waited for
@@ -86,7 +86,7 @@ def clock(monkeypatch):
         return SlowFeed(feed), validation
 
     monkeypatch.setattr(loop.Chunk, 'step_losses', slow_losses)
-    monkeypatch.setattr(preparation, 'make_feed', make_slow_feed)
+    monkeypatch.setattr(program, 'make_feed', make_slow_feed)
     clock.feed_class = SlowFeed
     return clock
 
@@ -119,7 +119,7 @@ def test_a_run_that_waits_little_is_not_told(clock):
 
 
 def test_data_on_the_device_is_not_waited_for(clock, monkeypatch):
-    monkeypatch.setattr(health, 'ResidentFeed', clock.feed_class)
+    monkeypatch.setattr(run_warnings, 'ResidentFeed', clock.feed_class)
     train(steps_per_dispatch=4, epochs=20)
 
 
@@ -153,21 +153,23 @@ NAMES = ('bytes_in_use', 'peak_bytes_in_use', 'num_allocs')
 
 
 def test_the_memory_of_the_fullest_device_is_recorded(monkeypatch):
-    monkeypatch.setattr(recorders, '_devices', lambda run: [Device(10, 50, 1), Device(20, 30, 9)])
+    monkeypatch.setattr(
+        device_stats, '_devices', lambda run: [Device(10, 50, 1), Device(20, 30, 9)]
+    )
     history = train(['device_stats'])
     assert history[:, NAMES[:2]] == [(20.0, 50.0)] * 3
     assert NAMES[2] not in history
 
 
 def test_a_device_that_tells_nothing_is_a_warning(monkeypatch):
-    monkeypatch.setattr(recorders, '_devices', lambda run: [Device(1, 2, 3), Device()])
+    monkeypatch.setattr(device_stats, '_devices', lambda run: [Device(1, 2, 3), Device()])
     with pytest.warns(ThinkMLWarning, match="'device_stats' records nothing.*'made-up'"):
         history = train(['device_stats'])
     assert not set(NAMES) & set(history)
 
 
 def test_loggers_write_what_recorders_recorded_wherever_they_stand(tmp_path, monkeypatch):
-    monkeypatch.setattr(recorders, '_devices', lambda run: [Device(10, 50, 1)])
+    monkeypatch.setattr(device_stats, '_devices', lambda run: [Device(10, 50, 1)])
     path = tmp_path / 'history.csv'
     history = train([CSVLogger(path), 'throughput', 'device_stats'])
     table = list(csv.DictReader(path.read_text().splitlines()))
@@ -265,15 +267,15 @@ def test_a_validation_loss_that_rises_for_long(name):
     loss, val_loss, is_rising = CURVES[name]
     history = history_of(loss, val_loss)
     if not is_rising:
-        health.warn_of_validation(run_of(history))
+        run_warnings.warn_of_validation(run_of(history))
         assert history.events == []
         return
     with pytest.warns(ThinkMLWarning, match=f'risen since epoch {history.best_epoch}.*overfits'):
-        health.warn_of_validation(run_of(history))
+        run_warnings.warn_of_validation(run_of(history))
     assert history.events == [(60, f'validation loss has risen since epoch {history.best_epoch}')]
-    health.warn_of_validation(run_of(history))  # is told once, also in a run that goes on
+    run_warnings.warn_of_validation(run_of(history))  # is told once, also in a run that goes on
     again = history_of(loss, val_loss)
-    health.warn_of_validation(run_of(again, [EarlyStopping(patience=50)]))
+    run_warnings.warn_of_validation(run_of(again, [EarlyStopping(patience=50)]))
     assert again.events == []
 
 
@@ -281,10 +283,10 @@ def test_a_validation_loss_that_rises_for_long(name):
 def test_a_validation_loss_that_is_not_finite(value):
     history = history_of([0.5, 0.4], [0.5, value])
     with pytest.warns(ThinkMLWarning, match=f'After epoch 2 the validation loss is {value}'):
-        health.warn_of_validation(run_of(history))
+        run_warnings.warn_of_validation(run_of(history))
     assert history.events == [(2, f'validation loss is {value}')]
     both = history_of([0.5, value], [0.5, value])  # which `on_nan` is for
-    health.warn_of_validation(run_of(both))
+    run_warnings.warn_of_validation(run_of(both))
     assert both.events == []
 
 

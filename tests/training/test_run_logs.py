@@ -24,7 +24,7 @@ from thinkml.training import (
     TransferLearner,
     WandB,
 )
-from thinkml.training.checkpointing import Checkpoints
+from thinkml.training.run_checkpoints import Checkpoints
 
 X = np.random.default_rng(0).normal(size=(100, 4)).astype(np.float32)
 Y = (X[:, 0] > 0).astype(int) + (X[:, 1] > 0.8)
@@ -216,8 +216,8 @@ def test_a_service_gets_the_epochs_before_in_a_new_run(logs, is_active, monkeypa
         def write(self, step, values):
             self.rows.append((step, values))
 
-    monkeypatch.setattr('thinkml.training.loggers.WandbWriter', Service)
-    monkeypatch.setattr('thinkml.training.loggers.MlflowWriter', Service)
+    monkeypatch.setattr('thinkml.training.callbacks.loggers.WandbWriter', Service)
+    monkeypatch.setattr('thinkml.training.callbacks.loggers.MlflowWriter', Service)
     services = [WandB('digits'), MLflow()]
     train('whole', epochs=4, callbacks=services)
     train('parts', epochs=2, callbacks=services)

@@ -24,9 +24,9 @@ from thinkml.training import (
     ReduceLROnPlateau,
     TrainingConfig,
 )
-from thinkml.training.checkpointing import Checkpoints
 from thinkml.training.function_digests import function_digests
-from thinkml.training.problem import Asked, make_problem
+from thinkml.training.request import Asked, make_problem
+from thinkml.training.run_checkpoints import Checkpoints
 
 X = np.random.default_rng(0).normal(size=(100, 4)).astype(np.float32)
 Y = (X[:, 0] > 0).astype(int) + (X[:, 1] > 0.8)

@@ -42,9 +42,9 @@ from thinkml.models import (
     save_safetensors,
 )
 from thinkml.training import EarlyStopping, ModelTrainer, TrainingConfig, TransferLearner
-from thinkml.training.base_model import open_base, role_of
-from thinkml.training.features import Features
-from thinkml.training.transfer_parts import parts_of_headed
+from thinkml.training.transfer.backbone import open_base, role_of
+from thinkml.training.transfer.feature_cache import Features
+from thinkml.training.transfer.layer_groups import parts_of_headed
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(120, 8, 8, 3)).astype(np.float32)

@@ -15,18 +15,18 @@ from thinkml.core import MixUp as MixUp
 from thinkml.core import RandomCrop as RandomCrop
 from thinkml.core import RandomFlip as RandomFlip
 from thinkml.core import RandomRotation as RandomRotation
-from thinkml.training.callbacks import Callback as Callback
-from thinkml.training.checkpointing import Checkpoint as Checkpoint
+from thinkml.training.callbacks.base import Callback as Callback
+from thinkml.training.callbacks.checkpoint import Checkpoint as Checkpoint
+from thinkml.training.callbacks.early_stopping import EarlyStopping as EarlyStopping
+from thinkml.training.callbacks.loggers import CSVLogger as CSVLogger
+from thinkml.training.callbacks.loggers import MLflow as MLflow
+from thinkml.training.callbacks.loggers import TensorBoard as TensorBoard
+from thinkml.training.callbacks.loggers import WandB as WandB
+from thinkml.training.callbacks.profiler import Profiler as Profiler
+from thinkml.training.callbacks.reduce_lr import ReduceLROnPlateau as ReduceLROnPlateau
 from thinkml.training.config import TrainingConfig as TrainingConfig
-from thinkml.training.loggers import CSVLogger as CSVLogger
-from thinkml.training.loggers import MLflow as MLflow
-from thinkml.training.loggers import TensorBoard as TensorBoard
-from thinkml.training.loggers import WandB as WandB
-from thinkml.training.profiler import Profiler as Profiler
 from thinkml.training.run import Run as Run
 from thinkml.training.trainer import ModelTrainer as ModelTrainer
-from thinkml.training.watching import EarlyStopping as EarlyStopping
-from thinkml.training.watching import ReduceLROnPlateau as ReduceLROnPlateau
 
 if TYPE_CHECKING:
     from thinkml.monitoring import TrainingMonitor as TrainingMonitor
@@ -36,10 +36,10 @@ if TYPE_CHECKING:
     from thinkml.training.active.strategies import DiverseBatches as DiverseBatches
     from thinkml.training.checkpoint_weights import load_checkpoint as load_checkpoint
     from thinkml.training.distributed import DistributedTrainer as DistributedTrainer
-    from thinkml.training.plan import Plan as Plan
-    from thinkml.training.plan import PlannedArray as PlannedArray
-    from thinkml.training.plan import PlannedPart as PlannedPart
-    from thinkml.training.transfer import TransferLearner as TransferLearner
+    from thinkml.training.memory_plan import Plan as Plan
+    from thinkml.training.memory_plan import PlannedArray as PlannedArray
+    from thinkml.training.memory_plan import PlannedPart as PlannedPart
+    from thinkml.training.transfer.learner import TransferLearner as TransferLearner
 
 __getattr__, __dir__ = lazy.names(__name__, {
     'thinkml.monitoring': 'TrainingMonitor',
@@ -48,6 +48,6 @@ __getattr__, __dir__ = lazy.names(__name__, {
     'thinkml.training.active.strategies': 'DiverseBatches',
     'thinkml.training.distributed': 'DistributedTrainer',
     'thinkml.training.checkpoint_weights': 'load_checkpoint',
-    'thinkml.training.plan': 'Plan PlannedArray PlannedPart',
-    'thinkml.training.transfer': 'TransferLearner',
+    'thinkml.training.memory_plan': 'Plan PlannedArray PlannedPart',
+    'thinkml.training.transfer.learner': 'TransferLearner',
 })  # fmt: skip

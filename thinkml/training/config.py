@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from thinkml.errors import ConfigError, is_number, problems
-from thinkml.training.config_checks import meant, seconds_of, setting_problems
+from thinkml.training.config_validation import meant, seconds_of, setting_problems
 
 _LAST_SHARE = 0.2
 

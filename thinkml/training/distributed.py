@@ -11,8 +11,8 @@ from thinkml.core.parallel.sharding import Layout, data_mesh
 from thinkml.errors import ConfigError, DeviceCountWarning, is_whole, unknown_name, warn_user
 from thinkml.monitoring import History
 from thinkml.training.config import TrainingConfig
-from thinkml.training.plan import Plan, make_plan
-from thinkml.training.problem import Asked
+from thinkml.training.memory_plan import Plan, make_plan
+from thinkml.training.request import Asked
 from thinkml.training.train import Latest, Resume, check_config, check_switches, train
 from thinkml.training.tuning import LearningRateRange
 

@@ -17,7 +17,7 @@ from jax.extend.core import ClosedJaxpr
 from thinkml.core import functionalize, make_optimizer, metric_name
 from thinkml.core.objectives.probe_sizes import PROBE_ROWS
 from thinkml.training.config import TrainingConfig
-from thinkml.training.problem import Asked, Problem, probe_of
+from thinkml.training.request import Asked, Problem, probe_of
 from thinkml.versions import library_versions
 
 # The key of the versions that digests depend on: those of others are not compared.

@@ -20,19 +20,20 @@ from thinkml.core.train.loop import empty_metrics
 from thinkml.errors import ConfigError, NotTrainedError, warn_user
 from thinkml.model_record import record_of, record_to_change
 from thinkml.monitoring import History, ProgressBar
-from thinkml.training.agreement import check_same_everywhere
-from thinkml.training.callbacks import OWN, check_callbacks, make_callbacks, recorded_for
-from thinkml.training.checkpointing import Checkpoint, Checkpoints
+from thinkml.training.callbacks.base import OWN, check_callbacks, make_callbacks, recorded_for
+from thinkml.training.callbacks.checkpoint import Checkpoint
 from thinkml.training.config import TrainingConfig
-from thinkml.training.continuing import optimizer_arrays
-from thinkml.training.fit import fit, note_interrupt
 from thinkml.training.function_digests import function_digests
-from thinkml.training.health import warn_of_monitors
-from thinkml.training.plan import make_it_fit
-from thinkml.training.preparation import Prepared, Saving, needs_length, prepare
-from thinkml.training.problem import Asked, Examples, Problem, make_problem
+from thinkml.training.memory_plan import make_it_fit
+from thinkml.training.optimizer_state import optimizer_arrays
+from thinkml.training.process_consistency import check_same_everywhere
+from thinkml.training.program import Prepared, Saving, needs_length, prepare
+from thinkml.training.request import Asked, Examples, Problem, make_problem
 from thinkml.training.run import Run
+from thinkml.training.run_checkpoints import Checkpoints
+from thinkml.training.run_warnings import warn_of_monitors
 from thinkml.training.signals import noted_signals
+from thinkml.training.train_loop import fit, note_interrupt
 from thinkml.training.tuning import LearningRateRange, learning_rate_range
 
 Resume = bool | Literal['continue']

@@ -6,8 +6,8 @@ from typing import Any
 from thinkml.core.objectives.losses import LossFn
 from thinkml.monitoring import History
 from thinkml.training.config import TrainingConfig
-from thinkml.training.plan import make_it_fit
-from thinkml.training.problem import Asked, make_problem
+from thinkml.training.memory_plan import make_it_fit
+from thinkml.training.request import Asked, make_problem
 from thinkml.training.train import Latest, Resume, check_config, check_switches, train
 from thinkml.training.tuning import LearningRateRange, largest_batch_size, learning_rate_range
 

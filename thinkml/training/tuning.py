@@ -13,9 +13,9 @@ from thinkml.data import device_budget
 from thinkml.errors import ConfigError, warn_user
 from thinkml.figures import give_to_pyplot, new_figure, save_figure
 from thinkml.training.config import TrainingConfig
-from thinkml.training.plan import step_memory
-from thinkml.training.preparation import Prepared, Saving, prepare
-from thinkml.training.problem import Problem
+from thinkml.training.memory_plan import step_memory
+from thinkml.training.program import Prepared, Saving, prepare
+from thinkml.training.request import Problem
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

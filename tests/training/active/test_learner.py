@@ -20,7 +20,7 @@ from thinkml.evaluation import ModelEvaluator
 from thinkml.model_record import record_of
 from thinkml.models import from_functions, from_linen, predict, predict_proba
 from thinkml.training import ActiveLearner, Callback, DiverseBatches, ModelTrainer
-from thinkml.training.active.learning import Learning
+from thinkml.training.active.retraining import Learning
 from thinkml.training.active.stopping import kappa
 from thinkml.training.active.strategies import STRATEGIES
 

@@ -147,7 +147,7 @@ class ActiveHistory(Sequence[ActiveQuery]):
                 common.
             ConfigError: for a metric that was not recorded.
         """
-        from thinkml.training.active.plot import draw_learning_curves
+        from thinkml.training.active.learning_curve import draw_learning_curves
 
         metric = metric or _chosen(None, self._last_metrics())
         runs = [self, *others]

@@ -13,10 +13,10 @@ from thinkml.data import as_array, check_lengths
 from thinkml.errors import ConfigError, DataError, is_number, is_whole, warn_user
 from thinkml.paths import local_path
 from thinkml.training.active.history import ActiveHistory
-from thinkml.training.active.learning import Learning, Retrain, Settings, known_inputs
-from thinkml.training.active.notebook import asking_widget
+from thinkml.training.active.labelling_widget import asking_widget
 from thinkml.training.active.pool import Pool
-from thinkml.training.active.rounds import Known, Oracle, iterate, plan
+from thinkml.training.active.query_loop import Known, Oracle, iterate, plan
+from thinkml.training.active.retraining import Learning, Retrain, Settings, known_inputs
 from thinkml.training.active.session import Asking, Session
 from thinkml.training.active.stopping import Stopping
 from thinkml.training.active.strategies import STRATEGIES, make_strategy

@@ -9,12 +9,12 @@ import numpy as np
 
 from thinkml.core.active.selection import Selection, at_random
 from thinkml.errors import ModelTypeError
-from thinkml.training.active.book import LabelBook
-from thinkml.training.active.learning import Learning
+from thinkml.training.active.label_store import LabelBook
 from thinkml.training.active.pool import Pool
+from thinkml.training.active.pool_predictions import View
+from thinkml.training.active.retraining import Learning
 from thinkml.training.active.stopping import Stopping, kappa
 from thinkml.training.active.strategies import Strategy, check_strategy, select_typical
-from thinkml.training.active.views import View
 
 
 @dataclasses.dataclass(frozen=True)

@@ -29,7 +29,7 @@ from thinkml.core.active.selection import (
 )
 from thinkml.errors import ConfigError, DataError, is_whole, unknown_name
 from thinkml.model_record import Task
-from thinkml.training.active.views import View
+from thinkml.training.active.pool_predictions import View
 
 Score = Callable[[View], np.ndarray]
 Select = Callable[[View, int, jax.Array, np.ndarray], Selection]

@@ -15,11 +15,11 @@ from thinkml.core.train.step import EvalStep, TrainStep
 from thinkml.core.xla.jit import holding_programs
 from thinkml.errors import DivergedError, warn_user
 from thinkml.monitoring import ProgressBar
-from thinkml.training.callbacks import after_chunk, after_epoch, started
-from thinkml.training.checkpointing import Checkpoints, load_states
-from thinkml.training.health import warn_of_validation, warn_of_waiting, warn_of_weights
-from thinkml.training.nonfinite import is_finite, last_finite_state, likely_causes
+from thinkml.training.callbacks.base import after_chunk, after_epoch, started
+from thinkml.training.divergence import is_finite, last_finite_state, likely_causes
 from thinkml.training.run import EpochEnd, Run, copy_arrays
+from thinkml.training.run_checkpoints import Checkpoints, load_states
+from thinkml.training.run_warnings import warn_of_validation, warn_of_waiting, warn_of_weights
 from thinkml.training.signals import Signals
 
 

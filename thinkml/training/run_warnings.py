@@ -6,9 +6,10 @@ from typing import Any
 
 from thinkml.core import Feed, ResidentFeed
 from thinkml.errors import warn_user
-from thinkml.training.checkpointing import Checkpoints
+from thinkml.training.callbacks.early_stopping import EarlyStopping
+from thinkml.training.callbacks.reduce_lr import ReduceLROnPlateau
 from thinkml.training.run import Run
-from thinkml.training.watching import EarlyStopping, ReduceLROnPlateau
+from thinkml.training.run_checkpoints import Checkpoints
 
 _KEY = 'validation loss'
 # Told once the run has had so much time: the beginning fills queues and caches.

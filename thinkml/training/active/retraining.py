@@ -27,9 +27,9 @@ from thinkml.evaluation import ModelEvaluator
 from thinkml.evaluation.metrics.registry import check_fit
 from thinkml.model_record import InputSpec, Task, attach_record, record_of, record_to_change
 from thinkml.training.active.pool import Pool
-from thinkml.training.active.views import Committee
+from thinkml.training.active.pool_predictions import Committee
 from thinkml.training.config import TrainingConfig
-from thinkml.training.problem import Asked, probe_of
+from thinkml.training.request import Asked, probe_of
 from thinkml.training.train import Latest, train
 
 _LEAST_ROOM = 64

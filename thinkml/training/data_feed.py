@@ -28,8 +28,8 @@ from thinkml.data.sample_weights import in_float32
 from thinkml.data.stream import Arrays, row_bytes
 from thinkml.errors import ConfigError
 from thinkml.training.config import TrainingConfig
-from thinkml.training.fit import Validation
-from thinkml.training.problem import Examples, Problem, Stream, with_advice
+from thinkml.training.request import Examples, Problem, Stream, with_advice
+from thinkml.training.train_loop import Validation
 
 
 class Where(enum.Enum):

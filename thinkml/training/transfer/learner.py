@@ -32,7 +32,10 @@ from thinkml.models.model_table import Table
 from thinkml.models.pretrained import check_weights
 from thinkml.models.transfer_model import TransferModel
 from thinkml.monitoring import History
-from thinkml.training.base_model import (
+from thinkml.training.config import TrainingConfig
+from thinkml.training.request import Asked, check_pixels_of, probe_of
+from thinkml.training.train import Latest, check_config, check_switches, train
+from thinkml.training.transfer.backbone import (
     Base,
     Role,
     check_layout,
@@ -43,11 +46,8 @@ from thinkml.training.base_model import (
     shared_tensors,
     take_over,
 )
-from thinkml.training.config import TrainingConfig
-from thinkml.training.features import kept_features
-from thinkml.training.problem import Asked, check_pixels_of, probe_of
-from thinkml.training.train import Latest, check_config, check_switches, train
-from thinkml.training.transfer_parts import (
+from thinkml.training.transfer.feature_cache import kept_features
+from thinkml.training.transfer.layer_groups import (
     Parts,
     as_headed,
     check_layers,

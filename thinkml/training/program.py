@@ -30,10 +30,10 @@ from thinkml.data import capacity
 from thinkml.errors import ConfigError
 from thinkml.model_record import record_of
 from thinkml.training.config import TrainingConfig
-from thinkml.training.continuing import take_up
-from thinkml.training.feeding import make_feed
-from thinkml.training.fit import Program, Validation
-from thinkml.training.problem import Problem
+from thinkml.training.data_feed import make_feed
+from thinkml.training.optimizer_state import take_up
+from thinkml.training.request import Problem
+from thinkml.training.train_loop import Program, Validation
 
 
 class Steps(Protocol):

@@ -13,7 +13,7 @@ from thinkml.core.model.layer_inspection import Layer, last_dense, layers_in_ord
 from thinkml.errors import ConfigError, is_whole
 from thinkml.models.model_table import Table
 from thinkml.models.transfer_model import PassThrough, TransferModel
-from thinkml.training.base_model import Place, at, without_last_layer
+from thinkml.training.transfer.backbone import Place, at, without_last_layer
 
 _BASE, _HEAD = 'base', 'head'
 

@@ -16,17 +16,17 @@ from thinkml.core.train.batch_feed import steps_of
 from thinkml.core.train.step import TrainStep
 from thinkml.core.xla.jit import Jit
 from thinkml.data.device_placement import free_bytes
-from thinkml.training.callbacks import make_callbacks, recorded_for
+from thinkml.training.callbacks.base import make_callbacks, recorded_for
 from thinkml.training.config import TrainingConfig
-from thinkml.training.feeding import resident_or_not
-from thinkml.training.preparation import (
+from thinkml.training.data_feed import resident_or_not
+from thinkml.training.program import (
     Saving,
     initial_state,
     make_program,
     num_parts,
     optimizer_of,
 )
-from thinkml.training.problem import Asked, Examples, Problem, make_problem
+from thinkml.training.request import Asked, Examples, Problem, make_problem
 
 _WHOLE, _PARTS = 'on each device', 'in parts'
 

@@ -7,9 +7,10 @@ from typing import Any, Protocol
 
 from thinkml.core.xla.jit import holding_programs
 from thinkml.errors import ConfigError
-from thinkml.training.checkpointing import Checkpoint
-from thinkml.training.config_checks import HOOKS
-from thinkml.training.loggers import (
+from thinkml.training.callbacks.checkpoint import Checkpoint
+from thinkml.training.callbacks.device_stats import DeviceStats, Throughput
+from thinkml.training.callbacks.early_stopping import EarlyStopping
+from thinkml.training.callbacks.loggers import (
     CSVLogger,
     LearningRateMonitor,
     Logging,
@@ -17,10 +18,10 @@ from thinkml.training.loggers import (
     TensorBoard,
     WandB,
 )
-from thinkml.training.profiler import Profiler
-from thinkml.training.recorders import DeviceStats, Throughput
+from thinkml.training.callbacks.profiler import Profiler
+from thinkml.training.callbacks.reduce_lr import ReduceLROnPlateau
+from thinkml.training.config_validation import HOOKS
 from thinkml.training.run import Run
-from thinkml.training.watching import EarlyStopping, ReduceLROnPlateau
 
 
 class Callback(Protocol):

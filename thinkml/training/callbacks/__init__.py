@@ -1,0 +1,1 @@
+"""Callbacks: early stopping, checkpoints, loggers, and whatever else follows a run."""

@@ -1,0 +1,107 @@
+"""EarlyStopping: a callback that ends a run when a metric has stopped improving."""
+
+import dataclasses
+import math
+from typing import Any
+
+from thinkml.errors import ConfigError, is_whole, problems, warn_user
+from thinkml.training.metric_monitor import Mode, improvement_problems, monitor_for
+from thinkml.training.run import Run, copy_arrays
+
+
+@dataclasses.dataclass(unsafe_hash=True)
+class EarlyStopping:
+    """Stops when a metric has stopped improving, and puts the best epoch's parameters back.
+
+    Attributes:
+        monitor: a name in the history; None is ``'val_loss'``, or ``'loss'`` with a warning where
+            there is no validation data.
+        mode: ``'min'`` or ``'max'``; None is what the metric asks for: ``'max'`` for accuracy,
+            ``'min'`` for losses and errors.
+        min_delta: an improvement, which ``patience`` waits for, is larger than this. The best epoch
+            is that of the best value, however little it gained.
+        patience: epochs without improvement before stopping.
+        start_from_epoch: epochs to wait before anything is watched. A run that ends within them
+            has no best epoch and keeps the last parameters.
+        restore_best: put the best epoch's parameters back at the end.
+
+    Raises:
+        ConfigError: for impossible settings.
+
+    Example:
+        >>> from thinkml.training import EarlyStopping, TrainingConfig
+        >>> stopping = EarlyStopping(monitor='val_accuracy', patience=5)
+        >>> config = TrainingConfig(early_stopping=stopping)
+    """
+
+    monitor: str | None = None
+    mode: Mode | None = None
+    min_delta: float = 0.0
+    patience: int = 10
+    start_from_epoch: int = 0
+    restore_best: bool = True
+
+    def __post_init__(self) -> None:
+        found = improvement_problems(self.monitor, self.mode, self.min_delta, self.patience)
+        if not isinstance(self.restore_best, bool):
+            found.append(f'restore_best: got {self.restore_best!r}, expected True or False.')
+        if not (is_whole(self.start_from_epoch) and self.start_from_epoch >= 0):
+            found.append(
+                f'start_from_epoch: got {self.start_from_epoch!r}, expected a whole number of '
+                'epochs, 0 for all.'
+            )
+        if found:
+            raise ConfigError(problems('EarlyStopping can not be used:', found))
+
+    @property
+    def watched_name(self) -> str:
+        """The name of the metric that is watched, once a run has started."""
+        return self._monitor.name
+
+    def check(self, metric_names: tuple[str, ...]) -> None:
+        """Raises a `ConfigError` if what it is to watch is not recorded."""
+        monitor_for(self.monitor, self.mode, metric_names)
+
+    def on_train_start(self, run: Run) -> None:
+        self._monitor = monitor_for(self.monitor, self.mode, run.metric_names, self.min_delta)
+        if self.monitor is None and self._monitor.name == 'loss':
+            warn_user(
+                'early_stopping: there is no validation data, so it watches the training loss, '
+                'which does not notice overfitting. Pass X_val and y_val, or validation_split.'
+            )
+        self._best_arrays: Any = None
+        self._keep(run)
+
+    def on_epoch_end(self, run: Run) -> None:
+        if run.epoch <= self.start_from_epoch:
+            return
+        if self._monitor.improves(run):
+            self._keep(run)
+        since = max(self._monitor.improved, run.continued_at)
+        if run.epoch - max(since, self.start_from_epoch) >= self.patience:
+            name = self._monitor.name
+            why = ', it is NaN' if math.isnan(run.history.last()[name]) else ''
+            run.is_early_stopped = run.stop_reason is None
+            run.stop(f'early stopping: {name} has not improved for {self.patience} epochs{why}')
+
+    def on_train_end(self, run: Run) -> None:
+        if self.restore_best and self._monitor.epoch:
+            run.history.best_epoch = self._monitor.epoch
+            run.best_arrays = self._best_arrays
+        elif self.restore_best and run.best_arrays is None:
+            run.history.best_epoch = None  # that of the lowest val_loss, which was not watched
+        self._best_arrays = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """What it remembers, for checkpoints."""
+        return self._monitor.state_dict() | {'arrays': self._best_arrays}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from what `state_dict` returned."""
+        self._monitor.load_state_dict(state)
+        self._best_arrays = state['arrays']
+
+    def _keep(self, run: Run) -> None:
+        self._best_arrays = None  # first, so that there are never two
+        if self.restore_best:
+            self._best_arrays = copy_arrays((run.state.eval_params, run.state.model_state))

@@ -1,0 +1,116 @@
+"""MetricMonitor: the best value of a metric over the epochs, for callbacks that react to it."""
+
+import dataclasses
+import math
+from typing import Any, Literal
+
+from thinkml.core import is_higher_better
+from thinkml.core.objectives.metric_names import TRAINING_ONLY_METRICS
+from thinkml.errors import ConfigError, is_number, is_whole, unknown_name
+from thinkml.training.run import Run
+
+Mode = Literal['min', 'max']
+
+
+@dataclasses.dataclass
+class MetricMonitor:
+    """The best value of a metric so far, and the last value that counts as an improvement.
+
+    A metric that gains less than ``min_delta`` in each epoch still has a best value, its last one.
+
+    Attributes:
+        name: of the metric in the history.
+        mode: ``'min'`` or ``'max'``.
+        min_delta: an improvement is larger than this.
+        best: the best value; the worst possible before the first.
+        epoch: the epoch it came in; 0 before the first.
+        reference: the value of the last improvement, which the next one is measured from.
+        improved: the epoch it came in; 0 before the first.
+    """
+
+    name: str
+    mode: Mode
+    min_delta: float = 0.0
+    best: float = math.nan
+    epoch: int = 0
+    reference: float = math.nan
+    improved: int = 0
+
+    def __post_init__(self) -> None:
+        self.best = self.reference = math.inf if self.mode == 'min' else -math.inf
+
+    def improves(self, run: Run) -> bool:
+        """Notes the value of the last epoch; returns True if it is the best so far."""
+        value = run.history.last()[self.name]
+        if self._gain(value, self.reference) > self.min_delta:
+            self.reference, self.improved = value, run.epoch
+        if not self._gain(value, self.best) > 0:
+            return False
+        self.best, self.epoch = value, run.epoch
+        return True
+
+    def _gain(self, value: float, before: float) -> float:
+        return before - value if self.mode == 'min' else value - before
+
+    def state_dict(self) -> dict[str, float]:
+        """Returns what it remembers, for checkpoints."""
+        return {name: getattr(self, name) for name in ('best', 'epoch', 'reference', 'improved')}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continues from what `state_dict` returned; ignores what else is there."""
+        for name in self.state_dict():
+            setattr(self, name, state[name])
+
+
+def monitor_for(
+    monitor: str | None, mode: Mode | None, metric_names: tuple[str, ...], min_delta: float = 0.0
+) -> MetricMonitor:
+    """What is to be watched among the names that an epoch records.
+
+    Raises:
+        ConfigError: if it is not among them.
+    """
+    name = monitor or ('val_loss' if 'val_loss' in metric_names else 'loss')
+    of_training = name.removeprefix('val_')
+    if name not in metric_names and name != of_training and of_training in TRAINING_ONLY_METRICS:
+        raise ConfigError(
+            f'monitor: got {name!r}, but {of_training} is of the steps of training, and validation '
+            f'takes none. Watch {of_training!r}, and ask for it: metrics=[{of_training!r}].'
+        )
+    if name not in metric_names and of_training in metric_names:
+        raise ConfigError(
+            f'monitor: got {name!r}, but there is no validation data. Pass X_val and y_val, or '
+            f'validation_split, or watch {of_training!r}.'
+        )
+    if name not in metric_names:
+        raise ConfigError(unknown_name('monitor', name, metric_names))
+    higher = is_higher_better(name)
+    if mode is None and higher is None:
+        raise ConfigError(
+            f"mode: got None for {name!r}, a metric of your own, expected 'min' or 'max': whether "
+            'smaller or larger values are better.'
+        )
+    return MetricMonitor(name, mode or ('max' if higher else 'min'), min_delta)
+
+
+def monitor_problems(monitor: Any, mode: Any) -> list[str]:
+    """All that is wrong with these settings, a sentence each."""
+    found = []
+    if not isinstance(monitor, str | None):
+        found.append(f"monitor: got {monitor!r}, expected a metric's name, such as 'val_loss'.")
+    if mode not in (None, 'min', 'max'):
+        found.append(unknown_name('mode', mode, ('min', 'max')))
+    return found
+
+
+def improvement_problems(monitor: Any, mode: Any, min_delta: Any, patience: Any) -> list[str]:
+    """The same, with what an improvement is and how long to wait for one."""
+    found = monitor_problems(monitor, mode)
+    if not (is_number(min_delta) and min_delta >= 0):
+        found.append(f'min_delta: got {min_delta!r}, expected a number of at least 0.')
+    if not (is_whole(patience) and patience >= 1):
+        found.append(
+            f'patience: got {patience!r}, expected a whole number of epochs of at least 1, which '
+            'acts on the first epoch without improvement.'
+        )
+    return found

@@ -1,0 +1,1 @@
+"""Transfer learning: pretrained backbones with a new head."""
