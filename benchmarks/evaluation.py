@@ -15,37 +15,37 @@ import numpy as np
 import sklearn.metrics as sk
 
 from thinkml.evaluation.bootstrap import Resampling, percentiles, resampled, shared_parts
+from thinkml.evaluation.evaluation_data import EvaluationData
 from thinkml.evaluation.metrics.registry import get_metric
-from thinkml.evaluation.predictions import Scored
 
 FIVE = ('accuracy', 'precision', 'recall', 'f1', 'roc_auc')
 THREE = ('accuracy', 'f1', 'roc_auc')
 
 
-def binary(num_rows: int) -> Scored:
+def binary(num_rows: int) -> EvaluationData:
     rng = np.random.default_rng(0)
     labels = (rng.random(num_rows) < 0.4).astype(np.int32)
     positive = 1 / (1 + np.exp(-rng.normal(labels - 0.5, 1)))
     shares = np.stack([1 - positive, positive], axis=1).astype(np.float32)
-    return Scored('binary', 2, labels, shares.argmax(axis=1).astype(np.int32), shares)
+    return EvaluationData('binary', 2, labels, shares.argmax(axis=1).astype(np.int32), shares)
 
 
-def multiclass(num_rows: int, num_classes: int) -> Scored:
+def multiclass(num_rows: int, num_classes: int) -> EvaluationData:
     rng = np.random.default_rng(0)
     labels = rng.integers(num_classes, size=num_rows).astype(np.int32)
     scores = np.exp(2 * np.eye(num_classes)[labels] + rng.normal(size=(num_rows, num_classes)))
     shares = scores / scores.sum(axis=1, keepdims=True)
     predictions = shares.argmax(axis=1).astype(np.int32)
-    return Scored('multiclass', num_classes, labels, predictions, shares.astype(np.float32))
+    return EvaluationData('multiclass', num_classes, labels, predictions, shares.astype(np.float32))
 
 
-def ours(case: Scored) -> list[float]:
-    """From a fresh `Scored`: nothing is kept from the turn before."""
+def ours(case: EvaluationData) -> list[float]:
+    """From a fresh `EvaluationData`: nothing is kept from the turn before."""
     case = case.take(np.s_[:])
     return [get_metric(name, case.kind).of(case) for name in FIVE]
 
 
-def theirs(case: Scored) -> list[float]:
+def theirs(case: EvaluationData) -> list[float]:
     labels, guess, shares = case.labels, case.predictions, case.probabilities
     average = 'binary' if case.kind == 'binary' else 'macro'
     scores = shares[:, 1] if case.kind == 'binary' else shares
@@ -58,7 +58,7 @@ def theirs(case: Scored) -> list[float]:
     ]
 
 
-def our_intervals(case: Scored, num_resamples: int) -> np.ndarray:
+def our_intervals(case: EvaluationData, num_resamples: int) -> np.ndarray:
     """By the bootstrap for all three; `Evaluation` takes Wilson's formula for accuracy."""
     case = case.take(np.s_[:])
     values, parts = shared_parts(case, {name: get_metric(name, case.kind) for name in THREE})
@@ -66,7 +66,7 @@ def our_intervals(case: Scored, num_resamples: int) -> np.ndarray:
     return np.array([percentiles(sample, 0.95) for sample in samples])
 
 
-def their_intervals(case: Scored, num_resamples: int) -> np.ndarray:
+def their_intervals(case: EvaluationData, num_resamples: int) -> np.ndarray:
     rng = np.random.default_rng(0)
     labels, guess, scores = case.labels, case.predictions, case.probabilities[:, 1]
     values = []

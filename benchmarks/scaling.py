@@ -84,8 +84,8 @@ def one_device():
 
     from thinkml.core.parallel.sharding import Layout, data_mesh
     from thinkml.training import DistributedTrainer, ModelTrainer
-    from thinkml.training.request import Asked
     from thinkml.training.train import Latest, train
+    from thinkml.training.training_setup import TrainRequest
 
     class OnMesh:
         """The layout's path, which `DistributedTrainer` leaves out for one device."""
@@ -95,7 +95,7 @@ def one_device():
 
         def train(self, model, x, y, progress):
             layout = Layout(data_mesh(jax.devices()[:1]))
-            asked = Asked(x, y)
+            asked = TrainRequest(x, y)
             return train(
                 Latest(), model, asked, self.config, layout, resume=False, progress=progress
             )

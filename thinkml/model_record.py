@@ -418,7 +418,7 @@ def record_to_change(model: Any) -> ModelRecord:
     before = _carried.get(id(model))
     if before is not None and before.record is record:
         before.record = _copied(record)
-    _carried[id(model)] = Carried(record)
+    _carried[id(model)] = RecordReference(record)
     _carry(model, _carried[id(model)])
     return record
 
@@ -439,7 +439,7 @@ def _forget(key: int) -> None:
     _carried.pop(key, None)
 
 
-def _carry(model: Any, carried: 'Carried') -> None:
+def _carry(model: Any, carried: 'RecordReference') -> None:
     attributes = getattr(model, '__dict__', None)
     if isinstance(attributes, dict):
         nodes = attributes.get(_NODES)
@@ -449,7 +449,7 @@ def _carry(model: Any, carried: 'Carried') -> None:
             attributes[_CARRIED] = carried
 
 
-def _carried_by(model: Any) -> 'Carried | None':
+def _carried_by(model: Any) -> 'RecordReference | None':
     attributes = getattr(model, '__dict__', {})
     nodes = attributes.get(_NODES)
     return nodes.carried if isinstance(nodes, _CarryingNodes) else attributes.get(_CARRIED)
@@ -466,7 +466,7 @@ _NODES = '_pytree__nodes'
 _CARRIED = '_thinkml_record'
 
 
-class Carried:
+class RecordReference:
     """A reference to a record, which copies of a model share until the record is to change.
 
     Equal where the models mean the same. JAX gives what a compiled function returns the static
@@ -480,19 +480,19 @@ class Carried:
         self.record = record
 
     def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Carried):
+        if not isinstance(other, RecordReference):
             return NotImplemented
         mine, its = self.record, other.record
         return mine is its or (mine.task, mine.input_spec) == (its.task, its.input_spec)
 
     def __hash__(self) -> int:
-        return hash(Carried)
+        return hash(RecordReference)
 
     def __deepcopy__(self, memo: Any) -> Self:
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Carried, (_copied(self.record),)
+        return RecordReference, (_copied(self.record),)
 
 
 class _CarryingNodes(HashableMapping):
@@ -503,7 +503,7 @@ class _CarryingNodes(HashableMapping):
     `record_of` puts them right.
     """
 
-    def __init__(self, nodes: Mapping[Any, bool], carried: Carried):
+    def __init__(self, nodes: Mapping[Any, bool], carried: RecordReference):
         super().__init__(nodes)
         self.carried = carried
 

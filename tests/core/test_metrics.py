@@ -199,7 +199,7 @@ def test_labels_without_a_single_positive():
 
 def test_metrics_are_those_of_the_evaluation():
     from thinkml.evaluation import METRICS
-    from thinkml.evaluation.predictions import Scored
+    from thinkml.evaluation.evaluation_data import EvaluationData
 
     for kind, num_outputs in (*CASES, ('regression', 1), ('regression', 3)):
         logits, labels = outputs(kind, 60, num_outputs, seed=5)
@@ -211,7 +211,7 @@ def test_metrics_are_those_of_the_evaluation():
             guess = (logits > 0).astype(np.int32) if kind == 'multilabel' else p.argmax(1)
         metrics = every_metric(kind, num_outputs)
         got = over_epoch(metrics, batches(logits, labels, [1, 9, 37], batch_size=40))
-        scored = Scored(kind, max(2, num_outputs), labels, guess, p, logits)
+        scored = EvaluationData(kind, max(2, num_outputs), labels, guess, p, logits)
         names = NAMES['regression' if is_regression else 'classification']
         expected = {name: METRICS[kind][name].of(scored) for name in names}
         assert_equal(got, expected)
@@ -434,7 +434,7 @@ def test_two_million_small_batches_lose_nothing():
     totals = jax.jit(lambda: jax.lax.fori_loop(0, 2_000_001, body, metrics.empty()))()
     right = 4_000_002 - 666_667
     counts = totals._class_counts
-    assert (int(counts.hits[1]), int(counts.num_examples)) == (right, 4_000_002)
+    assert (int(counts.true_positives[1]), int(counts.num_examples)) == (right, 4_000_002)
     assert totals.accuracy.sums.sum(axis=0).tolist() == [right, 4_000_002]
     got = compute(totals)
     assert got['accuracy'] == got['recall'] == np.float32(right / 4_000_002)

@@ -6,9 +6,9 @@ import numpy as np
 
 from thinkml.core.objectives.confusion_counts import f1, precision, ratio, recall
 from thinkml.evaluation.bootstrap import Resampling
+from thinkml.evaluation.evaluation_data import EvaluationData
 from thinkml.evaluation.metrics.class_counts import class_counts, class_part, confusion_matrix
 from thinkml.evaluation.metrics.registry import default_metrics, get_metric
-from thinkml.evaluation.predictions import Scored
 from thinkml.evaluation.result import Evaluation
 from thinkml.model_record import Task
 
@@ -73,7 +73,9 @@ def classification(
     values, labels = logits(n, len(classes), seed)
     kind = 'binary' if len(classes) == 2 else 'multiclass'
     shares = softmax(values)
-    scored = Scored(kind, len(classes), labels, shares.argmax(axis=1), shares, values, weight)
+    scored = EvaluationData(
+        kind, len(classes), labels, shares.argmax(axis=1), shares, values, weight
+    )
     return made(Task(kind, tuple(classes), len(classes)), scored, metrics, **fields)
 
 
@@ -81,7 +83,7 @@ def binary(labels, probabilities, weight=None, **fields):
     """An evaluation of these labels, 0 and 1, and these probabilities of 1."""
     labels, p = np.asarray(labels), np.asarray(probabilities)
     shares = np.stack([1 - p, p], axis=1)
-    scored = Scored('binary', 2, labels, shares.argmax(axis=1), shares, None, weight)
+    scored = EvaluationData('binary', 2, labels, shares.argmax(axis=1), shares, None, weight)
     return made(Task('binary', (0, 1), 2), scored, ['accuracy'], **fields)
 
 
@@ -100,7 +102,7 @@ def multilabel(labels=('red', 'green', 'blue'), n=90, seed=0, metrics=None, weig
     values = 2 * truth - 1 + rng.normal(size=truth.shape)
     shares = 1 / (1 + np.exp(-values))
     guess = (values > 0).astype(np.int64)
-    scored = Scored('multilabel', k, truth, guess, shares, values, weight)
+    scored = EvaluationData('multilabel', k, truth, guess, shares, values, weight)
     return made(Task('multilabel', tuple(labels), k, (k,)), scored, metrics, **fields)
 
 
@@ -110,5 +112,5 @@ def regression(targets=1, n=120, seed=0, metrics=None, weight=None, **fields):
     shape = (n,) if targets == 1 else (n, targets)
     truth = rng.normal(50, 10, size=shape)
     guess = truth + rng.normal(size=shape)
-    scored = Scored('regression', targets, truth, guess, weight=weight)
+    scored = EvaluationData('regression', targets, truth, guess, weight=weight)
     return made(Task('regression', None, targets, shape[1:]), scored, metrics, **fields)

@@ -149,9 +149,9 @@ def test_a_part_of_very_many_rows_gives_about_the_same(grouped, monkeypatch):
     monkeypatch.setattr(room, '_MAX_VISITS', 200 * 1500)
     monkeypatch.setattr(room, '_MIN_ROWS', 1500)
     part = bands(evaluation, [ROC, GAIN])
-    for kind, of_all, of_some in zip((ROC, GAIN), whole, part, strict=True):
-        own = kind.mean_at(of_all.x, list(all_ladders(evaluation.scored)))
-        widths = [np.sum(band.high - band.low) for band in (of_all, of_some)]
+    for kind, all_gather, of_some in zip((ROC, GAIN), whole, part, strict=True):
+        own = kind.mean_at(all_gather.x, list(all_ladders(evaluation.scored)))
+        widths = [np.sum(band.high - band.low) for band in (all_gather, of_some)]
         assert widths[1] == pytest.approx(widths[0], rel=0.25)
         assert np.all((of_some.low <= own + 1e-12) & (own <= of_some.high + 1e-12))
 

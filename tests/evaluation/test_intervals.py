@@ -11,8 +11,8 @@ from thinkml.errors import ConfigError, DataError
 from thinkml.evaluation import ModelEvaluator, compare
 from thinkml.evaluation.bootstrap import Resampling, percentiles, resampled, shared_parts, units_of
 from thinkml.evaluation.confidence_intervals import intervals_of, wilson
+from thinkml.evaluation.evaluation_data import EvaluationData
 from thinkml.evaluation.metrics.registry import get_metric
-from thinkml.evaluation.predictions import Scored
 
 from .models import Shifted, known, logits_and_labels
 
@@ -22,7 +22,7 @@ def binary_case(n, seed, shift=1.2):
     labels = (rng.random(n) < 0.4).astype(np.int32)
     positive = 1 / (1 + np.exp(-rng.normal(shift * (labels - 0.5), 1)))
     shares = np.stack([1 - positive, positive], axis=1).astype(np.float32)
-    return Scored('binary', 2, labels, shares.argmax(axis=1).astype(np.int32), shares)
+    return EvaluationData('binary', 2, labels, shares.argmax(axis=1).astype(np.int32), shares)
 
 
 def metrics_of(*names, kind='binary'):
@@ -136,8 +136,8 @@ def test_wilson_equals_scipy():
 def test_simple_shares_have_wilsons_interval_and_weighted_ones_the_bootstraps():
     case, metrics = binary_case(300, 1), metrics_of('accuracy', 'recall')
     found = intervals_of(case, metrics, Resampling())
-    hits = (case.labels == case.predictions).sum()
-    assert found['accuracy'] == pytest.approx(wilson(hits, 300))
+    true_positives = (case.labels == case.predictions).sum()
+    assert found['accuracy'] == pytest.approx(wilson(true_positives, 300))
     positives = case.labels == 1
     right = (case.predictions[positives] == 1).sum()
     assert found['recall'] == pytest.approx(wilson(right, positives.sum()))
@@ -157,7 +157,7 @@ def test_groups_that_agree_widen_the_interval():
     case, groups = binary_case(400, 2), np.repeat(np.arange(40), 10)
     labels = np.repeat(case.labels[::10], 10)  # ten copies of each row
     shares = np.repeat(case.probabilities[::10], 10, axis=0)
-    case = Scored('binary', 2, labels, shares.argmax(axis=1).astype(np.int32), shares)
+    case = EvaluationData('binary', 2, labels, shares.argmax(axis=1).astype(np.int32), shares)
     widths = [
         np.diff(intervals_of(case, metrics_of('f1'), Resampling(groups=g))['f1'])[0]
         for g in (None, groups)
@@ -171,9 +171,11 @@ def perfect(kind, num_classes, rows_of_each):
         labels = np.zeros((400, num_classes), np.float32)
         for column in labels.T:
             column[rng.choice(400, rows_of_each, replace=False)] = 1
-        return Scored(kind, num_classes, labels, labels, labels)
+        return EvaluationData(kind, num_classes, labels, labels, labels)
     labels = np.repeat(np.arange(num_classes, dtype=np.int32), rows_of_each)
-    return Scored(kind, num_classes, labels, labels, np.eye(num_classes, dtype=np.float32)[labels])
+    return EvaluationData(
+        kind, num_classes, labels, labels, np.eye(num_classes, dtype=np.float32)[labels]
+    )
 
 
 @pytest.mark.parametrize('kind', ['multiclass', 'multilabel'])
@@ -189,7 +191,7 @@ def test_a_class_that_a_resample_lacks_does_not_count_in_it(kind):
 def test_labels_of_one_row_are_not_independent():
     labels = np.repeat(np.random.default_rng(0).integers(2, size=(400, 1)), 20, axis=1)
     guess = np.where(np.random.default_rng(1).random((400, 1)) < 0.2, 1 - labels, labels)
-    case = Scored('multilabel', 20, labels, guess)
+    case = EvaluationData('multilabel', 20, labels, guess)
     metrics = metrics_of('precision_micro', 'precision_macro', kind='multilabel')
     micro, macro = intervals_of(case, metrics, Resampling()).values()
     np.testing.assert_allclose(micro, macro, atol=1e-5)
@@ -200,7 +202,7 @@ def test_data_sets_of_many_classes_share_a_program(monkeypatch):
 
     for seed in range(3):
         labels, guess = np.random.default_rng(seed).integers(100, size=(2, 800))
-        case = Scored('multiclass', 100, labels, np.where(labels % 3, labels, guess))
+        case = EvaluationData('multiclass', 100, labels, np.where(labels % 3, labels, guess))
         intervals_of(case, metrics_of('f1', kind='multiclass'), Resampling(num_resamples=4))
         monkeypatch.setattr(_resample, 'lower', None)  # the first one compiled it
 

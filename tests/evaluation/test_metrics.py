@@ -13,6 +13,7 @@ from sklearn.calibration import calibration_curve
 from sklearn.exceptions import UndefinedMetricWarning
 
 from thinkml.errors import ConfigError
+from thinkml.evaluation.evaluation_data import EvaluationData
 from thinkml.evaluation.metrics.class_counts import confusion_matrix, tally
 from thinkml.evaluation.metrics.registry import (
     METRICS,
@@ -23,7 +24,6 @@ from thinkml.evaluation.metrics.registry import (
     metrics_for,
     ranking,
 )
-from thinkml.evaluation.predictions import Scored
 
 CLASSES = 4
 KINDS = ('binary', 'multiclass', 'multilabel', 'regression')
@@ -53,7 +53,7 @@ def make_case(kind, variant, *, weighted=False, seed=0, n=300):
         targets = 1 if labels.ndim == 1 else labels.shape[1]
         if weighted and variant == 'weightless':
             weight[:] = np.arange(n) == 7  # one row alone
-        return Scored(kind, targets, labels, predictions, weight=weight)
+        return EvaluationData(kind, targets, labels, predictions, weight=weight)
     k = 2 if kind == 'binary' else CLASSES
     if kind == 'multilabel':
         shares = np.array([0.02, 0.1, 0.3, 0.5]) if variant == 'imbalanced' else 0.4
@@ -89,7 +89,7 @@ def make_case(kind, variant, *, weighted=False, seed=0, n=300):
     if weighted and variant == 'weightless':  # all rows that have the last class, or are said to
         last = (labels[:, -1] == 1) if kind == 'multilabel' else labels == k - 1
         weight[last | (predictions == k - 1 if kind != 'multilabel' else last)] = 0
-    return Scored(kind, k, labels, predictions, probabilities, weight=weight)
+    return EvaluationData(kind, k, labels, predictions, probabilities, weight=weight)
 
 
 def make_regression_case(rng, variant, n):
@@ -387,7 +387,7 @@ def test_very_many_rows(dtype, num_rows):
     labels = (rng.random(num_rows) < 0.01).astype(np.int32)
     positive = np.clip(rng.normal(0.3 + 0.2 * labels, 0.1), 0, 1).round(3).astype(dtype)
     shares = np.stack([1 - positive, positive], axis=1)
-    case = Scored('binary', 2, labels, shares.argmax(axis=1).astype(np.int32), shares)
+    case = EvaluationData('binary', 2, labels, shares.argmax(axis=1).astype(np.int32), shares)
     for name in ('accuracy', 'f1', 'mcc', 'roc_auc', 'average_precision', 'log_loss', 'brier'):
         got, expected = METRICS['binary'][name].of(case), reference(name, case)
         np.testing.assert_allclose(got, expected, rtol=1e-6, err_msg=name)
@@ -407,7 +407,9 @@ def test_every_metric_of_very_many_rows(kind):
 def test_many_classes(num_classes):
     rng = np.random.default_rng(0)
     labels, predictions = rng.integers(num_classes, size=(2, 2000))
-    case = Scored('multiclass', num_classes, labels, np.where(labels % 2, labels, predictions))
+    case = EvaluationData(
+        'multiclass', num_classes, labels, np.where(labels % 2, labels, predictions)
+    )
     expected = sk.confusion_matrix(labels, case.predictions, labels=range(num_classes))
     np.testing.assert_array_equal(confusion_matrix(case), expected)
     for name in ('f1', 'precision_weighted', 'recall_micro', 'mcc', 'kappa', 'balanced_accuracy'):
@@ -420,7 +422,7 @@ def test_many_classes(num_classes):
 def test_scores_below_zero_are_ranked_too():
     rng = np.random.default_rng(0)
     labels, scores = rng.integers(2, size=500), rng.normal(size=500).astype(np.float32).round(1)
-    case = Scored('binary', 2, labels, labels, np.stack([-scores, scores], axis=1))
+    case = EvaluationData('binary', 2, labels, labels, np.stack([-scores, scores], axis=1))
     assert METRICS['binary']['roc_auc'].of(case) == pytest.approx(sk.roc_auc_score(labels, scores))
 
 
@@ -439,7 +441,7 @@ def test_confusion_matrix_equals_scikit_learn(variant, weighted):
 
 def interval_case(bounds):
     y = np.array([1.0, 2.0, 3.0, 4.0])
-    return Scored('regression', 2, np.stack([y, y], 1), np.array(bounds))
+    return EvaluationData('regression', 2, np.stack([y, y], 1), np.array(bounds))
 
 
 def test_interval_metrics():
@@ -457,7 +459,9 @@ def test_interval_metrics_need_bounds():
     y = np.arange(4.0)
     for labels, predictions in ((y, y), (np.stack([y, -y], 1), np.zeros((4, 2)))):
         with pytest.raises(ConfigError, match='the lower bound first and the upper bound last'):
-            METRICS['regression']['interval_width'].of(Scored('regression', 1, labels, predictions))
+            METRICS['regression']['interval_width'].of(
+                EvaluationData('regression', 1, labels, predictions)
+            )
 
 
 def test_what_is_undefined_is_said_with_how_many():

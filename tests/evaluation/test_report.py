@@ -12,8 +12,8 @@ from sklearn.dummy import DummyClassifier, DummyRegressor
 from thinkml.errors import ConfigError
 from thinkml.evaluation import ModelEvaluator, Report
 from thinkml.evaluation.bootstrap import Resampling
+from thinkml.evaluation.evaluation_data import EvaluationData
 from thinkml.evaluation.metrics.registry import metrics_for
-from thinkml.evaluation.predictions import Scored
 from thinkml.evaluation.result import Slice
 from thinkml.evaluation.threshold_choice import choose_threshold
 
@@ -198,7 +198,7 @@ def test_errors_of_labels_are_the_surest_of_each_row_and_label():
 def test_residuals_are_the_largest_in_units_of_their_target():
     units = np.array([1, 1000])
     scored = regression(targets=2).scored
-    scored = Scored('regression', 2, scored.labels * units, scored.predictions * units)
+    scored = EvaluationData('regression', 2, scored.labels * units, scored.predictions * units)
     evaluation = made.made(regression(targets=2).task, scored, resampling=NONE)
     residual = scored.labels - scored.predictions
     size = np.abs(residual) / np.sqrt((residual**2).mean(axis=0))

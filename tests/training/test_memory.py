@@ -121,7 +121,7 @@ def with_free(monkeypatch, num_bytes):
 
 def deep_plan(**settings):
     config = TrainingConfig(**{'batch_size': 512, 'epochs': 1, 'optimizer': 'sgd'} | settings)
-    asked = memory_plan.Asked(DEEP_X, DEEP_Y)
+    asked = memory_plan.TrainRequest(DEEP_X, DEEP_Y)
     return memory_plan.make_plan(deep(), asked, config, None)
 
 
@@ -247,8 +247,10 @@ def test_what_is_on_the_device_already_takes_no_further_room():
     found = []
     for rows in (DEEP_X, jnp.asarray(DEEP_X)):
         config = TrainingConfig(batch_size=64, device_data_bytes=DEEP_X.nbytes // 2)
-        problem = memory_plan.make_problem(deep(), memory_plan.Asked(rows, DEEP_Y), config)
-        found += [where.name for _, where, *_ in memory_plan.resident_or_not(problem, config, None)]
+        problem = memory_plan.make_setup(deep(), memory_plan.TrainRequest(rows, DEEP_Y), config)
+        found += [
+            where.name for _, where, *_ in memory_plan.planned_placements(problem, config, None)
+        ]
     assert found == ['HOST', 'EACH_DEVICE']
 
 
@@ -282,7 +284,7 @@ def test_a_rate_is_found_with_rematerialisation_where_it_is_needed(monkeypatch, 
 def test_rows_that_will_come_are_planned_for():
     """Active learning's training set grows up to the pool, and so does its batch."""
     config = TrainingConfig(batch_size=512, epochs=1, optimizer='sgd')
-    few = memory_plan.Asked(DEEP_X, DEEP_Y, rows=np.arange(8))
+    few = memory_plan.TrainRequest(DEEP_X, DEEP_Y, rows=np.arange(8))
     planned = memory_plan.make_plan(deep(), few, config, None)
     assert planned.bytes_per_device == deep_plan().bytes_per_device
 
@@ -298,7 +300,7 @@ def planned(model, problem, config):
 def test_the_program_whose_memory_is_asked_for_computes_as_the_one_that_runs(ask, monkeypatch):
     images, labels = np.ones((32, 8, 8, 1), np.float32), np.arange(32) % 3
     model, config = SmallCNN(nnx.Rngs(0)), TrainingConfig(batch_size=32)
-    problem = memory_plan.make_problem(model, memory_plan.Asked(images, labels), config)
+    problem = memory_plan.make_setup(model, memory_plan.TrainRequest(images, labels), config)
     programs, memory_of = [], jax.stages.Compiled.memory_analysis
     monkeypatch.setattr(tuning, 'device_budget', lambda: 10**9)
     monkeypatch.setattr(

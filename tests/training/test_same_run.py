@@ -25,8 +25,8 @@ from thinkml.training import (
     TrainingConfig,
 )
 from thinkml.training.function_digests import function_digests
-from thinkml.training.request import Asked, make_problem
 from thinkml.training.run_checkpoints import Checkpoints
+from thinkml.training.training_setup import TrainRequest, make_setup
 
 X = np.random.default_rng(0).normal(size=(100, 4)).astype(np.float32)
 Y = (X[:, 0] > 0).astype(int) + (X[:, 1] > 0.8)
@@ -159,9 +159,9 @@ def test_the_same_functions_made_again_are_recognised(begun):
 
 def digests(**settings):
     arguments = {name: settings.pop(name) for name in asked() if name in settings}
-    request, config = Asked(X, Y, **arguments), TrainingConfig(**settings)
+    request, config = TrainRequest(X, Y, **arguments), TrainingConfig(**settings)
     model = nnx.Linear(4, 3, rngs=nnx.Rngs(0))
-    return function_digests(model, make_problem(model, request, config), request, config)
+    return function_digests(model, make_setup(model, request, config), request, config)
 
 
 def cosine(end):

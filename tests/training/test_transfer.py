@@ -43,7 +43,7 @@ from thinkml.models import (
 )
 from thinkml.training import EarlyStopping, ModelTrainer, TrainingConfig, TransferLearner
 from thinkml.training.transfer.backbone import open_base, role_of
-from thinkml.training.transfer.feature_cache import Features
+from thinkml.training.transfer.feature_cache import FeatureCache
 from thinkml.training.transfer.layer_groups import parts_of_headed
 
 RNG = np.random.default_rng(0)
@@ -513,8 +513,8 @@ def no_weights(tmp_path, monkeypatch):
 
 def test_features_of_a_whole_model_are_kept_where_its_head_is_a_dense_layer(monkeypatch):
     computed = []
-    of = Features.of
-    monkeypatch.setattr(Features, 'of', lambda *args: computed.append(args[-1]) or of(*args))
+    of = FeatureCache.of
+    monkeypatch.setattr(FeatureCache, 'of', lambda *args: computed.append(args[-1]) or of(*args))
     kept, other = Small(3, seed=4), Small(3, seed=4)
     learner, model = fine_tuned(0, model=kept, X_val=X[:40], y_val=Y[:40])
     assert model is kept and computed == ['train', 'val']
@@ -540,7 +540,7 @@ class Squeezed(Small):
 
 
 def test_a_last_layer_that_is_squeezed_stays(monkeypatch):
-    monkeypatch.setattr(Features, 'of', None)
+    monkeypatch.setattr(FeatureCache, 'of', None)
     numbers = (X, X[:, 0, 0, 0])
     start = base()
     _, model = fine_tuned(0, of=start, model=Squeezed(), data=numbers)
@@ -560,7 +560,7 @@ def test_features_are_not_kept_where_there_is_dropout_before_the_head(monkeypatc
                 x = block(x)
             return self.head(self.dropout(self.last(x).mean((1, 2))))
 
-    monkeypatch.setattr(Features, 'of', None)
+    monkeypatch.setattr(FeatureCache, 'of', None)
     start = base()
     _, model = fine_tuned(0, of=start, model=Dropped())
     assert moved(start, model) == set() and moved(model, Dropped()) >= {'head'}

@@ -23,7 +23,7 @@ import numpy as np
 
 from thinkml.checkpoint.fast_reader import read_stored
 from thinkml.checkpoint.filesystem import read_bounded, readable, write_probe
-from thinkml.core.parallel.multiprocess import is_first_process, meet
+from thinkml.core.parallel.multiprocess import barrier, is_first_process
 from thinkml.errors import CheckpointError, CheckpointNotFoundError, problems
 from thinkml.paths import local_path
 
@@ -109,10 +109,10 @@ def save_arrays(path: str | pathlib.Path, tree: PyTree) -> None:
         if is_first_process():
             path.mkdir(parents=True)
             check_disk(path, packed)
-        meet('arrays-begun')
+        barrier('arrays-begun')
         start_saving(path, packed)()
 
-    guarded(write, f'path: {path} could not be written')
+    as_checkpoint_error(write, f'path: {path} could not be written')
 
 
 def check_disk(directory: pathlib.Path, packed: Packed) -> None:
@@ -241,7 +241,7 @@ def load_arrays(
             arrays |= _restore_placed(path / _ARRAYS, stored, {n: targets[n] for n in placed})
         return index, arrays
 
-    index, arrays = guarded(read, f'path: {path} could not be read')
+    index, arrays = as_checkpoint_error(read, f'path: {path} could not be read')
     return _unpack(index, arrays, template)
 
 
@@ -252,7 +252,7 @@ def _orbax() -> Any:
     return orbax.checkpoint
 
 
-def guarded(call: Callable[[], Result], message: str) -> Result:
+def as_checkpoint_error(call: Callable[[], Result], message: str) -> Result:
     """Orbax and tensorstore raise what they like; users see one type."""
     try:
         return call()

@@ -16,13 +16,13 @@ from thinkml.checkpoint.array_store import (
     INDEX,
     Packed,
     PyTree,
+    as_checkpoint_error,
     check_disk,
-    guarded,
     load_arrays,
     pack,
     start_saving,
 )
-from thinkml.core.parallel.multiprocess import is_first_process, meet, told_by_first
+from thinkml.core.parallel.multiprocess import barrier, broadcast_result, is_first_process
 from thinkml.errors import (
     CheckpointError,
     ConfigError,
@@ -89,14 +89,16 @@ class Checkpointer:
             raise CheckpointError(
                 f'directory: {self.directory} is a file, expected a directory or a new path.'
             )
-        guarded(
+        as_checkpoint_error(
             lambda: filesystem.open_directory(self.directory),
             f'directory: {self.directory} can not be written. Choose another one, or make it '
             'writable and free some space',
         )
         if is_first_process():
-            guarded(self._clean_up, f'directory: {self.directory} could not be cleaned up')
-        meet('checkpoint-opened')
+            as_checkpoint_error(
+                self._clean_up, f'directory: {self.directory} could not be cleaned up'
+            )
+        barrier('checkpoint-opened')
 
     @classmethod
     def to_read(cls, directory: str | Path) -> Self:
@@ -122,7 +124,7 @@ class Checkpointer:
             CheckpointError: if there is less. Says how much is needed and free.
         """
         message = f'directory: the free space of {self.directory} is not known'
-        free = guarded(lambda: shutil.disk_usage(self.directory).free, message)
+        free = as_checkpoint_error(lambda: shutil.disk_usage(self.directory).free, message)
         if free < num_bytes:
             raise CheckpointError(
                 f'directory: a checkpoint in {self.directory} needs '
@@ -157,12 +159,16 @@ class Checkpointer:
             raise CheckpointError(f'step: got {step!r}, expected a whole number of at least 0.')
         step, best = int(step), bool(best)
         message = f'step: {step} could not be written to {self.directory}'
-        packed = guarded(lambda: pack(state), message)
-        about = guarded(lambda: _encode(dict(metadata or {})), message)  # may change after this
+        packed = as_checkpoint_error(lambda: pack(state), message)
+        about = as_checkpoint_error(
+            lambda: _encode(dict(metadata or {})), message
+        )  # may change after this
         self.wait()
         self._verified = None
-        guarded(lambda: told_by_first(lambda: check_disk(self.directory, packed)), message)
-        finish = guarded(lambda: self._start(step, packed, about, best), message)
+        as_checkpoint_error(
+            lambda: broadcast_result(lambda: check_disk(self.directory, packed)), message
+        )
+        finish = as_checkpoint_error(lambda: self._start(step, packed, about, best), message)
         executor = concurrent.futures.ThreadPoolExecutor(1, 'thinkml-checkpoint')
         self._pending = step, executor.submit(finish)
         executor.shutdown(wait=False)
@@ -178,7 +184,9 @@ class Checkpointer:
         pending, self._pending = self._pending, None
         if pending is not None:
             step, future = pending
-            guarded(future.result, f'step: {step} could not be written to {self.directory}')
+            as_checkpoint_error(
+                future.result, f'step: {step} could not be written to {self.directory}'
+            )
 
     def close(self) -> None:
         """Waits for what is being written.
@@ -214,7 +222,7 @@ class Checkpointer:
             CheckpointError: if there are checkpoints and none is sound. Says what is wrong.
         """
         self._join()
-        self._verified = told_by_first(self._find_sound)
+        self._verified = broadcast_result(self._find_sound)
         return self._verified
 
     def metadata(self, step: int) -> dict[str, Any]:
@@ -228,7 +236,7 @@ class Checkpointer:
         """
         self._join()
         path = self._path(step)
-        return guarded(lambda: _decode(path), f'step: {step} in {self.directory}')
+        return as_checkpoint_error(lambda: _decode(path), f'step: {step} in {self.directory}')
 
     def restore(
         self, step: int, template: PyTree, prefixes: tuple[str, ...] = ('',)
@@ -381,7 +389,7 @@ class Checkpointer:
         """Waits for the background; an error there is kept for the next `wait`."""
         if self._pending is not None:
             concurrent.futures.wait([self._pending[1]])
-            meet('checkpoint-saved')
+            barrier('checkpoint-saved')
 
 
 _unfinished: set[concurrent.futures.Future[None]] = set()

@@ -18,7 +18,7 @@ _CACHE_BYTES = 100 * 2**20
 _MAX_ARRAYS = 100_000
 
 
-class Stored(Protocol):
+class StoredArray(Protocol):
     """What is known of an array before it is read."""
 
     @property
@@ -27,7 +27,7 @@ class Stored(Protocol):
     def dtype(self) -> str: ...
 
 
-def read_stored(path: pathlib.Path, index: Mapping[str, Stored]) -> dict[str, np.ndarray]:
+def read_stored(path: pathlib.Path, index: Mapping[str, StoredArray]) -> dict[str, np.ndarray]:
     """Reads arrays into memory.
 
     Args:
@@ -79,7 +79,7 @@ def read_stored(path: pathlib.Path, index: Mapping[str, Stored]) -> dict[str, np
     return arrays
 
 
-def _check_memory(index: Mapping[str, Stored]) -> None:
+def _check_memory(index: Mapping[str, StoredArray]) -> None:
     needed = sum(
         int(np.prod(entry.shape, dtype=object)) * jnp.dtype(entry.dtype).itemsize
         for entry in index.values()

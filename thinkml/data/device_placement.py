@@ -11,8 +11,8 @@ import jax
 import numpy as np
 
 from thinkml.core import DeviceData
-from thinkml.core.parallel.multiprocess import least_of_all
-from thinkml.core.parallel.sharding import Layout, Parted, put_global
+from thinkml.core.parallel.multiprocess import all_min
+from thinkml.core.parallel.sharding import Layout, ShardedRows, put_global
 from thinkml.data.rows import Rows
 from thinkml.errors import DataError
 
@@ -75,7 +75,7 @@ def place(
         x=x_placed, y=y_placed, weight=weight_placed,
         rows=put(padded(used.astype(np.int32), count), layout),
         num_rows=put(np.int32(len(used)), layout),
-        parted=Parted(layout.mesh, aligned=False) if parted and layout is not None else None,
+        parted=ShardedRows(layout.mesh, aligned=False) if parted and layout is not None else None,
     )  # fmt: skip
 
 
@@ -162,7 +162,7 @@ def free_bytes(layout: Layout | None = None) -> int | None:
     # All devices that are simulated on a CPU share its memory.
     shares = len(devices) if devices[0].platform == 'cpu' else 1
     free = min(frees) // shares if frees else None
-    return free if layout is None else least_of_all(free)
+    return free if layout is None else all_min(free)
 
 
 def fits(num_bytes: int, limit: int | None = None) -> bool:

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from thinkml.core import Block, DeviceData
-from thinkml.core.parallel.sharding import Layout, Parted
+from thinkml.core.parallel.sharding import Layout, ShardedRows
 from thinkml.core.train.batch_feed import epoch_order, steps_of
 from thinkml.data.batches import Batches, BatchIterator, HostBatch
 from thinkml.data.device_placement import capacity, padded, put, put_parts
@@ -357,7 +357,7 @@ class _Places(NamedTuple):
     positions: np.ndarray
     plan: jax.Array
     rows: jax.Array
-    parted: Parted | None
+    parted: ShardedRows | None
 
 
 @functools.lru_cache(maxsize=8)
@@ -367,7 +367,7 @@ def block_places(steps: int, batch_size: int, layout: Layout | None) -> _Places:
     plan, parted = positions.reshape(steps, batch_size), None
     if layout is not None:
         num_devices = layout.num_devices
-        parted = Parted(layout.mesh, aligned=batch_size % num_devices == 0)
+        parted = ShardedRows(layout.mesh, aligned=batch_size % num_devices == 0)
         if parted.aligned:
             by_device = positions.reshape(steps, num_devices, -1).swapaxes(0, 1)
             plan = np.argsort(by_device.ravel()).astype(np.int32).reshape(steps, batch_size)

@@ -14,9 +14,9 @@ from thinkml.evaluation.bootstrap import (
     resampled_or_nan,
     shared_parts,
 )
+from thinkml.evaluation.evaluation_data import EvaluationData
 from thinkml.evaluation.metrics.class_counts import class_counts, class_part, per_class_f1
 from thinkml.evaluation.metrics.registry import Metric
-from thinkml.evaluation.predictions import Scored
 
 
 def wilson(count: float, total: float, confidence: float = 0.95) -> Interval:
@@ -42,18 +42,18 @@ def wilson(count: float, total: float, confidence: float = 0.95) -> Interval:
     return float(max(low, 0.0)), float(min(high, 1.0))
 
 
-class Within(NamedTuple):
+class Subset(NamedTuple):
     """The data set that rows are a part of, and which of its rows they are, a mask."""
 
-    scored: Scored
+    scored: EvaluationData
     mask: np.ndarray
 
 
 def intervals_of(
-    scored: Scored,
+    scored: EvaluationData,
     metrics: Mapping[str, Metric],
     resampling: Resampling,
-    within: Within | None = None,
+    within: Subset | None = None,
 ) -> dict[str, Interval]:
     """The interval of each metric.
 
@@ -93,13 +93,13 @@ def intervals_of(
     return {name: found[name] for name in metrics}
 
 
-def _is_simple(scored: Scored) -> bool:
+def _is_simple(scored: EvaluationData) -> bool:
     """Whether rows count 1, or not at all."""
     return scored.weight is None or bool(np.isin(scored.weight, (0, 1)).all())
 
 
 def class_intervals(
-    scored: Scored, classes: Sequence[Any], resampling: Resampling
+    scored: EvaluationData, classes: Sequence[Any], resampling: Resampling
 ) -> dict[Any, dict[str, Interval]]:
     """The intervals of ``precision``, ``recall`` and ``f1`` of each class (or label)."""
     confidence = resampling.confidence

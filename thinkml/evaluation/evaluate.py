@@ -10,12 +10,12 @@ from thinkml.core.objectives.confusion_counts import f1, precision, ratio, recal
 from thinkml.core.objectives.metric_names import metric_name
 from thinkml.errors import ConfigError, warn_user
 from thinkml.evaluation.bootstrap import Resampling
-from thinkml.evaluation.evaluation_input import Opened
+from thinkml.evaluation.evaluation_data import EvaluationData
+from thinkml.evaluation.evaluation_input import EvaluationInput
 from thinkml.evaluation.metrics.class_counts import class_part, confusion_matrix
 from thinkml.evaluation.metrics.custom import own_values, row_metric
 from thinkml.evaluation.metrics.registry import check_fit, default_metrics, get_metric
 from thinkml.evaluation.model_outputs import open_model
-from thinkml.evaluation.predictions import Scored
 from thinkml.evaluation.result import Evaluation
 from thinkml.evaluation.settings import Settings, open_resampling, open_weight
 from thinkml.evaluation.slices import Mask, evaluate_slices, open_slices
@@ -63,9 +63,9 @@ def evaluate_model(
 
 
 def _measured(
-    opened: Opened,
+    opened: EvaluationInput,
     predictions: np.ndarray,
-    scored: Scored,
+    scored: EvaluationData,
     asked: list[Any],
     resampling: Resampling,
     masks: dict[str, Mask],
@@ -107,7 +107,7 @@ def _measured(
     return dataclasses.replace(evaluation, slices=slices, warnings=tuple(notes))
 
 
-def _without_weights(name: str, scored: Scored, masks: dict[str, Mask]) -> list[str]:
+def _without_weights(name: str, scored: EvaluationData, masks: dict[str, Mask]) -> list[str]:
     given = ['sample_weight'] if scored.weight is not None else []
     given += ['slices'] if masks else []
     if not given:
@@ -134,7 +134,7 @@ def _check_probabilities(asked: list[Any], kind: TaskKind) -> None:
 
 
 def _per_class(
-    scored: Scored, classes: tuple[Any, ...] | None
+    scored: EvaluationData, classes: tuple[Any, ...] | None
 ) -> dict[Any, dict[str, float]] | None:
     if classes is None:
         return None

@@ -8,19 +8,19 @@ import numpy as np
 
 from thinkml.data import WHY_NAN, encode_targets, fingerprint
 from thinkml.errors import DataError
-from thinkml.evaluation.predictions import Scored
+from thinkml.evaluation.evaluation_data import EvaluationData
 from thinkml.model_record import Task
 
 
 @dataclasses.dataclass(frozen=True)
-class Opened:
+class EvaluationInput:
     """A model and a data set, checked, before anything is predicted.
 
     Attributes:
         task: what the outputs mean.
         labels: the true ones, as they were passed.
         encoded: the same, encoded.
-        predict: returns the predictions in the form of the labels, and both as `Scored`.
+        predict: returns the predictions in the form of the labels, and both as `EvaluationData`.
         fingerprint: identifies the data.
         versions: of the model's library, where it is another one.
         weight: what each row counts, where batches say it, float64 ``(rows,)``; else None.
@@ -29,14 +29,14 @@ class Opened:
     task: Task
     labels: np.ndarray
     encoded: np.ndarray
-    predict: Callable[[], tuple[np.ndarray, Scored]]
+    predict: Callable[[], tuple[np.ndarray, EvaluationData]]
     fingerprint: dict[str, Any]
     versions: dict[str, str] = dataclasses.field(default_factory=dict)
     weight: np.ndarray | None = None
 
 
 def encode_labels(labels: np.ndarray, task: Task) -> np.ndarray:
-    """The labels as `Scored` has them."""
+    """The labels as `EvaluationData` has them."""
     if task.classes is None:
         return _numbers(labels, (len(labels), *task.target_shape), 'y_test')
     return encode_targets(labels, task, argument='y_test')
@@ -56,7 +56,7 @@ def set_beside(
     task: Task,
     shares: np.ndarray | None,
     outputs: np.ndarray | None = None,
-) -> Scored:
+) -> EvaluationData:
     """Predictions in the form of the labels, encoded, beside the encoded labels."""
     # One rule decides what is predicted, that of decode: ties at 0.5 count the same everywhere.
     if task.classes is None:
@@ -64,7 +64,7 @@ def set_beside(
     else:
         guess = encode_targets(predictions, task, argument='predictions')
     num_classes = task.num_outputs if task.classes is None else len(task.classes)
-    return Scored(task.kind, num_classes, encoded, guess, shares, outputs)
+    return EvaluationData(task.kind, num_classes, encoded, guess, shares, outputs)
 
 
 def fingerprint_of_labels(encoded: np.ndarray) -> dict[str, Any]:

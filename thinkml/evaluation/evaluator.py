@@ -12,7 +12,7 @@ from thinkml.data import is_batches, open_rows
 from thinkml.errors import ConfigError, DataError
 from thinkml.evaluation.analysis import PerformanceAnalysis
 from thinkml.evaluation.evaluate import evaluate_model
-from thinkml.evaluation.external_models import is_foreign
+from thinkml.evaluation.external_models import is_external
 from thinkml.evaluation.metrics.registry import check_metrics, metrics_for
 from thinkml.evaluation.report import Report
 from thinkml.evaluation.result import Evaluation
@@ -212,12 +212,12 @@ class ModelEvaluator:
             model, X_test, y_test, checked, self._devices, default=metrics_for
         )
         speed = None if is_batches(X_test) else measure_speed(*self._predictor(model, X_test))
-        runs = () if is_foreign(model) else tuple(record_of(model).runs)
+        runs = () if is_external(model) else tuple(record_of(model).runs)
         return PerformanceAnalysis(evaluation, speed=speed, runs=runs)
 
     def _predictor(self, model: Any, X_test: Any) -> tuple[Callable[[Any], Any], Any]:
         """What predicts rows of the data, and some rows."""
-        if is_foreign(model):
+        if is_external(model):
             return model.predict, X_test
         rows = open_rows(X_test, 'X_test', record_of(model).input_spec)
         some = rows.take(np.arange(min(len(rows), 1024)))

@@ -10,14 +10,14 @@ import numpy as np
 from thinkml.core import is_model
 from thinkml.data import check_targets, fingerprint
 from thinkml.errors import DataError, ModelTypeError
+from thinkml.evaluation.evaluation_data import EvaluationData
 from thinkml.evaluation.evaluation_input import (
-    Opened,
+    EvaluationInput,
     check_outputs,
     encode_labels,
     fingerprint_of_labels,
     set_beside,
 )
-from thinkml.evaluation.predictions import Scored
 from thinkml.model_record import Task
 
 # Rows a model gets at a time.
@@ -26,12 +26,12 @@ _ROWS = 2**16
 _ROUNDING = 1e-2
 
 
-def is_foreign(model: Any) -> bool:
+def is_external(model: Any) -> bool:
     """Whether it is a model of another library, which predicts by itself."""
     return callable(getattr(model, 'predict', None)) and not is_model(model)
 
 
-def open_foreign(model: Any, X_test: Any, y_test: Any) -> Opened:
+def open_external(model: Any, X_test: Any, y_test: Any) -> EvaluationInput:
     """Checks such a model and its data, as `open_model` does.
 
     Raises:
@@ -59,14 +59,16 @@ def open_foreign(model: Any, X_test: Any, y_test: Any) -> Opened:
     task = _task_of(model, labels, guesses)
     encoded = encode_labels(labels, task)
 
-    def predict() -> tuple[np.ndarray, Scored]:
+    def predict() -> tuple[np.ndarray, EvaluationData]:
         shares = None
         if task.classes is not None and hasattr(model, 'predict_proba'):
             found = _by_rows(model.predict_proba, X_test, num_rows)
             shares = _shares(found, model, task, num_rows)
         return guesses(), set_beside(guesses(), encoded, task, shares)
 
-    return Opened(task, labels, encoded, predict, _fingerprint(X_test, encoded), _version_of(model))
+    return EvaluationInput(
+        task, labels, encoded, predict, _fingerprint(X_test, encoded), _version_of(model)
+    )
 
 
 def _by_rows(predict: Callable[[Any], Any], X: Any, num_rows: int) -> Any:

@@ -20,21 +20,21 @@ from thinkml.data import (
     probabilities,
 )
 from thinkml.errors import DataError, warn_user
+from thinkml.evaluation.evaluation_data import EvaluationData
 from thinkml.evaluation.evaluation_input import (
-    Opened,
+    EvaluationInput,
     check_outputs,
     encode_labels,
     fingerprint_of_labels,
     set_beside,
 )
-from thinkml.evaluation.external_models import is_foreign, open_foreign
-from thinkml.evaluation.predictions import Scored
+from thinkml.evaluation.external_models import is_external, open_external
 from thinkml.model_record import InputSpec, Task, record_of
 
 
 def open_model(
     model: Any, X_test: Any, y_test: Any, devices: Sequence[Any] | None = None
-) -> Opened:
+) -> EvaluationInput:
     """Checks a model and the data it is evaluated on.
 
     Args:
@@ -47,8 +47,8 @@ def open_model(
         DataError: if the data fit neither each other nor the model.
         ModelTypeError: if it is no model.
     """
-    if is_foreign(model):
-        return open_foreign(model, X_test, y_test)
+    if is_external(model):
+        return open_external(model, X_test, y_test)
     like = record_of(model).input_spec
     if is_batches(X_test):
         return _open_batches(model, X_test, y_test, like, devices)
@@ -58,12 +58,12 @@ def open_model(
     task = _task_of(model, labels, rows.spec)
     encoded = encode_labels(labels, task)
 
-    def predict() -> tuple[np.ndarray, Scored]:
+    def predict() -> tuple[np.ndarray, EvaluationData]:
         return _scored(
             predict_outputs(model, rows, devices=devices, argument='X_test'), encoded, task
         )
 
-    return Opened(task, labels, encoded, predict, fingerprint(rows, encoded))
+    return EvaluationInput(task, labels, encoded, predict, fingerprint(rows, encoded))
 
 
 def _open_batches(
@@ -72,7 +72,7 @@ def _open_batches(
     y_test: Any,
     like: InputSpec | None,
     devices: Sequence[Any] | None,
-) -> Opened:
+) -> EvaluationInput:
     if not isinstance(y_test, str | None):
         raise DataError(
             f'y_test: got a {type(y_test).__name__} beside batches, expected None: the batches of '
@@ -98,7 +98,7 @@ def _open_batches(
     task = _task_of(model, true, example)
     encoded = encode_labels(true, task)
     scored = _scored(np.concatenate(outputs), encoded, task)
-    return Opened(
+    return EvaluationInput(
         task, true, encoded, lambda: scored, fingerprint_of_labels(encoded),
         weight=_weight_of(weights, labels),
     )  # fmt: skip
@@ -127,7 +127,9 @@ def _task_of(model: Any, labels: np.ndarray, example: Any) -> Task:
     return task
 
 
-def _scored(outputs: np.ndarray, encoded: np.ndarray, task: Task) -> tuple[np.ndarray, Scored]:
+def _scored(
+    outputs: np.ndarray, encoded: np.ndarray, task: Task
+) -> tuple[np.ndarray, EvaluationData]:
     check_outputs(outputs)
     predictions = decode(outputs, task)
     shares = None if task.classes is None else probabilities(outputs, task)

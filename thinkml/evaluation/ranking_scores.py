@@ -2,11 +2,11 @@
 
 import numpy as np
 
-from thinkml.evaluation.predictions import Scored
+from thinkml.evaluation.evaluation_data import EvaluationData
 from thinkml.model_record import TaskKind
 
 
-def scores(scored: Scored) -> np.ndarray:
+def scores(scored: EvaluationData) -> np.ndarray:
     """Returns what ranks the rows for each class or label, laid out as the probabilities.
 
     A model's outputs give logits; models of other libraries give their probabilities alone.

@@ -10,8 +10,8 @@ import numpy as np
 from thinkml.errors import unknown_name
 from thinkml.evaluation.bootstrap import Interval, Resampling
 from thinkml.evaluation.confidence_intervals import class_intervals, intervals_of
+from thinkml.evaluation.evaluation_data import EvaluationData
 from thinkml.evaluation.metrics.registry import Metric, get_metric
-from thinkml.evaluation.predictions import Scored
 from thinkml.model_record import Task
 
 
@@ -67,7 +67,7 @@ class Evaluation:
     confusion_matrix: np.ndarray | None
     predictions: np.ndarray
     labels: np.ndarray
-    scored: Scored
+    scored: EvaluationData
     resampling: Resampling = dataclasses.field(default_factory=Resampling)
     warnings: tuple[str, ...] = ()
     slices: dict[str, Slice] = dataclasses.field(default_factory=dict)
@@ -88,7 +88,7 @@ class Evaluation:
 
     @property
     def encoded_labels(self) -> np.ndarray:
-        """The true ones as `Scored` has them: class indices, for instance."""
+        """The true ones as `EvaluationData` has them: class indices, for instance."""
         return self.scored.labels
 
     @functools.cached_property

@@ -10,7 +10,7 @@ from thinkml.data import number_groups
 from thinkml.data.sample_weights import check_sample_weight
 from thinkml.errors import ConfigError, DataError, is_number, is_whole, problems
 from thinkml.evaluation.bootstrap import Resampling
-from thinkml.evaluation.evaluation_input import Opened
+from thinkml.evaluation.evaluation_input import EvaluationInput
 
 
 class EvaluationSettings(TypedDict, total=False):
@@ -79,7 +79,7 @@ def _keys_or_type(value: Any) -> str:
     return type(value).__name__
 
 
-def open_weight(sample_weight: Any, opened: Opened) -> np.ndarray | None:
+def open_weight(sample_weight: Any, opened: EvaluationInput) -> np.ndarray | None:
     """Returns the weight of each row, float64 ``(rows,)``; None where all count 1.
 
     Raises:
@@ -111,7 +111,7 @@ def _of_usual_size(weight: np.ndarray) -> np.ndarray:
     return weight if abs(exponent) <= 256 else np.ldexp(weight, -exponent)
 
 
-def open_resampling(settings: Settings, opened: Opened) -> Resampling:
+def open_resampling(settings: Settings, opened: EvaluationInput) -> Resampling:
     """How rows are drawn.
 
     Raises:

@@ -7,8 +7,8 @@ import numpy as np
 
 from thinkml.data import as_values, warn_of_missing_text
 from thinkml.errors import DataError
-from thinkml.evaluation.confidence_intervals import Within, intervals_of
-from thinkml.evaluation.predictions import Scored
+from thinkml.evaluation.confidence_intervals import Subset, intervals_of
+from thinkml.evaluation.evaluation_data import EvaluationData
 from thinkml.evaluation.result import Evaluation, Slice
 
 Mask = np.ndarray
@@ -73,11 +73,11 @@ def evaluate_slices(
     return slices, [f'{_named(names)}: {note}' for note, names in notes.items()]
 
 
-def _evaluate_slice(name: str, evaluation: Evaluation, rows: Scored, mask: Mask) -> Slice:
+def _evaluate_slice(name: str, evaluation: Evaluation, rows: EvaluationData, mask: Mask) -> Slice:
     definitions = evaluation.definitions
     values = {n: metric.of(rows) for n, metric in definitions.items()}
     gaps = {n: value - evaluation.metrics[n] for n, value in values.items()}
-    within = Within(evaluation.scored, mask)
+    within = Subset(evaluation.scored, mask)
     intervals = intervals_of(rows, definitions, evaluation.resampling, within)
     return Slice(name, len(rows), values, intervals, gaps, is_supported=True)
 

@@ -16,7 +16,7 @@ from thinkml.errors import (
 )
 from thinkml.evaluation.result import Evaluation
 from thinkml.evaluation.threshold_counts import (
-    Ladder,
+    ThresholdCounts,
     all_ladders,
     check_probabilities,
     named_columns,
@@ -89,7 +89,7 @@ def choose_threshold(
 
     Example:
         >>> from thinkml.evaluation.result import Evaluation
-        >>> from thinkml.evaluation.predictions import Scored
+        >>> from thinkml.evaluation.evaluation_data import Scored
         >>> from thinkml.model_record import Task
         >>> labels, p = np.array([0, 0, 1, 1, 1]), np.array([0.1, 0.4, 0.3, 0.6, 0.9])
         >>> scored = Scored('binary', 2, labels, labels, np.stack([1 - p, p], axis=1))
@@ -170,7 +170,7 @@ def check_decided_by_threshold(evaluation: Evaluation, function: str) -> None:
     check_probabilities(evaluation, function)
 
 
-def _obstacle(each: Ladder, objective: str, settings: Mapping[str, Any]) -> str:
+def _obstacle(each: ThresholdCounts, objective: str, settings: Mapping[str, Any]) -> str:
     """What keeps a threshold from being chosen; empty if nothing does."""
     if not each.positives:
         return 'no positive rows'
@@ -182,7 +182,7 @@ def _obstacle(each: Ladder, objective: str, settings: Mapping[str, Any]) -> str:
     )
 
 
-def best_rung(each: Ladder, objective: Objective, settings: Mapping[str, Any]) -> int:
+def best_rung(each: ThresholdCounts, objective: Objective, settings: Mapping[str, Any]) -> int:
     """The index of the best threshold of a ladder on which one can be chosen."""
     match objective:
         case 'f1':
@@ -190,8 +190,8 @@ def best_rung(each: Ladder, objective: Objective, settings: Mapping[str, Any]) -
         case 'youden':
             return _first_best(each.recall - each.fall_out)
         case 'cost':
-            wrong = settings['false_positive_cost'] * each.misses
-            missed = settings['false_negative_cost'] * (each.positives - each.hits)
+            wrong = settings['false_positive_cost'] * each.false_positives
+            missed = settings['false_negative_cost'] * (each.positives - each.true_positives)
             return _first_best(-(wrong + missed))
         case 'precision':
             enough = each.recall >= settings['min_recall'] - _SLACK
@@ -207,7 +207,7 @@ def _first_best(values: np.ndarray) -> int:
     return int(np.flatnonzero(values >= best - _SLACK * max(1, abs(best)))[0])
 
 
-def threshold_at(each: Ladder, rung: int, objective: Objective) -> Threshold:
+def threshold_at(each: ThresholdCounts, rung: int, objective: Objective) -> Threshold:
     """What a threshold of the ladder gives."""
     return Threshold(
         threshold=float(each.thresholds[rung]),

@@ -8,8 +8,8 @@ import numpy as np
 
 from thinkml.core.objectives.confusion_counts import ratio
 from thinkml.errors import ConfigError
+from thinkml.evaluation.evaluation_data import EvaluationData
 from thinkml.evaluation.metrics.ranking import rankings, rankings_by_probability
-from thinkml.evaluation.predictions import Scored
 from thinkml.evaluation.ranking_scores import scores
 from thinkml.evaluation.result import Evaluation
 
@@ -31,7 +31,7 @@ class Ranking(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Ladder:
+class ThresholdCounts:
     """What is called positive, at each distinct score as the threshold, the highest first.
 
     Rows at or above the threshold are called positive. The first threshold is infinite. Rows that
@@ -44,41 +44,43 @@ class Ladder:
     """
 
     thresholds: np.ndarray
-    hits: np.ndarray
-    misses: np.ndarray
+    true_positives: np.ndarray
+    false_positives: np.ndarray
 
     @property
     def positives(self) -> float:
         """The number (or weight) of all positive rows."""
-        return float(self.hits[-1])
+        return float(self.true_positives[-1])
 
     @property
     def negatives(self) -> float:
         """The number (or weight) of all other rows."""
-        return float(self.misses[-1])
+        return float(self.false_positives[-1])
 
     @property
     def precision(self) -> np.ndarray:
         """Of what is called positive, the share that is; 0 where nothing is called positive."""
-        return ratio(self.hits, self.hits + self.misses)
+        return ratio(self.true_positives, self.true_positives + self.false_positives)
 
     @property
     def recall(self) -> np.ndarray:
         """Of what is positive, the share that is called so; NaN without positives."""
-        return self.hits / (self.positives or np.nan)
+        return self.true_positives / (self.positives or np.nan)
 
     @property
     def f1(self) -> np.ndarray:
         """The harmonic mean of precision and recall: ``2 tp / (2 tp + fp + fn)``."""
-        return ratio(2 * self.hits, self.hits + self.misses + self.positives)
+        return ratio(
+            2 * self.true_positives, self.true_positives + self.false_positives + self.positives
+        )
 
     @property
     def fall_out(self) -> np.ndarray:
         """Of what is negative, the share that is called positive; NaN without negatives."""
-        return self.misses / (self.negatives or np.nan)
+        return self.false_positives / (self.negatives or np.nan)
 
 
-def ranked(scored: Scored, *, by_probability: bool = False) -> Iterator[Ranking]:
+def ranked(scored: EvaluationData, *, by_probability: bool = False) -> Iterator[Ranking]:
     """Yields the rankings a task consists of.
 
     Binary: that of the positive class alone; multiclass: of every class against the others;
@@ -100,23 +102,29 @@ def ranked(scored: Scored, *, by_probability: bool = False) -> Iterator[Ranking]
         yield Ranking(order, rival == own, ends, columns[order[ends], index])
 
 
-def ladder(ranking: Ranking, weight: np.ndarray) -> Ladder:
+def ladder(ranking: Ranking, weight: np.ndarray) -> ThresholdCounts:
     """Counts true and false positives down a ranking, for any weights of the rows ``(n,)``."""
     weight = weight[ranking.order]
-    hits = np.cumsum(weight * ranking.positive)[ranking.ends]
-    misses = np.cumsum(weight * ~ranking.positive)[ranking.ends]
-    return ladder_of(ranking.scores, hits, misses)
+    true_positives = np.cumsum(weight * ranking.positive)[ranking.ends]
+    false_positives = np.cumsum(weight * ~ranking.positive)[ranking.ends]
+    return ladder_of(ranking.scores, true_positives, false_positives)
 
 
-def ladder_of(scores: np.ndarray, hits: np.ndarray, misses: np.ndarray) -> Ladder:
+def ladder_of(
+    scores: np.ndarray, true_positives: np.ndarray, false_positives: np.ndarray
+) -> ThresholdCounts:
     """The ladder of counts down to each score, the highest first, all ``(m,)``."""
-    rungs = np.flatnonzero(np.diff(hits + misses, prepend=0) > 0)
-    return Ladder(
-        np.append(np.inf, scores[rungs]), np.append(0, hits[rungs]), np.append(0, misses[rungs])
+    rungs = np.flatnonzero(np.diff(true_positives + false_positives, prepend=0) > 0)
+    return ThresholdCounts(
+        np.append(np.inf, scores[rungs]),
+        np.append(0, true_positives[rungs]),
+        np.append(0, false_positives[rungs]),
     )
 
 
-def all_ladders(scored: Scored, *, by_probability: bool = False) -> Iterator[Ladder]:
+def all_ladders(
+    scored: EvaluationData, *, by_probability: bool = False
+) -> Iterator[ThresholdCounts]:
     """Yields the ladder of each ranking, with the rows' own weights; see `ranked`."""
     weight = scored.weights
     for ranking in ranked(scored, by_probability=by_probability):

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from thinkml.core.model.training_lock import check_not_trained
-from thinkml.core.parallel.multiprocess import told_by_first
+from thinkml.core.parallel.multiprocess import broadcast_result
 from thinkml.errors import ConfigError, ModelFileError
 from thinkml.model_record import record_of
 from thinkml.models.inspection import Inspection, inspect_file
@@ -15,11 +15,11 @@ from thinkml.models.registry import Registry, parse
 from thinkml.models.serialization import model_file
 from thinkml.models.serialization.directories import (
     absolute,
+    atomic_directory,
     check_target,
     fingerprint,
     read_whole,
     verify,
-    written_whole,
 )
 from thinkml.models.serialization.export import write_safetensors, write_stablehlo
 from thinkml.paths import expanded
@@ -100,7 +100,7 @@ class ModelManager:
         named = self._is_reference(path)
         if not named:
             target = absolute(path)
-            told_by_first(lambda: check_target(target, overwrite), ModelFileError)
+            broadcast_result(lambda: check_target(target, overwrite), ModelFileError)
         elif parse(str(path))[1] is not None or '@' in str(path):
             raise ModelFileError(
                 f'path: got {path!r}, expected a name: a save is always a new version. Write '
@@ -108,7 +108,7 @@ class ModelManager:
             )
         contents = model_file.contents_of(model, metadata, include_optimizer)
         place = self._place_of_new(str(path)) if named else absolute(path)
-        with written_whole(place, overwrite) as directory:
+        with atomic_directory(place, overwrite) as directory:
             model_file.write(directory, contents, place)
         record_of(model).origin = {'path': str(place), 'sha256': fingerprint(place)}
         return place if named else expanded(path)
@@ -304,7 +304,7 @@ class ModelManager:
 
     def _place_of_new(self, name: str) -> Path:
         registry = self._named()
-        return Path(told_by_first(lambda: str(registry.reserve(name)), ModelFileError))
+        return Path(broadcast_result(lambda: str(registry.reserve(name)), ModelFileError))
 
     def _table(self, paths: Sequence[PathLike], keep_going: bool = False) -> Table:
         rows = []

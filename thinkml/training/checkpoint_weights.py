@@ -24,8 +24,8 @@ from thinkml.history import History
 from thinkml.model_record import InputSpec, ModelRecord, Task, attach_record
 from thinkml.models.serialization.json_values import decode
 from thinkml.paths import local_path
-from thinkml.training.request import probe_of
 from thinkml.training.run_directory import newest_directory
+from thinkml.training.training_setup import probe_of
 
 Which = Literal['best', 'latest'] | int
 

@@ -28,11 +28,11 @@ from thinkml.data.sample_weights import in_float32
 from thinkml.data.stream import Arrays, row_bytes
 from thinkml.errors import ConfigError
 from thinkml.training.config import TrainingConfig
-from thinkml.training.request import Examples, Problem, Stream, with_advice
 from thinkml.training.train_loop import Validation
+from thinkml.training.training_setup import Examples, Stream, TrainingSetup, with_advice
 
 
-class Where(enum.Enum):
+class Placement(enum.Enum):
     """Where the rows of a data set are."""
 
     EACH_DEVICE = 'on each device'
@@ -41,7 +41,7 @@ class Where(enum.Enum):
 
 
 def make_feed(
-    problem: Problem, config: TrainingConfig, shuffle_key: jax.Array, layout: Layout | None
+    problem: TrainingSetup, config: TrainingConfig, shuffle_key: jax.Array, layout: Layout | None
 ) -> tuple[Feed, Validation | None]:
     """Chooses for the data: what fits stays on the device, what doesn't is streamed.
 
@@ -63,8 +63,8 @@ def make_feed(
         return feed, _validation(val, None, config, _less(budget, feed.num_bytes), layout)
     batch_size = config.batch_size * config.accumulate_steps
     limit = _limit(config, steps_of(len(train.rows), batch_size))
-    where = where_to_put(train, budget, layout)
-    if where is Where.HOST:
+    where = choose_placement(train, budget, layout)
+    if where is Placement.HOST:
         feed = StreamedFeed(
             train.x, train.y, rows=train.rows, weight=train.weight, batch_size=batch_size,
             shuffle_key=shuffle_key, budget=budget, limit_steps=limit, layout=layout,
@@ -81,9 +81,9 @@ def make_feed(
     return feed, _validation(val, shared, config, left, layout)
 
 
-def resident_or_not(
-    problem: Problem, config: TrainingConfig, layout: Layout | None
-) -> Iterator[tuple[str, Where, int, int]]:
+def planned_placements(
+    problem: TrainingSetup, config: TrainingConfig, layout: Layout | None
+) -> Iterator[tuple[str, Placement, int, int]]:
     """Where `make_feed` would put rows, without putting them there.
 
     Yields:
@@ -99,11 +99,11 @@ def resident_or_not(
         )
         if not isinstance(examples, Examples) or is_shared:
             continue
-        where = where_to_put(examples, budget, layout)
+        where = choose_placement(examples, budget, layout)
         of_device = bytes_to_put(examples, where, layout)
-        if where is Where.HOST:
+        if where is Placement.HOST:
             of_device = min(of_device, streamed_bytes(examples, config, budget, layout))
-        yield argument, where, num_bytes(examples, Where.EACH_DEVICE, None), of_device
+        yield argument, where, num_bytes(examples, Placement.EACH_DEVICE, None), of_device
         budget = _less(budget, of_device)
 
 
@@ -118,24 +118,24 @@ def streamed_bytes(
     ).num_bytes  # fmt: skip
 
 
-def where_to_put(examples: Examples, budget: int | None, layout: Layout | None) -> Where:
+def choose_placement(examples: Examples, budget: int | None, layout: Layout | None) -> Placement:
     """Where the rows go, given the bytes that data may take on a device."""
-    for where in (Where.EACH_DEVICE, Where.PARTED):
+    for where in (Placement.EACH_DEVICE, Placement.PARTED):
         if budget is None or bytes_to_put(examples, where, layout) <= budget:
             return where
-    return Where.HOST
+    return Placement.HOST
 
 
-def num_bytes(examples: Examples, where: Where, layout: Layout | None) -> int:
+def num_bytes(examples: Examples, where: Placement, layout: Layout | None) -> int:
     """Bytes of a device that all rows take, with those that fill up to the capacity."""
     x, y, _, weight, _ = examples
-    num_devices = 1 if layout is None or where is Where.EACH_DEVICE else layout.num_devices
+    num_devices = 1 if layout is None or where is Placement.EACH_DEVICE else layout.num_devices
     count = capacity(len(x))
     # The plan, 4 bytes a row, is whole on each device.
     return -(-count // num_devices) * (row_bytes(x, y, weight) - 4) + 4 * count
 
 
-def bytes_to_put(examples: Examples, where: Where, layout: Layout | None) -> int:
+def bytes_to_put(examples: Examples, where: Placement, layout: Layout | None) -> int:
     """The same without those that are on the device already."""
     arrays = examples.x.arrays if layout is None else None
     there = [leaf.nbytes for leaf in jax.tree.leaves(arrays) if isinstance(leaf, jax.Array)]
@@ -143,10 +143,10 @@ def bytes_to_put(examples: Examples, where: Where, layout: Layout | None) -> int
 
 
 def _placed(
-    examples: Examples, rows: np.ndarray, where: Where, layout: Layout | None
+    examples: Examples, rows: np.ndarray, where: Placement, layout: Layout | None
 ) -> DeviceData:
     x, y, _, weight, _ = examples
-    return place(x, y, rows, weight, layout, parted=where is Where.PARTED)
+    return place(x, y, rows, weight, layout, parted=where is Placement.PARTED)
 
 
 def _less(budget: int | None, num_bytes: int) -> int | None:
@@ -197,8 +197,8 @@ def _validation(
         Validation, batch_size=batch_size,
         capacity=math.ceil(capacity(len(val.x)) / batch_size) * batch_size,
     )  # fmt: skip
-    where = where_to_put(val, budget, layout)
-    if shared is None and where is Where.HOST:
+    where = choose_placement(val, budget, layout)
+    if shared is None and where is Placement.HOST:
         return make(lambda: row_parts(val.x, val.y, val.weight, rows, batch_size, layout))
     data = _placed(val, rows, where, layout) if shared is None else select(shared, rows, layout)
     return make(lambda: data)

@@ -12,8 +12,8 @@ from thinkml.errors import ConfigError, DeviceCountWarning, is_whole, unknown_na
 from thinkml.monitoring import History
 from thinkml.training.config import TrainingConfig
 from thinkml.training.memory_plan import Plan, make_plan
-from thinkml.training.request import Asked
 from thinkml.training.train import Latest, Resume, check_config, check_switches, train
+from thinkml.training.training_setup import TrainRequest
 from thinkml.training.tuning import LearningRateRange
 
 Strategy = Literal['mirrored', 'fsdp']
@@ -144,7 +144,7 @@ class DistributedTrainer:
             ConfigError: also if the processes were given different data, settings or models.
         """
         check_switches(resume=resume, progress=progress)
-        asked = Asked(
+        asked = TrainRequest(
             X_train, y_train, X_val, y_val, loss_fn, metrics, class_weights, sample_weight,
             augmentation, groups,
         )  # fmt: skip
@@ -196,7 +196,7 @@ class DistributedTrainer:
             >>> plan.parts[0].name, plan.parts[0].bytes_per_device
             ('parameters', 108)
         """
-        asked = Asked(
+        asked = TrainRequest(
             X_train, y_train, X_val, y_val, loss_fn, metrics, class_weights, sample_weight,
             augmentation, groups,
         )  # fmt: skip

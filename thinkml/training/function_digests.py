@@ -17,7 +17,7 @@ from jax.extend.core import ClosedJaxpr
 from thinkml.core import functionalize, make_optimizer, metric_name
 from thinkml.core.objectives.probe_sizes import PROBE_ROWS
 from thinkml.training.config import TrainingConfig
-from thinkml.training.request import Asked, Problem, probe_of
+from thinkml.training.training_setup import TrainingSetup, TrainRequest, probe_of
 from thinkml.versions import library_versions
 
 # The key of the versions that digests depend on: those of others are not compared.
@@ -25,7 +25,7 @@ VERSIONS = 'versions'
 
 
 def function_digests(
-    model: Any, problem: Problem, asked: Asked, config: TrainingConfig
+    model: Any, problem: TrainingSetup, asked: TrainRequest, config: TrainingConfig
 ) -> dict[str, str]:
     """Returns a digest of each function or object that the user wrote, by argument.
 

@@ -18,15 +18,15 @@ from thinkml.core.xla.jit import Jit
 from thinkml.data.device_placement import free_bytes
 from thinkml.training.callbacks.base import make_callbacks, recorded_for
 from thinkml.training.config import TrainingConfig
-from thinkml.training.data_feed import resident_or_not
+from thinkml.training.data_feed import planned_placements
 from thinkml.training.program import (
-    Saving,
+    MemorySavings,
     initial_state,
     make_program,
     num_parts,
     optimizer_of,
 )
-from thinkml.training.request import Asked, Examples, Problem, make_problem
+from thinkml.training.training_setup import Examples, TrainingSetup, TrainRequest, make_setup
 
 _WHOLE, _PARTS = 'on each device', 'in parts'
 
@@ -85,7 +85,7 @@ class Plan:
     num_devices: int
     platform: str
     free_bytes: int | None
-    saving: Saving = Saving()  # noqa: RUF009 (immutable)
+    saving: MemorySavings = MemorySavings()  # noqa: RUF009 (immutable)
 
     @property
     def bytes_per_device(self) -> int:
@@ -161,7 +161,9 @@ def _remedies(plan: Plan) -> str:
 _ACTIVATIONS = 'gradients, activations'
 
 
-def make_plan(model: Any, asked: Asked, config: TrainingConfig, layout: Layout | None) -> Plan:
+def make_plan(
+    model: Any, asked: TrainRequest, config: TrainingConfig, layout: Layout | None
+) -> Plan:
     """Plans a training as it would be done; nothing is put on the devices.
 
     Args:
@@ -174,14 +176,14 @@ def make_plan(model: Any, asked: Asked, config: TrainingConfig, layout: Layout |
         ThinkMLError: as `ModelTrainer.train` does for the same arguments.
     """
     callbacks, _ = make_callbacks(config.callbacks, config.early_stopping, config.lr_schedule)
-    problem = make_problem(model, asked, config, recorded_for(callbacks))
+    problem = make_setup(model, asked, config, recorded_for(callbacks))
     *_, plan = _plans(model, problem, config, layout)
     return plan
 
 
-def make_it_fit(
-    model: Any, problem: Problem, config: TrainingConfig, layout: Layout | None
-) -> tuple[Saving, str | None]:
+def reduce_memory(
+    model: Any, problem: TrainingSetup, config: TrainingConfig, layout: Layout | None
+) -> tuple[MemorySavings, str | None]:
     """Chooses what is done so that a training fits the devices, before anything is put there.
 
     Where it fits by far, as is usual, nothing is traced or compiled for that. Rematerialisation
@@ -191,7 +193,7 @@ def make_it_fit(
     Returns:
         what is done, and a sentence about it for the user; None where nothing need be done.
     """
-    asked_for = Saving(remat=bool(config.remat))
+    asked_for = MemorySavings(remat=bool(config.remat))
     free = free_bytes(layout)
     if free is None or _need_at_most(problem, config, layout) <= free:
         return asked_for, None
@@ -218,30 +220,30 @@ _LEAST_ROWS = 8
 _OF_PARAMS = 10
 
 
-def _need_at_most(problem: Problem, config: TrainingConfig, layout: Layout | None) -> int:
+def _need_at_most(problem: TrainingSetup, config: TrainingConfig, layout: Layout | None) -> int:
     """Bytes of a device that a training is far from exceeding, without tracing it."""
     rows = _steps_of(problem, config).batch_size
-    data = sum(of_device for *_, of_device in resident_or_not(problem, config, layout))
+    data = sum(of_device for *_, of_device in planned_placements(problem, config, layout))
     footprint = problem.footprint
     return data + _OF_PARAMS * footprint.params + _OF_FORWARD * rows * footprint.row
 
 
 def _plans(
-    model: Any, problem: Problem, config: TrainingConfig, layout: Layout | None
+    model: Any, problem: TrainingSetup, config: TrainingConfig, layout: Layout | None
 ) -> Iterable[Plan]:
     """Plans that take less and less, until one fits; one alone where nothing would help."""
-    plan = _plan(model, problem, config, layout, Saving(remat=bool(config.remat)))
+    plan = _plan(model, problem, config, layout, MemorySavings(remat=bool(config.remat)))
     yield plan
     kept = plan.bytes_per_device - _activations_of(plan)
     if plan.fits is not False or plan.free_bytes is None or kept > plan.free_bytes:
         return
     if config.remat is None:
-        again = _plan(model, problem, config, layout, Saving(remat=True))
+        again = _plan(model, problem, config, layout, MemorySavings(remat=True))
         if again.bytes_per_device < plan.bytes_per_device:
             plan = again
             yield plan
     batch_size = _steps_of(problem, config).batch_size
-    before = num_parts(batch_size, config, Saving())
+    before = num_parts(batch_size, config, MemorySavings())
     num_devices = 1 if layout is None else layout.num_devices
     for parts in range(2 * before, batch_size // (_LEAST_ROWS * num_devices) + 1, before):
         if plan.fits:
@@ -260,7 +262,7 @@ def _activations_of(plan: Plan) -> int:
     return next(p.bytes_per_device for p in plan.parts if p.name == _ACTIVATIONS)
 
 
-def _savings(saving: Saving) -> Iterable[str]:
+def _savings(saving: MemorySavings) -> Iterable[str]:
     """What is done, in words."""
     if saving.remat:
         yield 'activations are computed again for the gradient (remat)'
@@ -269,7 +271,11 @@ def _savings(saving: Saving) -> Iterable[str]:
 
 
 def _plan(
-    model: Any, problem: Problem, config: TrainingConfig, layout: Layout | None, saving: Saving
+    model: Any,
+    problem: TrainingSetup,
+    config: TrainingConfig,
+    layout: Layout | None,
+    saving: MemorySavings,
 ) -> Plan:
     state, apply = _state_of(model, problem, config)
     steps = _steps_of(problem, config)
@@ -285,7 +291,7 @@ def _plan(
         *_parts_of_state(arrays, config),
         *(
             PlannedPart(argument, where.value, whole, of_device)
-            for argument, where, whole, of_device in resident_or_not(problem, config, layout)
+            for argument, where, whole, of_device in planned_placements(problem, config, layout)
         ),
         PlannedPart('metrics of an epoch', _WHOLE, of_metrics, of_metrics),
         PlannedPart(_ACTIVATIONS, 'a part on each device', None, activations),
@@ -304,7 +310,7 @@ class _Steps(NamedTuple):
     batch_size: int
 
 
-def _steps_of(problem: Problem, config: TrainingConfig) -> _Steps:
+def _steps_of(problem: TrainingSetup, config: TrainingConfig) -> _Steps:
     train = problem.train
     if isinstance(train, Examples):
         rows = train.room or len(train.rows)
@@ -315,7 +321,7 @@ def _steps_of(problem: Problem, config: TrainingConfig) -> _Steps:
     return _Steps(None if count is None else math.ceil(count / config.accumulate_steps), rows)
 
 
-def _state_of(model: Any, problem: Problem, config: TrainingConfig) -> tuple[TrainState, Any]:
+def _state_of(model: Any, problem: TrainingSetup, config: TrainingConfig) -> tuple[TrainState, Any]:
     """Shapes and dtypes of the state, and the forward pass."""
     found = []
 
@@ -369,7 +375,11 @@ def _summed(name: str, arrays: list[PlannedArray]) -> PlannedPart:
 
 
 def step_memory(
-    step: TrainStep, state: TrainState, problem: Problem, batch_size: int, layout: Layout | None
+    step: TrainStep,
+    state: TrainState,
+    problem: TrainingSetup,
+    batch_size: int,
+    layout: Layout | None,
 ) -> Any:
     """XLA's sizes of the compiled step, which updates its state in place; None where it has none.
 

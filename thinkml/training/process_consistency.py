@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from thinkml.core import FunctionalModel
-from thinkml.core.parallel.multiprocess import of_all
+from thinkml.core.parallel.multiprocess import all_gather
 from thinkml.errors import ConfigError, problems
 
 
@@ -34,7 +34,7 @@ def check_same_everywhere(settings: Mapping[str, Any], functional: FunctionalMod
     }
     found = []
     for name, number in hashes.items():
-        first, *others = of_all(number)
+        first, *others = all_gather(number)
         differing = [process for process, other in enumerate(others, 1) if other != first]
         if differing:
             processes = ', '.join(map(str, differing))

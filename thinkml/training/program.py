@@ -32,8 +32,8 @@ from thinkml.model_record import record_of
 from thinkml.training.config import TrainingConfig
 from thinkml.training.data_feed import make_feed
 from thinkml.training.optimizer_state import take_up
-from thinkml.training.request import Problem
 from thinkml.training.train_loop import Program, Validation
+from thinkml.training.training_setup import TrainingSetup
 
 
 class Steps(Protocol):
@@ -46,7 +46,7 @@ class Steps(Protocol):
     def batch_size(self) -> int: ...
 
 
-class Saving(NamedTuple):
+class MemorySavings(NamedTuple):
     """What a training does to take less memory.
 
     Attributes:
@@ -58,7 +58,7 @@ class Saving(NamedTuple):
     micro_batches: int = 1
 
 
-class Prepared(NamedTuple):
+class PreparedRun(NamedTuple):
     """What a run consists of before its first step.
 
     Attributes:
@@ -80,11 +80,11 @@ class Prepared(NamedTuple):
 
 def prepare(
     model: Any,
-    problem: Problem,
+    problem: TrainingSetup,
     config: TrainingConfig,
     layout: Layout | None = None,
-    saving: Saving = Saving(),  # noqa: B008 (immutable)
-) -> Prepared:
+    saving: MemorySavings = MemorySavings(),  # noqa: B008 (immutable)
+) -> PreparedRun:
     """Puts the data in its place and makes the program and the state.
 
     Raises:
@@ -109,7 +109,7 @@ def prepare(
     program = make_program(problem, functional.apply, tx, feed, validation, config, layout, saving)
     if layout is not None:
         functional = _written_as_on_one_device(functional, layout)
-    return Prepared(functional, program, state, feed, validation, total_steps)
+    return PreparedRun(functional, program, state, feed, validation, total_steps)
 
 
 @functools.partial(Jit, static_argnums=(1,))
@@ -191,14 +191,14 @@ def _hyperparams(config: TrainingConfig, total_steps: int | None) -> dict[str, f
 
 
 def make_program(
-    problem: Problem,
+    problem: TrainingSetup,
     apply: ApplyFn,
     tx: Any,
     feed: Steps,
     validation: Validation | None,
     config: TrainingConfig,
     layout: Layout | None,
-    saving: Saving,
+    saving: MemorySavings,
 ) -> Program:
     """The functions of a run.
 
@@ -231,7 +231,7 @@ def make_program(
 
 
 def _metrics(
-    metrics: tuple[Any, ...], problem: Problem, rows: int | None, argument: str
+    metrics: tuple[Any, ...], problem: TrainingSetup, rows: int | None, argument: str
 ) -> type[Collection]:
     task = problem.task
     try:
@@ -256,7 +256,7 @@ def _rows_of_epoch(feed: Steps, config: TrainingConfig) -> int | None:
     return math.ceil(rows / feed.batch_size) * feed.batch_size
 
 
-def num_parts(batch_size: int, config: TrainingConfig, saving: Saving) -> int:
+def num_parts(batch_size: int, config: TrainingConfig, saving: MemorySavings) -> int:
     """Parts of a step; a data set smaller than a step has as many as divide it."""
     parts = math.gcd(batch_size, config.accumulate_steps)
     return math.gcd(batch_size, parts * saving.micro_batches)

@@ -10,7 +10,7 @@ import numpy as np
 
 from thinkml.checkpoint import Checkpointer, filesystem, has_checkpoints, is_checkpoint
 from thinkml.core import Position
-from thinkml.core.parallel.multiprocess import agreed, of_all, told_by_first
+from thinkml.core.parallel.multiprocess import all_gather, broadcast_number, broadcast_result
 from thinkml.errors import (
     CheckpointError,
     ConfigError,
@@ -64,7 +64,7 @@ class Checkpoints:
         except ConfigError as error:  # there is a file
             raise CheckpointError(str(error)) from error
         self._lock: int | None = None
-        directory = told_by_first(lambda: str(self._claimed(root, resume)))
+        directory = broadcast_result(lambda: str(self._claimed(root, resume)))
         try:
             self._checkpointer = Checkpointer(directory, keep=settings.keep)
             found = self._checkpointer.latest_sound() if resume else None
@@ -229,7 +229,10 @@ class Checkpoints:
         if (
             (_ends_epoch(run) and run.epoch % settings.every_epochs == 0)
             or (settings.every_steps is not None and run.step % settings.every_steps == 0)
-            or (settings.every_minutes is not None and agreed(minutes >= settings.every_minutes))
+            or (
+                settings.every_minutes is not None
+                and broadcast_number(minutes >= settings.every_minutes)
+            )
         ):
             self.save(run)
 
@@ -258,7 +261,7 @@ class Checkpoints:
         except CheckpointError as error:
             failure = error
         # In all processes alike: each decides by it whether a step is still to be saved.
-        failed = [process for process, code in enumerate(of_all(failure is not None)) if code]
+        failed = [process for process, code in enumerate(all_gather(failure is not None)) if code]
         if failed:
             self._failed(failure or CheckpointError(f'process {failed[0]} could not save.'))
 

@@ -13,8 +13,13 @@ import numpy as np
 from thinkml.core import TrainState
 from thinkml.core.model.adapters import arrays_in
 from thinkml.core.model.partly_frozen import PartlyFrozen
-from thinkml.core.model.training_lock import trained_alone
-from thinkml.core.parallel.multiprocess import is_first_process, leave, losses_told, of_all_at_end
+from thinkml.core.model.training_lock import training_lock
+from thinkml.core.parallel.multiprocess import (
+    all_gather_at_end,
+    is_first_process,
+    leave,
+    translate_connection_errors,
+)
 from thinkml.core.parallel.sharding import Layout, as_on_one_device
 from thinkml.core.train.loop import empty_metrics
 from thinkml.errors import ConfigError, NotTrainedError, warn_user
@@ -24,16 +29,16 @@ from thinkml.training.callbacks.base import OWN, check_callbacks, make_callbacks
 from thinkml.training.callbacks.checkpoint import Checkpoint
 from thinkml.training.config import TrainingConfig
 from thinkml.training.function_digests import function_digests
-from thinkml.training.memory_plan import make_it_fit
+from thinkml.training.memory_plan import reduce_memory
 from thinkml.training.optimizer_state import optimizer_arrays
 from thinkml.training.process_consistency import check_same_everywhere
-from thinkml.training.program import Prepared, Saving, needs_length, prepare
-from thinkml.training.request import Asked, Examples, Problem, make_problem
+from thinkml.training.program import MemorySavings, PreparedRun, needs_length, prepare
 from thinkml.training.run import Run
 from thinkml.training.run_checkpoints import Checkpoints
 from thinkml.training.run_warnings import warn_of_monitors
 from thinkml.training.signals import noted_signals
 from thinkml.training.train_loop import fit, note_interrupt
+from thinkml.training.training_setup import Examples, TrainingSetup, TrainRequest, make_setup
 from thinkml.training.tuning import LearningRateRange, learning_rate_range
 
 Resume = bool | Literal['continue']
@@ -68,7 +73,7 @@ class Latest:
 def train(
     latest: Latest,
     model: Any,
-    asked: Asked,
+    asked: TrainRequest,
     config: TrainingConfig,
     layout: Layout | None = None,
     *,
@@ -87,7 +92,7 @@ def train(
         progress: show what is trained and a progress bar on stderr.
     """
     with contextlib.ExitStack() as at_end:
-        at_end.enter_context(trained_alone(_whole(model)))
+        at_end.enter_context(training_lock(_whole(model)))
         return _train(
             at_end, latest, model, asked, config, layout, resume=resume, progress=progress
         )
@@ -97,7 +102,7 @@ def _train(
     at_end: contextlib.ExitStack,
     latest: Latest,
     model: Any,
-    asked: Asked,
+    asked: TrainRequest,
     config: TrainingConfig,
     layout: Layout | None,
     *,
@@ -108,7 +113,7 @@ def _train(
     callbacks, checkpoint = make_callbacks(
         config.callbacks, config.early_stopping, config.lr_schedule
     )
-    problem = make_problem(model, asked, config, recorded_for(callbacks))
+    problem = make_setup(model, asked, config, recorded_for(callbacks))
     metric_names = _history_names(problem)
     check_callbacks(callbacks, metric_names)
     checkpoints = _open_checkpoints(checkpoint, config, resume, metric_names)
@@ -151,7 +156,11 @@ def _train(
     if shown:
         print(_describe(run, problem, checkpoints), file=sys.stderr)
     # A SIGTERM that was noted is sent on at the end of this block.
-    with noted_signals(checkpoints is not None) as signals, _recorded(run, problem), losses_told():
+    with (
+        noted_signals(checkpoints is not None) as signals,
+        _recorded(run, problem),
+        translate_connection_errors(),
+    ):
         first_step = run.step
         try:
             fit(
@@ -168,7 +177,7 @@ def _train(
         if signals.interrupted:
             note_interrupt(run)
         if checkpoints is not None and layout is not None and layout.spans_processes:
-            signals.terminated = any(of_all_at_end(signals.terminated))
+            signals.terminated = any(all_gather_at_end(signals.terminated))
         warn_of_monitors(run, checkpoints, _missing_labels(problem))
         latest.was_stopped = run.stop_reason is not None and not run.is_early_stopped
         if run.stop_reason is not None and (shown or signals.terminated):
@@ -213,7 +222,7 @@ def _without_traces(config: TrainingConfig) -> TrainingConfig:
     return dataclasses.replace(config, epochs=1, callbacks=own, early_stopping=False)
 
 
-def _history_names(problem: Problem) -> tuple[str, ...]:
+def _history_names(problem: TrainingSetup) -> tuple[str, ...]:
     shared = ('loss', *problem.objective.metric_names)
     names = (*shared, *problem.objective.training_metrics)
     return names if problem.val is None else (*names, *(f'val_{name}' for name in shared))
@@ -221,20 +230,20 @@ def _history_names(problem: Problem) -> tuple[str, ...]:
 
 def _saving(
     model: Any,
-    problem: Problem,
+    problem: TrainingSetup,
     config: TrainingConfig,
     layout: Layout | None,
     resumed: dict[str, Any] | None,
-) -> tuple[Saving, str | None]:
+) -> tuple[MemorySavings, str | None]:
     """What is done to take less memory; by a run that goes on what it did before."""
     if resumed is None:
-        return make_it_fit(model, problem, config, layout)
+        return reduce_memory(model, problem, config, layout)
     remat = resumed.get('remat', False) if config.remat is None else config.remat
-    return Saving(remat, resumed.get('micro_batches', 1)), None
+    return MemorySavings(remat, resumed.get('micro_batches', 1)), None
 
 
 def _settings(
-    config: TrainingConfig, problem: Problem, asked: Asked, saving: Saving
+    config: TrainingConfig, problem: TrainingSetup, asked: TrainRequest, saving: MemorySavings
 ) -> dict[str, Any]:
     """What the run is made of, as plain values: what a run that goes on must have in common."""
     objective = problem.objective
@@ -283,7 +292,7 @@ def _open_checkpoints(
 
 
 def _restored(
-    run: Run, checkpoints: Checkpoints | None, prepared: Prepared
+    run: Run, checkpoints: Checkpoints | None, prepared: PreparedRun
 ) -> dict[str, list[Any]]:
     if checkpoints is None:
         return {}
@@ -293,7 +302,7 @@ def _restored(
 
 
 @contextlib.contextmanager
-def _recorded(run: Run, problem: Problem) -> Iterator[None]:
+def _recorded(run: Run, problem: TrainingSetup) -> Iterator[None]:
     """Notes the run in the model's record, and forgets it if it fails before its first step."""
     record = record_to_change(run.user_model)
     before = vars(record) | {'runs': list(record.runs)}
@@ -314,7 +323,7 @@ def _recorded(run: Run, problem: Problem) -> Iterator[None]:
         raise
 
 
-def _describe(run: Run, problem: Problem, checkpoints: Checkpoints | None) -> str:
+def _describe(run: Run, problem: TrainingSetup, checkpoints: Checkpoints | None) -> str:
     """One line on what is about to happen, with what was inferred."""
     config = run.config
     parameters = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(run.state.params))
@@ -330,7 +339,7 @@ def _describe(run: Run, problem: Problem, checkpoints: Checkpoints | None) -> st
     return '; '.join(parts)
 
 
-def _rows_of(problem: Problem) -> str:
+def _rows_of(problem: TrainingSetup) -> str:
     train, val = problem.train, problem.val
     rows = f'{len(train.rows):,} rows' if isinstance(train, Examples) else 'batches'
     shown = f'{rows} of {problem.inputs}'
@@ -344,7 +353,7 @@ def _optimizer_of(config: TrainingConfig) -> str:
     return f'{config.optimizer} {rate:g}' if isinstance(rate, int | float) else config.optimizer
 
 
-def _missing_labels(problem: Problem) -> dict[str, list[Any]]:
+def _missing_labels(problem: TrainingSetup) -> dict[str, list[Any]]:
     """The classes that no row has; of several labels in a row, those that all or none have."""
     classes = problem.task.classes or ()
     missing: dict[str, list[Any]] = {'train': [], 'val': []}

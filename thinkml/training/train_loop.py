@@ -9,7 +9,7 @@ from clu.metrics import Collection
 
 from thinkml.core import Chunk, DeviceData, Feed, evaluate, train_chunks
 from thinkml.core.objectives.streaming_metrics import compute
-from thinkml.core.parallel.multiprocess import of_all
+from thinkml.core.parallel.multiprocess import all_gather
 from thinkml.core.parallel.sharding import Layout
 from thinkml.core.train.step import EvalStep, TrainStep
 from thinkml.core.xla.jit import holding_programs
@@ -242,7 +242,7 @@ def _agreed_end(run: Run, ended_by: str | None, program: Program) -> str | None:
     """What ends the run in all of its processes: a signal, a clock or a callback of any of them."""
     if not _spans_processes(program):
         return ended_by
-    told = of_all(2 * _ENDS.index(ended_by) + (run.stop_reason is not None))
+    told = all_gather(2 * _ENDS.index(ended_by) + (run.stop_reason is not None))
     stopped = [process for process, code in enumerate(told) if code % 2]
     if stopped and run.stop_reason is None:
         run.stop(f'process {stopped[0]} ended the run')

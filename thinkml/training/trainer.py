@@ -6,9 +6,9 @@ from typing import Any
 from thinkml.core.objectives.losses import LossFn
 from thinkml.monitoring import History
 from thinkml.training.config import TrainingConfig
-from thinkml.training.memory_plan import make_it_fit
-from thinkml.training.request import Asked, make_problem
+from thinkml.training.memory_plan import reduce_memory
 from thinkml.training.train import Latest, Resume, check_config, check_switches, train
+from thinkml.training.training_setup import TrainRequest, make_setup
 from thinkml.training.tuning import LearningRateRange, largest_batch_size, learning_rate_range
 
 
@@ -121,7 +121,7 @@ class ModelTrainer:
             DivergedError: if the loss is NaN or infinite and ``config.on_nan`` is ``'raise'``.
         """
         check_switches(resume=resume, progress=progress)
-        asked = Asked(
+        asked = TrainRequest(
             X_train, y_train, X_val, y_val, loss_fn, metrics, class_weights, sample_weight,
             augmentation, groups,
         )  # fmt: skip
@@ -154,12 +154,12 @@ class ModelTrainer:
         Returns:
             the rates, the losses and the suggestion; ``.plot()`` draws them.
         """
-        asked = Asked(
+        asked = TrainRequest(
             X_train, y_train, loss_fn=loss_fn, class_weights=class_weights,
             sample_weight=sample_weight, augmentation=augmentation,
         )  # fmt: skip
-        problem = make_problem(model, asked, self.config)
-        saving, _ = make_it_fit(model, problem, self.config, None)
+        problem = make_setup(model, asked, self.config)
+        saving, _ = reduce_memory(model, problem, self.config, None)
         return learning_rate_range(model, problem, self.config, None, saving)
 
     def find_batch_size(
@@ -187,11 +187,11 @@ class ModelTrainer:
             sample_weight: as in `train`.
             augmentation: as in `train`.
         """
-        asked = Asked(
+        asked = TrainRequest(
             X_train, y_train, loss_fn=loss_fn, class_weights=class_weights,
             sample_weight=sample_weight, augmentation=augmentation,
         )  # fmt: skip
-        problem = make_problem(model, asked, self.config)
+        problem = make_setup(model, asked, self.config)
         return largest_batch_size(model, problem, self.config)
 
     def get_metrics(self) -> dict[str, float]:

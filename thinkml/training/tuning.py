@@ -14,8 +14,8 @@ from thinkml.errors import ConfigError, warn_user
 from thinkml.figures import give_to_pyplot, new_figure, save_figure
 from thinkml.training.config import TrainingConfig
 from thinkml.training.memory_plan import step_memory
-from thinkml.training.program import Prepared, Saving, prepare
-from thinkml.training.request import Problem
+from thinkml.training.program import MemorySavings, PreparedRun, prepare
+from thinkml.training.training_setup import TrainingSetup
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -65,10 +65,10 @@ class LearningRateRange:
 
 def learning_rate_range(
     model: Any,
-    problem: Problem,
+    problem: TrainingSetup,
     config: TrainingConfig,
     layout: Layout | None,
-    saving: Saving,
+    saving: MemorySavings,
 ) -> LearningRateRange:
     """Trains a copy of the model for 100 steps, at rates from 1e-6 to 10, and looks at the loss.
 
@@ -88,7 +88,7 @@ def learning_rate_range(
     return LearningRateRange(rates, smooth, _suggested(rates, smooth))
 
 
-def _measure(prepared: Prepared) -> tuple[np.ndarray, np.ndarray]:
+def _measure(prepared: PreparedRun) -> tuple[np.ndarray, np.ndarray]:
     """The loss of each step at its rate, until it diverges."""
     rates, losses = np.geomspace(_LOWEST, _HIGHEST, _STEPS), []
     chunks = train_chunks(
@@ -126,14 +126,14 @@ def _suggested(rates: np.ndarray, losses: np.ndarray) -> float:
     return float(min(rates[int(np.argmin(slopes))], rates[lowest] / 10))
 
 
-def largest_batch_size(model: Any, problem: Problem, config: TrainingConfig) -> int:
+def largest_batch_size(model: Any, problem: TrainingSetup, config: TrainingConfig) -> int:
     """The largest power of two whose training step fits the device's memory.
 
     What a step needs is asked of the compiler, so nothing runs out of memory on the way. It is
     nearly a line in the batch size: two sizes tell where to look.
     """
     # Of accumulated batches only one is in memory at a time.
-    saving = Saving(remat=bool(config.remat))
+    saving = MemorySavings(remat=bool(config.remat))
     alone = dataclasses.replace(config, accumulate_steps=1)
     prepared = prepare(model, problem, alone, saving=saving)
     budget = device_budget()
@@ -151,7 +151,7 @@ def largest_batch_size(model: Any, problem: Problem, config: TrainingConfig) -> 
     return size
 
 
-def _step_bytes(prepared: Prepared, problem: Problem, batch_size: int) -> int:
+def _step_bytes(prepared: PreparedRun, problem: TrainingSetup, batch_size: int) -> int:
     """Memory a training step takes beside its state: its own, and a copy of it to go back to."""
     memory = step_memory(prepared.program.train_step, prepared.state, problem, batch_size, None)
     if memory is None:

@@ -20,7 +20,7 @@ from thinkml.evaluation import ModelEvaluator
 from thinkml.model_record import record_of
 from thinkml.models import from_functions, from_linen, predict, predict_proba
 from thinkml.training import ActiveLearner, Callback, DiverseBatches, ModelTrainer
-from thinkml.training.active.retraining import Learning
+from thinkml.training.active.retraining import Retraining
 from thinkml.training.active.stopping import kappa
 from thinkml.training.active.strategies import STRATEGIES
 
@@ -319,7 +319,7 @@ def test_one_label_and_no_labels_can_be_taught():
 
 def test_what_comes_during_a_training_is_learned_by_the_next(monkeypatch):
     learner = started()
-    train, seen = Learning.fit, []
+    train, seen = Retraining.fit, []
 
     def while_one_teaches(self, x, y):
         seen.append(len(y))
@@ -327,7 +327,7 @@ def test_what_comes_during_a_training_is_learned_by_the_next(monkeypatch):
             learner.teach([0], [Y[POOL][0]])
         return train(self, x, y)
 
-    monkeypatch.setattr(Learning, 'fit', while_one_teaches)
+    monkeypatch.setattr(Retraining, 'fit', while_one_teaches)
     learner.fit()
     learner.query()
     assert seen == [30, 31]
@@ -943,8 +943,8 @@ def test_rows_of_several_labels_may_be_jax_arrays():
 @pytest.mark.parametrize('nothing', [None, float('nan'), [None]], ids=str)
 def test_an_oracle_that_answers_nothing_teaches_nothing(nothing, monkeypatch):
     trainings = []
-    fit = Learning.fit
-    monkeypatch.setattr(Learning, 'fit', lambda *args: trainings.append(1) or fit(*args))
+    fit = Retraining.fit
+    monkeypatch.setattr(Retraining, 'fit', lambda *args: trainings.append(1) or fit(*args))
     learner = learner_of(patience=1, min_agreement=0.5)
     history = experiment(learner, 4, y_unlabeled=None, oracle=lambda X, rows: [nothing] * len(rows))
     assert [query.status for query in history] == ['skipped'] * 4

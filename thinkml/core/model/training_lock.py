@@ -15,7 +15,7 @@ _trained: dict[int, str] = {}
 
 
 @contextlib.contextmanager
-def trained_alone(model: Any) -> Iterator[None]:
+def training_lock(model: Any) -> Iterator[None]:
     """Keeps other trainings from a model, and from all that have a variable of it.
 
     Raises:

@@ -82,7 +82,7 @@ def class_counts(num_classes: int) -> type[clu_metrics.Metric]:
         """The number of examples and counts ``[classes]``, int32."""
 
         num_examples: jax.Array
-        hits: jax.Array
+        true_positives: jax.Array
         predicted: jax.Array
         actual: jax.Array
 

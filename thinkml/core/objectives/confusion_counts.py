@@ -19,7 +19,7 @@ class Counts(NamedTuple):
         total: examples in all, a number.
     """
 
-    hits: Any
+    true_positives: Any
     predicted: Any
     actual: Any
     total: Any
@@ -34,17 +34,17 @@ class Fraction(NamedTuple):
 
 def precision(counts: Counts) -> Fraction:
     """Of what was predicted to be a class, the share that is: ``tp / (tp + fp)``."""
-    return Fraction(counts.hits, counts.predicted)
+    return Fraction(counts.true_positives, counts.predicted)
 
 
 def recall(counts: Counts) -> Fraction:
     """Of what is a class, the share that was predicted to be: ``tp / (tp + fn)``."""
-    return Fraction(counts.hits, counts.actual)
+    return Fraction(counts.true_positives, counts.actual)
 
 
 def f1(counts: Counts) -> Fraction:
     """The harmonic mean of precision and recall: ``2 tp / (2 tp + fp + fn)``."""
-    return Fraction(2 * counts.hits, counts.predicted + counts.actual)
+    return Fraction(2 * counts.true_positives, counts.predicted + counts.actual)
 
 
 def specificity(counts: Counts) -> Fraction:
@@ -58,7 +58,7 @@ def npv(counts: Counts) -> Fraction:
 
 
 def _rejected(counts: Counts) -> Any:
-    return counts.total - counts.predicted - counts.actual + counts.hits
+    return counts.total - counts.predicted - counts.actual + counts.true_positives
 
 
 def average(
@@ -114,9 +114,9 @@ def mcc(counts: Counts) -> Any:
         coefficient*.
     """
     # Of shares, not counts: float32 has no room for a square of millions.
-    hits, predicted, actual = _shares(counts)
+    true_positives, predicted, actual = _shares(counts)
     spread = (1 - (predicted**2).sum()) * (1 - (actual**2).sum())
-    return ratio(hits.sum() - (predicted * actual).sum(), spread**0.5)
+    return ratio(true_positives.sum() - (predicted * actual).sum(), spread**0.5)
 
 
 def kappa(counts: Counts) -> Any:
@@ -127,16 +127,16 @@ def kappa(counts: Counts) -> Any:
     Reference:
         Cohen, 1960, *A coefficient of agreement for nominal scales*.
     """
-    hits, predicted, actual = _shares(counts)
+    true_positives, predicted, actual = _shares(counts)
     chance = (predicted * actual).sum()
-    xp = hits.__array_namespace__()
+    xp = true_positives.__array_namespace__()
     apart = chance < 1
-    return xp.where(apart, (hits.sum() - chance) / xp.where(apart, 1 - chance, 1), xp.nan)
+    return xp.where(apart, (true_positives.sum() - chance) / xp.where(apart, 1 - chance, 1), xp.nan)
 
 
 def _shares(counts: Counts) -> tuple[Any, Any, Any]:
-    hits, predicted, actual = (ratio(part, counts.total) for part in counts[:3])
-    return hits, predicted, actual
+    true_positives, predicted, actual = (ratio(part, counts.total) for part in counts[:3])
+    return true_positives, predicted, actual
 
 
 def ratio(numerator: Any, denominator: Any) -> Any:

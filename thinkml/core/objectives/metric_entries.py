@@ -136,7 +136,7 @@ def _per_example(name: str, kind: TaskKind | None) -> Callable[..., jax.Array]:
     return lambda logits, labels, **_: _top_accuracy(name, classify(logits, labels, kind))
 
 
-def _top_accuracy(name: str, outputs: per_example.Classified) -> jax.Array:
+def _top_accuracy(name: str, outputs: per_example.ClassLogits) -> jax.Array:
     kind = 'multilabel' if outputs.is_multilabel else 'multiclass'
     if problem := check_metric(name, kind, outputs.logits.shape[1]):
         raise ConfigError(problem)
@@ -213,16 +213,16 @@ def _residuals(num_outputs: int) -> type[clu_metrics.Metric]:
 
 
 def _class_counts(kind: TaskKind, num_outputs: int) -> type[clu_metrics.Metric]:
-    def truth_and_guess(logits, labels, **_):
-        truth, guess = per_example.truth_and_guess(classify(logits, labels, kind))
+    def truth_and_prediction(logits, labels, **_):
+        truth, guess = per_example.truth_and_prediction(classify(logits, labels, kind))
         return {'truth': truth, 'guess': guess}
 
     num_classes = num_outputs if kind == 'multilabel' else max(2, num_outputs)
-    return class_counts(num_classes).from_fun(truth_and_guess)
+    return class_counts(num_classes).from_fun(truth_and_prediction)
 
 
 def _counted(name: str, kind: TaskKind, sums: Any) -> jax.Array:
-    found = (sums.hits, sums.predicted, sums.actual, sums.num_examples)
+    found = (sums.true_positives, sums.predicted, sums.actual, sums.num_examples)
     by_class = Counts(*(count.astype(jnp.float32) for count in found))
     if name == 'balanced_accuracy':
         return confusion_counts.balanced_accuracy(by_class, kind)

@@ -13,7 +13,7 @@ from thinkml.core.objectives.losses import is_softmax
 from thinkml.model_record import TaskKind
 
 
-class Classified(NamedTuple):
+class ClassLogits(NamedTuple):
     """Logits and labels in the one form all functions here take.
 
     Attributes:
@@ -48,7 +48,7 @@ def class_indices(labels: jax.Array, kind: TaskKind | None) -> jax.Array:
     return (flat > 0.5 if jnp.issubdtype(flat.dtype, jnp.floating) else flat).astype(jnp.int32)
 
 
-def classify(logits: jax.Array, labels: jax.Array, kind: TaskKind | None = None) -> Classified:
+def classify(logits: jax.Array, labels: jax.Array, kind: TaskKind | None = None) -> ClassLogits:
     """Brings the outputs of any classification task into one form.
 
     Args:
@@ -59,12 +59,12 @@ def classify(logits: jax.Array, labels: jax.Array, kind: TaskKind | None = None)
     labels = class_indices(labels, kind)
     if kind == 'multilabel' or (kind is None and labels.ndim == 2):
         logits = logits.reshape(len(logits), -1)
-        return Classified(
+        return ClassLogits(
             _with_zero(logits), (labels.reshape(logits.shape) > 0.5).astype(jnp.int32)
         )
     if is_softmax(logits, labels):
-        return Classified(logits, labels)
-    return Classified(_with_zero(logits.reshape(labels.shape)), (labels > 0.5).astype(jnp.int32))
+        return ClassLogits(logits, labels)
+    return ClassLogits(_with_zero(logits.reshape(labels.shape)), (labels > 0.5).astype(jnp.int32))
 
 
 def _with_zero(logits: jax.Array) -> jax.Array:
@@ -75,13 +75,13 @@ def _with_zero(logits: jax.Array) -> jax.Array:
 # --- values per example -----------------------------------------------------------------------
 
 
-def accuracy(outputs: Classified) -> jax.Array:
+def accuracy(outputs: ClassLogits) -> jax.Array:
     """1 where the prediction is right, ``[batch]``; for multilabel, right in every label."""
     right = outputs.predictions == outputs.labels
     return right.reshape(len(right), -1).all(axis=1).astype(jnp.float32)
 
 
-def top_accuracy(outputs: Classified, k: int) -> jax.Array:
+def top_accuracy(outputs: ClassLogits, k: int) -> jax.Array:
     """1 where the label is among the ``k`` largest logits, ``[batch]``.
 
     Of equal logits the earlier class is the larger, as for `accuracy`, which is ``k=1``.
@@ -93,7 +93,7 @@ def top_accuracy(outputs: Classified, k: int) -> jax.Array:
     return ((ahead.sum(axis=1) < k) & ~jnp.isnan(own[:, 0])).astype(jnp.float32)
 
 
-def log_loss(outputs: Classified) -> jax.Array:
+def log_loss(outputs: ClassLogits) -> jax.Array:
     """``-ln p`` of what is true, in nats, ``[batch]``; for multilabel, the mean over the labels.
 
     It is computed from the logits, so that it has no largest value, as cross-entropy has none.
@@ -103,7 +103,7 @@ def log_loss(outputs: Classified) -> jax.Array:
     return losses.reshape(len(losses), -1).mean(axis=1)
 
 
-def brier(outputs: Classified) -> jax.Array:
+def brier(outputs: ClassLogits) -> jax.Array:
     """The squared error of the probabilities, ``[batch]``.
 
     ``(p - y)^2`` for binary; its sum over the classes for multiclass; its mean over the labels
@@ -122,7 +122,7 @@ def brier(outputs: Classified) -> jax.Array:
 # --- what a whole epoch's counts and rankings are made from -----------------------------------
 
 
-def truth_and_guess(outputs: Classified) -> tuple[jax.Array, jax.Array]:
+def truth_and_prediction(outputs: ClassLogits) -> tuple[jax.Array, jax.Array]:
     """Which classes (or labels) each example has and was predicted, bool ``[batch, classes]``."""
     if outputs.is_multilabel:
         return outputs.labels > 0, outputs.predictions > 0
@@ -130,7 +130,7 @@ def truth_and_guess(outputs: Classified) -> tuple[jax.Array, jax.Array]:
     return outputs.labels[:, None] == classes, outputs.predictions[:, None] == classes
 
 
-def one_vs_rest(outputs: Classified) -> tuple[tuple[jax.Array, jax.Array | None], jax.Array]:
+def one_vs_rest(outputs: ClassLogits) -> tuple[tuple[jax.Array, jax.Array | None], jax.Array]:
     """Returns the rankings a task consists of: scores, and whether positive.
 
     Binary: the class with index 1; multiclass: every class against the others; multilabel: every
@@ -143,7 +143,7 @@ def one_vs_rest(outputs: Classified) -> tuple[tuple[jax.Array, jax.Array | None]
     logits = outputs.logits
     if outputs.is_multilabel:
         return (logits[..., 1], None), outputs.labels > 0
-    positive, _ = truth_and_guess(outputs)
+    positive, _ = truth_and_prediction(outputs)
     if logits.shape[1] == 2:
         return _difference(logits[:, 1:], logits[:, :1]), positive[:, 1:]
     return _against_the_rest(logits), positive

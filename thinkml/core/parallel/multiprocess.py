@@ -101,7 +101,7 @@ _LOST = re.compile('gloo|nccl|coordination service|connection (reset|closed|refu
 
 
 @contextlib.contextmanager
-def losses_told() -> Iterator[None]:
+def translate_connection_errors() -> Iterator[None]:
     """Words the failure of an exchange between processes.
 
     Raises:
@@ -174,13 +174,13 @@ def _wait_for(processes: list[int], name: str) -> None:
         ) from error
 
 
-def meet(name: str) -> None:
+def barrier(name: str) -> None:
     """Waits for all processes, so that each sees what the first one wrote."""
     if jax.process_count() > 1:
         _multihost().sync_global_devices(f'thinkml-{name}')
 
 
-def told_by_first(find: Callable[[], Any], error: type[Exception] = CheckpointError) -> Any:
+def broadcast_result(find: Callable[[], Any], error: type[Exception] = CheckpointError) -> Any:
     """Returns what the first process finds, in all of them.
 
     Args:
@@ -206,14 +206,14 @@ def told_by_first(find: Callable[[], Any], error: type[Exception] = CheckpointEr
     return told['found']
 
 
-def agreed(value: int) -> int:
+def broadcast_number(value: int) -> int:
     """Returns the first process's number in all of them: what a clock says differs in each."""
     if jax.process_count() == 1:
         return value
     return int(_multihost().broadcast_one_to_all(np.int32(value)))
 
 
-def least_of_all(value: int | None) -> int | None:
+def all_min(value: int | None) -> int | None:
     """Returns the least number of all processes; None where each has none."""
     if jax.process_count() == 1:
         return value
@@ -222,16 +222,16 @@ def least_of_all(value: int | None) -> int | None:
     return None if least == most else least
 
 
-def of_all(value: int) -> list[int]:
+def all_gather(value: int) -> list[int]:
     """Returns the numbers of all processes, in their order."""
     return [value] if jax.process_count() == 1 else _gathered(value).tolist()
 
 
-def of_all_at_end(value: int) -> list[int]:
-    """Returns what `of_all` does, where a process may come long after the others."""
+def all_gather_at_end(value: int) -> list[int]:
+    """Returns what `all_gather` does, where a process may come long after the others."""
     if jax.process_count() > 1:
         _wait_for(list(range(jax.process_count())), f'end-{next(_ends)}')
-    return of_all(value)
+    return all_gather(value)
 
 
 _ends = itertools.count()

@@ -173,7 +173,7 @@ def layout_of(tree: PyTree) -> Layout | None:
 
 
 @dataclasses.dataclass(frozen=True)
-class Parted:
+class ShardedRows:
     """Rows that are in parts on the devices, along their first axis.
 
     Attributes:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from thinkml.core.parallel.sharding import Parted
+from thinkml.core.parallel.sharding import ShardedRows
 from thinkml.core.train.step import Batch
 from thinkml.core.xla.jit import Jit
 
@@ -35,7 +35,7 @@ class DeviceData(struct.PyTreeNode):
     rows: jax.Array
     num_rows: jax.Array
     weight: jax.Array | None = None
-    parted: Parted | None = struct.field(pytree_node=False, default=None)
+    parted: ShardedRows | None = struct.field(pytree_node=False, default=None)
 
 
 class Block(NamedTuple):

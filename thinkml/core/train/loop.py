@@ -13,7 +13,7 @@ import numpy as np
 from clu.metrics import Collection
 
 from thinkml.core.objectives.streaming_metrics import compute
-from thinkml.core.parallel.multiprocess import agreed
+from thinkml.core.parallel.multiprocess import broadcast_number
 from thinkml.core.parallel.sharding import Layout, pin_state, replicate
 from thinkml.core.train.batch_feed import DeviceData, Feed, take
 from thinkml.core.train.state import TrainState
@@ -144,7 +144,7 @@ def train_chunks(
             while first < block.last and steps_done < last_step:
                 steps = pace.steps_from(steps_done, block.last - first)
                 if layout is not None and layout.spans_processes:
-                    steps = agreed(steps)
+                    steps = broadcast_number(steps)
                 steps = min(steps, last_step - steps_done)
                 last = int(min(block.last, first + steps))
                 started = time.perf_counter()

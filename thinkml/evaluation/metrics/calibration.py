@@ -4,8 +4,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from thinkml.evaluation.evaluation_data import EvaluationData
 from thinkml.evaluation.metrics.class_counts import tally
-from thinkml.evaluation.predictions import Scored
 from thinkml.evaluation.ranking_scores import scores
 
 NUM_BINS = 15
@@ -33,7 +33,7 @@ class Logits(NamedTuple):
     truth: Any
 
 
-def confidences(scored: Scored) -> tuple[np.ndarray, np.ndarray]:
+def confidences(scored: EvaluationData) -> tuple[np.ndarray, np.ndarray]:
     """How sure the model was of what, and whether that was true, each ``(columns, n)``.
 
     Of binary it is the positive class, of multilabel each label, of multiclass the class that was
@@ -46,28 +46,28 @@ def confidences(scored: Scored) -> tuple[np.ndarray, np.ndarray]:
     return sure, (scored.labels == 1)[None] if scored.kind == 'binary' else scored.labels.T > 0.5
 
 
-def _of_the_sure(scored: Scored, values: np.ndarray) -> np.ndarray:
+def _of_the_sure(scored: EvaluationData, values: np.ndarray) -> np.ndarray:
     """Those of what the model was sure of, ``(columns, n)``; see `confidences`."""
     if scored.kind == 'multiclass':
         return values.max(axis=1)[None]
     return values[:, 1][None] if scored.kind == 'binary' else values.T
 
 
-def even_bins(scored: Scored) -> Bins:
+def even_bins(scored: EvaluationData) -> Bins:
     """Bins of even width, ``(0, 1/15], (1/15, 2/15], ...``."""
     confidence, _ = confidences(scored)
     edges = [np.linspace(0, 1, NUM_BINS + 1)] * len(confidence)
     return _binned(scored, confidence, edges)
 
 
-def filled_bins(scored: Scored) -> Bins:
+def filled_bins(scored: EvaluationData) -> Bins:
     """Bins of about as many rows each, by quantiles of all of them."""
     values = _of_the_sure(scored, scored.part(scores))
     edges = [np.quantile(column, np.linspace(0, 1, NUM_BINS + 1)) for column in values]
     return _binned(scored, values, edges)
 
 
-def _binned(scored: Scored, values: np.ndarray, edges: list[np.ndarray]) -> Bins:
+def _binned(scored: EvaluationData, values: np.ndarray, edges: list[np.ndarray]) -> Bins:
     confidence, truth = confidences(scored)
     pairs = zip(edges, values, strict=True)
     bins = np.stack([np.searchsorted(edge[1:-1], column) for edge, column in pairs])
@@ -91,7 +91,7 @@ def calibration_error(part: Bins, weight: Any) -> Any:
     return sum(columns) / (len(columns) * weight.sum())
 
 
-def logits(scored: Scored) -> Logits:
+def logits(scored: EvaluationData) -> Logits:
     """Logits of the positive class, or of each label: a probability's are clipped by rounding."""
     confidence, truth = confidences(scored)
     if scored.outputs is None:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from thinkml.core.objectives.confusion_counts import Counts, occurring, ratio
-from thinkml.evaluation.predictions import Scored
+from thinkml.evaluation.evaluation_data import EvaluationData
 
 _MAX_CELLS = 4096
 _BLOCK = 2**20
@@ -47,7 +47,7 @@ class Labels(NamedTuple):
     whole: Any = None
 
 
-def class_part(scored: Scored) -> Pairs | Labels:
+def class_part(scored: EvaluationData) -> Pairs | Labels:
     """What counts by class are made of."""
     part = _part(scored)
     whole = class_counts(part, scored.weights)
@@ -55,7 +55,7 @@ def class_part(scored: Scored) -> Pairs | Labels:
     return part._replace(occurs=occurring(rows, scored.kind), whole=whole)
 
 
-def _part(scored: Scored) -> Pairs | Labels:
+def _part(scored: EvaluationData) -> Pairs | Labels:
     if scored.kind == 'multilabel':
         truth, guess = scored.labels > 0.5, scored.predictions > 0.5
         return Labels(*(a.astype(np.float32) for a in (truth, guess, truth & guess)))
@@ -87,11 +87,13 @@ def class_counts(part: Pairs | Labels, weight: Any) -> Counts:
         return Counts(weight @ part.both, weight @ part.guess, weight @ part.truth, weight.sum())
     found = tally(part.pair, weight, len(part.truth))
     k = len(part.classes)
-    hits = tally(part.truth, found * (part.truth == part.guess), k)
-    return Counts(hits, tally(part.guess, found, k), tally(part.truth, found, k), weight.sum())
+    true_positives = tally(part.truth, found * (part.truth == part.guess), k)
+    return Counts(
+        true_positives, tally(part.guess, found, k), tally(part.truth, found, k), weight.sum()
+    )
 
 
-def confusion_matrix(scored: Scored) -> np.ndarray:
+def confusion_matrix(scored: EvaluationData) -> np.ndarray:
     """Counts rows by true and predicted class.
 
     Returns:
@@ -101,9 +103,11 @@ def confusion_matrix(scored: Scored) -> np.ndarray:
     """
     part = scored.part(class_part)
     if isinstance(part, Labels):
-        hits, predicted, actual, total = class_counts(part, scored.weights)
-        neither = total - predicted - actual + hits
-        matrix = np.stack([neither, predicted - hits, actual - hits, hits], 1).reshape(-1, 2, 2)
+        true_positives, predicted, actual, total = class_counts(part, scored.weights)
+        neither = total - predicted - actual + true_positives
+        matrix = np.stack(
+            [neither, predicted - true_positives, actual - true_positives, true_positives], 1
+        ).reshape(-1, 2, 2)
     else:
         matrix = np.zeros((scored.num_classes,) * 2)
         found = tally(part.pair, scored.weights, len(part.truth))
@@ -114,4 +118,4 @@ def confusion_matrix(scored: Scored) -> np.ndarray:
 def per_class_f1(part: Pairs | Labels, weight: Any) -> Any:
     """The F1 of each class, ``(classes,)``."""
     counts = class_counts(part, weight)
-    return ratio(2 * counts.hits, counts.predicted + counts.actual)
+    return ratio(2 * counts.true_positives, counts.predicted + counts.actual)

@@ -9,12 +9,12 @@ from clu import metrics as clu_metrics
 from thinkml.core.objectives.metric_names import check_metric, metric_name
 from thinkml.core.objectives.streaming_metrics import one_number, value_of
 from thinkml.errors import ConfigError
+from thinkml.evaluation.evaluation_data import EvaluationData
 from thinkml.evaluation.metrics.per_row import mean_of_rows
 from thinkml.evaluation.metrics.registry import Metric
-from thinkml.evaluation.predictions import Scored
 
 
-def own_values(metric: Any, scored: Scored) -> np.ndarray | float:
+def own_values(metric: Any, scored: EvaluationData) -> np.ndarray | float:
     """Computes a function ``(logits, labels)`` or a CLU class, as training does.
 
     Args:
@@ -52,18 +52,18 @@ def _without_an_axis_of_one(values: np.ndarray) -> np.ndarray:
     return values.reshape(len(values)) if values.size == len(values) else values
 
 
-def row_metric(name: str, scored: Scored) -> Metric:
+def row_metric(name: str, scored: EvaluationData) -> Metric:
     """The mean of what ``scored.own`` has under this name."""
-    return Metric(_Own(name), mean_of_rows, frozenset({scored.kind}))
+    return Metric(_CustomValues(name), mean_of_rows, frozenset({scored.kind}))
 
 
 @dataclasses.dataclass(frozen=True)
-class _Own:
+class _CustomValues:
     """A part that is there already."""
 
     name: str
 
-    def __call__(self, scored: Scored) -> np.ndarray:
+    def __call__(self, scored: EvaluationData) -> np.ndarray:
         return scored.own[self.name]
 
 

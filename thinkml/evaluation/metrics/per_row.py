@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from thinkml.evaluation.predictions import Scored
+from thinkml.evaluation.evaluation_data import EvaluationData
 from thinkml.evaluation.ranking_scores import scores
 
 
@@ -15,7 +15,7 @@ def mean_of_rows(part: Any, weight: Any) -> Any:
     return weight @ part / weight.sum()
 
 
-def accuracy_rows(scored: Scored) -> np.ndarray:
+def accuracy_rows(scored: EvaluationData) -> np.ndarray:
     """1 where the prediction is right; for multilabel, right in every label."""
     right = scored.labels == scored.predictions
     right = right.all(axis=1) if scored.kind == 'multilabel' else right
@@ -23,14 +23,14 @@ def accuracy_rows(scored: Scored) -> np.ndarray:
 
 
 @functools.lru_cache(maxsize=256)
-def top_rows(k: int) -> Callable[[Scored], np.ndarray]:
+def top_rows(k: int) -> Callable[[EvaluationData], np.ndarray]:
     """Makes each row's 1 where the label is among the ``k`` most probable classes.
 
     Of equal probabilities the earlier class is the more probable, as for the predictions. (For
     scikit-learn it is the later one.)
     """
 
-    def rows(scored: Scored) -> np.ndarray:
+    def rows(scored: EvaluationData) -> np.ndarray:
         labels = scored.labels[:, None]
         values = scored.probabilities if scored.outputs is None else scored.outputs
         assert values is not None
@@ -43,7 +43,7 @@ def top_rows(k: int) -> Callable[[Scored], np.ndarray]:
     return rows
 
 
-def log_loss_rows(scored: Scored) -> np.ndarray:
+def log_loss_rows(scored: EvaluationData) -> np.ndarray:
     """``-ln p`` of what is true, in nats; for multilabel, the mean over the labels.
 
     It is computed from the logits where the model gives them, so that it has no largest value, as
@@ -62,7 +62,7 @@ def log_loss_rows(scored: Scored) -> np.ndarray:
     return -np.log(np.clip(true, eps, 1 - eps), dtype=np.float64).mean(axis=1)
 
 
-def brier_rows(scored: Scored) -> np.ndarray:
+def brier_rows(scored: EvaluationData) -> np.ndarray:
     """The squared error of the probabilities.
 
     ``(p - y)^2`` for binary; its sum over the classes for multiclass; its mean over the labels for

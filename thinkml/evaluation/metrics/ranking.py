@@ -15,8 +15,8 @@ import numpy as np
 
 from thinkml.core.objectives.confusion_counts import ratio, ratio_or_nan
 from thinkml.core.xla.jit import Jit
+from thinkml.evaluation.evaluation_data import EvaluationData
 from thinkml.evaluation.metrics.class_counts import tally
-from thinkml.evaluation.predictions import Scored
 from thinkml.evaluation.ranking_scores import scores
 
 # On a device, columns side by side come to about so many numbers.
@@ -45,12 +45,12 @@ class Rankings(NamedTuple):
     weightless: Any
 
 
-def rankings(scored: Scored) -> Rankings:
+def rankings(scored: EvaluationData) -> Rankings:
     """Ranks the rows by the score of the positive class, of each class or of each label."""
     return _rankings(scored, scored.part(scores))
 
 
-def rankings_by_probability(scored: Scored) -> Rankings:
+def rankings_by_probability(scored: EvaluationData) -> Rankings:
     """Ranks the rows by probabilities, as thresholds of these do; see `rankings`."""
     if scored.outputs is None:
         return scored.part(rankings)
@@ -58,7 +58,7 @@ def rankings_by_probability(scored: Scored) -> Rankings:
     return _rankings(scored, scored.probabilities)
 
 
-def _rankings(scored: Scored, values: np.ndarray) -> Rankings:
+def _rankings(scored: EvaluationData, values: np.ndarray) -> Rankings:
     if scored.kind == 'multiclass':
         columns, rivals = values.T, scored.labels[None]
         own, classes = np.arange(len(columns)), np.arange(scored.num_classes)
@@ -252,8 +252,11 @@ def _positives(ranked: _Ranked, rival: Any) -> Any:
 
 
 def _precision_area(ranked: _Ranked, rival: Any) -> Any:
-    hits, misses = ranked.through(ranked.positive), ranked.through(ranked.negative)
-    precision = ratio(hits, hits + misses)
+    true_positives, false_positives = (
+        ranked.through(ranked.positive),
+        ranked.through(ranked.negative),
+    )
+    precision = ratio(true_positives, true_positives + false_positives)
     return ratio((ranked.positive * precision).sum(), ranked.positive.sum())
 
 

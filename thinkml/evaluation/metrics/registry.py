@@ -12,10 +12,10 @@ import numpy as np
 from thinkml.core.objectives import confusion_counts
 from thinkml.core.objectives.metric_names import top_k
 from thinkml.errors import ConfigError, problems, unknown_name
+from thinkml.evaluation.evaluation_data import EvaluationData
 from thinkml.evaluation.metrics import calibration, per_row, ranking, regression
 from thinkml.evaluation.metrics.class_counts import Pairs, class_counts, class_part
 from thinkml.evaluation.metrics.per_row import mean_of_rows
-from thinkml.evaluation.predictions import Scored
 from thinkml.model_record import TaskKind
 
 _KINDS = frozenset(get_args(TaskKind))
@@ -46,7 +46,7 @@ class Metric:
             is.
     """
 
-    part: Callable[[Scored], Any]
+    part: Callable[[EvaluationData], Any]
     value: Callable[[Any, Any], Any]
     kinds: frozenset[str]
     higher_is_better: bool | None = True
@@ -57,11 +57,11 @@ class Metric:
     resampled: Callable[[Any, Any], Any] | None = None
     undefined: Callable[[Any, np.ndarray], str | None] | None = None
 
-    def of(self, scored: Scored) -> float:
+    def of(self, scored: EvaluationData) -> float:
         """The metric of labels and predictions, as a plain float."""
         return float(self.value(scored.part(self.part), scored.weights))
 
-    def note(self, name: str, scored: Scored) -> str | None:
+    def note(self, name: str, scored: EvaluationData) -> str | None:
         """What is to be warned of where the metric of this name is undefined, else None."""
         if self.undefined is None:
             return None
@@ -191,7 +191,7 @@ def _of_columns(part: ranking.Rankings, missing: int) -> str:
     return '' if columns == 1 else f' for {missing} of {columns} {noun}'
 
 
-def _rows(rows: Callable[[Scored], np.ndarray], **settings: Any) -> Metric:
+def _rows(rows: Callable[[EvaluationData], np.ndarray], **settings: Any) -> Metric:
     return Metric(rows, mean_of_rows, **settings)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from thinkml.core.objectives.confusion_counts import ratio
 from thinkml.errors import ConfigError
-from thinkml.evaluation.predictions import Scored
+from thinkml.evaluation.evaluation_data import EvaluationData
 
 
 class Errors(NamedTuple):
@@ -25,14 +25,14 @@ class Ordered(NamedTuple):
     order: Any
 
 
-def errors(scored: Scored) -> Errors:
+def errors(scored: EvaluationData) -> Errors:
     """What the errors' squares are summed from."""
     target = scored.labels.reshape(len(scored), -1).astype(np.float64)
     prediction = scored.predictions.reshape(target.shape)
     return Errors(target - prediction, target - target.mean(axis=0))
 
 
-def ordered_errors(scored: Scored) -> Ordered:
+def ordered_errors(scored: EvaluationData) -> Ordered:
     """What medians and largest errors are read from."""
     size = np.abs(scored.part(errors).error).T
     order = np.argsort(size, axis=1)
@@ -102,7 +102,7 @@ def _explained(squares: Any, spread: Any, weight: Any) -> Any:
     return xp.where((weight > 0).sum() < 2, xp.nan, score)
 
 
-def mape_rows(scored: Scored) -> np.ndarray:
+def mape_rows(scored: EvaluationData) -> np.ndarray:
     """Each row's absolute error over its target."""
     target = scored.labels.reshape(len(scored), -1).astype(np.float64)
     sizes = np.maximum(np.abs(target), np.finfo(np.float64).eps)
@@ -110,14 +110,14 @@ def mape_rows(scored: Scored) -> np.ndarray:
 
 
 @functools.lru_cache(maxsize=256)
-def pinball_rows(quantile: float) -> Callable[[Scored], np.ndarray]:
+def pinball_rows(quantile: float) -> Callable[[EvaluationData], np.ndarray]:
     """Makes each row's pinball loss: what a forecast of this quantile of the target costs.
 
     Reference:
         Koenker and Bassett, 1978, *Regression quantiles*.
     """
 
-    def rows(scored: Scored) -> np.ndarray:
+    def rows(scored: EvaluationData) -> np.ndarray:
         error = scored.part(errors).error
         return np.maximum(quantile * error, (quantile - 1) * error).mean(axis=1)
 
@@ -127,20 +127,20 @@ def pinball_rows(quantile: float) -> Callable[[Scored], np.ndarray]:
 # --- intervals: models that return a lower and an upper bound ----------------------------------
 
 
-def coverage_rows(scored: Scored) -> np.ndarray:
+def coverage_rows(scored: EvaluationData) -> np.ndarray:
     """1 where the target is within the bounds."""
     low, high, target = _bounds(scored)
     return ((low <= target) & (target <= high)).astype(np.float64)
 
 
-def width_rows(scored: Scored) -> np.ndarray:
+def width_rows(scored: EvaluationData) -> np.ndarray:
     """How far apart the bounds are."""
     low, high, _ = _bounds(scored)
     return high - low
 
 
 @functools.lru_cache(maxsize=256)
-def interval_score_rows(level: float) -> Callable[[Scored], np.ndarray]:
+def interval_score_rows(level: float) -> Callable[[EvaluationData], np.ndarray]:
     """Makes the interval score of bounds that are to hold a share ``level`` of the targets.
 
     The width, and ``2 / (1 - level)`` times what the target is outside.
@@ -149,7 +149,7 @@ def interval_score_rows(level: float) -> Callable[[Scored], np.ndarray]:
         Gneiting and Raftery, 2007, *Strictly proper scoring rules, prediction, and estimation*.
     """
 
-    def rows(scored: Scored) -> np.ndarray:
+    def rows(scored: EvaluationData) -> np.ndarray:
         low, high, target = _bounds(scored)
         outside = np.maximum(low - target, 0) + np.maximum(target - high, 0)
         return high - low + 2 / (1 - level) * outside
@@ -157,7 +157,7 @@ def interval_score_rows(level: float) -> Callable[[Scored], np.ndarray]:
     return rows
 
 
-def _bounds(scored: Scored) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _bounds(scored: EvaluationData) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     target = scored.labels.reshape(len(scored), -1).astype(np.float64)
     bounds = scored.predictions.reshape(len(scored), -1).astype(np.float64)
     if bounds.shape[1] < 2 or (target != target[:, :1]).any():

@@ -10,10 +10,16 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from thinkml.evaluation.bootstrap import Resampling, can_vary, percentiles, units_of
-from thinkml.evaluation.plots.curve_types import Kind
-from thinkml.evaluation.predictions import Scored
+from thinkml.evaluation.evaluation_data import EvaluationData
+from thinkml.evaluation.plots.curve_types import CurveType
 from thinkml.evaluation.result import Evaluation
-from thinkml.evaluation.threshold_counts import Ladder, Ranking, all_ladders, ladder_of, ranked
+from thinkml.evaluation.threshold_counts import (
+    Ranking,
+    ThresholdCounts,
+    all_ladders,
+    ladder_of,
+    ranked,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -50,7 +56,7 @@ class Cells(NamedTuple):
 
 
 def bands(
-    evaluation: Evaluation, kinds: Sequence[Kind], *, by_probability: bool = False
+    evaluation: Evaluation, kinds: Sequence[CurveType], *, by_probability: bool = False
 ) -> list[Band | None]:
     """The pointwise confidence bands of curves, each of one, or of the mean of several rankings.
 
@@ -74,7 +80,7 @@ def bands(
     rankings = ranked(part, by_probability=by_probability)
     cells = [cells_of(each, part.weights) for each in rankings]
 
-    def curves(ladders: Sequence[Ladder]) -> np.ndarray:
+    def curves(ladders: Sequence[ThresholdCounts]) -> np.ndarray:
         return np.stack([kind.mean_at(_GRID, ladders) for kind in kinds])
 
     def weighted(weight: np.ndarray) -> np.ndarray:
@@ -93,7 +99,7 @@ def bands(
 
 
 def draw_band(
-    ax: 'Axes', band: Band | None, kind: Kind, colour: str, is_named: bool = True
+    ax: 'Axes', band: Band | None, kind: CurveType, colour: str, is_named: bool = True
 ) -> None:
     """Shades the band of a curve, where there is one, and names it in the legend."""
     if band is not None:
@@ -143,15 +149,15 @@ def cells_of(ranking: Ranking, weight: np.ndarray) -> Cells:
     return Cells(by_row, scores)
 
 
-def _coarse(cells: Cells, weight: np.ndarray) -> Ladder:
+def _coarse(cells: Cells, weight: np.ndarray) -> ThresholdCounts:
     """The ladder of the rows' weights, one rung per cell."""
     sums = np.bincount(cells.cell, weight, 2 * len(cells.scores))
     return ladder_of(cells.scores, np.cumsum(sums[1::2]), np.cumsum(sums[::2]))
 
 
 def _some_rows(
-    scored: Scored, resampling: Resampling, most: int
-) -> tuple[Scored, Resampling, float]:
+    scored: EvaluationData, resampling: Resampling, most: int
+) -> tuple[EvaluationData, Resampling, float]:
     """Up to about ``most`` rows, in whole groups, how to draw them, and the share they are."""
     if len(scored) <= most:
         return scored, resampling, 1.0

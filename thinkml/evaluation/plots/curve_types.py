@@ -5,12 +5,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from thinkml.evaluation.threshold_counts import Ladder
+from thinkml.evaluation.threshold_counts import ThresholdCounts
 
 Points = tuple[np.ndarray, np.ndarray]
 
 
-class Kind(NamedTuple):
+class CurveType(NamedTuple):
     """A kind of curve.
 
     Attributes:
@@ -19,7 +19,7 @@ class Kind(NamedTuple):
         needs_negatives: whether positive rows alone don't define it.
     """
 
-    points: Callable[[Ladder], Points]
+    points: Callable[[ThresholdCounts], Points]
     is_steps: bool = False
     needs_negatives: bool = False
 
@@ -28,7 +28,7 @@ class Kind(NamedTuple):
         """What matplotlib calls it."""
         return 'steps-pre' if self.is_steps else 'default'
 
-    def is_defined(self, ladder: Ladder) -> bool:
+    def is_defined(self, ladder: ThresholdCounts) -> bool:
         """Whether the rows have what the curve needs."""
         return ladder.positives > 0 and (ladder.negatives > 0 or not self.needs_negatives)
 
@@ -38,29 +38,29 @@ class Kind(NamedTuple):
             return y[np.searchsorted(x, grid).clip(max=len(y) - 1)]
         return np.interp(grid, x, y)
 
-    def mean_at(self, grid: np.ndarray, ladders: Sequence[Ladder]) -> np.ndarray:
+    def mean_at(self, grid: np.ndarray, ladders: Sequence[ThresholdCounts]) -> np.ndarray:
         """The mean of several curves on a grid, of those that are defined; else NaN."""
         defined = [self.at(grid, *self.points(each)) for each in ladders if self.is_defined(each)]
         return np.mean(defined, axis=0) if defined else np.full(len(grid), np.nan)
 
 
-def _roc_points(ladder: Ladder) -> Points:
+def _roc_points(ladder: ThresholdCounts) -> Points:
     return ladder.fall_out, ladder.recall
 
 
-def _precision_recall_points(ladder: Ladder) -> Points:
+def _precision_recall_points(ladder: ThresholdCounts) -> Points:
     precision = ladder.precision
     precision[0] = 1  # where nothing is called positive, nothing is called so wrongly
     return ladder.recall, precision
 
 
-def _gain_points(ladder: Ladder) -> Points:
+def _gain_points(ladder: ThresholdCounts) -> Points:
     total = ladder.positives + ladder.negatives
-    return (ladder.hits + ladder.misses) / total, ladder.recall
+    return (ladder.true_positives + ladder.false_positives) / total, ladder.recall
 
 
-def _over_threshold(rate: str) -> Callable[[Ladder], Points]:
-    def points(ladder: Ladder) -> Points:
+def _over_threshold(rate: str) -> Callable[[ThresholdCounts], Points]:
+    def points(ladder: ThresholdCounts) -> Points:
         values = getattr(ladder, rate)
         if rate == 'precision':
             values[0] = np.nan  # of nothing
@@ -69,10 +69,10 @@ def _over_threshold(rate: str) -> Callable[[Ladder], Points]:
     return points
 
 
-ROC = Kind(_roc_points, needs_negatives=True)
-PRECISION_RECALL = Kind(_precision_recall_points, is_steps=True)
-GAIN = Kind(_gain_points)
+ROC = CurveType(_roc_points, needs_negatives=True)
+PRECISION_RECALL = CurveType(_precision_recall_points, is_steps=True)
+GAIN = CurveType(_gain_points)
 OVER_THRESHOLD = {
-    rate: Kind(_over_threshold(rate), is_steps=True) for rate in ('precision', 'recall', 'f1')
+    rate: CurveType(_over_threshold(rate), is_steps=True) for rate in ('precision', 'recall', 'f1')
 }
 """Rates over the threshold; the last one is infinite."""

@@ -23,10 +23,10 @@ from thinkml.evaluation.plots.axes import (
     thinned,
 )
 from thinkml.evaluation.plots.confidence_bands import bands, draw_band
-from thinkml.evaluation.plots.curve_types import GAIN, PRECISION_RECALL, ROC, Kind
+from thinkml.evaluation.plots.curve_types import GAIN, PRECISION_RECALL, ROC, CurveType
 from thinkml.evaluation.result import Evaluation
 from thinkml.evaluation.threshold_counts import (
-    Ladder,
+    ThresholdCounts,
     all_ladders,
     check_probabilities,
     named_columns,
@@ -50,7 +50,7 @@ class Drawing(NamedTuple):
         corners: where the legend is of curves that are above the middle, and of those below.
     """
 
-    kind: Kind
+    kind: CurveType
     number: Callable[[np.ndarray, np.ndarray], float]
     number_name: str
     corners: tuple[str, str]
@@ -120,19 +120,21 @@ def gain_curve(
     return finish(ax, path)
 
 
-def _ladders(evaluation: Evaluation, function: str) -> list[Ladder]:
+def _ladders(evaluation: Evaluation, function: str) -> list[ThresholdCounts]:
     check_probabilities(evaluation, function)
     return list(all_ladders(evaluation.scored))
 
 
-def _share_of_positives(evaluation: Evaluation, ladders: Sequence[Ladder]) -> float:
+def _share_of_positives(evaluation: Evaluation, ladders: Sequence[ThresholdCounts]) -> float:
     """0 where there are several such shares, or none."""
     first = ladders[0]
     is_one = evaluation.task.kind == 'binary' and first.positives
     return first.positives / (first.positives + first.negatives) if is_one else 0.0
 
 
-def _draw(ax: 'Axes', evaluation: Evaluation, drawing: Drawing, ladders: Sequence[Ladder]) -> None:
+def _draw(
+    ax: 'Axes', evaluation: Evaluation, drawing: Drawing, ladders: Sequence[ThresholdCounts]
+) -> None:
     """Draws one curve per ranking and, of several, their mean; the band of the one or the mean."""
     rates(ax)
     kind = drawing.kind
@@ -172,7 +174,9 @@ def _draw_each(ax: 'Axes', curves: Sequence[Curve], drawstyle: str) -> None:
         ax.plot(*points, **look(index), linewidth=1.3, drawstyle=drawstyle, label=label)
 
 
-def _draw_mean(ax: 'Axes', curves: Sequence[Curve], kind: Kind, ladders: Sequence[Ladder]) -> None:
+def _draw_mean(
+    ax: 'Axes', curves: Sequence[Curve], kind: CurveType, ladders: Sequence[ThresholdCounts]
+) -> None:
     grid = np.linspace(0, 1, 501)
     mean = kind.mean_at(grid, ladders)
     if not kind.is_steps:  # interpolation starts above the rise at 0

@@ -30,7 +30,7 @@ from thinkml.evaluation.threshold_choice import (
     check_decided_by_threshold,
     threshold_at,
 )
-from thinkml.evaluation.threshold_counts import Ladder, all_ladders, named_columns
+from thinkml.evaluation.threshold_counts import ThresholdCounts, all_ladders, named_columns
 from thinkml.figures import COLOURS
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def threshold_curves(
 
 
 def _draw_rates(
-    ax: 'Axes', evaluation: Evaluation, ladder: Ladder, choice: Threshold | None
+    ax: 'Axes', evaluation: Evaluation, ladder: ThresholdCounts, choice: Threshold | None
 ) -> None:
     name = 'best F1 here' if choice is None else f'chosen by {choice.objective}'
     chosen = threshold_at(ladder, best_rung(ladder, 'f1', {}), 'f1') if choice is None else choice
@@ -101,7 +101,7 @@ def _draw_rates(
 
 
 def _draw_labels(
-    ax: 'Axes', ladders: Mapping[Any, Ladder], choice: Mapping[Any, Threshold]
+    ax: 'Axes', ladders: Mapping[Any, ThresholdCounts], choice: Mapping[Any, Threshold]
 ) -> None:
     kind = OVER_THRESHOLD['f1']
     best = {label: float(each.f1.max()) for label, each in ladders.items()}

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from thinkml.evaluation.evaluation_data import EvaluationData
 from thinkml.evaluation.metrics.calibration import (
     NUM_BINS,
     calibration_error,
@@ -13,7 +14,6 @@ from thinkml.evaluation.metrics.calibration import (
 )
 from thinkml.evaluation.metrics.class_counts import tally
 from thinkml.evaluation.metrics.registry import get_metric
-from thinkml.evaluation.predictions import Scored
 from thinkml.evaluation.result import Evaluation
 from thinkml.evaluation.threshold_choice import Objective, choose_threshold
 
@@ -34,13 +34,13 @@ def baseline(evaluation: Evaluation) -> dict[str, float]:
     }
 
 
-def _value(name: str, scored: Scored) -> float:
+def _value(name: str, scored: EvaluationData) -> float:
     metric = get_metric(name, scored.kind)
     assert metric is not None
     return metric.of(scored)
 
 
-def _baseline(scored: Scored) -> Scored:
+def _baseline(scored: EvaluationData) -> EvaluationData:
     labels, weight = scored.labels, scored.weights
     if scored.kind == 'regression':
         prediction, probabilities = np.average(labels, axis=0, weights=weight), None

@@ -4,8 +4,8 @@ from typing import Any
 
 import numpy as np
 
+from thinkml.evaluation.evaluation_data import EvaluationData
 from thinkml.evaluation.metrics.regression import errors as target_less_prediction
-from thinkml.evaluation.predictions import Scored
 from thinkml.evaluation.ranking_scores import scores
 from thinkml.evaluation.result import Evaluation
 
@@ -28,7 +28,7 @@ def errors(evaluation: Evaluation) -> dict[str, Any]:
     return _wrong_classes(scored, classes)
 
 
-def _wrong_classes(scored: Scored, classes: list[str]) -> dict[str, Any]:
+def _wrong_classes(scored: EvaluationData, classes: list[str]) -> dict[str, Any]:
     wrong = np.flatnonzero((scored.labels != scored.predictions) & (scored.weights > 0))
     guess, p, sure = scored.predictions[wrong], None, None
     if scored.probabilities is not None:
@@ -45,7 +45,7 @@ def _wrong_classes(scored: Scored, classes: list[str]) -> dict[str, Any]:
     return {'count': len(wrong), 'rows': rows}
 
 
-def _wrong_labels(scored: Scored, labels: list[str]) -> dict[str, Any]:
+def _wrong_labels(scored: EvaluationData, labels: list[str]) -> dict[str, Any]:
     truth, guess = scored.labels > 0.5, scored.predictions > 0.5
     rows, columns = np.nonzero((truth != guess) & (scored.weights > 0)[:, None])
     p = sure = None
@@ -68,7 +68,7 @@ def _wrong_labels(scored: Scored, labels: list[str]) -> dict[str, Any]:
     return {'count': len(rows), 'rows': found}
 
 
-def _residuals(scored: Scored) -> dict[str, Any]:
+def _residuals(scored: EvaluationData) -> dict[str, Any]:
     residual = scored.part(target_less_prediction).error
     truth, guess = (a.reshape(residual.shape) for a in (scored.labels, scored.predictions))
     scale = np.sqrt(np.average(residual**2, axis=0, weights=scored.weights))

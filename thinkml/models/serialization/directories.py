@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from thinkml.checkpoint import filesystem, manifest
 from thinkml.checkpoint.checkpointer import holds_checkpoints
 from thinkml.checkpoint.filesystem import read_bounded, sync_folder
-from thinkml.core.parallel.multiprocess import is_first_process, meet, told_by_first
+from thinkml.core.parallel.multiprocess import barrier, broadcast_result, is_first_process
 from thinkml.errors import (
     ConfigError,
     ModelExistsError,
@@ -90,7 +90,7 @@ def _check_free(path: Path, overwrite: bool) -> None:
 
 
 @contextlib.contextmanager
-def written_whole(path: Path, overwrite: bool) -> Iterator[Path]:
+def atomic_directory(path: Path, overwrite: bool) -> Iterator[Path]:
     """Gives a new directory to fill, and puts it in place of ``path`` at the end.
 
     What was at ``path`` stays until the new directory is on disk with its manifest; a process that
@@ -102,7 +102,7 @@ def written_whole(path: Path, overwrite: bool) -> Iterator[Path]:
     Raises:
         ModelFileError: if the directory can't be written, or something came to be at ``path``.
     """
-    beside = Path(told_by_first(lambda: str(_unused(path)), ModelFileError))
+    beside = Path(broadcast_result(lambda: str(_unused(path)), ModelFileError))
     held = None
 
     def begin() -> None:
@@ -119,10 +119,10 @@ def written_whole(path: Path, overwrite: bool) -> Iterator[Path]:
             _replace(path, beside, overwrite)
 
     try:
-        told_by_first(begin, ModelFileError)
+        broadcast_result(begin, ModelFileError)
         yield beside
-        meet('model-written')
-        told_by_first(finish, ModelFileError)
+        barrier('model-written')
+        broadcast_result(finish, ModelFileError)
     except ModelFileError:
         raise
     except OSError as error:

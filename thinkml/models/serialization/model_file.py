@@ -31,7 +31,7 @@ from thinkml.core.model.exported_forward import (
     export_forward,
 )
 from thinkml.core.model.forward import predict_outputs
-from thinkml.core.parallel.multiprocess import told_by_first
+from thinkml.core.parallel.multiprocess import broadcast_result
 from thinkml.errors import ModelFileError, ModelTypeError, NotStorableError, warn_user
 from thinkml.model_record import ArraySpec, InputSpec, ModelRecord, Task, attach_record, record_of
 from thinkml.models.serialization.architecture import build, describe
@@ -127,7 +127,7 @@ def write(directory: Path, contents: Contents, target: Path) -> None:
         if contents.forward is not None:
             (directory / FORWARD).write_bytes(contents.forward)
 
-    told_by_first(write_small_files, ModelFileError)
+    broadcast_result(write_small_files, ModelFileError)
     save_arrays(directory / WEIGHTS, contents.arrays)
     if contents.optimizer is not None:
         save_arrays(directory / OPTIMIZER, contents.optimizer)

@@ -5,7 +5,7 @@ from thinkml.models.zoo.catalog import get_preprocessing as get_preprocessing
 from thinkml.models.zoo.catalog import list_models as list_models
 from thinkml.models.zoo.cnn import CNN as CNN
 from thinkml.models.zoo.convnext import ConvNeXt as ConvNeXt
-from thinkml.models.zoo.load import Loaded as Loaded
+from thinkml.models.zoo.load import LoadReport as LoadReport
 from thinkml.models.zoo.load import load_tensors as load_tensors
 from thinkml.models.zoo.mlp import MLP as MLP
 from thinkml.models.zoo.preprocessing import Preprocessing as Preprocessing

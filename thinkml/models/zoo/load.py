@@ -28,7 +28,7 @@ _HEAD = ('head.kernel', 'head.bias')
 
 
 @dataclasses.dataclass(frozen=True)
-class Loaded:
+class LoadReport:
     """What `load_tensors` did.
 
     Attributes:
@@ -52,7 +52,7 @@ class Loaded:
         return f'{self.num_loaded} tensors of the layout of {self.layout} loaded{left}{head}.'
 
 
-def load_tensors(model: nnx.Module, tensors: Mapping[str, np.ndarray], *, what: str) -> Loaded:
+def load_tensors(model: nnx.Module, tensors: Mapping[str, np.ndarray], *, what: str) -> LoadReport:
     """Puts the tensors of a file into a model, all of them or, if one does not fit, none.
 
     The layout is recognised by the names: torchvision's, timm's and Hugging Face's for the
@@ -103,7 +103,7 @@ def load_tensors(model: nnx.Module, tensors: Mapping[str, np.ndarray], *, what: 
         headline = f"weights: {what}, in {layout}'s layout, does not fit the model:"
         raise WeightsError(problems(headline, sorted(found)))
     fill(model, named_arrays(model) | arrays, what)
-    return Loaded(layout, len(tensors) - len(left), tuple(skipped), head_kept)
+    return LoadReport(layout, len(tensors) - len(left), tuple(skipped), head_kept)
 
 
 def _floats_of(model: nnx.Module) -> dict[str, Any]:

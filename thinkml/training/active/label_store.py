@@ -27,7 +27,7 @@ _EVENTS, _SESSION = 'events.jsonl', 'session.json'
 Event = dict[str, Any]
 
 
-class LabelBook:
+class LabelStore:
     """What became of each row of a pool: the sum of events, which are plain values.
 
     Attributes:
@@ -47,7 +47,7 @@ class LabelBook:
         self._num_open: dict[int, int] = {}  # rows of a query without an answer, by its id
         self._changed: dict[int, ActiveQuery] = {}  # since the last training, by their ids
         self._events: list[Event] = []
-        self._journal: Journal | None = None
+        self._journal: LabelLog | None = None
         self._taking = threading.Lock()
 
     @property
@@ -166,7 +166,7 @@ class LabelBook:
             shutil.rmtree(new, ignore_errors=True)
             raise
         sync_folder(path.parent)
-        before, self._journal = self._journal, Journal(path / _EVENTS)
+        before, self._journal = self._journal, LabelLog(path / _EVENTS)
         if before is not None:
             before.close()
 
@@ -199,7 +199,7 @@ class LabelBook:
                     f'began with {saved.get(name)}. Pass the same rows in the same order.'
                 )
         try:
-            self._journal = journal = Journal(path / _EVENTS)
+            self._journal = journal = LabelLog(path / _EVENTS)
         except OSError as error:
             raise DataError(f'path: {path} holds no session that can be read: {error}.') from error
         try:
@@ -228,7 +228,7 @@ class LabelBook:
             self._journal.close()
 
 
-class Journal:
+class LabelLog:
     """A file that only grows, a line for each event, with a checksum.
 
     Attributes:

@@ -15,10 +15,10 @@ from thinkml.paths import local_path
 from thinkml.training.active.history import ActiveHistory
 from thinkml.training.active.labelling_widget import asking_widget
 from thinkml.training.active.pool import Pool
-from thinkml.training.active.query_loop import Known, Oracle, iterate, plan
-from thinkml.training.active.retraining import Learning, Retrain, Settings, known_inputs
-from thinkml.training.active.session import Asking, Session
-from thinkml.training.active.stopping import Stopping
+from thinkml.training.active.query_loop import KnownLabels, Oracle, iterate, plan
+from thinkml.training.active.retraining import Retrain, Retraining, RetrainingSettings, known_inputs
+from thinkml.training.active.session import QuerySettings, Session
+from thinkml.training.active.stopping import StoppingRules
 from thinkml.training.active.strategies import STRATEGIES, make_strategy
 from thinkml.training.config import TrainingConfig
 from thinkml.training.train import check_config, check_switches
@@ -126,12 +126,15 @@ class ActiveLearner:
         self.model = model
         self.query_size = query_size
         self.seed = seed
-        self._asking = Asking(
-            make_strategy(strategy), Stopping(max_labels, patience, min_agreement), seed, num_draws
+        self._asking = QuerySettings(
+            make_strategy(strategy),
+            StoppingRules(max_labels, patience, min_agreement),
+            seed,
+            num_draws,
         )
         self._strategy = strategy
         self._models = models
-        self._settings = Settings(
+        self._settings = RetrainingSettings(
             check_config(config), classes, loss_fn, class_weights, augmentation, metrics
         )
         self._session: Session | None = None
@@ -252,7 +255,7 @@ class ActiveLearner:
         session = self._begin(pool, X_val, y_val, known, retrain)
         if known is not None:
             check_lengths({'X_unlabeled': pool.rows, 'y_unlabeled': known})
-            oracle = Known(known)
+            oracle = KnownLabels(known)
             if session.learning.has_learned:
                 warn_user(
                     'model: it was trained before, so that the experiment begins with what it '
@@ -484,7 +487,7 @@ class ActiveLearner:
     def _begin(
         self, pool: Pool, X_val: Any, y_val: Any, known: np.ndarray | None, retrain: Retrain
     ) -> Session:
-        learning = Learning(self._models, self._settings, pool, X_val, y_val, known, retrain)
+        learning = Retraining(self._models, self._settings, pool, X_val, y_val, known, retrain)
         session = Session(pool, learning, self._asking)
         self.close()
         self._session = session

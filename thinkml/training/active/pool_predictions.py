@@ -24,7 +24,7 @@ _DRAWN_ROWS = 2**16
 
 
 @dataclasses.dataclass(frozen=True)
-class View:
+class PoolPredictions:
     """Models, and the rows they are asked about; each thing is computed when it is first read.
 
     Attributes:
@@ -166,7 +166,7 @@ def mean_predictions(outputs: np.ndarray, task: Task) -> np.ndarray:
     return decode(mean[:, -task.num_outputs :] - 0.5 if yes_or_no else mean, task)
 
 
-class Committee:
+class Ensemble:
     """Models that predict together: the mean of their probabilities, or of their numbers.
 
     Attributes:

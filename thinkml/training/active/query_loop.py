@@ -18,7 +18,7 @@ Oracle = Callable[[Any, np.ndarray], Any]
 _AT_END = 'all rows of the pool were asked for'
 
 
-class Known:
+class KnownLabels:
     """An oracle that has all labels of the pool."""
 
     def __init__(self, labels: np.ndarray):

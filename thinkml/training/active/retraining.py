@@ -27,10 +27,10 @@ from thinkml.evaluation import ModelEvaluator
 from thinkml.evaluation.metrics.registry import check_fit
 from thinkml.model_record import InputSpec, Task, attach_record, record_of, record_to_change
 from thinkml.training.active.pool import Pool
-from thinkml.training.active.pool_predictions import Committee
+from thinkml.training.active.pool_predictions import Ensemble
 from thinkml.training.config import TrainingConfig
-from thinkml.training.request import Asked, probe_of
 from thinkml.training.train import Latest, train
+from thinkml.training.training_setup import TrainRequest, probe_of
 
 _LEAST_ROOM = 64
 
@@ -45,7 +45,7 @@ _METRICS = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class RetrainingSettings:
     """How models are trained, see `ActiveLearner`."""
 
     config: TrainingConfig
@@ -56,7 +56,7 @@ class Settings:
     metrics: Sequence[str] | None
 
 
-class Learning:
+class Retraining:
     """Models, their first weights, and what they are validated on.
 
     Args:
@@ -82,7 +82,7 @@ class Learning:
     def __init__(
         self,
         models: Sequence[Any],
-        settings: Settings,
+        settings: RetrainingSettings,
         pool: Pool,
         X_val: Any,
         y_val: Any,
@@ -188,7 +188,7 @@ class Learning:
         X_val, y_val = (self._validation or (None, None)) if config.early_stopping else (None, None)
         # In an array that has room for more, so that the next rounds compile nothing.
         place = np.arange(max(_LEAST_ROOM, 2 ** (len(y) - 1).bit_length())) % len(y)
-        asked = Asked(
+        asked = TrainRequest(
             jax.tree.map(lambda leaf: leaf[place], x), y[place], X_val, y_val,
             loss_fn=settings.loss_fn, class_weights=settings.class_weights,
             augmentation=settings.augmentation, rows=np.arange(len(y)), known=self._inputs,
@@ -203,7 +203,7 @@ class Learning:
             return {}
         model = self.models[0]
         if len(self.models) > 1:
-            model = Committee(
+            model = Ensemble(
                 self.models, self.task, lambda X: open_rows(X, 'X_val', like=self._inputs)
             )
         evaluation = ModelEvaluator().evaluate(

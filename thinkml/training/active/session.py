@@ -9,20 +9,20 @@ import numpy as np
 
 from thinkml.core.active.selection import Selection, at_random
 from thinkml.errors import ModelTypeError
-from thinkml.training.active.label_store import LabelBook
+from thinkml.training.active.label_store import LabelStore
 from thinkml.training.active.pool import Pool
-from thinkml.training.active.pool_predictions import View
-from thinkml.training.active.retraining import Learning
-from thinkml.training.active.stopping import Stopping, kappa
+from thinkml.training.active.pool_predictions import PoolPredictions
+from thinkml.training.active.retraining import Retraining
+from thinkml.training.active.stopping import StoppingRules, kappa
 from thinkml.training.active.strategies import Strategy, check_strategy, select_typical
 
 
 @dataclasses.dataclass(frozen=True)
-class Asking:
+class QuerySettings:
     """How rows are chosen, see `ActiveLearner`."""
 
     strategy: Strategy
-    stopping: Stopping
+    stopping: StoppingRules
     seed: int
     num_draws: int
 
@@ -45,13 +45,13 @@ class Session:
         ModelTypeError: for a model that lacks what the strategy needs.
     """
 
-    def __init__(self, pool: Pool, learning: Learning, asking: Asking):
+    def __init__(self, pool: Pool, learning: Retraining, asking: QuerySettings):
         self.pool = pool
         self.learning = learning
-        self.book = LabelBook(len(pool.rows))
+        self.book = LabelStore(len(pool.rows))
         self._asking = asking
         self._num_fitted = -1  # changes of labels that the models know of
-        self._view: View | None = None
+        self._view: PoolPredictions | None = None
         self._predictions: np.ndarray | None = None
         self._check()
 
@@ -135,11 +135,11 @@ class Session:
     # --- asking -----------------------------------------------------------------------------------
 
     @property
-    def view(self) -> View:
+    def view(self) -> PoolPredictions:
         """What the models say of the pool; computed once for each training."""
         if self._view is None:
             key = jax.random.fold_in(jax.random.key(self._asking.seed + 1), self.book.num_queries)
-            self._view = View(
+            self._view = PoolPredictions(
                 self.learning.models, self.learning.task, self.pool.rows, self.pool.first,
                 self._asking.num_draws, key,
             )  # fmt: skip

@@ -13,7 +13,7 @@ _AGREEMENTS = 3
 
 
 @dataclasses.dataclass(frozen=True)
-class Stopping:
+class StoppingRules:
     """Rules that end an active learning, see `ActiveLearner`; None for none.
 
     Attributes:

@@ -29,10 +29,10 @@ from thinkml.core.active.selection import (
 )
 from thinkml.errors import ConfigError, DataError, is_whole, unknown_name
 from thinkml.model_record import Task
-from thinkml.training.active.pool_predictions import View
+from thinkml.training.active.pool_predictions import PoolPredictions
 
-Score = Callable[[View], np.ndarray]
-Select = Callable[[View, int, jax.Array, np.ndarray], Selection]
+Score = Callable[[PoolPredictions], np.ndarray]
+Select = Callable[[PoolPredictions, int, jax.Array, np.ndarray], Selection]
 
 _CLASSES = frozenset({'binary', 'multiclass'})
 _LABELS = _CLASSES | {'multilabel'}
@@ -129,7 +129,7 @@ def check_strategy(strategy: Strategy, models: Any, rows: Any, task: Task | None
             f'strategy: got {strategy.name!r} for {task.in_words}, expected one of '
             f'{", ".join(fitting)}.'
         )
-    view = View(models, task, rows, None, 1, jax.random.key(0))
+    view = PoolPredictions(models, task, rows, None, 1, jax.random.key(0))
     if strategy.needs_features:
         view.check_features()
     if strategy.needs_draws:
@@ -145,7 +145,9 @@ def spread_out(strategy: Strategy, oversample: int = 10) -> Strategy:
     if score is None:
         return strategy
 
-    def select(view: View, count: int, key: jax.Array, available: np.ndarray) -> Selection:
+    def select(
+        view: PoolPredictions, count: int, key: jax.Array, available: np.ndarray
+    ) -> Selection:
         by = view.features if view.has_features else view.outputs[0]
         scores = np.exp(score(view))
         return diverse(scores, by, count, key, available, oversample=oversample)
@@ -158,7 +160,9 @@ def spread_out(strategy: Strategy, oversample: int = 10) -> Strategy:
 def _by_score(
     name: str, score: Score, kinds: frozenset[str], *, features: bool = False, draws: bool = False
 ) -> Strategy:
-    def select(view: View, count: int, key: jax.Array, available: np.ndarray) -> Selection:
+    def select(
+        view: PoolPredictions, count: int, key: jax.Array, available: np.ndarray
+    ) -> Selection:
         logarithms = score(view)
         [rows, _] = highest(logarithms, count, available)
         return Selection(rows, np.exp(logarithms[rows]).astype(np.float32))
@@ -167,14 +171,14 @@ def _by_score(
 
 
 def _of_probabilities(log_score: Callable[..., Any]) -> Score:
-    def of_view(view: View) -> np.ndarray:
+    def of_view(view: PoolPredictions) -> np.ndarray:
         return _each_label(log_score, view.log_probabilities, task=view.task)
 
     return of_view
 
 
 def _of_draws(log_score: Callable[..., Any]) -> Score:
-    def of_view(view: View) -> np.ndarray:
+    def of_view(view: PoolPredictions) -> np.ndarray:
         return view.by_draws(functools.partial(_each_label, log_score, task=view.task))
 
     return of_view
@@ -210,25 +214,33 @@ def _log(scores: np.ndarray) -> np.ndarray:
         return np.log(scores, dtype=np.float64)
 
 
-def _log_gradient_lengths(view: View) -> np.ndarray:
+def _log_gradient_lengths(view: PoolPredictions) -> np.ndarray:
     features = view.features  # first: the outputs then come from the same pass
     return _computed(log_expected_gradient_length, view.log_probabilities, features)
 
 
-def _select_at_random(view: View, count: int, key: jax.Array, available: np.ndarray) -> Selection:
+def _select_at_random(
+    view: PoolPredictions, count: int, key: jax.Array, available: np.ndarray
+) -> Selection:
     return at_random(len(view.rows), count, key, available)
 
 
-def _select_core_set(view: View, count: int, key: jax.Array, available: np.ndarray) -> Selection:
+def _select_core_set(
+    view: PoolPredictions, count: int, key: jax.Array, available: np.ndarray
+) -> Selection:
     return k_center_greedy(view.features, count, view.features_of_known(available), available)
 
 
-def _select_badge(view: View, count: int, key: jax.Array, available: np.ndarray) -> Selection:
+def _select_badge(
+    view: PoolPredictions, count: int, key: jax.Array, available: np.ndarray
+) -> Selection:
     features = view.features
     return badge(view.probabilities, features, count, key, available)
 
 
-def select_typical(view: View, count: int, key: jax.Array, available: np.ndarray) -> Selection:
+def select_typical(
+    view: PoolPredictions, count: int, key: jax.Array, available: np.ndarray
+) -> Selection:
     """Rows that are typical of the data, each of another part of it; needs no labels."""
     return typiclust(view.features, count, key, view.features_of_known(available), available)
 
@@ -247,7 +259,9 @@ def _own(function: Callable[..., Any]) -> Strategy:
     reads_features = names[0] == 'features'
     name = getattr(function, '__name__', type(function).__name__)
 
-    def select(view: View, count: int, key: jax.Array, available: np.ndarray) -> Selection:
+    def select(
+        view: PoolPredictions, count: int, key: jax.Array, available: np.ndarray
+    ) -> Selection:
         [candidates] = np.nonzero(available)
         if reads_features:
             values = view.features

@@ -13,7 +13,7 @@ from thinkml.training.callbacks.early_stopping import EarlyStopping
 from thinkml.training.callbacks.loggers import (
     CSVLogger,
     LearningRateMonitor,
-    Logging,
+    LoggerCallback,
     MLflow,
     TensorBoard,
     WandB,
@@ -94,7 +94,7 @@ def make_callbacks(
             'one place.'
         )
     made = [item for item in made if not isinstance(item, Checkpoint)]
-    made = [Logging(item) if isinstance(item, _LOGGERS) else item for item in made]
+    made = [LoggerCallback(item) if isinstance(item, _LOGGERS) else item for item in made]
     made.sort(key=lambda item: not isinstance(item, _RECORDERS))
     return made, checkpoints[0] if checkpoints else None
 
@@ -110,9 +110,9 @@ def check_callbacks(callbacks: list[Any], metric_names: tuple[str, ...]) -> None
     """Raises a `ConfigError` if one of ours can't watch or write what it is to."""
     places = set()
     for callback in callbacks:
-        if isinstance(callback, EarlyStopping | ReduceLROnPlateau | Logging | Profiler):
+        if isinstance(callback, EarlyStopping | ReduceLROnPlateau | LoggerCallback | Profiler):
             callback.check(metric_names)
-        if isinstance(callback, Logging) and callback.place is not None:
+        if isinstance(callback, LoggerCallback) and callback.place is not None:
             kind = type(callback.logger).__name__
             if (kind, callback.place) in places:
                 raise ConfigError(

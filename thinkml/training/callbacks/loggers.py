@@ -27,7 +27,7 @@ from thinkml.training.run_directory import RunTable, new_directory, newest_direc
 
 
 class Logger(Protocol):
-    """Where a run's values go. `Logging` makes a callback of it."""
+    """Where a run's values go. `LoggerCallback` makes a callback of it."""
 
     def check(self) -> Path | None:
         """Returns where it writes to; None for a service.
@@ -238,7 +238,7 @@ def _with_rate(rate: float | None, values: dict[str, float]) -> dict[str, float]
     return values if rate is None else values | {'learning_rate': rate}
 
 
-class Logging:
+class LoggerCallback:
     """A `Logger` as a callback, of the first process.
 
     Attributes:

@@ -29,7 +29,7 @@ Place = tuple[Any, ...]
 
 
 @dataclasses.dataclass(frozen=True)
-class Base:
+class Backbone:
     """A model that returns features.
 
     Attributes:
@@ -73,7 +73,7 @@ def load_base(base_model: Any) -> Any:
     return ModelManager().load_model(base_model)
 
 
-def open_base(base_model: Any, inputs: Any, name: str | None = None) -> Base:
+def open_base(base_model: Any, inputs: Any, name: str | None = None) -> Backbone:
     """Makes the base of what `load_base` returned, without its pretrained weights.
 
     Args:
@@ -95,7 +95,7 @@ def open_base(base_model: Any, inputs: Any, name: str | None = None) -> Base:
             )
         model = create(base_model, None)
         normalised = (preprocessing.mean, preprocessing.std)
-        return Base(base_model, model, model.num_features, False, normalised)
+        return Backbone(base_model, model, model.num_features, False, normalised)
     name, model = name or type(base_model).__name__, base_model
     if not isinstance(model, nnx.Module):
         raise ModelTypeError(
@@ -105,7 +105,7 @@ def open_base(base_model: Any, inputs: Any, name: str | None = None) -> Base:
         )
     num_outputs(model, inputs, 'X_train')  # says so if it can't take them
     headless = without_last_layer(nnx.clone(model), inputs)
-    return Base(name, headless, num_outputs(headless, inputs, 'X_train'), True)
+    return Backbone(name, headless, num_outputs(headless, inputs, 'X_train'), True)
 
 
 def without_last_layer(model: nnx.Module, inputs: Any) -> nnx.Module:
@@ -153,7 +153,7 @@ def check_part(model: Any) -> None:
     )
 
 
-def role_of(model: Any, base: Base, inputs: Any, role: Role | None) -> Role:
+def role_of(model: Any, base: Backbone, inputs: Any, role: Role | None) -> Role:
     """Says by shapes whether a model takes features (a head) or the inputs themselves.
 
     Raises:
@@ -190,7 +190,7 @@ def role_of(model: Any, base: Base, inputs: Any, role: Role | None) -> Role:
     return 'model' if 'head' in failures else 'head'
 
 
-def check_layout(base: Base, inputs: Any) -> None:
+def check_layout(base: Backbone, inputs: Any) -> None:
     """Raises a `DataError` for pictures that a base of the zoo does not take."""
     shape = getattr(inputs, 'shape', (None,))[1:]
     if base.normalised is not None and not fits(shape, (None, None, 3)):
@@ -208,7 +208,7 @@ def _failure(model: nnx.Module, x: Any) -> Exception | None:
     return None
 
 
-def shared_tensors(model: nnx.Module, base: Base) -> dict[Place, Place]:
+def shared_tensors(model: nnx.Module, base: Backbone) -> dict[Place, Place]:
     """Which tensors of a model are the base's: those of equal name and shape.
 
     The base may be a part of the model (``model.backbone``): then all its names have the same
@@ -227,7 +227,7 @@ def shared_tensors(model: nnx.Module, base: Base) -> dict[Place, Place]:
 
 
 @dataclasses.dataclass(frozen=True)
-class Taken:
+class TransferredWeights:
     """What a whole model has taken over from a base.
 
     Attributes:
@@ -245,7 +245,9 @@ class Taken:
         return count + (f'. Kept: {", ".join(self.kept)}.' if self.kept else '.')
 
 
-def take_over(model: nnx.Module, base: Base, shared: Mapping[Place, Place]) -> Taken:
+def take_over(
+    model: nnx.Module, base: Backbone, shared: Mapping[Place, Place]
+) -> TransferredWeights:
     """Copies the base's tensors into a model, see `shared_tensors`."""
     arrays = dict(nnx.to_flat_state(nnx.state(base.model, nnx.Any(nnx.Param, nnx.BatchStat))))
     for own, variable in nnx.to_flat_state(nnx.state(model, nnx.Any(nnx.Param, nnx.BatchStat))):
@@ -253,7 +255,7 @@ def take_over(model: nnx.Module, base: Base, shared: Mapping[Place, Place]) -> T
             old = variable.get_value()
             _variable(model, own).set_value(arrays[shared[own]].get_value().astype(old.dtype))
     names = {path: '.'.join(map(str, path)) for path in _shapes(model)}
-    return Taken(
+    return TransferredWeights(
         base.name,
         tuple(sorted(name for path, name in names.items() if path in shared)),
         tuple(sorted(name for path, name in names.items() if path not in shared)),

@@ -15,13 +15,13 @@ _ROWS_AT_ONCE = 8192
 
 
 @contextlib.contextmanager
-def kept_features(max_bytes: int) -> Iterator['Features']:
+def kept_features(max_bytes: int) -> Iterator['FeatureCache']:
     """Gives what computes features and keeps them, of which files are removed at the end."""
     with tempfile.TemporaryDirectory(prefix='thinkml-features-') as folder:
-        yield Features(Path(folder), max_bytes)
+        yield FeatureCache(Path(folder), max_bytes)
 
 
-class Features:
+class FeatureCache:
     """Features ``[rows, features]``, in memory up to a number of bytes, then in files.
 
     Attributes:

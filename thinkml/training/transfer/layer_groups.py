@@ -19,7 +19,7 @@ _BASE, _HEAD = 'base', 'head'
 
 
 @dataclasses.dataclass(frozen=True)
-class Parts:
+class LayerGroups:
     """A model in two parts.
 
     Attributes:
@@ -33,7 +33,7 @@ class Parts:
     head: frozenset[Place]
 
 
-def parts_of_headed(model: TransferModel, inputs: Any) -> Parts:
+def parts_of_headed(model: TransferModel, inputs: Any) -> LayerGroups:
     """The parts of a base with a head on it.
 
     Raises:
@@ -48,30 +48,30 @@ def parts_of_headed(model: TransferModel, inputs: Any) -> Parts:
         )
         for layer in layers_in_order(model.base, jax.eval_shape(model.normalised, inputs))
     ]
-    return Parts(model, layers, frozenset(p for p in _params(model) if p[0] == _HEAD))
+    return LayerGroups(model, layers, frozenset(p for p in _params(model) if p[0] == _HEAD))
 
 
-def parts_of_sharing(model: nnx.Module, shared: Mapping[Place, Any], inputs: Any) -> Parts:
+def parts_of_sharing(model: nnx.Module, shared: Mapping[Place, Any], inputs: Any) -> LayerGroups:
     """The parts of a model that has tensors of the base within it."""
     layers = [
         dataclasses.replace(layer, params=own)
         for layer in layers_in_order(model, inputs)
         if (own := tuple(path for path in layer.params if path in shared))
     ]
-    return Parts(model, layers, frozenset(p for p in _params(model) if p not in shared))
+    return LayerGroups(model, layers, frozenset(p for p in _params(model) if p not in shared))
 
 
-def parts_of_trained(model: nnx.Module, inputs: Any) -> Parts:
+def parts_of_trained(model: nnx.Module, inputs: Any) -> LayerGroups:
     """A model that is its own base."""
-    return Parts(model, layers_in_order(model, inputs), frozenset())
+    return LayerGroups(model, layers_in_order(model, inputs), frozenset())
 
 
-def parts_of_new(model: nnx.Module) -> Parts:
+def parts_of_new(model: nnx.Module) -> LayerGroups:
     """A model that has no base at all."""
-    return Parts(model, [], frozenset(_params(model)))
+    return LayerGroups(model, [], frozenset(_params(model)))
 
 
-def as_headed(parts: Parts, inputs: Any) -> TransferModel | None:
+def as_headed(parts: LayerGroups, inputs: Any) -> TransferModel | None:
     """The same model as a base and a head, which is its own; None if it is not of that form.
 
     It is if all parameters of the head are those of the dense layer that computes the outputs, and
@@ -137,7 +137,7 @@ def _fits(layer: Layer, pattern: str) -> bool:
     return any(fnmatch.fnmatchcase(name, pattern) for name in names)
 
 
-def rates_of(parts: Parts, trained: list[Layer], layer_decay: float) -> dict[Place, float]:
+def rates_of(parts: LayerGroups, trained: list[Layer], layer_decay: float) -> dict[Place, float]:
     """A factor of the learning rate for each trained parameter.
 
     It falls by ``layer_decay`` with each layer from the head down, whether trained or not.
@@ -149,7 +149,7 @@ def rates_of(parts: Parts, trained: list[Layer], layer_decay: float) -> dict[Pla
     return rates
 
 
-def low_rank_targets(parts: Parts, rates: Mapping[Place, float]) -> dict[Place, int]:
+def low_rank_targets(parts: LayerGroups, rates: Mapping[Place, float]) -> dict[Place, int]:
     """The frozen kernels of dense and attention layers, with how many axes are inputs.
 
     Raises:
@@ -173,7 +173,9 @@ def low_rank_targets(parts: Parts, rates: Mapping[Place, float]) -> dict[Place, 
     return targets
 
 
-def summary_of(parts: Parts, rates: Mapping[Place, float], low_rank: Mapping[Place, int]) -> Table:
+def summary_of(
+    parts: LayerGroups, rates: Mapping[Place, float], low_rank: Mapping[Place, int]
+) -> Table:
     """A row for each layer of the base, and one for the head."""
     rows = []
     for layer in parts.layers:

@@ -33,10 +33,10 @@ from thinkml.models.pretrained import check_weights
 from thinkml.models.transfer_model import TransferModel
 from thinkml.monitoring import History
 from thinkml.training.config import TrainingConfig
-from thinkml.training.request import Asked, check_pixels_of, probe_of
 from thinkml.training.train import Latest, check_config, check_switches, train
+from thinkml.training.training_setup import TrainRequest, check_pixels_of, probe_of
 from thinkml.training.transfer.backbone import (
-    Base,
+    Backbone,
     Role,
     check_layout,
     check_part,
@@ -48,7 +48,7 @@ from thinkml.training.transfer.backbone import (
 )
 from thinkml.training.transfer.feature_cache import kept_features
 from thinkml.training.transfer.layer_groups import (
-    Parts,
+    LayerGroups,
     as_headed,
     check_layers,
     chosen,
@@ -224,7 +224,7 @@ class TransferLearner:
         if model is not None:
             check_part(model)
             check_not_trained(model)
-        asked = Asked(
+        asked = TrainRequest(
             X_train, y_train, X_val, y_val, loss_fn, metrics, class_weights, sample_weight,
             augmentation, groups,
         )  # fmt: skip
@@ -283,8 +283,8 @@ class TransferLearner:
         return config if epochs is None else dataclasses.replace(config, epochs=epochs)
 
     def _parts(
-        self, model: Any, role: Role | None, asked: Asked, data: '_Data', base_model: Any
-    ) -> Parts:
+        self, model: Any, role: Role | None, asked: TrainRequest, data: '_Data', base_model: Any
+    ) -> LayerGroups:
         is_path = isinstance(self.base_model, str | os.PathLike)
         base = open_base(base_model, data.probe, str(self.base_model) if is_path else None)
         if model is None:
@@ -321,7 +321,12 @@ class TransferLearner:
         return parts_of_trained(model, data.probe) if was_trained else parts_of_new(model)
 
     def _train(
-        self, latest: Latest, model: Any, asked: Asked, config: TrainingConfig, progress: bool
+        self,
+        latest: Latest,
+        model: Any,
+        asked: TrainRequest,
+        config: TrainingConfig,
+        progress: bool,
     ) -> None:
         """Trains what `PartlyFrozen` leaves of a model; the record is that of the whole."""
         attach_record(model, record_of(model.model))
@@ -330,8 +335,8 @@ class TransferLearner:
     def _train_head(
         self,
         latest: Latest,
-        parts: Parts,
-        asked: Asked,
+        parts: LayerGroups,
+        asked: TrainRequest,
         data: '_Data',
         config: TrainingConfig,
         progress: bool,
@@ -366,7 +371,7 @@ class TransferLearner:
                 raise
         self._describe_whole(parts, whole.head, data)
 
-    def _describe_whole(self, parts: Parts, head: nnx.Module, data: '_Data') -> None:
+    def _describe_whole(self, parts: LayerGroups, head: nnx.Module, data: '_Data') -> None:
         """Makes what is known of a trained head known of the whole model."""
         learned = record_of(head)
         assert learned.task is not None and data.rows is not None
@@ -411,7 +416,7 @@ class _Data:
     targets: Any
 
     @classmethod
-    def opened(cls, asked: Asked, known: InputSpec | None) -> '_Data':
+    def opened(cls, asked: TrainRequest, known: InputSpec | None) -> '_Data':
         names = None if known is None else known.names_alone()
         if asked.X_train is None:
             raise DataError('X_train: got None, expected the inputs to fine-tune on.')
@@ -467,7 +472,7 @@ def _are_pictures(spec: InputSpec) -> bool:
 
 
 def _linear_head(
-    base: Base, data: _Data, asked: Asked, config: TrainingConfig | None
+    base: Backbone, data: _Data, asked: TrainRequest, config: TrainingConfig | None
 ) -> nnx.Linear:
     """A dense layer with an output for each class, label or number of the targets."""
     if data.rows is None:

@@ -12,7 +12,7 @@ Part = TypeVar('Part')
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
-class Scored:
+class EvaluationData:
     """The labels and predictions of a data set, encoded, one row per example.
 
     Attributes:
@@ -57,7 +57,7 @@ class Scored:
             self._parts[make] = make(self)
         return self._parts[make]
 
-    def take(self, rows: np.ndarray) -> 'Scored':
+    def take(self, rows: np.ndarray) -> 'EvaluationData':
         """Returns some of the rows, by index or as a mask."""
         chosen = {
             name: None if getattr(self, name) is None else getattr(self, name)[rows]

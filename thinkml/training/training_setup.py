@@ -92,7 +92,7 @@ class Stream(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Problem:
+class TrainingSetup:
     """A model's data, task and objective, all checked.
 
     Attributes:
@@ -123,7 +123,7 @@ class Problem:
         return probe_of(self.inputs, 1)
 
 
-class Asked(NamedTuple):
+class TrainRequest(NamedTuple):
     """The arguments of ``train`` that say what is to be learned, as the user wrote them.
 
     Attributes:
@@ -146,9 +146,9 @@ class Asked(NamedTuple):
     known: InputSpec | None = None
 
 
-def make_problem(
-    model: Any, asked: Asked, config: TrainingConfig, training_metrics: tuple[str, ...] = ()
-) -> Problem:
+def make_setup(
+    model: Any, asked: TrainRequest, config: TrainingConfig, training_metrics: tuple[str, ...] = ()
+) -> TrainingSetup:
     """Checks what the user passed and encodes it.
 
     Args:
@@ -214,7 +214,7 @@ def make_problem(
         _check_ids(model, probe, {'X_train': train, 'X_val': val})
     _warn_of_classes_to_validate(task, train, val, 'validation_split' if split else 'y_val')
     labels = jax.ShapeDtypeStruct((1, *y.shape[1:]), y.dtype)
-    return Problem(
+    return TrainingSetup(
         train, val, inputs, task, labels, objective,
         _identified(train, in_part=asked.rows is not None),
         _identified(val, in_part=split is not None),
@@ -272,7 +272,7 @@ def _identified(data: Examples | Stream | None, *, in_part: bool) -> dict[str, A
 
 
 def _open_stream(
-    asked: Asked, config: TrainingConfig, names: InputSpec | None
+    asked: TrainRequest, config: TrainingConfig, names: InputSpec | None
 ) -> tuple[Batches, Any, np.ndarray]:
     """A source of batches, and the inputs and labels of its first one."""
     label = _label_of_batches(asked.y_train, 'y_train')
@@ -341,7 +341,7 @@ def with_advice(advice: str, function: Callable[..., R], *args: Any, **kwargs: A
 
 
 def _stream(
-    batches: Batches, task: Task, asked: Asked, config: TrainingConfig, advice: str
+    batches: Batches, task: Task, asked: TrainRequest, config: TrainingConfig, advice: str
 ) -> Stream:
     if config.validation_split != 0 and asked.X_val is None:
         raise ConfigError(
@@ -367,7 +367,7 @@ def _shift_of(batches: Batches) -> int:
 
 
 def _examples(
-    x: Rows, y: np.ndarray, task: Task, asked: Asked, config: TrainingConfig
+    x: Rows, y: np.ndarray, task: Task, asked: TrainRequest, config: TrainingConfig
 ) -> tuple[Examples, Examples | None]:
     """The rows to train on, and those held out for validation."""
     rows, rows_val = np.arange(len(x)) if asked.rows is None else asked.rows, None
@@ -398,7 +398,7 @@ def _examples(
 
 
 def _open_validation(
-    asked: Asked, inputs: InputSpec, task: Task, config: TrainingConfig
+    asked: TrainRequest, inputs: InputSpec, task: Task, config: TrainingConfig
 ) -> Examples | Stream | None:
     X_val, y_val = asked.X_val, asked.y_val
     if X_val is None and y_val is None:
@@ -420,7 +420,7 @@ def _open_validation(
     return Examples(x, encode_targets(targets, task, 'y_val'), np.arange(len(x)), None)
 
 
-def _holds_labels(asked: Asked) -> bool:
+def _holds_labels(asked: TrainRequest) -> bool:
     """Whether labels come with the inputs, as they did in the training data."""
     return asked.y_train is None or isinstance(asked.y_train, str)
 
@@ -457,7 +457,7 @@ def _some_names(names: list[str]) -> str:
     return f'{", ".join(names[:3])}{more} {"is" if len(names) == 1 else "are"}'
 
 
-def _warn_of_answer(asked: Asked) -> None:
+def _warn_of_answer(asked: TrainRequest) -> None:
     name = getattr(asked.y_train, 'name', None)
     names = column_names(asked.X_train) if is_frame(asked.X_train) else ()
     if name is None or str(name) not in names:
@@ -502,7 +502,7 @@ def _occurring(y: np.ndarray) -> np.ndarray:
     return np.unique(y) if y.ndim == 1 else np.flatnonzero(y.any(axis=0))
 
 
-def _warn_of_unlabeled(targets: np.ndarray, task: Task, asked: Asked) -> None:
+def _warn_of_unlabeled(targets: np.ndarray, task: Task, asked: TrainRequest) -> None:
     """Warns of numbers and text that mark rows without a label elsewhere."""
     warn_of_missing_text(targets, 'y_train', 'a class')
     marker = find_marker(targets)
