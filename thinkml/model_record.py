@@ -376,7 +376,7 @@ def _size(value: Any) -> int:
 # Keyed by id, not by the object: a model class may define __eq__ and so be unhashable.
 _records: dict[int, ModelRecord] = {}
 # What each model that is known refers to its record with.
-_carried: 'dict[int, Carried]' = {}
+_carried: 'dict[int, RecordReference]' = {}
 
 
 def record_of(model: Any) -> ModelRecord:

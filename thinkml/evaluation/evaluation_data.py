@@ -51,7 +51,7 @@ class EvaluationData:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
 
-    def part(self, make: 'Callable[[Scored], Part]') -> Part:
+    def part(self, make: 'Callable[[EvaluationData], Part]') -> Part:
         """Returns ``make(self)``, made once: what several metrics need."""
         if make not in self._parts:
             self._parts[make] = make(self)
