@@ -227,7 +227,7 @@ def test_a_task_that_could_not_be_loaded_is_not_saved(tmp_path):
 
 
 def test_what_a_class_of_the_main_program_learned_is_carried_over(tmp_path):
-    """The recipe of the error message and of docs/guides/saving.md."""
+    """The recipe of the error message and of docs/guides/saving/notebook-classes.md."""
     source = inspect.getsource(DropoutBatchNorm)
     in_main = {'__name__': '__main__', 'nnx': nnx}
     exec(source, in_main)  # the same class, as a notebook has it

@@ -457,7 +457,7 @@ def test_rows_in_order_of_time_and_groups():
 
 
 def test_the_table_of_options_is_complete():
-    page = (Path(__file__).parents[2] / 'docs/guides/options.md').read_text()
+    page = (Path(__file__).parents[2] / 'docs/guides/training/options.md').read_text()
     parameters = list(inspect.signature(ModelTrainer.train).parameters)[1:]
     missing = [name for name in (*SETTINGS, *parameters) if f'`{name}`' not in page]
     assert missing == []

@@ -522,12 +522,14 @@ def test_a_training_that_ends_early_leaves_no_thread(how, data):
     assert not [t for t in threading.enumerate() if 'prefetch' in t.name]
 
 
-def test_the_guide_runs(tmp_path, monkeypatch):
-    guide = Path(__file__).parents[2] / 'docs/guides/data.md'
+def test_the_guides_to_data_run(tmp_path, monkeypatch):
+    guides = Path(__file__).parents[2] / 'docs/guides/data'
     monkeypatch.chdir(tmp_path)
     names = {}
-    for code in re.findall(r'```python\n(.*?)```', guide.read_text(), re.DOTALL):
-        exec(code, names)
+    for page in ('data-sources', 'multiple-inputs', 'dataframes', 'streaming', 'batch-sources'):
+        text = (guides / f'{page}.md').read_text()
+        for code in re.findall(r'```python\n(.*?)```', text, re.DOTALL):
+            exec(code, names)
     reordered = names['frame'][['weight', 'width', 'height']]
     assert set(predict(names['model'], reordered)) == {'tall', 'wide'}
 
