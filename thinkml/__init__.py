@@ -1,7 +1,7 @@
-"""Training, monitoring and evaluating models with JAX and Flax.
+"""ThinkML: training, monitoring and evaluation of models with JAX and Flax.
 
-The subpackages are imported when they are first used, so that ``import thinkml`` costs nothing and
-imports no JAX.
+Each subpackage is imported when it is first used, so ``import thinkml`` is fast and does not import
+JAX.
 
 Example:
     >>> import thinkml

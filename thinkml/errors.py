@@ -1,7 +1,7 @@
-"""The exceptions and warnings users see, and the helpers that find and word them.
+"""Exceptions and warnings that users see, and helpers that write their messages.
 
-Every message says what came, what was expected and how to fix it, and starts with the name of the
-argument it is about.
+Every message begins with the name of the argument. It says what came, what was expected and how to
+fix it.
 """
 
 import difflib
@@ -10,51 +10,50 @@ import numbers
 import sys
 import warnings
 from collections.abc import Iterable
-from typing import Any
 
 
 class ThinkMLError(Exception):
-    """Base of all exceptions ThinkML raises on purpose."""
+    """The base of all exceptions that ThinkML raises on purpose."""
 
 
 class ConfigError(ThinkMLError, ValueError, TypeError):
-    """A setting is unknown or impossible. Lists every problem found, not just the first."""
+    """An unknown or impossible setting. The message lists every problem, not just the first."""
 
 
 class DataError(ThinkMLError, ValueError):
-    """Arrays that can't be trained on: lengths, shapes, NaN, labels."""
+    """Arrays that can't be used because of their lengths, shapes, labels or NaN."""
 
 
 class ModelTypeError(ThinkMLError, TypeError):
-    """An object that is not a model ThinkML can take apart."""
+    """An object that is not a model, or not one that ThinkML can split into arrays and code."""
 
 
 class NotTrainedError(ThinkMLError, ValueError):
-    """Something was asked for that only training makes."""
+    """A request for something that exists only after training."""
 
 
 class DivergedError(ThinkMLError, ValueError, FloatingPointError):
-    """A loss became NaN or infinite in a training that was told to raise then."""
+    """A NaN or infinite loss in a training run that is set to raise on it."""
 
 
 class ModelFileError(ThinkMLError, OSError):
-    """A model directory that can't be written, or is damaged, foreign or not trusted."""
+    """A model directory that can't be written, is damaged, is not ThinkML's or is not trusted."""
 
 
 class ModelNotFoundError(ModelFileError, FileNotFoundError):
-    """There is no model at a path, or no such version under a name."""
+    """A missing model: nothing at a path, or no such version under a name."""
 
 
 class ModelExistsError(ModelFileError, FileExistsError):
-    """There is something at the path of a new model, which it may not replace."""
+    """An existing file or directory at the path of a new model, which may not replace it."""
 
 
 class NotStorableError(ModelFileError, TypeError, ValueError):
-    """A value of the metadata, or of the model, that a model file can't hold."""
+    """A value of the metadata or the model that a model file can't store."""
 
 
 class ProcessError(ThinkMLError, OSError):
-    """A run of several processes can't begin, or has lost one of them."""
+    """A run of several processes that can't start, or has lost one of them."""
 
 
 class CheckpointError(ThinkMLError, OSError):
@@ -62,69 +61,69 @@ class CheckpointError(ThinkMLError, OSError):
 
 
 class CheckpointNotFoundError(CheckpointError, FileNotFoundError):
-    """There is no checkpoint at a path."""
+    """A missing checkpoint."""
 
 
 class SessionNotFoundError(DataError, FileNotFoundError):
-    """There is no session of an active learning at a path."""
+    """A missing session of active learning."""
 
 
 class SessionExistsError(DataError, FileExistsError):
-    """There is something at the path of a new session, which it may not replace."""
+    """An existing file or directory at the path of a new session, which may not replace it."""
 
 
 class WeightsError(ThinkMLError, ValueError):
-    """Weights of a file that don't fit the model. Names each tensor, with both shapes."""
+    """Weights of a file that don't fit the model. The message names each tensor and both shapes."""
 
 
 class WeightsNotFoundError(WeightsError, FileNotFoundError):
-    """There is no file of weights at a path."""
+    """A missing file of weights."""
 
 
 class ThinkMLWarning(UserWarning):
-    """Base of all warnings ThinkML issues on purpose."""
+    """The base of all warnings that ThinkML issues on purpose."""
 
 
 class DeviceCountWarning(ThinkMLWarning):
-    """A training runs on fewer devices than it was asked to."""
+    """A warning that a training run uses fewer devices than requested."""
 
 
 class PretrainedWeightsWarning(ThinkMLWarning):
-    """A model that was to be pretrained has random weights."""
+    """A warning that a model has random weights where pretrained ones were requested."""
 
 
-def did_you_mean(name: object, known: Iterable[str]) -> str:
-    """Returns ``" Did you mean 'adam'?"`` where something known is close, else an empty string."""
-    known = list(known)
-    same = [other for other in known if other.casefold() == str(name).casefold()]
-    close = same or difflib.get_close_matches(str(name), known, n=1)
+def did_you_mean(name: object, choices: Iterable[str]) -> str:
+    """Returns ``" Did you mean 'adam'?"`` if a choice is close to ``name``, else an empty text."""
+    choices = list(choices)
+    same = [choice for choice in choices if choice.casefold() == str(name).casefold()]
+    close = same or difflib.get_close_matches(str(name), choices, n=1)
     return f' Did you mean {close[0]!r}?' if close else ''
 
 
-def unknown_name(argument: str, name: object, known: Iterable[str]) -> str:
-    """Words the message for a name that is not among the known ones."""
-    known = sorted(known)
-    listed = ', '.join(known)
-    return f'{argument}: got {name!r}, expected one of {listed}.{did_you_mean(name, known)}'
+def unknown_name(argument: str, name: object, choices: Iterable[str]) -> str:
+    """Returns the message for a name that is not one of the choices."""
+    choices = sorted(choices)
+    listed = ', '.join(choices)
+    return f'{argument}: got {name!r}, expected one of {listed}.{did_you_mean(name, choices)}'
 
 
 def problems(headline: str, found: list[str]) -> str:
-    """Words several problems as one message."""
+    """Returns one message that lists several problems."""
     return '\n'.join([headline, *(f'  - {problem}' for problem in found)])
 
 
-def is_number(value: Any) -> bool:
-    """Whether a setting is a finite real number, numpy's included; True and False are none."""
+def is_number(value: object) -> bool:
+    """Returns True for a finite real number, including NumPy's, but not for True and False."""
     return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def is_whole(value: Any) -> bool:
-    """Whether a setting is an integer, numpy's included; True and False are none."""
+def is_whole(value: object) -> bool:
+    """Returns True for an integer, including NumPy's, but not for True and False."""
     return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
 def warn_user(message: str, category: type[ThinkMLWarning] = ThinkMLWarning) -> None:
-    """Issues a warning where ThinkML was called, however deep inside it arises."""
+    """Issues a warning at the user's line that called ThinkML, from any depth inside it."""
     frame, level = sys._getframe(1), 2
     while frame.f_back and frame.f_globals.get('__name__', '').startswith('thinkml.'):
         frame, level = frame.f_back, level + 1

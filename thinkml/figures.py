@@ -1,4 +1,4 @@
-"""Matplotlib figures that need no display: made, saved, shown by notebooks and by pyplot."""
+"""Matplotlib figures: created without a display, saved, shown by notebooks and by pyplot."""
 
 import functools
 import importlib
@@ -16,24 +16,24 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLOURS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9')
-"""Colours that the colour-blind tell apart (Okabe and Ito, 2008)."""
+"""Colours that colour-blind people can distinguish (Okabe and Ito, 2008)."""
 
-# Figures that wait for plt.show(). Below the 20 from which pyplot warns, so that a script may open
-# some of its own.
-_MAX_WAITING = 15
+# The number of figures that wait for plt.show(). Pyplot warns from 20 figures on, so a script can
+# open some more without a warning.
+_MAX_PENDING = 15
 _INLINE = ('inline', 'module://matplotlib_inline.backend_inline')
 
 
 def in_notebook() -> bool:
-    """Returns True in a notebook: pictures can be shown there, and replaced."""
-    ipython = sys.modules.get('IPython')  # a notebook has imported it
+    """Returns True in a notebook, where pictures can be shown and replaced."""
+    ipython = sys.modules.get('IPython')  # notebooks import it at their start
     return ipython is not None and hasattr(ipython.get_ipython(), 'kernel')
 
 
 def new_figure(width: float, height: float) -> 'Figure':
-    """Makes an empty figure, sizes in inches, without touching pyplot's global state.
+    """Creates an empty figure, sizes in inches, without changing pyplot's global state.
 
-    A notebook shows it when it is a cell's value. `give_to_pyplot` has it shown in any case.
+    A notebook shows it only if it is a cell's value, unless it is passed to `give_to_pyplot`.
     """
     from matplotlib.figure import Figure
 
@@ -50,17 +50,17 @@ def _png(figure: 'Figure') -> bytes:
 
 
 def give_to_pyplot(figure: 'Figure') -> 'Figure':
-    """Makes a drawn figure one of pyplot's, which shows it as it shows those of `plt.figure`.
+    """Registers a drawn figure with pyplot, which then shows it like those of `plt.figure`.
 
-    A notebook shows it once: at the end of the cell, also if it is the cell's value. A script shows
-    it with ``plt.show()``, which may be imported later; until then no window is made, and only the
-    newest figures are kept. A figure that a user made without pyplot is left alone.
+    A notebook shows it once, at the end of the cell, even if it is the cell's value. A script shows
+    it with ``plt.show()``, and may import pyplot later. Until then no window opens, and only the
+    newest figures are kept. A figure that the user created without pyplot is not changed.
 
     Returns:
-        the figure.
+        The figure.
 
     Warns:
-        ThinkMLWarning: if matplotlib lacks one of the names that are used here and not public. The
+        ThinkMLWarning: if matplotlib lacks one of the private names that this function needs. The
             figure can still be saved, or be a cell's value.
     """
     try:
@@ -69,18 +69,18 @@ def give_to_pyplot(figure: 'Figure') -> 'Figure':
         import matplotlib
 
         warn_user(
-            f'plot: plt.show() does not know this figure, since matplotlib {matplotlib.__version__}'
-            f' has changed ({error}). Save it by path=..., or make it the value of a cell.'
+            f'plot: plt.show() can not show this figure, since matplotlib {matplotlib.__version__}'
+            f' has changed ({error}). Save it with path=..., or make it the value of a cell.'
         )
     return figure
 
 
 def _give_to_pyplot(figure: 'Figure') -> None:
-    if _manager_of(figure) is None and hasattr(figure, '_repr_png_'):  # made here
+    if _manager_of(figure) is None and hasattr(figure, '_repr_png_'):  # it is from `new_figure`
         _add_to_pyplot(figure)
     if in_notebook() and _manager_of(figure) is not None:
-        once = functools.partial(_display_once, figure)
-        figure._ipython_display_ = once  # pyright: ignore[reportAttributeAccessIssue]
+        display_once = functools.partial(_display_once, figure)
+        figure._ipython_display_ = display_once  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _add_to_pyplot(figure: 'Figure') -> None:
@@ -88,23 +88,23 @@ def _add_to_pyplot(figure: 'Figure') -> None:
     from matplotlib._pylab_helpers import Gcf
 
     if in_notebook():
-        importlib.import_module('matplotlib.pyplot')  # by which notebooks show figures
+        importlib.import_module('matplotlib.pyplot')  # notebooks show figures through it
     has_pyplot = 'matplotlib.pyplot' in sys.modules
     if not has_pyplot and matplotlib.__version_info__ < (3, 11):
-        return  # pyplot closes all figures there when it chooses its backend
+        return  # in these versions pyplot closes all figures when it chooses its backend
     number = max(map(int, Gcf.figs), default=0) + 1
     if has_pyplot and _can_show() and matplotlib.is_interactive() and _in_main_thread():
         _open(number, figure)
         return
-    kind = _waiting()
-    Gcf._set_new_active_manager(kind(figure.canvas, number))
-    waiting = [manager for manager in Gcf.get_all_fig_managers() if isinstance(manager, kind)]
-    for manager in waiting[:-_MAX_WAITING]:
+    manager_class = _pending_manager_class()
+    Gcf._set_new_active_manager(manager_class(figure.canvas, number))
+    pending = [m for m in Gcf.get_all_fig_managers() if isinstance(m, manager_class)]
+    for manager in pending[:-_MAX_PENDING]:
         Gcf.destroy(manager)
 
 
 def _open(number: int | str, figure: 'Figure') -> 'FigureManagerBase':
-    """Opens a figure in pyplot's backend: a window, or a place at the end of a notebook's cell."""
+    """Opens a figure in pyplot's backend: in a window, or at the end of a notebook's cell."""
     from matplotlib import pyplot
     from matplotlib._pylab_helpers import Gcf
 
@@ -116,12 +116,12 @@ def _open(number: int | str, figure: 'Figure') -> 'FigureManagerBase':
 
 
 @functools.cache
-def _waiting() -> type['FigureManagerBase']:
-    """The class of managers that wait for `plt.show()`: matplotlib is imported when used."""
+def _pending_manager_class() -> type['FigureManagerBase']:
+    """Returns the class of managers that wait for `plt.show()`; imports matplotlib when called."""
     from matplotlib.backend_bases import FigureManagerBase
 
-    class Waiting(FigureManagerBase):
-        """A figure's place in pyplot before it is shown; has no window yet."""
+    class PendingManager(FigureManagerBase):
+        """A manager of a figure that is not shown yet and has no window."""
 
         def show(self) -> None:
             if _can_show():
@@ -129,7 +129,7 @@ def _waiting() -> type['FigureManagerBase']:
             else:
                 super().show()
 
-    return Waiting
+    return PendingManager
 
 
 def _manager_of(figure: 'Figure') -> 'FigureManagerBase | None':
@@ -140,7 +140,7 @@ def _manager_of(figure: 'Figure') -> 'FigureManagerBase | None':
 
 
 def _can_show() -> bool:
-    """Returns True if pyplot's backend, which is loaded here, shows figures and not just writes."""
+    """Loads pyplot's backend; returns True if it can show figures and not only write them."""
     import matplotlib
     from matplotlib import pyplot
     from matplotlib.backends.registry import BackendFilter, backend_registry
@@ -158,36 +158,36 @@ def _in_main_thread() -> bool:
 
 
 def _display_once(figure: 'Figure') -> None:
-    """Displays a figure in a notebook, in place of what pyplot would show at the cell's end."""
+    """Displays a figure in a notebook and keeps pyplot from showing it at the end of the cell."""
     import matplotlib
 
     is_inline = matplotlib.get_backend() in _INLINE
     manager = _manager_of(figure)
-    is_open = manager is not None and not isinstance(manager, _waiting())
+    is_open = manager is not None and not isinstance(manager, _pending_manager_class())
     if is_open and not is_inline and _can_show():
-        return  # in its window or widget
-    once = vars(figure).pop('_ipython_display_')
+        return  # its window or widget shows it
+    display_once = vars(figure).pop('_ipython_display_')
     try:
         importlib.import_module('IPython.display').display(figure)
     finally:
-        figure._ipython_display_ = once  # pyright: ignore[reportAttributeAccessIssue]
+        figure._ipython_display_ = display_once  # pyright: ignore[reportAttributeAccessIssue]
     if is_inline:
         _forget_inline(figure)
 
 
 def _forget_inline(figure: 'Figure') -> None:
-    """Takes a figure from those that are shown when the notebook's cell ends."""
+    """Removes a figure from those that are shown at the end of the notebook's cell."""
     from matplotlib import pyplot
 
     inline = importlib.import_module('matplotlib_inline.backend_inline')
     if inline.InlineBackend.instance().close_figures:
         pyplot.close(figure)
-    elif figure in (waiting := getattr(inline.show, '_to_draw', [])):  # the name is not public
-        waiting.remove(figure)
+    elif figure in (pending := getattr(inline.show, '_to_draw', [])):  # the name is not public
+        pending.remove(figure)
 
 
 def save_figure(figure: 'Figure', path: str | os.PathLike[str]) -> None:
-    """Writes a figure to a file, whose ending picks the format; missing folders are made."""
+    """Writes a figure to a file whose suffix sets the format; creates missing folders."""
     from thinkml.core.parallel.multiprocess import is_first_process
 
     check_ending(path)
@@ -199,13 +199,13 @@ def save_figure(figure: 'Figure', path: str | os.PathLike[str]) -> None:
 
 
 def check_ending(path: str | os.PathLike[str]) -> None:
-    """Raises a `ConfigError` for a file whose ending is not a format that can be written."""
+    """Raises a `ConfigError` if the file's suffix is not a format that matplotlib can write."""
     from matplotlib.figure import Figure
 
     if not isinstance(path, str | os.PathLike):
         raise ConfigError(
-            f'path: got {type(path).__name__}, expected the name of a file. Axes to draw into are '
-            'ax=...'
+            f'path: got {type(path).__name__}, expected the name of a file. Pass axes to draw into '
+            'as ax=...'
         )
     formats = Figure().canvas.get_supported_filetypes()
     if local_path(path).suffix[1:].lower() not in formats:

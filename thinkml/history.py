@@ -1,46 +1,50 @@
-"""What a training run recorded: metrics by epoch, loss by step, what happened and when."""
+"""The history of a training run: metrics by epoch, loss by step, and events."""
 
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Self, overload
+from typing import TYPE_CHECKING, Any, Self, TypeVar, cast, overload
 
 import numpy as np
+import numpy.typing as npt
 
 from thinkml.errors import ConfigError, is_whole, unknown_name
 
 if TYPE_CHECKING:
     import pandas
 
-# What an epoch took of the machine: another in every run, so histories are equal without them.
+_T = TypeVar('_T')
+
+# Values that depend on the machine differ in every run, so `History.__eq__` ignores them.
 MACHINE_VALUES = frozenset({'step_seconds', 'input_wait', 'bytes_in_use', 'peak_bytes_in_use'})
 
 
 class History(Mapping[str, list[float]]):
-    """The record of one training run, a mapping of metric name to its values by epoch.
+    """The record of one training run, a mapping from metric names to their values by epoch.
 
     All lists have one value per epoch; a metric that was not measured in an epoch is NaN there.
-    The training loop fills it as it goes, so it can be read at any time, also from another thread.
+    The training loop appends to it during the run. It can be read at any time, also from another
+    thread.
 
-    It is a table too, whose rows are the epochs, counted from 0 as in a list:
+    It is also a table with the epochs as rows, counted from 0 as in a list:
 
-    - ``history[-1]`` is the last row, a dict; ``history[-3:]`` a list of them;
+    - ``history[-1]`` is the last row, a dict; ``history[-3:]`` is a list of them;
     - ``history[:, 'val_loss']`` is a column, ``history[-1, 'val_loss']`` one value;
     - ``history[:, ('loss', 'val_loss')]`` is a list of pairs.
 
-    Two histories are equal when they recorded the same numbers and events. What depends on the
-    machine is not compared: the time a run took, what a callback recorded of time and memory
-    (``step_seconds``, ``input_wait``, ``bytes_in_use``, ``peak_bytes_in_use``), and where the run
-    was resumed.
+    Two histories are equal if they recorded the same numbers and events. Values that depend on the
+    machine are not compared: the duration of the run, times and memory that a callback recorded
+    (``step_seconds``, ``input_wait``, ``bytes_in_use``, ``peak_bytes_in_use``), and the steps at
+    which the run was resumed.
 
     Attributes:
-        epochs: epochs finished. Epochs are numbered from 1.
-        epoch_ends: how many steps were done when each epoch ended.
+        epochs: the number of finished epochs. Epochs are numbered from 1.
+        epoch_ends: the number of finished steps at the end of each epoch.
         best_epoch: the epoch with the best validation (or training) score; None while unknown.
-        events: ``(epoch, text)`` of what happened besides: early stopping, an interrupt.
-        resumed_at: the steps that were done each time the run was resumed.
-        interrupted: whether the run was stopped from outside.
-        seconds: how long the run took.
+        events: ``(epoch, text)`` for each other event: early stopping, an interrupt.
+        resumed_at: the number of finished steps each time the run was resumed.
+        interrupted: True if the run was stopped from outside.
+        seconds: the duration of the run.
 
     Example:
         >>> import numpy as np
@@ -60,10 +64,11 @@ class History(Mapping[str, list[float]]):
     """
 
     def __init__(self) -> None:
-        # Lists grow in place, and may be a value ahead of `epoch_ends`, which is written last: only
-        # the first `epochs` values count. The dict is replaced, never changed, for a new name.
+        # Other threads may read while the lists grow in place. `epoch_ends` is written last, so a
+        # list may be one value ahead: only the first `epochs` values are valid. For a new name the
+        # dict is replaced and not changed.
         self._metrics: dict[str, list[float]] = {}
-        self._losses = np.empty(0, np.float32)  # with room to grow: only the first steps count
+        self._losses = np.empty(0, np.float32)  # may be longer than the `_steps` valid values
         self._steps = 0
         self.epoch_ends: list[int] = []
         self.best_epoch: int | None = None
@@ -89,19 +94,19 @@ class History(Mapping[str, list[float]]):
             raise KeyError(unknown_name('history', key, self._metrics))
         rows, names = key if isinstance(key, tuple) and len(key) == 2 else (slice(None), key)
         if isinstance(names, str):
-            return _picked(self._series(names), rows, epochs)
+            return _select_rows(self._series(names), rows, epochs)
         if isinstance(names, tuple | list):
-            columns = [_picked(self._series(name), rows, epochs) for name in names]
+            columns = [_select_rows(self._series(name), rows, epochs) for name in names]
             return list(zip(*columns, strict=True)) if isinstance(rows, slice) else tuple(columns)
         if names is None:
             metrics = self._metrics
-            picked = _picked(range(epochs), rows, epochs)
+            selected = _select_rows(range(epochs), rows, epochs)
             if isinstance(rows, slice):
-                return [{n: series[row] for n, series in metrics.items()} for row in picked]
-            return {name: series[picked] for name, series in metrics.items()}
+                return [{n: series[row] for n, series in metrics.items()} for row in selected]
+            return {name: series[selected] for name, series in metrics.items()}
         raise KeyError(unknown_name('history', names, self._metrics))
 
-    def _series(self, name: Any) -> list[float]:
+    def _series(self, name: str) -> list[float]:
         if name not in self._metrics:
             raise KeyError(unknown_name('history', name, self._metrics))
         return self._metrics[name]
@@ -117,12 +122,12 @@ class History(Mapping[str, list[float]]):
 
     @property
     def epochs(self) -> int:
-        """Epochs finished."""
+        """The number of finished epochs."""
         return len(self.epoch_ends)
 
     @property
     def steps(self) -> int:
-        """Steps recorded."""
+        """The number of recorded steps."""
         return self._steps
 
     @property
@@ -131,8 +136,8 @@ class History(Mapping[str, list[float]]):
         steps = self._steps  # before the array: a writer may replace it by a longer one
         return self._losses[:steps].copy()
 
-    def add_steps(self, losses: Any) -> None:
-        """Appends the losses of the steps just done, an array of shape ``(n,)``."""
+    def add_steps(self, losses: npt.ArrayLike) -> None:
+        """Appends the losses of the latest steps, an array of shape ``(n,)``."""
         losses = np.asarray(losses, np.float32).reshape(-1)
         steps = self._steps + len(losses)
         if steps > len(self._losses):
@@ -149,11 +154,11 @@ class History(Mapping[str, list[float]]):
         if new := [name for name in values if name not in self._metrics]:
             self._metrics = self._metrics | {name: [math.nan] * epochs for name in new}
         for name, series in self._metrics.items():
-            series[epochs:] = [values.get(name, math.nan)]  # also after an interrupt in this loop
+            series[epochs:] = [values.get(name, math.nan)]  # replaces an interrupted call's value
         self.epoch_ends.append(self._steps)
 
     def add_to_epoch(self, metrics: Mapping[str, float]) -> None:
-        """Adds further values to the epoch that has just ended."""
+        """Adds more values to the epoch that ended last."""
         for name, value in metrics.items():
             earlier = self._metrics.get(name, [math.nan] * self.epochs)[: self.epochs - 1]
             self._metrics = self._metrics | {name: [*earlier, float(value)]}
@@ -164,10 +169,12 @@ class History(Mapping[str, list[float]]):
         return {name: values[epochs - 1] for name, values in self._metrics.items() if epochs}
 
     def copy(self) -> 'History':
-        """Returns the history as it is now, all of it of the same moment."""
+        """Returns a consistent copy of the history, also while another thread appends to it."""
         copy = History()
-        copy.best_epoch = self.best_epoch  # before the epochs, of which it is one
-        copy.epoch_ends = list(self.epoch_ends)  # before all else, which is at least as long
+        # The order matters: the best epoch must be one of the copied epochs, and all that is read
+        # after `epoch_ends` is at least as long.
+        copy.best_epoch = self.best_epoch
+        copy.epoch_ends = list(self.epoch_ends)
         copy._metrics = {name: values[: copy.epochs] for name, values in self._metrics.items()}
         copy.add_steps(self.step_loss)
         copy.events, copy.interrupted = list(self.events), self.interrupted
@@ -177,12 +184,12 @@ class History(Mapping[str, list[float]]):
 
     def to_dict(self) -> dict[str, Any]:
         """Returns everything as values that strict JSON can hold: NaN becomes ``'nan'``."""
-        # Through float32's own shortest decimals, a third of the digits and just as exact.
+        # The shortest decimals of float32 take a third of the digits and are just as exact.
         losses = self.step_loss.astype(str).astype(float).tolist()
         return self.summary() | {'step_loss': [_encode(loss) for loss in losses]}
 
     def summary(self) -> dict[str, Any]:
-        """Returns the same without ``step_loss``, whose length is that of the run."""
+        """Returns the same as `to_dict` without ``step_loss``, which grows with the run."""
         now = self.copy()
         return {
             'metrics': {name: [_encode(v) for v in values] for name, values in now.items()},
@@ -196,11 +203,11 @@ class History(Mapping[str, list[float]]):
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], step_loss: np.ndarray | None = None) -> Self:
-        """Returns the history that `to_dict` was called on, before or after a trip through JSON.
+        """Returns the history that `to_dict` was called on. The dict may come from JSON.
 
         Args:
-            values: what `to_dict` returned, or `summary` together with ``step_loss``.
-            step_loss: the loss of every step, where ``values`` lacks it.
+            values: the result of `to_dict`, or of `summary` if ``step_loss`` is passed.
+            step_loss: the loss of every step, if ``values`` lacks it.
 
         Raises:
             ValueError: for values that `to_dict` does not return.
@@ -214,28 +221,29 @@ class History(Mapping[str, list[float]]):
         history = cls()
         expected = history.summary() if step_loss is not None else history.to_dict()
         _check(isinstance(values, dict), 'keys')
-        older: dict[str, Any] = {'resumed_at': []}  # what files written before do not have
-        values = older | dict(values)
+        defaults: dict[str, Any] = {'resumed_at': []}  # files of older versions lack it
+        values = defaults | dict(values)
         _check(values.keys() == expected.keys(), 'keys')
-        history.epoch_ends = list(_all_of((int,), values['epoch_ends'], 'epoch_ends'))
-        for name, series in _is(dict, values['metrics'], 'metrics').items():
-            history._metrics[_is(str, name, 'metrics')] = _decode(series)
+        history.epoch_ends = list(_check_list(values['epoch_ends'], (int,), 'epoch_ends'))
+        for name, series in _check_type(values['metrics'], dict, 'metrics').items():
+            history._metrics[_check_type(name, str, 'metrics')] = _decode(series)
             _check(len(series) == history.epochs, f'metrics for {history.epochs} epochs')
         history.add_steps(_decode(values['step_loss']) if step_loss is None else step_loss)
         steps = [0, *history.epoch_ends, history.steps]
         _check(steps == sorted(steps), 'epoch_ends')
         if (best := values['best_epoch']) is not None:
-            _check(1 <= _is(int, best, 'best_epoch') <= history.epochs, 'best_epoch')
+            _check(1 <= _check_type(best, int, 'best_epoch') <= history.epochs, 'best_epoch')
             history.best_epoch = best
-        for epoch, text in _all_of((list, tuple), values['events'], 'events'):
-            history.events.append((_is(int, epoch, 'events'), _is(str, text, 'events')))
-        history.resumed_at = list(_all_of((int,), values['resumed_at'], 'resumed_at'))
-        history.interrupted = _is(bool, values['interrupted'], 'interrupted')
+        for epoch, text in _check_list(values['events'], (list, tuple), 'events'):
+            event = _check_type(epoch, int, 'events'), _check_type(text, str, 'events')
+            history.events.append(event)
+        history.resumed_at = list(_check_list(values['resumed_at'], (int,), 'resumed_at'))
+        history.interrupted = _check_type(values['interrupted'], bool, 'interrupted')
         [history.seconds] = _decode([values['seconds']])
         return history
 
     def to_json(self) -> str:
-        """Returns everything as strict JSON, where NaN is the text ``"nan"``."""
+        """Returns everything as strict JSON, with NaN as the text ``"nan"``."""
         return json.dumps(self.to_dict(), allow_nan=False)
 
     @classmethod
@@ -272,17 +280,17 @@ class History(Mapping[str, list[float]]):
         )
 
     def continues(self, earlier: 'History') -> bool:
-        """Whether the steps are those of an earlier one, as far as both go, as after a resume."""
+        """Returns True if the losses agree in all steps that both have, as after a resume."""
         steps = min(self.steps, earlier.steps)
         same = np.array_equal(self.step_loss[:steps], earlier.step_loss[:steps], equal_nan=True)
         return steps > 0 and same
 
     def __eq__(self, other: object) -> bool:
         if isinstance(other, History):
-            return self._compared() == other._compared()
+            return self._values_to_compare() == other._values_to_compare()
         return super().__eq__(other)
 
-    def _compared(self) -> dict[str, Any]:
+    def _values_to_compare(self) -> dict[str, Any]:
         values = self.to_dict()
         metrics = {n: v for n, v in values['metrics'].items() if n not in MACHINE_VALUES}
         return values | {'metrics': metrics, 'resumed_at': None, 'seconds': None}
@@ -302,8 +310,8 @@ class History(Mapping[str, list[float]]):
         return f'History({"; ".join(parts)})'
 
 
-def _picked(values: Sequence[Any], rows: Any, epochs: int) -> Any:
-    """Some of a column's first values, or one of them."""
+def _select_rows(values: Sequence[float], rows: Any, epochs: int) -> Any:
+    """Returns one of a column's first ``epochs`` values, or a list of them for a slice."""
     if isinstance(rows, slice):
         return list(values[:epochs][rows])
     if not is_whole(rows):
@@ -320,27 +328,27 @@ def _values(metrics: Mapping[str, float]) -> str:
     return ', '.join(f'{name}={value:.4g}' for name, value in metrics.items())
 
 
-def _check(condition: bool, what: str) -> None:
+def _check(condition: bool, key: str) -> None:
     if not condition:
-        raise ValueError(f'its history has impossible {what}')
+        raise ValueError(f'its history has impossible {key}')
 
 
 def _encode(value: float) -> float | str:
     return value if math.isfinite(value) else str(value)
 
 
-def _is(kind: type, value: Any, what: str) -> Any:
-    _check(type(value) is kind, what)
-    return value
+def _check_type(value: object, kind: type[_T], key: str) -> _T:
+    _check(type(value) is kind, key)
+    return cast(_T, value)
 
 
-def _all_of(kinds: tuple[type, ...], values: Any, what: str) -> list[Any]:
-    _check(type(values) is list and all(type(value) in kinds for value in values), what)
+def _check_list(values: Any, kinds: tuple[type, ...], key: str) -> list[Any]:
+    _check(type(values) is list and all(type(value) in kinds for value in values), key)
     return values
 
 
-def _decode(values: Any) -> list[float]:
-    numbers = _all_of((int, float, str), values, 'numbers')
+def _decode(values: object) -> list[float]:
+    numbers = _check_list(values, (int, float, str), 'numbers')
     _check(all(v in ('nan', 'inf', '-inf') for v in numbers if type(v) is str), 'numbers')
     return [float(v) for v in numbers]
 

@@ -1,4 +1,4 @@
-"""Names of a package that are imported when they are first used."""
+"""Lazy imports: names of a package that are imported when they are first used."""
 
 import importlib
 import importlib.util
@@ -13,13 +13,13 @@ def names(
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
     """Returns the ``__getattr__`` and ``__dir__`` of a package, see PEP 562.
 
-    For what not every user of the package needs: a training then begins without the modules that
-    only evaluations import. Type checkers read the same names below ``if TYPE_CHECKING``. To be
-    called last in the package: star imports get these names and those that are there already.
+    Use it for names that not every user needs: training then starts without the modules that only
+    evaluation imports. Type checkers read the same names below ``if TYPE_CHECKING``. Call it last
+    in the package: star imports get these names and those that are defined already.
 
     Args:
-        package: its ``__name__``.
-        modules: of each module, its names, parted by spaces.
+        package: the package's ``__name__``.
+        modules: the names of each module, separated by spaces.
     """
     home = {name: module for module, listed in modules.items() for name in listed.split()}
     here = vars(sys.modules[package])

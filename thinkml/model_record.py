@@ -1,8 +1,8 @@
-"""What ThinkML knows of a model: its task and classes, its input, its training runs.
+"""Model records: the task, classes, inputs and training runs of a model.
 
-A record is kept beside the model, keyed weakly by the object, so that a user's own class needs no
-field of ours, and a model that is garbage takes its record with it. The object refers to the
-record, so that copies of a model bring it along.
+Records are kept in a table outside the models, keyed weakly by the object: a custom class needs no
+extra field, and a record is removed with its model. The object also refers to its record, so copies
+of a model keep it.
 """
 
 import dataclasses
@@ -16,21 +16,22 @@ from flax.typing import HashableMapping
 
 from thinkml.errors import ModelTypeError
 from thinkml.history import History
+from thinkml.typing import Model, PyTree
 
 TaskKind = Literal['binary', 'multiclass', 'multilabel', 'regression']
 
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """What a model's outputs mean.
+    """The meaning of a model's outputs.
 
     Attributes:
         kind: ``'binary'``, ``'multiclass'``, ``'multilabel'`` or ``'regression'``.
-        classes: the user's own labels in the order of the model's outputs (for one-logit binary:
+        classes: the user's labels in the order of the model's outputs (for one-logit binary:
             negative, positive); None for regression.
-        num_outputs: numbers the model returns per example: 1 or 2 for binary, one per class for
-            multiclass, one per label for multilabel, one per target for regression.
-        target_shape: shape of one example's target as the user writes it: ``()`` for a plain
+        num_outputs: the number of values the model returns per example: 1 or 2 for binary, one per
+            class for multiclass, one per label for multilabel, one per target for regression.
+        target_shape: the shape of one example's target as the user passes it: ``()`` for a plain
             label or number, ``(k,)`` for a row of ``k`` values (one-hot, multilabel, several
             regression targets).
     """
@@ -41,7 +42,7 @@ class Task:
     target_shape: tuple[int, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns everything by name; classes as they are, NumPy's own types too."""
+        """Returns all attributes by name. Classes are not converted, so they may be NumPy types."""
         return {
             'kind': self.kind,
             'classes': None if self.classes is None else list(self.classes),
@@ -54,8 +55,8 @@ class Task:
         """Returns the task that `to_dict` was called on.
 
         Raises:
-            ValueError: for values that no task has: classes that don't fit the kind or the number
-                of outputs, for instance.
+            ValueError: for values that no task has, such as classes that don't fit the kind or the
+                number of outputs.
 
         Example:
             >>> task = Task('multiclass', ('a', 'b', 'c'), num_outputs=3)
@@ -66,7 +67,7 @@ class Task:
             raise ValueError(f'{values["kind"]!r} is not a kind of task')
         kind, classes, num_outputs = (values[n] for n in ('kind', 'classes', 'num_outputs'))
         if _size(num_outputs) == 0:
-            raise ValueError('a task of no outputs')
+            raise ValueError('a task without outputs')
         if (classes is None) != (kind == 'regression'):
             raise ValueError(f'{kind} with the classes {classes!r}')
         if classes is not None:
@@ -80,12 +81,12 @@ class Task:
 
     @property
     def is_one_hot(self) -> bool:
-        """Whether the user writes one label as a row with a single 1."""
+        """True if the user passes each label as a row with a single 1."""
         return self.kind in ('binary', 'multiclass') and self.target_shape not in ((), (1,))
 
     @property
     def in_words(self) -> str:
-        """The task as a noun phrase, for messages."""
+        """The task as a noun phrase for error messages."""
         kind, _, parts = str(self).partition(', ')
         return f'{kind}{" classification" if self.is_classification else ""} with {parts}'
 
@@ -103,15 +104,15 @@ class Task:
 
 @dataclasses.dataclass(frozen=True)
 class ArraySpec:
-    """What one array of a model's inputs looks like.
+    """A description of one array of a model's inputs.
 
     Attributes:
-        shape: of one example, without the axis of rows.
-        dtype: name of the dtype the model is given, ``'float32'`` for instance.
-        columns: names of the columns, the last axis, where the inputs were a frame.
-        range: about the least and the largest value of the training, of arrays whose rows have
-            axes and whose columns have no names; None where that is not known. Two descriptions
-            that differ in it alone are equal.
+        shape: the shape of one example, without the axis of rows.
+        dtype: the name of the dtype that the model receives, such as ``'float32'``.
+        columns: the names of the columns (the last axis) if the inputs were a frame, else None.
+        range: approximately the least and the largest value in the training data, for arrays whose
+            rows have axes and whose columns have no names; None if unknown. It is not compared:
+            two descriptions that differ only in the range are equal.
 
     Example:
         >>> print(ArraySpec((2,), 'float32', ('age', 'income')))
@@ -124,7 +125,7 @@ class ArraySpec:
     range: tuple[float, float] | None = dataclasses.field(default=None, compare=False)
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns everything by name, as plain values; the range where it is known."""
+        """Returns all attributes by name, as plain values. An unknown range is left out."""
         columns = None if self.columns is None else list(self.columns)
         shape = [int(size) for size in self.shape]
         values = {'shape': shape, 'dtype': self.dtype, 'columns': columns}
@@ -151,7 +152,7 @@ class ArraySpec:
     def __str__(self) -> str:
         sizes = ' x '.join(map(str, self.shape))
         numbers = f'{sizes} {self.dtype}' if sizes else self.dtype
-        # Columns that are called by their places have no names worth showing.
+        # Columns whose names are their indices have no names worth showing.
         if self.columns is None or self.columns == tuple(map(str, range(len(self.columns)))):
             return numbers
         names = self.columns if len(self.columns) <= 10 else (*self.columns[:4], '...')
@@ -160,10 +161,10 @@ class ArraySpec:
 
 @dataclasses.dataclass(frozen=True)
 class ColumnNames:
-    """The names of the columns of an array whose shape and dtype may be any.
+    """The column names of an array with any shape and dtype.
 
     Attributes:
-        columns: the names; None where the array had none.
+        columns: the names; None if the array had none.
     """
 
     columns: tuple[str, ...] | None
@@ -174,10 +175,10 @@ class ColumnNames:
 
 @dataclasses.dataclass(frozen=True)
 class InputSpec:
-    """What a model's inputs look like.
+    """A description of a model's inputs.
 
     Attributes:
-        arrays: an `ArraySpec`, or a dict or a tuple of them, as the model takes its inputs.
+        arrays: an `ArraySpec`, or a dict or a tuple of them, structured like the model's inputs.
 
     Example:
         >>> spec = InputSpec({'image': ArraySpec((8, 8), 'uint8'), 'age': ArraySpec((), 'float32')})
@@ -187,10 +188,10 @@ class InputSpec:
         True
     """
 
-    arrays: Any
+    arrays: PyTree
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns plain values."""
+        """Returns the description as plain values."""
         return _arrays_to_dict(self.arrays)
 
     @classmethod
@@ -204,24 +205,24 @@ class InputSpec:
 
     @property
     def has_columns(self) -> bool:
-        """Returns True if the columns of an array have names."""
-        return bool(_names_in(self.arrays))
+        """True if at least one array has column names."""
+        return bool(_column_names(self.arrays))
 
-    def map(self, function: Callable[..., Any], *others: Any) -> 'InputSpec':
-        """Returns the same structure with ``function`` of each array's description.
+    def map(self, function: Callable[..., Any], *others: PyTree) -> 'InputSpec':
+        """Returns a description with ``function`` applied to each array's description.
 
         Args:
-            function: gets the description, and the parts of ``others`` in its place.
+            function: called with the array's description and the matching parts of ``others``.
             others: dicts, tuples or values of the same structure.
         """
-        return InputSpec(_mapped(function, self.arrays, *others))
+        return InputSpec(_map_arrays(function, self.arrays, *others))
 
     def names_alone(self) -> 'InputSpec':
-        """Returns the names of the columns, for inputs whose shapes and dtypes may be others."""
+        """Returns only the column names, for inputs whose shapes and dtypes may differ."""
         return self.map(lambda array: ColumnNames(array.columns))
 
     def without_ranges(self) -> 'InputSpec':
-        """Returns the same without the ranges of the values."""
+        """Returns the description without the ranges of the values."""
         return self.map(
             lambda array: dataclasses.replace(array, range=None)
             if isinstance(array, ArraySpec) else array
@@ -231,26 +232,26 @@ class InputSpec:
         return _arrays_str(self.arrays)
 
 
-def _names_in(arrays: Any) -> list[str]:
+def _column_names(arrays: PyTree) -> list[str]:
     if isinstance(arrays, dict | tuple):
         parts = arrays.values() if isinstance(arrays, dict) else arrays
-        return [name for part in parts for name in _names_in(part)]
+        return [name for part in parts for name in _column_names(part)]
     return list(arrays.columns or ())
 
 
-def _mapped(function: Callable[..., Any], arrays: Any, *others: Any) -> Any:
-    # In the order of the user's own dicts, which jax.tree.map sorts.
-    def at(place: Any) -> Any:
-        return _mapped(function, arrays[place], *(other[place] for other in others))
+def _map_arrays(function: Callable[..., Any], arrays: PyTree, *others: PyTree) -> PyTree:
+    # Keeps the order of the user's dicts; jax.tree.map would sort them.
+    def map_part(key: str | int) -> PyTree:
+        return _map_arrays(function, arrays[key], *(other[key] for other in others))
 
     if isinstance(arrays, dict):
-        return {name: at(name) for name in arrays}
+        return {name: map_part(name) for name in arrays}
     if isinstance(arrays, tuple):
-        return tuple(map(at, range(len(arrays))))
+        return tuple(map(map_part, range(len(arrays))))
     return function(arrays, *others)
 
 
-def _arrays_to_dict(arrays: Any) -> dict[str, Any]:
+def _arrays_to_dict(arrays: PyTree) -> dict[str, Any]:
     if isinstance(arrays, dict):
         return {'dict': {name: _arrays_to_dict(part) for name, part in arrays.items()}}
     if isinstance(arrays, tuple):
@@ -258,7 +259,7 @@ def _arrays_to_dict(arrays: Any) -> dict[str, Any]:
     return arrays.to_dict()
 
 
-def _arrays_from_dict(values: Any) -> Any:
+def _arrays_from_dict(values: object) -> PyTree:
     match values:
         case {'dict': dict() as parts} if parts and len(values) == 1:
             return {name: _arrays_from_dict(part) for name, part in parts.items()}
@@ -269,17 +270,17 @@ def _arrays_from_dict(values: Any) -> Any:
     raise ValueError(f'{values!r} does not describe inputs')
 
 
-def _arrays_str(arrays: Any) -> str:
-    def part(value: Any) -> str:
-        return str(value) if isinstance(value, ArraySpec) else f'({_arrays_str(value)})'
+def _arrays_str(arrays: PyTree) -> str:
+    def part_str(part: PyTree) -> str:
+        return str(part) if isinstance(part, ArraySpec) else f'({_arrays_str(part)})'
 
     if isinstance(arrays, dict):
-        return ', '.join(f'{name}: {part(value)}' for name, value in arrays.items())
-    return ', '.join(map(part, arrays)) if isinstance(arrays, tuple) else str(arrays)
+        return ', '.join(f'{name}: {part_str(part)}' for name, part in arrays.items())
+    return ', '.join(map(part_str, arrays)) if isinstance(arrays, tuple) else str(arrays)
 
 
 def _is_numeric_name(name: str) -> bool:
-    if name == 'bfloat16':  # NumPy knows it only once ml_dtypes is imported
+    if name == 'bfloat16':  # NumPy has it only once ml_dtypes is imported
         return True
     try:
         dtype = np.dtype(name)
@@ -290,17 +291,17 @@ def _is_numeric_name(name: str) -> bool:
 
 @dataclasses.dataclass
 class ModelRecord:
-    """What is known of one model. Empty until it is trained or loaded.
+    """The record of one model. It is empty until the model is trained or loaded.
 
     Attributes:
-        task: what the outputs mean.
-        input_spec: what one example's inputs look like.
-        runs: the histories of its training runs, oldest first.
+        task: the meaning of the outputs.
+        input_spec: a description of one example's inputs.
+        runs: the histories of the model's training runs, oldest first.
         config: the settings of the latest run, as plain values.
-        data_fingerprint: of the latest run's training data: rows, shapes and a hash.
-        origin: the model file it was saved to or loaded from last: its path and a hash.
+        data_fingerprint: the number of rows, shapes and a hash of the latest run's training data.
+        origin: the path and a hash of the model file it was last saved to or loaded from.
         optimizer: the optimizer's arrays at the end of the latest run, by name.
-        continues: whether the next training begins with them.
+        continues: True if the next training run starts with these arrays.
     """
 
     task: Task | None = None
@@ -313,7 +314,7 @@ class ModelRecord:
     continues: bool = dataclasses.field(default=False, compare=False)
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns what was learned of the task and the runs, by name, as plain values."""
+        """Returns what files store of the record, by name, as plain values."""
         return {
             'task': None if self.task is None else self.task.to_dict(),
             'input_spec': None if self.input_spec is None else self.input_spec.to_dict(),
@@ -327,19 +328,20 @@ class ModelRecord:
         """Returns the record that `to_dict` was called on.
 
         Raises:
-            Exception: any, for values that `to_dict` does not return.
+            Exception: of any type, for values that `to_dict` does not return.
         """
         task, input_spec = values['task'], values['input_spec']
-        described = [values[name] for name in ('config', 'data_fingerprint')]
-        if not all(part is None or type(part) is dict for part in described):
+        config, data_fingerprint = values['config'], values['data_fingerprint']
+        if not all(part is None or type(part) is dict for part in (config, data_fingerprint)):
             raise ValueError('its config or data_fingerprint is not a dict')
         if type(values['runs']) is not list:
             raise ValueError('its runs are not a list of histories')
         return cls(
-            None if task is None else Task.from_dict(task),
-            None if input_spec is None else InputSpec.from_dict(input_spec),
-            [History.from_dict(run) for run in values['runs']],
-            *described,
+            task=None if task is None else Task.from_dict(task),
+            input_spec=None if input_spec is None else InputSpec.from_dict(input_spec),
+            runs=[History.from_dict(run) for run in values['runs']],
+            config=config,
+            data_fingerprint=data_fingerprint,
         )
 
 
@@ -361,13 +363,13 @@ def _range(span: Any) -> tuple[float, float] | None:
     return span[0], span[1]
 
 
-def _sizes(shape: Any) -> tuple[int, ...]:
+def _sizes(shape: object) -> tuple[int, ...]:
     if type(shape) is not list:
         raise ValueError(f'{shape!r} is not a shape')
     return tuple(map(_size, shape))
 
 
-def _size(value: Any) -> int:
+def _size(value: object) -> int:
     if type(value) is not int or value < 0:
         raise ValueError(f'{value!r} is not a size')
     return value
@@ -375,56 +377,56 @@ def _size(value: Any) -> int:
 
 # Keyed by id, not by the object: a model class may define __eq__ and so be unhashable.
 _records: dict[int, ModelRecord] = {}
-# What each model that is known refers to its record with.
-_carried: 'dict[int, RecordReference]' = {}
+# The reference that each of these models holds to its record.
+_references: 'dict[int, RecordReference]' = {}
 
 
-def record_of(model: Any) -> ModelRecord:
-    """Returns the model's record, an empty one the first time it is asked for.
+def record_of(model: Model) -> ModelRecord:
+    """Returns the model's record; an empty one for a model that has none yet.
 
     Raises:
         ModelTypeError: for plain values (numbers, text, lists), which can't be models.
     """
     key = id(model)
-    carried = _carried.get(key)
+    reference = _references.get(key)
     if key not in _records:
         try:
             weakref.finalize(model, _forget, key)
         except TypeError:
             raise ModelTypeError(f'model: got {type(model).__name__}, expected a model.') from None
-        carried = _carried_by(model)
-        if carried is not None:
-            _carried[key] = carried
+        reference = _reference_in(model)
+        if reference is not None:
+            _references[key] = reference
         return _records.setdefault(
-            key, ModelRecord() if carried is None else _copied(carried.record)
+            key, ModelRecord() if reference is None else _copy_record(reference.record)
         )
-    if carried is not None and _carried_by(model) is not carried:
-        _carry(model, carried)  # a function that flax has compiled left another model's
+    if reference is not None and _reference_in(model) is not reference:
+        _set_reference(model, reference)  # a compiled flax function has set another model's
     return _records[key]
 
 
-def attach_record(model: Any, record: ModelRecord) -> None:
-    """Makes a copy of ``record`` the model's record; what was known before is dropped."""
-    copied = _copied(record)
-    vars(record_to_change(model)).update(vars(copied))
+def attach_record(model: Model, record: ModelRecord) -> None:
+    """Replaces the model's record by a copy of ``record``."""
+    copy = _copy_record(record)
+    vars(record_to_change(model)).update(vars(copy))
 
 
-def record_to_change(model: Any) -> ModelRecord:
-    """Returns the model's record, of which copies of the model made so far keep what it says now.
+def record_to_change(model: Model) -> ModelRecord:
+    """Returns the model's record for a change that earlier copies of the model don't see.
 
-    Copies made from now on, by `copy`, `pickle` or flax, bring along what it will say.
+    Copies made after this call, by `copy`, `pickle` or flax, share the changed record.
     """
     record = record_of(model)
-    before = _carried.get(id(model))
+    before = _references.get(id(model))
     if before is not None and before.record is record:
-        before.record = _copied(record)
-    _carried[id(model)] = RecordReference(record)
-    _carry(model, _carried[id(model)])
+        before.record = _copy_record(record)
+    _references[id(model)] = RecordReference(record)
+    _set_reference(model, _references[id(model)])
     return record
 
 
-def without_carried(graph: Any) -> Any:
-    """Returns a copy of a `flax.nnx.GraphDef` that refers to no records."""
+def without_references(graph: Any) -> Any:
+    """Returns a copy of a `flax.nnx.GraphDef` that does not refer to records."""
     attributes = [
         (name, dataclasses.replace(attribute, value=HashableMapping(attribute.value)))
         if isinstance(getattr(attribute, 'value', None), _CarryingNodes)
@@ -436,44 +438,45 @@ def without_carried(graph: Any) -> Any:
 
 def _forget(key: int) -> None:
     del _records[key]
-    _carried.pop(key, None)
+    _references.pop(key, None)
 
 
-def _carry(model: Any, carried: 'RecordReference') -> None:
+def _set_reference(model: Model, reference: 'RecordReference') -> None:
     attributes = getattr(model, '__dict__', None)
     if isinstance(attributes, dict):
         nodes = attributes.get(_NODES)
         if isinstance(nodes, HashableMapping):
-            attributes[_NODES] = _CarryingNodes(nodes, carried)
+            attributes[_NODES] = _CarryingNodes(nodes, reference)
         else:
-            attributes[_CARRIED] = carried
+            attributes[_REFERENCE] = reference
 
 
-def _carried_by(model: Any) -> 'RecordReference | None':
+def _reference_in(model: Model) -> 'RecordReference | None':
     attributes = getattr(model, '__dict__', {})
     nodes = attributes.get(_NODES)
-    return nodes.carried if isinstance(nodes, _CarryingNodes) else attributes.get(_CARRIED)
+    return nodes.carried if isinstance(nodes, _CarryingNodes) else attributes.get(_REFERENCE)
 
 
-def _copied(record: ModelRecord) -> ModelRecord:
+def _copy_record(record: ModelRecord) -> ModelRecord:
     optimizer = record.optimizer if record.continues else None
     return dataclasses.replace(record, runs=list(record.runs), optimizer=optimizer)
 
 
-# The attribute in which an NNX module has the names of its children: every copy has it, too.
+# The attribute in which an NNX module keeps the names of its children. Copies keep it, too.
 _NODES = '_pytree__nodes'
-# The attribute of other models that refers to their record.
-_CARRIED = '_thinkml_record'
+# The attribute in which other models keep the reference to their record.
+_REFERENCE = '_thinkml_record'
 
 
 class RecordReference:
-    """A reference to a record, which copies of a model share until the record is to change.
+    """A reference to a record, which copies of a model share until the record changes.
 
-    Equal where the models mean the same. JAX gives what a compiled function returns the static
-    attributes of the model that it was compiled with, if those of another model are equal.
+    References are equal if their models have the same task and inputs. A function that JAX compiled
+    for one model also runs for another whose static attributes are equal, and then returns a model
+    with the attributes of the first one.
 
     Attributes:
-        record: of the model, as it is now or as it was when the copies were made.
+        record: the model's record, either the current one or that at the time of the copies.
     """
 
     def __init__(self, record: ModelRecord):
@@ -482,34 +485,34 @@ class RecordReference:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, RecordReference):
             return NotImplemented
-        mine, its = self.record, other.record
-        return mine is its or (mine.task, mine.input_spec) == (its.task, its.input_spec)
+        ours, theirs = self.record, other.record
+        return ours is theirs or (ours.task, ours.input_spec) == (theirs.task, theirs.input_spec)
 
     def __hash__(self) -> int:
         return hash(RecordReference)
 
-    def __deepcopy__(self, memo: Any) -> Self:
+    def __deepcopy__(self, memo: object) -> Self:
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return RecordReference, (_copied(self.record),)
+        return RecordReference, (_copy_record(self.record),)
 
 
 class _CarryingNodes(HashableMapping):
-    """The names of a module's children, with a reference to its record.
+    """The names of a module's children, with a reference to the module's record.
 
-    Equal to the names alone, so that a trained and an untrained model have one tree structure. A
-    function that flax has compiled for one of them therefore leaves its names in the other, where
-    `record_of` puts them right.
+    It is equal to the names without a reference, so that a trained and an untrained model have the
+    same tree structure. So a function that flax compiled for one of them sets its names in the
+    other, and `record_of` restores them.
     """
 
     def __init__(self, nodes: Mapping[Any, bool], carried: RecordReference):
         super().__init__(nodes)
         self.carried = carried
 
-    def __eq__(self, other: Any) -> bool:
-        is_other = isinstance(other, _CarryingNodes) and self.carried != other.carried
-        return super().__eq__(other) and not is_other
+    def __eq__(self, other: object) -> bool:
+        differs = isinstance(other, _CarryingNodes) and self.carried != other.carried
+        return super().__eq__(other) and not differs
 
     __hash__ = HashableMapping.__hash__
 

@@ -1,4 +1,4 @@
-"""The versions that a result was made with."""
+"""Versions: the libraries and the code that produced a result."""
 
 import importlib.metadata
 import os
@@ -10,7 +10,7 @@ _LIBRARIES = ('thinkml', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', '
 
 
 def library_versions() -> dict[str, str]:
-    """The versions of Python, ThinkML and the libraries under it, by name.
+    """Returns the versions of Python, ThinkML and its main dependencies, by name.
 
     Example:
         >>> from thinkml.versions import library_versions
@@ -21,15 +21,16 @@ def library_versions() -> dict[str, str]:
     for name in _LIBRARIES:
         try:
             found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:  # used from a checkout that isn't installed
+        except importlib.metadata.PackageNotFoundError:  # a checkout that is not installed
             continue
     return found
 
 
 def code_revision() -> str | None:
-    """The Git commit of the program's code, with ``-dirty`` where files differ from it.
+    """Returns the Git commit of the program's code, with ``-dirty`` if files differ from it.
 
-    Of the main program's folder, or the working directory in a notebook; None outside of Git.
+    The repository is that of the main program's folder, or of the working directory in a notebook.
+    Returns None outside of a Git repository.
     """
     main = getattr(sys.modules.get('__main__'), '__file__', None)
     folder = os.path.dirname(os.path.abspath(main)) if main else os.getcwd()

@@ -37,7 +37,7 @@ def draw(plot, kind, **settings):
     [
         ({'ax': 3}, 'ax: got int, expected axes'),
         ({'path': 'curve.abc'}, "path: got 'curve.abc', expected a file that ends in .png"),
-        ({'path': Figure()}, 'path: got Figure, expected the name of a file. Axes to draw into'),
+        ({'path': Figure()}, 'path: got Figure, expected the name of a file. Pass axes to draw'),
     ],
 )
 def test_places_nothing_can_be_drawn_into(arguments, message):

@@ -14,7 +14,7 @@ from flax import nnx
 from thinkml.core.model.mixed_precision import DType, cast_floats, linen_dtype, set_nnx_dtype
 from thinkml.core.model.train_eval_modes import switch, to_training
 from thinkml.errors import ConfigError, ModelTypeError
-from thinkml.model_record import without_carried
+from thinkml.model_record import without_references
 
 PyTree = Any
 
@@ -169,7 +169,7 @@ def functionalize_nnx(
 
     with arrays_lock:
         graph, params, random_state, model_state = nnx.split(model, is_trained, nnx.RngState, ...)
-    graph = without_carried(graph)  # so that a program neither depends on a record nor keeps it
+    graph = without_references(graph)  # so that a program neither depends on a record nor keeps it
     mutable = _mutable_attributes(graph)
     kind = _Kind(
         graph, len(graph.attributes), compute_dtype,

@@ -23,7 +23,7 @@ from flax.typing import HashableMapping
 
 from thinkml.core.model.adapters import arrays_lock
 from thinkml.errors import NotStorableError
-from thinkml.model_record import without_carried
+from thinkml.model_record import without_references
 from thinkml.models.serialization import import_allowlist
 from thinkml.models.serialization.array_index import ArrayNames, ArrayTaker, is_array
 from thinkml.models.serialization.attribute_codec import decode_special, encode_attribute
@@ -51,7 +51,7 @@ class _Writer:
     def __init__(self, model: nnx.Module, arrays: ArrayNames):
         graph, state = nnx.split(model)
         self._nodes = iter(graph.nodes)
-        self._attributes = iter(without_carried(graph).attributes)
+        self._attributes = iter(without_references(graph).attributes)
         self._leaves = iter(nnx.to_flat_state(state))
         self._arrays = arrays
 
