@@ -1,0 +1,38 @@
+"""The pages for newcomers: their blocks run from top to bottom, their links and pictures exist."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+DOCS = Path(__file__).parent.parent / 'docs'
+PAGES = ('index', 'getting-started', 'concepts', 'extending')
+
+
+def blocks(page: str) -> list[tuple[str, str]]:
+    """Returns the Python blocks of a page, each with the output shown below it."""
+    text = (DOCS / f'{page}.md').read_text()
+    return re.findall(r'```python\n(.*?)```(?:\n\n```text\n(.*?)```)?', text, re.DOTALL)
+
+
+def in_general(output: str) -> str:
+    """Returns an output without what differs between machines: its numbers and spaces."""
+    return ' '.join(re.sub(r'-?\d[\d.,e+-]*', '0', output).split())
+
+
+@pytest.mark.parametrize('page', PAGES)
+def test_the_blocks_of_a_page_run_from_top_to_bottom(page, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    assert blocks(page)
+    for code, output in blocks(page):
+        exec(compile(code, f'{page}.md', 'exec'), names)
+        printed = capsys.readouterr().out
+        assert not output or (printed and in_general(printed) in in_general(output))
+
+
+@pytest.mark.parametrize('page', PAGES)
+def test_the_links_and_pictures_of_a_page_exist(page):
+    found = re.findall(r'\]\(([^)#:]+)(?:#[^)]*)?\)', (DOCS / f'{page}.md').read_text())
+    assert found
+    assert [target for target in found if not (DOCS / target).exists()] == []
