@@ -1,20 +1,20 @@
-"""What is only worth measuring where there is an accelerator.
+"""Measurements that are only meaningful on an accelerator.
 
     python benchmarks/accelerators.py            # all of it, about ten minutes on one GPU
     python benchmarks/accelerators.py resnet50   # one part
     python benchmarks/accelerators.py --smoke    # small, on a CPU, to see that it runs
 
-- resnet50: ResNet-50 v1.5, bfloat16, 224x224, batch 256, made-up images that are on the device:
-  images a second in `ModelTrainer` and in torch (bfloat16 by autocast, channels last), eager and by
-  `torch.compile`, each in a process of its own, by turns; and the share of the device's peak that
-  the arithmetic of the model takes (model FLOP utilisation), where its peak is known.
+- resnet50: ResNet-50 v1.5, bfloat16, 224x224, batch 256, synthetic images that are on the device.
+  Images per second in `ModelTrainer` and in torch (bfloat16 by autocast, channels last), eager and
+  with `torch.compile`, each in its own process, in turns. If the peak of the device is known, also
+  the fraction of it that the model's arithmetic uses (model FLOP utilisation).
 - vmap: 64 small MLPs of different seeds at once, the step under `jax.vmap` in one program, beside
   one after another with the program of one.
 - evaluation: five metrics of 1e8 binary rows.
 - active: the choices of `active.py` from 1,000,000 x 512.
 
-W1 to W5 beside the scan by hand and torch: `race.py`. Without an accelerator only ``--smoke`` runs,
-and what it prints is no figure.
+For W1 to W5 beside the hand-written scan and torch, see `race.py`. Without an accelerator only
+``--smoke`` runs, and its output is not a measurement.
 """
 
 import argparse
@@ -37,7 +37,7 @@ SIDES = ('ThinkML', 'torch', 'torch.compile')
 
 @dataclasses.dataclass(frozen=True)
 class Size:
-    """How much is computed."""
+    """The amount of computation."""
 
     batch: int = 256
     pixels: int = 224

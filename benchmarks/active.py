@@ -1,21 +1,21 @@
-"""Choosing the rows to label next, beside scikit-activeml and modAL.
+"""Choices of the rows to label next, beside scikit-activeml and modAL.
 
     python benchmarks/active.py                # about four minutes on 2 cores, 3 GB of memory
     python benchmarks/active.py --rows 2000 --large-rows 5000   # small, to see that it runs
 
-A pool of 50,000 x 128 features and probabilities of 10 classes, the same arrays for all, 100 rows
-to choose; the first 100 rows are labelled. A fixed classifier gives both libraries the
-probabilities, so no model is trained or run in any of the times. Sides take turns in one process;
-each is called as its users call it, checks of the arrays included. ThinkML gets NumPy's float32
-arrays, as a network makes them, and sends them to the device in each call; scikit-activeml gets
-float64 copies, made outside of the time, since it takes longer with float32. The first turn, which
-compiles, is shown apart; in the others a call is repeated for 0.3 seconds at least. A ratio is the
-median over the turns; `CPU` is what the process took of all cores in that time, which other
-programs on the machine disturb less than the seconds.
+The pool has 50,000 x 128 features and probabilities of 10 classes, the same arrays for all sides.
+100 rows are chosen, and the first 100 rows are labelled. A fixed classifier gives both libraries
+the probabilities, so no model is trained or run in any of the times. Sides take turns in one
+process; each is called as its users call it, including its checks of the arrays. ThinkML gets
+NumPy's float32 arrays, as a network makes them, and sends them to the device in each call.
+scikit-activeml gets float64 copies, made outside of the measured time, since it takes longer with
+float32. The first turn, which compiles, is shown separately; in the others a call is repeated for
+at least 0.3 seconds. A ratio is the median over the turns. `CPU` is the processor time on all cores
+during the call, which other programs on the machine disturb less than the wall time.
 
-Then the same choices from 1,000,000 x 128, ThinkML alone, each strategy in a process of its own:
-seconds of the second call, and the process's high-water mark above what it held before the first
-call, the pool among it.
+Then ThinkML alone makes the same choices from 1,000,000 x 128, each strategy in its own process.
+Reported are the seconds of the second call, and the process's high-water mark above its memory
+before the first call, pool included.
 """
 
 import argparse
@@ -56,7 +56,7 @@ GOALS = {'uncertainty': 1, 'core-set': 10, 'badge': 10}
 
 
 def make_pool(num_rows, num_features=NUM_FEATURES):
-    """Features of classes that overlap, and what a linear model would say of them."""
+    """Returns features of classes that overlap, and a linear model's probabilities for them."""
     rng = np.random.default_rng(0)
     directions = rng.standard_normal((num_features, NUM_CLASSES), dtype=np.float32)
     features = rng.standard_normal((num_rows, num_features), dtype=np.float32)
@@ -82,7 +82,7 @@ def our_sides(features, probabilities):
 
 def other_sides(features, probabilities):
     class Fixed(SkactivemlClassifier):
-        """Says of the pool's last rows, whose features it is shown, what was said before."""
+        """A classifier that returns stored probabilities for the pool's last rows."""
 
         def fit(self, X, y, sample_weight=None):
             return self
@@ -117,7 +117,7 @@ def other_sides(features, probabilities):
 
 
 def measure(call, at_least=0.0):
-    """Seconds and CPU seconds of a call, and its result; of many where one takes no time."""
+    """Returns wall and CPU seconds of a call and its result; repeats a call that is too short."""
     num_calls, cpu, started = 0, time.process_time(), time.perf_counter()
     while not num_calls or time.perf_counter() - started < at_least:
         result = call()
@@ -136,7 +136,7 @@ def compare(num_rows, repetitions):
         for side, call in sides.items():
             *seconds, results[side] = measure(call, SHORTEST if turn else 0)
             times[side].append(seconds)
-    # The deterministic ones must have chosen the same rows, or the seconds mean nothing.
+    # If deterministic strategies chose other rows, the times would not be comparable.
     for name, other in (
         ('uncertainty', 'scikit-activeml'),
         ('uncertainty', 'modAL'),
@@ -158,7 +158,7 @@ def compare(num_rows, repetitions):
 
 
 def high_water_mark():
-    """The most memory the process has held since the last `forget_high_water_mark`, in bytes."""
+    """Returns the peak memory of the process since `forget_high_water_mark`, in bytes."""
     for line in Path('/proc/self/status').read_text().splitlines():
         if line.startswith('VmHWM'):
             return int(line.split()[1]) * 1024

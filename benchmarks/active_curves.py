@@ -1,13 +1,13 @@
-"""How much fewer labels the strategies need: areas under learning curves against random rows.
+"""Savings in labels by each strategy: areas under learning curves, against random rows.
 
     python benchmarks/active_curves.py                 # 10 seeds, about 20 minutes on 2 cores
     python benchmarks/active_curves.py --seeds 2 --tasks digits
 
 Three tasks, an MLP with one hidden layer of 64, 20 labels to begin with and 10 queries of 20 rows,
-trained anew each time. Of each seed are the initial weights, the first labels, the split into pool
-and validation rows, and what is random in the strategies; all strategies begin with the same. The
-area under the curve of validation accuracy over the number of labels is divided by its width, so it
-is the mean accuracy. Intervals are 95 %, of Student's t over the seeds.
+trained from scratch each time. A seed sets the initial weights, the first labels, the split into
+pool and validation rows, and the random draws of the strategies. All strategies begin with the
+same. The area under the curve of validation accuracy over the number of labels is divided by its
+width, so it is the mean accuracy. Intervals are 95 %, of Student's t over the seeds.
 """
 
 import argparse
@@ -32,7 +32,7 @@ def digits(rng):
 
 
 def rare_classes(rng):
-    """Ten clusters in 16 dimensions, the rarest a tenth as frequent as the commonest."""
+    """Returns ten clusters in 16 dimensions, the rarest a tenth as frequent as the commonest."""
     sizes = np.geomspace(400, 40, 10).astype(int)
     centres = rng.normal(size=(10, 16)) * 1.5
     y = np.repeat(np.arange(10), sizes)
@@ -40,7 +40,7 @@ def rare_classes(rng):
 
 
 def noisy_features(rng):
-    """Four classes, two clusters each, in 20 dimensions of which 8 say something."""
+    """Returns four classes, two clusters each, in 20 dimensions; 8 of them are informative."""
     return make_classification(
         2000, 20, n_informative=8, n_redundant=0, n_classes=4, n_clusters_per_class=2,
         class_sep=1.5, flip_y=0.02, random_state=int(rng.integers(2**31)),
@@ -51,7 +51,7 @@ TASKS = {'digits': digits, 'rare classes': rare_classes, 'noisy features': noisy
 
 
 def areas(task, seed):
-    """The area of each strategy, from the same beginning."""
+    """Returns the area of each strategy, all from the same beginning."""
     rng = np.random.default_rng(seed)
     X, y = TASKS[task](rng)
     X = ((X - X.mean(0)) / (X.std(0) + 1e-8)).astype(np.float32)

@@ -1,12 +1,12 @@
-"""Fails where ThinkML has lost more than 15 % of its lead over a peer since it was recorded.
+"""Fails if ThinkML has lost more than 15 % of its lead over a peer since the last recording.
 
     python benchmarks/check.py            # about eight minutes on 2 idle cores
-    python benchmarks/check.py w1a w3     # these workloads alone
-    python benchmarks/check.py --record   # measure, and write recorded.json anew
+    python benchmarks/check.py w1a w3     # these workloads only
+    python benchmarks/check.py --record   # measure, and write recorded.json again
 
-Runs the race of `race.py` in a short form and compares ratios with those of `recorded.json`. What
-seems lost is measured once more, and is lost if both runs say so. A figure that was recorded and is
-not measured any more (a peer that is not installed, say) counts as lost.
+Runs the race of `race.py` in a short form and compares ratios with those of `recorded.json`. A lead
+that seems lost is measured once more, and counts as lost if both runs agree. A recorded figure that
+is no longer measured (for a peer that is not installed, say) counts as lost.
 """
 
 import argparse
@@ -24,7 +24,7 @@ ROUNDS = 9
 
 
 def leads_of_run(names, on_cpu):
-    """``{workload: {what: {peer: theirs over ours}}}`` of a short race."""
+    """Returns ``{workload: {what: {peer: theirs over ours}}}`` of a short race."""
     leads = {}
     for name in names:
         rounds = None if WORKLOADS[name].rows is None else ROUNDS
@@ -36,7 +36,7 @@ def leads_of_run(names, on_cpu):
 
 
 def flat(leads):
-    """The same by one name a figure: ``{'w1a time scan': 1.07}``."""
+    """Returns the leads under one name per figure: ``{'w1a time scan': 1.07}``."""
     return {
         f'{name} {what} {peer}': lead
         for name, of_workload in leads.items()
@@ -46,19 +46,19 @@ def flat(leads):
 
 
 def best_of(first, second):
-    """The better lead of each figure."""
+    """Returns the better lead of each figure."""
     figures = [flat(first), flat(second)]
     names = figures[0] | figures[1]
     return {name: max(run[name] for run in figures if name in run) for name in names}
 
 
 def lost(recorded, measured, tolerance=TOLERANCE):
-    """What became worse, ``{figure: (old, new)}``; the new one is None where there is none.
+    """Returns the figures that became worse, ``{figure: (old, new)}``; new is None if not measured.
 
     Args:
         recorded: leads by figure.
         measured: leads by figure.
-        tolerance: the share of a lead that may be lost.
+        tolerance: the fraction of a lead that may be lost.
     """
     return {
         figure: (old, measured.get(figure))

@@ -1,12 +1,16 @@
-"""What checkpoints cost a training, and how long a killed run takes to go on.
+"""The cost of checkpoints for a training, and the time until a killed run resumes.
 
     python benchmarks/checkpoint.py               # about three minutes on 2 cores
 
-A large MLP is trained with Adam: parameters and optimizer state are 200 MB, an epoch takes several
-seconds. Every other epoch a checkpoint is saved at its end, while the next one begins. Reported:
-the median seconds of an epoch after a save and of one without, the median of the ratios of
-neighbouring ones, how long `Checkpointer.save` holds the training up, the seconds until the
-checkpoint is complete, and, in new processes, the seconds to verify and to restore it.
+A large MLP is trained with Adam: parameters and optimizer state are 200 MB, and an epoch takes
+several seconds. At the end of every other epoch a checkpoint is saved while the next epoch begins.
+Reported are:
+
+- the median seconds of an epoch after a save and of one without, and the median of the ratios of
+  neighbouring ones;
+- the time that `Checkpointer.save` blocks the training;
+- the seconds until the checkpoint is complete;
+- in new processes, the seconds to verify and to restore it.
 """
 
 import argparse
@@ -41,7 +45,7 @@ def make_model():
 
 
 def make_training(num_rows, batch_size):
-    """The state of a training, and what `core.train_chunks` takes before and after it."""
+    """Returns the state of a training, and the arguments of `core.train_chunks` around it."""
     rng = np.random.default_rng(0)
     x = check_inputs(rng.normal(size=(num_rows, INPUTS)).astype(np.float32))
     y = rng.integers(0, CLASSES, num_rows).astype(np.int32)
@@ -62,7 +66,7 @@ def size_of(state):
 
 
 class Completion(threading.Thread):
-    """Waits beside the training until a checkpoint is complete."""
+    """A thread that waits until a checkpoint is complete while the training runs."""
 
     def __init__(self, checkpointer, step):
         super().__init__()
@@ -83,7 +87,7 @@ def train(directory, pairs, num_rows, batch_size):
     plain, with_save, held_up, completions = [], [], [], []
     saved = False
     clock = time.perf_counter()
-    # The first two epochs compile and import; the last one's save has no epoch after it.
+    # The first two epochs compile and import. No epoch follows the save of the last one.
     for chunk in core.train_chunks(step, metrics, state, feed, epochs=2 * pairs + 2):
         if not chunk.ends_epoch:
             continue

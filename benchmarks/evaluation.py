@@ -1,7 +1,8 @@
 """Evaluation against scikit-learn: five metrics, and confidence intervals by the bootstrap.
 
 Both sides start from the same arrays (labels, predictions, probabilities in float32) and take turns
-in one process, after a warm-up of each. Printed are medians, and how many times faster ThinkML is.
+in one process, after a warm-up of each. The script prints medians, and ThinkML's speed as a
+multiple of scikit-learn's.
 
     python benchmarks/evaluation.py
 """
@@ -26,40 +27,44 @@ def binary(num_rows: int) -> EvaluationData:
     rng = np.random.default_rng(0)
     labels = (rng.random(num_rows) < 0.4).astype(np.int32)
     positive = 1 / (1 + np.exp(-rng.normal(labels - 0.5, 1)))
-    shares = np.stack([1 - positive, positive], axis=1).astype(np.float32)
-    return EvaluationData('binary', 2, labels, shares.argmax(axis=1).astype(np.int32), shares)
+    probabilities = np.stack([1 - positive, positive], axis=1).astype(np.float32)
+    return EvaluationData(
+        'binary', 2, labels, probabilities.argmax(axis=1).astype(np.int32), probabilities
+    )
 
 
 def multiclass(num_rows: int, num_classes: int) -> EvaluationData:
     rng = np.random.default_rng(0)
     labels = rng.integers(num_classes, size=num_rows).astype(np.int32)
     scores = np.exp(2 * np.eye(num_classes)[labels] + rng.normal(size=(num_rows, num_classes)))
-    shares = scores / scores.sum(axis=1, keepdims=True)
-    predictions = shares.argmax(axis=1).astype(np.int32)
-    return EvaluationData('multiclass', num_classes, labels, predictions, shares.astype(np.float32))
+    probabilities = scores / scores.sum(axis=1, keepdims=True)
+    predictions = probabilities.argmax(axis=1).astype(np.int32)
+    return EvaluationData(
+        'multiclass', num_classes, labels, predictions, probabilities.astype(np.float32)
+    )
 
 
 def ours(case: EvaluationData) -> list[float]:
-    """From a fresh `EvaluationData`: nothing is kept from the turn before."""
+    """Computes the metrics from a new `EvaluationData`, without results of the turn before."""
     case = case.take(np.s_[:])
     return [get_metric(name, case.kind).of(case) for name in FIVE]
 
 
 def theirs(case: EvaluationData) -> list[float]:
-    labels, guess, shares = case.labels, case.predictions, case.probabilities
+    labels, predictions, probabilities = case.labels, case.predictions, case.probabilities
     average = 'binary' if case.kind == 'binary' else 'macro'
-    scores = shares[:, 1] if case.kind == 'binary' else shares
+    scores = probabilities[:, 1] if case.kind == 'binary' else probabilities
     return [
-        sk.accuracy_score(labels, guess),
-        sk.precision_score(labels, guess, average=average),
-        sk.recall_score(labels, guess, average=average),
-        sk.f1_score(labels, guess, average=average),
+        sk.accuracy_score(labels, predictions),
+        sk.precision_score(labels, predictions, average=average),
+        sk.recall_score(labels, predictions, average=average),
+        sk.f1_score(labels, predictions, average=average),
         sk.roc_auc_score(labels, scores, multi_class='ovr'),
     ]
 
 
 def our_intervals(case: EvaluationData, num_resamples: int) -> np.ndarray:
-    """By the bootstrap for all three; `Evaluation` takes Wilson's formula for accuracy."""
+    """Computes all three by the bootstrap; `Evaluation` uses Wilson's formula for accuracy."""
     case = case.take(np.s_[:])
     values, parts = shared_parts(case, {name: get_metric(name, case.kind) for name in THREE})
     samples = resampled(values, parts, None, Resampling(num_resamples=num_resamples), len(case))
@@ -68,11 +73,11 @@ def our_intervals(case: EvaluationData, num_resamples: int) -> np.ndarray:
 
 def their_intervals(case: EvaluationData, num_resamples: int) -> np.ndarray:
     rng = np.random.default_rng(0)
-    labels, guess, scores = case.labels, case.predictions, case.probabilities[:, 1]
+    labels, predictions, scores = case.labels, case.predictions, case.probabilities[:, 1]
     values = []
     for _ in range(num_resamples):
         rows = rng.integers(len(labels), size=len(labels))
-        own_labels, own_guess = labels[rows], guess[rows]
+        own_labels, own_guess = labels[rows], predictions[rows]
         values.append(
             (
                 sk.accuracy_score(own_labels, own_guess),

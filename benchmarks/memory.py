@@ -3,19 +3,18 @@
     python benchmarks/memory.py             # everything, about ten minutes on 2 cores
     python benchmarks/memory.py w1          # only the workloads whose name starts so
 
-The workloads are those of race.py. Each side trains in a process of its own: the same net from the
-same weights on the same NumPy data with Adam, a few steps (by hand those of a net of convolutions
-are slow). Measured is private memory
-(RssAnon of /proc/self/status, looked at every millisecond; pages of libraries and files are not in
-it), beyond what the process had when it had imported everything, started JAX and made the data. On
-a CPU the device's memory is the process's, so the data on the device, the state and the activations
-are in it. Three figures:
+The workloads are those of race.py. Each side trains in its own process: the same net from the same
+weights on the same NumPy data with Adam, for a few steps (a hand-written scan over convolutions is
+slow). Measured is private memory (RssAnon of /proc/self/status, read every millisecond), without
+pages of libraries and files. The memory of the process after importing everything, starting JAX and
+making the data is subtracted. On a CPU the device's memory is the process's, so the data on the
+device, the state and the activations are included. There are three figures:
 
-- whole: the most of all of it, compiling included,
-- training: the most during further epochs, once everything is compiled and what the allocator
-  keeps of freed memory is given back to the system (glibc's malloc_trim),
-- program: what the compiler says the training program holds: arguments, temporaries and results,
-  what is aliased counted once.
+- whole: the peak of everything, compilation included,
+- training: the peak during further epochs, once everything is compiled and the allocator has
+  returned freed memory to the system (glibc's malloc_trim),
+- program: the compiler's figure for the training program: arguments, temporaries and results, with
+  aliased memory counted once.
 
 A ratio is the median of the turns' ratios; goal: at most 1.1.
 """
@@ -48,7 +47,7 @@ NAMES = [name for name, workload in WORKLOADS.items() if workload.rows is not No
 
 
 class Watch:
-    """The most private memory, beyond that at its beginning."""
+    """The peak of the private memory, less that at its beginning."""
 
     def __init__(self):
         self.start = self.most = private_bytes()
@@ -116,7 +115,7 @@ def train_with_thinkml(net, x, y, batch_size, watch):
     loop._run_steps = noted
 
     def after_epoch(run):
-        if run.epoch == 2:  # the second one finds the pace, and compiles nothing
+        if run.epoch == 2:  # the second one measures the pace and compiles nothing
             figures['whole'] = watch.read_and_trim()
 
     config = TrainingConfig(

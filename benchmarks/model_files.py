@@ -1,21 +1,21 @@
-"""What it costs to save and to load a model, beside its bare arrays in a safetensors file.
+"""The cost of saving and loading a model, beside its bare arrays in a safetensors file.
 
     python benchmarks/model_files.py                    # 400 MB, about a minute on 2 cores
     python benchmarks/model_files.py --megabytes 20     # small, to see that it runs
 
-An MLP of 24 large layers of different widths and 150 small ones, 350 float32 arrays. Both sides
-write to the same directory and read from it in turns, in one process:
+The model is an MLP of 24 large layers of different widths and 150 small ones, 350 float32 arrays.
+Both sides write to the same directory and read from it in turns, in one process:
 
-- thinkml: `ModelManager().save_model` and `load_model`, which is a model again: every file is
-  checked by its SHA-256, and saved files are on disk (fsync) before they take the old ones' place;
-- safetensors: `safetensors.flax.save_file` and `load_file`, which is a dict of arrays: nothing is
-  checked, nothing brought to disk;
-- safetensors and sha256: the same `load_file` after hashing the file, for what checking costs.
+- thinkml: `ModelManager().save_model` and `load_model`, which returns a model. Every file is
+  checked by its SHA-256, and saved files are on disk (fsync) before they replace the old ones;
+- safetensors: `safetensors.flax.save_file` and `load_file`, which returns a dict of arrays. Nothing
+  is checked and nothing is flushed to disk;
+- safetensors and sha256: the same `load_file` after hashing the file, to show the cost of checking.
 
-The loads are timed until the arrays are in memory (`jax.block_until_ready`), and the files were
-just written, so they are in the page cache for both. The first turn, which imports, is left out;
-a ratio is the median over the turns. `CPU` is what the process took of all cores in that time,
-which other programs on the machine disturb less than the seconds.
+Loads are timed until the arrays are in memory (`jax.block_until_ready`). The files were just
+written, so they are in the page cache for both. The first turn, which imports, is left out. A ratio
+is the median over the turns. `CPU` is the processor time on all cores during the call, which other
+programs on the machine disturb less than the wall time.
 """
 
 import argparse
@@ -41,7 +41,7 @@ GOAL = 1.5
 
 
 def make_model(megabytes):
-    """Widths grow from 1 to 3, in units that make the large layers the size asked for."""
+    """Returns the model; widths grow from 1 to 3 units, chosen for the requested total size."""
     steps = np.linspace(1, 3, LARGE + 1)
     unit = (megabytes * 1e6 / 4 / np.sum(steps[:-1] * steps[1:])) ** 0.5
     widths = [*(int(step * unit) for step in steps), *[WIDTH] * (SMALL + 1)]
@@ -58,14 +58,14 @@ def arrays_of(model):
 
 
 def check_equal(model, saved):
-    """Both sides must give back what was saved, or the seconds mean nothing."""
+    """Checks that both sides return the saved arrays, without which times mean nothing."""
     loaded = arrays_of(model)
     assert loaded.keys() == saved.keys()
     assert all((loaded[name] == array).all() for name, array in saved.items())
 
 
 def measure(call):
-    """Returns seconds and CPU seconds; what the call gives back is let go outside of them."""
+    """Returns wall and CPU seconds; the result of the call is freed outside of them."""
     cpu, started = time.process_time(), time.perf_counter()
     result = call()
     seconds = time.perf_counter() - started, time.process_time() - cpu

@@ -1,4 +1,4 @@
-"""ThinkML beside what a user would pick instead: the same nets, weights, data, Adam, shuffling.
+"""ThinkML beside its alternatives: the same nets, weights, data, Adam and shuffling.
 
     python benchmarks/race.py                  # everything, about 15 minutes on 2 idle cores
     python benchmarks/race.py w1a w5           # these workloads
@@ -6,14 +6,14 @@
     python benchmarks/race.py w4 --rows 50000  # more rows, for a GPU
     python benchmarks/race.py --sides thinkml,scan,torch-1 --json FILE
 
-Each peer runs in a process of its own and takes turns with the others epoch by epoch, inside its
-own framework's loop, so that a machine that is busy slows all. A ratio is the median over the
-rounds in which both trained an epoch, the first two left out; slow peers train in every third. All
-record the loss; ThinkML records accuracy too, with history and progress bar. By hand and with
-`nnx.jit` the rows of an incomplete last batch are dropped, the others train them. W3 is whole
-programs, from process start to trained model. "From start" is the time from process start to the
-end of the first epoch; nobody finds anything compiled before, JAX's persistent compilation cache
-being empty for each.
+Each peer runs in its own process and takes turns with the others epoch by epoch, inside its
+framework's own loop, so that a busy machine slows all of them. A ratio is the median over the
+rounds in which both trained an epoch, without the first two; slow peers train in every third round.
+All record the loss; ThinkML also records accuracy, with history and progress bar. The hand-written
+sides and `nnx.jit` drop the rows of an incomplete last batch; the others train on them. W3 is whole
+programs, from process start to the trained model. "From start" is the time from process start to
+the end of the first epoch. JAX's persistent compilation cache is empty for each peer, so none finds
+compiled programs.
 """
 
 import argparse
@@ -38,7 +38,7 @@ PACKAGES = (
 
 
 def machine():
-    """What the figures are measured on, and with which versions."""
+    """Returns the machine and the versions of the measurement."""
     code = 'import jax; device = jax.devices()[0]; print(device.platform, device.device_kind)'
     told = subprocess.run(
         [sys.executable, '-c', code], check=True, capture_output=True, text=True,
@@ -67,7 +67,7 @@ def cpu_name():
 
 
 def measure(name, on_cpu, *, rows=None, rounds=None, with_scan=False, only=None):
-    """The figures of a workload, who is left out and why, and its goals."""
+    """Returns the figures of a workload, the sides left out with reasons, and its goals."""
     workload = WORKLOADS[name]
     sides, left_out = sides_for(workload, on_cpu, with_scan)
     if only:
@@ -147,7 +147,7 @@ def show_totals(measured):
 
 
 def beside_thinkml(measured):
-    """``beside(what, side)``: how many times what ThinkML takes, None where that isn't known."""
+    """Returns ``beside(what, side)``: a multiple of ThinkML's figure, or None if unknown."""
     ratios = measured['ratios'].get('thinkml', {})
     return lambda what, side: ratios.get(what, {}).get(side)
 
@@ -164,7 +164,7 @@ def show_table(heads, rows):
 
 
 def known(name):
-    """A workload's name, for argparse."""
+    """Returns a workload's name, for argparse."""
     if name not in WORKLOADS:
         raise argparse.ArgumentTypeError(f'{name} is none of {", ".join(WORKLOADS)}')
     return name

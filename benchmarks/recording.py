@@ -1,4 +1,4 @@
-"""What recording a training costs: history, metrics, progress bar, callbacks, the step's norms.
+"""The cost of recording a training: history, metrics, progress bar, callbacks, the step's norms.
 
     python benchmarks/recording.py                          # about five minutes on 2 cores
     python benchmarks/recording.py w1a                      # workloads whose name starts so
@@ -8,14 +8,14 @@ The workloads are those of race.py. All sides train the same net on the same dat
 turns epoch by epoch in one process, each in a thread that waits while the others train:
 
 - nothing: `core.train_chunks` and the loss;
-- default: `ModelTrainer` as it is, with history, accuracy and progress bar;
-- host: the same, with the callbacks 'throughput', 'lr_monitor', 'csv' (which asks for 'grad_norm')
-  and, where the device tells, 'device_stats';
+- default: `ModelTrainer` by default, with history, accuracy and progress bar;
+- host: the same, with the callbacks 'throughput', 'lr_monitor', 'csv' (which needs 'grad_norm')
+  and, if the device reports its memory, 'device_stats';
 - step: the default, with the metrics 'grad_norm' and 'update_ratio', which the compiled step
   computes;
 - all: both.
 
-Reported: median seconds per epoch, and the median over the rounds of the ratio to another side.
+Reported are median seconds per epoch, and the median over the rounds of the ratio to another side.
 """
 
 import argparse
@@ -41,7 +41,7 @@ NAMES = ('w1a', 'w1b', 'w2')
 
 
 class Turns:
-    """Lets one side at a time train an epoch, and measures it."""
+    """A lock that lets one side at a time train an epoch, and measures it."""
 
     def __init__(self, sides):
         self.seconds = {side: [] for side in sides}
@@ -61,7 +61,7 @@ class Turns:
 
 
 class TakesTurns:
-    """A side's last callback."""
+    """The last callback of a side, which waits for its turn."""
 
     def __init__(self, turns, side):
         self.turns, self.side = turns, side
@@ -125,7 +125,7 @@ def compare(name, num_rows, epochs, directory):
 
 
 def report(name, num_rows, batch_size, seconds):
-    # The first two epochs compile and find the pace; beside the last one, earlier sides clean up.
+    # The first two epochs compile and measure the pace; in the last one earlier sides clean up.
     seconds = {side: times[2:-1] for side, times in seconds.items()}
     print(f'\n{name}: {num_rows:,} rows, batch {batch_size}; goal: at most 1.02')
     for side, of in [('default', 'nothing'), ('host', 'default'), ('step', 'default'),

@@ -1,16 +1,16 @@
-"""What several devices and processes cost and bring.
+"""The cost and the gain of several devices and processes.
 
     python benchmarks/scaling.py              # everything, about ten minutes on 2 cores
     python benchmarks/scaling.py one          # the overhead on one device
     python benchmarks/scaling.py exchange     # jit over a mesh against shard_map
     python benchmarks/scaling.py devices      # weak and strong scaling over simulated devices
     python benchmarks/scaling.py processes    # the same over processes on this machine
-    python benchmarks/scaling.py accelerators # the same over the accelerators there are
+    python benchmarks/scaling.py accelerators # the same over the available accelerators
     python benchmarks/scaling.py model        # the cost model's table; measures nothing
 
-Devices that are simulated share the cores there are: what is seen is the cost of splitting, not a
-gain. Efficiency is the examples per second relative to one device on the same machine. Without that
-cost it would be 1 on simulated devices too, for the work is the same and so are the cores.
+Simulated devices share the cores, so these figures show the cost of sharding, not a gain.
+Efficiency is the examples per second relative to one device on the same machine. Without that
+cost it would be 1 on simulated devices too, since the work and the cores are the same.
 """
 
 import argparse
@@ -52,7 +52,7 @@ def make_data(num_rows):
 
 
 class Timed:
-    """A callback: the seconds of each epoch, those of the first ones, which compile, left out."""
+    """A callback that measures the seconds of each epoch, without the first ones, which compile."""
 
     def __init__(self):
         self.seconds, self._begun = [], None
@@ -65,7 +65,7 @@ class Timed:
 
 
 def epoch_seconds(trainer_of, batch_size, num_rows, epochs):
-    """The seconds of each epoch of a training, and its last loss."""
+    """Returns the seconds of each epoch of a training, and its last loss."""
     from thinkml.training import TrainingConfig
 
     timed = Timed()
@@ -79,7 +79,7 @@ def epoch_seconds(trainer_of, batch_size, num_rows, epochs):
 
 
 def one_device():
-    """The distributed path on one device, in turns with the plain one."""
+    """Measures the distributed path on one device, in turns with the plain one."""
     import jax
 
     from thinkml.core.parallel.sharding import Layout, data_mesh
@@ -126,7 +126,7 @@ def one_device():
 
 
 def exchange(num_devices):
-    """Seconds of a step by jit over a mesh and by shard_map, and their all-reduces."""
+    """Prints the seconds of a step by jit over a mesh and by shard_map, and their all-reduces."""
     import functools
 
     import jax
@@ -214,7 +214,7 @@ def exchange(num_devices):
 
 
 def scaling_case(kind, count, batch_of_one, processes):
-    """Prints the examples per second of one case; runs in a process of its own."""
+    """Prints the examples per second of one case; runs in its own process."""
     from thinkml.training import DistributedTrainer
 
     batch = batch_of_one * count if kind == 'weak' else batch_of_one
@@ -228,7 +228,7 @@ def scaling_case(kind, count, batch_of_one, processes):
 
 
 def measured(kind, count, batch_of_one, processes=1, simulated=True):
-    """Runs one case, in as many processes as asked for; returns examples per second."""
+    """Runs one case in a number of processes; returns examples per second."""
     environment = dict(os.environ)
     if simulated:
         environment['JAX_PLATFORMS'] = 'cpu'
@@ -255,7 +255,7 @@ def measured(kind, count, batch_of_one, processes=1, simulated=True):
 
 
 def scaling(counts, processes, simulated=True, batch_of_one=512):
-    """Weak and strong scaling over devices, or over processes of one device each."""
+    """Measures weak and strong scaling over devices, or over processes of one device each."""
     what = 'processes' if processes else 'devices'
     print(f'| {what} | strong: examples/s | efficiency | weak: examples/s | efficiency |')
     print('| ---: | ---: | ---: | ---: | ---: |')
@@ -275,7 +275,7 @@ def scaling(counts, processes, simulated=True, batch_of_one=512):
 
 
 def ring_seconds(num_bytes, num_devices, bandwidth, latency):
-    """A ring all-reduce: each device sends 2 (N - 1) / N of the bytes, in 2 (N - 1) turns.
+    """Returns the time of a ring all-reduce: 2 (N - 1) turns with 1 / N of the bytes each.
 
     Patarasuk and Yuan, 2009, Bandwidth optimal all-reduce algorithms for clusters of workstations.
     """
@@ -284,7 +284,7 @@ def ring_seconds(num_bytes, num_devices, bandwidth, latency):
 
 
 def all_reduce_seconds(num_bytes, num_devices, hardware):
-    """Reduced within a machine, then between machines with a device of each, then spread again."""
+    """Returns the time of a reduction in each machine, then between machines, and a broadcast."""
     inside = min(num_devices, hardware['devices_per_machine'])
     machines = -(-num_devices // inside)
     seconds = ring_seconds(num_bytes, inside, hardware['inside'], hardware['latency_inside'])
@@ -296,7 +296,7 @@ def all_reduce_seconds(num_bytes, num_devices, hardware):
 
 
 def predicted(num_devices, examples_of_device, hardware, work, overlap):
-    """Seconds of a step of examples that are computed and gradients that are exchanged."""
+    """Returns the predicted seconds of a step: computing its examples, and reducing gradients."""
     compute = examples_of_device * work['flops'] / hardware['flops']
     exchanged = all_reduce_seconds(4 * work['parameters'], num_devices, hardware)
     return compute, exchanged, compute + exchanged - overlap * min(compute * 2 / 3, exchanged)
@@ -313,7 +313,7 @@ RESNET50 = {'parameters': 25.6e6, 'flops': 3 * 2 * 4.1e9}
 
 
 def cost_model(hardware=HARDWARE, work=RESNET50, of_device=256, global_batch=8192):
-    """Prints what the model predicts for 8 to 1,024 devices."""
+    """Prints the model's predictions for 8 to 1,024 devices."""
     times = ' | '.join(('step', 'exchange', 'efficiency'))
     print(f'| devices | weak: {times} | strong: images of a device | {times} |')
     print('| ---: ' * 8 + '|')

@@ -1,9 +1,9 @@
-"""Where the first seconds go: from process start to a trained model, beside scikit-learn.
+"""The first seconds of a program: from process start to a trained model, beside scikit-learn.
 
 python benchmarks/startup.py [rounds]
 
-Each round starts a process of each kind in turn. CPU seconds are of all threads, user and system:
-they say more than the seconds that pass where other work shares the machine.
+Each round starts a process of each kind in turn. CPU seconds are of all threads, user and system.
+On a machine with other work they are more meaningful than wall time.
 """
 
 import itertools
@@ -17,7 +17,7 @@ import tempfile
 import time
 from importlib.metadata import version
 
-# What a newcomer runs. Lines of it are marked where a part begins; without its marks it is the
+# The program of a newcomer. Marks show where a part begins; without the marks it is the
 # program whose totals are compared.
 THINKML = """
 mark('Python')
@@ -48,7 +48,7 @@ X, y = load_digits(return_X_y=True)
 MLPClassifier((128, 64), batch_size=32, max_iter=100, n_iter_no_change=1000).fit(X / 16, y)
 """
 
-# Watches the program above from within: marks, and what JAX says of its compilations.
+# Measures the program above from inside: its marks, and the compilations JAX reports.
 MARKS = """
 import atexit, json, sys, time
 marks, programs = [], dict.fromkeys(('traced', 'lowered', 'ready'), 0.0) | {'count': 0}
@@ -81,7 +81,7 @@ NO_MARKS = 'mark = lambda name: None; CALLBACKS = ()\n'
 
 
 def run(code, cache):
-    """The seconds that pass, the CPU seconds, and what the process printed."""
+    """Returns wall seconds, CPU seconds and the output of the process."""
     environment = os.environ | {'XDG_CACHE_HOME': cache, 'LOCALAPPDATA': cache}
     for name in ('THINKML_COMPILATION_CACHE', 'PYTHONDONTWRITEBYTECODE'):
         environment.pop(name, None)
@@ -106,7 +106,7 @@ def seconds_of(code, cache):
 
 
 def parts_of(cache):
-    """Of each part its seconds, CPU seconds, and what was compiled meanwhile."""
+    """Returns seconds, CPU seconds and compiled programs of each part."""
     started, ended, cpu, printed = run(MARKS + THINKML, cache)
     nothing = dict.fromkeys(('traced', 'lowered', 'ready', 'count'), 0)
     rows = [('', started, 0.0, nothing), *json.loads(printed.splitlines()[-1])]

@@ -1,14 +1,14 @@
-"""What streaming costs: the same training from the device's memory and from a file on disk.
+"""The cost of streaming: the same training from the device's memory and from a file on disk.
 
     python benchmarks/streaming.py          # about ten minutes on 2 cores
     python benchmarks/streaming.py cnn      # only the workloads whose name starts so
 
-The data is a `numpy.memmap` eight times as large as what it may take on the device
+The data is a `numpy.memmap` eight times as large as its memory limit on the device
 (``device_data_bytes``). Both sides train the nets of race.py in the same order, with the
-same numbers, and take turns epoch by epoch in one process. Reported: median seconds per epoch, the
-median of the ratios of neighbouring epochs (goal: streamed at no less than 0.9 of the resident
-speed), and whether the losses are equal bit for bit. Then, in a process of its own, the memory a
-streamed `ModelTrainer.train` takes beyond what the same training takes on a thousandth of the rows.
+same numbers, and take turns epoch by epoch in one process. Reported are median seconds per epoch,
+the median of the ratios of neighbouring epochs (goal: streamed at no less than 0.9 of the resident
+speed), and True if the losses are equal bit for bit. Then, in a separate process, the memory of a
+streamed `ModelTrainer.train` beyond that of the same training on a thousandth of the rows.
 """
 
 import argparse
@@ -52,7 +52,7 @@ def fresh_net(workload):
 
 
 def make_file(directory, num_rows, shape):
-    """A file of rows around the centres of ten classes, written a part at a time."""
+    """Writes a file of rows around the centres of ten classes, a part at a time."""
     rng = np.random.default_rng(0)
     y = rng.integers(0, 10, num_rows).astype(np.int32)
     centres = (rng.normal(size=(10, *shape)) * 0.3).astype(np.float32)
@@ -67,7 +67,7 @@ def make_file(directory, num_rows, shape):
 
 
 def training(workload, feed, x):
-    """The chunks of a training from this feed."""
+    """Yields the chunks of a training from this feed."""
     functional = core.functionalize(fresh_net(workload), x, jax.random.key(0))
     metrics, tx = core.make_metrics(('accuracy',)), core.make_optimizer('adam')
     loss_fn = core.get_loss('cross_entropy')
@@ -78,7 +78,7 @@ def training(workload, feed, x):
 
 
 def one_epoch(chunks):
-    """Seconds of an epoch, and the losses of its steps."""
+    """Returns the seconds of an epoch, and the losses of its steps."""
     started, losses = time.perf_counter(), []
     for chunk in chunks:
         losses.append(chunk.step_losses())
@@ -104,7 +104,7 @@ def compare(name, directory):
         for side, chunks in sides.items():
             taken, of_epoch = one_epoch(chunks)
             losses.append(of_epoch)
-            if epoch >= 2:  # the first two compile and find the pace
+            if epoch >= 2:  # the first two compile and measure the pace
                 seconds[side].append(taken)
         equal = equal and np.array_equal(*losses)
     print(
@@ -125,7 +125,7 @@ def compare(name, directory):
 
 
 def memory_of(name, path):
-    """Private memory of two streamed epochs beyond that of a small training, in bytes."""
+    """Returns the private bytes of two streamed epochs beyond those of a small training."""
     command = [sys.executable, __file__, name, '--memory', str(path)]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     return json.loads(done.stdout)
@@ -156,7 +156,7 @@ def measure_memory(name, path):
 
 
 def private_bytes():
-    """Memory of this process that is not of files: pages of the data's file come and go."""
+    """Returns this process's memory without pages of files, which come and go."""
     for line in Path('/proc/self/status').read_text().splitlines():
         if line.startswith('RssAnon'):
             return int(line.split()[1]) * 1024

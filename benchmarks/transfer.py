@@ -1,14 +1,14 @@
-"""What freezing layers saves, and what computing the features of a frozen base once saves.
+"""The gain of freezing layers, and of computing the features of a frozen base only once.
 
     python benchmarks/transfer.py               # about four minutes on 2 cores
     python benchmarks/transfer.py --rows 64     # small, to see that it runs
 
-A ResNet-18 with random weights, images 64x64, Adam; each side is `TransferLearner.fine_tune`, and
-they take turns, one training of three epochs each. An epoch's time is that of the last two, which
-compile nothing. Ratios are medians over the turns of the time to that of the same turn's side that
-trains all layers. `operations` are those of one step as XLA counts them, as a ratio to the same
-side: what the time could fall to if every operation took the same time. `state` is the size of
-the optimizer's state.
+A ResNet-18 with random weights, images of 64x64, Adam. Each side is `TransferLearner.fine_tune`,
+and they take turns, one training of three epochs each. An epoch's time is that of the last two,
+which compile nothing. Ratios are medians over the turns, relative to the side of the same turn that
+trains all layers. `operations` are those of one step as XLA counts them, relative to the same side:
+the time would fall to that ratio if every operation took the same time. `state` is the size of the
+optimizer's state.
 """
 
 import argparse
@@ -33,11 +33,11 @@ SIZE, NUM_CLASSES, BATCH_SIZE, EPOCHS = 64, 10, 32, 3
 
 
 def as_they_are(key, x, y):
-    """An augmentation that changes nothing: the base's features are computed in each epoch."""
+    """Augments nothing, so that the base's features are computed in each epoch."""
     return x, y
 
 
-# side: (layers of the base that are trained, whether features of a frozen base are kept)
+# side: (trained layers of the base, True if features of a frozen base are kept)
 SIDES = {
     'all layers': ('all', False),
     'last 10': (10, False),
@@ -53,7 +53,7 @@ def new_model():
 
 
 def epoch_seconds(layers, keeps_features, X, y):
-    """Seconds of the first epoch, and of each that follows."""
+    """Returns the seconds of the first epoch, and of each that follows."""
     base, head = new_model()
     ends = [time.perf_counter()]
     config = TrainingConfig(
@@ -70,7 +70,7 @@ def epoch_seconds(layers, keeps_features, X, y):
 
 
 def cost_of_step(layers, X, y):
-    """Operations of a compiled step, and bytes of the optimizer's state."""
+    """Returns the operations of a compiled step, and the bytes of the optimizer's state."""
     model = TransferModel(*new_model())
     parts = parts_of_headed(model, X[:2])
     rates = rates_of(parts, chosen(parts.layers, layers), 1.0)

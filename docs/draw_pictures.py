@@ -118,6 +118,7 @@ def first_model() -> None:
     analysis.plot_confusion_matrix(ax=panels[2])
     panels[2].set_title('confusion matrix, test data')
     figure.savefig(IMAGES / 'first_model.png', dpi=100)
+    _reduce_colours(IMAGES / 'first_model.png')
 
 
 def learning_curve() -> None:
@@ -126,6 +127,15 @@ def learning_curve() -> None:
         _run_blocks(DOCS / 'getting-started.md')
         picture = (directory / 'progress.png').read_bytes()
     (IMAGES / 'learning_curve.png').write_bytes(picture)
+    _reduce_colours(IMAGES / 'learning_curve.png')
+
+
+def _reduce_colours(path: Path) -> None:
+    from PIL import Image
+
+    with Image.open(path) as picture:
+        reduced = picture.convert('RGB').quantize(64)
+    reduced.save(path, optimize=True)
 
 
 @contextlib.contextmanager

@@ -1,7 +1,7 @@
-"""The whole workflow on real data: configure, train, monitor, evaluate, save, load.
+"""The complete workflow on real data: configure, train, monitor, evaluate, save, load.
 
-Trains a small network on scikit-learn's handwritten digits (8 x 8 pixels, ten classes) and leaves
-its plots, report and model in the folder ``output``.
+Trains a small network on scikit-learn's handwritten digits (8 x 8 pixels, ten classes), and writes
+plots, a report and the model to the folder ``output``.
 """
 
 from pathlib import Path
@@ -17,7 +17,7 @@ from thinkml.training import ModelTrainer, TrainingConfig, TrainingMonitor
 OUTPUT = Path('output')
 OUTPUT.mkdir(exist_ok=True)
 
-# Data and a model. Any flax.nnx.Module will do.
+# Data and a model. The model may be any flax.nnx.Module.
 X, y = load_digits(return_X_y=True)
 X = X / 16
 X_train, X_test, y_train, y_test = train_test_split(X, y, test_size=0.2, random_state=0, stratify=y)
@@ -72,7 +72,7 @@ manager.save_model(
     overwrite=True,
 )
 
-# 7. Load it again: no class is passed in, and it predicts the same.
+# 7. Load it: no class is passed, and the predictions are the same.
 loaded = manager.load_model(OUTPUT / 'digits_model')
 assert (predict(loaded, X_test) == predict(model, X_test)).all()
 print('First five test digits:', predict(loaded, X_test[:5]), 'truth:', y_test[:5])

@@ -1,4 +1,4 @@
-"""An own training loop on the functional core: what ModelTrainer does, in your hands."""
+"""A custom training loop on the functional core: the steps of ModelTrainer, written by hand."""
 
 import jax
 from flax import nnx
@@ -12,7 +12,7 @@ X, y = check_inputs(X / 16), y.astype('int32')
 rngs = nnx.Rngs(0)
 model = nnx.Sequential(nnx.Linear(64, 64, rngs=rngs), nnx.relu, nnx.Linear(64, 10, rngs=rngs))
 
-# The loop: 25 lines from a model to a trained one.
+# The loop, in 25 lines.
 functional = core.functionalize(model, X[:1], jax.random.key(0))
 loss_fn = core.get_loss('cross_entropy')
 metrics = core.make_metrics(('accuracy',))

@@ -1,4 +1,4 @@
-"""A training that is stopped in the middle of an epoch and goes on in another trainer."""
+"""A training that is stopped in the middle of an epoch and resumed by another trainer."""
 
 import tempfile
 
@@ -34,13 +34,13 @@ def train(directory, *, max_steps=None, resume=False):
     return model, history
 
 
-with tempfile.TemporaryDirectory() as whole, tempfile.TemporaryDirectory() as parts:
-    expected, history = train(whole)
+with tempfile.TemporaryDirectory() as uninterrupted, tempfile.TemporaryDirectory() as interrupted:
+    expected, history = train(uninterrupted)
     print('without a stop:', history)
 
-    _, stopped = train(parts, max_steps=100)  # in the middle of the third epoch
+    _, stopped = train(interrupted, max_steps=100)  # in the middle of the third epoch
     print('stopped after', stopped.steps, 'steps')
-    model, resumed = train(parts, resume=True)
+    model, resumed = train(interrupted, resume=True)
     print('resumed:       ', resumed)
 
 pairs = zip(

@@ -1,4 +1,4 @@
-"""How good is the model? Intervals, parts of the data, another model, a threshold, a report."""
+"""Evaluation: confidence intervals, slices, comparison of models, a threshold, a report."""
 
 from pathlib import Path
 
@@ -24,7 +24,7 @@ model = nnx.Sequential(nnx.Linear(30, 16, rngs=rngs), nnx.relu, nnx.Linear(16, 2
 config = TrainingConfig(epochs=40, learning_rate=0.003, early_stopping=True)
 ModelTrainer(config).train(model, X_train, y_train, X_val, y_val, progress=False)
 
-# Every number with its interval, and how the model does on large and small tumours.
+# Every metric with its confidence interval, and the metrics on large and on small tumours.
 evaluator = ModelEvaluator()
 radius = X_test[:, 0]
 evaluation = evaluator.evaluate(
@@ -35,15 +35,15 @@ for name, (low, high) in evaluation.confidence_intervals.items():
 for part in evaluation.slices.values():
     print(f'{part.name}: recall {part.metrics["recall"]:.3f} of {part.num_rows} rows')
 
-# Is a model of another library better? Both are measured on the same resamples.
+# Compare with a model of another library, on the same resamples.
 other = LogisticRegression(max_iter=1000).fit(X_train, y_train)
 print(compare(evaluation, evaluator.evaluate(other, X_test, y_test)))
 
-# A threshold is chosen on the validation data: here to miss few malignant tumours.
+# Choose a threshold on the validation data: here one that misses few malignant tumours.
 validation = evaluator.evaluate(model, X_val, y_val)
 print(choose_threshold(validation, 'precision', min_recall=0.95))
 
-# What one would send to a colleague.
+# A report to share, and plots.
 evaluator.generate_report(evaluation).save(OUTPUT / 'report.html')
 analysis = evaluator.analyze_performance(model, X_test, y_test)
 analysis.plot_calibration(OUTPUT / 'calibration.png')

@@ -1,4 +1,4 @@
-"""Versions of a model under a name: saved, compared, tagged, loaded, trained on."""
+"""Versions of a model under one name: save, compare, tag, load and continue training."""
 
 import tempfile
 
@@ -38,15 +38,15 @@ with tempfile.TemporaryDirectory() as root:
 
     manager.tag('digits@2', 'production')
     model = manager.load_model('digits@production', include_optimizer=True)
-    trainer.train(model, X_train, y_train, progress=False)  # goes on with Adam's moments
+    trainer.train(model, X_train, y_train, progress=False)  # continues with Adam's moments
     manager.save_model(model, 'digits', {'width': 64})
     print(manager.inspect('digits@latest').parent)
     print(predict(model, X_test[:5]), y_test[:5])
 
-    # Weights into a model made by hand, as a notebook does whose classes no file can name.
+    # Load weights into a model you made, as a notebook must for classes it defines itself.
     mine = manager.load_model('digits', into=make_model(64))
     np.testing.assert_array_equal(predict(mine, X_test), predict(model, X_test))
 
-    # The forward pass alone, for other programs.
+    # Export the forward pass for other programs.
     exported = manager.export('digits', f'{root}/digits.mlirbc')
     print(f'{exported.name}: {exported.stat().st_size:,} bytes')

@@ -1,6 +1,7 @@
-"""The same training on one device, on four, and with the model in parts.
+"""The same training on one device, on four, and on four with a sharded model.
 
-On a machine with one CPU the four devices are simulated; on one with GPUs leave that line out.
+On a machine with one CPU the four devices are simulated. On a machine with GPUs, remove the line
+that sets ``jax_num_cpu_devices``.
 """
 
 import jax
@@ -31,8 +32,8 @@ for name, trainer in trainers.items():
     model = make_model()
     history = trainer.train(model, X, y, progress=False)
     kernel = model.layers[0].kernel[...]
-    parts = {shard.data.shape for shard in kernel.addressable_shards}
+    shapes = {shard.data.shape for shard in kernel.addressable_shards}
     losses = ' '.join(f'{loss:.5f}' for loss in history['val_loss'])
-    print(f'{name:<10}  val_loss {losses}  parts of the first kernel: {parts}')
+    print(f'{name:<10}  val_loss {losses}  shards of the first kernel: {shapes}')
 
 print(f'{len(jax.devices())} devices of kind {jax.devices()[0].platform}')

@@ -1,9 +1,9 @@
-"""A network that knows the digits 0 to 4 learns 5 to 9 from a few examples in a few epochs.
+"""Transfer learning: a network trained on the digits 0 to 4 learns 5 to 9 from a few examples.
 
-With more epochs a network from scratch catches up here: the images are small, the net is too.
+With more epochs a network trained from scratch catches up here, since images and network are small.
 
-``TransferLearner('resnet50')`` does the same with weights learned of a million photographs; they
-are downloaded, so this example pretrains a base of its own.
+``TransferLearner('resnet50')`` does the same with weights learned from a million photographs. They
+would be downloaded, so this example pretrains its own base.
 """
 
 import numpy as np

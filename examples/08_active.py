@@ -1,4 +1,4 @@
-"""Which 100 of 1,200 handwritten digits are worth a label? An experiment, then by hand."""
+"""Active learning: choose 100 of 1,200 digits to label, in an experiment and then step by step."""
 
 from pathlib import Path
 
@@ -23,7 +23,7 @@ def new_model():
     return nnx.Sequential(nnx.Linear(64, 64, rngs=rngs), nnx.relu, nnx.Linear(64, 10, rngs=rngs))
 
 
-# All labels are known: how much better than rows chosen at random?
+# An experiment with known labels, compared with rows chosen at random.
 config = TrainingConfig(epochs=60, batch_size=16, learning_rate=0.003)
 learner = ActiveLearner(new_model(), 'margin', config=config, query_size=10)
 history = learner.train(
@@ -34,7 +34,7 @@ print(history)
 print(f'mean accuracy {history.area():.3f}, at random {history.baseline.area():.3f}')
 history.plot_learning_curve(path=OUTPUT / 'active.png')
 
-# Nobody knows the labels: ask, teach, and keep everything on disk. No label is needed to begin.
+# Unknown labels: query, teach, and keep everything on disk. No label is needed to begin.
 learner = ActiveLearner(new_model(), 'margin', config=config, query_size=10)
 learner.start(X_pool, X_val=X_val, y_val=y_val)
 session = OUTPUT / 'session'

@@ -1,7 +1,7 @@
 """By hand in JAX: a jitted step that donates its state, scanned over an epoch or called in a loop.
 
-Rows are shuffled each epoch; those of an incomplete last batch are dropped. The scan takes them
-from the device. So does the loop, except on a CPU, where batches that NumPy cuts out are faster.
+Rows are shuffled each epoch; those of an incomplete last batch are dropped. The scan reads them
+from the device. So does the loop, except on a CPU, where batches cut by NumPy are faster.
 """
 
 import functools
@@ -34,7 +34,7 @@ def make_step(graph):
 
 
 def begin(job):
-    """The step, the first carry, and the data."""
+    """Returns the step, the first carry, and the data."""
     graph, params, stats = nnx.split(make_net(job.workload, job.weights), nnx.Param, nnx.BatchStat)
     params, stats = nnx.to_pure_dict(params), nnx.to_pure_dict(stats)
     carry = params, stats, jax.jit(tx.init)(params)

@@ -8,7 +8,7 @@ from .workloads import LEARNING_RATE
 
 
 class FromWeights(MLPClassifier):
-    """Begins with given weights, where the other draws its own."""
+    """An `MLPClassifier` that begins with given weights instead of drawing its own."""
 
     def begin_with(self, weights):
         self._given = [

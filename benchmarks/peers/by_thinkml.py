@@ -1,7 +1,7 @@
-"""ThinkML: `ModelTrainer` as it is, with history, accuracy and progress bar.
+"""ThinkML: `ModelTrainer` by default, with history, accuracy and progress bar.
 
-In whole programs (W3) weights are drawn as a newcomer has them drawn, by Flax for a net written in
-Flax or by ThinkML for one of its own, and replaced by the given ones.
+In whole programs (W3) the weights are drawn as for a newcomer, by Flax for a net written in Flax or
+by ThinkML for one of its own, and then replaced by the given ones.
 """
 
 from thinkml.training import ModelTrainer, TrainingConfig

@@ -1,6 +1,6 @@
-"""Runs one peer in a process of its own: ``python -m peers.child MODULE WORKLOAD --epochs 5``.
+"""Runs one peer in its own process: ``python -m peers.child MODULE WORKLOAD --epochs 5``.
 
-Messages go to what was stdout; what the peer itself prints goes to stderr.
+Messages go to the original stdout; the output of the peer itself goes to stderr.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from .workloads import WORKLOADS, make_job
 
 
 def memory():
-    """The most bytes this process had resident at once, and the most of its device's memory."""
+    """Returns the peak resident memory of this process and of its device, in bytes."""
     status = Path('/proc/self/status').read_text()
     resident = int(status.split('VmHWM:')[1].split()[0]) * 1024
     device = 0

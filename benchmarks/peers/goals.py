@@ -1,4 +1,4 @@
-"""What is to be reached, as ratios of one run."""
+"""The goals, as ratios of one run."""
 
 import dataclasses
 
@@ -10,11 +10,12 @@ class Goal:
     """A bound on a ratio of ThinkML to a peer.
 
     Attributes:
-        what: of what: 'time' of an epoch, 'peak memory', 'total' from process start without a
+        what: the figure: 'time' of an epoch, 'peak memory', 'total' from process start without a
             compilation cache, 'warm total' with one.
-        peer: the other side; of several ones of it, the best.
-        at_most: what ThinkML may take of the peer's; None where it is to be so many times better.
-        at_least: how many times as much the peer must take.
+        peer: the other side; of several sides of a peer, the best.
+        at_most: the largest fraction of the peer's figure that ThinkML may take; None if
+            ``at_least`` is given.
+        at_least: the smallest multiple of ThinkML's figure that the peer must take.
     """
 
     what: str
@@ -23,7 +24,7 @@ class Goal:
     at_least: float | None = None
 
     def judged(self, lead, ours='ThinkML'):
-        """A sentence that says whether a lead, theirs over ours, is enough."""
+        """Returns a sentence that compares a lead, theirs over ours, with the goal."""
         if self.at_most is not None:
             figure, bound, met = 1 / lead, f'at most {self.at_most}', 1 / lead <= self.at_most
             says = f'{self.what}: {ours} takes {figure:.3f} of {self.peer}'
@@ -34,7 +35,7 @@ class Goal:
 
 
 _MEMORY = Goal('peak memory', 'scan', at_most=1.1)
-# Where the scan is left out.
+# For workloads without the scan.
 _MEMORY_OF_LOOP = Goal('peak memory', 'loop', at_most=1.1)
 _ON_CPU = {
     'w1a': [
@@ -59,12 +60,12 @@ _ON_GPU = [Goal('time', 'scan', at_most=1.03), _MEMORY]
 
 
 def goals_of(name, on_cpu):
-    """The goals of a workload."""
+    """Returns the goals of a workload."""
     return _ON_CPU[name] if on_cpu or name == 'w3' else _ON_GPU
 
 
 def leads_of(ratios):
-    """How many times as much as ThinkML each peer takes, its best side counting.
+    """Returns each peer's figure as a multiple of ThinkML's, for the best side of the peer.
 
     Args:
         ratios: ``{what: {side: theirs over ours}}``.

@@ -13,18 +13,18 @@ from .process import Busy, Peer, PeerFailed
 from .sides import OURS, SIDES, options_for
 from .workloads import WORKLOADS
 
-WARM_UP = 2  # rounds that compile and find the pace
-EVERY = 3  # in which slow peers take part
-TURNS = 3  # of whole programs
+WARM_UP = 2  # rounds that compile and measure the pace
+EVERY = 3  # slow peers take part in every third round
+TURNS = 3  # turns of whole programs
 PATIENCE = 60  # seconds after which a slow peer has no more turns
 PATIENCE_WITH_PROGRAMS = 15  # the same for whole programs
 
 
 def race(name, sides, on_cpu, rows=None, rounds=None):
-    """The figures of a workload whose peers take turns epoch by epoch.
+    """Measures a workload whose peers take turns epoch by epoch.
 
     Returns:
-        what the tables show: ``sides``, and the ``ratios`` of theirs to each side of ours.
+        the content of the tables: ``sides``, and the ``ratios`` of theirs to each side of ours.
     """
     workload, busy = WORKLOADS[name], Busy()
     told, failed = take_turns(name, sides, on_cpu, rows, rounds or workload.rounds)
@@ -51,7 +51,7 @@ def race(name, sides, on_cpu, rows=None, rounds=None):
 
 
 def take_turns(name, sides, on_cpu, rows, rounds):
-    """Lets the sides train epoch by epoch; returns what each said, and why others failed."""
+    """Lets the sides train epoch by epoch; returns their messages and the errors of others."""
     workload, peers, told, failed = WORKLOADS[name], {}, {}, {}
 
     def is_due(side, turn):
@@ -88,7 +88,7 @@ def take_turns(name, sides, on_cpu, rows, rounds):
 
 
 def figures_of(said, common):
-    """The figures of one side, its loss after as many epochs as all have trained."""
+    """Returns the figures of one side; its loss is after as many epochs as all have trained."""
     epochs = list(said['epochs'].values())
     paced = [epoch for turn, epoch in said['epochs'].items() if turn >= WARM_UP]
     return {
@@ -104,7 +104,7 @@ def figures_of(said, common):
 
 
 def ratio(told, side, other, key='seconds'):
-    """The median of one side over another, over the rounds of both; None where there are none."""
+    """Returns the median ratio of two sides over their common rounds; None without any."""
     if other not in told:
         return None
     theirs, ours = told[side]['epochs'], told[other]['epochs']
@@ -113,12 +113,12 @@ def ratio(told, side, other, key='seconds'):
 
 
 def memory(figures):
-    """The peak of the device's memory, where it is one of its own, or of the process's."""
+    """Returns the peak of the device's own memory, or of the process's if it has none."""
     return figures['device_peak'] or figures['peak']
 
 
 def of_peers(ratios):
-    """The ratios but those of our own sides, and those there are none of."""
+    """Returns the ratios of other sides than ours, without missing ones."""
     return {
         ours: {
             what: {name: value for name, value in of.items() if name not in OURS and value}
@@ -129,7 +129,7 @@ def of_peers(ratios):
 
 
 def totals(name, sides, turns=TURNS, epochs=None):
-    """The figures of whole programs: cold, and on JAX with a warm compilation cache besides."""
+    """Measures whole programs: cold, and for those on JAX also with a warm compilation cache."""
     busy, runs, failed = Busy(), {}, {}
     epochs = epochs or WORKLOADS[name].rounds
     with tempfile.TemporaryDirectory() as directory:
@@ -164,7 +164,7 @@ def totals(name, sides, turns=TURNS, epochs=None):
 
 
 def ratios_of_totals(runs, figures, ours):
-    """Theirs over ours, of the same turns. What knows no warm cache is as it is."""
+    """Returns theirs over ours, by turn; sides without a warm cache keep their cold totals."""
     ratios = {'total': {}, 'warm total': {}, 'peak memory': {}}
     for side in [side for side in figures if side != 'Python']:
         for what, state in {'total': 'cold', 'warm total': 'warm'}.items():
@@ -180,7 +180,7 @@ def ratios_of_totals(runs, figures, ours):
 
 
 def whole_program(name, side, epochs, cache, data):
-    """What a peer's program takes from the start of its process until the model is trained.
+    """Returns the seconds of a peer's program from process start to the trained model.
 
     The CPU seconds are those of the whole process, its end included.
     """
@@ -197,14 +197,14 @@ def whole_program(name, side, epochs, cache, data):
 
 
 def bare_process(code):
-    """What a process takes that does nothing else."""
+    """Returns the seconds of a process that does nothing else."""
     started = time.perf_counter()
     subprocess.run([sys.executable, '-c', code], check=True)
     return {'total': time.perf_counter() - started}
 
 
 def save_digits(path):
-    """scikit-learn's digits as a file, so that nobody has to import scikit-learn for them."""
+    """Saves scikit-learn's digits as a file, so that no peer imports scikit-learn for them."""
     from sklearn.datasets import load_digits
 
     x, y = load_digits(return_X_y=True)

@@ -105,17 +105,17 @@ NETS = {'mlp': MLP, 'cnn': CNN, 'resnet': ResNet, 'transformer': Transformer}
 
 
 def make_net(workload, weights):
-    """The net with these weights. None are drawn before, which Flax takes many programs for."""
+    """Returns the net with these weights, without drawing others, which costs many programs."""
     return with_weights(nnx.eval_shape(lambda: draw_net(workload)), weights)
 
 
 def draw_net(workload):
-    """The net with weights that Flax draws."""
+    """Returns the net with weights that Flax draws."""
     return NETS[workload.net](workload, nnx.Rngs(0))
 
 
 def with_weights(net, weights):
-    """The net, its weights replaced."""
+    """Returns the net with its weights replaced."""
     weights = jax.device_put(weights)
     state = nnx.state(net, (nnx.Param, nnx.BatchStat))
     arrays = {'.'.join(map(str, path)): variable for path, variable in nnx.to_flat_state(state)}

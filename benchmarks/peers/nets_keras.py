@@ -76,7 +76,7 @@ _ORDER = ['kernel', 'scale', 'bias', 'mean', 'var', *_ATTENTION]
 
 
 def make_net(workload, weights):
-    """The net with these weights."""
+    """Returns the net with these weights."""
     inputs = keras.Input(workload.shape)
     net = keras.Model(inputs, _NETS[workload.net](workload, inputs))
     for layer in net.layers:

@@ -1,4 +1,4 @@
-"""The nets in torch. Images come with the channels first."""
+"""The nets in torch. Images have the channels first."""
 
 import itertools
 
@@ -93,7 +93,7 @@ NETS = {'mlp': MLP, 'cnn': CNN, 'resnet': ResNet, 'transformer': Transformer}
 
 
 def make_net(workload, weights):
-    """The net with these weights."""
+    """Returns the net with these weights."""
     net = NETS[workload.net](workload)
     translate = _of_encoder if workload.net == 'transformer' else _of_layers
     arrays = {name: torch.from_numpy(array) for name, array in translate(weights).items()}
@@ -103,7 +103,7 @@ def make_net(workload, weights):
 
 
 def make_tensors(job):
-    """The rows and labels; images with the channels first."""
+    """Returns the rows and labels; images have the channels first."""
     x = job.x.transpose(0, 3, 1, 2) if job.workload.has_convolutions else job.x
     return torch.from_numpy(np.ascontiguousarray(x)), torch.from_numpy(job.y)
 
@@ -119,7 +119,7 @@ def _of_layers(weights):
     for name, array in weights.items():
         layer, leaf = name.rsplit('.', 1)
         if name == 'dense.0.kernel' and 'conv.0.kernel' in weights:
-            # What is flattened in front of it is [channels, height, width] here.
+            # The flattened input is [channels, height, width] here.
             array = array.reshape(7, 7, 64, -1).transpose(2, 0, 1, 3).reshape(array.shape)
         if leaf == 'kernel':
             array = array.transpose(3, 2, 0, 1) if array.ndim == 4 else array.T

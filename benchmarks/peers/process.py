@@ -1,4 +1,4 @@
-"""The parent's side of taking turns: one process a peer."""
+"""The parent process of a race: one child process per peer."""
 
 import json
 import os
@@ -14,13 +14,13 @@ ROOT = Path(__file__).parents[1]
 
 
 class PeerFailed(Exception):
-    """A peer's process ended before it was done."""
+    """An error of a peer whose process ended before it was done."""
 
 
 def environment(cache):
-    """The variables of a peer's process: a compilation cache in a folder of its own.
+    """Returns the variables of a peer's process, with a compilation cache in its own folder.
 
-    ThinkML is compiled by Python once, as the packages that pip installs are.
+    Python compiles ThinkML once, like the packages that pip installs.
     """
     inherited = {
         name: value for name, value in os.environ.items() if name != 'PYTHONDONTWRITEBYTECODE'
@@ -35,7 +35,7 @@ def environment(cache):
 
 
 class Peer:
-    """A running peer. Its first message, that it is ready, has been read.
+    """A running peer that has sent its first message, that it is ready.
 
     Attributes:
         start_seconds: from the start of the process until its first epoch could begin.
@@ -63,7 +63,7 @@ class Peer:
         self.start_seconds = self.seconds()
 
     def read(self):
-        """The next message.
+        """Returns the next message.
 
         Raises:
             PeerFailed: if there is none.
@@ -77,17 +77,17 @@ class Peer:
         return json.loads(line)
 
     def epoch(self):
-        """Lets it train an epoch; what it says of it: seconds, CPU seconds, loss."""
+        """Lets the peer train an epoch; returns its message: seconds, CPU seconds, loss."""
         self._process.stdin.write('go\n')
         self._process.stdin.flush()
         return self.read()
 
     def seconds(self):
-        """Since the start of the process."""
+        """Returns the seconds since the start of the process."""
         return time.perf_counter() - self._started_at
 
     def end(self):
-        """Waits until it has ended; the CPU seconds of the whole process."""
+        """Waits for the end of the process; returns its CPU seconds."""
         _, status, usage = os.wait4(self._process.pid, 0)
         self._process.returncode = os.waitstatus_to_exitcode(status)
         if self._process.returncode:
@@ -95,7 +95,7 @@ class Peer:
         return usage.ru_utime + usage.ru_stime
 
     def close(self):
-        """Ends it, whatever it does."""
+        """Ends the process, whatever it does."""
         if self._process.returncode is None:
             self._process.kill()
             self._process.wait()
@@ -104,7 +104,7 @@ class Peer:
 
 
 class Busy:
-    """How many cores of the machine others used meanwhile, None where the system does not tell."""
+    """The number of cores that other processes used meanwhile; None if it is not reported."""
 
     def __init__(self):
         self._begun = self._now()

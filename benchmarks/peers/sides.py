@@ -1,4 +1,4 @@
-"""Who takes part: each peer with its options, and where it is left out."""
+"""The sides of a race: each peer with its options, and the workloads without it."""
 
 import dataclasses
 import importlib.util
@@ -11,13 +11,13 @@ class Side:
     """A peer with certain options.
 
     Attributes:
-        title: what it is called in the tables.
-        module: the file that has its ``train``.
-        packages: what must be installed.
-        options: of its ``train``.
-        slow: whether every third turn is enough.
-        on_jax: whether it runs on JAX, so that a compilation cache matters.
-        threads: whether it takes the workload's number of torch threads.
+        title: the name in the tables.
+        module: the file with its ``train``.
+        packages: the packages it needs.
+        options: keyword arguments of its ``train``.
+        slow: True if every third turn is enough.
+        on_jax: True if it runs on JAX, so that a compilation cache matters.
+        threads: True if it takes the workload's number of torch threads.
     """
 
     title: str
@@ -35,7 +35,7 @@ _KERAS = {'module': 'by_keras', 'packages': ('keras', 'jax'), 'on_jax': True}
 _TORCH = {'module': 'by_torch', 'packages': ('torch',)}
 _SKLEARN = {'module': 'by_sklearn', 'packages': ('sklearn',)}
 
-# Sides of one peer begin with its name, then a dash; beside goals the fastest of them counts.
+# Sides of one peer begin with its name and a dash; for goals the fastest of them counts.
 SIDES = {
     'thinkml': Side('ThinkML', 'by_thinkml', **_JAX),
     'thinkml-own': Side("ThinkML's own MLP", 'by_thinkml', options={'own_net': True}, **_JAX),
@@ -59,12 +59,12 @@ OURS = ('thinkml', 'thinkml-own')
 
 
 def peer_of(name):
-    """The peer a side belongs to."""
+    """Returns the peer a side belongs to."""
     return name.split('-')[0]
 
 
 def sides_for(workload, on_cpu, with_scan=False):
-    """The sides of a workload, and why others are left out: ``(names, {name: reason})``."""
+    """Returns the sides of a workload, and why others are left out: ``(names, {name: reason})``."""
     left_out = {}
     for name, side in SIDES.items():
         missing = [package for package in side.packages if not importlib.util.find_spec(package)]
@@ -86,7 +86,7 @@ def sides_for(workload, on_cpu, with_scan=False):
 
 
 def options_for(name, workload, on_cpu):
-    """The options of a side on a workload."""
+    """Returns the options of a side on a workload."""
     side = SIDES[name]
     if side.threads and on_cpu:
         return side.options | {'threads': 1 if workload.net == 'mlp' else CORES}

@@ -1,4 +1,4 @@
-"""A peer's side of taking turns: it trains an epoch when it is told to, and says what it took."""
+"""The child process of a race: it trains an epoch on request and reports the time."""
 
 import json
 import sys
@@ -6,13 +6,13 @@ import time
 
 
 class Turns:
-    """What a peer calls at each epoch's border.
+    """The object a peer calls after each epoch.
 
     Args:
-        channel: where messages go, a line of JSON each.
-        epochs: how many there will be.
-        alone: whether nobody else is to have a turn.
-        memory: tells the peaks of memory so far, by name.
+        channel: the file for messages, a line of JSON each.
+        epochs: the number of epochs.
+        alone: True if no other peer takes turns.
+        memory: returns the peaks of memory so far, by name.
     """
 
     def __init__(self, channel, epochs, alone, memory):
@@ -23,12 +23,12 @@ class Turns:
         print(json.dumps(message), file=self.channel, flush=True)
 
     def start(self):
-        """Called once, when nothing is left to be done before the first epoch."""
+        """Waits for the first turn; called once, when the first epoch can begin."""
         self.send(ready=True)
         self._wait()
 
     def over(self, loss):
-        """Called when an epoch has ended, with its mean loss, which must have been computed."""
+        """Reports an epoch that has ended, with its mean loss, which must have been computed."""
         seconds, cpu = time.perf_counter() - self._begun, time.process_time() - self._cpu_begun
         self.done += 1
         self.send(seconds=seconds, cpu=cpu, loss=float(loss), **self.memory())
@@ -37,5 +37,5 @@ class Turns:
 
     def _wait(self):
         if not self.alone and not sys.stdin.readline():
-            raise SystemExit('Nobody is there to say go.')
+            raise SystemExit('The parent process has ended.')
         self._begun, self._cpu_begun = time.perf_counter(), time.process_time()

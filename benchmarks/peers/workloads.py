@@ -1,4 +1,4 @@
-"""What is trained: nets, sizes, data and initial weights, all drawn by NumPy."""
+"""The workloads: nets, sizes, data and initial weights, all drawn by NumPy."""
 
 import dataclasses
 import itertools
@@ -9,15 +9,15 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Workload:
-    """What all peers train.
+    """A net, its data and its batch size, the same for all peers.
 
     Attributes:
         net: 'mlp', 'cnn', 'resnet' or 'transformer'.
-        shape: of a row of the data.
-        rows: of the data; None for scikit-learn's digits.
-        batch_size: rows of a step.
+        shape: the shape of a row of the data.
+        rows: the number of rows; None for scikit-learn's digits.
+        batch_size: rows per step.
         rounds: turns in which ThinkML trains an epoch; slow peers take every third.
-        widths: of an MLP's layers, inputs and outputs included.
+        widths: the widths of an MLP's layers, inputs and outputs included.
     """
 
     title: str
@@ -57,7 +57,7 @@ LEARNING_RATE = 1e-3
 
 @dataclasses.dataclass
 class Job:
-    """What one peer is to do.
+    """The work of one peer.
 
     Attributes:
         workload: the net and the size of a step.
@@ -65,7 +65,7 @@ class Job:
         y: int64 ``[rows]``.
         weights: initial weights by name, as `initial_weights` makes them.
         epochs: passes over the data.
-        alone: whether nobody waits for a turn, so that epochs need no border of their own.
+        alone: True if no other peer takes turns, so that epochs need not be separated.
     """
 
     workload: Workload
@@ -77,7 +77,7 @@ class Job:
 
 
 def make_job(workload, epochs, rows=None, data=None, alone=False):
-    """A job on rows around the centres of ten classes, or on those of an ``.npz`` file."""
+    """Returns a job on rows around the centres of ten classes, or on those of an ``.npz`` file."""
     rng = np.random.default_rng(0)
     if data is None:
         rows = rows or workload.rows
@@ -91,7 +91,7 @@ def make_job(workload, epochs, rows=None, data=None, alone=False):
 
 
 def initial_weights(workload, rng):
-    """Weights by the path of the layer that has them, in the layout of Flax.
+    """Returns weights by the path of their layer, in the layout of Flax.
 
     That is ``[in, out]`` for dense layers, ``[height, width, in, out]`` for convolutions and
     ``[in, heads, size]``, ``[heads, size, out]`` for attention.
