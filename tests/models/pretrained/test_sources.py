@@ -1,4 +1,4 @@
-"""Where pretrained weights are found, in which order, and what is said where they are not."""
+"""Search for pretrained weights: the order of places, the messages, and loading from a file."""
 
 import hashlib
 import sys
@@ -12,15 +12,23 @@ from flax import nnx
 
 from thinkml.errors import PretrainedWeightsWarning, WeightsError
 from thinkml.models import save_safetensors
-from thinkml.models.pretrained import find_weights, load_pretrained, weight_sources
-from thinkml.models.pretrained.keras_file import load_keras, read_keras_file
-from thinkml.models.pretrained.weight_sources import Source
-from thinkml.models.zoo import create, get_preprocessing, list_models
+from thinkml.models.pretrained.keras_file import read_keras_file
+from thinkml.models.pretrained.weight_sources import (
+    Source,
+    cache_home,
+    download_advice,
+    find_weights,
+)
+from thinkml.models.zoo import CNN, create, load_pretrained
+from thinkml.models.zoo.architecture import Architecture
+from thinkml.models.zoo.catalog import ARCHITECTURES
+from thinkml.models.zoo.keras_weights import load_keras
 
 CONTENT = b'weights'
 HASH = hashlib.sha256(CONTENT).hexdigest()
 HUB = Source('model.safetensors', 'us/net', 'abc123', HASH)
 TORCH = Source(f'net-{HASH[:8]}.pth', sha256=HASH[:8])
+SOURCES = (HUB, TORCH)
 
 
 class Places:
@@ -47,13 +55,13 @@ def places(tmp_path, monkeypatch):
         monkeypatch.setenv(name, str(tmp_path / folder))
     monkeypatch.delenv('HF_HUB_CACHE', raising=False)
     monkeypatch.setitem(sys.modules, 'huggingface_hub', None)  # as if it were not installed
-    monkeypatch.setattr(weight_sources, 'SOURCES', {'net': (HUB, TORCH)})
+    monkeypatch.setitem(ARCHITECTURES, 'net', Architecture(CNN, sources=SOURCES))
     return Places(tmp_path)
 
 
 def test_own_files_come_before_the_caches_and_those_before_the_web(places, monkeypatch, tmp_path):
     calls = pretend_hub(monkeypatch, put(tmp_path / 'downloaded'))
-    assert find_weights('net') == tmp_path / 'downloaded'
+    assert find_weights(SOURCES) == tmp_path / 'downloaded'
     assert calls == [('us/net', 'model.safetensors', 'abc123')]
     for path in (
         places.torch / TORCH.file,
@@ -62,7 +70,7 @@ def test_own_files_come_before_the_caches_and_those_before_the_web(places, monke
         places.home / 'us' / 'net' / 'model.safetensors',
     ):
         put(path)
-        assert find_weights('net') == path
+        assert find_weights(SOURCES) == path
     assert len(calls) == 1
 
 
@@ -95,7 +103,7 @@ def pretend_hub(monkeypatch, path=None, error=None):
 def test_the_cache_of_the_hub_may_be_elsewhere(places, monkeypatch, tmp_path):
     monkeypatch.setenv('HF_HUB_CACHE', str(tmp_path / 'elsewhere'))
     path = put(tmp_path / 'elsewhere/models--us--net/snapshots/abc123/model.safetensors')
-    assert find_weights('net') == path
+    assert find_weights(SOURCES) == path
 
 
 @pytest.mark.parametrize('sha256', [None, HASH])
@@ -104,14 +112,13 @@ def test_a_file_without_a_pin_is_the_newest_of_the_cache_and_is_not_downloaded(
 ):
     calls = pretend_hub(monkeypatch, put(tmp_path / 'downloaded'))
     unpinned = Source('model.safetensors', 'us/net', sha256=sha256)
-    monkeypatch.setattr(weight_sources, 'SOURCES', {'net': (unpinned,)})
-    assert find_weights('net') is None and not calls
+    assert find_weights([unpinned]) is None and not calls
     put(places.hub / 'refs' / 'main', b'fed321')
-    assert find_weights('net') is None
+    assert find_weights([unpinned]) is None
     path = put(places.snapshot('fed321'))
-    assert find_weights('net') == path
+    assert find_weights([unpinned]) == path
     put(places.hub / 'refs' / 'main', b'../../../fed321')
-    assert find_weights('net') is None
+    assert find_weights([unpinned]) is None
 
 
 @pytest.mark.parametrize('where', ['home', 'torch', 'download'])
@@ -125,29 +132,31 @@ def test_another_file_than_the_pinned_one_is_refused(where, places, monkeypatch,
         path = put(tmp_path / 'downloaded', wrong)
         pretend_hub(monkeypatch, path)
     with pytest.raises(WeightsError, match='damaged or another file: its SHA-256') as caught:
-        find_weights('net')
+        find_weights(SOURCES)
     assert str(path) in str(caught.value)
 
 
 def test_without_a_connection_there_is_nothing(places, monkeypatch):
     for error in (Offline('by choice'), Unreachable('no route')):
         calls = pretend_hub(monkeypatch, error=error)
-        assert find_weights('net') is None and len(calls) == 1
+        assert find_weights(SOURCES) is None and len(calls) == 1
     # Not an OSError: so is what HTTP libraries raise when a download breaks off.
     pretend_hub(monkeypatch, error=RuntimeError('broken off'))
     with pytest.warns(PretrainedWeightsWarning, match='not downloaded: RuntimeError: broken off'):
-        assert find_weights('net') is None
+        assert find_weights(SOURCES) is None
 
 
 def test_all_sources_say_where_they_are_from():
-    assert set(weight_sources.SOURCES) == {
-        name for name in list_models() if get_preprocessing(name)
-    }
-    for name, found in weight_sources.SOURCES.items():
-        told = weight_sources.how_to_get(name)
-        assert found[0].address in told
-        assert str(weight_sources.home() / 'weights' / found[0].name_at_home) in told
-        for source in found:
+    for name, architecture in ARCHITECTURES.items():
+        sources = architecture.sources
+        assert bool(sources) == bool(architecture.preprocessing)
+        advice = download_advice(name, sources)
+        if not sources:
+            assert advice.startswith(f'No pretrained weights of {name} are known')
+            continue
+        assert sources[0].address in advice
+        assert str(cache_home() / 'weights' / sources[0].local_name) in advice
+        for source in sources:
             assert source.address.startswith('https://')
             assert source.sha256 is None or len(source.sha256) in (8, 64)
             assert source.revision is None or len(source.revision) == 40
@@ -178,7 +187,7 @@ def test_weights_are_loaded_from_a_file_or_by_name(by, places, monkeypatch, tmp_
     if by == 'name':
         digits = hashlib.sha256(path.read_bytes()).hexdigest()[:8]
         source = Source(f'cnn-{digits}.safetensors', sha256=digits)
-        monkeypatch.setattr(weight_sources, 'SOURCES', {'cnn': (source,)})
+        monkeypatch.setitem(ARCHITECTURES, 'cnn', Architecture(CNN, sources=(source,)))
         path = put(places.home / source.file, path.read_bytes())
     model = create('cnn', 3, in_channels=1, weights=path if by == 'path' else 'required')
     x = np.ones((2, 16, 16, 1), np.float32)

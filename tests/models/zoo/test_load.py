@@ -9,7 +9,8 @@ from flax import nnx
 from thinkml.errors import WeightsError
 from thinkml.models import load_safetensors, save_safetensors
 from thinkml.models.zoo import create, load_tensors
-from thinkml.models.zoo.tensor_names import OURS, layouts_of, names_in, shape_in
+from thinkml.models.zoo.catalog import tensor_names_of
+from thinkml.models.zoo.tensor_names import OURS, names_in, shape_in
 
 RESNET = {'depths': (1, 1)}
 CONVNEXT = {'depths': (1, 2), 'widths': (4, 8)}
@@ -30,7 +31,7 @@ def arrays(model):
 
 def random_file(model, layout, seed=0):
     """Random tensors of all names and shapes of a layout."""
-    rng, rules, tensors = np.random.default_rng(seed), layouts_of(model)[layout], {}
+    rng, rules, tensors = np.random.default_rng(seed), tensor_names_of(model).layouts[layout], {}
     for path, array in arrays(model).items():
         names = names_in(layout, rules, path)
         for name in names:
@@ -45,7 +46,10 @@ def resnet_file(seed=0, num_classes=3):
 
 
 FAMILIES = [
-    (name, layout) for name in MODELS for layout in layouts_of(made(name)) if layout != OURS
+    (name, layout)
+    for name in MODELS
+    for layout in tensor_names_of(made(name)).layouts
+    if layout != OURS
 ]
 
 
@@ -114,7 +118,7 @@ KNOWN = [
 @pytest.mark.parametrize(('name', 'theirs', 'ours', 'converted'), KNOWN)
 def test_names_of_the_libraries(name, theirs, ours, converted):
     found = []
-    for layout in layouts_of(made(name)):
+    for layout in tensor_names_of(made(name)).layouts:
         model = made(name)
         tensors = random_file(model, layout)
         if layout != OURS and theirs in tensors:

@@ -3,31 +3,18 @@
 import io
 import re
 import zipfile
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from flax import nnx
 
-from thinkml.core.model.layer_inspection import layers_in_order
-from thinkml.errors import WeightsError, problems
-from thinkml.models.serialization.weights import fill, named_arrays
+from thinkml.errors import WeightsError
 
 _WEIGHTS = 'model.weights.h5'
 _MAX_RATIO = 20  # of what a file becomes in memory; Keras itself does not compress
 
-# As Keras saves the arrays of a layer, by how many axes the first one has.
-_NAMES: Mapping[int, Sequence[str]] = {
-    4: ('kernel', 'bias'),
-    2: ('kernel', 'bias'),
-    1: ('scale', 'bias', 'mean', 'var'),
-}
-
 # The names of arrays in the old format, in the order of the new one, which numbers them.
 _OLD_NAMES = ('kernel', 'gamma', 'bias', 'beta', 'moving_mean', 'moving_variance')
-
-_KINDS = {4: 'convolutions', 2: 'dense layers', 1: 'normalisations'}
 
 Layers = list[tuple[str, list[np.ndarray]]]
 
@@ -106,50 +93,3 @@ def _natural(name: str) -> list[Any]:
     """Sorts ``conv2d_10`` behind ``conv2d_9``, and ``conv2d`` before both."""
     parts = re.split(r'(\d+)', name)
     return [(part.isdigit(), int(part) if part.isdigit() else part) for part in parts]
-
-
-def load_keras(model: nnx.Module, layers: Layers, x: Any, *, what: str) -> int:
-    """Puts a Keras model's arrays into a model of the same layers, all or, if one is off, none.
-
-    Keras numbers its layers by kind, so convolutions, dense layers and normalisations are each
-    taken in their order.
-
-    Args:
-        model: filled in place.
-        layers: see `read_keras_file`.
-        x: inputs of the model; only shapes and dtypes are read.
-        what: the file, for messages.
-
-    Returns:
-        how many arrays were taken.
-
-    Raises:
-        WeightsError: if the layers or their shapes differ. Names them.
-    """
-    own = named_arrays(model)
-    found, arrays = [], {}
-    for axes, names in _NAMES.items():
-        ours = _modules(model, own, x, names[0], axes)
-        theirs = [layer for layer in layers if layer[1][0].ndim == axes]
-        if len(ours) != len(theirs):
-            counts = f'{len(theirs)} layers in the file, {len(ours)} in the model'
-            found.append(f'{_KINDS[axes]}: {counts}')
-        for module, (layer, values) in zip(ours, theirs, strict=False):
-            expected = [f'{module}/{name}' for name in names if f'{module}/{name}' in own]
-            shapes = [own[name].shape for name in expected]
-            if shapes != [value.shape for value in values]:
-                given = ', '.join(str(value.shape) for value in values)
-                found.append(f'{layer}: {given} in the file, {module} has {shapes}')
-            arrays |= dict(zip(expected, values, strict=False))
-    if found:
-        raise WeightsError(problems(f'weights: {what} does not fit the model:', found[:20]))
-    cast = {name: np.asarray(array, own[name].dtype) for name, array in arrays.items()}
-    fill(model, own | cast, what)
-    return len(arrays)
-
-
-def _modules(model: nnx.Module, own: Mapping[str, Any], x: Any, first: str, axes: int) -> list[str]:
-    """The modules with a first array of so many axes, in the order they are computed in."""
-    paths = [path[:-1] for layer in layers_in_order(model, x) for path in layer.params]
-    names = dict.fromkeys('/'.join(map(str, path)) for path in paths)
-    return [name for name in names if getattr(own.get(f'{name}/{first}'), 'ndim', None) == axes]

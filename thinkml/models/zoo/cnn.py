@@ -1,12 +1,13 @@
 """A small convolutional network."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from thinkml.models.zoo.architecture import Architecture
 from thinkml.models.zoo.layers import (
     ConvNorm,
     DType,
@@ -85,3 +86,6 @@ class CNN(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return apply_head(self.head, self.features(x))
+
+
+ARCHITECTURES: Mapping[str, Architecture] = {'cnn': Architecture(CNN)}

@@ -1,11 +1,13 @@
 """ConvNeXt."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from thinkml.models.pretrained.weight_sources import Source
+from thinkml.models.zoo.architecture import Architecture
 from thinkml.models.zoo.initializers import Init
 from thinkml.models.zoo.layers import (
     DType,
@@ -18,6 +20,8 @@ from thinkml.models.zoo.layers import (
     make_head,
     rising_rates,
 )
+from thinkml.models.zoo.preprocessing import Preprocessing
+from thinkml.models.zoo.tensor_names import Rules, TensorNames
 
 _INIT = Init(0.02**2)
 
@@ -200,3 +204,68 @@ def _patches(
         dtype=dtype,
         rngs=rngs,
     )
+
+
+# --- tensor names of other libraries ------------------------------------------------------------
+
+_TENSOR_RULES: Mapping[str, Rules] = {
+    'timm': {
+        'stem.conv': lambda: 'stem.0',
+        'stem.norm': lambda: 'stem.1',
+        'stages.#.downsample.norm': lambda s: f'stages.{s}.downsample.0',
+        'stages.#.downsample.conv': lambda s: f'stages.{s}.downsample.1',
+        'stages.#.blocks.#.depthwise': lambda s, b: f'stages.{s}.blocks.{b}.conv_dw',
+        'stages.#.blocks.#.norm': lambda s, b: f'stages.{s}.blocks.{b}.norm',
+        'stages.#.blocks.#.mlp.fc#': lambda s, b, i: f'stages.{s}.blocks.{b}.mlp.fc{i}',
+        'stages.#.blocks.#.layer_scale': lambda s, b: f'stages.{s}.blocks.{b}.gamma',
+        'norm': lambda: 'head.norm',
+        'head': lambda: 'head.fc',
+    },
+    'torchvision': {
+        'stem.conv': lambda: 'features.0.0',
+        'stem.norm': lambda: 'features.0.1',
+        'stages.#.downsample.norm': lambda s: f'features.{2 * s}.0',
+        'stages.#.downsample.conv': lambda s: f'features.{2 * s}.1',
+        'stages.#.blocks.#.depthwise': lambda s, b: f'features.{2 * s + 1}.{b}.block.0',
+        'stages.#.blocks.#.norm': lambda s, b: f'features.{2 * s + 1}.{b}.block.2',
+        'stages.#.blocks.#.mlp.fc1': lambda s, b: f'features.{2 * s + 1}.{b}.block.3',
+        'stages.#.blocks.#.mlp.fc2': lambda s, b: f'features.{2 * s + 1}.{b}.block.5',
+        'stages.#.blocks.#.layer_scale': lambda s, b: f'features.{2 * s + 1}.{b}.layer_scale',
+        'norm': lambda: 'classifier.0',
+        'head': lambda: 'classifier.2',
+    },
+    'huggingface': {
+        'stem.conv': lambda: 'embeddings.patch_embeddings',
+        'stem.norm': lambda: 'embeddings.layernorm',
+        'stages.#.downsample.norm': lambda s: f'encoder.stages.{s}.downsampling_layer.0',
+        'stages.#.downsample.conv': lambda s: f'encoder.stages.{s}.downsampling_layer.1',
+        'stages.#.blocks.#.depthwise': lambda s, b: f'encoder.stages.{s}.layers.{b}.dwconv',
+        'stages.#.blocks.#.norm': lambda s, b: f'encoder.stages.{s}.layers.{b}.layernorm',
+        'stages.#.blocks.#.mlp.fc#': lambda s, b, i: f'encoder.stages.{s}.layers.{b}.pwconv{i}',
+        'stages.#.blocks.#.layer_scale': lambda s, b: (
+            f'encoder.stages.{s}.layers.{b}.layer_scale_parameter'
+        ),
+        'norm': lambda: 'layernorm',
+        'head': lambda: 'classifier',
+    },
+}
+
+
+# --- pretrained weights -------------------------------------------------------------------------
+
+ARCHITECTURES: Mapping[str, Architecture] = {
+    'convnext_tiny': Architecture(
+        make=ConvNeXt,
+        preprocessing=Preprocessing(224, 'bicubic'),
+        sources=(
+            Source.hugging_face(
+                'timm/convnext_tiny.fb_in1k',
+                sha256='08b9dc9c3a3a29421de7996761e176501896d1ae7fc3085cf56a643772329276',
+                revision='b43a6303c9fcf176d2d707478a128c2c91e93528',
+            ),
+            Source.torchvision('convnext_tiny', '983f1562'),
+            Source.hugging_face('facebook/convnext-tiny-224'),
+        ),
+        tensor_names=TensorNames(rules=_TENSOR_RULES, prefix='convnext'),
+    ),
+}

@@ -1,12 +1,13 @@
 """A multilayer perceptron."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 from flax import nnx
 
 from thinkml.errors import DataError
+from thinkml.models.zoo.architecture import Architecture
 from thinkml.models.zoo.initializers import Init
 from thinkml.models.zoo.layers import DType, apply_head, linear, make_dropout, make_head
 
@@ -83,3 +84,6 @@ def flat_rows(x: jax.Array, in_features: int) -> jax.Array:
             'in_features=X.shape[1] where the model is made.'
         )
     return flat
+
+
+ARCHITECTURES: Mapping[str, Architecture] = {'mlp': Architecture(MLP)}

@@ -1,13 +1,17 @@
 """ResNet, version 1.5."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from thinkml.models.pretrained.weight_sources import Source
+from thinkml.models.zoo.architecture import Architecture
 from thinkml.models.zoo.layers import ConvNorm, DType, apply_head, check_images, make_head
+from thinkml.models.zoo.preprocessing import Preprocessing
+from thinkml.models.zoo.tensor_names import Rules, TensorNames
 
 _POOL_PADDING: Any = ((1, 1), (1, 1))  # flax's annotation knows names alone
 
@@ -136,3 +140,110 @@ class ResidualBlock(nnx.Module):
         for layer in hidden:
             y = nnx.relu(layer(y))
         return nnx.relu(last(y) + (x if self.shortcut is None else self.shortcut(x)))
+
+
+# --- tensor names of other libraries ------------------------------------------------------------
+
+_TENSOR_RULES: Mapping[str, Rules] = {
+    'torchvision': {
+        'stem.conv': lambda: 'conv1',
+        'stem.norm': lambda: 'bn1',
+        'stages.#.#.layers.#.conv': lambda s, b, i: f'layer{s + 1}.{b}.conv{i + 1}',
+        'stages.#.#.layers.#.norm': lambda s, b, i: f'layer{s + 1}.{b}.bn{i + 1}',
+        'stages.#.#.shortcut.conv': lambda s, b: f'layer{s + 1}.{b}.downsample.0',
+        'stages.#.#.shortcut.norm': lambda s, b: f'layer{s + 1}.{b}.downsample.1',
+        'head': lambda: 'fc',
+    },
+    'huggingface': {
+        'stem.conv': lambda: 'embedder.embedder.convolution',
+        'stem.norm': lambda: 'embedder.embedder.normalization',
+        'stages.#.#.layers.#.conv': lambda s, b, i: (
+            f'encoder.stages.{s}.layers.{b}.layer.{i}.convolution'
+        ),
+        'stages.#.#.layers.#.norm': lambda s, b, i: (
+            f'encoder.stages.{s}.layers.{b}.layer.{i}.normalization'
+        ),
+        'stages.#.#.shortcut.conv': lambda s, b: (
+            f'encoder.stages.{s}.layers.{b}.shortcut.convolution'
+        ),
+        'stages.#.#.shortcut.norm': lambda s, b: (
+            f'encoder.stages.{s}.layers.{b}.shortcut.normalization'
+        ),
+        'head': lambda: 'classifier.1',
+    },
+}
+
+
+# --- pretrained weights -------------------------------------------------------------------------
+
+# The preprocessing of timm's files, which are the ones that may be downloaded.
+_PREPROCESSING = Preprocessing(224, 'bicubic', crop_pct=0.95)
+
+
+def _architecture(
+    depths: tuple[int, ...], *, bottleneck: bool, sources: tuple[Source, ...]
+) -> Architecture:
+    return Architecture(
+        make=ResNet,
+        options={'depths': depths, 'bottleneck': bottleneck},
+        preprocessing=_PREPROCESSING,
+        sources=sources,
+        tensor_names=TensorNames(rules=_TENSOR_RULES, prefix='resnet'),
+    )
+
+
+ARCHITECTURES: Mapping[str, Architecture] = {
+    'resnet18': _architecture(
+        (2, 2, 2, 2),
+        bottleneck=False,
+        sources=(
+            Source.hugging_face(
+                'timm/resnet18.a1_in1k',
+                sha256='80c49dee3da4822c009c5a7fe591e9223c5a2cfcf95a4067ca4dfb5a7b89c612',
+                revision='491b427b45c94c7fb0e78b5474cc919aff584bbf',
+            ),
+            Source.torchvision('resnet18', 'f37072fd'),
+        ),
+    ),
+    'resnet34': _architecture(
+        (3, 4, 6, 3),
+        bottleneck=False,
+        sources=(
+            Source.hugging_face(
+                'timm/resnet34.a1_in1k',
+                sha256='829a220f9529d2b1ffdc8719d3273463001e0daf411eaf1916865d9db62c0ed2',
+            ),
+            Source.torchvision('resnet34', 'b627a593'),
+        ),
+    ),
+    'resnet50': _architecture(
+        (3, 4, 6, 3),
+        bottleneck=True,
+        sources=(
+            Source.hugging_face(
+                'timm/resnet50.a1_in1k',
+                sha256='773525d5821de224f8f30c33377b7a795d7863e08522698200d3217d3f2a41bb',
+                revision='767268603ca0cb0bfe326fa87277f19c419566ef',
+            ),
+            Source.torchvision('resnet50', '11ad3fa6'),
+            Source.torchvision('resnet50', '0676ba61'),
+            Source.hugging_face('microsoft/resnet-50'),
+        ),
+    ),
+    'resnet101': _architecture(
+        (3, 4, 23, 3),
+        bottleneck=True,
+        sources=(
+            Source.torchvision('resnet101', 'cd907fc2'),
+            Source.torchvision('resnet101', '63fe2227'),
+        ),
+    ),
+    'resnet152': _architecture(
+        (3, 8, 36, 3),
+        bottleneck=True,
+        sources=(
+            Source.torchvision('resnet152', 'f82ba261'),
+            Source.torchvision('resnet152', '394f9c45'),
+        ),
+    ),
+}

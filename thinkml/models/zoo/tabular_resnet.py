@@ -1,8 +1,11 @@
 """A residual network for tables."""
 
+from collections.abc import Mapping
+
 import jax
 from flax import nnx
 
+from thinkml.models.zoo.architecture import Architecture
 from thinkml.models.zoo.initializers import LINEAR_INIT
 from thinkml.models.zoo.layers import (
     DType,
@@ -106,3 +109,6 @@ class Block(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         hidden = self.dropout(nnx.relu(self.fc1(self.norm(x))))
         return x + self.residual_dropout(self.fc2(hidden))
+
+
+ARCHITECTURES: Mapping[str, Architecture] = {'residual_mlp': Architecture(ResidualMLP)}

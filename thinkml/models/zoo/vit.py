@@ -1,12 +1,16 @@
 """Vision transformers."""
 
 import math
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from thinkml.errors import ConfigError, DataError
+from thinkml.models.pretrained.weight_sources import Source
+from thinkml.models.zoo.architecture import Architecture
 from thinkml.models.zoo.initializers import Init
 from thinkml.models.zoo.layers import (
     DType,
@@ -20,6 +24,8 @@ from thinkml.models.zoo.layers import (
     make_head,
     rising_rates,
 )
+from thinkml.models.zoo.preprocessing import Preprocessing
+from thinkml.models.zoo.tensor_names import Rules, TensorNames
 
 _INIT = Init(1.0, 'mean', uniform=True)
 _PATCH_INIT = Init(1.0, 'in')
@@ -218,3 +224,123 @@ def _check_divides(name: str, value: int, divisor_name: str, divisor: int) -> No
         raise ConfigError(
             f'{name}: got {value} with {divisor_name}={divisor}, expected a multiple of it.'
         )
+
+
+# --- tensor names of other libraries ------------------------------------------------------------
+
+_TENSOR_RULES: Mapping[str, Rules] = {
+    'timm': {
+        'patches': lambda: 'patch_embed.proj',
+        'class_token': lambda: 'cls_token',
+        'positions': lambda: 'pos_embed',
+        'blocks.#.norm#': lambda b, i: f'blocks.{b}.norm{i}',
+        'blocks.#.attention.qkv': lambda b: f'blocks.{b}.attn.qkv',
+        'blocks.#.attention.out': lambda b: f'blocks.{b}.attn.proj',
+        'blocks.#.mlp.fc#': lambda b, i: f'blocks.{b}.mlp.fc{i}',
+        'norm': lambda: 'norm',
+        'head': lambda: 'head',
+    },
+    'torchvision': {
+        'patches': lambda: 'conv_proj',
+        'class_token': lambda: 'class_token',
+        'positions': lambda: 'encoder.pos_embedding',
+        'blocks.#.norm#': lambda b, i: f'encoder.layers.encoder_layer_{b}.ln_{i}',
+        'blocks.#.attention.qkv.kernel': lambda b: (
+            f'encoder.layers.encoder_layer_{b}.self_attention.in_proj_weight'
+        ),
+        'blocks.#.attention.qkv.bias': lambda b: (
+            f'encoder.layers.encoder_layer_{b}.self_attention.in_proj_bias'
+        ),
+        'blocks.#.attention.out': lambda b: (
+            f'encoder.layers.encoder_layer_{b}.self_attention.out_proj'
+        ),
+        'blocks.#.mlp.fc1': lambda b: f'encoder.layers.encoder_layer_{b}.mlp.0',
+        'blocks.#.mlp.fc2': lambda b: f'encoder.layers.encoder_layer_{b}.mlp.3',
+        'norm': lambda: 'encoder.ln',
+        'head': lambda: 'heads.head',
+    },
+    'huggingface': {
+        'patches': lambda: 'embeddings.patch_embeddings.projection',
+        'class_token': lambda: 'embeddings.cls_token',
+        'positions': lambda: 'embeddings.position_embeddings',
+        'blocks.#.norm1': lambda b: f'encoder.layer.{b}.layernorm_before',
+        'blocks.#.norm2': lambda b: f'encoder.layer.{b}.layernorm_after',
+        'blocks.#.attention.qkv': lambda b: tuple(
+            f'encoder.layer.{b}.attention.attention.{part}' for part in ('query', 'key', 'value')
+        ),
+        'blocks.#.attention.out': lambda b: f'encoder.layer.{b}.attention.output.dense',
+        'blocks.#.mlp.fc1': lambda b: f'encoder.layer.{b}.intermediate.dense',
+        'blocks.#.mlp.fc2': lambda b: f'encoder.layer.{b}.output.dense',
+        'norm': lambda: 'layernorm',
+        'head': lambda: 'classifier',
+    },
+}
+
+
+# Names in files that older versions of torchvision wrote.
+_OLD_NAMES = ((r'\.mlp\.linear_1\.', '.mlp.0.'), (r'\.mlp\.linear_2\.', '.mlp.3.'))
+
+# Layers for other tasks.
+_UNUSED = r'pooler\.dense\.(weight|bias)|embeddings\.mask_token'
+
+
+def _positions_like(positions: np.ndarray, ours: np.ndarray | jax.Array) -> np.ndarray:
+    """Interpolates the positions of a file for the grid of a model, if both grids are square."""
+    grids = [math.isqrt(array.shape[1] - 1) for array in (positions, ours) if np.ndim(array) == 3]
+    if (
+        len(grids) < 2
+        or grids[0] == grids[1]
+        or (positions.shape[0], positions.shape[2]) != (1, ours.shape[2])
+        or [1 + grid**2 for grid in grids] != [positions.shape[1], ours.shape[1]]
+    ):
+        return positions
+    resized = resize_positions(jnp.asarray(positions, jnp.float32), (grids[1], grids[1]))
+    return np.asarray(resized)
+
+
+# --- pretrained weights -------------------------------------------------------------------------
+
+_CENTRED = (0.5, 0.5, 0.5)
+_PREPROCESSING = Preprocessing(224, 'bicubic', mean=_CENTRED, std=_CENTRED, crop_pct=0.9)
+
+
+def _architecture(width: int, num_heads: int, *, sources: tuple[Source, ...]) -> Architecture:
+    return Architecture(
+        make=ViT,
+        options={'patch_size': 16, 'width': width, 'depth': 12, 'num_heads': num_heads},
+        preprocessing=_PREPROCESSING,
+        sources=sources,
+        tensor_names=TensorNames(
+            rules=_TENSOR_RULES,
+            prefix='vit',
+            renamed=_OLD_NAMES,
+            unused=_UNUSED,
+            resize={'positions': _positions_like},
+        ),
+    )
+
+
+ARCHITECTURES: Mapping[str, Architecture] = {
+    'vit_s16': _architecture(
+        384,
+        6,
+        sources=(
+            Source.hugging_face(
+                'timm/vit_small_patch16_224.augreg_in21k_ft_in1k',
+                sha256='79c03c635cdfd798a364a9d8c4e5c0b7255b975ea2c9616046d4f77ab01435aa',
+                revision='7e2c55630205e1266030f18370f4c6ed1a514b52',
+            ),
+        ),
+    ),
+    'vit_b16': _architecture(
+        768,
+        12,
+        sources=(
+            Source.hugging_face(
+                'timm/vit_base_patch16_224.augreg2_in21k_ft_in1k',
+                sha256='32aa17d6e17b43500f531d5f6dc9bc93e56ed8841b8a75682e1bb295d722405b',
+                revision='063c6c38a5d8510b2e57df480445e94b231dad2c',
+            ),
+        ),
+    ),
+}

@@ -19,9 +19,8 @@ from thinkml.data.dataframes import is_frame
 from thinkml.data.example_datasets import is_array
 from thinkml.errors import ConfigError, DataError, ModelTypeError, unknown_name
 from thinkml.models import ModelManager
-from thinkml.models.pretrained import load_pretrained
 from thinkml.models.transfer_model import PassThrough, TransferModel
-from thinkml.models.zoo import create, get_preprocessing, list_models
+from thinkml.models.zoo import create, get_preprocessing, list_models, load_pretrained
 from thinkml.paths import local_path
 
 Role = Literal['head', 'model']

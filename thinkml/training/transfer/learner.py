@@ -29,8 +29,8 @@ from thinkml.data.input_range import LARGEST_STANDARDISED
 from thinkml.errors import ConfigError, DataError, NotTrainedError, is_number, is_whole, warn_user
 from thinkml.model_record import InputSpec, attach_record, record_of
 from thinkml.models.model_table import Table
-from thinkml.models.pretrained import check_weights
 from thinkml.models.transfer_model import TransferModel
+from thinkml.models.zoo import check_weights
 from thinkml.monitoring import History
 from thinkml.training.config import TrainingConfig
 from thinkml.training.train import Latest, check_config, check_switches, train
