@@ -88,7 +88,7 @@ def test_the_command_line(root, capsys, tmp_path):
     assert 'layers/0/kernel' in capsys.readouterr().out
     path = root / 'small' / '1'
     assert main(['verify', str(path)]) == 0
-    assert 'every file is as it was saved' in capsys.readouterr().out
+    assert 'every file is unchanged since it was saved' in capsys.readouterr().out
     assert main(['export', str(path), str(tmp_path / 'w.safetensors')]) == 0
     assert main(['export', str(path), str(tmp_path / 'w.mlirbc')]) == 0
     assert main(['export', str(path), str(tmp_path / 'w.onnx')]) == 1

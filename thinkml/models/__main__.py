@@ -1,4 +1,4 @@
-"""The command line, ``python -m thinkml.models``: looks at model files, checks and exports them."""
+"""The command line ``python -m thinkml.models``: inspects, checks and exports model files."""
 
 import argparse
 import sys
@@ -14,10 +14,10 @@ from thinkml.paths import local_path
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a command; returns 0 where it succeeded, 1 where the file is at fault."""
-    asked = _parser().parse_args(arguments)
+    """Runs a command; returns 0 if it succeeds and 1 if there is a problem with the file."""
+    options = _parser().parse_args(arguments)
     try:
-        asked.run(asked)
+        options.run(options)
     except (ThinkMLError, ImportError) as error:
         print(error, file=sys.stderr)
         return 1
@@ -27,15 +27,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog='python -m thinkml.models',
-        description='Looks at model files, checks and exports them.',
+        description='Inspects, checks and exports model files.',
     )
     commands = parser.add_subparsers(required=True, metavar='COMMAND')
 
-    inspect = commands.add_parser('inspect', help='what a model holds, without reading its weights')
+    inspect = commands.add_parser(
+        'inspect', help='shows the contents of a model, without reading its weights'
+    )
     inspect.add_argument('path', help='the directory of a model, or NAME@VERSION with --root')
     inspect.set_defaults(run=_inspect)
 
-    listing = commands.add_parser('list', help='the models in a folder, with their versions')
+    listing = commands.add_parser('list', help='lists the models in a folder, with their versions')
     listing.add_argument('root', help='the folder')
     listing.set_defaults(run=_list)
 
@@ -53,17 +55,17 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _inspect(asked: argparse.Namespace) -> None:
-    print(ModelManager(asked.root).inspect(asked.path))
+def _inspect(options: argparse.Namespace) -> None:
+    print(ModelManager(options.root).inspect(options.path))
 
 
-def _list(asked: argparse.Namespace) -> None:
-    manager = ModelManager(asked.root)
+def _list(options: argparse.Namespace) -> None:
+    manager = ModelManager(options.root)
     tables = [manager.versions(name) for name in manager.list_models()]
-    if paths := models_in(local_path(asked.root, 'root')):  # saved by a path, not by a name
+    if paths := models_in(local_path(options.root, 'root')):  # saved by path, not by name
         tables.append(Table.of(_row(manager, path) for path in paths))
     if not tables:
-        raise ModelFileError(f'root: there are no models in {asked.root}.')
+        raise ModelFileError(f'root: there are no models in {options.root}.')
     print(*tables, sep='\n\n')
 
 
@@ -75,13 +77,13 @@ def _row(manager: ModelManager, path: Path) -> dict[str, Any]:
     return row | {'model': path.name}
 
 
-def _verify(asked: argparse.Namespace) -> None:
-    ModelManager(asked.root).verify(asked.path)
-    print(f'{asked.path}: every file is as it was saved.')
+def _verify(options: argparse.Namespace) -> None:
+    ModelManager(options.root).verify(options.path)
+    print(f'{options.path}: every file is unchanged since it was saved.')
 
 
-def _export(asked: argparse.Namespace) -> None:
-    print(ModelManager(asked.root).export(asked.path, asked.file))
+def _export(options: argparse.Namespace) -> None:
+    print(ModelManager(options.root).export(options.path, options.file))
 
 
 if __name__ == '__main__':

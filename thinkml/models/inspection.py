@@ -1,4 +1,4 @@
-"""What a model's file tells of it without its weights being read."""
+"""Inspection: the contents of a model's directory, without reading its weights."""
 
 import dataclasses
 import math
@@ -32,11 +32,11 @@ class Parameter:
 
     Attributes:
         name: its path in the model.
-        kind: the class of its variable (``'Param'``, ``'BatchStat'``), Linen's collection, or what
-            holds it.
-        shape: its sizes.
-        dtype: of its numbers.
-        trainable: whether training takes gradients of it; None where nobody knows.
+        kind: the class of its variable (``'Param'``, ``'BatchStat'``), Linen's collection, or the
+            kind of model that holds it.
+        shape: the length of each axis.
+        dtype: the name of its dtype.
+        trainable: True if training takes gradients for it; None if this is unknown.
     """
 
     name: str
@@ -47,35 +47,36 @@ class Parameter:
 
     @property
     def size(self) -> int:
-        """How many numbers it has."""
+        """The number of its elements."""
         return math.prod(self.shape)
 
     @property
     def num_bytes(self) -> int:
-        """What they take in memory."""
+        """The number of bytes it takes in memory."""
         return self.size * jnp.dtype(self.dtype).itemsize
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Inspection:
-    """A model's file, read without its weights. ``print`` shows it as a table.
+    """The contents of a model's directory, except the weights. ``print`` shows them as a table.
 
     Attributes:
         path: the directory.
         model: the class, or the kind of model.
-        parameters: its arrays.
-        task: what its outputs mean; None if it was not trained.
-        inputs: what its inputs look like; None if it was not trained.
-        record: what else is known: training runs, settings, the data's fingerprint.
-        metadata: the user's notes.
-        created: when it was saved, in UTC; None in the first format.
-        versions: of the libraries it was saved with.
-        parent: the file it came from, by a path relative to this one, and its hash; None for none.
-        code: the Git commit it was saved by; None outside of Git.
-        forward_arrays: what the exported forward pass takes, in its order; None without one.
-        has_optimizer: whether its training can go on with the optimizer's state.
-        num_bytes: of all its files.
-        format: of the file.
+        parameters: the model's arrays.
+        task: the meaning of the outputs; None if the model was not trained.
+        inputs: the shapes and dtypes of the inputs; None if the model was not trained.
+        record: everything in ThinkML's record: training runs, settings, the data's fingerprint.
+        metadata: the user's metadata.
+        created: the time of the save, in UTC; None in the first format.
+        versions: the versions of the libraries it was saved with.
+        parent: the relative path and the hash of the model it was made from; None if there is none.
+        code: the Git commit of the code that saved it; None outside of Git.
+        forward_arrays: the names of the arrays that the exported forward pass takes, in order; None
+            without a forward pass.
+        has_optimizer: True if training can be resumed with the optimizer's state.
+        num_bytes: the size of all files.
+        format: the version of the file format.
     """
 
     path: Path
@@ -96,7 +97,7 @@ class Inspection:
 
     @property
     def num_parameters(self) -> int:
-        """How many numbers training changes by gradients; all, where that is not known."""
+        """The number of trainable parameters; of all, if it is unknown which are trainable."""
         return sum(p.size for p in self.parameters if p.trainable is not False)
 
     def __repr__(self) -> str:
@@ -139,40 +140,50 @@ class Inspection:
 
 
 def inspect_file(directory: Path) -> Inspection:
-    """Reads all of a model's file but the weights, whose hashes are not compared.
+    """Reads a model's directory, except the weights, whose hashes are not checked.
 
     Raises:
         ModelFileError: if it is damaged.
     """
     with reading(directory):
         verify(directory, only=_FILES)
-        about, known, notes, index = (read_json(directory, name) for name in _FILES)
+        about, saved_record, notes, index = (read_json(directory, name) for name in _FILES)
     with reading(directory, RECORD):
-        record = ModelRecord.from_dict(decode(known))
+        record = ModelRecord.from_dict(decode(saved_record))
     with reading(directory, METADATA):
         metadata = decode_notes(notes)
     with reading(directory, INDEX):
         parameters = tuple(_parameters(index, about))
     with reading(directory, MODEL):
         return Inspection(
-            directory, _class_of(about['model']), parameters, record.task, record.input_spec,
-            record, metadata, about.get('created'), dict(about['versions']), _parent(about),
-            about.get('code'), _forward_arrays(about), (directory / OPTIMIZER).is_dir(),
-            sum(path.stat().st_size for path in directory.rglob('*') if path.is_file()),
-            about['format'],
-        )  # fmt: skip
+            path=directory,
+            model=_class_of(about['model']),
+            parameters=parameters,
+            task=record.task,
+            inputs=record.input_spec,
+            record=record,
+            metadata=metadata,
+            created=about.get('created'),
+            versions=dict(about['versions']),
+            parent=_parent(about),
+            code=about.get('code'),
+            forward_arrays=_forward_arrays(about),
+            has_optimizer=(directory / OPTIMIZER).is_dir(),
+            num_bytes=sum(path.stat().st_size for path in directory.rglob('*') if path.is_file()),
+            format=about['format'],
+        )
 
 
 def _parameters(index: Mapping[str, Any], about: Mapping[str, Any]) -> Iterator[Parameter]:
     structure = about['model']
-    kinds, whole = dict(_kinds(structure)), structure['kind']
+    kinds, model_kind = dict(_kinds(structure)), structure['kind']
     trained = about.get('trainable')
     for name, entry in index.items():
-        kind = kinds.get(name) or (name.split('/')[0] if whole == 'linen' else whole)
+        kind = kinds.get(name) or (name.split('/')[0] if model_kind == 'linen' else model_kind)
         is_trained = (
             kind in ('Param', 'params', 'functions') if trained is None else name in trained
         )
-        trainable = None if whole == 'exported' else is_trained
+        trainable = None if model_kind == 'exported' else is_trained
         yield _parameter(name, kind, trainable, entry)
 
 
@@ -180,14 +191,15 @@ def _parameter(name: str, kind: str, trainable: bool | None, entry: Mapping[str,
     shape = tuple(entry['shape'])
     if not all(type(size) is int and 0 <= size < _MAX_SIZE for size in (*shape, math.prod(shape))):
         raise ValueError(f'{name!r} has an impossible shape')
-    return Parameter(name, kind, shape, dtype_named(entry['dtype']).name, trainable)
+    dtype = dtype_named(entry['dtype']).name
+    return Parameter(name=name, kind=kind, shape=shape, dtype=dtype, trainable=trainable)
 
 
 def _parent(about: Mapping[str, Any]) -> dict[str, str] | None:
     parent = about.get('parent')
     if parent is None or (type(parent) is dict and type(parent['path']) is str):
         return parent
-    raise ValueError(f'{parent!r} is not a file that it came from')
+    raise ValueError(f'{parent!r} does not describe a parent')
 
 
 def _forward_arrays(about: Mapping[str, Any]) -> tuple[str, ...] | None:
@@ -207,7 +219,7 @@ def _class_of(structure: Mapping[str, Any]) -> str:
 
 
 def _kinds(node: Json) -> Iterator[tuple[str, str]]:
-    """The names of arrays, with the class of the variable each is the value of."""
+    """Yields the name of each array in a variable, with the class of the variable."""
     if isinstance(node, list):
         for item in node:
             yield from _kinds(item)

@@ -1,4 +1,4 @@
-"""The public door to model files, and to a folder of them."""
+"""ModelManager: saves, loads, inspects and compares models, by path or by name."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ from thinkml.models.serialization.directories import (
     atomic_directory,
     check_target,
     fingerprint,
-    read_whole,
+    read_consistent,
     verify,
 )
 from thinkml.models.serialization.export import write_safetensors, write_stablehlo
@@ -28,20 +28,24 @@ PathLike = str | os.PathLike[str]
 
 
 class ModelManager:
-    """Saves models and loads them, without pickle; keeps versions of them in a folder.
+    """A store of models, without pickle, at any path or as named versions in a folder.
 
-    A saved model is a directory: ``model.json`` describes the model's structure, ``weights`` holds
-    its arrays, ``forward.bin`` its forward pass as a program that needs no class, ``record.json``
-    what ThinkML knows of it (task and classes, training runs, settings), ``metadata.json`` what the
-    user noted, ``manifest.json`` a hash of every file.
+    A saved model is a directory with these files:
 
-    With a ``root``, a model can be saved under a name: each save is a new version of it, and tags
-    (``'best'``, ``'production'``) say which is which. What is asked for then is a reference:
+    - ``model.json``: the structure of the model.
+    - ``weights``: its arrays.
+    - ``forward.bin``: its forward pass as a program that needs no class.
+    - ``record.json``: ThinkML's record of the model: task and classes, training runs, settings.
+    - ``metadata.json``: the user's metadata.
+    - ``manifest.json``: a hash of every file.
+
+    With a ``root``, a model can be saved under a name. Each save makes a new version of the name,
+    and tags (``'best'``, ``'production'``) mark versions. A reference then selects a version:
     ``'digits'`` or ``'digits@latest'``, ``'digits@3'``, ``'digits@production'``. Anything with a
     separator is a path.
 
     Args:
-        root: the folder of named models; it is made when something is saved. None: paths alone.
+        root: the folder of named models, created at the first save. None allows paths only.
 
     Example:
         >>> import tempfile
@@ -73,26 +77,28 @@ class ModelManager:
     ) -> Path:
         """Writes a model into a new directory.
 
-        The directory is written beside its place and moved there when it is complete. The model
-        stays as it is. In a run of several processes each calls this, with a path that all see.
+        The directory is written under a temporary name and renamed when it is complete. The model
+        is not changed. In a run of several processes, each process calls this with a path that all
+        can reach.
 
         Args:
-            model: a `flax.nnx.Module`, or what `from_linen` or `from_functions` returned. Its
-                classes and functions must live in modules, not in the main program.
-            path: the directory, whose parents are made; or a name, of which it is a new version.
-            metadata: what to note beside it. Numbers, text, dates, paths, NumPy and JAX arrays,
-                dataclasses, and lists and dicts of them; kept as plain JSON values.
-            overwrite: whether a model that is at ``path`` is replaced.
-            include_optimizer: whether the optimizer's state at the end of the training is kept,
-                so that training can go on where it was.
+            model: a `flax.nnx.Module`, or a model from `from_linen` or `from_functions`. Its
+                classes and functions must be defined in modules, not in the main program.
+            path: the directory, whose parents are created; or a name, which gets a new version.
+            metadata: values to save with the model: numbers, text, dates, paths, NumPy and JAX
+                arrays, dataclasses, and lists and dicts of them. They are kept as plain JSON
+                values.
+            overwrite: True to replace a model at ``path``.
+            include_optimizer: True to save the optimizer's state at the end of the training, so
+                that training can be resumed from there.
 
         Returns:
             The path.
 
         Raises:
             ModelTypeError: if ``model`` is not a model.
-            ModelFileError: if the path is taken or can't be written, or a part of the model or of
-                the metadata can't be. Names it. Nothing is written then.
+            ModelFileError: if the path exists or can't be written, or a part of the model or of
+                the metadata can't be saved. Names it. Nothing is written then.
 
         Warns:
             ThinkMLWarning: if the forward pass can't be exported.
@@ -107,7 +113,7 @@ class ModelManager:
                 f'{str(path).partition("@")[0]!r}, and tag it afterwards.'
             )
         contents = model_file.contents_of(model, metadata, include_optimizer)
-        place = self._place_of_new(str(path)) if named else absolute(path)
+        place = self._new_directory(str(path)) if named else absolute(path)
         with atomic_directory(place, overwrite) as directory:
             model_file.write(directory, contents, place)
         record_of(model).origin = {'path': str(place), 'sha256': fingerprint(place)}
@@ -121,208 +127,209 @@ class ModelManager:
         trusted: Sequence[str] = (),
         include_optimizer: bool = False,
     ) -> Any:
-        """Gives back a saved model, in eval mode, with what was known of it.
+        """Returns a saved model, in eval mode, with its record.
 
-        Every file is checked against the manifest first, which finds damage, not forgery. A model
-        file names classes and functions: module classes and functions of arrays of flax and jax,
-        and those of your own modules, which must have been imported already. What an installed
-        library brings must be trusted. The model's ``__init__`` is not called.
+        Every file is first checked against the manifest, which finds damage, not forgery. A model
+        file names classes and functions. These may be module classes and array functions of flax
+        and jax, and anything in your own modules that is already imported. Other installed
+        libraries must be trusted. The model's ``__init__`` is not called.
 
-        Where a class is not there, or does something else than it did, the exported forward pass
-        stands in for it: it predicts and can be evaluated.
+        If a class is missing or now computes something else, the exported forward pass stands in
+        for the model: it predicts and can be evaluated.
 
         Args:
             path: the directory, or a reference such as ``'digits@production'``.
-            into: a model of your own whose arrays are replaced by those of the file, in place, on
-                whatever devices they are. No name of the file is looked up then.
-            trusted: names of modules, with those inside them, that may be imported for this model
-                and of which it may use everything.
-            include_optimizer: whether the next training goes on with the optimizer's state.
+            into: an existing model whose arrays are replaced by those of the file, in place, on
+                the devices where they are. Then no name in the file is looked up.
+            trusted: the names of modules that may be imported for this model, with their
+                submodules. The model may use everything in them.
+            include_optimizer: True to continue with the optimizer's state in the next training.
 
         Returns:
-            A model of the class that was saved; with ``into``, that.
+            A model of the saved class; with ``into``, that model.
 
         Raises:
             ModelFileError: if there is no model at ``path``, it is damaged or was written by a
-                newer ThinkML, it needs a class or function that is gone or not trusted and has no
-                forward pass, or it does not fit ``into``. Names the file, or each array.
+                newer ThinkML, it needs a class or function that is missing or not trusted and has
+                no forward pass, or it does not fit ``into``. Names the file, or each array.
 
         Warns:
-            ThinkMLWarning: if the exported forward pass stands in. Says why, and what is lost.
+            ThinkMLWarning: if the exported forward pass stands in. Names the reason and the
+                limits.
         """
         trusted = (trusted,) if isinstance(trusted, str) else trusted
         if not isinstance(trusted, list | tuple | set) or not all(map(_is_module, trusted)):
             raise ConfigError(
-                f"trusted: got {trusted!r}, expected names of modules, as ['my_models']."
+                f"trusted: got {trusted!r}, expected names of modules, for instance ['my_models']."
             )
         if into is not None:
             check_not_trained(into)
-        place = self._place_of(path)
+        place = self._directory(path)
 
         def read(directory: Path) -> Any:
             model = model_file.read(directory, tuple(trusted), into, include_optimizer)
-            with model_file.reading(directory):  # it may be replaced just now
+            with model_file.reading(directory):  # another process may replace it at this moment
                 origin = {'path': str(place), 'sha256': fingerprint(directory)}
             record_of(model).origin = origin
             return model
 
-        return read_whole(place, read)
+        return read_consistent(place, read)
 
     def metadata(self, path: PathLike) -> dict[str, Any]:
-        """Gives back the metadata a model was saved with, as plain values.
+        """Returns the metadata a model was saved with, as plain values.
 
         Raises:
             ModelFileError: if there is no model at ``path``, or it is damaged.
         """
-        return read_whole(self._place_of(path), model_file.read_metadata)
+        return read_consistent(self._directory(path), model_file.read_metadata)
 
     def inspect(self, path: PathLike) -> Inspection:
-        """What the file holds: its arrays, inputs, task and history. The weights are not read.
+        """Returns a model's arrays, inputs, task and history, without reading its weights.
 
         Raises:
             ModelFileError: if there is no model at ``path``, or it is damaged.
         """
-        return read_whole(self._place_of(path), inspect_file)
+        return read_consistent(self._directory(path), inspect_file)
 
     def verify(self, path: PathLike) -> None:
         """Compares every file of a model, weights included, with its hash.
 
         Raises:
-            ModelFileError: for the first that is missing, changed or too many. Names it.
+            ModelFileError: for the first file that is missing, changed or not listed. Names it.
         """
 
         def check(directory: Path) -> None:
             with model_file.reading(directory):
                 verify(directory)
 
-        read_whole(self._place_of(path), check)
+        read_consistent(self._directory(path), check)
 
     def export(self, path: PathLike, file: PathLike) -> Path:
-        """Writes a saved model's file for other programs. Its classes are not needed.
+        """Writes a saved model to a file for other programs, without needing its classes.
 
         Args:
             path: the model.
-            file: where to; the ending says what: ``.safetensors`` for the weights,
-                ``.mlirbc`` for the forward pass alone as StableHLO bytecode, whose arguments are
-                an int32 that says where it runs (0 CPU, 1 CUDA, 2 TPU), the weights that
+            file: the file to write. With the ending ``.safetensors`` it holds the weights, with
+                ``.mlirbc`` only the forward pass, as StableHLO bytecode. The arguments of this
+                program are an int32 for the platform (0 CPU, 1 CUDA, 2 TPU), the weights that
                 ``inspect(path).forward_arrays`` names, in that order, and the inputs.
 
         Returns:
             The file.
 
         Raises:
-            ModelFileError: if there is no model at ``path``, it is damaged, or has no forward pass;
-                for other endings.
+            ModelFileError: if there is no model at ``path``, it is damaged or has no forward pass,
+                or the file has another ending.
             ImportError: without the package safetensors.
         """
-        place = self._place_of(path)
+        place = self._directory(path)
         match absolute(file, 'file').suffix.lower():
             case '.safetensors':
-                return write_safetensors(read_whole(place, model_file.read_arrays), file)
+                return write_safetensors(read_consistent(place, model_file.read_arrays), file)
             case '.mlirbc':
-                return write_stablehlo(read_whole(place, model_file.read_forward), file)
+                return write_stablehlo(read_consistent(place, model_file.read_forward), file)
         raise ModelFileError(f'file: got {str(file)!r}, expected .safetensors or .mlirbc.')
 
     # --- named models -------------------------------------------------------------------------
 
     def list_models(self) -> list[str]:
-        """The names under the root.
+        """Returns the names of the models under the root.
 
         Raises:
             ModelFileError: if the manager has no root.
         """
-        return self._named().names()
+        return self._required_registry().names()
 
     def versions(self, name: str) -> Table:
-        """The versions of a name, oldest first, with their tags, dates and metadata.
+        """Returns a table of a name's versions, oldest first, with tags, dates and metadata.
 
-        Of one that is damaged there is its problem alone.
+        The row of a damaged version contains only the problem.
 
         Raises:
             ModelFileError: if there is no such name.
         """
         return self._table(
-            [f'{name}@{number}' for number in self._named().versions(name)], keep_going=True
+            [f'{name}@{number}' for number in self._required_registry().versions(name)],
+            allow_damaged=True,
         )
 
     def compare(self, *paths: PathLike) -> Table:
-        """A table of models: metadata, the last values of their training, where they came from.
+        """Returns a table of models: metadata, last values of the training, settings, origin.
 
-        Of the settings of their training, those in which they differ.
+        Only those training settings are included in which the models differ.
 
         Args:
-            *paths: directories and references; a name alone stands for its latest version.
+            *paths: directories and references. A name without a version means the latest one.
 
         Raises:
-            ModelFileError: if one of them is no model.
+            ModelFileError: if one of them is not a model.
         """
         return self._table(paths)
 
     def tag(self, reference: str, tag: str) -> None:
-        """Says that a version is, for instance, ``'production'``; another version ceases to be.
+        """Puts a tag such as ``'production'`` on a version and removes it from any other.
 
-        A tag moves at once: whoever reads sees the one version or the other.
+        A tag moves atomically: readers see either the old version or the new one.
 
         Raises:
             ModelFileError: if there is no such version, or the tag can't be one.
         """
-        self._named().tag(reference, tag)
+        self._required_registry().tag(reference, tag)
 
     def untag(self, name: str, tag: str) -> None:
-        """Takes a tag away.
+        """Removes a tag.
 
         Raises:
             ModelFileError: if the name has no such tag.
         """
-        self._named().untag(name, tag)
+        self._required_registry().untag(name, tag)
 
     def delete(self, reference: str) -> None:
         """Deletes ``'digits@2'``, or ``'digits'`` with all its versions.
 
         Raises:
-            ModelFileError: if a tag says that it is in use, or there is no such version.
+            ModelFileError: if a tag marks it as in use, or there is no such version.
         """
-        self._named().delete(reference)
+        self._required_registry().delete(reference)
 
-    # --- where ---------------------------------------------------------------------------------
+    # --- paths ---------------------------------------------------------------------------------
 
     def _is_reference(self, path: PathLike) -> bool:
         return self._registry is not None and isinstance(path, str) and not _is_path(path)
 
-    def _named(self) -> Registry:
+    def _required_registry(self) -> Registry:
         if self._registry is None:
             raise ModelFileError(
-                'root: this manager knows no folder of named models. Make one: '
+                'root: this manager has no folder of named models. Create one with: '
                 "ModelManager(root='models')."
             )
         return self._registry
 
-    def _place_of(self, path: PathLike) -> Path:
+    def _directory(self, path: PathLike) -> Path:
         if self._is_reference(path):
-            return self._named().locate(str(path))
+            return self._required_registry().locate(str(path))
         return absolute(path)
 
-    def _place_of_new(self, name: str) -> Path:
-        registry = self._named()
+    def _new_directory(self, name: str) -> Path:
+        registry = self._required_registry()
         return Path(broadcast_result(lambda: str(registry.reserve(name)), ModelFileError))
 
-    def _table(self, paths: Sequence[PathLike], keep_going: bool = False) -> Table:
+    def _table(self, paths: Sequence[PathLike], *, allow_damaged: bool = False) -> Table:
         rows = []
         for path in paths:
             try:
                 rows.append(self._row(path))
             except ModelFileError as error:
-                if not keep_going:
+                if not allow_damaged:
                     raise
                 rows.append({'model': str(path), 'problem': str(error)})
         settings = [row.get('config', {}) for row in rows]
-        for row, own in zip(rows, settings, strict=True):
-            differing = {
+        for row, config in zip(rows, settings, strict=True):
+            row['config'] = {
                 name: value
-                for name, value in own.items()
+                for name, value in config.items()
                 if any(other.get(name) != value for other in settings)
             }
-            row['config'] = differing
         return Table.of(rows)
 
     def _row(self, path: PathLike) -> dict[str, Any]:
@@ -331,7 +338,7 @@ class ModelManager:
         row: dict[str, Any] = {'model': self._name_of(found.path)}
         if self._is_reference(path):
             name, number = found.path.parts[-2:]
-            tags = self._named().tags(name).items()
+            tags = self._required_registry().tags(name).items()
             row['tags'] = ', '.join(tag for tag, version in tags if str(version) == number)
         parent = found.parent and self._name_of(
             Path(os.path.normpath(found.path / found.parent['path']))
@@ -349,7 +356,7 @@ class ModelManager:
         }
 
     def _name_of(self, path: Path) -> str:
-        """How a directory is called here."""
+        """Returns the reference of a directory under the root, or its path."""
         if self._registry is not None and path.parent.parent == self._registry.root:
             return f'{path.parent.name}@{path.name}'
         return str(path)

@@ -1,4 +1,4 @@
-"""Tables of models: as text, in notebooks, and for pandas."""
+"""Table: rows of values, shown as text and in notebooks, and converted for pandas."""
 
 import html
 import math
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 _LONGEST = 40
 
-# Looks no deeper and further into lists than a cell can show.
+# Limits depth and length, since a cell shows only the beginning.
 _short = reprlib.Repr()
 _short.maxlevel = _short.maxlist = _short.maxdict = _short.maxstring = _LONGEST
 
@@ -22,8 +22,7 @@ _short.maxlevel = _short.maxlist = _short.maxdict = _short.maxstring = _LONGEST
 def flatten(values: Mapping[Any, Any]) -> dict[str, Any]:
     """Returns the values of nested dicts under names joined by dots.
 
-    Empty dicts have no values, so they leave nothing. Where two values come to one name, the last
-    stays.
+    Empty dicts are dropped. If two values get the same name, the last one is kept.
 
     Example:
         >>> from thinkml.models.model_table import flatten
@@ -36,7 +35,7 @@ def flatten(values: Mapping[Any, Any]) -> dict[str, Any]:
         name, value = waiting.pop()
         if isinstance(value, Mapping):
             inner = reversed(list(value.items()))
-            waiting += [(f'{name}.{key}', deeper) for key, deeper in inner]
+            waiting += [(f'{name}.{key}', item) for key, item in inner]
         else:
             flat[name] = value
     return flat
@@ -46,11 +45,11 @@ def flatten(values: Mapping[Any, Any]) -> dict[str, Any]:
 class Table:
     """Rows of plain values under named columns.
 
-    As text, long cells are cut and missing values empty; the rows themselves stay as they are.
+    In text, long cells are cut and missing values are empty; the rows keep the full values.
 
     Attributes:
         columns: the names of the columns, in order.
-        rows: a dict of plain values for each row; what a row lacks is missing.
+        rows: a dict of plain values for each row. A column that is not in it has no value.
 
     Example:
         >>> from thinkml.models.model_table import Table
@@ -71,7 +70,7 @@ class Table:
 
     @classmethod
     def of(cls, rows: Iterable[Mapping[Any, Any]]) -> 'Table':
-        """Makes a table of dicts, flattened, with columns in the order they first appear in."""
+        """Makes a table of flattened dicts, with the columns in the order of first appearance."""
         flat = [flatten(row) for row in rows]
         return cls(tuple(dict.fromkeys(name for row in flat for name in row)), flat)
 
@@ -92,11 +91,11 @@ class Table:
     def __str__(self) -> str:
         if not self.columns:
             return '(no rows)'
-        columns = [self._lined_up(name) for name in self.columns]
+        columns = [self._aligned(name) for name in self.columns]
         lines = ['  '.join(cells).rstrip() for cells in zip(*columns, strict=True)]
         return '\n'.join(lines if self.rows else [*lines, '(no rows)'])
 
-    def _lined_up(self, column: str) -> list[str]:
+    def _aligned(self, column: str) -> list[str]:
         cells = [_cell(column), *map(_cell, self[column])]
         width = max(map(len, cells))
         side = str.rjust if self._is_numeric(column) else str.ljust
@@ -137,7 +136,7 @@ def _html_line(kind: str, values: Iterable[Any], sides: Sequence[str]) -> str:
 
 
 def _cell(value: Any) -> str:
-    """One short line; what would end it or steer a terminal becomes a space."""
+    """Returns a value as one short line, with control characters replaced by spaces."""
     if value is None:
         return ''
     if isinstance(value, float):

@@ -1,4 +1,4 @@
-"""Predictions of any model, in the user's own labels."""
+"""Predictions of any model, as the labels it was trained on."""
 
 from typing import Any
 
@@ -13,18 +13,18 @@ from thinkml.model_record import Task, record_of
 def predict(model: Any, X: Any) -> np.ndarray:
     """Predicts labels (classification) or numbers (regression).
 
-    The model and its mode stay as they were. Any number of rows: they are read and sent to the
-    device in batches.
+    The model and its mode are not changed. There may be any number of rows: they are read and sent
+    to the device in batches.
 
     Args:
         model: a trained or loaded model.
-        X: inputs, one row per example, of any kind that training takes: arrays, frames, what is
-            stored on disk (see `thinkml.data.open_rows`), batches (`thinkml.data.open_batches`).
-            Labels that come with them are passed over.
+        X: inputs, one row per example, of any kind that training takes: arrays, data frames, files
+            (see `thinkml.data.open_rows`), batches (`thinkml.data.open_batches`). Labels in them
+            are ignored.
 
     Returns:
-        ``[rows]`` labels of the kind the model was trained on (text stays text), or rows where it
-        was trained on rows: one-hot, multilabel, several targets.
+        ``[rows]`` labels of the kind the model was trained on (text stays text), or one row per
+        example if it was trained on these: one-hot, multilabel, several targets.
 
     Raises:
         NotTrainedError: if the model was neither trained by ThinkML nor loaded.
@@ -54,7 +54,7 @@ def predict_proba(model: Any, X: Any) -> np.ndarray:
         X: inputs, as in `predict`.
 
     Returns:
-        float64 ``[rows, classes]`` in the order of the sorted labels; for multilabel the
+        float64 ``[rows, classes]`` in the order of the sorted labels; for a multilabel model the
         probability of each label.
 
     Raises:
@@ -77,8 +77,8 @@ def _task_of(model: Any) -> Task:
     task = record_of(model).task
     if task is None:
         raise NotTrainedError(
-            f'model: nothing is known of what this {type(model).__name__} predicts. Train it with '
-            'ModelTrainer or load it with ModelManager first. If its arrays are those of a trained '
-            'model: thinkml.models.attach_record(model, thinkml.models.record_of(trained)).'
+            f'model: this {type(model).__name__} has no task, expected a trained or loaded model. '
+            'Train it with ModelTrainer or load it with ModelManager first. If its arrays come from '
+            'a trained model: thinkml.models.attach_record(model, thinkml.models.record_of(trained)).'
         )
     return task

@@ -1,4 +1,4 @@
-"""Named models in numbered versions, with tags that move from one version to another."""
+"""Registry: named models in numbered versions, with movable tags."""
 
 import contextlib
 import dataclasses
@@ -7,9 +7,8 @@ import re
 import shutil
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 from thinkml.checkpoint import filesystem
 from thinkml.errors import ModelFileError, ModelNotFoundError, unknown_name
@@ -18,11 +17,11 @@ from thinkml.models.registry_entry import (
     LATEST,
     NUMBER,
     Versions,
-    for_change,
     is_name,
     is_tag,
     numbers_in,
     read,
+    read_for_update,
     write,
 )
 from thinkml.models.serialization.directories import absolute
@@ -34,7 +33,7 @@ _RULE = "at most 100 letters (a-z, A-Z), digits and '.', '_', '-', a letter or d
 
 
 def parse(reference: str) -> tuple[str, int | str | None]:
-    """Takes a reference to a version apart.
+    """Splits a reference into a name and a version.
 
     Args:
         reference: ``'digits'`` or ``'digits@latest'`` for the newest version, ``'digits@3'`` for
@@ -68,21 +67,20 @@ class Registry:
     """Named models under one root folder, in versions that are numbered from 1.
 
     A version is the folder ``root/name/number``, which the caller fills. The next number and the
-    tags are in ``root/name/versions.json``. Several processes may use a registry at once: changes
-    are made under a lock and come to be in one moment, and readers wait for nobody. Where folders
-    can't be locked (Windows, some network file systems), only one process at a time may change a
-    name.
+    tags are stored in ``root/name/versions.json``. Several processes may use a registry at once:
+    changes are atomic and made under a lock, and readers need no lock. If folders can't be locked
+    (Windows, some network file systems), only one process at a time may change a name.
 
-    Names and tags are at most 100 letters (a-z, A-Z), digits, dots, underscores and hyphens, a
-    letter or digit first. A tag is no number, and not ``latest``, which is always the newest
-    version.
+    Names and tags have at most 100 letters (a-z, A-Z), digits, dots, underscores and hyphens, and
+    begin with a letter or digit. A tag is not a number, and not ``latest``, which always means the
+    newest version.
 
     Args:
-        root: the folder; made when it is first needed.
+        root: the folder; created when it is first needed.
 
     Raises:
-        ModelFileError: in every method, for names, tags and references that are impossible or
-            unknown, for a damaged ``versions.json``, and if the disk refuses.
+        ModelFileError: in every method, for invalid or unknown names, tags and references, for a
+            damaged ``versions.json``, and if the file system reports an error.
 
     Example:
         >>> import tempfile
@@ -121,29 +119,29 @@ class Registry:
 
     def versions(self, name: str) -> list[int]:
         """Returns the numbers of the versions that exist, ascending."""
-        folder = self._known(name)
+        folder = self._existing_folder(name)
         with _reporting(folder):
             return numbers_in(folder)
 
     def tags(self, name: str) -> dict[str, int]:
-        """Returns the tags and the version each is on, sorted by tag."""
-        folder = self._known(name)
+        """Returns the tags, sorted, with the version of each."""
+        folder = self._existing_folder(name)
         with _reporting(folder):
             return dict(sorted(read(folder).tags.items()))
 
     def reserve(self, name: str) -> Path:
-        """Takes the number of the next version, and returns the path its folder is to have.
+        """Reserves the number of the next version and returns the path for its folder.
 
-        Nobody gets a number twice, also if nothing is ever written to the path or the version is
-        deleted. Only when the whole name was deleted the numbers start at 1 again.
+        A number is never given out twice, even if nothing is written to the path or the version is
+        deleted. Numbers start at 1 again only after the name itself was deleted.
         """
         with self._locked(name, make=True) as folder:
             if not os.path.lexists(folder / FILE) and (others := _others(folder)):
                 raise ModelFileError(
-                    f'name: {folder} exists and holds {others[0]!r}, so it does not become a '
+                    f'name: {folder} exists and holds {others[0]!r}, so it can not become a '
                     'folder of versions. Choose another name, or move it away.'
                 )
-            versions = for_change(folder)
+            versions = read_for_update(folder)
             write(folder, dataclasses.replace(versions, next=versions.next + 1))
             filesystem.sync_folder(self.root)
             return folder / str(versions.next)
@@ -154,55 +152,56 @@ class Registry:
         Args:
             reference: ``'digits'`` for the newest, ``'digits@3'``, ``'digits@production'``.
         """
-        folder = self._known(parse(reference)[0])
+        folder = self._existing_folder(parse(reference)[0])
         with _reporting(folder):
             return folder / str(_number(folder, reference))
 
     def tag(self, reference: str, tag: str) -> None:
-        """Puts a tag on a version that exists; it leaves the version it was on.
+        """Moves a tag to an existing version.
 
-        A reader at the same time finds the tag on the one or the other.
+        Concurrent readers find the tag on either the old version or the new one.
         """
         name, _ = parse(reference)
         _check_tag(tag)
         with self._locked(name) as folder:
-            versions, number = for_change(folder), _number(folder, reference)
+            versions, number = read_for_update(folder), _number(folder, reference)
             write(folder, dataclasses.replace(versions, tags={**versions.tags, tag: number}))
 
     def untag(self, name: str, tag: str) -> None:
-        """Takes a tag away; the version stays."""
+        """Removes a tag; the version stays."""
         _check_name(name)
         _check_tag(tag)
         with self._locked(name) as folder:
-            versions = for_change(folder)
+            versions = read_for_update(folder)
             if tag not in versions.tags:
                 raise ModelFileError(_unknown_tag(name, tag, versions.tags))
             tags = {other: number for other, number in versions.tags.items() if other != tag}
             write(folder, dataclasses.replace(versions, tags=tags))
 
     def delete(self, reference: str) -> None:
-        """Deletes a version, or a name with all its versions. Nothing brings them back.
+        """Deletes a version, or a name with all its versions. This can not be undone.
 
-        Refused while a tag is on what would go, so a version can't be deleted by its tag.
+        A tagged version is not deleted, so a version can't be deleted by its tag.
 
         Args:
             reference: ``'digits@2'`` deletes this version, ``'digits@latest'`` the newest one.
-                ``'digits'``, which means the newest version elsewhere, deletes the name with all
-                its versions.
+                ``'digits'`` deletes the name with all its versions, although it means the newest
+                version elsewhere.
         """
         name, _ = parse(reference)
         with self._locked(name) as folder:
-            versions = for_change(folder)
+            versions = read_for_update(folder)
             if '@' in reference:
                 number = _number(folder, reference)
                 _refuse_tagged(reference, name, versions, number)
-                write(folder, versions)  # it knows the number now, also of a copied version
+                # Keeps the number from being given out again, even if the version was copied here.
+                write(folder, versions)
                 gone = folder / str(number)
             else:
                 _refuse_tagged(reference, name, versions)
                 if others := _others(folder):
                     raise ModelFileError(
-                        f'reference: {folder} holds {others[0]!r}, which is no version. Move it '
+                        f'reference: {folder} holds {others[0]!r}, which is not a version. Move it '
                         'away, then delete the name.'
                     )
                 gone = folder
@@ -214,11 +213,11 @@ class Registry:
         folder = self.root / name
         if folder.is_symlink():
             raise ModelFileError(
-                f'name: {folder} is a link, which could lead out of the root. Put a folder there.'
+                f'name: {folder} is a link, which could point out of the root. Put a folder there.'
             )
         return folder
 
-    def _known(self, name: str) -> Path:
+    def _existing_folder(self, name: str) -> Path:
         folder = self._folder(name)
         if os.path.lexists(folder / FILE):
             return folder
@@ -241,22 +240,22 @@ class Registry:
         if make:
             self.root.mkdir(parents=True, exist_ok=True)
         while True:
-            folder = self._folder(name) if make else self._known(name)
+            folder = self._folder(name) if make else self._existing_folder(name)
             descriptor = None
             try:
                 if make:
                     folder.mkdir(exist_ok=True)
                 descriptor = filesystem.lock(folder)
-            except (FileNotFoundError, FileExistsError):  # deleted just now, or not a folder
+            except (FileNotFoundError, FileExistsError):  # just deleted, or not a folder
                 if os.path.lexists(folder) and not folder.is_dir():
                     raise
-            if descriptor is not None and _is_of(descriptor, folder):
+            if descriptor is not None and _is_locked_folder(descriptor, folder):
                 return descriptor
             filesystem.unlock(descriptor)
             if time.monotonic() >= until:
                 raise ModelFileError(
                     f'name: {folder} could not be locked for {WAIT_SECONDS:g} seconds: another '
-                    'process holds it. Try again when that one is done.'
+                    'process holds it. Try again when that process is done.'
                 )
             time.sleep(0.01)
 
@@ -284,8 +283,8 @@ def _reporting(folder: Path) -> Iterator[None]:
         raise ModelFileError(f'name: {folder} can not be read or written: {error}') from error
 
 
-def _is_of(descriptor: int, folder: Path) -> bool:
-    """Whether a lock is that of the folder, not of one that was deleted while it waited."""
+def _is_locked_folder(descriptor: int, folder: Path) -> bool:
+    """Returns True if the locked folder is still at its path, not deleted in the meantime."""
     if descriptor < 0:
         return True
     try:
@@ -295,7 +294,7 @@ def _is_of(descriptor: int, folder: Path) -> bool:
 
 
 def _others(folder: Path) -> list[str]:
-    """What is in the folder of a name and is not ours; hidden files may come and go."""
+    """Returns the foreign files in a name's folder, except hidden ones, which are temporary."""
     return sorted(
         name
         for name in os.listdir(folder)
@@ -304,13 +303,13 @@ def _others(folder: Path) -> list[str]:
 
 
 def _number(folder: Path, reference: str) -> int:
-    """The number of a version that exists."""
+    """Returns the number of an existing version."""
     name, which = parse(reference)
     tags, numbers = read(folder).tags, numbers_in(folder)
     if isinstance(which, str):
         if which not in tags:
-            there = _there_is(numbers, tags)
-            raise ModelNotFoundError(f'{_unknown_tag(name, which, [*tags, LATEST])} {there}')
+            existing = _existing(numbers, tags)
+            raise ModelNotFoundError(f'{_unknown_tag(name, which, [*tags, LATEST])} {existing}')
         which = tags[which]
     elif which is None and numbers:
         which = numbers[-1]
@@ -319,11 +318,11 @@ def _number(folder: Path, reference: str) -> int:
     if read(folder).tags != tags:  # a tag was moved, and its old version deleted
         return _number(folder, reference)
     missing = 'versions' if which is None else f'version {which}'
-    there = _there_is(numbers, tags)
-    raise ModelNotFoundError(f'reference: {reference}: {name} has no {missing}. {there}')
+    existing = _existing(numbers, tags)
+    raise ModelNotFoundError(f'reference: {reference}: {name} has no {missing}. {existing}')
 
 
-def _there_is(numbers: list[int], tags: Mapping[str, int]) -> str:
+def _existing(numbers: list[int], tags: Mapping[str, int]) -> str:
     listed = ', '.join(map(str, numbers[-20:]))
     parts = [
         f'versions {"..., " if len(numbers) > 20 else ""}{listed}' if numbers else 'no versions'
@@ -332,10 +331,8 @@ def _there_is(numbers: list[int], tags: Mapping[str, int]) -> str:
     return f'There are {"; ".join(parts)}.'
 
 
-def _unknown_tag(name: str, tag: str, known: Any) -> str:
-    return (
-        unknown_name('tag', tag, known) if known else f'tag: got {tag!r}, but {name} has no tags.'
-    )
+def _unknown_tag(name: str, tag: str, tags: Collection[str]) -> str:
+    return unknown_name('tag', tag, tags) if tags else f'tag: got {tag!r}, but {name} has no tags.'
 
 
 def _refuse_tagged(
@@ -345,14 +342,14 @@ def _refuse_tagged(
     if tags:
         listed = ', '.join(map(repr, tags))
         raise ModelFileError(
-            f'reference: {reference} is not deleted while it has the tag {listed}. Take it away, '
-            f'untag({name!r}, {tags[0]!r}), or move it to a version that stays, tag(version, '
+            f'reference: {reference} is not deleted while it has the tag {listed}. Remove the tag, '
+            f'untag({name!r}, {tags[0]!r}), or move it to another version, tag(version, '
             f'{tags[0]!r}).'
         )
 
 
 def _sweep(folder: Path) -> None:
-    """Removes what deletes that were killed have left."""
+    """Removes the remains of deletions whose process was killed."""
     for name in os.listdir(folder):
         if _TRASH.fullmatch(name):
             shutil.rmtree(folder / name, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""The small file that knows the next number and the tags of a named model."""
+"""The file ``versions.json`` of a named model: the next version's number and the tags."""
 
 import dataclasses
 import json
@@ -25,11 +25,11 @@ _NAME = re.compile(r'[A-Za-z0-9][A-Za-z0-9._-]{0,99}')
 
 @dataclasses.dataclass(frozen=True)
 class Versions:
-    """What the file of a name holds.
+    """The content of a name's file.
 
     Attributes:
         next: the number of the next version.
-        tags: the version each tag is on.
+        tags: the version of each tag.
     """
 
     next: int = 1
@@ -37,17 +37,17 @@ class Versions:
 
 
 def is_name(text: object) -> bool:
-    """Whether it can be the name of a model."""
+    """Returns True if a text can be the name of a model."""
     return isinstance(text, str) and _NAME.fullmatch(text) is not None
 
 
 def is_tag(text: object) -> bool:
-    """Whether it can be a tag: a name, but no number, and not that of the newest version."""
+    """Returns True if a text can be a tag: a name that is neither a number nor ``latest``."""
     return isinstance(text, str) and is_name(text) and not text.isdigit() and text != LATEST
 
 
 def numbers_in(folder: Path) -> list[int]:
-    """The versions that exist, ascending."""
+    """Returns the numbers of the existing versions, ascending."""
     with os.scandir(folder) as entries:
         return sorted(
             int(entry.name)
@@ -60,8 +60,8 @@ def read(folder: Path) -> Versions:
     """Reads the file of a name.
 
     Raises:
-        ModelFileError: if it is damaged, or of a newer format.
-        FileNotFoundError: if there is none.
+        ModelFileError: if it is damaged or has a newer format.
+        FileNotFoundError: if it does not exist.
     """
     file = folder / FILE
     os.lstat(file)
@@ -76,26 +76,26 @@ def read(folder: Path) -> Versions:
     if values['format'] != FORMAT:
         raise ModelFileError(
             f'name: {file} has format {values["format"]}, this ThinkML reads {FORMAT}. Install the '
-            'newer ThinkML it was written by.'
+            'newer ThinkML that wrote it.'
         )
-    if values.keys() != {'format', 'next', 'tags'} or not _is_sound(values['next'], values['tags']):
+    if values.keys() != {'format', 'next', 'tags'} or not _is_valid(values['next'], values['tags']):
         raise ModelFileError(f'name: {file} is damaged: its values are impossible.')
     return Versions(values['next'], values['tags'])
 
 
-def for_change(folder: Path) -> Versions:
-    """What the file holds, with the next number above every one in the folder."""
+def read_for_update(folder: Path) -> Versions:
+    """Returns the file's content, with the next number above every version in the folder."""
     versions = read(folder) if os.path.lexists(folder / FILE) else Versions()
-    taken = [int(name) for name in os.listdir(folder) if NUMBER.fullmatch(name)]
-    return dataclasses.replace(versions, next=max(versions.next, *(n + 1 for n in taken), 1))
+    numbers = [int(name) for name in os.listdir(folder) if NUMBER.fullmatch(name)]
+    return dataclasses.replace(versions, next=max(versions.next, *(n + 1 for n in numbers), 1))
 
 
 def write(folder: Path, versions: Versions) -> None:
-    """Puts a new file in place of the old one in one moment.
+    """Replaces the file atomically.
 
     Raises:
-        ModelFileError: if it could not be read again.
-        OSError: if the disk refuses.
+        ModelFileError: if the file would be too large to be read again.
+        OSError: if the file can't be written.
     """
     file = folder / FILE
     values = {'format': FORMAT, 'next': versions.next, 'tags': versions.tags}
@@ -103,19 +103,19 @@ def write(folder: Path, versions: Versions) -> None:
     if len(content) > MAX_BYTES or versions.next > MAX_NUMBER:
         raise ModelFileError(
             f'name: {file} would have {len(content)} bytes and the next number {versions.next}, '
-            f'at most {MAX_BYTES} bytes and {MAX_NUMBER} are read. Take tags away, or choose '
+            f'at most {MAX_BYTES} bytes and {MAX_NUMBER} are read. Remove tags, or choose '
             'another name.'
         )
-    beside = folder / f'.{FILE}.{uuid.uuid4().hex}.tmp'
+    temporary = folder / f'.{FILE}.{uuid.uuid4().hex}.tmp'
     try:
-        filesystem.write_synced(beside, content)
-        os.replace(beside, file)
+        filesystem.write_synced(temporary, content)
+        os.replace(temporary, file)
     finally:
-        beside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
     filesystem.sync_folder(folder)
 
 
-def _is_sound(next_number: Any, tags: Any) -> bool:
+def _is_valid(next_number: Any, tags: Any) -> bool:
     return (
         type(next_number) is int
         and 1 <= next_number <= MAX_NUMBER

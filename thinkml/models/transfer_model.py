@@ -1,4 +1,4 @@
-"""A pretrained base with a head of one's own, as one model."""
+"""TransferModel: a pretrained base and a new head as one model."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,19 +12,19 @@ from thinkml.errors import ModelTypeError
 
 
 class TransferModel(nnx.Module):
-    """``head(base(x))``, where ``base`` returns features.
+    """A model that computes ``head(base(x))``, where ``base`` returns features.
 
     Args:
-        base: takes inputs, returns features ``[batch, features]``.
-        head: takes features, returns outputs.
-        mean: of each channel of the images, from 0 to 1, that the base was trained on. Images of
-            whole numbers from 0 to 255 are scaled and normalised by it; images of floats are
-            taken to be so already. None leaves inputs as they are.
-        std: likewise.
+        base: a module that maps inputs to features ``[batch, features]``.
+        head: a module that maps features to outputs.
+        mean: the mean of each channel, from 0 to 1, of the images the base was trained on. Images
+            of whole numbers from 0 to 255 are scaled and normalised with it. Images of floats must
+            be normalised already. None leaves inputs unchanged.
+        std: the standard deviation of each channel, in the same units.
 
     Attributes:
-        base: as passed.
-        head: as passed.
+        base: the base.
+        head: the head.
 
     Example:
         >>> import jax.numpy as jnp
@@ -50,11 +50,11 @@ class TransferModel(nnx.Module):
 
     @property
     def standardises_pixels(self) -> bool:
-        """Returns True if pixels of 0 to 255 are standardised here, and floats are so already."""
+        """True if integer pixels from 0 to 255 are standardised here, and floats not at all."""
         return self.mean is not None
 
     def features(self, x: jax.Array) -> jax.Array:
-        """Returns what the base makes of the inputs, ``[batch, features]``."""
+        """Returns the base's features of the inputs, ``[batch, features]``."""
         features: Any = self.base  # any module that can be called
         found = features(self.normalised(x))
         if getattr(found, 'ndim', None) != 2:
@@ -62,7 +62,7 @@ class TransferModel(nnx.Module):
             got = type(found).__name__ if shape is None else with_rows(shape, len(x))
             raise ModelTypeError(
                 f'base_model: it returns {got}, expected '
-                'features (rows, features). Flatten or pool what it returns.'
+                'features (rows, features). Flatten or pool its outputs.'
             )
         return found
 
@@ -71,14 +71,14 @@ class TransferModel(nnx.Module):
         return head(self.features(x))
 
     def normalised(self, x: jax.Array) -> jax.Array:
-        """Returns images of whole numbers as the base expects them, all else as it is."""
+        """Normalises images of whole numbers for the base; returns other inputs unchanged."""
         if self.mean is None or not jnp.issubdtype(x.dtype, jnp.integer):
             return x
         return (x.astype(jnp.float32) / 255 - jnp.array(self.mean)) / jnp.array(self.std)
 
 
 class PassThrough(nnx.Module):
-    """Returns its input: what stands where a last layer was taken away."""
+    """A module that returns its input, in place of a last layer that was removed."""
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return x

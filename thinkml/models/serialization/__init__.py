@@ -1,1 +1,1 @@
-"""Model files: structure, weights and everything else that a saved model needs."""
+"""Model files: the structure, the weights and all other parts of a saved model."""

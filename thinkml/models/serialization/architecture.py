@@ -1,9 +1,9 @@
-"""A model's structure as JSON, and back.
+"""Codec for a model's structure.
 
-What training changes (the arrays) is told apart from what it doesn't (the structure). Of an NNX
-model the structure is its graph: each module's class and attributes, shared parts once. Of a Linen
-module it is the class and its fields, of plain functions their names. Building a model from its
-structure calls no code of a user's NNX class, and looks names up as
+A model consists of arrays, which training changes, and of its structure. The structure of an NNX
+model is its graph: each module's class and attributes, with shared parts once. The structure of a
+Linen model is the module's class and fields; for plain functions it is their names. Building a
+model calls no code of a user's NNX class, and looks up only names that
 `thinkml.models.serialization.import_allowlist` allows.
 """
 
@@ -27,14 +27,14 @@ from thinkml.models.serialization.object_graph import build_graph, describe_grap
 
 
 def describe(model: Any) -> tuple[Json, dict[str, Any]]:
-    """Takes a model apart.
+    """Splits a model into its structure and its arrays.
 
     Args:
-        model: a `flax.nnx.Module`, or what `from_linen` or `from_functions` returned.
+        model: a `flax.nnx.Module`, or a model from `from_linen` or `from_functions`.
 
     Returns:
-        Its structure as strict JSON, and its arrays by name. An NNX model is described as it is
-        in eval mode.
+        The structure as strict JSON, and the arrays by name. An NNX model is described in eval
+        mode.
 
     Raises:
         ModelTypeError: for anything else.
@@ -77,25 +77,25 @@ def describe(model: Any) -> tuple[Json, dict[str, Any]]:
 
 
 def build(structure: Json, arrays: Mapping[str, Any], trusted: Sequence[str] = ()) -> Any:
-    """Puts together what `describe` took apart.
+    """Builds the model that `describe` split.
 
     Args:
         structure: parsed JSON.
-        arrays: the arrays by name; all of them are used.
+        arrays: the arrays by name; all of them must be used.
         trusted: modules that may be imported, see
             `thinkml.models.serialization.import_allowlist.resolve`.
 
     Raises:
-        ModelFileError: for names that are not allowed or gone, and arrays that don't belong.
-        Exception: any other, where the JSON is not what `describe` writes.
+        ModelFileError: for names that are missing or not allowed, and for missing or unused arrays.
+        Exception: of any other type, if `describe` can not have written the JSON.
     """
     taker = ArrayTaker(arrays)
     special = functools.partial(decode_special, trusted=trusted)
 
     def tree(node: Json) -> Any:
-        # What is inside a special value may be an array again.
-        again = taker.or_else(lambda tag, body: decode_special(tag, body, trusted, again))
-        return _checked_tree(decode(node, again))
+        # A special value may contain arrays.
+        nested = taker.or_else(lambda tag, body: decode_special(tag, body, trusted, nested))
+        return _checked_tree(decode(node, nested))
 
     match structure['kind']:
         case 'nnx':
@@ -107,7 +107,7 @@ def build(structure: Json, arrays: Mapping[str, Any], trusted: Sequence[str] = (
             init, apply = (_function(decode(structure[n], special)) for n in ('init', 'apply'))
             model = FunctionModel(init, apply, tree(structure['params']))
         case kind:
-            raise ValueError(f'{kind!r} is not a kind of model known to this version')
+            raise ValueError(f'{kind!r} is a kind of model unknown to this version')
     if taker.left:
         raise ModelFileError(f'the model has no place for {", ".join(sorted(taker.left)[:5])}')
     return model
@@ -119,7 +119,7 @@ def _check_initialised(model: Any, arrays: Any) -> None:
 
 
 def _checked_tree(tree: Any) -> Any:
-    """What the file's functions are called with may hold nothing but arrays and numbers."""
+    """Checks that the arguments of the file's functions contain only arrays and numbers."""
     for leaf in jax.tree.leaves(tree):
         if not isinstance(leaf, jax.Array | np.generic | bool | int | float | complex):
             raise ValueError(f'a {type(leaf).__name__} among the parameters')

@@ -1,4 +1,4 @@
-"""A model's arrays by name: collected while it is described, taken while it is built."""
+"""A model's arrays by name: collected while it is described, used while it is built."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -12,12 +12,12 @@ from thinkml.models.serialization.json_values import Json, Path
 
 
 def is_array(value: Any) -> bool:
-    """Whether it goes among the arrays of a model file, not into its structure."""
+    """Returns True if a value belongs to the arrays of a model file, not to its structure."""
     return isinstance(value, jax.Array | np.ndarray)
 
 
 class ArrayNames:
-    """Gives each array a name made of its path.
+    """A collection of arrays, with names made of their paths.
 
     Attributes:
         found: the arrays so far, by name.
@@ -34,24 +34,24 @@ class ArrayNames:
         return name
 
     def special(self, value: Any, path: Path) -> Json:
-        """Encodes arrays by their name, and what else a tree of arrays is made of."""
+        """Encodes arrays as their names, and the special values of a tree of arrays."""
         if is_array(value):
             return {'$array': self.add(path[1:], value)}
         return encode_special(value, path, self.special)
 
 
 class ArrayTaker:
-    """Hands out each array once.
+    """A supply of arrays by name, each of which is used once.
 
     Attributes:
-        left: the arrays nobody asked for yet, by name.
+        left: the unused arrays, by name.
     """
 
     def __init__(self, arrays: Mapping[str, Any]):
         self.left = dict(arrays)
 
     def or_else(self, special: Callable[[str, Json], Any]) -> Callable[[str, Json], Any]:
-        """Decodes arrays from their name, and the rest with ``special``."""
+        """Returns a decoder that decodes names to arrays, and all other values with ``special``."""
 
         def take(tag: str, body: Json) -> Any:
             if tag != '$array':

@@ -1,8 +1,8 @@
-"""What models keep besides arrays and modules, as JSON and back.
+"""Codec for the attributes of models, besides arrays and modules.
 
-Classes and functions by name, dtypes, enums, dataclasses of settings, partial functions, weight
-initialisers, Linen modules: everything that
-`thinkml.models.serialization.json_values` has no form for.
+It covers everything that `thinkml.models.serialization.json_values` can't encode: classes and
+functions by name, dtypes, enums, dataclasses of settings, partial functions, weight initialisers,
+and Linen modules.
 """
 
 import dataclasses
@@ -43,17 +43,18 @@ def encode_attribute(value: Any, path: Path) -> Json:
     """Turns an attribute into strict JSON.
 
     Raises:
-        ModelFileError: for what another process could not find by name, or JSON can't hold.
+        ModelFileError: for a value that another process could not find by name, or that JSON can't
+            hold.
     """
     return encode(value, path, encode_special)
 
 
-def encode_special(value: Any, path: Path, again: Special | None = None) -> Json:
-    """Encodes what `encode` can't. ``again`` is used for what is inside of it."""
-    again = again or encode_special
+def encode_special(value: Any, path: Path, nested: Special | None = None) -> Json:
+    """Encodes a value that `encode` can't. ``nested`` encodes such values inside of it."""
+    nested = nested or encode_special
 
     def inner(value: Any, *keys: Any) -> Json:
-        return encode(value, (*path, *keys), again)
+        return encode(value, (*path, *keys), nested)
 
     def fields(of: Any, skip: Callable[[dataclasses.Field], bool] = lambda _: False) -> Json:
         found = [field.name for field in dataclasses.fields(of) if not skip(field)]
@@ -93,12 +94,12 @@ def encode_special(value: Any, path: Path, again: Special | None = None) -> Json
     return refuse(value, path)
 
 
-def decode_special(tag: str, body: Json, trusted: Sequence[str], again: Any = None) -> Any:
-    """Decodes what `encode_special` wrote. ``again`` is used for what is inside of it."""
-    again = again or functools.partial(decode_special, trusted=trusted)
+def decode_special(tag: str, body: Json, trusted: Sequence[str], nested: Any = None) -> Any:
+    """Decodes the JSON of `encode_special`. ``nested`` decodes special values inside of it."""
+    nested = nested or functools.partial(decode_special, trusted=trusted)
 
     def inner(node: Json) -> Any:
-        return decode(node, again)
+        return decode(node, nested)
 
     match tag:
         case '$ellipsis':
@@ -135,7 +136,7 @@ def decode_special(tag: str, body: Json, trusted: Sequence[str], again: Any = No
             )
         case '$initializer':
             return _INITIALIZERS[body[0]](**inner(body[1]))
-    raise ValueError(f'{tag!r} is not known to this version')
+    raise ValueError(f'{tag!r} is unknown to this version')
 
 
 def _encode_class(value: type, path: Path) -> Json:
@@ -154,7 +155,7 @@ def _jax_type(name: str) -> Any:
     return thing
 
 
-# What a partial function may be given: nothing that it could call.
+# The kinds of arguments that a partial function may have: nothing that it could call.
 _SETTINGS = ('$ellipsis', '$jax_type', '$dtype', '$numpy_type', '$builtin', '$enum')
 
 
@@ -163,7 +164,7 @@ def _setting(value: Any, path: Path) -> Json:
     if next(iter(node)) not in _SETTINGS:
         raise ModelFileError(
             f'{where(path)}: a partial function is given {type(value).__name__} {value!r}, '
-            'expected numbers, text and dtypes. Write a function of your own instead.'
+            'expected numbers, text and dtypes. Define a function instead.'
         )
     return node
 
@@ -175,7 +176,7 @@ def _decode_setting(tag: str, body: Json) -> Any:
 
 
 def _dataclass(kind: type, values: Mapping[str, Any]) -> Any:
-    """Makes an instance without calling anything of its class."""
+    """Makes an instance without calling any code of its class."""
     expected = {field.name for field in dataclasses.fields(kind)}
     if set(values) != expected:
         raise ValueError(
@@ -188,13 +189,13 @@ def _dataclass(kind: type, values: Mapping[str, Any]) -> Any:
 
 
 def _is_implied(module: Any, field: dataclasses.Field) -> bool:
-    """Whether a Linen module's field says nothing: left at its default, or set by Linen."""
+    """Returns True if a Linen module's field has its default, or is set by Linen itself."""
     value = getattr(module, field.name)
     return field.name == 'parent' or value is field.default
 
 
-# Weight initialisers are closures, jax.nn.initializers.normal(0.1) for instance: found again by
-# the function that made them and what it was called with.
+# Weight initialisers are closures, for instance jax.nn.initializers.normal(0.1). They are stored as
+# the function that made them and its arguments.
 _INITIALIZERS = {
     name: getattr(jax.nn.initializers, name)
     for name in (
@@ -210,7 +211,7 @@ _INITIALIZERS = {
 
 
 def _initializer(value: Any) -> tuple[str, dict[str, Any]] | None:
-    """The name of the function that made an initialiser, and its arguments."""
+    """Returns the name of the function that made an initialiser, and its arguments."""
     if not isinstance(value, types.FunctionType):
         return None
     factory = value.__qualname__.split('.')[0]
@@ -219,5 +220,5 @@ def _initializer(value: Any) -> tuple[str, dict[str, Any]] | None:
         return None
     defaults = {name: p.default for name, p in inspect.signature(value).parameters.items()}
     captured = defaults | dict(inspect.getclosurevars(value).nonlocals)
-    known = inspect.signature(maker).parameters
-    return factory, {name: item for name, item in captured.items() if name in known}
+    parameters = inspect.signature(maker).parameters
+    return factory, {name: item for name, item in captured.items() if name in parameters}

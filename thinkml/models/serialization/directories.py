@@ -1,6 +1,6 @@
-"""Model directories: written whole or not at all, and checked before they are read.
+"""Model directories: atomic writes, checks against the manifest, and consistent reads.
 
-What is wrong with the files of a directory is worded without its path, which the caller adds.
+Messages about the files of a directory do not contain its path, which the caller adds.
 """
 
 import contextlib
@@ -32,14 +32,14 @@ Result = TypeVar('Result')
 FORMAT = 2
 
 MAX_JSON_BYTES = 256 * 2**20
-_MAX_NAME_BYTES = 200  # what stands beside has a longer name
+_MAX_NAME_BYTES = 200  # the names of temporary directories are longer
 _WAIT_SECONDS = 60.0
 _MAX_READS = 20
 _LEFTOVER = re.compile(r'\..+\.[0-9a-f]{12}\.thinkml-new')
 
 
 def absolute(path: Any, argument: str = 'path') -> Path:
-    """Returns where a path leads, see `local_path`, without links and dots in its folders.
+    """Returns a path as `local_path` does, absolute and without links and dots in its folders.
 
     Raises:
         ConfigError: if it is not a path.
@@ -56,26 +56,26 @@ def absolute(path: Any, argument: str = 'path') -> Path:
 
 
 def check_target(path: Path, overwrite: bool) -> None:
-    """Checks that a model may be written to a path, before any work is done for it.
+    """Checks that a model may be written to a path, before any work is done.
 
-    A model that a save left aside when it was killed is first put back.
+    If a save was killed after it had moved the old model aside, that model is first moved back.
 
     Raises:
-        ModelFileError: if something is there that may not be replaced.
+        ModelFileError: if there is something at the path that may not be replaced.
     """
-    if not path.parent.is_dir():  # it will be made
+    if not path.parent.is_dir():  # it will be created
         return
     try:
         with filesystem.locked(path.parent, _WAIT_SECONDS):
-            _check_free(path, overwrite)
+            _check_replaceable(path, overwrite)
     except ModelFileError:
         raise
     except OSError as error:
         raise ModelFileError(f'path: {path} can not be written: {error}') from error
 
 
-def _check_free(path: Path, overwrite: bool) -> None:
-    _put_back(path)
+def _check_replaceable(path: Path, overwrite: bool) -> None:
+    _restore(path)
     if not os.path.lexists(path):
         return
     if not _is_model(path):
@@ -91,36 +91,36 @@ def _check_free(path: Path, overwrite: bool) -> None:
 
 @contextlib.contextmanager
 def atomic_directory(path: Path, overwrite: bool) -> Iterator[Path]:
-    """Gives a new directory to fill, and puts it in place of ``path`` at the end.
+    """Yields a new directory to fill, and moves it to ``path`` at the end.
 
-    What was at ``path`` stays until the new directory is on disk with its manifest; a process that
-    is killed leaves the one or the other, and a hidden directory that the next save beside it
-    removes. After an error nothing has changed. Of two processes that write to one path, the later
-    one replaces what the other wrote, or without ``overwrite`` gets the error. The processes of one
-    run write one directory together.
+    The old content of ``path`` stays until the new directory is on disk with its manifest. If the
+    process is killed, one of the two is at ``path``, and the next save into the same folder removes
+    the hidden directory that is left. After an error nothing has changed. If two processes write to
+    one path, the later one replaces the result of the other, or gets the error without
+    ``overwrite``. All processes of one run write one directory together.
 
     Raises:
-        ModelFileError: if the directory can't be written, or something came to be at ``path``.
+        ModelFileError: if the directory can't be written, or ``path`` was created in the meantime.
     """
-    beside = Path(broadcast_result(lambda: str(_unused(path)), ModelFileError))
+    temporary = Path(broadcast_result(lambda: str(_temporary_name(path)), ModelFileError))
     held = None
 
     def begin() -> None:
         nonlocal held
         path.parent.mkdir(parents=True, exist_ok=True)
         with filesystem.locked(path.parent, _WAIT_SECONDS):
-            beside.mkdir()
-            held = filesystem.lock(beside)  # says that somebody is at work here
+            temporary.mkdir()
+            held = filesystem.lock(temporary)  # shows other processes that it is in use
             _sweep(path.parent)
 
     def finish() -> None:
-        manifest.write(beside, format=FORMAT)
+        manifest.write(temporary, format=FORMAT)
         with filesystem.locked(path.parent, _WAIT_SECONDS):
-            _replace(path, beside, overwrite)
+            _replace(path, temporary, overwrite)
 
     try:
         broadcast_result(begin, ModelFileError)
-        yield beside
+        yield temporary
         barrier('model-written')
         broadcast_result(finish, ModelFileError)
     except ModelFileError:
@@ -129,20 +129,20 @@ def atomic_directory(path: Path, overwrite: bool) -> Iterator[Path]:
         raise ModelFileError(f'path: {path} could not be written: {error}') from error
     finally:
         if is_first_process():
-            shutil.rmtree(beside, ignore_errors=True)
+            shutil.rmtree(temporary, ignore_errors=True)
         filesystem.unlock(held)
 
 
 def _sweep(folder: Path) -> None:
-    """Removes what saves that were killed have left; what is locked somebody is still writing."""
+    """Removes the remains of saves that were killed; locked directories are still being written."""
     for name in os.listdir(folder):
         leftover = folder / name
         if not _LEFTOVER.fullmatch(name) or leftover.is_symlink() or not leftover.is_dir():
             continue
         held = None
-        with contextlib.suppress(FileNotFoundError):  # who failed there removes it just now
+        with contextlib.suppress(FileNotFoundError):  # its own process just removed it
             held = filesystem.lock(leftover)
-        if held is not None and held >= 0:  # nobody knows where folders can't be locked
+        if held is not None and held >= 0:  # unknown if folders can't be locked
             shutil.rmtree(leftover, ignore_errors=True)
         filesystem.unlock(held)
 
@@ -150,18 +150,18 @@ def _sweep(folder: Path) -> None:
 def _replace(path: Path, new: Path, overwrite: bool) -> None:
     """Moves a directory to a path where another one may be.
 
-    No portable call swaps two directories, so for a moment the old one is aside; `find` looks
-    there too.
+    No portable call swaps two directories. So for a moment the old one has another name, which
+    `find` looks at too.
     """
-    _check_free(path, overwrite)
+    _check_replaceable(path, overwrite)
     aside = _aside(path)
     if path.exists():
         _discard(path)
         path.rename(aside)
     try:
-        new.rename(path)  # fails where folders can't be locked and another process was first
+        new.rename(path)  # fails if folders can't be locked and another process was first
     except OSError:
-        _check_free(path, overwrite)
+        _check_replaceable(path, overwrite)
         raise
     sync_folder(path.parent)
     _discard(path)
@@ -171,7 +171,7 @@ def _aside(path: Path) -> Path:
     return path.with_name(f'.{path.name}.thinkml-old')
 
 
-def _unused(path: Path) -> Path:
+def _temporary_name(path: Path) -> Path:
     return path.with_name(f'.{path.name}.{uuid.uuid4().hex[:12]}.thinkml-new')
 
 
@@ -179,22 +179,22 @@ def _is_model(path: Path) -> bool:
     return not path.is_symlink() and (path / manifest.NAME).is_file()
 
 
-def _put_back(path: Path) -> None:
+def _restore(path: Path) -> None:
     aside = _aside(path)
     if not os.path.lexists(path) and _is_model(aside):
-        # Fails where another process has just finished: then a model is at the path.
+        # Fails if another process has just finished: then a model is at the path.
         with contextlib.suppress(OSError):
             aside.rename(path)
 
 
 def _discard(path: Path) -> None:
-    """Removes a model that was replaced; its place is free at once, also if the rest is killed."""
+    """Removes a replaced model. Its name is free at once, even if the process is then killed."""
     aside = _aside(path)
     if not os.path.lexists(aside):
         return
     if not _is_model(aside):
         raise ModelFileError(f'path: {aside} is in the way and is not a model. Move it away.')
-    trash = _unused(path)
+    trash = _temporary_name(path)
     aside.rename(trash)
     shutil.rmtree(trash, ignore_errors=True)
 
@@ -203,7 +203,7 @@ def find(path: Path) -> Path:
     """Returns the directory of a model.
 
     Raises:
-        ModelFileError: if there is none; says what is there.
+        ModelFileError: if there is none. Names what is there instead.
     """
     if not os.path.lexists(path) and _is_model(_aside(path)):
         return _aside(path)
@@ -213,8 +213,8 @@ def find(path: Path) -> Path:
         raise ModelFileError(f'path: {path} is a file, expected the directory of a saved model.')
     if holds_checkpoints(path):
         raise ModelFileError(
-            f'path: {path} holds checkpoints of a training, not a saved model. Make the model and '
-            f'load their weights: thinkml.training.load_checkpoint({str(path)!r}, model).'
+            f'path: {path} holds checkpoints of a training, not a saved model. Create the model '
+            f'and load their weights: thinkml.training.load_checkpoint({str(path)!r}, model).'
         )
     if not (path / manifest.NAME).is_file():
         raise ModelFileError(
@@ -224,7 +224,7 @@ def find(path: Path) -> Path:
 
 
 def models_in(folder: Path) -> list[Path]:
-    """The models that are directly in a folder, sorted; none where there is no such folder.
+    """Returns the models directly in a folder, sorted; an empty list if it does not exist.
 
     Raises:
         ModelFileError: if it can't be listed.
@@ -237,11 +237,11 @@ def models_in(folder: Path) -> list[Path]:
         raise ModelFileError(f'root: {folder} can not be listed: {error}') from error
 
 
-def read_whole(path: Path, read: Callable[[Path], Result]) -> Result:
-    """Calls ``read`` with a model's directory, and again where the model was replaced meanwhile.
+def read_consistent(path: Path, read: Callable[[Path], Result]) -> Result:
+    """Calls ``read`` with a model's directory, again if the model was replaced in the meantime.
 
     Raises:
-        ModelFileError: if there is no model, or ``read`` fails and nothing was replaced.
+        ModelFileError: if there is no model, or ``read`` fails although nothing was replaced.
     """
     for _ in range(_MAX_READS):
         before = _stamp(path)
@@ -251,13 +251,13 @@ def read_whole(path: Path, read: Callable[[Path], Result]) -> Result:
             if _stamp(path) == before:
                 raise
         else:
-            if _stamp(path) == before:  # else it may hold something of both
+            if _stamp(path) == before:  # otherwise the result may mix both models
                 return found
     raise ModelFileError(f'path: {path} was replaced {_MAX_READS} times while it was read.')
 
 
 def _stamp(path: Path) -> list[tuple[int, int] | None]:
-    """Changes whenever the model at a path is another one."""
+    """Returns a value that changes whenever the model at a path is replaced."""
     found: list[tuple[int, int] | None] = []
     for directory in (path, _aside(path)):
         try:
@@ -279,7 +279,7 @@ def write_json(directory: Path, name: str, value: Any) -> None:
     if len(content) > MAX_JSON_BYTES:
         raise NotStorableError(
             f'{name}: {len(content)} bytes, at most {MAX_JSON_BYTES} can be read again. Keep large '
-            'arrays in files of their own.'
+            'arrays in separate files.'
         )
     (directory / name).write_bytes(content)
 
@@ -288,7 +288,7 @@ def read_json(directory: Path, name: str, limit: int | None = None) -> Any:
     """Reads strict JSON.
 
     Raises:
-        ModelFileError: if the file is missing, too large, or something else.
+        ModelFileError: if the file is missing, too large, or not a regular file of JSON.
     """
     try:
         content = read_bounded(directory / name, MAX_JSON_BYTES if limit is None else limit)
@@ -307,7 +307,7 @@ def _refuse_constant(name: str) -> Any:
 
 
 def fingerprint(directory: Path) -> str:
-    """Identifies what a model directory holds, by its manifest."""
+    """Returns the hash of a model directory's manifest, which identifies its content."""
     return hashlib.sha256((directory / manifest.NAME).read_bytes()).hexdigest()
 
 
@@ -315,9 +315,9 @@ def verify(directory: Path, only: Collection[str] | None = None) -> None:
     """Checks the files of a model directory against its manifest.
 
     Args:
-        directory: of the model.
-        only: the files whose contents are looked at; None for all. That no others are missing or
-            too many is checked in any case.
+        directory: the directory of the model.
+        only: the files whose content is checked; None for all. Missing and unlisted files are
+            reported in any case.
 
     Raises:
         ModelFileError: for the first file that is missing, changed or not listed. Names it.
@@ -332,12 +332,12 @@ def verify(directory: Path, only: Collection[str] | None = None) -> None:
 
 
 def _listed_in_format_1(directory: Path) -> dict[str, Any] | None:
-    """The files and hashes that a manifest of the first format lists; None for later ones."""
+    """Returns the files and hashes in a manifest of the first format; None for later formats."""
     found = read_json(directory, manifest.NAME, manifest.MAX_BYTES)
     hashes = found.get('sha256') if isinstance(found, dict) else None
     if not isinstance(hashes, dict):
         return None
-    # Written in one way only: whatever else means the same was not written by us.
+    # ThinkML writes exactly this text, so any other text with the same meaning is a change.
     written = json.dumps({'format': 1, 'sha256': hashes}, indent=1, sort_keys=True).encode()
     if (directory / manifest.NAME).read_bytes() != written + b'\n':
         raise ModelFileError(f'{manifest.NAME!r} changed since it was written')

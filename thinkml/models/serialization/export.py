@@ -1,4 +1,4 @@
-"""Models for other programs: weights as safetensors, the forward pass as StableHLO."""
+"""Export for other programs: weights as safetensors, the forward pass as StableHLO."""
 
 import contextlib
 import os
@@ -21,20 +21,20 @@ PathLike = str | os.PathLike[str]
 
 
 def save_safetensors(model: Any, path: PathLike) -> Path:
-    """Writes the arrays of a model into one file that other libraries read.
+    """Writes the arrays of a model into one file that other libraries can read.
 
     Names are the arrays' paths in the model, joined by dots: ``layers.0.kernel``. Keys of random
-    streams are left out. The file is replaced at once, if there is one.
+    streams are left out. An existing file is replaced atomically.
 
     Args:
-        model: a `flax.nnx.Module`, or what `from_linen` or `from_functions` returned.
+        model: a `flax.nnx.Module`, or a model from `from_linen` or `from_functions`.
         path: the file, which by convention ends in ``.safetensors``.
 
     Returns:
         The path.
 
     Raises:
-        ModelTypeError: if ``model`` is no model.
+        ModelTypeError: if ``model`` is not a model.
         ImportError: without the package safetensors.
 
     Example:
@@ -49,24 +49,24 @@ def save_safetensors(model: Any, path: PathLike) -> Path:
 
 
 def write_safetensors(arrays: Mapping[str, Any], path: PathLike, argument: str = 'file') -> Path:
-    """Writes arrays by the names they have in a model file, as `save_safetensors` does."""
+    """Writes arrays, named as in a model file, in the format of `save_safetensors`."""
     named = {
         name.replace('/', '.'): np.asarray(array, order='C')
         for name, array in arrays.items()
         if not _is_key(array)
     }
     if len(named) != sum(not _is_key(array) for array in arrays.values()):
-        raise ModelFileError("model: two of its arrays differ in '.' and '/' alone, rename one.")
-    return _write_whole(path, _safetensors().numpy.save(named), argument)
+        raise ModelFileError("model: two array names differ only in '.' and '/'. Rename one.")
+    return _write_atomically(path, _safetensors().numpy.save(named), argument)
 
 
 def load_safetensors(path: PathLike, *, into: Any) -> Any:
-    """Puts the arrays of a safetensors file into a model, all or, if one does not fit, none.
+    """Puts the arrays of a safetensors file into a model: all, or none if one does not fit.
 
     Args:
-        path: the file; names as `save_safetensors` writes them.
+        path: the file, with names as `save_safetensors` writes them.
         into: a model whose arrays have these names, shapes and dtypes. Its keys of random streams
-            stay what they are.
+            are not changed.
 
     Returns:
         The model, in eval mode.
@@ -75,42 +75,41 @@ def load_safetensors(path: PathLike, *, into: Any) -> Any:
         ModelFileError: if there is no such file, it is damaged, or does not fit. Names each array.
         ImportError: without the package safetensors.
     """
-    path, own = local_path(path), named_arrays(into)
-    names: dict[str, str] = {name.replace('/', '.'): name for name in own}
+    path, current = local_path(path), named_arrays(into)
+    names: dict[str, str] = {name.replace('/', '.'): name for name in current}
     try:
         found = read_safetensors(path)
     except FileNotFoundError as error:
         raise ModelNotFoundError(f'path: {path} does not exist.') from error
-    except Exception as error:  # its own type, and what the file system raises
+    except Exception as error:  # the library's own type, or an OSError
         raise ModelFileError(f'path: {path} can not be read: {error}') from error
     arrays = {names.get(str(n), str(n)): jnp.asarray(array) for n, array in found.items()}
-    fill(into, {n: array for n, array in own.items() if _is_key(array)} | arrays, str(path))
+    fill(into, {n: array for n, array in current.items() if _is_key(array)} | arrays, str(path))
     return into
 
 
 def read_safetensors(path: PathLike) -> dict[str, Any]:
-    """The arrays of a file by name."""
+    """Returns the arrays of a file by name."""
     return _safetensors().numpy.load_file(path)
 
 
 def write_stablehlo(forward: Forward, path: PathLike) -> Path:
     """Writes the forward pass as StableHLO's portable bytecode.
 
-    Its arguments are an int32 that says where it runs (0 CPU, 1 CUDA, 2 TPU), the arrays, the
-    inputs.
+    Its arguments are an int32 for the platform (0 CPU, 1 CUDA, 2 TPU), the arrays, and the inputs.
     """
     program = _without_assertions(open_program(forward).mlir_module_serialized)
-    return _write_whole(path, program, 'file')
+    return _write_atomically(path, program, 'file')
 
 
 def _without_assertions(program: bytes) -> bytes:
-    """Takes out jax's calls that compare shapes, which no other program knows."""
+    """Removes jax's custom calls that compare shapes, which no other program supports."""
     from jaxlib.mlir import ir
     from jaxlib.mlir.dialects import stablehlo
 
     assertions = []
 
-    def look_at(operation: Any) -> Any:
+    def collect(operation: Any) -> Any:
         called = operation.attributes.get('call_target_name')
         if called is not None and ir.StringAttr(called).value == 'shape_assertion':
             assertions.append(operation)
@@ -118,26 +117,26 @@ def _without_assertions(program: bytes) -> bytes:
 
     with ir.Context() as context:
         module = stablehlo.deserialize_portable_artifact(context, bytes(program))
-        module.operation.walk(look_at)
+        module.operation.walk(collect)
         for operation in assertions:
             operation.erase()
-        kept_for = stablehlo.StablehloCompatibilityRequirement.WEEK_12
-        version = stablehlo.get_version_from_compatibility_requirement(kept_for)
+        compatibility = stablehlo.StablehloCompatibilityRequirement.WEEK_12
+        version = stablehlo.get_version_from_compatibility_requirement(compatibility)
         return stablehlo.serialize_portable_artifact(module, version)
 
 
-def _write_whole(path: PathLike, content: bytes, argument: str) -> Path:
+def _write_atomically(path: PathLike, content: bytes, argument: str) -> Path:
     target = local_path(path, argument)
     if not is_first_process():
         return expanded(path)
-    beside = target.with_name(f'.{target.name}.tmp')
+    temporary = target.with_name(f'.{target.name}.tmp')
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        write_synced(beside, content)
-        beside.replace(target)
+        write_synced(temporary, content)
+        temporary.replace(target)
     except OSError as error:
         with contextlib.suppress(OSError):
-            beside.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
         raise ModelFileError(f'{argument}: {target} could not be written: {error}') from error
     return expanded(path)
 

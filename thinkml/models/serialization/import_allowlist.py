@@ -1,9 +1,9 @@
-"""Classes and functions by name, and which names a model file may use.
+"""The classes and functions that a model file may name, and their lookup.
 
-A model file names the classes and functions its model is made of. Whoever wrote the file chose the
-names, so a name is looked up, never walked or evaluated, and what is found must be of the kind
-that belongs in that place and at home where the name says. Of libraries only what computes with
-arrays may be named, since a file also chooses what it is called with.
+A model file names the classes and functions of its model. The author of the file chose these
+names, so a name is only looked up, never traversed or evaluated. The result must be of the expected
+kind and must be defined in the module that the name gives. From libraries, only classes and
+functions that compute with arrays may be named, since the file also chooses their arguments.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ from thinkml.models.serialization.json_values import Path, where
 
 LIBRARIES = ('flax', 'jax', 'optax', 'thinkml')
 
-# Where names are looked for first: a library's private modules move between its versions.
+# Modules that are searched first, since the private modules of libraries move between versions.
 _PUBLIC = (
     'jax',
     'jax.nn',
@@ -39,8 +39,8 @@ _PUBLIC = (
     'optax.losses',
 )
 
-# The libraries' functions of arrays, by their homes. No other function of a library may be named:
-# among them are some that read files or run text as code, and the file chooses the arguments.
+# The modules with the libraries' array functions. No other function of a library may be named: some
+# of them read files or run text as code, and the file chooses the arguments.
 _ARRAY_FUNCTIONS = (
     'jax.nn',
     'jax.numpy',
@@ -62,7 +62,8 @@ _ARRAY_FUNCTIONS = (
     'optax.losses',
 )
 
-# What lives there too and touches files, calls what it is given, or hands on what is no array.
+# Functions in these modules that access files, call their arguments, or return other objects than
+# arrays.
 _NO_ARRAY_FUNCTIONS = (
     'load', 'save', 'savez', 'savez_compressed', 'fromfile', 'fromstring', 'from_dlpack',
     'fromfunction', 'frompyfunc', 'unary_ufunc', 'vectorize', 'apply_along_axis',
@@ -74,7 +75,7 @@ _NO_ARRAY_FUNCTIONS = (
 )  # fmt: skip
 
 
-# Modules of ThinkML that had another name when older files were written.
+# Modules of ThinkML that were renamed, by the names in older files.
 _MOVED = {
     'thinkml.models.zoo.drawing': 'thinkml.models.zoo.initializers',
     'thinkml.models.zoo.parts': 'thinkml.models.zoo.layers',
@@ -83,12 +84,12 @@ _MOVED = {
 
 
 class MissingNameError(ModelFileError):
-    """A class or function is not here, or not trusted: the code, not the file, is at fault."""
+    """A class or function that is missing or not trusted: a problem of the code, not the file."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-    """What may stand in one place of a model file."""
+    """A kind of class or function that a model file may name in some position."""
 
     label: str
     check: Callable[[Any], bool]
@@ -132,16 +133,16 @@ CLASS = Kind('a class that models are made of', _is_value_class)
 
 
 def name_of(thing: Any, kind: Kind, path: Path) -> str:
-    """Returns the name, ``'package.module:Name'``, by which `resolve` will find a thing.
+    """Returns the name, ``'package.module:Name'``, by which `resolve` finds a class or function.
 
     Raises:
-        NotStorableError: if it could not be found by any name in another process, or not be used.
+        NotStorableError: if another process could not find it by any name, or must not use it.
     """
     name = getattr(thing, '__qualname__', None) or getattr(thing, '__name__', '')
     home = getattr(thing, '__module__', None) or ''
     if name.replace('.', '_').isidentifier() and '.' in name:
         raise NotStorableError(
-            f'{where(path)}: {name!r} is nested, where another process does not look for it. '
+            f'{where(path)}: {name!r} is nested, so another process can not find it. '
             f'Define {name.split(".")[-1]} at the top level of {home}.'
         )
     if not name.isidentifier():
@@ -153,7 +154,7 @@ def name_of(thing: Any, kind: Kind, path: Path) -> str:
     if home == '__main__':
         raise NotStorableError(
             f'{where(path)}: {name!r} is defined in the main program, where another process can '
-            'not find it. Move it into a file of its own, my_models.py for instance, and write '
+            'not find it. Move it into a separate file, for instance my_models.py, and write '
             f'from my_models import {name}.{_rescue(thing, path)}'
         )
     for module in (*_PUBLIC, home):
@@ -161,12 +162,12 @@ def name_of(thing: Any, kind: Kind, path: Path) -> str:
             return _checked(f'{module}:{name}', kind, path)
     raise NotStorableError(
         f'{where(path)}: {home}.{name} is something else than this {type(thing).__name__}. '
-        'Save what stands under its own name in its module.'
+        'Save an object that its module has under its name.'
     )
 
 
 def _rescue(thing: Any, path: Path) -> str:
-    """How to carry over what a model of the main program has learned."""
+    """Returns advice on how to keep the weights of a model from the main program."""
     if NODE.check(thing):
         new = f'{thing.__name__}(...) of that class, nnx.update(new, nnx.state(model))'
     elif LINEN.check(thing):
@@ -176,13 +177,13 @@ def _rescue(thing: Any, path: Path) -> str:
     else:
         return ''
     return (
-        f' To keep what this one has learned, make new = {new}, '
+        f' To keep the weights of this one, make new = {new}, '
         'thinkml.models.attach_record(new, thinkml.models.record_of(model)), and save new.'
     )
 
 
 def _checked(name: str, kind: Kind, path: Path) -> str:
-    """Refuses what `resolve` would refuse, whatever is trusted when the file is loaded."""
+    """Returns the name, if `resolve` can find it with its package trusted at load time."""
     top = name.split(':')[0].split('.')[0]
     try:
         resolve(name, kind, () if top in LIBRARIES else (top,))
@@ -196,13 +197,13 @@ def resolve(name: str, kind: Kind, trusted: Sequence[str] = ()) -> Any:
 
     Args:
         name: ``'package.module:Name'``.
-        kind: what it must be.
-        trusted: modules that may be imported for it, with what is inside them, and of which
-            everything may be named. Of `LIBRARIES`, classes and functions of arrays may be named;
-            modules of the user's own must be imported already.
+        kind: the kind that it must have.
+        trusted: modules that may be imported for it, with their submodules, and from which
+            everything may be named. From `LIBRARIES`, classes and array functions may be named.
+            User modules must be imported already.
 
     Raises:
-        ModelFileError: if the name is not allowed, not there, or something else.
+        ModelFileError: if the name is not allowed, does not exist, or is of another kind.
     """
     module_name, _, attribute = name.partition(':')
     module_name = _MOVED.get(module_name, module_name)
@@ -220,10 +221,10 @@ def resolve(name: str, kind: Kind, trusted: Sequence[str] = ()) -> Any:
         if not is_inside(home, trusted) and not _is_harmless(thing, home):
             raise ModelFileError(
                 f'{name!r} is none of the functions and classes of {home.split(".")[0]} that a '
-                'model file may name. Call it from a function or module class of your own'
+                'model file may name. Call it from your own function or module class'
             )
     elif home.split('.')[0] != parts[0] and not is_inside(home, trusted):
-        raise ModelFileError(f'{name!r} is at home in {home or "no module"}, not in {parts[0]}')
+        raise ModelFileError(f'{name!r} is defined in {home or "no module"}, not in {parts[0]}')
     return thing
 
 
@@ -244,23 +245,24 @@ def _module(module_name: str, name: str, trusted: Sequence[str]) -> types.Module
     module = sys.modules[module_name]
     if is_installed(module):
         raise MissingNameError(
-            f'{name!r} is of an installed library, which others have imported for their own ends. '
+            f'{name!r} is of an installed library, which may have been imported for other reasons. '
             f'If you trust the file with all of it, pass trusted=[{top!r}]'
         )
     return module
 
 
 def is_installed(module: types.ModuleType) -> bool:
-    """Whether it is part of an installed library, or of no file."""
+    """Returns True if a module belongs to an installed library, or has no file."""
     file = getattr(module, '__file__', None)
     return file is None or not {'site-packages', 'dist-packages'}.isdisjoint(PurePath(file).parts)
 
 
 def _is_harmless(thing: Any, home: str) -> bool:
-    """Whether something of a library does no more than compute with arrays, whatever it is given.
+    """Returns True if a class or function of a library only computes with arrays.
 
-    Its classes do: they are made without being called. Except dataclasses that are functions with
-    settings, since what is called then is one of those settings; nnx's filters only compare.
+    It must do so for all arguments. Classes do, since they are instantiated without being called.
+    The exception are dataclasses with ``__call__``, which may call one of their fields; nnx's
+    filters only compare.
     """
     if inspect.isclass(thing):
         is_called = any('__call__' in vars(base) for base in thing.__mro__)
@@ -275,18 +277,18 @@ def check_called_with_arguments(name: str, trusted: Sequence[str]) -> None:
     """Checks that a function may be called with arguments that a file chose.
 
     Raises:
-        ModelFileError: for functions that are neither of a library nor trusted.
+        ModelFileError: for functions that are neither from a library nor trusted.
     """
     home = resolve(name, FUNCTION, trusted).__module__
     if not is_inside(home, (*LIBRARIES, *trusted)):
         raise MissingNameError(
-            f'{name!r} is called with arguments that the file names. If you trust both, pass '
+            f'{name!r} is called with arguments from the file. If you trust both, pass '
             f'trusted=[{name.split(":")[0]!r}]'
         )
 
 
 def is_inside(module: str, packages: Sequence[str]) -> bool:
-    """Whether a module is one of the packages or in one of them."""
+    """Returns True if a module is one of the packages or in one of them."""
     return f'{module}.'.startswith(_beginnings(tuple(packages)))
 
 

@@ -1,6 +1,6 @@
-"""Plain values as strict JSON and back, types kept.
+"""Codec for plain values: strict JSON that keeps their types.
 
-JSON has no NaN, no tuple, no integer key, no float32. What it lacks is written as an object with
+JSON has no NaN, no tuple, no integer key, no float32. Such values are written as an object with
 one key that starts with ``$``: ``{"$float": "nan"}``, ``{"$tuple": [1, 2]}``.
 """
 
@@ -23,7 +23,7 @@ Path = tuple[Any, ...]
 
 
 def where(path: Path) -> str:
-    """Words the place of a value: ``metadata['scores'][0]``, ``model.layers[0]``."""
+    """Returns a path as text: ``metadata['scores'][0]``, ``model.layers[0]``."""
     root, *keys = path
     in_model = root.startswith('model')
 
@@ -48,11 +48,11 @@ def encode(value: Any, path: Path, special: Callable[[Any, Path], Json] = refuse
 
     Args:
         value: None, bool, int, float, str, numpy scalars, and lists, tuples and dicts of them.
-        path: where the value stands, for error messages: a name, then keys.
-        special: ``special(value, path)`` encodes, or refuses, everything else.
+        path: the position of the value, for error messages: a name, then keys.
+        special: ``special(value, path)`` encodes or refuses everything else.
 
     Raises:
-        NotStorableError: where ``special`` refuses.
+        NotStorableError: if ``special`` refuses.
     """
 
     def items(values: Any) -> list[Json]:
@@ -82,18 +82,18 @@ def encode(value: Any, path: Path, special: Callable[[Any, Path], Json] = refuse
 
 
 def _unknown(tag: str, body: Json) -> Any:
-    raise ValueError(f'{tag!r} is not known to this version')
+    raise ValueError(f'{tag!r} is unknown to this version')
 
 
 def decode(node: Json, special: Callable[[str, Json], Any] = _unknown) -> Any:
-    """Turns what `encode` returned back into the value.
+    """Returns the value that `encode` turned into JSON.
 
     Args:
         node: parsed JSON.
-        special: ``special(tag, body)`` decodes what `encode`'s ``special`` encoded.
+        special: ``special(tag, body)`` decodes the values that ``special`` of `encode` encoded.
 
     Raises:
-        Exception: any, where the JSON is not what `encode` writes.
+        Exception: of any type, if `encode` can not have written the JSON.
     """
     if isinstance(node, list):
         return [decode(item, special) for item in node]
@@ -117,10 +117,10 @@ def decode(node: Json, special: Callable[[str, Json], Any] = _unknown) -> Any:
 
 
 def dtype_named(name: str) -> np.dtype:
-    """The numeric dtype of this name, bfloat16 and its kin included.
+    """Returns the numeric dtype of this name, including bfloat16 and similar types.
 
     Raises:
-        ValueError: for any other text: numpy takes it for a record layout, or an object.
+        ValueError: for any other text, which numpy could read as a record layout or an object.
     """
     dtype = jnp.dtype(name)
     if dtype.name != name or (not jnp.issubdtype(dtype, np.number) and dtype != np.bool_):
@@ -134,12 +134,12 @@ def plain(value: Any, path: Path, special: Callable[[Any, Path], Json] = refuse)
     Arrays become lists, dates ISO text, paths text, dataclasses and named tuples dicts.
 
     Args:
-        value: what the user wants noted.
-        path: where the value stands, for error messages: a name, then keys.
-        special: ``special(value, path)`` reduces, or refuses, everything else.
+        value: the value to reduce.
+        path: the position of the value, for error messages: a name, then keys.
+        special: ``special(value, path)`` reduces or refuses everything else.
 
     Raises:
-        NotStorableError: where ``special`` refuses.
+        NotStorableError: if ``special`` refuses.
     """
 
     def items(values: Any) -> list[Any]:
@@ -181,7 +181,7 @@ def plain(value: Any, path: Path, special: Callable[[Any, Path], Json] = refuse)
 def _numbers(array: Any, path: Path) -> Any:
     try:
         return np.asarray(array).tolist()
-    except RuntimeError as error:  # donated, or in parts that other processes have
+    except RuntimeError as error:  # it is donated, or sharded over other processes
         raise NotStorableError(f'{where(path)}: the array can not be read: {error}') from error
 
 

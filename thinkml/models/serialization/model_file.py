@@ -1,10 +1,11 @@
-"""What the directory of a model holds: written from a model, read back into one.
+"""The content of a model's directory: written from a model, and read back.
 
-- ``model.json``: the structure, versions, when and from what it was made.
-- ``weights``: the arrays. ``optimizer``: those of the optimizer, where they were asked for.
-- ``forward.bin``: the exported forward pass, where the model's inputs are known.
-- ``record.json``: task and classes, training runs, settings. ``metadata.json``: the user's notes.
-- ``manifest.json``: size and SHA-256 of each of these.
+- ``model.json``: the structure, versions, time and origin.
+- ``weights``: the arrays. ``optimizer``: the optimizer's arrays, if they are included.
+- ``forward.bin``: the exported forward pass, if the model's inputs are known.
+- ``record.json``: task and classes, training runs, settings. ``metadata.json``: the user's
+  metadata.
+- ``manifest.json``: the size and the SHA-256 of each of these files.
 """
 
 import contextlib
@@ -46,20 +47,20 @@ MODEL, RECORD, METADATA, FORWARD = 'model.json', 'record.json', 'metadata.json',
 WEIGHTS, OPTIMIZER = 'weights', 'optimizer'
 INDEX = f'{WEIGHTS}/index.json'
 MAX_FORWARD_BYTES = 256 * 2**20
-_MAX_DRAWN = 2**27  # numbers
+_MAX_DRAWN = 2**27  # random numbers, for the inputs of a comparison
 
 
 @dataclasses.dataclass(frozen=True)
 class Contents:
-    """All that is written, checked before anything is.
+    """The content of a model's directory, checked before anything is written.
 
     Attributes:
-        about: of ``model.json``; the parent's path is absolute.
-        record: of ``record.json``.
-        notes: of ``metadata.json``.
-        arrays: of the model, by name.
-        forward: the exported forward pass; None where there is none.
-        optimizer: its arrays by name; None where they were not asked for.
+        about: the content of ``model.json``, in which the parent's path is still absolute.
+        record: the content of ``record.json``.
+        notes: the content of ``metadata.json``.
+        arrays: the arrays of the model, by name.
+        forward: the exported forward pass; None if there is none.
+        optimizer: the optimizer's arrays by name; None if they are not included.
     """
 
     about: Json
@@ -74,29 +75,29 @@ class Contents:
 
 
 def contents_of(model: Any, metadata: Any, include_optimizer: bool) -> Contents:
-    """Everything a model's directory is to hold.
+    """Returns the content of a model's directory.
 
     Args:
         model: a model.
-        metadata: the user's notes.
-        include_optimizer: whether the optimizer's state goes with it.
+        metadata: the user's metadata.
+        include_optimizer: True to include the optimizer's state.
 
     Raises:
-        ModelTypeError: if it is no model.
+        ModelTypeError: if it is not a model.
         ModelFileError: for a part of it that no file can hold. Names the part.
     """
     try:
         structure, arrays = describe(model)
         record = record_of(model)
-        known, notes = _record_to_json(record), _notes(metadata)
+        encoded_record, notes = _record_to_json(record), _notes(metadata)
     except RecursionError as error:
         raise NotStorableError(
             'model, metadata: one of them contains itself, or is nested hundreds of times.'
         ) from error
     if include_optimizer and record.optimizer is None:
         raise ModelFileError(
-            'include_optimizer: nothing is known of an optimizer of this model, expected one that '
-            'was trained by ModelTrainer in this process. Save without it.'
+            'include_optimizer: this model has no optimizer state, expected a model that '
+            'ModelTrainer trained in this process. Save without it.'
         )
     forward = _forward_of(model, record)
     about = {
@@ -112,13 +113,21 @@ def contents_of(model: Any, metadata: Any, include_optimizer: bool) -> Contents:
     }
     optimizer = record.optimizer if include_optimizer else None
     return Contents(
-        about, known, notes, arrays, None if forward is None else forward.program, optimizer
+        about=about,
+        record=encoded_record,
+        notes=notes,
+        arrays=arrays,
+        forward=None if forward is None else forward.program,
+        optimizer=optimizer,
     )
 
 
 def write(directory: Path, contents: Contents, target: Path) -> None:
-    """Writes it into an empty directory, for its place; of several processes each calls this."""
-    about = contents.about | {'parent': _seen_from(target, contents.about['parent'])}
+    """Writes the content into an empty directory, which is then moved to ``target``.
+
+    In a run of several processes, each process calls this.
+    """
+    about = contents.about | {'parent': _relative_parent(target, contents.about['parent'])}
 
     def write_small_files() -> None:
         write_json(directory, MODEL, about)
@@ -149,14 +158,14 @@ def _forward_of(model: Any, record: ModelRecord) -> Forward | None:
             f'it has {len(forward.program):,} bytes, at most {MAX_FORWARD_BYTES:,} can be read'
         )
     warn_user(
-        'model: its forward pass was not exported, so the file can be loaded only where its '
-        f'classes are. {problem}'
+        'model: its forward pass was not exported, so the file can be loaded only if its '
+        f'classes are available. {problem}'
     )
     return None
 
 
 def _trainable(model: Any, arrays: Mapping[str, Any]) -> Json:
-    """The names of the arrays that training takes gradients of; None where nobody knows."""
+    """Returns the names of the trainable arrays; None if they are unknown."""
     if isinstance(model, ExportedModel):
         return None
     params = functionalize(model, None, jax.random.key(0)).params
@@ -165,7 +174,7 @@ def _trainable(model: Any, arrays: Mapping[str, Any]) -> Json:
 
 
 def _batch_like(spec: InputSpec) -> Any:
-    """A batch of such inputs, of shapes alone."""
+    """Returns the shapes and dtypes of a batch of such inputs."""
     return jax.tree.map(
         lambda array: jax.ShapeDtypeStruct((1, *array.shape), jnp.dtype(array.dtype)),
         spec.arrays,
@@ -178,8 +187,8 @@ def _arguments(forward: Forward, arrays: Mapping[str, Any]) -> Json:
     return {'arrays': [names[id(array)] for array in forward.arrays], 'rows': forward.rows}
 
 
-def _seen_from(target: Path, origin: Mapping[str, str] | None) -> Json:
-    """The model file it came from, by a relative path; None if it takes that one's place."""
+def _relative_parent(target: Path, origin: Mapping[str, str] | None) -> Json:
+    """Returns the parent with its path relative to ``target``; None if ``target`` replaces it."""
     if origin is None or origin['path'] == str(target):
         return None
     path = Path(os.path.relpath(origin['path'], target)).as_posix()
@@ -201,7 +210,7 @@ def _record_to_json(record: ModelRecord) -> Json:
             Task.from_dict(record.task.to_dict())
         except ValueError as error:
             raise ModelFileError(f'record.task: {error}.') from error
-    for name in ('config', 'data_fingerprint'):  # to be read by people: objects as described
+    for name in ('config', 'data_fingerprint'):  # people read these, so objects become their repr
         values[name] = plain(values[name], path, special=lambda value, _: repr(value))
     return encode(values, path)
 
@@ -212,18 +221,19 @@ def _record_to_json(record: ModelRecord) -> Json:
 def read(
     directory: Path, trusted: Sequence[str] = (), into: Any = None, include_optimizer: bool = False
 ) -> Any:
-    """Reads a model, or fills one.
+    """Reads a model, or fills the model ``into``.
 
     Raises:
-        ModelFileError: if it is damaged, or asks for what is not allowed. Names path and file.
+        ModelFileError: if it is damaged, or names something that is not allowed. Names path and
+            file.
     """
     with reading(directory):
         verify(directory)
-        about, known = (read_json(directory, name) for name in (MODEL, RECORD))
+        about, encoded_record = (read_json(directory, name) for name in (MODEL, RECORD))
     with reading(directory, MODEL):
         _check_format(about)
     with reading(directory, RECORD):
-        record = ModelRecord.from_dict(decode(known))
+        record = ModelRecord.from_dict(decode(encoded_record))
     arrays = _read_arrays(directory)
     if include_optimizer:
         record.optimizer, record.continues = _read_optimizer(directory), True
@@ -237,7 +247,7 @@ def read(
 
 
 def read_metadata(directory: Path) -> dict[str, Any]:
-    """The user's notes."""
+    """Returns the user's metadata."""
     with reading(directory):
         verify(directory, only=(METADATA,))
         notes = read_json(directory, METADATA)
@@ -246,10 +256,10 @@ def read_metadata(directory: Path) -> dict[str, Any]:
 
 
 def decode_notes(node: Json) -> dict[str, Any]:
-    """The user's notes from what ``metadata.json`` holds.
+    """Returns the user's metadata from the content of ``metadata.json``.
 
     Raises:
-        Exception: any, where it is not what was written.
+        Exception: of any type, if the content was not written by ThinkML.
     """
     notes = decode(node)
     if type(notes) is not dict:
@@ -259,7 +269,7 @@ def decode_notes(node: Json) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def reading(directory: Path, name: str = '') -> Iterator[None]:
-    """Whatever goes wrong while a model is read, the named file is at fault, or says which is."""
+    """Turns any exception into a `ModelFileError` that names the directory and the file."""
     try:
         yield
     except Exception as error:
@@ -293,7 +303,7 @@ def _read_model(
     arrays: Mapping[str, Any],
     trusted: Sequence[str],
 ) -> Any:
-    """The model of its own classes, or where these are gone or do something else, its forward."""
+    """Returns the model, or its exported forward pass if its classes are missing or changed."""
     with reading(directory, MODEL):
         is_exported = about['model']['kind'] == 'exported'
         changed = changed_sources(about.get('sources', {}))
@@ -312,28 +322,28 @@ def _read_model(
         if stand_in is None:
             raise
         why = str(cause) if is_gone else f'{_listed(changed)} changed since it was saved: {cause!r}'
-        return _standing_in(stand_in, directory, why)
+        return _warned_stand_in(stand_in, directory, why)
     if not changed:
         return model
     if about.get('forward') is None:
         warn_user(
-            f'path: {directory}: {_listed(changed)} changed since the model was saved. Whether it '
-            'computes what it did is not known, as it was saved without its forward pass.'
+            f'path: {directory}: {_listed(changed)} changed since the model was saved. It may '
+            'compute something else now: without its forward pass this can not be checked.'
         )
         return model
     stand_in = _stand_in(directory, about, record, arrays)
     spec = record.input_spec
     if stand_in is None or spec is None or _agree(model, stand_in, spec, directory):
         return model
-    return _standing_in(
+    return _warned_stand_in(
         stand_in,
         directory,
-        f'{_listed(changed)} changed since it was saved, and computes otherwise',
+        f'{_listed(changed)} changed since it was saved, and computes something else',
     )
 
 
 def read_arrays(directory: Path) -> dict[str, Any]:
-    """The arrays of a model by name."""
+    """Returns the arrays of a model by name."""
     with reading(directory):
         verify(directory)
     return _read_arrays(directory)
@@ -345,15 +355,15 @@ def _read_arrays(directory: Path) -> dict[str, Any]:
 
 
 def read_forward(directory: Path) -> Forward:
-    """The exported forward pass, with its arrays."""
+    """Returns the exported forward pass, with its arrays."""
     arrays = read_arrays(directory)
     with reading(directory):
         about = read_json(directory, MODEL)
     stand_in = _read_forward(directory, about, arrays)
     if stand_in is None:
         raise ModelFileError(
-            f'path: {directory} has no exported forward pass, which a model has that was saved '
-            'after its training.'
+            f'path: {directory} has no exported forward pass. Save the model after its training to '
+            'include it.'
         )
     return stand_in.forward
 
@@ -362,12 +372,12 @@ def _read_forward(
     directory: Path, about: Mapping[str, Any], arrays: Mapping[str, Any]
 ) -> ExportedModel | None:
     with reading(directory, MODEL):
-        taken = about.get('forward')
-    if taken is None:
+        arguments = about.get('forward')
+    if arguments is None:
         return None
     with reading(directory, FORWARD):
         program = read_bounded(directory / FORWARD, MAX_FORWARD_BYTES)
-        names, rows = taken['arrays'], taken['rows']
+        names, rows = arguments['arrays'], arguments['rows']
         check_readable(program)
         if not (rows is None or (type(rows) is int and 0 < rows <= 2**20)):
             raise ModelFileError(f'{rows!r} is not a number of rows')
@@ -379,7 +389,7 @@ def _read_forward(
 def _stand_in(
     directory: Path, about: Mapping[str, Any], record: ModelRecord, arrays: Mapping[str, Any]
 ) -> ExportedModel | None:
-    """The exported forward pass, if there is one, checked against the inputs of the record."""
+    """Returns the exported forward pass, if any, checked against the inputs in the record."""
     stand_in = _read_forward(directory, about, arrays)
     if stand_in is not None and record.input_spec is not None:
         with reading(directory, FORWARD):
@@ -387,17 +397,17 @@ def _stand_in(
     return stand_in
 
 
-def _standing_in(stand_in: ExportedModel, directory: Path, why: str) -> ExportedModel:
+def _warned_stand_in(stand_in: ExportedModel, directory: Path, why: str) -> ExportedModel:
     warn_user(
         f'path: {directory}: {why.rstrip(".")}. Its exported forward pass stands in: it predicts '
-        'and can be evaluated, but not be trained, and has no layers to look into. For the model '
-        'itself put its code back, or fill one of your own: load_model(path, into=model).'
+        'and can be evaluated, but can not be trained, and has no layers to inspect. To get the '
+        'model itself, restore its code, or fill another model: load_model(path, into=model).'
     )
     return stand_in
 
 
 def _agree(model: Any, stand_in: ExportedModel, spec: InputSpec, directory: Path) -> bool:
-    """Whether both compute the same of some inputs; inputs too large to be drawn say nothing."""
+    """Returns True if both give the same outputs for random inputs; False for very large inputs."""
     rows = jax.tree.leaves(_batch_like(spec))
     if sum(4 * math.prod(row.shape) for row in rows) > _MAX_DRAWN:
         return False
@@ -412,7 +422,7 @@ def _agree(model: Any, stand_in: ExportedModel, spec: InputSpec, directory: Path
     inputs = jax.tree.map(draw, _batch_like(spec))
     try:
         found = predict_outputs(model, inputs)
-    except Exception:  # the changed code's own
+    except Exception:  # the changed code may raise anything
         return False
     with reading(directory, FORWARD):
         expected = predict_outputs(stand_in, inputs)

@@ -1,13 +1,13 @@
-"""The graph of an NNX model as JSON, and back.
+"""Codec for the graph of an NNX model.
 
-`flax.nnx.GraphDef` lists the nodes and attributes of a model in the order in which they are met.
-In JSON they are nested as they are in the model:
+`flax.nnx.GraphDef` lists the nodes and attributes of a model in the order of traversal. In JSON
+they are nested as in the model:
 
 - ``{"module": class, "id": 0, "attributes": [[name, child], ...]}``
 - ``{"variable": class, "id": 1, "metadata": {...}, "value": {"$array": name}}``
 - ``{"container": "list", "items": [[0, child], ...]}``
-- ``{"shared": 1}``, what was met before under that id
-- ``{"leaf": {"$array": name}}``, an array that is no variable
+- ``{"shared": 1}``, a node that appeared before with this id
+- ``{"leaf": {"$array": name}}``, an array that is not a variable
 - ``{"static": value}``
 - ``{"state": [false, false]}``, flax's own flags of each module
 """
@@ -33,7 +33,7 @@ _CONTAINERS = {kind.__name__: kind for kind in (dict, list, tuple, type(None))}
 
 
 def describe_graph(model: nnx.Module, arrays: ArrayNames) -> Json:
-    """Describes an NNX model as it is in eval mode, and collects its arrays.
+    """Describes an NNX model in eval mode, and collects its arrays.
 
     Raises:
         ModelFileError: for a part that another process could not find by name, or that JSON can't
@@ -46,7 +46,7 @@ def describe_graph(model: nnx.Module, arrays: ArrayNames) -> Json:
 
 
 class _Writer:
-    """Reads a GraphDef's lists in step with its state."""
+    """A reader of a GraphDef's lists together with its state, which returns JSON."""
 
     def __init__(self, model: nnx.Module, arrays: ArrayNames):
         graph, state = nnx.split(model)
@@ -99,7 +99,7 @@ def _describe_pytree(node: Any, path: Path) -> Json:
     if path[-1] != '_pytree__state':
         raise NotStorableError(
             f'{where(path)}: got the pytree {node.metadata.treedef}, which a model file can not '
-            'describe. Hold its arrays in an nnx.Module, nnx.Dict or nnx.List.'
+            'describe. Keep its arrays in an nnx.Module, nnx.Dict or nnx.List.'
         )
     flags = node.metadata.treedef.unflatten(())
     return {'state': [flags.initializing, flags.is_setup]}
@@ -109,20 +109,20 @@ def build_graph(root: Json, arrays: ArrayTaker, trusted: Sequence[str]) -> nnx.M
     """Builds an NNX model from its description, without calling its class.
 
     Raises:
-        ModelFileError: for names that are not allowed or gone, and arrays that are missing.
-        Exception: any other, where the JSON is not what `describe_graph` writes.
+        ModelFileError: for names that are missing or not allowed, and for missing arrays.
+        Exception: of any other type, if `describe_graph` can not have written the JSON.
     """
     reader = _Reader(arrays, trusted)
     reader.node(root, ())
     graph = graphlib.GraphDef(reader.nodes, reader.attributes, reader.num_leaves)
     model = nnx.merge(graph, reader.state)
     if not isinstance(model, nnx.Module) or nnx.graphdef(model) != graph:
-        raise ValueError('the graph does not hold together')
+        raise ValueError('the graph is not consistent')
     return model
 
 
 class _Reader:
-    """Fills a GraphDef's lists and its state."""
+    """A builder of a GraphDef's lists and its state from JSON."""
 
     def __init__(self, arrays: ArrayTaker, trusted: Sequence[str]):
         self.nodes: list[Any] = []

@@ -1,4 +1,4 @@
-"""Whether the code that a model is made of is still the code it was saved with."""
+"""Hashes of the source code of a model, to find changes since it was saved."""
 
 import hashlib
 import re
@@ -16,9 +16,10 @@ _MAX_MODULES = 1000
 
 
 def source_hashes(structure: Json) -> dict[str, str]:
-    """The SHA-256 of the source of each module of the user's own that a model's code is in.
+    """Returns the SHA-256 of the source of each user module that a model's code depends on.
 
-    Those of the classes and functions it names, and those that these modules use in turn.
+    These are the modules of the classes and functions that the structure names, and the modules
+    that these use in turn. Modules of installed libraries are left out.
     """
     waiting = sorted({name.partition(':')[0] for name in _names(structure)})
     found: dict[str, str] = {}
@@ -32,7 +33,7 @@ def source_hashes(structure: Json) -> dict[str, str]:
 
 
 def changed_sources(hashes: Mapping[str, str]) -> list[str]:
-    """The modules whose source is another one now. Nothing is imported."""
+    """Returns the modules whose source has changed. Nothing is imported."""
     return [name for name, digest in hashes.items() if _hash(name) not in (None, digest)]
 
 
@@ -47,19 +48,19 @@ def _names(node: Json) -> Iterator[str]:
 
 
 def _used_by(module: types.ModuleType) -> set[str]:
-    """The modules that a module holds, or holds something of."""
-    held = list(vars(module).values())
-    names = (t.__name__ if isinstance(t, types.ModuleType) else _home(t) for t in held)
+    """Returns the modules that a module has as attributes, or from which its attributes come."""
+    values = list(vars(module).values())
+    names = (v.__name__ if isinstance(v, types.ModuleType) else _module_of(v) for v in values)
     return {name for name in names if name}
 
 
-def _home(thing: Any) -> str:
-    home = getattr(thing, '__module__', None)
-    return home if isinstance(home, str) else ''
+def _module_of(thing: Any) -> str:
+    module = getattr(thing, '__module__', None)
+    return module if isinstance(module, str) else ''
 
 
 def _hash(name: str) -> str | None:
-    """Of a module of the user's own that is imported from a file; None for all others."""
+    """Returns the hash of a user module that is imported from a file; None for all others."""
     module, top = sys.modules.get(name), name.split('.')[0]
     if module is None or top in LIBRARIES or top in sys.stdlib_module_names:
         return None

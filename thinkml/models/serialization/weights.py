@@ -1,4 +1,4 @@
-"""A model's arrays by name, taken and filled without describing its classes."""
+"""A model's arrays by name: read and replaced without describing its classes."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,16 +14,19 @@ from thinkml.errors import ModelFileError, ModelTypeError, problems
 from thinkml.models.serialization.array_index import ArrayNames, ArrayTaker, is_array
 from thinkml.models.serialization.attribute_codec import decode_special
 from thinkml.models.serialization.json_values import decode, encode
+from thinkml.typing import Model, PyTree
 
-# What holds the arrays of a model that is not an NNX module.
+Array = jax.Array | np.ndarray
+
+# The attributes with the arrays of models that are not NNX modules.
 _TREES = {LinenModel: 'variables', FunctionModel: 'params'}
 
 
-def named_arrays(model: Any) -> dict[str, Any]:
+def named_arrays(model: Model) -> dict[str, Any]:
     """Returns the arrays of a model by the names they have in its file.
 
     Args:
-        model: a `flax.nnx.Module`, or what `from_linen` or `from_functions` returned, with
+        model: a `flax.nnx.Module`, or a model from `from_linen` or `from_functions` that has
             parameters.
 
     Raises:
@@ -48,21 +51,21 @@ def named_arrays(model: Any) -> dict[str, Any]:
     return names.found
 
 
-def fill(model: Any, arrays: Mapping[str, Any], source: str) -> None:
-    """Puts arrays into a model, all of them or, if one does not fit, none.
+def fill(model: Model, arrays: Mapping[str, Any], source: str) -> None:
+    """Puts arrays into a model: all of them, or none if one does not fit.
 
     Args:
-        model: as for `named_arrays`.
-        arrays: by name.
-        source: where they come from, for the message.
+        model: a model, as for `named_arrays`.
+        arrays: the arrays by name.
+        source: the file they come from, for the message.
 
     Raises:
         ModelFileError: names every array that does not fit, with both types and shapes.
-        ModelTypeError: if it is no model.
+        ModelTypeError: if it is not a model.
     """
-    own = named_arrays(model)
-    check_fit(own, arrays, source)
-    arrays = {name: _placed_like(own[name], array) for name, array in arrays.items()}
+    current = named_arrays(model)
+    check_fit(current, arrays, source)
+    arrays = {name: _placed_like(current[name], array) for name, array in arrays.items()}
     if isinstance(model, nnx.Module):
         names, values = ArrayNames(), {}
         for path, leaf in nnx.to_flat_state(nnx.state(model)):
@@ -75,8 +78,8 @@ def fill(model: Any, arrays: Mapping[str, Any], source: str) -> None:
     names = ArrayNames()
     node = encode(_tree_of(model), ('model',), names.special)
     taker = ArrayTaker(arrays)
-    again = taker.or_else(lambda tag, body: decode_special(tag, body, (), again))
-    setattr(model, _TREES[type(model)], decode(node, again))
+    special = taker.or_else(lambda tag, body: decode_special(tag, body, (), special))
+    setattr(model, _TREES[type(model)], decode(node, special))
 
 
 def check_fit(expected: Mapping[str, Any], arrays: Mapping[str, Any], source: str) -> None:
@@ -100,24 +103,24 @@ def check_fit(expected: Mapping[str, Any], arrays: Mapping[str, Any], source: st
         raise ModelFileError(problems(f'into: {source} does not fit the model:', sorted(found)))
 
 
-def _shape(array: Any) -> str:
+def _shape(array: Array) -> str:
     return f'{array.dtype}[{",".join(map(str, np.shape(array)))}]'
 
 
-def _placed_like(own: Any, array: Any) -> Any:
-    """On the devices where the model's array is, if somebody put it there."""
-    is_placed = isinstance(own, jax.Array) and own.committed
-    return jax.device_put(array, own.sharding) if is_placed else array
+def _placed_like(current: Array, array: Array) -> Array:
+    """Puts an array on the devices of the model's array, if that is committed to them."""
+    is_placed = isinstance(current, jax.Array) and current.committed
+    return jax.device_put(array, current.sharding) if is_placed else array
 
 
-def _tree_of(model: Any) -> Any:
+def _tree_of(model: Model) -> PyTree:
     attribute = _TREES.get(type(model))
     if attribute is None:
         raise ModelTypeError(not_a_model(model))
     tree = getattr(model, attribute)
     if tree is None:
         raise ModelFileError(
-            f'model: {model!r} has no parameters yet. Train it, or make it with some: from_linen('
+            f'model: {model!r} has no parameters yet. Train it, or create it with some: from_linen('
             'module, module.init(key, x)), from_functions(init, apply, init(key, x)).'
         )
     return tree
