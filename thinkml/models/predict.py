@@ -78,7 +78,8 @@ def _task_of(model: Any) -> Task:
     if task is None:
         raise NotTrainedError(
             f'model: this {type(model).__name__} has no task, expected a trained or loaded model. '
-            'Train it with ModelTrainer or load it with ModelManager first. If its arrays come from '
-            'a trained model: thinkml.models.attach_record(model, thinkml.models.record_of(trained)).'
+            'Train it with ModelTrainer or load it with ModelManager first. If it has the arrays '
+            'of a trained model: thinkml.models.attach_record(model, '
+            'thinkml.models.record_of(trained)).'
         )
     return task

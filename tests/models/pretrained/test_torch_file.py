@@ -174,10 +174,10 @@ HARMFUL = {
     'a name of another process': (state_dict(w=b'Px\n'), 'PERSID'),
     'a storage of a class': (state_dict(w=storage('0', 6, 'os system')), 'os.system'),
     'a storage that is not there': (
-        state_dict(w=tensor(storage('1', 6), (6,), (1,))), "numbers '1'",
+        state_dict(w=tensor(storage('1', 6), (6,), (1,))), "storage '1'",
     ),
     'a storage elsewhere': (
-        state_dict(w=tensor(storage('../data.pkl', 6), (6,), (1,))), r"numbers '\.\./data\.pkl'",
+        state_dict(w=tensor(storage('../data.pkl', 6), (6,), (1,))), r"storage '\.\./data\.pkl'",
     ),
     '1e12 numbers': (
         state_dict(w=tensor(storage('0', 10**12), (10**12,), (1,))), 'larger than the 6 numbers',
@@ -225,13 +225,13 @@ def test_files_in_the_zip_are_looked_at_before_they_are_read(path):
     assert len(bomb) < 10**5
     with pytest.raises(WeightsError, match='is compressed'):
         read(path, bomb)
-    with pytest.raises(WeightsError, match=r'no single data\.pkl'):
+    with pytest.raises(WeightsError, match=r'exactly one data\.pkl'):
         read(path, archive(more=[('other/data.pkl', SOUND)]))
     with pytest.warns(UserWarning, match='Duplicate name'):
         twice = archive(more=[('archive/data/0', b'12345678')])
     with pytest.raises(WeightsError, match='two of one name'):
         read(path, twice)
-    with pytest.raises(WeightsError, match='another order of bytes'):
+    with pytest.raises(WeightsError, match='another byte order'):
         read(path, archive(order='big'))
 
 

@@ -1,9 +1,9 @@
-"""Weights that torch saved, read without torch and without running what is in the file.
+"""Reading of weight files from torch, without torch and without running code in the file.
 
-``torch.save`` writes a zip file: the bytes of each storage as an entry of its own, uncompressed,
-and a pickle that says which tensors lie in them. A pickle is a program that may call anything. It
-is not run here: its instructions are looked at one by one, and only those are followed that put
-together dicts, lists, numbers, text and tensors.
+``torch.save`` writes a zip file. It contains the bytes of each storage as a separate, uncompressed
+entry, and a pickle that describes the tensors in these storages. A pickle is a program that may
+call anything. It is not run here: its instructions are read one by one, and only those that build
+dicts, lists, numbers, text and tensors are followed.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ import numpy as np
 
 from thinkml.errors import WeightsError
 
-_MAX_PICKLE_BYTES = 8 * 2**20  # those of torch take about 200 a tensor; in memory 64 times as much
+_MAX_PICKLE_BYTES = 8 * 2**20  # torch needs about 200 per tensor; memory use is 64 times as much
 _MAX_ENTRIES = 200_000
 _CHUNK = 2**24
 
@@ -41,7 +41,7 @@ _DTYPES: Mapping[str, Any] = {
 
 
 def is_torch_file(path: Path) -> bool:
-    """Whether it is a zip file with the pickle that torch writes."""
+    """Returns True for a zip file with the pickle that torch writes."""
     try:
         with zipfile.ZipFile(path) as archive:
             return any(re.fullmatch(r'[^/]*/data\.pkl', name) for name in archive.namelist())
@@ -52,11 +52,11 @@ def is_torch_file(path: Path) -> bool:
 def read_torch_file(path: Path) -> dict[str, np.ndarray]:
     """Returns the tensors of a state dict by name, as views of the file's bytes.
 
-    Where the file holds more than one (a checkpoint), it is the dict under ``state_dict``,
-    ``model_state_dict``, ``model_ema``, ``model`` or ``net``.
+    If the file contains several dicts (a checkpoint), the state dict is the one under
+    ``state_dict``, ``model_state_dict``, ``model_ema``, ``model`` or ``net``.
 
     Raises:
-        WeightsError: for a file that is damaged, or holds something else than tensors. Says what.
+        WeightsError: for a file that is damaged, or contains anything but tensors. Names it.
         OSError: if it can't be read.
     """
     with open(path, 'rb') as file:
@@ -64,7 +64,7 @@ def read_torch_file(path: Path) -> dict[str, np.ndarray]:
             return _read(path, file)
         except _Refused as error:
             raise WeightsError(f'weights: {path} is not loaded: {error}.') from None
-        except Exception as error:  # the zip reader and the tokeniser raise what they like
+        except Exception as error:  # the zip reader and the tokeniser raise many types
             raise WeightsError(f'weights: {path} is damaged: {error!r}.') from error
 
 
@@ -74,7 +74,7 @@ def _read(path: Path, file: Any) -> dict[str, np.ndarray]:
         (prefix,) = (name[: -len('data.pkl')] for name in entries if name.endswith('/data.pkl'))
         order = entries.get(f'{prefix}byteorder')
         if order is not None and _content(archive, order) != b'little':
-            raise _Refused('it was written on a machine with another order of bytes')
+            raise _Refused('it was written on a machine with another byte order')
         pickle = _content(archive, entries[f'{prefix}data.pkl'])
     data = f'{prefix}data/'
     storages = _Storages(
@@ -85,7 +85,7 @@ def _read(path: Path, file: Any) -> dict[str, np.ndarray]:
 
 
 class _Refused(Exception):
-    """Something in the file that is not followed."""
+    """A content of the file that is not supported."""
 
 
 # --- the zip file -----------------------------------------------------------------------------
@@ -95,12 +95,12 @@ def _entries(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
     found = archive.infolist()
     entries = {entry.filename: entry for entry in found}
     if len(found) > _MAX_ENTRIES or len(entries) != len(found):
-        raise _Refused('it has too many files in it, or two of one name')
+        raise _Refused('it contains too many files, or two of one name')
     for entry in found:
         if entry.compress_type != zipfile.ZIP_STORED or entry.compress_size != entry.file_size:
             raise _Refused(f'{entry.filename!r} in it is compressed, which torch never does')
     if sum(name.endswith('/data.pkl') for name in entries) != 1:
-        raise _Refused('it holds no single data.pkl')
+        raise _Refused('it does not contain exactly one data.pkl')
     return entries
 
 
@@ -111,7 +111,7 @@ def _content(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> bytes:
 
 
 class _Storages:
-    """The bytes that tensors are parts of."""
+    """The storages of a file: the bytes of which tensors are views."""
 
     def __init__(self, path: Path, entries: Mapping[str, zipfile.ZipInfo]):
         self._bytes = np.memmap(path, np.uint8, 'r')
@@ -119,7 +119,7 @@ class _Storages:
         self._checked: dict[str, np.ndarray] = {}
 
     def array(self, tensor: '_Tensor') -> np.ndarray:
-        """A tensor as a view."""
+        """Returns a tensor as a view of its storage."""
         dtype = np.dtype(tensor.storage.dtype)
         content = self._storage(tensor.storage.key)
         length = len(content) // dtype.itemsize
@@ -128,7 +128,7 @@ class _Storages:
         if min(size, default=1) == 0:
             return np.zeros(size, dtype)
         if last >= length or math.prod(size) > length:
-            raise _Refused(f'a tensor of shape {size} is larger than the {length} numbers it is of')
+            raise _Refused(f'a tensor of shape {size} is larger than the {length} numbers stored')
         flat = content[: length * dtype.itemsize].view(dtype)[tensor.offset :]
         steps = [step * dtype.itemsize for step in stride]
         view = np.lib.stride_tricks.as_strided(flat, size, steps, writeable=False)
@@ -137,12 +137,12 @@ class _Storages:
     def _storage(self, key: str) -> np.ndarray:
         if key not in self._checked:
             if key not in self._entries:
-                raise _Refused(f'the numbers {key!r} of a tensor are not in it')
-            self._checked[key] = self._found(self._entries[key])
+                raise _Refused(f'the storage {key!r} of a tensor is missing')
+            self._checked[key] = self._checked_bytes(self._entries[key])
         return self._checked[key]
 
-    def _found(self, entry: zipfile.ZipInfo) -> np.ndarray:
-        """The bytes of an entry, whose local header says once more how long its names are."""
+    def _checked_bytes(self, entry: zipfile.ZipInfo) -> np.ndarray:
+        """Returns the bytes of an entry, after its local header, with a check of the CRC."""
         header = self._bytes[entry.header_offset : entry.header_offset + 30].tobytes()
         if len(header) < 30 or header[:4] != b'PK\x03\x04':
             raise _Refused(f'{entry.filename!r} in it is damaged')
@@ -180,9 +180,11 @@ class _Tensor:
 
 
 def _rebuild_tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> _Tensor:
-    sizes_are = isinstance(size, tuple) and isinstance(stride, tuple) and len(size) == len(stride)
-    if not (isinstance(storage, _Storage) and sizes_are and len(size) <= 32):
-        raise _Refused('a tensor in it is described in a way that torch never does')
+    is_consistent = (
+        isinstance(size, tuple) and isinstance(stride, tuple) and len(size) == len(stride)
+    )
+    if not (isinstance(storage, _Storage) and is_consistent and len(size) <= 32):
+        raise _Refused('a tensor in it is described in a way that torch never uses')
     if not all(type(n) is int and 0 <= n < 2**48 for n in (offset, *size, *stride)):
         raise _Refused(f'a tensor in it has the shape {size} and the strides {stride}')
     return _Tensor(storage, offset, size, stride)
@@ -194,11 +196,11 @@ def _rebuild_parameter(tensor: Any, *_: Any) -> Any:
 
 def _ordered_dict(*pairs: Any) -> dict[Any, Any]:
     if pairs:
-        raise _Refused('a dict in it is made in a way that torch never does')
+        raise _Refused('a dict in it is made in a way that torch never uses')
     return {}
 
 
-_CALLED: Mapping[str, Callable[..., Any]] = {
+_CALLABLES: Mapping[str, Callable[..., Any]] = {
     'torch._utils _rebuild_tensor_v2': _rebuild_tensor,
     'torch._utils _rebuild_parameter': _rebuild_parameter,
     'collections OrderedDict': _ordered_dict,
@@ -211,7 +213,7 @@ _VALUES = (
 
 
 class _Reader:
-    """Follows the instructions of a pickle that build tensors and what they are kept in."""
+    """An interpreter of those pickle instructions that build tensors and their containers."""
 
     def __init__(self):
         self._stack: list[Any] = []
@@ -235,7 +237,7 @@ class _Reader:
             elif name == 'MEMOIZE':
                 self._memo[len(self._memo)] = self._top()
             elif name == 'GLOBAL':
-                self._stack.append(_known(argument))
+                self._stack.append(_allowed_global(argument))
             elif name not in ('PROTO', 'FRAME'):
                 step = getattr(self, f'_{name.lower()}', None)
                 if step is None:
@@ -313,27 +315,27 @@ class _Reader:
             case ('storage', _Global(name), str() as key, str(), int()) if name in _DTYPES:
                 self._stack.append(_Storage(_DTYPES[name], key))
             case other:
-                raise _Refused(f'its pickle names something that is no storage: {other!r:.100}')
+                raise _Refused(f'its pickle names something that is not a storage: {other!r:.100}')
 
     def _reduce(self) -> None:
         arguments, function = self._pop(), self._pop()
-        if not (isinstance(function, _Global) and function.name in _CALLED):
+        if not (isinstance(function, _Global) and function.name in _CALLABLES):
             raise _Refused('its pickle calls something that makes no tensor')
         if not isinstance(arguments, tuple):
             raise _Refused('its pickle is damaged')
-        self._stack.append(_CALLED[function.name](*arguments))
+        self._stack.append(_CALLABLES[function.name](*arguments))
 
     def _build(self) -> None:
-        """The attributes of a dict, such as the versions of the modules: they are dropped."""
+        """Drops the attributes of a dict, such as the versions of the modules."""
         self._pop()
         self._of_kind(dict)
 
 
-def _known(name: str) -> _Global:
-    if name not in _CALLED and name not in _DTYPES:
+def _allowed_global(name: str) -> _Global:
+    if name not in _CALLABLES and name not in _DTYPES:
         raise _Refused(
-            f'its pickle names {name.replace(" ", ".")}, which is not followed, since a file may '
-            'name anything. Save the tensors alone: torch.save(model.state_dict(), path)'
+            f'its pickle names {name.replace(" ", ".")}, which is not allowed, since a file may '
+            'name anything. Save only the tensors: torch.save(model.state_dict(), path)'
         )
     return _Global(name)
 
@@ -350,6 +352,6 @@ def _state_dict(found: Any) -> dict[str, _Tensor]:
     }
     if not tensors:
         raise _Refused(
-            'it holds no dict of tensors. Save one: torch.save(model.state_dict(), path)'
+            'it contains no dict of tensors. Save one: torch.save(model.state_dict(), path)'
         )
     return tensors

@@ -1,4 +1,4 @@
-"""Tensors of a file of pretrained weights, whatever library wrote it."""
+"""Reading of weight files from different libraries."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,14 +11,14 @@ from thinkml.models.serialization.export import read_safetensors
 
 
 def open_tensors(path: Path) -> Mapping[str, np.ndarray]:
-    """Returns the tensors of a safetensors file or of a zip file of torch, by name.
+    """Returns the tensors of a safetensors file or of a zip file from torch, by name.
 
-    What kind of file it is, is told by its content. Nothing in it is run.
+    The kind of file is recognised by its content. Nothing in it is run.
 
     Raises:
         WeightsError: for a file that is damaged, or of another kind.
         OSError: if it can't be read.
-        ImportError: without the package safetensors, where it is needed.
+        ImportError: if the package safetensors is needed and not installed.
     """
     with open(path, 'rb') as file:
         start = file.read(16)
@@ -29,12 +29,12 @@ def open_tensors(path: Path) -> Mapping[str, np.ndarray]:
             return read_safetensors(path)
         except ImportError:
             raise
-        except Exception as error:  # the library's own type, and those of the file system
+        except Exception as error:  # the library's own type, or an OSError
             raise WeightsError(f'weights: {path} can not be read: {error}.') from error
     if start[:1] == b'\x80':
         raise WeightsError(
-            f'weights: {path} is of the format that torch wrote before version 1.6, which is not '
-            'read. Convert it with torch: torch.save(torch.load(path, weights_only=True), path).'
+            f'weights: {path} has the format of torch before version 1.6, which can not be read. '
+            'Convert it with torch: torch.save(torch.load(path, weights_only=True), path).'
         )
     raise WeightsError(
         f'weights: {path} is neither a safetensors file nor one that torch or Keras saved.'

@@ -1,4 +1,4 @@
-"""A small convolutional network."""
+"""CNN: a small convolutional network."""
 
 import itertools
 from collections.abc import Mapping, Sequence
@@ -19,25 +19,25 @@ from thinkml.models.zoo.layers import (
 
 
 class CNN(nnx.Module):
-    """A few convolutions, for small images such as 28x28 or 32x32.
+    """A convolutional network for small images such as 28x28 or 32x32.
 
-    Each stage is two 3x3 convolutions with BatchNorm and ReLU, and 2x2 max-pooling. The features
-    are the last maps' means, so that images of any size fit, from 8x8 with three stages.
+    Each stage has two 3x3 convolutions with BatchNorm and ReLU, and 2x2 max-pooling. The features
+    are the means of the last maps, so images of any size fit, with three stages from 8x8.
 
     Args:
-        in_channels: of the images; 1 for grey ones.
-        widths: the channels of each stage.
-        num_classes: outputs of the head; None for no head.
-        dropout: rate before the head, in training.
-        dtype: what it computes in; parameters and statistics are float32.
-        rngs: random streams; ``params``, and with ``dropout`` also that, are used.
+        in_channels: the number of channels of the images; 1 for grey ones.
+        widths: the number of channels of each stage.
+        num_classes: the number of outputs of the head; None for no head.
+        dropout: the rate of dropout before the head, in training.
+        dtype: the dtype of the computation; parameters and statistics are float32.
+        rngs: random streams; ``params``, and with a rate also ``dropout``, are used.
 
     Attributes:
-        num_features: the length of a row of features.
+        num_features: the number of features per example.
         head: the last dense layer, or None.
 
     Raises:
-        DataError: when called, if ``x`` is no batch of such images.
+        DataError: when called, if ``x`` is not a batch of such images.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -70,7 +70,7 @@ class CNN(nnx.Module):
         self.head = nnx.data(make_head(self.num_features, num_classes, dtype=dtype, rngs=rngs))
 
     def feature_maps(self, x: jax.Array) -> list[jax.Array]:
-        """The maps ``[batch, height, width, channels]`` after each stage."""
+        """Returns the maps ``[batch, height, width, channels]`` after each stage."""
         check_images(x, self.in_channels, 2 ** len(self.stages))
         maps = []
         for stage in self.stages:
@@ -81,7 +81,7 @@ class CNN(nnx.Module):
         return maps
 
     def features(self, x: jax.Array) -> jax.Array:
-        """The last maps' means, ``[batch, num_features]``."""
+        """Returns the means of the last maps, ``[batch, num_features]``."""
         return self.dropout(jnp.mean(self.feature_maps(x)[-1], axis=(1, 2)))
 
     def __call__(self, x: jax.Array) -> jax.Array:

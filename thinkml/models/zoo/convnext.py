@@ -1,4 +1,4 @@
-"""ConvNeXt."""
+"""ConvNeXt: the module, its tensor names in other libraries, and its weights."""
 
 from collections.abc import Mapping, Sequence
 
@@ -16,7 +16,7 @@ from thinkml.models.zoo.layers import (
     check_images,
     conv,
     layer_norm,
-    make_dropout,
+    make_drop_path,
     make_head,
     rising_rates,
 )
@@ -29,27 +29,29 @@ _INIT = Init(0.02**2)
 class ConvNeXt(nnx.Module):
     """A convolutional network for images, built with the choices of transformers.
 
-    A 4x4 convolution of stride 4 as the stem, and four stages of blocks: a 7x7 convolution of each
-    channel by itself, LayerNorm, two dense layers with an exact GELU, scaled and added to the
-    input. Stages are joined by LayerNorm and a 2x2 convolution of stride 2. All images of 32x32
-    and more fit; rows and columns that fill no whole patch are left out, as in torch.
+    The stem is a 4x4 convolution of stride 4; four stages of blocks follow. A block has a depthwise
+    7x7 convolution, LayerNorm, and two dense layers with an exact GELU; its output is scaled and
+    added to its input. Stages are joined by LayerNorm and a 2x2 convolution of stride 2. Images may
+    have any size from 32x32; rows and columns of pixels that fill only a part of a patch are left
+    out, as in torch.
 
     Args:
         depths: the number of blocks of each stage.
-        widths: the channels of each stage.
-        num_classes: outputs of the head; None for no head.
-        in_channels: of the images.
-        drop_path: rate of stochastic depth in the last block, in training; it rises from 0.
-        layer_scale: what blocks are scaled by at first.
-        dtype: what it computes in; parameters are float32.
+        widths: the number of channels of each stage.
+        num_classes: the number of outputs of the head; None for no head.
+        in_channels: the number of channels of the images.
+        drop_path: the rate of stochastic depth in training, which rises from 0 in the first block
+            to this value in the last.
+        layer_scale: the initial scale of each block's output.
+        dtype: the dtype of the computation; parameters are float32.
         rngs: random streams; ``params``, and with ``drop_path`` also ``dropout``, are used.
 
     Attributes:
-        num_features: the length of a row of features.
+        num_features: the number of features per example.
         head: the last dense layer, or None.
 
     Raises:
-        DataError: when called, if ``x`` is no batch of such images.
+        DataError: when called, if ``x`` is not a batch of such images.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -93,7 +95,7 @@ class ConvNeXt(nnx.Module):
         )
 
     def feature_maps(self, x: jax.Array) -> list[jax.Array]:
-        """The maps ``[batch, height, width, channels]`` after each stage."""
+        """Returns the maps ``[batch, height, width, channels]`` after each stage."""
         check_images(x, self.in_channels, self.smallest)
         x = self.stem(x)
         maps = []
@@ -103,7 +105,7 @@ class ConvNeXt(nnx.Module):
         return maps
 
     def features(self, x: jax.Array) -> jax.Array:
-        """The last maps' means, normalised, ``[batch, num_features]``."""
+        """Returns the normalised means of the last maps, ``[batch, num_features]``."""
         return self.norm(jnp.mean(self.feature_maps(x)[-1], axis=(1, 2)))
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -111,7 +113,7 @@ class ConvNeXt(nnx.Module):
 
 
 class Stem(nnx.Module):
-    """Patches of 4x4 pixels, normalised."""
+    """The embedding of patches of 4x4 pixels, followed by normalisation."""
 
     def __init__(self, in_features: int, out_features: int, *, dtype: DType | None, rngs: nnx.Rngs):
         self.conv = _patches(in_features, out_features, 4, dtype=dtype, rngs=rngs)
@@ -122,7 +124,7 @@ class Stem(nnx.Module):
 
 
 class Downsample(nnx.Module):
-    """Patches of 2x2 positions, normalised before."""
+    """Normalisation, followed by a convolution that joins patches of 2x2 positions."""
 
     def __init__(self, in_features: int, out_features: int, *, dtype: DType | None, rngs: nnx.Rngs):
         self.norm = layer_norm(in_features, dtype=dtype, rngs=rngs)
@@ -133,7 +135,7 @@ class Downsample(nnx.Module):
 
 
 class Stage(nnx.Module):
-    """Blocks, and what halves the maps before them."""
+    """A stage of blocks, after a layer that halves the maps unless the stage is the first."""
 
     def __init__(
         self,
@@ -160,7 +162,7 @@ class Stage(nnx.Module):
 
 
 class Block(nnx.Module):
-    """A wide convolution of each channel, then dense layers over the channels."""
+    """A block with a depthwise convolution, and dense layers over the channels."""
 
     def __init__(
         self,
@@ -184,7 +186,7 @@ class Block(nnx.Module):
         self.norm = layer_norm(width, dtype=dtype, rngs=rngs)
         self.mlp = FeedForward(width, 4 * width, kernel_init=_INIT, dtype=dtype, rngs=rngs)
         self.layer_scale = nnx.Param(jnp.full((width,), layer_scale))
-        self.drop_path = make_dropout(drop_path, rngs, whole_rows=4)
+        self.drop_path = make_drop_path(drop_path, rngs, num_axes=4)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         y = self.mlp(self.norm(self.depthwise(x)))

@@ -91,12 +91,12 @@ def _checked_options(
     name: str, architecture: Architecture, options: Mapping[str, Any]
 ) -> dict[str, Any]:
     parameters = inspect.signature(architecture.make.__init__).parameters
-    known = [key for key in parameters if key not in ('self', 'num_classes', 'dtype', 'rngs')]
+    allowed = [key for key in parameters if key not in ('self', 'num_classes', 'dtype', 'rngs')]
     for key in options:
-        if key not in known:
-            raise ConfigError(unknown_name(f'options of {name}', key, known))
+        if key not in allowed:
+            raise ConfigError(unknown_name(f'options of {name}', key, allowed))
     merged = {**architecture.options, **options}
-    for key in known:
+    for key in allowed:
         if parameters[key].default is inspect.Parameter.empty and key not in merged:
             raise ConfigError(
                 f'{key}: got nothing for {name}, expected a number: create({name!r}, {key}=...).'

@@ -1,4 +1,4 @@
-"""Initial weights: how they are distributed, and draws that compile nothing."""
+"""Weight initialisers, and random draws that need no compilation."""
 
 import dataclasses
 import functools
@@ -13,13 +13,13 @@ from flax import nnx
 
 @dataclasses.dataclass(frozen=True)
 class Init:
-    """An initialiser of weights ``[..., in, out]``: independent draws around 0.
+    """An initialiser of weights ``[..., in, out]`` with independent draws around 0.
 
     Args:
-        variance: of each number, times the fan.
-        fan: the numbers that a sum is over in the forward pass (``'in'``), in the backward pass
-            (``'out'``), or their mean; None for a variance that does not depend on the shape.
-        uniform: draws from an interval; otherwise they are normal.
+        variance: the variance of each number, times the fan.
+        fan: the number of terms of a sum in the forward pass (``'in'``), in the backward pass
+            (``'out'``), or the mean of both. With None the variance does not depend on the shape.
+        uniform: True to draw from a uniform distribution, otherwise from a normal one.
     """
 
     variance: float
@@ -27,10 +27,10 @@ class Init:
     uniform: bool = False
 
     def __call__(self, key: Any, shape: Any, dtype: Any = jnp.float32, **_: Any) -> jax.Array:
-        """Draws from a key or, as `HostRngs` hands out, from a generator of NumPy's."""
+        """Draws from a JAX key, or from a NumPy generator as `HostRngs` returns it."""
         scale = math.sqrt(self.variance / self._fan(shape))
         if self.uniform:
-            scale *= math.sqrt(3)  # an interval from -1 to 1 has a variance of 1/3
+            scale *= math.sqrt(3)  # the variance over an interval from -1 to 1 is 1/3
         if isinstance(key, np.random.Generator):
             draws = (
                 key.random(shape, np.float32) * 2 - 1
@@ -54,7 +54,7 @@ CONV_INIT = Init(2.0, 'out')
 
 
 def zeros(key: Any, shape: Any, dtype: Any = jnp.float32, **_: Any) -> jax.Array:
-    """An initialiser of biases, which compiles nothing either."""
+    """Returns zeros for biases, without compilation."""
     del key
     return jax.device_put(np.zeros(shape, dtype))
 
@@ -62,8 +62,9 @@ def zeros(key: Any, shape: Any, dtype: Any = jnp.float32, **_: Any) -> jax.Array
 class HostRngs:
     """Random streams in place of ``nnx.Rngs``, for modules whose weights are drawn by `Init`.
 
-    ``nnx.Rngs`` draws each weight by a program for its shape: a ResNet-50 took 9 s to build so,
-    8 s as one program, and 0.8 s with draws of NumPy's. These are also the same on every device.
+    ``nnx.Rngs`` compiles a program for each shape of a weight. Building a ResNet-50 took 9 s in
+    this way, 8 s as one program, and 0.8 s with NumPy. NumPy's draws are also the same on every
+    device.
     """
 
     def __init__(self, seed: int):
@@ -73,5 +74,5 @@ class HostRngs:
 
     @functools.cached_property
     def dropout(self) -> nnx.RngStream:
-        """Made when a layer asks for it: it takes programs."""
+        """The stream for dropout, made at the first use since making it compiles programs."""
         return nnx.Rngs(dropout=self._seed).dropout

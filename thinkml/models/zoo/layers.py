@@ -1,4 +1,4 @@
-"""Layers that several architectures are made of."""
+"""Layers that several architectures share."""
 
 import functools
 from typing import Any
@@ -12,13 +12,13 @@ from thinkml.models.zoo.initializers import CONV_INIT, LINEAR_INIT, zeros
 
 DType = Any
 
-# Flax draws zeros by a program for each shape.
+# Flax compiles a program for zeros of each shape.
 linear = functools.partial(nnx.Linear, bias_init=zeros)
 conv = functools.partial(nnx.Conv, bias_init=zeros)
 
 
 class ConvNorm(nnx.Module):
-    """A square convolution without bias, padded to keep the size, and BatchNorm as torch has it."""
+    """A square convolution without bias, padded to keep the size, and torch's BatchNorm."""
 
     def __init__(
         self,
@@ -70,12 +70,18 @@ class FeedForward(nnx.Module):
 
 
 def batch_norm(num_features: int, *, dtype: DType | None, rngs: nnx.Rngs) -> nnx.BatchNorm:
-    """As in torch, whose running variance is the unbiased one, however; flax's is the biased."""
+    """Returns BatchNorm with torch's settings.
+
+    The running variance differs: torch keeps the unbiased one, flax the biased one.
+    """
     return nnx.BatchNorm(num_features, momentum=0.9, epsilon=1e-5, dtype=dtype, rngs=rngs)
 
 
 def layer_norm(num_features: int, *, dtype: DType | None, rngs: nnx.Rngs) -> nnx.LayerNorm:
-    """The variance in two passes: in one it loses digits where the mean is large."""
+    """Returns LayerNorm that computes the variance in two passes.
+
+    Computed in one pass, it loses digits if the mean is large.
+    """
     return nnx.LayerNorm(
         num_features, epsilon=1e-6, use_fast_variance=False, dtype=dtype, rngs=rngs
     )
@@ -89,28 +95,33 @@ def make_head(
     dtype: DType | None,
     rngs: nnx.Rngs,
 ) -> nnx.Linear | None:
-    """The last layer, or None for a model that returns features."""
+    """Returns the last layer, or None for a model that returns features."""
     if num_classes is None:
         return None
     return linear(num_features, num_classes, kernel_init=kernel_init, dtype=dtype, rngs=rngs)
 
 
-def make_dropout(rate: float, rngs: nnx.Rngs, *, whole_rows: int | None = None) -> nnx.Dropout:
-    """Dropout, of single numbers or, with the number of axes, of whole rows (stochastic depth).
+def make_dropout(rate: float, rngs: nnx.Rngs) -> nnx.Dropout:
+    """Returns dropout of single numbers. With a rate of 0 it has no random stream."""
+    return nnx.Dropout(rate, rngs=rngs.dropout if rate else None)
 
-    Without a rate there is no random stream either.
+
+def make_drop_path(rate: float, rngs: nnx.Rngs, num_axes: int) -> nnx.Dropout:
+    """Returns dropout of entire examples (stochastic depth), for inputs with ``num_axes`` axes.
+
+    With a rate of 0 it has no random stream.
     """
-    broadcast = () if whole_rows is None else tuple(range(1, whole_rows))
-    return nnx.Dropout(rate, broadcast_dims=broadcast, rngs=rngs.dropout if rate else None)
+    shared_axes = tuple(range(1, num_axes))
+    return nnx.Dropout(rate, broadcast_dims=shared_axes, rngs=rngs.dropout if rate else None)
 
 
 def rising_rates(highest: float, count: int) -> list[float]:
-    """Rates of stochastic depth: 0 in the first block, the highest in the last."""
+    """Returns rates of stochastic depth that rise from 0 in the first block to the highest."""
     return [highest * index / max(1, count - 1) for index in range(count)]
 
 
 def apply_head(head: nnx.Linear | None, features: jax.Array) -> jax.Array:
-    """Logits, or the features themselves where there is no head."""
+    """Returns logits, or the features themselves if there is no head."""
     return features if head is None else head(features)
 
 
@@ -118,7 +129,7 @@ def check_images(x: jax.Array, channels: int, smallest: int = 1) -> None:
     """Checks the shape of a batch of images.
 
     Raises:
-        DataError: if it is none that a model for ``channels`` channels takes.
+        DataError: if a model for images with ``channels`` channels does not take this shape.
     """
     shape = jnp.shape(x)
     expected = f'images (rows, height, width, {channels})'
@@ -129,7 +140,7 @@ def check_images(x: jax.Array, channels: int, smallest: int = 1) -> None:
         elif len(shape) == 4 and shape[3] == 1:
             hint = f' Repeat the grey channel: x.repeat({channels}, axis=-1).'
         elif len(shape) == 3:
-            hint = ' Add the axis that is missing: x[None] for one image, x[..., None] for grey.'
+            hint = ' Add the missing axis: x[None] for one image, x[..., None] for grey ones.'
         raise DataError(f'x: got shape {shape}, expected {expected}.{hint}')
     if min(shape[1:3]) < smallest:
         raise DataError(

@@ -1,4 +1,4 @@
-"""A multilayer perceptron."""
+"""MLP: a multilayer perceptron."""
 
 import itertools
 from collections.abc import Mapping, Sequence
@@ -15,18 +15,18 @@ _INIT = Init(2.0, 'in')
 
 
 class MLP(nnx.Module):
-    """Dense layers with ReLU between them, for rows of standardised numbers.
+    """A network of dense layers with ReLU between them, for rows of standardised numbers.
 
     Args:
-        in_features: numbers of a row; of inputs with more axes, their product.
+        in_features: the number of values per row; the product of the axes if rows have several.
         hidden: the width of each hidden layer.
-        num_classes: outputs of the head; None for no head.
-        dropout: rate after each hidden layer, in training.
-        dtype: what it computes in; parameters are float32.
-        rngs: random streams; ``params``, and with ``dropout`` also that, are used.
+        num_classes: the number of outputs of the head; None for no head.
+        dropout: the rate of dropout after each hidden layer, in training.
+        dtype: the dtype of the computation; parameters are float32.
+        rngs: random streams; ``params``, and with a rate also ``dropout``, are used.
 
     Attributes:
-        num_features: the length of a row of features.
+        num_features: the number of features per example.
         head: the last dense layer, or None.
 
     Raises:
@@ -61,7 +61,7 @@ class MLP(nnx.Module):
         self.head = nnx.data(make_head(self.num_features, num_classes, dtype=dtype, rngs=rngs))
 
     def features(self, x: jax.Array) -> jax.Array:
-        """The last hidden layer's outputs, ``[batch, num_features]``."""
+        """Returns the outputs of the last hidden layer, ``[batch, num_features]``."""
         x = flat_rows(x, self.in_features)
         for layer in self.layers:
             x = self.dropout(nnx.relu(layer(x)))
@@ -72,16 +72,16 @@ class MLP(nnx.Module):
 
 
 def flat_rows(x: jax.Array, in_features: int) -> jax.Array:
-    """One axis per row.
+    """Flattens each row to one axis.
 
     Raises:
-        DataError: if there are other than ``in_features`` numbers in it.
+        DataError: if a row does not have ``in_features`` numbers.
     """
     flat = x.reshape(x.shape[0], -1) if x.ndim > 1 else x
     if flat.ndim != 2 or flat.shape[1] != in_features:
         raise DataError(
             f'x: got shape {x.shape}, expected rows of {in_features} numbers. Pass '
-            'in_features=X.shape[1] where the model is made.'
+            'in_features=X.shape[1] when you create the model.'
         )
     return flat
 

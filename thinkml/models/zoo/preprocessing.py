@@ -1,4 +1,4 @@
-"""Images as a pretrained model saw them: resized, cropped and standardised."""
+"""Preprocessing of images for pretrained models: resizing, cropping and standardisation."""
 
 import dataclasses
 import functools
@@ -12,7 +12,7 @@ import numpy as np
 from thinkml.core.xla.jit import Jit
 from thinkml.errors import ConfigError, DataError
 
-# Pixels of one batch, as floats, are kept to about this size.
+# The approximate limit for the pixels of one batch, as floats.
 _BATCH_BYTES = 64 * 2**20
 _METHODS = {'bilinear': 'linear', 'bicubic': 'cubic'}
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -20,20 +20,19 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 @dataclasses.dataclass(frozen=True)
 class Preprocessing:
-    """Turns images into what a model was trained on.
+    """A function that prepares images like those a model was trained on.
 
-    The shorter side is resized to ``size / crop_pct`` and the centre cropped, as timm and
-    torchvision do. Resizing is antialiased like Pillow's and torch's (``antialias=True``). What a
-    bicubic resize throws beyond black and white is cut off, as by Pillow; which does so, and
-    rounds to whole pixel values, after each axis: a difference of 1/255 or so, more in corners of
-    hard edges.
+    The shorter side is resized to ``size / crop_pct`` and the centre is cropped, as in timm and
+    torchvision. Resizing is antialiased like Pillow's and torch's (``antialias=True``). Values that
+    a bicubic resize moves beyond black and white are clipped. Pillow clips too, and rounds to whole
+    pixel values, after each axis. The difference is about 1/255, more in corners of hard edges.
 
     Args:
-        size: pixels of a side, after cropping.
+        size: the length of each side in pixels, after cropping.
         interpolation: ``'bilinear'`` or ``'bicubic'``.
-        mean: of the three channels, on a scale from 0 to 1; it is subtracted.
-        std: of the three channels; values are divided by it.
-        crop_pct: the part of the shorter side that the crop keeps.
+        mean: the mean of each of the three channels, on a scale from 0 to 1; it is subtracted.
+        std: the standard deviation of each channel; values are divided by it.
+        crop_pct: the fraction of the shorter side that the crop keeps.
 
     Raises:
         ConfigError: for another interpolation, and for numbers out of range.
@@ -73,14 +72,15 @@ class Preprocessing:
 
         Args:
             images: ``[n, height, width, 3]``, or grey ``[n, height, width]`` or ``[n, height,
-                width, 1]``, which are repeated: uint8, or floats from 0 to 1. Anything that can
-                be sliced, a memory-mapped array for instance.
+                width, 1]``, whose channel is repeated. The dtype is uint8, or a float type with
+                values from 0 to 1. It may be anything that can be sliced, for instance a
+                memory-mapped array.
 
         Returns:
             float32 ``[n, size, size, 3]``.
 
         Raises:
-            DataError: if they are no such images.
+            DataError: for other shapes, dtypes or values.
         """
         images = images if hasattr(images, 'shape') else _as_array(images)
         _check(images)
@@ -91,10 +91,10 @@ class Preprocessing:
         for first in range(0, num_rows, batch_size):
             batch = np.asarray(images[first : first + batch_size])
             _check_range(batch)
-            # A last batch of fewer rows would need a program of its own.
+            # Fills the last batch, since fewer rows would need another program.
             rows = np.arange(batch_size) % len(batch)
-            done = np.asarray(_prepare(self, batch[rows]))
-            prepared[first : first + batch_size] = done[: len(batch)]
+            outputs = np.asarray(_prepare(self, batch[rows]))
+            prepared[first : first + batch_size] = outputs[: len(batch)]
         return prepared
 
 
@@ -106,7 +106,7 @@ def _prepare(settings: Preprocessing, images: jax.Array) -> jax.Array:
     size, sides = settings.size, x.shape[1:3]
     shorter = math.floor(size / settings.crop_pct)
     resized = [shorter * side // min(sides) for side in sides]
-    # Resized and cropped at once: only what is kept is computed.
+    # Resizes and crops at once, so that only the pixels in the crop are computed.
     x = jax.image.scale_and_translate(
         x,
         (x.shape[0], size, size, x.shape[3]),
@@ -125,7 +125,7 @@ def _as_array(images: Any) -> np.ndarray:
     except ValueError as error:
         raise DataError(
             'images: got images of several sizes, expected one array. Prepare them one by one, '
-            'preprocessing(image[None]), and concatenate what is returned.'
+            'preprocessing(image[None]), and concatenate the results.'
         ) from error
 
 

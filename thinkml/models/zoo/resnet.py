@@ -1,4 +1,4 @@
-"""ResNet, version 1.5."""
+"""ResNet, version 1.5: the module, its tensor names in other libraries, and its weights."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,34 +13,34 @@ from thinkml.models.zoo.layers import ConvNorm, DType, apply_head, check_images,
 from thinkml.models.zoo.preprocessing import Preprocessing
 from thinkml.models.zoo.tensor_names import Rules, TensorNames
 
-_POOL_PADDING: Any = ((1, 1), (1, 1))  # flax's annotation knows names alone
+_POOL_PADDING: Any = ((1, 1), (1, 1))  # flax's annotation allows only names
 
 
 class ResNet(nnx.Module):
     """A residual network for images, as torchvision builds it.
 
-    A stem (a 7x7 convolution of stride 2, then 3x3 max-pooling of stride 2) and four stages of
-    residual blocks, each of half the height and width of the one before. ``1.5`` means that a
-    bottleneck block halves the image in its 3x3 convolution, not in its first 1x1. Paddings are
-    torch's: the same on both sides, where ``'SAME'`` would pad one side more. All images of
-    32x32 and more fit, of any proportion.
+    It has a stem (a 7x7 convolution of stride 2, then 3x3 max-pooling of stride 2) and four stages
+    of residual blocks. Each stage halves the height and width of the one before. Version 1.5 means
+    that a bottleneck block halves the image in its 3x3 convolution, not in its first 1x1
+    convolution. Padding is torch's: equal on both sides, while ``'SAME'`` would pad one side more.
+    Images may have any size from 32x32 and any aspect ratio.
 
-    In training, BatchNorm's running variance is the biased one; torch stores the unbiased.
+    In training, BatchNorm's running variance is the biased one; torch stores the unbiased one.
 
     Args:
         depths: the number of blocks of each stage.
-        bottleneck: blocks of three convolutions (1x1, 3x3, 1x1) in place of two 3x3.
-        num_classes: outputs of the head; None for no head.
-        in_channels: of the images.
-        dtype: what it computes in; parameters and statistics are float32.
+        bottleneck: True for blocks of three convolutions (1x1, 3x3, 1x1) instead of two 3x3.
+        num_classes: the number of outputs of the head; None for no head.
+        in_channels: the number of channels of the images.
+        dtype: the dtype of the computation; parameters and statistics are float32.
         rngs: random streams; ``params`` is used.
 
     Attributes:
-        num_features: the length of a row of features.
+        num_features: the number of features per example.
         head: the last dense layer, or None.
 
     Raises:
-        DataError: when called, if ``x`` is no batch of such images.
+        DataError: when called, if ``x`` is not a batch of such images.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -88,7 +88,7 @@ class ResNet(nnx.Module):
         self.head = nnx.data(make_head(num_features, num_classes, dtype=dtype, rngs=rngs))
 
     def feature_maps(self, x: jax.Array) -> list[jax.Array]:
-        """The maps ``[batch, height, width, channels]`` after each stage."""
+        """Returns the maps ``[batch, height, width, channels]`` after each stage."""
         check_images(x, self.in_channels)
         x = nnx.relu(self.stem(x))
         x = nnx.max_pool(x, (3, 3), (2, 2), padding=_POOL_PADDING)
@@ -100,7 +100,7 @@ class ResNet(nnx.Module):
         return maps
 
     def features(self, x: jax.Array) -> jax.Array:
-        """The last maps' means, ``[batch, num_features]``."""
+        """Returns the means of the last maps, ``[batch, num_features]``."""
         return jnp.mean(self.feature_maps(x)[-1], axis=(1, 2))
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -108,7 +108,7 @@ class ResNet(nnx.Module):
 
 
 class ResidualBlock(nnx.Module):
-    """Two or three convolutions, added to their input."""
+    """A block of two or three convolutions whose output is added to its input."""
 
     def __init__(
         self,

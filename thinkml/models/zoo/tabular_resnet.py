@@ -1,4 +1,4 @@
-"""A residual network for tables."""
+"""ResidualMLP: a residual network for tables."""
 
 from collections.abc import Mapping
 
@@ -19,24 +19,24 @@ from thinkml.models.zoo.mlp import flat_rows
 
 
 class ResidualMLP(nnx.Module):
-    """Dense layers with residual connections, for tables of standardised columns.
+    """A network of dense layers with residual connections, for tables of standardised columns.
 
     ``block(x) = x + dropout(dense(dropout(relu(dense(norm(x))))))`` and
     ``features(x) = relu(norm(block(...block(dense(x)))))``, with BatchNorm.
 
     Args:
-        in_features: columns.
-        width: the length of a row between blocks.
+        in_features: the number of columns.
+        width: the number of values per row between blocks.
         depth: the number of blocks.
-        hidden: how many times as wide a block is inside.
-        num_classes: outputs of the head; None for no head.
-        dropout: rate inside a block, in training.
-        residual_dropout: rate at the end of a block, in training.
-        dtype: what it computes in; parameters and statistics are float32.
+        hidden: the ratio of a block's hidden width to ``width``.
+        num_classes: the number of outputs of the head; None for no head.
+        dropout: the rate of dropout inside a block, in training.
+        residual_dropout: the rate of dropout at the end of a block, in training.
+        dtype: the dtype of the computation; parameters and statistics are float32.
         rngs: random streams; ``params``, and with one of the rates also ``dropout``, are used.
 
     Attributes:
-        num_features: the length of a row of features.
+        num_features: the number of features per example.
         head: the last dense layer, or None.
 
     Raises:
@@ -78,7 +78,7 @@ class ResidualMLP(nnx.Module):
         self.head = nnx.data(make_head(width, num_classes, dtype=dtype, rngs=rngs))
 
     def features(self, x: jax.Array) -> jax.Array:
-        """The last block's outputs, normalised, ``[batch, num_features]``."""
+        """Returns the normalised outputs of the last block, ``[batch, num_features]``."""
         x = self.first(flat_rows(x, self.in_features))
         for block in self.blocks:
             x = block(x)
@@ -89,7 +89,7 @@ class ResidualMLP(nnx.Module):
 
 
 class Block(nnx.Module):
-    """Two dense layers, normalised before and added to their input."""
+    """A block of two dense layers after BatchNorm, whose output is added to its input."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""Vision transformers."""
+"""Vision transformers: the module, its tensor names in other libraries, and its weights."""
 
 import math
 from collections.abc import Mapping
@@ -20,6 +20,7 @@ from thinkml.models.zoo.layers import (
     conv,
     layer_norm,
     linear,
+    make_drop_path,
     make_dropout,
     make_head,
     rising_rates,
@@ -35,35 +36,36 @@ _POSITION_INIT = Init(0.02**2)
 class ViT(nnx.Module):
     """A transformer over the patches of an image, with a class token and learned positions.
 
-    Blocks normalise before attention and before their dense layers (exact GELU). The class token,
-    normalised, is the features.
+    Blocks normalise before attention and before their dense layers (exact GELU). The normalised
+    class token is the output of `features`.
 
     Positions are learned for images of ``image_size``. For images of another size, whose sides
-    are multiples of ``patch_size``, they are interpolated in each call: bicubic and antialiased,
-    as timm does with ``dynamic_img_size``. Transformers interpolates without antialiasing, which
-    differs where the image is smaller. `load_tensors` interpolates in the same way where a file's
-    positions are of another size than the model's.
+    must be multiples of ``patch_size``, they are interpolated in each call. The interpolation is
+    bicubic and antialiased, as in timm with ``dynamic_img_size``. Hugging Face Transformers
+    interpolates without antialiasing, which differs if the image is smaller. `load_tensors`
+    interpolates in the same way if a file's positions have another size than the model's.
 
     Args:
-        patch_size: pixels of a patch's side.
+        patch_size: the side of a patch in pixels.
         width: the length of a token.
         depth: the number of blocks.
-        num_heads: heads of each block's attention; they divide ``width``.
-        num_classes: outputs of the head; None for no head.
-        image_size: pixels of the side of the square images that it has positions for.
-        in_channels: of the images.
-        dropout: rate after dense layers, in training.
-        drop_path: rate of stochastic depth in the last block, in training; it rises from 0.
-        dtype: what it computes in; parameters are float32.
+        num_heads: the number of attention heads of each block, which must divide ``width``.
+        num_classes: the number of outputs of the head; None for no head.
+        image_size: the side, in pixels, of the square images that the positions are learned for.
+        in_channels: the number of channels of the images.
+        dropout: the rate of dropout after dense layers, in training.
+        drop_path: the rate of stochastic depth in training, which rises from 0 in the first block
+            to this value in the last.
+        dtype: the dtype of the computation; parameters are float32.
         rngs: random streams; ``params``, and with one of the rates also ``dropout``, are used.
 
     Attributes:
-        num_features: the length of a row of features.
+        num_features: the number of features per example.
         head: the last dense layer, or None.
 
     Raises:
-        ConfigError: if the numbers don't divide.
-        DataError: when called, if ``x`` is no batch of such images.
+        ConfigError: if ``image_size`` or ``width`` is not divisible.
+        DataError: when called, if ``x`` is not a batch of such images.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -117,7 +119,7 @@ class ViT(nnx.Module):
         self.head = nnx.data(make_head(width, num_classes, dtype=dtype, rngs=rngs))
 
     def feature_maps(self, x: jax.Array) -> list[jax.Array]:
-        """The tokens of patches ``[batch, height, width, channels]`` after each block."""
+        """Returns the patch tokens ``[batch, height, width, channels]`` after each block."""
         height, width = self._grid(x)
         return [
             tokens[:, 1:].reshape(-1, height, width, self.num_features)
@@ -125,14 +127,14 @@ class ViT(nnx.Module):
         ]
 
     def features(self, x: jax.Array) -> jax.Array:
-        """The class token after the last block, normalised, ``[batch, num_features]``."""
+        """Returns the normalised class token after the last block, ``[batch, num_features]``."""
         return self.norm(self._tokens(x)[-1][:, 0])
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return apply_head(self.head, self.features(x))
 
     def _tokens(self, x: jax.Array) -> list[jax.Array]:
-        """The class token and those of the patches, after each block."""
+        """Returns the class token and the tokens of the patches, after each block."""
         grid = self._grid(x)
         patches = self.patches(x)
         tokens = patches.reshape(x.shape[0], grid[0] * grid[1], self.num_features)
@@ -153,14 +155,14 @@ class ViT(nnx.Module):
             fitting = [max(size, round(side / size) * size) for side in (height, width)]
             raise DataError(
                 f'x: got images of {height}x{width}, expected sides that are multiples of '
-                f'{size}, the side of a patch. Resize or crop them, to '
-                f'{fitting[0]}x{fitting[1]} for instance.'
+                f'{size}, the side of a patch. Resize or crop them, for instance to '
+                f'{fitting[0]}x{fitting[1]}.'
             )
         return height // size, width // size
 
 
 class Block(nnx.Module):
-    """Attention and dense layers, each normalised before and added to its input."""
+    """A block of attention and dense layers, each after LayerNorm and with a residual sum."""
 
     def __init__(
         self,
@@ -179,7 +181,7 @@ class Block(nnx.Module):
             width, 4 * width, dropout=dropout, kernel_init=_INIT, dtype=dtype, rngs=rngs
         )
         self.dropout = make_dropout(dropout, rngs)
-        self.drop_path = make_dropout(drop_path, rngs, whole_rows=3)
+        self.drop_path = make_drop_path(drop_path, rngs, num_axes=3)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         x = x + self.drop_path(self.dropout(self.attention(self.norm1(x))))
@@ -187,7 +189,7 @@ class Block(nnx.Module):
 
 
 class SelfAttention(nnx.Module):
-    """Attention of all tokens to all, queries, keys and values in one product."""
+    """Attention between all tokens, with queries, keys and values from one matrix product."""
 
     def __init__(self, width: int, num_heads: int, *, dtype: DType | None, rngs: nnx.Rngs):
         self.num_heads = num_heads
@@ -202,14 +204,14 @@ class SelfAttention(nnx.Module):
 
 
 def resize_positions(positions: jax.Array, grid: tuple[int, int]) -> jax.Array:
-    """Interpolates positions of a square grid of patches; that of the class token stays.
+    """Interpolates the positions of a square grid of patches, without that of the class token.
 
     Args:
         positions: ``[1, 1 + side * side, width]``.
-        grid: patches down and across.
+        grid: the numbers of patches in each column and each row.
 
     Returns:
-        ``[1, 1 + grid[0] * grid[1], width]``; what came, if it has that grid.
+        ``[1, 1 + grid[0] * grid[1], width]``; ``positions`` itself if it has this grid.
     """
     side, width = math.isqrt(positions.shape[1] - 1), positions.shape[2]
     if grid == (side, side):
