@@ -23,6 +23,7 @@ from thinkml.models.serialization.directories import (
 )
 from thinkml.models.serialization.export import write_safetensors, write_stablehlo
 from thinkml.paths import expanded
+from thinkml.typing import Model
 
 PathLike = str | os.PathLike[str]
 
@@ -68,7 +69,7 @@ class ModelManager:
 
     def save_model(
         self,
-        model: Any,
+        model: Model,
         path: PathLike,
         metadata: Mapping[str, Any] | None = None,
         *,
@@ -123,10 +124,10 @@ class ModelManager:
         self,
         path: PathLike,
         *,
-        into: Any = None,
+        into: Model | None = None,
         trusted: Sequence[str] = (),
         include_optimizer: bool = False,
-    ) -> Any:
+    ) -> Model:
         """Returns a saved model, in eval mode, with its record.
 
         Every file is first checked against the manifest, which finds damage, not forgery. A model
@@ -166,7 +167,7 @@ class ModelManager:
             check_not_trained(into)
         place = self._directory(path)
 
-        def read(directory: Path) -> Any:
+        def read(directory: Path) -> Model:
             model = model_file.read(directory, tuple(trusted), into, include_optimizer)
             with model_file.reading(directory):  # another process may replace it at this moment
                 origin = {'path': str(place), 'sha256': fingerprint(directory)}
@@ -366,5 +367,5 @@ def _is_path(text: str) -> bool:
     return any(separator in text for separator in (os.sep, os.altsep) if separator)
 
 
-def _is_module(name: Any) -> bool:
+def _is_module(name: object) -> bool:
     return isinstance(name, str) and all(part.isidentifier() for part in name.split('.'))

@@ -135,7 +135,7 @@ def _html_line(kind: str, values: Iterable[Any], sides: Sequence[str]) -> str:
     return f'<tr>{"".join(cells)}</tr>'
 
 
-def _cell(value: Any) -> str:
+def _cell(value: object) -> str:
     """Returns a value as one short line, with control characters replaced by spaces."""
     if value is None:
         return ''

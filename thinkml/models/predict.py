@@ -1,16 +1,15 @@
 """Predictions of any model, as the labels it was trained on."""
 
-from typing import Any
-
 import numpy as np
 
 from thinkml.core import make_predict, predict_outputs
 from thinkml.data import decode, is_batches, open_batches, open_rows_of, probabilities
 from thinkml.errors import NotTrainedError
 from thinkml.model_record import Task, record_of
+from thinkml.typing import Inputs, Model
 
 
-def predict(model: Any, X: Any) -> np.ndarray:
+def predict(model: Model, X: Inputs) -> np.ndarray:
     """Predicts labels (classification) or numbers (regression).
 
     The model and its mode are not changed. There may be any number of rows: they are read and sent
@@ -46,7 +45,7 @@ def predict(model: Any, X: Any) -> np.ndarray:
     return decode(_outputs(model, X), task)
 
 
-def predict_proba(model: Any, X: Any) -> np.ndarray:
+def predict_proba(model: Model, X: Inputs) -> np.ndarray:
     """Predicts the probability of each class.
 
     Args:
@@ -65,7 +64,7 @@ def predict_proba(model: Any, X: Any) -> np.ndarray:
     return probabilities(_outputs(model, X), task)
 
 
-def _outputs(model: Any, X: Any) -> np.ndarray:
+def _outputs(model: Model, X: Inputs) -> np.ndarray:
     if not is_batches(X):
         return predict_outputs(model, open_rows_of(model, X, 'X'))
     batches = open_batches(X, 'X', with_labels=False, like=record_of(model).input_spec)
@@ -73,7 +72,7 @@ def _outputs(model: Any, X: Any) -> np.ndarray:
     return np.concatenate([predict(batch.x) for batch in batches.iterate()])
 
 
-def _task_of(model: Any) -> Task:
+def _task_of(model: Model) -> Task:
     task = record_of(model).task
     if task is None:
         raise NotTrainedError(

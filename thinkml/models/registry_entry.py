@@ -7,7 +7,6 @@ import re
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from thinkml.checkpoint import filesystem
 from thinkml.errors import ModelFileError
@@ -115,7 +114,7 @@ def write(folder: Path, versions: Versions) -> None:
     filesystem.sync_folder(folder)
 
 
-def _is_valid(next_number: Any, tags: Any) -> bool:
+def _is_valid(next_number: object, tags: object) -> bool:
     return (
         type(next_number) is int
         and 1 <= next_number <= MAX_NUMBER

@@ -15,7 +15,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import ml_dtypes
 import numpy as np
@@ -26,7 +26,7 @@ _MAX_PICKLE_BYTES = 8 * 2**20  # torch needs about 200 per tensor; memory use is
 _MAX_ENTRIES = 200_000
 _CHUNK = 2**24
 
-_DTYPES: Mapping[str, Any] = {
+_DTYPES: Mapping[str, type[np.generic]] = {
     'torch FloatStorage': np.float32,
     'torch DoubleStorage': np.float64,
     'torch HalfStorage': np.float16,
@@ -68,7 +68,7 @@ def read_torch_file(path: Path) -> dict[str, np.ndarray]:
             raise WeightsError(f'weights: {path} is damaged: {error!r}.') from error
 
 
-def _read(path: Path, file: Any) -> dict[str, np.ndarray]:
+def _read(path: Path, file: BinaryIO) -> dict[str, np.ndarray]:
     with zipfile.ZipFile(file) as archive:
         entries = _entries(archive)
         (prefix,) = (name[: -len('data.pkl')] for name in entries if name.endswith('/data.pkl'))
@@ -167,7 +167,7 @@ class _Global:
 
 @dataclasses.dataclass(frozen=True)
 class _Storage:
-    dtype: Any
+    dtype: type[np.generic]
     key: str
 
 
@@ -179,7 +179,7 @@ class _Tensor:
     stride: tuple[int, ...]
 
 
-def _rebuild_tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> _Tensor:
+def _rebuild_tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: object) -> _Tensor:
     is_consistent = (
         isinstance(size, tuple) and isinstance(stride, tuple) and len(size) == len(stride)
     )
@@ -190,11 +190,11 @@ def _rebuild_tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) 
     return _Tensor(storage, offset, size, stride)
 
 
-def _rebuild_parameter(tensor: Any, *_: Any) -> Any:
+def _rebuild_parameter(tensor: _Tensor, *_: object) -> _Tensor:
     return tensor
 
 
-def _ordered_dict(*pairs: Any) -> dict[Any, Any]:
+def _ordered_dict(*pairs: object) -> dict[Any, Any]:
     if pairs:
         raise _Refused('a dict in it is made in a way that torch never uses')
     return {}
@@ -221,8 +221,8 @@ class _Reader:
         self._memo: dict[int, Any] = {}
 
     def read(self, content: bytes) -> Any:
-        instructions: Any = pickletools.genops(content)
-        for opcode, argument, _ in instructions:
+        argument: Any
+        for opcode, argument, _ in pickletools.genops(content):
             name = opcode.name
             if name == 'STOP':
                 return self._pop()
@@ -340,7 +340,7 @@ def _allowed_global(name: str) -> _Global:
     return _Global(name)
 
 
-def _state_dict(found: Any) -> dict[str, _Tensor]:
+def _state_dict(found: object) -> dict[str, _Tensor]:
     for name in ('state_dict', 'model_state_dict', 'model_ema', 'model', 'net'):
         if isinstance(found, dict) and isinstance(found.get(name), dict):
             found = found[name]

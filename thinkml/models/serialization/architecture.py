@@ -24,9 +24,10 @@ from thinkml.models.serialization.array_index import ArrayNames, ArrayTaker
 from thinkml.models.serialization.attribute_codec import decode_special, encode_attribute
 from thinkml.models.serialization.json_values import Json, decode, encode
 from thinkml.models.serialization.object_graph import build_graph, describe_graph
+from thinkml.typing import Model, PyTree
 
 
-def describe(model: Any) -> tuple[Json, dict[str, Any]]:
+def describe(model: Model) -> tuple[Json, dict[str, Any]]:
     """Splits a model into its structure and its arrays.
 
     Args:
@@ -76,7 +77,7 @@ def describe(model: Any) -> tuple[Json, dict[str, Any]]:
     return structure, arrays.found
 
 
-def build(structure: Json, arrays: Mapping[str, Any], trusted: Sequence[str] = ()) -> Any:
+def build(structure: Json, arrays: Mapping[str, Any], trusted: Sequence[str] = ()) -> Model:
     """Builds the model that `describe` split.
 
     Args:
@@ -92,7 +93,7 @@ def build(structure: Json, arrays: Mapping[str, Any], trusted: Sequence[str] = (
     taker = ArrayTaker(arrays)
     special = functools.partial(decode_special, trusted=trusted)
 
-    def tree(node: Json) -> Any:
+    def tree(node: Json) -> PyTree:
         # A special value may contain arrays.
         nested = taker.or_else(lambda tag, body: decode_special(tag, body, trusted, nested))
         return _checked_tree(decode(node, nested))
@@ -113,12 +114,12 @@ def build(structure: Json, arrays: Mapping[str, Any], trusted: Sequence[str] = (
     return model
 
 
-def _check_initialised(model: Any, arrays: Any) -> None:
+def _check_initialised(model: Model, arrays: PyTree | None) -> None:
     if arrays is None:
         raise ModelFileError(f'model: {model!r} has no parameters yet. Train it first.')
 
 
-def _checked_tree(tree: Any) -> Any:
+def _checked_tree(tree: PyTree) -> PyTree:
     """Checks that the arguments of the file's functions contain only arrays and numbers."""
     for leaf in jax.tree.leaves(tree):
         if not isinstance(leaf, jax.Array | np.generic | bool | int | float | complex):
@@ -126,7 +127,7 @@ def _checked_tree(tree: Any) -> Any:
     return tree
 
 
-def _function(thing: Any) -> Callable:
+def _function(thing: object) -> Callable:
     if not callable(thing) or inspect.isclass(thing):
         raise ValueError(f'{thing!r} is not a function')
     return thing

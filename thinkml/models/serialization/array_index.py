@@ -11,7 +11,7 @@ from thinkml.models.serialization.attribute_codec import encode_special
 from thinkml.models.serialization.json_values import Json, Path
 
 
-def is_array(value: Any) -> bool:
+def is_array(value: object) -> bool:
     """Returns True if a value belongs to the arrays of a model file, not to its structure."""
     return isinstance(value, jax.Array | np.ndarray)
 
@@ -26,7 +26,7 @@ class ArrayNames:
     def __init__(self) -> None:
         self.found: dict[str, Any] = {}
 
-    def add(self, path: Path, array: Any) -> str:
+    def add(self, path: Path, array: jax.Array | np.ndarray) -> str:
         name = '/'.join(map(str, path))
         while name in self.found:  # {'a/b': 1, 'a': {'b': 2}}
             name += "'"

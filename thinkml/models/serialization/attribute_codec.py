@@ -33,6 +33,7 @@ from thinkml.models.serialization.json_values import (
 )
 
 Special = Callable[[Any, Path], Json]
+Decoder = Callable[[str, Json], Any]
 
 _BUILTINS = {kind.__name__: kind for kind in (bool, int, float, complex, str)}
 _MAPPINGS = {kind.__name__: kind for kind in (FrozenDict, HashableMapping, nnx.StateAxes)}
@@ -53,7 +54,7 @@ def encode_special(value: Any, path: Path, nested: Special | None = None) -> Jso
     """Encodes a value that `encode` can't. ``nested`` encodes such values inside of it."""
     nested = nested or encode_special
 
-    def inner(value: Any, *keys: Any) -> Json:
+    def inner(value: Any, *keys: object) -> Json:
         return encode(value, (*path, *keys), nested)
 
     def fields(of: Any, skip: Callable[[dataclasses.Field], bool] = lambda _: False) -> Json:
@@ -94,7 +95,9 @@ def encode_special(value: Any, path: Path, nested: Special | None = None) -> Jso
     return refuse(value, path)
 
 
-def decode_special(tag: str, body: Json, trusted: Sequence[str], nested: Any = None) -> Any:
+def decode_special(
+    tag: str, body: Json, trusted: Sequence[str], nested: Decoder | None = None
+) -> Any:
     """Decodes the JSON of `encode_special`. ``nested`` decodes special values inside of it."""
     nested = nested or functools.partial(decode_special, trusted=trusted)
 
@@ -188,7 +191,7 @@ def _dataclass(kind: type, values: Mapping[str, Any]) -> Any:
     return instance
 
 
-def _is_implied(module: Any, field: dataclasses.Field) -> bool:
+def _is_implied(module: object, field: dataclasses.Field) -> bool:
     """Returns True if a Linen module's field has its default, or is set by Linen itself."""
     value = getattr(module, field.name)
     return field.name == 'parent' or value is field.default
@@ -210,7 +213,7 @@ _INITIALIZERS = {
 }
 
 
-def _initializer(value: Any) -> tuple[str, dict[str, Any]] | None:
+def _initializer(value: object) -> tuple[str, dict[str, Any]] | None:
     """Returns the name of the function that made an initialiser, and its arguments."""
     if not isinstance(value, types.FunctionType):
         return None

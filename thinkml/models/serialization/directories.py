@@ -12,7 +12,7 @@ import shutil
 import uuid
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from thinkml.checkpoint import filesystem, manifest
 from thinkml.checkpoint.checkpointer import holds_checkpoints
@@ -25,6 +25,7 @@ from thinkml.errors import (
     ModelNotFoundError,
     NotStorableError,
 )
+from thinkml.models.serialization.json_values import Json
 from thinkml.paths import local_path
 
 Result = TypeVar('Result')
@@ -38,7 +39,7 @@ _MAX_READS = 20
 _LEFTOVER = re.compile(r'\..+\.[0-9a-f]{12}\.thinkml-new')
 
 
-def absolute(path: Any, argument: str = 'path') -> Path:
+def absolute(path: str | os.PathLike[str], argument: str = 'path') -> Path:
     """Returns a path as `local_path` does, absolute and without links and dots in its folders.
 
     Raises:
@@ -269,7 +270,7 @@ def _stamp(path: Path) -> list[tuple[int, int] | None]:
     return found
 
 
-def write_json(directory: Path, name: str, value: Any) -> None:
+def write_json(directory: Path, name: str, value: Json) -> None:
     """Writes strict JSON.
 
     Raises:
@@ -284,7 +285,7 @@ def write_json(directory: Path, name: str, value: Any) -> None:
     (directory / name).write_bytes(content)
 
 
-def read_json(directory: Path, name: str, limit: int | None = None) -> Any:
+def read_json(directory: Path, name: str, limit: int | None = None) -> Json:
     """Reads strict JSON.
 
     Raises:
@@ -302,7 +303,7 @@ def read_json(directory: Path, name: str, limit: int | None = None) -> Any:
         raise ModelFileError(f'{name} is damaged: {error}') from error
 
 
-def _refuse_constant(name: str) -> Any:
+def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f'{name} is not JSON')
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import types
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,12 @@ from thinkml.core.parallel.multiprocess import is_first_process
 from thinkml.errors import ModelFileError, ModelNotFoundError
 from thinkml.models.serialization.weights import fill, named_arrays
 from thinkml.paths import expanded, local_path
+from thinkml.typing import Model
 
 PathLike = str | os.PathLike[str]
 
 
-def save_safetensors(model: Any, path: PathLike) -> Path:
+def save_safetensors(model: Model, path: PathLike) -> Path:
     """Writes the arrays of a model into one file that other libraries can read.
 
     Names are the arrays' paths in the model, joined by dots: ``layers.0.kernel``. Keys of random
@@ -60,7 +62,7 @@ def write_safetensors(arrays: Mapping[str, Any], path: PathLike, argument: str =
     return _write_atomically(path, _safetensors().numpy.save(named), argument)
 
 
-def load_safetensors(path: PathLike, *, into: Any) -> Any:
+def load_safetensors(path: PathLike, *, into: Model) -> Model:
     """Puts the arrays of a safetensors file into a model: all, or none if one does not fit.
 
     Args:
@@ -141,11 +143,11 @@ def _write_atomically(path: PathLike, content: bytes, argument: str) -> Path:
     return expanded(path)
 
 
-def _is_key(array: Any) -> bool:
+def _is_key(array: jax.Array | np.ndarray) -> bool:
     return jnp.issubdtype(array.dtype, jax.dtypes.prng_key)
 
 
-def _safetensors() -> Any:
+def _safetensors() -> types.ModuleType:
     try:
         import safetensors.numpy
     except ImportError as error:

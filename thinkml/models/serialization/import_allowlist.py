@@ -99,7 +99,7 @@ def _subclass_of(*bases: type) -> Callable[[Any], bool]:
     return lambda thing: inspect.isclass(thing) and issubclass(thing, bases)
 
 
-def _is_linen_class(thing: Any) -> bool:
+def _is_linen_class(thing: object) -> bool:
     linen = sys.modules.get('flax.linen')
     return linen is not None and _subclass_of(linen.Module)(thing)
 
@@ -110,11 +110,11 @@ def _function_types() -> tuple[type, ...]:
     return (types.FunctionType, jitted, jax.custom_jvp, jax.custom_vjp, jnp.ufunc)
 
 
-def _is_dataclass(thing: Any) -> bool:
+def _is_dataclass(thing: object) -> bool:
     return inspect.isclass(thing) and dataclasses.is_dataclass(thing)
 
 
-def _is_value_class(thing: Any) -> bool:
+def _is_value_class(thing: object) -> bool:
     return (
         _subclass_of(nnx.Pytree, nnx.Variable, enum.Enum)(thing)
         or thing is nnx.Carry

@@ -9,7 +9,7 @@ import datetime
 import enum
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -27,13 +27,13 @@ def where(path: Path) -> str:
     root, *keys = path
     in_model = root.startswith('model')
 
-    def step(key: Any) -> str:
+    def step(key: object) -> str:
         return f'.{key}' if in_model and str(key).isidentifier() else f'[{key!r}]'
 
     return root + ''.join(map(step, keys))
 
 
-def refuse(value: Any, path: Path) -> Json:
+def refuse(value: object, path: Path) -> Json:
     """Raises the error for a value that JSON can't hold."""
     kind = type(value)
     raise NotStorableError(
@@ -55,7 +55,7 @@ def encode(value: Any, path: Path, special: Callable[[Any, Path], Json] = refuse
         NotStorableError: if ``special`` refuses.
     """
 
-    def items(values: Any) -> list[Json]:
+    def items(values: Iterable[Any]) -> list[Json]:
         return [encode(item, (*path, i), special) for i, item in enumerate(values)]
 
     kind = type(value)
@@ -128,7 +128,7 @@ def dtype_named(name: str) -> np.dtype:
     return dtype
 
 
-def plain(value: Any, path: Path, special: Callable[[Any, Path], Json] = refuse) -> Any:
+def plain(value: Any, path: Path, special: Callable[[Any, Path], Json] = refuse) -> Json:
     """Reduces a value to None, bool, int, float, str, and lists and dicts of them.
 
     Arrays become lists, dates ISO text, paths text, dataclasses and named tuples dicts.
@@ -142,7 +142,7 @@ def plain(value: Any, path: Path, special: Callable[[Any, Path], Json] = refuse)
         NotStorableError: if ``special`` refuses.
     """
 
-    def items(values: Any) -> list[Any]:
+    def items(values: Iterable[Any]) -> list[Any]:
         return [plain(item, (*path, i), special) for i, item in enumerate(values)]
 
     def mapping(values: Mapping) -> dict[Any, Any]:
@@ -178,14 +178,14 @@ def plain(value: Any, path: Path, special: Callable[[Any, Path], Json] = refuse)
     return special(value, path)
 
 
-def _numbers(array: Any, path: Path) -> Any:
+def _numbers(array: np.generic | np.ndarray | jax.Array, path: Path) -> Json:
     try:
         return np.asarray(array).tolist()
     except RuntimeError as error:  # it is donated, or sharded over other processes
         raise NotStorableError(f'{where(path)}: the array can not be read: {error}') from error
 
 
-def _is_plain_dtype(dtype: Any) -> bool:
+def _is_plain_dtype(dtype: np.dtype) -> bool:
     if jnp.issubdtype(dtype, jax.dtypes.extended):  # PRNG keys
         return False
     real = jnp.issubdtype(dtype, np.number) and not jnp.issubdtype(dtype, np.complexfloating)

@@ -41,6 +41,7 @@ from thinkml.models.serialization.import_allowlist import MissingNameError
 from thinkml.models.serialization.json_values import Json, decode, encode, plain
 from thinkml.models.serialization.source_hashes import changed_sources, source_hashes
 from thinkml.models.serialization.weights import fill
+from thinkml.typing import Model, PyTree
 from thinkml.versions import code_revision, library_versions
 
 MODEL, RECORD, METADATA, FORWARD = 'model.json', 'record.json', 'metadata.json', 'forward.bin'
@@ -74,7 +75,9 @@ class Contents:
 # --- writing ----------------------------------------------------------------------------------
 
 
-def contents_of(model: Any, metadata: Any, include_optimizer: bool) -> Contents:
+def contents_of(
+    model: Model, metadata: Mapping[str, Any] | None, include_optimizer: bool
+) -> Contents:
     """Returns the content of a model's directory.
 
     Args:
@@ -142,7 +145,7 @@ def write(directory: Path, contents: Contents, target: Path) -> None:
         save_arrays(directory / OPTIMIZER, contents.optimizer)
 
 
-def _forward_of(model: Any, record: ModelRecord) -> Forward | None:
+def _forward_of(model: Model, record: ModelRecord) -> Forward | None:
     if isinstance(model, ExportedModel):
         return model.forward
     if record.input_spec is None:
@@ -164,7 +167,7 @@ def _forward_of(model: Any, record: ModelRecord) -> Forward | None:
     return None
 
 
-def _trainable(model: Any, arrays: Mapping[str, Any]) -> Json:
+def _trainable(model: Model, arrays: Mapping[str, Any]) -> Json:
     """Returns the names of the trainable arrays; None if they are unknown."""
     if isinstance(model, ExportedModel):
         return None
@@ -173,7 +176,7 @@ def _trainable(model: Any, arrays: Mapping[str, Any]) -> Json:
     return sorted(names[id(leaf)] for leaf in jax.tree.leaves(params) if id(leaf) in names)
 
 
-def _batch_like(spec: InputSpec) -> Any:
+def _batch_like(spec: InputSpec) -> PyTree:
     """Returns the shapes and dtypes of a batch of such inputs."""
     return jax.tree.map(
         lambda array: jax.ShapeDtypeStruct((1, *array.shape), jnp.dtype(array.dtype)),
@@ -195,7 +198,7 @@ def _relative_parent(target: Path, origin: Mapping[str, str] | None) -> Json:
     return {'path': path, 'sha256': origin['sha256']}
 
 
-def _notes(metadata: Any) -> Json:
+def _notes(metadata: Mapping[str, Any] | None) -> Json:
     if not isinstance(metadata, Mapping | None):
         raise NotStorableError(f'metadata: got {type(metadata).__name__}, expected a dict.')
     path = ('metadata',)
@@ -219,8 +222,11 @@ def _record_to_json(record: ModelRecord) -> Json:
 
 
 def read(
-    directory: Path, trusted: Sequence[str] = (), into: Any = None, include_optimizer: bool = False
-) -> Any:
+    directory: Path,
+    trusted: Sequence[str] = (),
+    into: Model | None = None,
+    include_optimizer: bool = False,
+) -> Model:
     """Reads a model, or fills the model ``into``.
 
     Raises:
@@ -302,7 +308,7 @@ def _read_model(
     record: ModelRecord,
     arrays: Mapping[str, Any],
     trusted: Sequence[str],
-) -> Any:
+) -> Model:
     """Returns the model, or its exported forward pass if its classes are missing or changed."""
     with reading(directory, MODEL):
         is_exported = about['model']['kind'] == 'exported'
@@ -406,7 +412,7 @@ def _warned_stand_in(stand_in: ExportedModel, directory: Path, why: str) -> Expo
     return stand_in
 
 
-def _agree(model: Any, stand_in: ExportedModel, spec: InputSpec, directory: Path) -> bool:
+def _agree(model: Model, stand_in: ExportedModel, spec: InputSpec, directory: Path) -> bool:
     """Returns True if both give the same outputs for random inputs; False for very large inputs."""
     rows = jax.tree.leaves(_batch_like(spec))
     if sum(4 * math.prod(row.shape) for row in rows) > _MAX_DRAWN:

@@ -80,7 +80,7 @@ class _Writer:
         name = import_allowlist.name_of(node.type, import_allowlist.NODE, path)
         return {'module': name, 'id': node.index, 'attributes': children}
 
-    def _attribute(self, attribute: Any, path: Path) -> Json:
+    def _attribute(self, attribute: object, path: Path) -> Json:
         if isinstance(attribute, graphlib.Static):
             return {'static': encode_attribute(attribute.value, path)}
         if isinstance(attribute, graphlib.LeafAttr):
@@ -150,7 +150,9 @@ class _Reader:
             kind = import_allowlist.resolve(node['module'], import_allowlist.NODE, self._trusted)
             self._parent(kind, kind, node['id'], node['attributes'], path)
 
-    def _parent(self, kind: type, metadata: Any, index: Any, children: Json, path: Path) -> None:
+    def _parent(
+        self, kind: type, metadata: type | None, index: int | None, children: Json, path: Path
+    ) -> None:
         self.nodes.append(graphlib.NodeDef(kind, index, None, len(children), metadata))
         for name, child in children:
             key = decode(name)
@@ -177,7 +179,7 @@ class _Reader:
         tree[path[-1]] = decode(value, self._special)
 
 
-def _state_def(initializing: bool, is_setup: bool) -> Any:
+def _state_def(initializing: bool, is_setup: bool) -> graphlib.NodeDef:
     state = pytreelib.PytreeState(bool(initializing), bool(is_setup))
     metadata = graphlib.IndexesPytreeDef(HashableMapping({}), jax.tree.structure(state))
     return graphlib.NodeDef(graphlib.GenericPytree, None, None, 0, metadata)

@@ -6,7 +6,6 @@ import sys
 import types
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 from thinkml.models.serialization.import_allowlist import LIBRARIES, is_installed
 from thinkml.models.serialization.json_values import Json
@@ -54,7 +53,7 @@ def _used_by(module: types.ModuleType) -> set[str]:
     return {name for name in names if name}
 
 
-def _module_of(thing: Any) -> str:
+def _module_of(thing: object) -> str:
     module = getattr(thing, '__module__', None)
     return module if isinstance(module, str) else ''
 

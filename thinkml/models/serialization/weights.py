@@ -109,8 +109,9 @@ def _shape(array: Array) -> str:
 
 def _placed_like(current: Array, array: Array) -> Array:
     """Puts an array on the devices of the model's array, if that is committed to them."""
-    is_placed = isinstance(current, jax.Array) and current.committed
-    return jax.device_put(array, current.sharding) if is_placed else array
+    if isinstance(current, jax.Array) and current.committed:
+        return jax.device_put(array, current.sharding)
+    return array
 
 
 def _tree_of(model: Model) -> PyTree:

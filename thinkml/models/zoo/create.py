@@ -14,6 +14,7 @@ from thinkml.models.zoo.catalog import architecture_of
 from thinkml.models.zoo.initializers import HostRngs
 from thinkml.models.zoo.layers import DType
 from thinkml.models.zoo.pretrained_weights import check_weights, load_pretrained
+from thinkml.typing import Model
 
 
 def create(
@@ -24,7 +25,7 @@ def create(
     dtype: DType | None = None,
     seed: int = 0,
     **options: Any,
-) -> Any:
+) -> Model:
     """Creates a model.
 
     Args:
@@ -104,7 +105,7 @@ def _checked_options(
     return merged
 
 
-def _checked_dtype(dtype: DType | None) -> Any:
+def _checked_dtype(dtype: DType | None) -> np.dtype | None:
     if dtype is None:
         return None
     try:

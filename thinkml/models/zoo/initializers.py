@@ -3,12 +3,16 @@
 import dataclasses
 import functools
 import math
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.typing import DTypeLike
+
+Key = jax.Array | np.random.Generator
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +30,9 @@ class Init:
     fan: Literal['in', 'out', 'mean'] | None = None
     uniform: bool = False
 
-    def __call__(self, key: Any, shape: Any, dtype: Any = jnp.float32, **_: Any) -> jax.Array:
+    def __call__(
+        self, key: Key, shape: Sequence[int], dtype: DTypeLike = jnp.float32, **_: object
+    ) -> jax.Array:
         """Draws from a JAX key, or from a NumPy generator as `HostRngs` returns it."""
         scale = math.sqrt(self.variance / self._fan(shape))
         if self.uniform:
@@ -42,7 +48,7 @@ class Init:
             return jax.random.uniform(key, shape, dtype, -scale, scale)
         return scale * jax.random.normal(key, shape, dtype)
 
-    def _fan(self, shape: tuple[int, ...]) -> float:
+    def _fan(self, shape: Sequence[int]) -> float:
         if self.fan is None:
             return 1.0
         fans = {'in': shape[-2], 'out': shape[-1], 'mean': (shape[-2] + shape[-1]) / 2}
@@ -53,7 +59,7 @@ LINEAR_INIT = Init(1 / 3, 'in', uniform=True)  # torch's default
 CONV_INIT = Init(2.0, 'out')
 
 
-def zeros(key: Any, shape: Any, dtype: Any = jnp.float32, **_: Any) -> jax.Array:
+def zeros(key: Key, shape: Sequence[int], dtype: DTypeLike = jnp.float32, **_: object) -> jax.Array:
     """Returns zeros for biases, without compilation."""
     del key
     return jax.device_put(np.zeros(shape, dtype))

@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 from flax import nnx
 
@@ -11,6 +10,7 @@ from thinkml.core.model.layer_inspection import layers_in_order
 from thinkml.errors import WeightsError, problems
 from thinkml.models.pretrained.keras_file import Layers
 from thinkml.models.serialization.weights import fill, named_arrays
+from thinkml.typing import Inputs
 
 # The names of a layer's arrays in Keras's order, by the number of axes of the first array.
 _NAMES: Mapping[int, Sequence[str]] = {
@@ -25,7 +25,7 @@ _KINDS = {4: 'convolutions', 2: 'dense layers', 1: 'normalisations'}
 def load_keras(
     model: nnx.Module,
     layers: Layers,
-    x: jax.Array | np.ndarray | jax.ShapeDtypeStruct,
+    x: Inputs,
     *,
     what: str,
 ) -> int:
@@ -69,7 +69,7 @@ def load_keras(
 
 
 def _modules(
-    model: nnx.Module, arrays: Mapping[str, Any], x: Any, first: str, axes: int
+    model: nnx.Module, arrays: Mapping[str, Any], x: Inputs, first: str, axes: int
 ) -> list[str]:
     """Returns the modules whose first array has ``axes`` axes, in the order of computation."""
     paths = [path[:-1] for layer in layers_in_order(model, x) for path in layer.params]

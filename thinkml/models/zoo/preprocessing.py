@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,7 @@ import numpy as np
 
 from thinkml.core.xla.jit import Jit
 from thinkml.errors import ConfigError, DataError
+from thinkml.typing import Inputs
 
 # The approximate limit for the pixels of one batch, as floats.
 _BATCH_BYTES = 64 * 2**20
@@ -67,7 +68,7 @@ class Preprocessing:
                 'those of std above 0.'
             )
 
-    def __call__(self, images: Any) -> np.ndarray:
+    def __call__(self, images: Inputs) -> np.ndarray:
         """Prepares images, a batch at a time.
 
         Args:
@@ -119,7 +120,7 @@ def _prepare(settings: Preprocessing, images: jax.Array) -> jax.Array:
     return (jnp.clip(x, 0, 1) - jnp.array(settings.mean)) / jnp.array(settings.std)
 
 
-def _as_array(images: Any) -> np.ndarray:
+def _as_array(images: Inputs) -> np.ndarray:
     try:
         return np.asarray(images)
     except ValueError as error:
@@ -129,7 +130,7 @@ def _as_array(images: Any) -> np.ndarray:
         ) from error
 
 
-def _check(images: Any) -> None:
+def _check(images: Inputs) -> None:
     shape, dtype = tuple(images.shape), np.dtype(images.dtype)
     if not (len(shape) == 3 or (len(shape) == 4 and shape[3] in (1, 3))) or 0 in shape:
         hint = ''
