@@ -748,7 +748,7 @@ def first_layer(about):
         ('record.json', lambda record: record.update(input_spec={'dict': {}}), 'describe inputs'),
         ('record.json', lambda record: record.update(input_spec={'tuple': [1]}), 'describe inputs'),
         ('record.json', lambda record: record.update(config=[1]), 'not a dict'),
-        ('record.json', lambda record: record.update(config={'$partial': []}), 'not known'),
+        ('record.json', lambda record: record.update(config={'$partial': []}), 'unknown'),
         ('weights/index.json', lambda index: index.popitem() and None, 'is missing'),
         ('weights/index.json', lambda index: index.clear(), 'is missing'),
         (
