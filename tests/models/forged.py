@@ -1,4 +1,4 @@
-"""Model files as someone would change them who can also renew the manifest."""
+"""Forged model files, whose manifest is written again after the change."""
 
 import json
 
@@ -6,7 +6,7 @@ from thinkml.checkpoint import manifest
 
 
 def forge(path, name, change):
-    """Edits a JSON file: ``change`` returns other content, or changes what it is given."""
+    """Edits a JSON file. ``change`` returns new content, or changes its argument in place."""
     content = json.loads((path / name).read_text())
     changed = change(content)
     (path / name).write_text(json.dumps(content if changed is None else changed))
@@ -14,6 +14,6 @@ def forge(path, name, change):
 
 
 def sign(path):
-    """Writes the manifest anew."""
+    """Writes the manifest again."""
     (path / 'manifest.json').unlink(missing_ok=True)
     manifest.write(path, format=2)

@@ -1,4 +1,4 @@
-"""Models to be saved, in a module that another process can import."""
+"""Sample models to save, in a module that another process can import."""
 
 import dataclasses
 import functools
@@ -23,7 +23,7 @@ def bent(x):
 
 
 class Everything(nnx.Module):
-    """Tied embedding, LSTM, attention, BatchNorm, Dropout, bfloat16, a weakly typed scalar."""
+    """A model with tied embedding, LSTM, attention, BatchNorm, Dropout, bfloat16, a weak scalar."""
 
     def __init__(self, sizes, rngs):
         self.sizes = sizes
@@ -63,7 +63,7 @@ class LinenBlock(nn.Module):
 
 
 class LinenModule(nn.Module):
-    """A block as a field, one of another kind inside."""
+    """A Linen module with a block as a field, and one of another kind inside."""
 
     block: nn.Module
     outputs: int
@@ -104,7 +104,7 @@ class Tied(nnx.Module):
 
 
 class Half(nnx.Module):
-    """All in bfloat16."""
+    """A model entirely in bfloat16."""
 
     def __init__(self, rngs):
         kinds = {'dtype': jnp.bfloat16, 'param_dtype': jnp.bfloat16, 'rngs': rngs}
@@ -170,7 +170,7 @@ def linen_lstm():
     return from_linen(module, module.init(jax.random.key(0), TOKENS))
 
 
-# One of each kind that files must outlive: how it is made, inputs, and what has its name.
+# One model of each kind whose files must stay readable: its factory, inputs, and named object.
 KINDS = {
     'attention': (lambda: Attention(nnx.Rngs(0)), TOKENS, Attention),
     'lstm': (lambda: LSTM(nnx.Rngs(0)), TOKENS, LSTM),
@@ -193,7 +193,7 @@ ZOO = {
 
 
 def every_kind():
-    """Models by name, their inputs, and the classes and functions that files find them by."""
+    """Yields a name, a model, inputs, and the class or function that its file names."""
     for name, (make, x, named) in KINDS.items():
         yield name, make(), x, named
     for name, (options, x) in ZOO.items():

@@ -1,6 +1,6 @@
-"""Saves models over one another until it is killed; a process of its own for each line it reads.
+"""A server that saves models over one another until it is killed, in one process per line of input.
 
-Everything is imported once, and forked before jax has started a thread.
+Everything is imported once, and the server forks before jax has started a thread.
 """
 
 import importlib
@@ -15,7 +15,7 @@ from thinkml.models import ModelManager
 
 
 class Full(nnx.Module):
-    """Two arrays that hold one number alone."""
+    """A model with two arrays that are filled with one number."""
 
     def __init__(self, number):
         self.small = nnx.Param(jnp.asarray(np.full((3,), number, np.float32)))
@@ -23,7 +23,7 @@ class Full(nnx.Module):
 
 
 class FullToo(nnx.Module):
-    """One such array, of another shape."""
+    """A model with one such array, of another shape."""
 
     def __init__(self, number):
         self.large = nnx.Param(jnp.asarray(np.full((50_000,), number, np.float32)))

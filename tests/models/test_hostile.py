@@ -1,4 +1,4 @@
-"""Model files that were damaged, or written to do harm; and saves that are killed."""
+"""Damaged and malicious model files, and saves that are killed."""
 
 import contextlib
 import copy
@@ -48,7 +48,7 @@ def trained(model, path):
 
 @pytest.fixture(scope='module')
 def originals(tmp_path_factory):
-    """A folder with a model, one of a class that is gone, and another one."""
+    """Returns a folder with a model, a copy whose class is missing, and another model."""
     folder = tmp_path_factory.mktemp('originals')
     trained(DropoutBatchNorm(3, 2, nnx.Rngs(0)), folder / 'model')
     trained(mlp(3, 2), folder / 'other')
@@ -62,7 +62,7 @@ GONE = 'tests.models_for_tests:Gone'
 
 @pytest.fixture(autouse=True)
 def _look_once_at_a_program(monkeypatch):
-    """Each look is a process of a second, and most files here have one of three programs."""
+    """Caches the check of programs, which takes a second: most files have one of three programs."""
     monkeypatch.setattr(model_file, 'check_readable', look_once)
 
 
@@ -110,7 +110,7 @@ def borrowed(rng, files, other):
 
 
 def edited(rng, files, other):
-    """One to three values of a JSON file are others, or its keys."""
+    """Changes one to three values or keys of a JSON file."""
     name = rng.choice([name for name in sorted(files) if name.endswith('.json')])
     tree = json.loads(files[name])
     for _ in range(rng.choice([1, 1, 2, 3])):
@@ -122,7 +122,7 @@ def edited(rng, files, other):
     return {name: text.encode()}
 
 
-# What json.dumps does not write.
+# Text that json.dumps does not write.
 WRITTEN = {'"@deep"': '[' * 50_000 + ']' * 50_000, '"@huge"': '1e999', '@twice': ''}
 ODD = [
     None, True, -1, 0, 3, 2**31, 2**64, 10**15, 10**400, 0.5, 1e308, float('nan'), '', 'a',
@@ -162,7 +162,7 @@ def edit_somewhere(rng, tree):
 
 
 def parts_of(tree):
-    """All lists and dicts in a tree, itself included."""
+    """Returns all lists and dicts in a tree, including the tree itself."""
     if isinstance(tree, dict | list):
         yield tree
         for part in tree.values() if isinstance(tree, dict) else tree:
@@ -184,7 +184,7 @@ def a_change(rng, files, other, kinds=(*IN_BYTES, edited, edited, edited)):
 
 
 def refused_or_equal(path, changed, call, expected=None):
-    """Calls with a changed file: an error that names it, or what was to come out anyway."""
+    """Checks that a call with a changed file names the file in an error, or returns as before."""
     try:
         found = call(path)
     except ModelFileError as error:
@@ -225,7 +225,7 @@ def test_8500_changed_files_give_no_model(originals, tmp_path):
 
 
 def rezarred(path, name, change):
-    """What an array's own metadata say, which are inside the database, is another thing."""
+    """Changes the metadata of an array, which are inside the database."""
     import tensorstore
 
     base = {'driver': 'file', 'path': f'{path}/weights/arrays/'}
@@ -260,7 +260,7 @@ def write_changed(rng, originals, path):
 
 
 def outcome(path, call):
-    """What is wrong with what came of it; None for a result or the right error."""
+    """Returns the problem with a call; None if it returns or raises the right error."""
     try:
         call(path)
     except ModelFileError as error:
@@ -270,7 +270,7 @@ def outcome(path, call):
     return None
 
 
-# What a file that is read has no need for.
+# Events that reading a file must not cause.
 FORBIDDEN = (
     'os.system', 'os.exec', 'os.fork', 'os.posix_spawn', 'subprocess.Popen', 'socket.connect',
     'os.remove', 'os.rename', 'os.mkdir', 'os.rmdir', 'os.chmod', 'os.symlink',
@@ -278,7 +278,7 @@ FORBIDDEN = (
 
 
 def watch(found):
-    """Notes what this process does besides reading."""
+    """Records everything that this process does besides reading."""
 
     def hook(event, args):
         writes = (
@@ -291,12 +291,12 @@ def watch(found):
 
 
 def load_signed(originals, path, first, count):
-    """Runs in a process of its own: C++ may end it."""
+    """Loads forged files; runs in a separate process, since C++ code may end it."""
     warnings.simplefilter('error')
     warnings.simplefilter('ignore', ThinkMLWarning)
     sys.dont_write_bytecode = True
     os.fsync = lambda descriptor: None
-    # A process for each program takes a second; tests/core/test_exported.py looks at that.
+    # The check of each program takes a second, and is tested in tests/core/test_exported.py.
     model_file.check_readable = lambda program: None
     originals, path, done = pathlib.Path(originals), pathlib.Path(path), []
     MANAGER.load_model(originals / 'model', include_optimizer=True)
@@ -323,9 +323,9 @@ def load_signed(originals, path, first, count):
 
 
 def peak_memory():
-    """The most memory this process has had, in MB; None where there is no /proc.
+    """Returns the peak memory of this process in MB; None without /proc.
 
-    Not that of `resource.getrusage`, which a process takes over from the one that started it.
+    `resource.getrusage` is no use here: a process inherits that value from its parent.
     """
     status = pathlib.Path('/proc/self/status')
     lines = status.read_text().splitlines() if status.exists() else []
@@ -339,7 +339,7 @@ def load_many_signed(originals, folder, first, count):
     arguments = [originals, folder / 'model', str(first), str(count)]
     done = subprocess.run(
         [sys.executable, '-c', code, *arguments], cwd=ROOT, capture_output=True, text=True,
-        # Programs that are kept would be written files as well.
+        # The compilation cache would also write files.
         env={**os.environ, 'JAX_PLATFORMS': 'cpu', 'THINKML_COMPILATION_CACHE': '0'},
     )  # fmt: skip
     assert done.returncode == 0, (done.stdout[-20:], done.stderr[-4000:])
@@ -578,7 +578,7 @@ def test_a_forward_pass_that_calls_python_is_refused(originals, tmp_path):
 
 
 def check_whole(path):
-    """One of the models, all of it; the number it was saved with."""
+    """Checks that the model at the path is complete, and returns its number."""
     model, number = MANAGER.load_model(path), MANAGER.metadata(path)['number']
     assert type(model) is KINDS[number % 2]
     assert all((array == number).all() for array in jax.tree.leaves(nnx.state(model)))

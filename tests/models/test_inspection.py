@@ -1,4 +1,4 @@
-"""What a model file tells without its weights, its command line, and the ways out of it."""
+"""Inspection of model files, the command line, and export."""
 
 import json
 import subprocess
@@ -125,7 +125,7 @@ def test_it_runs_as_a_module(root):
     assert 'binary, 2 classes (no, yes)' in found.stdout and found.stderr == ''
 
 
-# --- ways out -----------------------------------------------------------------------------------
+# --- export -------------------------------------------------------------------------------------
 
 
 def test_safetensors_go_out_and_come_back(model, root, tmp_path):
@@ -156,7 +156,7 @@ def test_without_safetensors_it_says_what_to_install(model, tmp_path, monkeypatc
 
 
 def test_stablehlo_alone_computes_the_forward_pass(tmp_path):
-    """By the interpreter of StableHLO itself, from the file, the weights and the inputs alone."""
+    """StableHLO's interpreter needs only the file, the weights and the inputs."""
     from jaxlib.mlir import ir
     from jaxlib.mlir.dialects import stablehlo
 
@@ -172,7 +172,7 @@ def test_stablehlo_alone_computes_the_forward_pass(tmp_path):
         stablehlo.register_interpreter_dialect(context)
         module = stablehlo.deserialize_portable_artifact(context, file.read_bytes())
         assert 'custom_call' not in str(module)
-        # The interpreter wants to know how many rows there are.
+        # The interpreter needs a fixed number of rows.
         module = ir.Module.parse(str(module).replace('tensor<?x', f'tensor<{len(X)}x'))
         arguments = [ir.DenseElementsAttr.get(np.array(a, order='C')) for a in given]
         (outputs,) = stablehlo.eval_module(module, arguments)
@@ -268,7 +268,7 @@ def test_what_is_no_path_is_refused(model, path):
         ModelManager().load_model(path)
 
 
-def test_arguments_in_the_wrong_order_are_told_shortly(model):
+def test_arguments_in_the_wrong_order_give_a_short_error(model):
     with pytest.raises(ConfigError, match=r'^path: got Sequential, expected a path'):
         ModelManager().save_model('models/small', model)
 

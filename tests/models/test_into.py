@@ -1,4 +1,4 @@
-"""Weights into a model one made, training that goes on, files of old formats."""
+"""Loading into an existing model, resumed training, and files of old formats."""
 
 import math
 import os
@@ -35,7 +35,7 @@ def trained(model, **settings):
 
 
 class Unnamed(nnx.Module):
-    """Holds what no file can: a function without a name."""
+    """A model that no file can describe: it has a function without a name."""
 
     def __init__(self, seed=0, width=4):
         rngs = nnx.Rngs(seed)
@@ -50,7 +50,7 @@ class Unnamed(nnx.Module):
 
 
 class Named(Unnamed):
-    """The same, of what a file can hold."""
+    """The same model, in a form that a file can describe."""
 
     def __init__(self, seed=0, width=4):
         super().__init__(seed, width)
@@ -89,7 +89,7 @@ def test_other_kinds_of_models_are_filled(make, tmp_path):
         MANAGER.load_model(path, into=make())
 
 
-def test_all_that_does_not_fit_is_said_and_nothing_changes(tmp_path):
+def test_everything_that_does_not_fit_is_named_and_nothing_changes(tmp_path):
     path = MANAGER.save_model(trained(Named(width=4)), tmp_path / 'model')
     mine = Unnamed(width=5)
     mine.extra = nnx.Param(jnp.zeros(2, jnp.bfloat16))
@@ -151,7 +151,7 @@ def test_models_are_saved_and_loaded_on_any_number_of_devices(tmp_path):
 
 
 def one_batch(epochs):
-    """A training whose steps are epochs, so that it can be cut anywhere."""
+    """Returns the settings of a training with one step per epoch, so that it can stop anywhere."""
     return TrainingConfig(epochs=epochs, batch_size=60, optimizer='adam', learning_rate=0.01)
 
 
@@ -160,7 +160,7 @@ def train_one_batch(model, epochs):
     return model
 
 
-def test_training_goes_on_where_it_was(tmp_path):
+def test_training_is_resumed_where_it_ended(tmp_path):
     def make():
         return nnx.Linear(3, 2, rngs=nnx.Rngs(0))
 
@@ -173,7 +173,7 @@ def test_training_goes_on_where_it_was(tmp_path):
     assert len(record_of(cut).runs) == 2
 
 
-def test_it_goes_on_to_the_bit_as_in_memory(tmp_path):
+def test_it_is_resumed_bit_for_bit_as_in_memory(tmp_path):
     config = TrainingConfig(epochs=2, batch_size=20, optimizer='adamw')
     model = Named()
     ModelTrainer(config).train(model, X, Y, progress=False)
@@ -189,7 +189,7 @@ def test_it_goes_on_to_the_bit_as_in_memory(tmp_path):
         np.testing.assert_array_equal(array, record_of(model).optimizer[name])
 
 
-def test_only_the_first_training_goes_on(tmp_path):
+def test_only_the_first_training_is_resumed(tmp_path):
     model = train_one_batch(nnx.Linear(3, 2, rngs=nnx.Rngs(0)), 2)
     path = MANAGER.save_model(model, tmp_path / 'model', include_optimizer=True)
     loaded = MANAGER.load_model(path, include_optimizer=True)
@@ -200,7 +200,7 @@ def test_only_the_first_training_goes_on(tmp_path):
     )
 
 
-def test_an_optimizer_that_does_not_fit_or_is_not_there(tmp_path):
+def test_an_optimizer_that_does_not_fit_or_is_missing(tmp_path):
     model = train_one_batch(nnx.Linear(3, 2, rngs=nnx.Rngs(0)), 2)
     path = MANAGER.save_model(model, tmp_path / 'model', include_optimizer=True)
     loaded = MANAGER.load_model(path, include_optimizer=True)

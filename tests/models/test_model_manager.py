@@ -426,7 +426,7 @@ def test_a_failed_save_leaves_the_old_model_and_nothing_else(saved, monkeypatch)
 
 
 class Killed(BaseException):
-    """Stops a save at a place as a signal would, without its clearing up."""
+    """An exception that stops a save like a signal, without any clean-up."""
 
 
 @pytest.mark.parametrize('renames', [0, 1, 2])
@@ -490,7 +490,7 @@ def test_of_two_saves_without_overwrite_one_wins(tmp_path, monkeypatch):
 
 
 def test_of_two_saves_that_move_at_once_one_wins(tmp_path, monkeypatch):
-    """Where folders can't be locked; where they can, the second waits."""
+    """This can happen only if folders can't be locked; otherwise the second save waits."""
     monkeypatch.setattr(filesystem, 'lock', lambda folder: -1)
     path, rename, turn = tmp_path / 'model', pathlib.Path.rename, []
 
@@ -547,7 +547,7 @@ def test_a_model_replaced_while_it_is_read_is_read_again(saved, monkeypatch):
 
 
 def test_what_is_read_is_never_of_two_models(tmp_path, monkeypatch):
-    """Replaced between its parts by one whose arrays fit as well."""
+    """While it is read, the model is replaced by another whose arrays fit too."""
     path, read_arrays = tmp_path / 'model', model_file._read_arrays
     old, new = mlp(), mlp()
     new.layers[0].kernel[...] = jnp.full((3, 4), 7.0)
@@ -681,7 +681,7 @@ def test_what_is_no_model_says_so(tmp_path):
 
 
 class Marks:
-    """Unpickled, it leaves a file behind."""
+    """An object that creates a file when it is unpickled."""
 
     def __init__(self, path):
         self.path = path
@@ -766,13 +766,13 @@ def test_forged_files_are_model_file_errors(name, change, message, saved):
 
 
 def given_by_the_file(value):
-    """A partial function that returns ``value`` whatever it is called with, if it is let."""
+    """Returns a partial function that would always return ``value``, if it was allowed."""
     arguments = {'key': 'no such key', 'default': value}
     return {'$partial': [{'$function': 'optax.tree:get'}, [], arguments]}
 
 
 def forged_functions(path, first, second):
-    """Puts two functions in place of those of a model, as an attacker would."""
+    """Replaces two functions of a model, as an attacker would."""
 
     def replaced(node):
         if node == {'$function': 'jax.nn:relu'}:

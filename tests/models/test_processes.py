@@ -1,4 +1,4 @@
-"""A model that the processes of one run save together."""
+"""A model that all processes of one run save together."""
 
 import numpy as np
 

@@ -38,7 +38,7 @@ def everything(folder):
 
 @pytest.fixture
 def registry(tmp_path):
-    """'digits' has the versions 1, 2 and 3; 'production' is 2."""
+    """Returns a registry where 'digits' has the versions 1, 2 and 3, and 'production' is 2."""
     registry = Registry(tmp_path / 'models')
     save(registry, 'digits', 3)
     registry.tag('digits@2', 'production')

@@ -1,4 +1,4 @@
-"""Models whose code is gone or changed: the exported forward pass stands in."""
+"""Models whose code is missing or changed: the exported forward pass stands in."""
 
 import contextlib
 import importlib
@@ -65,7 +65,7 @@ def code(tmp_path):
 
 @pytest.fixture(scope='module')
 def trained(tmp_path_factory):
-    """The path of a trained model of that module, and its probabilities."""
+    """Returns the path of a trained model of that module, and its probabilities."""
     folder = tmp_path_factory.mktemp('trained')
     with written_to(folder) as write:
         model = write(CODE).Network()
@@ -77,7 +77,7 @@ def trained(tmp_path_factory):
 
 @pytest.fixture
 def saved(trained, code, tmp_path):
-    """A copy of it, and its probabilities; the module is there."""
+    """Returns a copy of it, and its probabilities, while the module exists."""
     code(CODE)
     return pathlib.Path(shutil.copytree(trained[0], tmp_path / 'model')), trained[1]
 
@@ -156,7 +156,7 @@ def test_a_class_that_changed_in_words_alone_is_used(saved, code):
 
 
 def test_what_a_class_calls_is_looked_at_too(code, tmp_path, monkeypatch):
-    """A function of another module, which no file names."""
+    """The changed function is in another module, which no file names."""
     (tmp_path / 'their_functions.py').write_text('def bend(x):\n    return x * (x > 0)\n')
     text = CODE.replace('nnx.relu', 'their_functions.bend')
     model = code('    import their_functions\n' + text).Network()

@@ -32,7 +32,7 @@ SOURCES = (HUB, TORCH)
 
 
 class Places:
-    """Folders of the caches, which are empty."""
+    """The paths in the folders of the caches, which are empty."""
 
     def __init__(self, root):
         self.home = root / 'home' / 'weights'
@@ -140,7 +140,7 @@ def test_without_a_connection_there_is_nothing(places, monkeypatch):
     for error in (Offline('by choice'), Unreachable('no route')):
         calls = pretend_hub(monkeypatch, error=error)
         assert find_weights(SOURCES) is None and len(calls) == 1
-    # Not an OSError: so is what HTTP libraries raise when a download breaks off.
+    # HTTP libraries raise other errors than OSError when a download breaks off.
     pretend_hub(monkeypatch, error=RuntimeError('broken off'))
     with pytest.warns(PretrainedWeightsWarning, match='not downloaded: RuntimeError: broken off'):
         assert find_weights(SOURCES) is None
@@ -211,7 +211,7 @@ class Net(nnx.Module):
         return self.out(self.second(self.norm(self.first(x))).mean((1, 2)))
 
 
-# What the arrays of a layer are called in the old format, in which their order is the alphabet's.
+# The names of a layer's arrays in the old format, where their order is alphabetical.
 OLD_NAMES = {
     2: ('kernel', 'bias'),
     4: ('gamma', 'beta', 'moving_mean', 'moving_variance'),
@@ -219,7 +219,7 @@ OLD_NAMES = {
 
 
 def keras_file(path, model, *, legacy=False):
-    """As Keras 3 writes it, or the old format; layers in no order."""
+    """Writes a file in the format of Keras 3 or the old one, with layers in no order."""
     h5py = pytest.importorskip('h5py')
     norm = [model.norm.scale, model.norm.bias, model.norm.mean, model.norm.var]
     layers = {
@@ -255,9 +255,9 @@ def test_other_layers_of_keras_are_named(tmp_path):
     smaller = nnx.Sequential(nnx.Conv(3, 5, (3, 3), rngs=nnx.Rngs(0)))
     with pytest.raises(WeightsError) as caught:
         load_keras(smaller, layers, np.zeros((1, 8, 8, 3), np.float32), what='net.h5')
-    told = str(caught.value)
-    assert 'convolutions: 2 layers in the file, 1 in the model' in told
-    assert 'layers/conv2d: (3, 3, 3, 4), (4,) in the file' in told
+    message = str(caught.value)
+    assert 'convolutions: 2 layers in the file, 1 in the model' in message
+    assert 'layers/conv2d: (3, 3, 3, 4), (4,) in the file' in message
     (tmp_path / 'broken.h5').write_bytes(b'\x89HDF\r\n\x1a\n' + b'x' * 100)
     with pytest.raises(WeightsError, match='can not be read as a Keras file'):
         read_keras_file(tmp_path / 'broken.h5')

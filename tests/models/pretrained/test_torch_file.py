@@ -1,4 +1,4 @@
-"""Files that torch saved: read as torch reads them, and nothing else in them followed."""
+"""Files that torch saved: they are read as torch reads them, and nothing in them is run."""
 
 import io
 import pickle

@@ -16,7 +16,7 @@ from thinkml.models.zoo.catalog import ARCHITECTURES
 from thinkml.models.zoo.initializers import HostRngs, Init
 from thinkml.models.zoo.resnet import _POOL_PADDING
 
-# Small ones of every family: what they are made with, and a row of their inputs.
+# A small model of every family: its options, and the shape of an input row.
 SMALL = {
     'mlp': ({'in_features': 6, 'hidden': (8, 4), 'dropout': 0.2}, (6,)),
     'residual_mlp': ({'in_features': 6, 'width': 8}, (6,)),
@@ -49,7 +49,7 @@ def batch(name, rows=3):
 
 @functools.cache
 def whole(name):
-    """The model with its default options, without values, which would take seconds to draw."""
+    """Returns the model with default options, without values, which would take seconds to draw."""
     options = {} if ARCHITECTURES[name].preprocessing else {'num_classes': 10}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Init, '__call__', lambda _, key, shape, *dtype: jnp.zeros(shape, *dtype))
@@ -64,7 +64,7 @@ def _run(graph, state, x):
 
 
 def run(model, x):
-    """The logits, features and maps."""
+    """Returns logits, features and maps."""
     outputs, state = _run(*nnx.split(model), x)
     nnx.update(model, state)
     return outputs
@@ -72,7 +72,7 @@ def run(model, x):
 
 @functools.cache
 def evaluated(name):
-    """A small model in eval mode, inputs, and what `run` gives for them."""
+    """Returns a small model in eval mode, inputs, and the outputs of `run`."""
     model, x = small(name), batch(name)
     model.eval()
     return model, x, run(model, x)
@@ -80,8 +80,8 @@ def evaluated(name):
 
 @functools.cache
 def trained(name):
-    """Batch statistics, logits and gradients of two calls in train mode, one after another."""
-    # Layer scale damps what is below it to 1e-6.
+    """Returns batch statistics, logits and gradients of two successive calls in train mode."""
+    # Layer scale damps the gradients below it to 1e-6.
     options = {'layer_scale': 0.5} if name == 'convnext_tiny' else {}
     model, x = small(name, **options), batch(name, rows=8)
     model.train()
@@ -260,7 +260,7 @@ def test_a_saved_model_is_the_same_again(name, tmp_path):
     assert loaded.num_features == model.num_features
 
 
-# --- paddings and what else is particular -------------------------------------------------------
+# --- paddings and other details -----------------------------------------------------------------
 
 
 def test_paddings_are_torch_s_on_both_sides():
@@ -297,7 +297,7 @@ def test_vit_interpolates_positions_for_other_sizes():
     model.eval()
     positions = np.asarray(model.positions[...])
     model.positions[...] = np.broadcast_to(positions[0, :2].mean(0), positions.shape)
-    # Where all positions and patches are the same, it does not matter how they lie.
+    # If all positions and patches are equal, their arrangement does not matter.
     square, wide = (
         run(model, np.ones((1, *size, 3), np.float32))[0] for size in ((16, 16), (8, 32))
     )

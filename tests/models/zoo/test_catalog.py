@@ -73,12 +73,12 @@ def test_a_seed_says_what_the_weights_are():
 
 def test_creating_a_large_model_compiles_next_to_nothing(count_compiles):
     create('resnet18')
-    # Zeros and ones of each shape; the weights, of 54 convolutions, are not compiled for.
+    # Only zeros and ones of each shape are compiled, not the weights of the 54 convolutions.
     assert count_compiles(create, 'resnet50') <= 20
     assert count_compiles(create, 'resnet50', seed=1) == 0
 
 
-def test_layers_have_dropouts_of_their_own():
+def test_each_layer_has_its_own_dropout_stream():
     model = create('vit_s16', 2, dropout=0.5)
     keys = jax.tree.leaves(nnx.state(model.blocks, nnx.RngKey))
     data = {tuple(np.asarray(jax.random.key_data(key)).tolist()) for key in keys}
@@ -86,7 +86,7 @@ def test_layers_have_dropouts_of_their_own():
 
 
 @pytest.mark.parametrize('name', list_models())
-def test_what_can_be_pretrained_says_how_images_are_prepared(name):
+def test_architectures_with_pretrained_weights_have_a_preprocessing(name):
     preprocessing = get_preprocessing(name)
     if name in ('mlp', 'residual_mlp', 'cnn'):
         assert preprocessing is None

@@ -1,4 +1,4 @@
-"""Tensors into models, of files that are written out here by hand: no torch is needed."""
+"""Loading of tensors from files that are written here, without torch."""
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +30,7 @@ def arrays(model):
 
 
 def random_file(model, layout, seed=0):
-    """Random tensors of all names and shapes of a layout."""
+    """Returns random tensors with all names and shapes of a layout."""
     rng, rules, tensors = np.random.default_rng(seed), tensor_names_of(model).layouts[layout], {}
     for path, array in arrays(model).items():
         names = names_in(layout, rules, path)
@@ -66,7 +66,7 @@ def test_layouts_are_recognised(name, layout):
     assert sum(a.size for a in after.values()) == sum(t.size for t in tensors.values())
 
 
-# Some of the names that the libraries' own files have, and where their numbers go.
+# Some names in the libraries' own files, and the arrays they are loaded into.
 def oihw(tensor):
     return tensor.transpose(2, 3, 1, 0)
 

@@ -14,7 +14,7 @@ PLAIN = {'mean': (0.0, 0.0, 0.0), 'std': (1.0, 1.0, 1.0)}
 
 
 def photos(rows, height, width, channels=3, seed=0):
-    """Smooth images with a few sharp edges, uint8."""
+    """Returns smooth images with a few sharp edges, uint8."""
     rng = np.random.default_rng(seed)
     noise = rng.normal(size=(rows, height, width, channels)).cumsum(1).cumsum(2)
     noise = (noise - noise.min()) / np.ptp(noise) * 255
@@ -24,7 +24,7 @@ def photos(rows, height, width, channels=3, seed=0):
 
 
 def pillow(image, size, shorter, interpolation):
-    """What torchvision's Resize and CenterCrop do with an image of Pillow's."""
+    """Resizes and crops like torchvision's Resize and CenterCrop for an image of Pillow."""
     height, width = image.shape[:2]
     new = [shorter * side // min(height, width) for side in (width, height)]
     method = Image.Resampling[interpolation.upper()]
@@ -41,14 +41,14 @@ def test_it_is_what_pillow_does(interpolation, shape):
     theirs = np.stack([pillow(image, 56, 64, interpolation) for image in images])
     assert ours.shape == (2, 56, 56, 3) and ours.dtype == np.float32
     difference = np.abs(ours - theirs)
-    # Pillow rounds after each axis, and cuts off what is beyond black and white.
+    # Pillow rounds after each axis, and clips values beyond black and white.
     assert np.quantile(difference, 0.999) < 1.6 / 255
     assert difference.max() < (1.6 if interpolation == 'bilinear' else 15) / 255
     assert difference.mean() < 0.4 / 255
 
 
 def triangle(size, to):
-    """Pillow's bilinear weights ``[to, size]``, which is a triangle as wide as a step."""
+    """Returns Pillow's bilinear weights ``[to, size]``: a triangle as wide as a step."""
     scale = size / to
     support = max(scale, 1)
     centres = (np.arange(to) + 0.5) * scale

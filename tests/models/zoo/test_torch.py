@@ -37,7 +37,7 @@ MAX_DIFFERENCE = 1e-4
 
 @pytest.fixture(autouse=True, scope='module')
 def _one_thread():
-    # Where another process has the other core, several are ten times slower than one.
+    # If another process uses the other core, several threads are ten times slower than one.
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -50,7 +50,7 @@ def resnet(name):
 
 @functools.cache
 def hf(kind, **settings):
-    """A model of transformers, from a configuration, with random weights."""
+    """Returns a model of transformers, from a configuration, with random weights."""
     transformers = pytest.importorskip('transformers')
     config = getattr(transformers, f'{kind}Config')(num_labels=1000, **settings)
     model = getattr(transformers, f'{kind}ForImageClassification')(config)
@@ -66,7 +66,7 @@ def written_and_read(tensors, directory):
 
 
 def hf_file(model, directory):
-    """What transformers writes, whose names are not those of its modules."""
+    """Returns the tensors that transformers writes, whose names are not those of its modules."""
     from safetensors.torch import load_file
 
     model.save_pretrained(directory)
@@ -115,7 +115,7 @@ def check_same_weights(model, other):
     [
         ('resnet18', [(225, 193)]),
         ('resnet50', [(224, 224), (97, 65)]),
-        # More of the same blocks: all their tensors are taken.
+        # It has more blocks of the same kind, all of whose tensors must be loaded.
         ('resnet34', []),
         ('resnet101', []),
         ('resnet152', []),
@@ -207,7 +207,7 @@ SMALL = {'hidden_size': 384, 'num_attention_heads': 6, 'intermediate_size': 1536
 
 
 def vit_maps(output, height, width):
-    """The patches' tokens after the first, the sixth and the last block."""
+    """Returns the patch tokens after the first, the sixth and the last block."""
     return {
         index: output.hidden_states[index + 1][:, 1:]
         .transpose(1, 2)
@@ -247,7 +247,7 @@ def test_vit_b16(tmp_path):
 @pytest.mark.parametrize('size', [(112, 304)])
 @torch.no_grad()
 def test_vit_of_other_sizes_has_positions_as_timm_interpolates_them(size, tmp_path):
-    """The reference is one for that size, whose positions torch has interpolated."""
+    """The reference is a model for that size, whose positions torch has interpolated."""
     square, model = hf('ViT', layer_norm_eps=1e-6, **SMALL), create('vit_s16')
     tensors = hf_file(square, tmp_path)
     load_tensors(model, as_numpy(tensors), what='x')

@@ -74,7 +74,7 @@ class TorchResNet(nn.Module):
 
 @torch.no_grad()
 def randomise(model: nn.Module, seed: int = 0) -> None:
-    """Random weights and statistics that keep activations at the scale of 1.
+    """Sets random weights and statistics that keep activations at the scale of 1.
 
     Branches are damped before they are added, as trained ones are: otherwise rounding errors grow
     from block to block, in torch as well.
