@@ -150,9 +150,10 @@ class ModelManager:
             A model of the saved class; with ``into``, that model.
 
         Raises:
-            ModelFileError: if there is no model at ``path``, it is damaged or was written by a
-                newer ThinkML, it needs a class or function that is missing or not trusted and has
-                no forward pass, or it does not fit ``into``. Names the file, or each array.
+            ModelFileError: if there is no model at ``path``, if it is damaged or was written by a
+                newer ThinkML, or if it does not fit ``into``. Also if a class or function is
+                missing or not trusted, and the model has no forward pass. Names the file, or each
+                array.
 
         Warns:
             ThinkMLWarning: if the exported forward pass stands in. Names the reason and the
@@ -211,9 +212,9 @@ class ModelManager:
         Args:
             path: the model.
             file: the file to write. With the ending ``.safetensors`` it holds the weights, with
-                ``.mlirbc`` only the forward pass, as StableHLO bytecode. The arguments of this
-                program are an int32 for the platform (0 CPU, 1 CUDA, 2 TPU), the weights that
-                ``inspect(path).forward_arrays`` names, in that order, and the inputs.
+                ``.mlirbc`` only the forward pass, as StableHLO bytecode. The first argument of
+                this program is an int32 for the platform (0 CPU, 1 CUDA, 2 TPU). The weights
+                follow, in the order of ``inspect(path).forward_arrays``, and then the inputs.
 
         Returns:
             The file.
