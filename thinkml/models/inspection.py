@@ -47,12 +47,12 @@ class Parameter:
 
     @property
     def size(self) -> int:
-        """The number of its elements."""
+        """Returns the number of its elements."""
         return math.prod(self.shape)
 
     @property
     def num_bytes(self) -> int:
-        """The number of bytes it takes in memory."""
+        """Returns the number of bytes it takes in memory."""
         return self.size * jnp.dtype(self.dtype).itemsize
 
 
@@ -97,7 +97,7 @@ class Inspection:
 
     @property
     def num_parameters(self) -> int:
-        """The number of trainable parameters; of all, if it is unknown which are trainable."""
+        """Returns the number of trainable parameters, or of all if the trainable ones are unknown."""
         return sum(p.size for p in self.parameters if p.trainable is not False)
 
     def __repr__(self) -> str:

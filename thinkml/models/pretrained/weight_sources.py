@@ -47,12 +47,12 @@ class Source:
 
     @property
     def local_name(self) -> str:
-        """The path of the file within the folder of weights in ThinkML's cache."""
+        """Returns the path of the file within the folder of weights in ThinkML's cache."""
         return self.file if self.repository is None else f'{self.repository}/{self.file}'
 
     @property
     def address(self) -> str:
-        """The URL from which the file can be downloaded."""
+        """Returns the URL from which the file can be downloaded."""
         if self.repository is None:
             return f'https://download.pytorch.org/models/{self.file}'
         path = f'{self.repository}/resolve/{self.revision or "main"}/{self.file}'
@@ -60,7 +60,7 @@ class Source:
 
     @property
     def is_pinned(self) -> bool:
-        """True if the commit and the full hash of the file are given."""
+        """Returns True if the commit and the full hash of the file are given."""
         return self.revision is not None and self.sha256 is not None and len(self.sha256) == 64
 
 

@@ -80,5 +80,5 @@ class HostRngs:
 
     @functools.cached_property
     def dropout(self) -> nnx.RngStream:
-        """The stream for dropout, made at the first use since making it compiles programs."""
+        """Returns the stream for dropout, made at the first use since this compiles programs."""
         return nnx.Rngs(dropout=self._seed).dropout

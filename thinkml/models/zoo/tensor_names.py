@@ -52,7 +52,7 @@ class TensorNames:
 
     @property
     def layouts(self) -> Mapping[str, Rules]:
-        """The rules of all layouts, by name. The layout of ThinkML needs none and comes first."""
+        """Returns the rules of all layouts, by name. ThinkML's layout needs none and is first."""
         return {OURS: {}, **self.rules}
 
     def normalize(self, name: str) -> str:
