@@ -97,7 +97,7 @@ class Inspection:
 
     @property
     def num_parameters(self) -> int:
-        """Returns the number of trainable parameters, or of all if the trainable ones are unknown."""
+        """Returns the number of trainable parameters, or of all if this is unknown."""
         return sum(p.size for p in self.parameters if p.trainable is not False)
 
     def __repr__(self) -> str:

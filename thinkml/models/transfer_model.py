@@ -50,7 +50,7 @@ class TransferModel(nnx.Module):
 
     @property
     def standardises_pixels(self) -> bool:
-        """Returns True if the model standardises pixels from 0 to 255; floats must be so already."""
+        """Returns True if pixels from 0 to 255 are standardised; floats must be so already."""
         return self.mean is not None
 
     def features(self, x: jax.Array) -> jax.Array:

@@ -1,4 +1,4 @@
-"""Codec for the attributes of models, besides arrays and modules.
+"""Codec for the attributes of models that are neither arrays nor modules.
 
 It covers everything that `thinkml.models.serialization.json_values` can't encode: classes and
 functions by name, dtypes, enums, dataclasses of settings, partial functions, weight initialisers,

@@ -27,7 +27,7 @@ _LAST_NAMES = {
 
 _WRAPPERS = r'^(module|model)\.'
 
-# Counters, which files hold besides the weights.
+# Counters, which files contain in addition to the weights.
 _COUNTERS = r'(.*\.)?(num_batches_tracked|rngs\.count)'
 
 
