@@ -344,14 +344,12 @@ def test_a_partial_function_is_given_nothing_to_call(argument):
 @pytest.mark.parametrize(
     ('old', 'now'),
     [
-        ('drawing:Init', 'initializers'),
         ('parts:ConvNorm', 'layers'),
         ('table:ResidualMLP', 'tabular_resnet'),
     ],
 )
 def test_older_files_find_the_classes_of_modules_that_were_renamed(old, now):
-    kind = import_allowlist.CLASS if 'Init' not in old else import_allowlist.DATACLASS
-    found = import_allowlist.resolve(f'thinkml.models.zoo.{old}', kind)
+    found = import_allowlist.resolve(f'thinkml.models.zoo.{old}', import_allowlist.CLASS)
     assert found.__module__ == f'thinkml.models.zoo.{now}'
 
 

@@ -728,7 +728,7 @@ def first_layer(about):
         ('record.json', lambda record: record.update(runs=5), 'not a list of histories'),
         ('record.json', lambda record: record.update(input_spec=array(shape=[-1])), 'not a size'),
         ('record.json', lambda record: record.update(task={'kind': 'x'}), 'not a kind of task'),
-        ('record.json', lambda record: record.update(task=task(num_outputs=0)), 'no outputs'),
+        ('record.json', lambda record: record.update(task=task(num_outputs=0)), 'without outputs'),
         ('record.json', lambda record: record.update(task=task(num_outputs=3)), '2 classes and 3'),
         ('record.json', lambda record: record.update(task=task(classes=None)), 'classes None'),
         ('record.json', lambda record: record.update(task=task(classes=[1])), '1 classes and 2'),
