@@ -124,7 +124,7 @@ def test_a_program_that_calls_python_is_refused():
         return jax.ffi.ffi_call('evil', shape)(x)
 
     forward = Forward(program_of(calls, (), shape), [], None)
-    with pytest.raises(ModelFileError, match='calls what no model file may: evil'):
+    with pytest.raises(ModelFileError, match='makes a call that no model file may make: evil'):
         open_program(forward)
 
 

@@ -296,7 +296,7 @@ def test_models_of_one_structure_are_traced_once():
 
 def test_a_model_that_fails_is_traced_each_time():
     def fail():
-        with pytest.raises(DataError, match='which the model could not take'):
+        with pytest.raises(DataError, match='which the model can not take'):
             num_outputs(Scaled(2.0), X[:, :3])
 
     assert [traces(fail), traces(fail)] == [1, 1]

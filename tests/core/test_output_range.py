@@ -144,7 +144,7 @@ def test_the_bounds_are_tight_where_that_is_easy():
 @pytest.mark.parametrize(
     ('function', 'task', 'own_loss', 'says'),
     [
-        (jax.nn.sigmoid, BINARY, False, 'ends in a sigmoid, which the loss and the predictions'),
+        (jax.nn.sigmoid, BINARY, False, 'ends in a sigmoid, but the loss and the predictions'),
         (jax.nn.sigmoid, BINARY, True, 'ends in a sigmoid, but .* apply it in the loss'),
         (jax.nn.sigmoid, BINARY, None, 'ends in a sigmoid, but .* from the model.$'),
         (jax.nn.softmax, CLASSES, True, 'ends in a softmax'),

@@ -571,7 +571,7 @@ def test_a_forward_pass_that_calls_python_is_refused(originals, tmp_path):
     )
     (path / 'forward.bin').write_bytes(program.serialize())
     sign(path)
-    refused(path, 'calls what no model file may: xla_ffi_python_cpu_callback')
+    refused(path, 'makes a call that no model file may make: xla_ffi_python_cpu_callback')
 
 
 # --- saves that are killed --------------------------------------------------------------------

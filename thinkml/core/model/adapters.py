@@ -1,4 +1,4 @@
-"""The three kinds of models, each taken apart into a pure function and its arrays."""
+"""Adapters that split each of the three kinds of models into a pure function and its arrays."""
 
 import dataclasses
 import functools
@@ -15,41 +15,42 @@ from thinkml.core.model.mixed_precision import DType, cast_floats, linen_dtype, 
 from thinkml.core.model.train_eval_modes import switch, to_training
 from thinkml.errors import ConfigError, ModelTypeError
 from thinkml.model_record import without_references
+from thinkml.typing import Model, PyTree
 
-PyTree = Any
+VariablePath = tuple[Any, ...]  # the names that lead to a variable of a module
 
 
 class ApplyFn(Protocol):
-    """The pure forward pass. Hashable; equal for models of equal structure."""
+    """The pure forward pass of a model. Hashable; equal for models of equal structure."""
 
     def __call__(
         self, params: PyTree, model_state: PyTree, x: PyTree, *, key: jax.Array | None, train: bool
     ) -> tuple[jax.Array, PyTree]:
         """Returns the outputs for a batch and the updated model state.
 
-        ``key`` seeds whatever is random in the forward pass (dropout) and may be None with
+        ``key`` seeds the randomness of the forward pass (dropout). It may be None with
         ``train=False``. ``train`` is a Python bool, fixed at trace time.
         """
         ...
 
 
 def no_arrays() -> None:
-    """Returns None, for a model whose arrays are not read again."""
+    """Returns None: the `FunctionalModel.read` of a model whose arrays are never read again."""
 
 
 @dataclasses.dataclass(frozen=True)
 class FunctionalModel:
-    """A model taken apart: a pure function, its arrays, and the way back.
+    """A model as a pure function and its arrays, with functions to write and read its arrays.
 
     Attributes:
         apply: the forward pass, see `ApplyFn`.
         params: the trainable arrays, as nested dicts.
         model_state: the arrays that training updates without gradients.
-        write: ``write(params, model_state)`` puts arrays back into the user's object and leaves it
-            in eval mode.
-        learning_rates: a factor of the learning rate for each of ``params``; None for 1.
-        read: returns the arrays that the user's object has now, as ``(params, model_state)``; None
-            where it has none yet. Raises a `ConfigError` if it is another model by now.
+        write: ``write(params, model_state)`` writes arrays into the user's object and leaves it in
+            eval mode.
+        learning_rates: a learning rate factor for each array in ``params``; None for 1.
+        read: returns the current arrays of the user's object as ``(params, model_state)``, or None
+            if it has no arrays yet. Raises a `ConfigError` if the model's structure has changed.
     """
 
     apply: ApplyFn
@@ -60,16 +61,16 @@ class FunctionalModel:
     read: Callable[[], tuple[PyTree, PyTree] | None] = no_arrays
 
 
-# While one thread writes the arrays of a model, another one can't take it apart.
+# While one thread writes a model's arrays, no other thread can read its structure.
 arrays_lock = threading.RLock()
 
 _CHANGED = (
-    'model: its layers or settings were changed during the training, which was compiled for what '
-    'they were before. Arrays may be changed, through run.model; for anything else, train again.'
+    'model: its layers or settings changed during training, but the program was compiled for the '
+    'earlier ones. Only arrays may change, through run.model. For other changes, train again.'
 )
 
 
-# The names under which modules of both APIs take the train/eval switch in __call__.
+# The names of the train/eval argument of __call__ in modules of both APIs.
 _TRAIN_FLAGS = {
     'train': True,
     'training': True,
@@ -79,8 +80,8 @@ _TRAIN_FLAGS = {
 }
 
 
-def _flags_of(function: Callable) -> tuple[str, ...]:
-    """The parameters of ``function`` that switch between training and evaluation."""
+def _mode_flags(function: Callable) -> tuple[str, ...]:
+    """Returns the parameters of ``function`` that switch between training and evaluation."""
     parameters = inspect.signature(function).parameters
     return tuple(name for name in _TRAIN_FLAGS if name in parameters)
 
@@ -89,14 +90,14 @@ def _set_flags(flags: tuple[str, ...], train: bool) -> dict[str, Any]:
     return {name: train == _TRAIN_FLAGS[name] for name in flags}
 
 
-def _outputs(outputs: PyTree, compute_dtype: DType | None) -> PyTree:
+def _to_float32(outputs: PyTree, compute_dtype: DType | None) -> PyTree:
     return outputs if compute_dtype is None else cast_floats(outputs, jnp.float32)
 
 
 # --- flax.nnx ---------------------------------------------------------------------------------
 
 
-def _is_trainable(path: Any, variable: Any) -> bool:
+def _is_float_param(variable: Any) -> bool:
     value = variable.get_value() if isinstance(variable, nnx.Variable) else variable
     return isinstance(variable, nnx.Param) and jnp.issubdtype(jnp.result_type(value), jnp.inexact)
 
@@ -106,13 +107,13 @@ class _NNXApply:
     # Compared but not hashed: a user's attribute may be a list.
     train_graph: Any = dataclasses.field(hash=False)
     eval_graph: Any = dataclasses.field(hash=False)
-    # (path, 'key' | 'count', shape) of each random state variable. Keys are made anew at every
-    # call from the key passed in: what a step draws then depends on (seed, step) alone.
-    random_state: tuple[tuple[tuple[Any, ...], str, tuple[int, ...]], ...]
+    # (path, 'key' | 'count', shape) of each random state variable. Every call derives these keys
+    # from the key it gets, so that a step's random draws depend on (seed, step) alone.
+    random_state: tuple[tuple[VariablePath, str, tuple[int, ...]], ...]
     flags: tuple[str, ...]
     takes_rngs: bool
-    # The graphs refer to the user's own lists, dicts and settings objects, which may be changed in
-    # place; what they held is part of what a compiled program was made for.
+    # The graphs refer to the user's lists, dicts and settings objects, which may change in place.
+    # A compiled program depends on their contents, so these are part of the comparison.
     attributes: str
     compute_dtype: DType | None
 
@@ -125,7 +126,7 @@ class _NNXApply:
         arguments = _set_flags(self.flags, train)
         if self.takes_rngs:
             arguments['rngs'] = nnx.Rngs(jax.random.fold_in(key, len(self.random_state)))
-        outputs = _outputs(model(x, **arguments), self.compute_dtype)
+        outputs = _to_float32(model(x, **arguments), self.compute_dtype)
         if not train:
             return outputs, model_state
         new_state = nnx.to_pure_dict(nnx.state(model, nnx.Not(nnx.RngState)))
@@ -146,133 +147,148 @@ class _NNXApply:
 def functionalize_nnx(
     model: nnx.Module,
     compute_dtype: DType | None = None,
-    trained: Collection[tuple[Any, ...]] | None = None,
+    trainable: Collection[VariablePath] | None = None,
     train: Callable[[nnx.Module], None] = to_training,
 ) -> FunctionalModel:
-    """Takes an NNX module apart without changing it.
+    """Splits an NNX module into a pure function and its arrays, without changing it.
 
     Args:
         model: the module.
         compute_dtype: see `thinkml.core.functionalize`.
-        trained: the paths of the parameters to train; None for all. The others are part of
-            ``model_state``, and modules that have no others stay in evaluation mode.
+        trainable: the paths of the parameters to train; None for all. The other parameters are
+            part of ``model_state``. Modules that have only such parameters stay in evaluation mode.
         train: puts a module into training mode.
     """
     write_to = model
     if nnx.to_flat_state(nnx.state(model, nnx.Intermediate)):
-        # What earlier calls have sown is no state of the model, and would grow in a loop.
+        # Values sown by earlier calls are not state of the model, and would grow in a loop.
         model = nnx.clone(model)
         nnx.pop(model, nnx.Intermediate)
 
-    def is_trained(path: Any, variable: Any) -> bool:
-        return _is_trainable(path, variable) and (trained is None or path in trained)
+    def is_trainable(path: VariablePath, variable: Any) -> bool:
+        return _is_float_param(variable) and (trainable is None or path in trainable)
 
     with arrays_lock:
-        graph, params, random_state, model_state = nnx.split(model, is_trained, nnx.RngState, ...)
+        graph, params, random_state, model_state = nnx.split(model, is_trainable, nnx.RngState, ...)
     graph = without_references(graph)  # so that a program neither depends on a record nor keeps it
-    mutable = _mutable_attributes(graph)
-    kind = _Kind(
-        graph, len(graph.attributes), compute_dtype,
-        None if trained is None else frozenset(trained), train,
-    )  # fmt: skip
-
-    def graph_in_mode(switch: Callable[[nnx.Module], None]) -> Any:
-        copy = nnx.merge(graph, params, random_state, model_state)
-        switch(copy)
-        if compute_dtype is not None:
-            set_nnx_dtype(copy, compute_dtype)
-        return nnx.graphdef(copy)
-
-    def switch_to_training(module: nnx.Module) -> None:
-        train(module)
-        if trained is not None:
-            _eval_frozen(module, (), trained)
-
-    # Graphs refer to a model's own lists and objects, so models that have some don't share graphs.
-    graphs = {} if mutable else _graphs_in_modes(kind)
-    if not graphs:
-        graphs |= {
-            'train': graph_in_mode(switch_to_training),
-            'eval': graph_in_mode(lambda module: switch(module, 'eval')),
-        }
-    call = type(model).__call__
-    parameters = inspect.signature(call).parameters
-    apply = _NNXApply(
-        train_graph=graphs['train'],
-        eval_graph=graphs['eval'],
-        random_state=tuple(
-            (path, 'key' if isinstance(variable, nnx.RngKey) else 'count', variable.shape)
-            for path, variable in nnx.to_flat_state(random_state)
-        ),
-        flags=_flags_of(call),
-        takes_rngs='rngs' in parameters,
-        attributes=repr(mutable),
+    key = _GraphKey(
+        graph=graph,
+        num_attributes=len(graph.attributes),
         compute_dtype=compute_dtype,
+        trainable=None if trainable is None else frozenset(trainable),
+        train=train,
     )
+    apply = _nnx_apply(type(model), key, params, random_state, model_state)
 
     def write(params: PyTree, model_state: PyTree) -> None:
         with arrays_lock:
             nnx.update(write_to, params, model_state)
             switch(write_to, 'eval')
 
-    known = [graph]  # the structures that the object may have: its modes differ
+    valid_graphs = [graph]  # the modes of the object differ in structure
 
     def read() -> tuple[PyTree, PyTree]:
-        now, params, _, model_state = nnx.split(write_to, is_trained, nnx.RngState, ...)
-        if now in known:
+        current, params, _, model_state = nnx.split(write_to, is_trainable, nnx.RngState, ...)
+        if current in valid_graphs:
             return nnx.to_pure_dict(params), nnx.to_pure_dict(model_state)
-        again = functionalize_nnx(write_to, compute_dtype, trained, train)
+        again = functionalize_nnx(write_to, compute_dtype, trainable, train)
         if again.apply != apply:
             raise ConfigError(_CHANGED)
         if not nnx.to_flat_state(nnx.state(write_to, nnx.Intermediate)):
-            known.append(now)
+            valid_graphs.append(current)
         return again.params, again.model_state
 
     return FunctionalModel(
-        apply, nnx.to_pure_dict(params), nnx.to_pure_dict(model_state), write, read=read
+        apply=apply,
+        params=nnx.to_pure_dict(params),
+        model_state=nnx.to_pure_dict(model_state),
+        write=write,
+        read=read,
     )
 
 
 @dataclasses.dataclass(frozen=True)
-class _Kind:
-    """The key by which the graphs of a model in its two modes are found."""
+class _GraphKey:
+    """The key of the cached graphs of a model in training and evaluation mode."""
 
     graph: Any = dataclasses.field(hash=False)  # an attribute may have no hash
     num_attributes: int
     compute_dtype: DType | None
-    trained: frozenset[tuple[Any, ...]] | None
+    trainable: frozenset[VariablePath] | None
     train: Callable[[nnx.Module], None]
 
 
-# To copy a model into both modes takes milliseconds, and a training needs it several times. A key
-# holds no arrays, so the caller, who has them, fills in the graphs of a new one.
+def _nnx_apply(
+    model_type: type, key: _GraphKey, params: PyTree, random_state: PyTree, model_state: PyTree
+) -> _NNXApply:
+    """Returns the forward pass of the module that these graph and states are parts of."""
+    mutable_attributes = _mutable_attributes(key.graph)
+
+    def graph_in_mode(set_mode: Callable[[nnx.Module], None]) -> Any:
+        copy = nnx.merge(key.graph, params, random_state, model_state)
+        set_mode(copy)
+        if key.compute_dtype is not None:
+            set_nnx_dtype(copy, key.compute_dtype)
+        return nnx.graphdef(copy)
+
+    def switch_to_training(module: nnx.Module) -> None:
+        key.train(module)
+        if key.trainable is not None:
+            _eval_frozen(module, (), key.trainable)
+
+    # Graphs refer to a model's lists and objects, so models that have any don't share graphs.
+    graphs = {} if mutable_attributes else _cached_graphs(key)
+    if not graphs:
+        graphs |= {
+            'train': graph_in_mode(switch_to_training),
+            'eval': graph_in_mode(lambda module: switch(module, 'eval')),
+        }
+    call = model_type.__call__
+    return _NNXApply(
+        train_graph=graphs['train'],
+        eval_graph=graphs['eval'],
+        random_state=tuple(
+            (path, 'key' if isinstance(variable, nnx.RngKey) else 'count', variable.shape)
+            for path, variable in nnx.to_flat_state(random_state)
+        ),
+        flags=_mode_flags(call),
+        takes_rngs='rngs' in inspect.signature(call).parameters,
+        attributes=repr(mutable_attributes),
+        compute_dtype=key.compute_dtype,
+    )
+
+
+# Copying a model into both modes takes milliseconds, and a training needs the copies several times.
+# A key holds no arrays, so the caller, who has them, fills in the graphs for a new key.
 @functools.lru_cache(maxsize=64)
-def _graphs_in_modes(kind: _Kind) -> dict[str, Any]:
+def _cached_graphs(key: _GraphKey) -> dict[str, Any]:
     return {}
 
 
-def _eval_frozen(module: nnx.Module, at: tuple[Any, ...], trained: Collection) -> None:
-    """Puts modules into evaluation mode that have parameters, but none that are trained."""
-    paths = [(*at, *path) for path, _ in nnx.to_flat_state(nnx.state(module, nnx.Param))]
-    if paths and not any(path in trained for path in paths):
+def _eval_frozen(
+    module: nnx.Module, prefix: VariablePath, trainable: Collection[VariablePath]
+) -> None:
+    """Puts modules that have parameters, but no trainable ones, into evaluation mode."""
+    paths = [(*prefix, *path) for path, _ in nnx.to_flat_state(nnx.state(module, nnx.Param))]
+    if paths and not any(path in trainable for path in paths):
         module.eval()
         return
     for name, child in nnx.iter_children(module):
         if isinstance(child, nnx.Module):
-            _eval_frozen(child, (*at, name), trained)
+            _eval_frozen(child, (*prefix, name), trainable)
 
 
-# Variables that are no part of what a model has learned.
-_PASSING = (nnx.RngState, nnx.Intermediate)
+# Variables that are not learned.
+_TRANSIENT = (nnx.RngState, nnx.Intermediate)
 
 
-def arrays_in(model: Any) -> list[Any]:
-    """Returns the arrays that are in a model now, without those that make it random."""
+def arrays_in(model: Model) -> list[Any]:
+    """Returns a model's current arrays, without its random state and sown values."""
     if isinstance(model, nnx.Module):
         return [
             node.get_raw_value()
             for _, node in nnx.iter_graph(model)
-            if isinstance(node, nnx.Variable) and not isinstance(node, _PASSING)
+            if isinstance(node, nnx.Variable) and not isinstance(node, _TRANSIENT)
         ]
     return jax.tree.leaves(getattr(model, 'variables', getattr(model, 'params', None)))
 
@@ -291,14 +307,14 @@ def _mutable_attributes(graph: Any) -> list[Any]:
 
 
 def _select_like(tree: Mapping, template: Mapping) -> dict:
-    """The leaves of ``tree`` that ``template`` has: a call may add variables (sown values)."""
+    """Returns the leaves of ``tree`` that ``template`` has: a call may add sown values."""
     return {
         name: _select_like(tree[name], value) if isinstance(value, Mapping) else tree[name]
         for name, value in template.items()
     }
 
 
-def _set_path(tree: dict, path: tuple[Any, ...], value: Any) -> None:
+def _set_path(tree: dict, path: VariablePath, value: Any) -> None:
     for name in path[:-1]:
         tree = tree.setdefault(name, {})
     tree[path[-1]] = value
@@ -317,7 +333,7 @@ class _LinenApply:
     def __call__(self, params, model_state, x, *, key, train):
         with linen_dtype(self.compute_dtype):
             outputs, model_state = self._apply(params, model_state, x, key=key, train=train)
-        return _outputs(outputs, self.compute_dtype), model_state
+        return _to_float32(outputs, self.compute_dtype), model_state
 
     def _apply(self, params, model_state, x, *, key, train):
         variables = {'params': params, **model_state}
@@ -332,7 +348,7 @@ class _LinenApply:
         return outputs, {name: updated[name] for name in self.collections}
 
 
-# Linen takes 'params' for a stream that has no key of its own.
+# Linen uses 'params' for a stream without a key.
 _LINEN_STREAMS = ('params', 'dropout')
 
 
@@ -341,8 +357,8 @@ class LinenModel:
 
     Attributes:
         module: the Linen module.
-        variables: its variables, ``{'params': ..., 'batch_stats': ...}``; None until the first
-            training, when they are made from the data's shape and the run's seed.
+        variables: its variables, ``{'params': ..., 'batch_stats': ...}``. They are None until the
+            first training, which makes them from the data's shape and the run's seed.
     """
 
     def __init__(self, module: Any, variables: Mapping | None = None):
@@ -352,7 +368,7 @@ class LinenModel:
     def functionalize(
         self, x: PyTree, key: jax.Array, compute_dtype: DType | None = None
     ) -> FunctionalModel:
-        flags = _flags_of(type(self.module).__call__)
+        flags = _mode_flags(type(self.module).__call__)
         variables = self.variables
         if variables is None:
             variables = _init_linen(self.module, flags, x, key)
@@ -390,11 +406,11 @@ def from_linen(module: Any, variables: Mapping | None = None) -> LinenModel:
     A Linen module holds no arrays; the returned model does, and is trained in place. Collections
     other than ``params`` (``batch_stats``) are updated in training and frozen in evaluation. A
     ``train``, ``training``, ``is_training`` or ``deterministic`` argument of ``__call__`` is set
-    accordingly. Any random stream is supplied in training.
+    to match the mode. All random streams are supplied in training.
 
     Args:
         module: the module, called as ``module(x)``.
-        variables: what ``module.init`` returned, for instance pretrained. None makes them at the
+        variables: the result of ``module.init``, or pretrained variables. None makes them at the
             first training from the data's shape and the run's seed.
 
     Raises:
@@ -432,7 +448,7 @@ class _FunctionApply:
         if self.compute_dtype is not None:
             params, x = cast_floats((params, x), self.compute_dtype)
         outputs = self.function(params, x, **arguments)
-        return _outputs(outputs, self.compute_dtype), model_state
+        return _to_float32(outputs, self.compute_dtype), model_state
 
 
 class FunctionModel:
@@ -457,7 +473,7 @@ class FunctionModel:
             zeros = jax.tree.map(lambda leaf: jnp.zeros((1, *leaf.shape[1:]), leaf.dtype), x)
             params = jax.jit(self.init)(key, zeros)
         takes_key = 'key' in inspect.signature(self.apply).parameters
-        apply = _FunctionApply(self.apply, _flags_of(self.apply), takes_key, compute_dtype)
+        apply = _FunctionApply(self.apply, _mode_flags(self.apply), takes_key, compute_dtype)
 
         def write(params: PyTree, model_state: PyTree) -> None:
             self.params = params
@@ -474,18 +490,18 @@ class FunctionModel:
 
 
 def from_functions(init: Callable, apply: Callable, params: PyTree = None) -> FunctionModel:
-    """Wraps plain functions for training, for models written without a library.
+    """Wraps two plain functions for training, for models written without a library.
 
     Args:
         init: ``init(key, x) -> params``, where ``x`` is a batch of one example.
         apply: ``apply(params, x) -> outputs``. It may also take ``key`` (a PRNG key in training,
             None in evaluation) and one of ``train``, ``training``, ``is_training`` or
             ``deterministic``, as keywords.
-        params: the parameters, where they exist already; None makes them at the first training
-            with ``init`` and the run's seed.
+        params: existing parameters. None makes them at the first training with ``init`` and the
+            run's seed.
 
     Raises:
-        ModelTypeError: if one of the two is not callable.
+        ModelTypeError: if ``init`` or ``apply`` is not callable.
 
     Example:
         >>> import jax, jax.numpy as jnp

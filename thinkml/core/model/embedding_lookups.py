@@ -1,4 +1,4 @@
-"""Lookups: the rows of its tables, such as embeddings, that a model reads for its inputs."""
+"""Lookups: the rows that a model reads from its tables, such as embeddings, for its inputs."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -12,24 +12,25 @@ from thinkml.core.model.adapters import ApplyFn, FunctionalModel
 from thinkml.core.xla.jit import Jit
 from thinkml.core.xla.nested_calls import called_program
 from thinkml.errors import DataError, warn_user
+from thinkml.typing import PyTree
 
 
 class Lookup(NamedTuple):
-    """Reads of one table.
+    """The reads of one table. All three numbers are ints, or arrays inside a compiled program.
 
     Attributes:
-        num_rows: of the table; an int, or an array inside a compiled program, as all three are.
-        lowest: the first of its rows that is read; -1 is its last row, as in NumPy.
-        highest: the last one.
+        num_rows: the number of rows of the table.
+        lowest: the lowest row that is read; -1 is the last row of the table, as in NumPy.
+        highest: the highest row that is read.
     """
 
-    num_rows: Any
-    lowest: Any
-    highest: Any
+    num_rows: int | jax.Array
+    lowest: int | jax.Array
+    highest: int | jax.Array
 
 
 def gathers(jaxpr: Jaxpr) -> bool:
-    """Returns True if arrays are read at places that are computed, such as an embedding's."""
+    """Returns True if a program reads arrays at computed indices, as an embedding does."""
     return any(
         eqn.primitive.name == 'gather'
         or any(
@@ -45,49 +46,49 @@ def check_lookups(reads: Sequence[Sequence[Lookup]], argument: str) -> None:
     """Checks that the tables a model reads, such as embeddings, have a row for each id.
 
     Args:
-        reads: the lookups in each part of the rows, those of the same tables in each.
+        reads: the lookups for each batch of rows; every batch reads the same tables in order.
         argument: the name of the inputs in error messages.
 
     Raises:
-        DataError: if one has not. What is read beyond its end is NaN, or its last row.
+        DataError: if a table lacks a row. A read beyond its end gives NaN, or its last row.
 
     Warns:
         ThinkMLWarning: for negative ids, which count from the end of a table.
     """
-    for of_table in zip(*reads, strict=True):
-        num_rows = int(of_table[0].num_rows)
-        lowest = int(min(part.lowest for part in of_table))
-        highest = int(max(part.highest for part in of_table))
+    for table_reads in zip(*reads, strict=True):
+        num_rows = int(table_reads[0].num_rows)
+        lowest = min(int(read.lowest) for read in table_reads)
+        highest = max(int(read.highest) for read in table_reads)
         if highest >= num_rows or lowest < -num_rows:
             raise DataError(
                 f'{argument}: got ids by which the model reads row '
                 f'{highest if highest >= num_rows else lowest} of a table of {num_rows} rows, '
                 f'expected 0 to {num_rows - 1}. Build the embedding with more rows, replace '
-                'ids that it does not know by one that it knows, or clip them in the model: '
+                'unknown ids by an id that it has, or clip them in the model: '
                 f'jnp.clip(ids, 0, {num_rows - 1}).'
             )
         if lowest < 0:
             warn_user(
                 f'{argument}: got ids by which the model reads row {lowest} of a table of '
                 f'{num_rows} rows, which counts from its end. If {lowest} stands for something '
-                'else, such as padding, give it an id from 0 on that nothing else has.'
+                'else, such as padding, give it an unused id of at least 0.'
             )
 
 
-def has_lookups(functional: FunctionalModel, x: Any) -> bool:
+def has_lookups(functional: FunctionalModel, x: PyTree) -> bool:
     """Returns True if the model reads rows of a table that depend on its inputs.
 
     Args:
         functional: the model.
-        x: inputs, or `jax.ShapeDtypeStruct` of them.
+        x: the inputs, or their `jax.ShapeDtypeStruct`.
     """
     return bool(_table_sizes(functional, x))
 
 
-def lookups(functional: FunctionalModel, x: Any) -> list[Lookup]:
-    """Returns which rows of its tables a model reads, without computing its outputs.
+def lookups(functional: FunctionalModel, x: PyTree) -> list[Lookup]:
+    """Returns the rows that a model reads from its tables, without computing its outputs.
 
-    Rows that a model clips to those there are (``mode='clip'``) are not among them.
+    Lookups that the model clips to the size of the table (``mode='clip'``) are left out.
 
     Args:
         functional: the model.
@@ -112,9 +113,12 @@ def lookups(functional: FunctionalModel, x: Any) -> list[Lookup]:
 
 
 def with_lookups(
-    forward: Callable[[Any, Any, Any], jax.Array], params: Any, model_state: Any, x: Any
+    forward: Callable[[PyTree, PyTree, PyTree], jax.Array],
+    params: PyTree,
+    model_state: PyTree,
+    x: PyTree,
 ) -> tuple[jax.Array, list[Lookup]]:
-    """Computes a model's outputs and, inside a ``jax.jit``, its `lookups` as arrays.
+    """Computes a model's outputs and its `lookups`, as arrays inside a ``jax.jit``.
 
     Args:
         forward: returns the outputs for ``(params, model_state, x)``.
@@ -126,43 +130,46 @@ def with_lookups(
     if not gathers(traced.jaxpr):
         [outputs] = jaxpr_as_fun(traced)(*jax.tree.leaves((params, model_state, x)))
         return outputs, []
-    [outputs], found = _walked(traced, (params, model_state), x)
+    [outputs], found = _trace_reads(traced, (params, model_state), x)
     return outputs, [Lookup(jnp.array(size), rows.min(), rows.max()) for size, rows in found]
 
 
-def _table_sizes(functional: FunctionalModel, x: Any) -> list[int]:
+def _table_sizes(functional: FunctionalModel, x: PyTree) -> list[int]:
     sizes: list[int] = []
 
-    def note(params: Any, model_state: Any, x: Any) -> None:
-        sizes.extend(size for size, _ in _read(functional.apply, params, model_state, x))
+    def collect(params: PyTree, model_state: PyTree, x: PyTree) -> None:
+        sizes.extend(size for size, _ in _table_reads(functional.apply, params, model_state, x))
 
-    jax.eval_shape(note, functional.params, functional.model_state, x)
+    jax.eval_shape(collect, functional.params, functional.model_state, x)
     return sizes
 
 
 @functools.partial(Jit, static_argnums=0)
-def _ranges(apply: ApplyFn, params: Any, model_state: Any, x: Any) -> list[jax.Array]:
-    found = _read(apply, params, model_state, x)
+def _ranges(apply: ApplyFn, params: PyTree, model_state: PyTree, x: PyTree) -> list[jax.Array]:
+    found = _table_reads(apply, params, model_state, x)
     return [jnp.stack([rows.min(), rows.max()]) for _, rows in found]
 
 
-def _read(apply: ApplyFn, params: Any, model_state: Any, x: Any) -> list[tuple[int, jax.Array]]:
-    """The size of each table, and the rows of it that are read."""
+def _table_reads(
+    apply: ApplyFn, params: PyTree, model_state: PyTree, x: PyTree
+) -> list[tuple[int, jax.Array]]:
+    """Returns the size of each table and the rows that are read from it."""
 
-    def forward(params: Any, model_state: Any, x: Any) -> Any:
+    def forward(params: PyTree, model_state: PyTree, x: PyTree) -> PyTree:
         return apply(params, model_state, x, key=None, train=False)[0]
 
-    return _walked(jax.make_jaxpr(forward)(params, model_state, x), (params, model_state), x)[1]
+    traced = jax.make_jaxpr(forward)(params, model_state, x)
+    return _trace_reads(traced, (params, model_state), x)[1]
 
 
-def _walked(
-    traced: ClosedJaxpr, arrays: Any, x: Any
+def _trace_reads(
+    traced: ClosedJaxpr, arrays: PyTree, x: PyTree
 ) -> tuple[list[Any], list[tuple[int, jax.Array]]]:
-    """The outputs of a forward pass, the size of each table, and the rows of it that are read."""
-    known = [_Value(leaf, False) for leaf in jax.tree.leaves(arrays)]
+    """Returns the outputs of a forward pass, and the size and the rows read of each table."""
+    constants = [_Value(leaf, False) for leaf in jax.tree.leaves(arrays)]
     inputs = [_Value(leaf, True) for leaf in jax.tree.leaves(x)]
     found: list[tuple[int, jax.Array]] = []
-    outputs = _walk(traced.jaxpr, traced.consts, [*known, *inputs], found)
+    outputs = _interpret(traced.jaxpr, traced.consts, [*constants, *inputs], found)
     return [output.array for output in outputs], found
 
 
@@ -171,23 +178,23 @@ class _Value(NamedTuple):
 
     Attributes:
         array: its value.
-        of_inputs: whether it depends on the inputs.
-        given: the rows that were asked for, of rows that are counted from the end where they are
-            negative; of a bool array the rows that it says are negative. Else None.
+        from_inputs: True if it depends on the inputs.
+        row_ids: the row ids before negative ones were replaced by rows counted from the end. For
+            a bool array, the row ids that it tests for being negative. None for other arrays.
     """
 
     array: Any
-    of_inputs: bool
-    given: Any = None
+    from_inputs: bool
+    row_ids: Any = None
 
 
-def _walk(
+def _interpret(
     jaxpr: Jaxpr,
     consts: Sequence[Any],
     arguments: Sequence[_Value],
     found: list[tuple[int, jax.Array]],
 ) -> list[_Value]:
-    """Computes the equations once more, those inside of others too, and notes what tables give."""
+    """Computes all equations, nested ones too, and appends the table reads to ``found``."""
     values = dict(zip(jaxpr.invars, arguments, strict=True))
     values |= {v: _Value(c, False) for v, c in zip(jaxpr.constvars, consts, strict=True)}
 
@@ -195,50 +202,62 @@ def _walk(
         return _Value(variable.val, False) if isinstance(variable, Literal) else values[variable]
 
     for eqn in jaxpr.eqns:
-        given = [value(variable) for variable in eqn.invars]
-        of_inputs = any(one.of_inputs for one in given)
+        operands = [value(variable) for variable in eqn.invars]
+        from_inputs = any(operand.from_inputs for operand in operands)
         inner = called_program(eqn)
         if inner is not None:
-            results = _walk(inner.jaxpr, inner.consts, given, found)
+            results = _interpret(inner.jaxpr, inner.consts, operands, found)
         else:
-            if _is_lookup(eqn, given):
+            if _is_lookup(eqn, operands):
+                table, index = operands[:2]
                 [axis] = eqn.params['dimension_numbers'].start_index_map
-                rows = given[1].array if given[1].given is None else given[1].given
-                found.append((given[0].array.shape[axis], rows))
-            rows = _rows_given(eqn, given)
-            results = [_Value(array, of_inputs, rows) for array in _computed(jaxpr, eqn, given)]
+                rows = index.array if index.row_ids is None else index.row_ids
+                found.append((table.array.shape[axis], rows))
+            row_ids = _row_ids(eqn, operands)
+            results = [
+                _Value(array, from_inputs, row_ids) for array in _evaluate(jaxpr, eqn, operands)
+            ]
         values |= dict(zip(eqn.outvars, results, strict=True))
     return [value(variable) for variable in jaxpr.outvars]
 
 
-def _computed(jaxpr: Jaxpr, eqn: JaxprEqn, given: Sequence[_Value]) -> list[Any]:
-    """The results of one equation."""
+def _evaluate(jaxpr: Jaxpr, eqn: JaxprEqn, operands: Sequence[_Value]) -> list[Any]:
+    """Returns the results of one equation."""
     arrays = {
-        variable: one.array
-        for variable, one in zip(eqn.invars, given, strict=True)
+        variable: operand.array
+        for variable, operand in zip(eqn.invars, operands, strict=True)
         if not isinstance(variable, Literal)
     }
-    alone = jaxpr.replace(
+    single = jaxpr.replace(
         constvars=(), invars=list(arrays), outvars=eqn.outvars, eqns=[eqn], effects=eqn.effects,
         debug_info=jaxpr.debug_info._replace(arg_names=None, result_paths=None),
     )  # fmt: skip
-    return jaxpr_as_fun(ClosedJaxpr(alone, ()))(*arrays.values())
+    return jaxpr_as_fun(ClosedJaxpr(single, ()))(*arrays.values())
 
 
-def _rows_given(eqn: JaxprEqn, given: Sequence[_Value]) -> Any:
-    """Follows ``jnp.where(rows < 0, rows + size, rows)``, which comes before each lookup."""
+def _row_ids(eqn: JaxprEqn, operands: Sequence[_Value]) -> Any:
+    """Returns `_Value.row_ids` for an equation's result.
+
+    It follows ``jnp.where(rows < 0, rows + size, rows)``, which comes before each lookup.
+    """
     name = eqn.primitive.name
     if name == 'lt' and isinstance(eqn.invars[1], Literal) and eqn.invars[1].val == 0:
-        return given[0].array
-    if name == 'select_n' and given[0].given is given[1].array:
-        return given[1].array
-    same = name in ('broadcast_in_dim', 'reshape', 'squeeze', 'convert_element_type')
-    return given[0].given if same else None
+        return operands[0].array
+    if name == 'select_n' and operands[0].row_ids is operands[1].array:
+        return operands[1].array
+    keeps_values = name in ('broadcast_in_dim', 'reshape', 'squeeze', 'convert_element_type')
+    return operands[0].row_ids if keeps_values else None
 
 
-def _is_lookup(eqn: JaxprEqn, given: Sequence[_Value]) -> bool:
-    """Returns True if it reads single rows, by the inputs, of a table without them."""
-    if eqn.primitive.name != 'gather' or given[0].of_inputs or not given[1].of_inputs:
+def _is_lookup(eqn: JaxprEqn, operands: Sequence[_Value]) -> bool:
+    """Returns True if an equation reads single rows of a table, with ids from the inputs.
+
+    The table itself must not depend on the inputs.
+    """
+    if eqn.primitive.name != 'gather':
+        return False
+    table, index = operands[:2]
+    if table.from_inputs or not index.from_inputs:
         return False
     numbers = eqn.params['dimension_numbers']
     return (

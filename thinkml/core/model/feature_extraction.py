@@ -1,7 +1,6 @@
-"""What a model makes of its inputs just before its last layer."""
+"""Feature extraction: the inputs of a model's last dense layer."""
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,10 +11,11 @@ from thinkml.core.model.functional import functionalize
 from thinkml.core.model.layer_inspection import last_product
 from thinkml.core.model.mixed_precision import DType
 from thinkml.errors import ModelTypeError
+from thinkml.typing import Model, PyTree
 
 
 class WithFeatures:
-    """A model that returns its outputs and, behind them, what its last dense layer takes.
+    """A model that returns its outputs followed by the inputs of its last dense layer.
 
     Both come from one pass: ``[rows, outputs + features]``.
 
@@ -23,7 +23,7 @@ class WithFeatures:
         model: see `functionalize`.
 
     Raises:
-        ModelTypeError: when it is applied, if its outputs are not a dense layer's.
+        ModelTypeError: on application, if its outputs do not come from a dense layer.
 
     Example:
         >>> import jax, numpy as np
@@ -39,13 +39,13 @@ class WithFeatures:
         (5, 8)
     """
 
-    def __init__(self, model: Any):
+    def __init__(self, model: Model):
         self.model = model
 
     def functionalize(
-        self, x: Any, key: jax.Array, compute_dtype: DType | None = None
+        self, x: PyTree, key: jax.Array, compute_dtype: DType | None = None
     ) -> FunctionalModel:
-        """See `thinkml.core.functionalize`."""
+        """Returns the model as a `FunctionalModel`, see `thinkml.core.functionalize`."""
         functional = functionalize(self.model, x, key, compute_dtype)
         return dataclasses.replace(functional, apply=_WithFeatures(functional.apply))
 
@@ -55,7 +55,7 @@ class _WithFeatures:
     apply: ApplyFn
 
     def __call__(self, params, model_state, x, *, key, train):
-        def forward(params: Any, x: Any) -> Any:
+        def forward(params: PyTree, x: PyTree) -> PyTree:
             return self.apply(params, model_state, x, key=key, train=train)
 
         closed, (outputs, state) = jax.make_jaxpr(forward, return_shape=True)(params, x)
@@ -65,13 +65,13 @@ class _WithFeatures:
         if product is None:
             raise ModelTypeError(
                 'model: its outputs are not those of a dense layer, so it has no features before '
-                'its last layer. Let it end in one, such as nnx.Linear.'
+                'its last layer. End the model in a dense layer, such as nnx.Linear.'
             )
-        more = jaxpr.replace(
+        with_features = jaxpr.replace(
             outvars=[*jaxpr.outvars, product.invars[0]],
             debug_info=jaxpr.debug_info.with_unknown_names(),
         )
-        *values, features = jaxpr_as_fun(closed.replace(jaxpr=more))(*leaves)
+        *values, features = jaxpr_as_fun(closed.replace(jaxpr=with_features))(*leaves)
         outputs, state = jax.tree.unflatten(jax.tree.structure((outputs, state)), values)
         rows = len(outputs)
         both = [part.reshape(rows, -1).astype(jnp.float32) for part in (outputs, features)]

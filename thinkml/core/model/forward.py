@@ -1,9 +1,9 @@
-"""The batched forward pass, for any model and any number of rows."""
+"""The batched forward pass for any model and any number of rows."""
 
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
@@ -15,44 +15,44 @@ from thinkml.core.model.functional import functionalize
 from thinkml.core.parallel.sharding import Layout, data_mesh, layout_of, put_global, replicate
 from thinkml.core.xla.cpu_convolutions import fast_convolutions
 from thinkml.core.xla.jit import Jit
+from thinkml.typing import Model, PyTree
 
-# Inputs of one batch are kept to about this size; activations are a small multiple of it.
+# The inputs of one batch take about this size; activations take a small multiple of it.
 _BATCH_BYTES = 8 * 2**20
 _MAX_BATCH = 1024
 _MIN_BATCH = 16
 
 
-def inference_batch_size(x: Any) -> int:
-    """Rows at a time for a forward pass over ``x``: a power of two from 16 to 1,024.
+def inference_batch_size(x: PyTree) -> int:
+    """Returns the batch size for a forward pass over ``x``: a power of two from 16 to 1,024.
 
-    It depends on the size of one row alone, so that results don't depend on how training was
-    batched.
+    It depends only on the size of one row, so results don't depend on the batch size in training.
     """
     row_bytes = sum(math.prod(leaf.shape[1:]) * leaf.dtype.itemsize for leaf in jax.tree.leaves(x))
-    fitting = _BATCH_BYTES // max(1, row_bytes)
-    return int(np.clip(2 ** int(math.log2(max(1, fitting))), _MIN_BATCH, _MAX_BATCH))
+    most_rows = _BATCH_BYTES // max(1, row_bytes)
+    return int(np.clip(2 ** int(math.log2(max(1, most_rows))), _MIN_BATCH, _MAX_BATCH))
 
 
 class RowSource(Protocol):
-    """Inputs that are read by rows, such as `thinkml.data.Rows`.
+    """Inputs that are read row by row, such as `thinkml.data.Rows`.
 
     Attributes:
-        spec: shape ``[rows, ...]`` and dtype of each array, as `jax.ShapeDtypeStruct`.
+        spec: the shape ``[rows, ...]`` and dtype of each array, as `jax.ShapeDtypeStruct`.
     """
 
     @property
-    def spec(self) -> Any: ...
+    def spec(self) -> PyTree: ...
 
-    def take(self, indices: np.ndarray) -> Any:
-        """Reads the rows of these indices."""
+    def take(self, indices: np.ndarray) -> PyTree:
+        """Reads the rows at these indices."""
         ...
 
 
-def eval_outputs(apply: ApplyFn, params: Any, model_state: Any, x: Any) -> jax.Array:
-    """What the model returns in evaluation mode."""
+def eval_outputs(apply: ApplyFn, params: PyTree, model_state: PyTree, x: PyTree) -> jax.Array:
+    """Returns the model's outputs in evaluation mode."""
 
     @fast_convolutions
-    def forward(params: Any, model_state: Any, x: Any) -> jax.Array:
+    def forward(params: PyTree, model_state: PyTree, x: PyTree) -> jax.Array:
         outputs, _ = apply(params, model_state, x, key=None, train=False)
         return outputs
 
@@ -60,30 +60,30 @@ def eval_outputs(apply: ApplyFn, params: Any, model_state: Any, x: Any) -> jax.A
 
 
 def predict_outputs(
-    model: Any,
-    x: Any,
+    model: Model,
+    x: PyTree | RowSource,
     *,
     batch_size: int | None = None,
-    devices: Sequence[Any] | None = None,
+    devices: Sequence[jax.Device] | None = None,
     argument: str = 'X',
 ) -> np.ndarray:
     """Returns the model's raw outputs for ``x`` in eval mode, float32 ``[rows, ...]``.
 
-    The model and its mode stay as they were. Rows are read and sent to the devices a batch at a
-    time, each device a part of it; the last batch is filled up, so that every batch runs the same
-    program.
+    The model and its mode are not changed. Rows are read and sent to the devices one batch at a
+    time, and each device gets a part of the batch. The last batch is padded, so that every batch
+    runs the same program.
 
     Args:
         model: see `functionalize`.
         x: checked inputs, arrays ``[rows, ...]``, or a `RowSource`.
-        batch_size: rows at a time; None picks one by the size of a row.
-        devices: what computes; None for all of this process. A model in parts computes where its
-            parts are. Where they are of several processes, each of these calls it with the same
-            rows.
+        batch_size: rows at a time; None chooses it by the size of a row.
+        devices: the devices to compute on; None for all of this process. A sharded model computes
+            on the devices of its shards. If these belong to several processes, each process must
+            call this function with the same rows.
         argument: the name of the inputs in error messages.
 
     Raises:
-        DataError: if the model reads rows that its tables, such as embeddings, do not have.
+        DataError: if the model reads rows that its tables, such as embeddings, lack.
 
     Example:
         >>> import numpy as np
@@ -97,27 +97,27 @@ def predict_outputs(
 
 
 def make_predict(
-    model: Any,
-    x: Any,
+    model: Model,
+    x: PyTree | RowSource,
     *,
     batch_size: int | None = None,
-    devices: Sequence[Any] | None = None,
+    devices: Sequence[jax.Device] | None = None,
     argument: str = 'X',
-) -> Callable[[Any], np.ndarray]:
-    """Returns `predict_outputs` of a model as it is now, for many calls.
+) -> Callable[[PyTree | RowSource], np.ndarray]:
+    """Returns `predict_outputs` of a model with its current parameters, for many calls.
 
-    Taking a model apart and sending it to the devices costs milliseconds, once here. Changes of its
-    parameters are not seen afterwards.
+    Splitting a model and sending it to the devices takes milliseconds; here it happens only once.
+    The returned function does not see later changes of the parameters.
 
     Args:
         model: see `predict_outputs`.
-        x: inputs such as those it will be called with.
+        x: inputs like those that the returned function will get.
         batch_size: see `predict_outputs`.
         devices: see `predict_outputs`.
         argument: see `predict_outputs`.
 
     Raises:
-        DataError: what it returns raises it, see `predict_outputs`.
+        DataError: when the returned function is called, see `predict_outputs`.
 
     Example:
         >>> import numpy as np
@@ -133,7 +133,7 @@ def make_predict(
     layout = layout_of(arrays) or _layout_on(devices)
     if layout is None:
         arrays = jax.device_put(arrays, jax.local_devices()[0])
-    else:  # what is in parts stays so
+    else:  # sharded arrays stay sharded
         arrays = jax.tree.map(put_global, arrays, layout.of_state(arrays))
     return functools.partial(_by_batches, functional.apply, layout, arrays, batch_size, argument)
 
@@ -141,43 +141,43 @@ def make_predict(
 def _by_batches(
     apply: ApplyFn,
     layout: Layout | None,
-    arrays: Any,
+    arrays: PyTree,
     batch_size: int | None,
     argument: str,
-    x: Any,
+    x: PyTree | RowSource,
 ) -> np.ndarray:
     spec, take = (x.spec, x.take) if hasattr(x, 'spec') else (x, functools.partial(_take, x))
     num_rows = jax.tree.leaves(spec)[0].shape[0]
     if batch_size is None:
-        # A power of two for few rows as well, so that nearby numbers of rows share a program.
+        # For few rows it is a power of two as well, so that similar numbers share a program.
         batch_size = min(inference_batch_size(spec), 2 ** (num_rows - 1).bit_length())
     if layout is not None:
         batch_size = -(-batch_size // layout.num_devices) * layout.num_devices
     parts = []
     for first in range(0, num_rows, batch_size):
-        batch = _filled(take(np.arange(first, min(first + batch_size, num_rows))), batch_size)
+        batch = _padded(take(np.arange(first, min(first + batch_size, num_rows))), batch_size)
         if layout is not None:
             batch = jax.tree.map(lambda leaf: put_global(leaf, layout.rows), batch)
         parts.append(_forward(apply, layout, *arrays, batch))
-        if len(parts) > 1:  # waits for the batch before, so that inputs don't pile up
+        if len(parts) > 1:  # waits for the previous batch, so that inputs don't pile up
             parts[-2] = jax.device_get(parts[-2])
     outputs, reads = zip(*jax.device_get(parts), strict=True)
     check_lookups(reads, argument)
     return np.concatenate(outputs)[:num_rows]
 
 
-def _layout_on(devices: Sequence[Any] | None) -> Layout | None:
-    """None for the device that computes anyway."""
+def _layout_on(devices: Sequence[jax.Device] | None) -> Layout | None:
+    """Returns the layout on some devices; None for the default device alone."""
     local = jax.local_devices()
     devices = local if devices is None else list(devices)
     return None if devices == local[:1] else Layout(data_mesh(devices))
 
 
-def _take(x: Any, rows: np.ndarray) -> Any:
+def _take(x: PyTree, rows: np.ndarray) -> PyTree:
     return jax.tree.map(lambda leaf: np.take(leaf, rows, axis=0), x)
 
 
-def _filled(x: Any, batch_size: int) -> Any:
+def _padded(x: PyTree, batch_size: int) -> PyTree:
     """Repeats rows until there are ``batch_size`` of them."""
     num_rows = len(jax.tree.leaves(x)[0])
     return x if num_rows == batch_size else _take(x, np.arange(batch_size) % num_rows)
@@ -185,7 +185,7 @@ def _filled(x: Any, batch_size: int) -> Any:
 
 @functools.partial(Jit, static_argnums=(0, 1))
 def _forward(
-    apply: ApplyFn, layout: Layout | None, params: Any, model_state: Any, x: Any
+    apply: ApplyFn, layout: Layout | None, params: PyTree, model_state: PyTree, x: PyTree
 ) -> tuple[jax.Array, list[Lookup]]:
     forward = functools.partial(eval_outputs, apply)
     outputs, reads = with_lookups(forward, params, model_state, x)

@@ -1,8 +1,8 @@
-"""A user's model as a pure function: ``apply(params, model_state, x, key, train)``.
+"""Models as pure functions: ``apply(params, model_state, x, key, train)``.
 
-``params`` is what gradients are taken of, ``model_state`` what training updates without gradients
-(BatchNorm statistics), both plain pytrees. ``apply`` is hashable and equal for two models of the
-same structure, so that compiled programs are shared between them.
+Gradients are taken with respect to ``params``. Training updates ``model_state`` (BatchNorm
+statistics) without gradients. Both are plain pytrees. ``apply`` is hashable and equal for two
+models of the same structure, so that they share compiled programs.
 """
 
 import functools
@@ -16,12 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from thinkml.core.model.adapters import (
-    ApplyFn,
-    FunctionalModel,
-    PyTree,
-    functionalize_nnx,
-)
+from thinkml.core.model.adapters import ApplyFn, FunctionalModel, functionalize_nnx
 from thinkml.core.model.embedding_lookups import gathers
 from thinkml.core.model.image_layout import layout_hint, likely_layout_hint
 from thinkml.core.model.mixed_precision import DType
@@ -31,27 +26,28 @@ from thinkml.core.xla.jit import trace_settings
 from thinkml.core.xla.rematerialization import computed_bytes
 from thinkml.errors import DataError, ModelTypeError
 from thinkml.model_record import ArraySpec, record_of
+from thinkml.typing import Model, PyTree
 
 
 def functionalize(
-    model: Any, x: PyTree, key: jax.Array, compute_dtype: DType | None = None
+    model: Model, x: PyTree, key: jax.Array, compute_dtype: DType | None = None
 ) -> FunctionalModel:
-    """Takes a model apart without changing it.
+    """Splits a model into a pure function and its arrays, without changing it.
 
     Args:
-        model: a `flax.nnx.Module`, what `from_linen` or `from_functions` returned, or an
+        model: a `flax.nnx.Module`, a result of `from_linen` or `from_functions`, or an
             `ExportedModel`.
-        x: a batch of inputs (arrays or `jax.ShapeDtypeStruct`), used only by models whose
-            parameters don't exist yet, to find their shapes.
+        x: a batch of inputs (arrays or `jax.ShapeDtypeStruct`). Only models whose parameters
+            don't exist yet use it, to find their shapes.
         key: PRNG key for parameters that don't exist yet.
-        compute_dtype: what layers compute in, see `get_compute_dtype`; None for what the model was
-            built with. Parameters, statistics and outputs stay in float32. Of NNX and Linen
-            modules every layer whose ``dtype`` was left open computes in it: a layer with a
-            dtype of its own keeps that, and so do products outside of layers. Functions get
-            their parameters and floating inputs cast.
+        compute_dtype: the dtype that layers compute in, see `get_compute_dtype`; None for the one
+            that the model was built with. Parameters, statistics and outputs stay in float32. In
+            NNX and Linen modules, every layer whose ``dtype`` was left open computes in it. A
+            layer with an explicit dtype keeps that dtype, and so do products outside of layers.
+            Functions get their parameters and floating inputs cast.
 
     Raises:
-        ModelTypeError: for anything else; the message says what to wrap it with.
+        ModelTypeError: for any other object; the message says how to wrap it.
     """
     if isinstance(model, nnx.Module):
         return functionalize_nnx(model, compute_dtype)
@@ -61,14 +57,14 @@ def functionalize(
 
 
 def is_model(model: Any) -> bool:
-    """Whether it is a `flax.nnx.Module`, or one of ThinkML's adapters, which say how they go."""
+    """Returns True for a `flax.nnx.Module`, and for an adapter, which has ``functionalize``."""
     return isinstance(model, nnx.Module) or (
         not inspect.isclass(model) and callable(getattr(model, 'functionalize', None))
     )
 
 
-def num_outputs(model: Any, x: PyTree, argument: str = 'X_train') -> int:
-    """Returns how many numbers the model returns per example, without computing or compiling.
+def num_outputs(model: Model, x: PyTree, argument: str = 'X_train') -> int:
+    """Returns the number of outputs per example, without computing or compiling.
 
     Args:
         model: see `functionalize`.
@@ -77,13 +73,13 @@ def num_outputs(model: Any, x: PyTree, argument: str = 'X_train') -> int:
 
     Raises:
         ModelTypeError: if the object is not a model, or does not return one array.
-        DataError: if the model can't take these inputs, or returns another shape than ``(rows,)``
+        DataError: if the model can't take these inputs, or returns a shape other than ``(rows,)``
             or ``(rows, outputs)``.
     """
     return outputs_of(model, x, argument).num_outputs
 
 
-def last_activation(model: Any, x: PyTree, argument: str = 'X_train') -> str | None:
+def last_activation(model: Model, x: PyTree, argument: str = 'X_train') -> str | None:
     """Returns ``'sigmoid'`` or ``'softmax'`` if the model ends in one, else None.
 
     Args:
@@ -99,12 +95,12 @@ def last_activation(model: Any, x: PyTree, argument: str = 'X_train') -> str | N
 
 
 class Outputs(NamedTuple):
-    """The outputs of a model, as far as a trace shows them.
+    """The properties of a model's outputs that a trace shows.
 
     Attributes:
-        num_outputs: numbers per example.
-        range: what these numbers can be.
-        gathers: whether it reads arrays at places that are computed, such as an embedding's.
+        num_outputs: the number of outputs per example.
+        range: the range of the outputs.
+        gathers: True if the model reads arrays at computed indices, as an embedding does.
     """
 
     num_outputs: int
@@ -112,32 +108,32 @@ class Outputs(NamedTuple):
     gathers: bool
 
 
-def outputs_of(model: Any, x: PyTree, argument: str = 'X_train') -> Outputs:
-    """Returns what `num_outputs` does and more, with the model traced once for all."""
+def outputs_of(model: Model, x: PyTree, argument: str = 'X_train') -> Outputs:
+    """Returns `num_outputs` and other properties of the outputs, from a single trace."""
     call = _trace(model, x, argument, train=False)
     outputs = call.outputs
     if not isinstance(outputs, jax.ShapeDtypeStruct):
         raise ModelTypeError(
             f'model: it returns a {type(outputs).__name__}, expected one array of logits or '
-            'predictions, (rows,) or (rows, outputs). Return that one alone, or put several side '
-            'by side: jnp.concatenate(outputs, axis=1), which a loss_fn of your own takes apart '
-            'by columns. The targets then need a column for each output.'
+            'predictions, (rows,) or (rows, outputs). Return only that array, or concatenate '
+            'several: jnp.concatenate(outputs, axis=1), which a custom loss_fn splits by columns. '
+            'The targets then need a column for each output.'
         )
     if outputs.ndim not in (1, 2) or outputs.shape[0] != PROBE_ROWS:
         raise DataError(
             f'model: it returns shape {with_rows(outputs.shape)}, expected (rows,) or (rows, '
-            'outputs). Flatten or pool what it returns.'
+            'outputs). Flatten or pool the outputs.'
         )
     count = outputs.shape[1] if outputs.ndim == 2 else 1
     return Outputs(count, call.range, call.gathers)
 
 
 class Footprint(NamedTuple):
-    """What a model needs, roughly.
+    """A rough estimate of the memory that a model needs.
 
     Attributes:
         params: bytes of its parameters.
-        row: bytes of all that its forward pass computes for an example, if nothing were freed.
+        row: bytes of all arrays that its forward pass computes for an example, if none is freed.
     """
 
     params: int
@@ -145,25 +141,25 @@ class Footprint(NamedTuple):
 
 
 def check_trainable(
-    model: Any,
+    model: Model,
     x: PyTree,
     num_outputs: int,
     argument: str = 'X_train',
     compute_dtype: DType | None = None,
 ) -> Footprint:
-    """Checks that a training step could be compiled, without compiling it.
+    """Checks that a training step can be compiled, without compiling it.
 
     Args:
         model: see `functionalize`.
         x: inputs; only the shape of a row and the dtype are read.
-        num_outputs: per example in evaluation mode, from `num_outputs`.
+        num_outputs: the number of outputs per example in evaluation mode, from `num_outputs`.
         argument: the name of the inputs in error messages.
         compute_dtype: see `functionalize`.
 
     Raises:
-        ModelTypeError: if the model fails in training mode, returns something else there than in
-            evaluation mode, changes the structure of its state, or has parameters that are no
-            floats.
+        ModelTypeError: if the model fails in training mode, or returns other outputs there than
+            in evaluation mode. Also raised if a call changes the structure of its state, or if
+            its parameters are not floats.
     """
     call = _trace(model, x, argument, train=True, compute_dtype=compute_dtype)
     shape = getattr(call.outputs, 'shape', None)
@@ -182,14 +178,14 @@ def check_trainable(
         if not jnp.issubdtype(leaf.dtype, jnp.inexact):
             raise ModelTypeError(
                 f'model: its parameter {jax.tree_util.keystr(path)} is {leaf.dtype}, expected '
-                'floats, which gradients are taken of. Keep constants out of the parameters.'
+                'floats, so that gradients exist. Keep constants out of the parameters.'
             )
     params_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(call.params))
     return Footprint(params_bytes, -(-call.computed_bytes // PROBE_ROWS))
 
 
 def probe(x: PyTree) -> PyTree:
-    """Inputs of a few rows like those of ``x``, as shapes and dtypes."""
+    """Returns the shapes and dtypes of ``x`` with a few rows."""
     return jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct((PROBE_ROWS, *leaf.shape[1:]), leaf.dtype), x
     )
@@ -200,16 +196,16 @@ def _shapes(tree: PyTree) -> PyTree:
 
 
 class _Call(NamedTuple):
-    """A call of a model on a few rows, as far as a trace shows it.
+    """The trace of a call of a model on a few rows.
 
     Attributes:
-        params: the model's parameters, as shapes and dtypes, like all trees here.
+        params: the shapes and dtypes of the model's parameters; all trees hold shapes and dtypes.
         model_state: its state before the call.
         updated_state: its state after the call.
-        outputs: what it returns.
-        range: a range that holds all numbers of the outputs, if they are one array.
+        outputs: its outputs.
+        range: a range that contains all outputs, if they are one array.
         gathers: see `Outputs`.
-        computed_bytes: bytes of all arrays that it computes.
+        computed_bytes: bytes of all arrays that the call computes.
     """
 
     params: PyTree
@@ -222,51 +218,51 @@ class _Call(NamedTuple):
 
 
 def _trace(
-    model: Any, x: PyTree, argument: str, *, train: bool, compute_dtype: DType | None = None
+    model: Model, x: PyTree, argument: str, *, train: bool, compute_dtype: DType | None = None
 ) -> _Call:
     """Traces a call of the model, or returns the earlier trace of a model of equal structure."""
-    applied: list[ApplyFn] = []
+    apply_functions: list[ApplyFn] = []
 
     def arrays(key: jax.Array, x: PyTree) -> tuple[PyTree, PyTree]:
         functional = functionalize(model, x, key, compute_dtype)
-        applied.append(functional.apply)
+        apply_functions.append(functional.apply)
         return functional.params, functional.model_state
 
     try:
         key = jax.eval_shape(lambda: jax.random.key(0))
         arguments = (*jax.eval_shape(arrays, key, probe(x)), probe(x), key)
         leaves, structure = jax.tree.flatten(arguments)
-        return _traced_call(applied[0], tuple(leaves), structure, train, trace_settings())
+        return _traced_call(apply_functions[0], tuple(leaves), structure, train, trace_settings())
     except ModelTypeError:
         raise
     except Exception as error:
         sizes = {size for leaf in jax.tree.leaves(x) for size in leaf.shape[1:]}
         failure = f'{type(error).__name__}: {with_rows(error, others=sizes)}'
-        of_the_code = isinstance(error, jax.errors.JAXTypeError)  # if x > 0, np.asarray(x)
-        if of_the_code or ('shape' not in str(error) and 'dimension' not in str(error)):
+        is_code_error = isinstance(error, jax.errors.JAXTypeError)  # if x > 0, np.asarray(x)
+        if is_code_error or ('shape' not in str(error) and 'dimension' not in str(error)):
             mode = 'training' if train else 'evaluation'
             raise ModelTypeError(
                 f'model: called in {mode} mode, it fails with {failure}'
             ) from error
         rows = jax.tree.map(lambda leaf: f'{leaf.shape[1:]} {leaf.dtype}', x)
         raise DataError(
-            f'{argument}: got rows of {rows}, which the model could not take.'
+            f'{argument}: got rows of {rows}, which the model can not take.'
             f'{_expectation(model, x, argument, failure)} It failed with {failure}\n'
-            f'Build the model for rows of this shape, or reshape {argument} to '
-            '(rows, features), (rows, height, width, channels) or what else it was built for.'
+            f'Build the model for rows of this shape, or reshape {argument} to the shape that it '
+            'was built for, such as (rows, features) or (rows, height, width, channels).'
         ) from error
 
 
-# The cache holds no jaxpr, which may refer to large arrays that the user's code captures.
+# The cache holds no jaxpr, because a jaxpr may refer to large arrays that user code captures.
 @functools.lru_cache(maxsize=64)
 def _traced_call(
     apply: ApplyFn,
     leaves: tuple[jax.ShapeDtypeStruct, ...],
-    structure: Any,
+    structure: jax.tree_util.PyTreeDef,
     train: bool,
     settings: Hashable,
 ) -> _Call:
-    def forward(params: PyTree, model_state: PyTree, x: PyTree, key: jax.Array) -> Any:
+    def forward(params: PyTree, model_state: PyTree, x: PyTree, key: jax.Array) -> PyTree:
         return apply(params, model_state, x, key=key, train=train)
 
     arguments = jax.tree.unflatten(structure, leaves)
@@ -284,8 +280,8 @@ def _traced_call(
     )
 
 
-def _expectation(model: Any, x: PyTree, argument: str, failure: str) -> str:
-    """Words what the model was trained on, if that is known, and how pictures become such."""
+def _expectation(model: Model, x: PyTree, argument: str, failure: str) -> str:
+    """Returns sentences about the recorded input shape and how to convert images to it."""
     spec = record_of(model).input_spec
     got = x.shape[1:] if isinstance(x, jax.Array | np.ndarray | jax.ShapeDtypeStruct) else None
     if spec is None:
@@ -296,7 +292,7 @@ def _expectation(model: Any, x: PyTree, argument: str, failure: str) -> str:
 
 
 def not_a_model(model: Any) -> str:
-    """Words why an object is not a model, with the adapter that would make it one."""
+    """Returns an error message that says why an object is not a model, and how to wrap it."""
     linen = sys.modules.get('flax.linen')
     if linen is not None and isinstance(model, linen.Module):
         return (

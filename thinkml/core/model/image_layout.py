@@ -1,20 +1,20 @@
-"""Pictures with other axes than a model takes, and how they become what it takes."""
+"""Image layouts: hints on how to convert images to the shape that a model takes."""
 
 import re
 
 _CHANNELS = (1, 3, 4)
-# How JAX says that a convolution takes other channels: those of the input, groups, those of one.
+# JAX's error for a wrong number of channels: those of the input, groups, channels per group.
 _MISMATCH = re.compile(r'but (\d+) // (\d+) != (\d+)')
 Sizes = tuple[int | None, ...]
 
 
 def layout_hint(got: tuple[int, ...], expected: Sizes, argument: str) -> str:
-    """Returns how pictures become those that are expected, as a sentence; empty if nobody knows.
+    """Returns a sentence on how to convert images to the expected shape; empty if unknown.
 
     Args:
-        got: the shape of a picture.
-        expected: height, width and channels it is to have; None for a size that may be any.
-        argument: the name of the pictures, or of a part of them, ``'X, batch 1'``.
+        got: the shape of an image.
+        expected: the expected height, width and channels; None for a size that may be any.
+        argument: the name of the images, or of a part of them, ``'X, batch 1'``.
     """
     if len(expected) != 3 or expected[2] not in _CHANNELS or fits(got, expected):
         return ''
@@ -38,21 +38,27 @@ def layout_hint(got: tuple[int, ...], expected: Sizes, argument: str) -> str:
 
 
 def likely_layout_hint(got: tuple[int, ...], argument: str, failure: str) -> str:
-    """Returns `layout_hint` for a model of which no more is known than how it fails."""
+    """Returns a hint like `layout_hint`, for a model whose input shape is not recorded.
+
+    Args:
+        got: the shape of an image.
+        argument: the name of the images.
+        failure: the message of the model's error.
+    """
     if len(got) == 3 and (mismatch := _MISMATCH.search(failure)):
-        channels, groups, of_group = map(int, mismatch.groups())
-        expected = (None, None, groups * of_group)
+        channels, groups, group_size = map(int, mismatch.groups())
+        expected = (None, None, groups * group_size)
         if channels == got[2] and (hint := layout_hint(got, expected, argument)):
             return hint
     if len(got) == 3 and got[0] in (1, 3) and got[2] not in (1, 3):
         return f' They look like channels first: pass {argument}.transpose(0, 2, 3, 1).'
     if len(got) == 2:
-        return f' If they are grey pictures, pass {argument}[..., None].'
+        return f' If they are grey images, pass {argument}[..., None].'
     return ''
 
 
 def fits(got: tuple[int, ...], expected: Sizes) -> bool:
-    """Returns True if a shape is the one that is expected, where None stands for any size."""
+    """Returns True if a shape is the expected one, where None stands for any size."""
     return len(got) == len(expected) and all(
-        wanted is None or size == wanted for size, wanted in zip(got, expected, strict=True)
+        target is None or size == target for size, target in zip(got, expected, strict=True)
     )

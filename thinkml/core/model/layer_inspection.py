@@ -1,38 +1,38 @@
-"""The layers of a model, in the order in which it computes them."""
+"""Layer inspection: a model's layers in the order of computation, and its last dense layer."""
 
 import dataclasses
 import math
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterator, Mapping
 from typing import Any
 
 import jax
 from flax import nnx
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
 
+from thinkml.core.model.adapters import VariablePath
 from thinkml.core.model.functional import functionalize, probe
-
-Path = tuple[Any, ...]
+from thinkml.typing import PyTree
 
 
 @dataclasses.dataclass(frozen=True)
 class Layer:
-    """A layer with parameters, together with what is only a part of it.
+    """A layer with parameters, including the modules that count as a part of it.
 
-    A convolution, dense layer or embedding is a layer. What has parameters of another kind
+    A convolution, dense layer or embedding is a layer. A module with other parameters
     (normalisation, a scale) is a part of the layer that is computed before it.
 
     Attributes:
         name: the path of its module, joined by dots.
         params: the paths of its parameters in the model.
-        num_parameters: numbers in them.
+        num_parameters: the number of values in its parameters.
     """
 
     name: str
-    params: tuple[Path, ...]
+    params: tuple[VariablePath, ...]
     num_parameters: int
 
 
-def layers_in_order(model: nnx.Module, x: Any) -> list[Layer]:
+def layers_in_order(model: nnx.Module, x: PyTree) -> list[Layer]:
     """Returns the layers with parameters in the order of their first use, without computing.
 
     Args:
@@ -53,38 +53,38 @@ def layers_in_order(model: nnx.Module, x: Any) -> list[Layer]:
         [('layers.0', 56), ('layers.3', 18)]
     """
     params = nnx.to_flat_state(nnx.state(model, nnx.Param))
-    arrays: dict[Path, Any] = {path: variable.get_value() for path, variable in params}
+    arrays: dict[VariablePath, Any] = {path: variable.get_value() for path, variable in params}
     first_use = _first_uses(model, x)
-    # Before all others: what is never used, which nothing can be learned for.
+    # Unused modules come before all others: they can't learn anything.
     modules = sorted({path[:-1] for path in arrays}, key=lambda m: first_use.get(m, -1))
-    layers: list[list[Path]] = []
-    waiting: list[Path] = []  # parts of a layer that comes first of all
+    layers: list[list[VariablePath]] = []
+    pending: list[VariablePath] = []  # parameters before the first layer, which become part of it
     for module in modules:
-        own = [path for path in arrays if path[:-1] == module]
-        if any(_begins_layer(path, arrays[path].shape) for path in own):
-            layers.append([*waiting, *own])
-            waiting = []
+        paths = [path for path in arrays if path[:-1] == module]
+        if any(_begins_layer(path, arrays[path].shape) for path in paths):
+            layers.append([*pending, *paths])
+            pending = []
         elif layers:
-            layers[-1] += own
+            layers[-1] += paths
         else:
-            waiting += own
-    if waiting:
-        layers.append(waiting)
+            pending += paths
+    if pending:
+        layers.append(pending)
     return [_layer(paths, arrays) for paths in layers]
 
 
-def _layer(paths: list[Path], arrays: dict[Path, Any]) -> Layer:
+def _layer(paths: list[VariablePath], arrays: dict[VariablePath, Any]) -> Layer:
     module = next((p for p in paths if _begins_layer(p, arrays[p].shape)), paths[0])[:-1]
     size = sum(math.prod(arrays[path].shape) for path in paths)
     return Layer('.'.join(map(str, module)), tuple(paths), size)
 
 
-def _begins_layer(path: Path, shape: tuple[int, ...]) -> bool:
+def _begins_layer(path: VariablePath, shape: tuple[int, ...]) -> bool:
     return path[-1] in ('kernel', 'embedding') or sum(size > 1 for size in shape) >= 2
 
 
-def last_dense(model: nnx.Module, x: Any) -> Path | None:
-    """Returns the path of the dense layer whose result is the model's output, if there is one.
+def last_dense(model: nnx.Module, x: PyTree) -> VariablePath | None:
+    """Returns the path of the dense layer that computes the model's output, if there is one.
 
     Args:
         model: the model, in any mode.
@@ -94,56 +94,62 @@ def last_dense(model: nnx.Module, x: Any) -> Path | None:
     product = last_product(jaxpr, jaxpr.outvars[0], paths)
     if product is None:
         return None
-    path = paths[_origin(product.invars[1], _made_by(jaxpr))]
+    path = paths[_origin(product.invars[1], _producers(jaxpr))]
     return path[:-1] if path[-1] == 'kernel' else None
 
 
-def last_product(jaxpr: Jaxpr, output: Any, parameters: Container[Any]) -> JaxprEqn | None:
-    """Returns the product with a parameter that an output is, but for a bias, if it is one.
+def last_product(
+    jaxpr: Jaxpr, output: Var | Literal, parameters: Container[Any]
+) -> JaxprEqn | None:
+    """Returns the product with a parameter that computes an output, up to a bias.
 
     Args:
         jaxpr: a forward pass.
-        output: the variable of it that holds the outputs.
-        parameters: the variables of it that are parameters.
+        output: its variable that holds the outputs.
+        parameters: its variables that are parameters.
+
+    Returns:
+        the equation of the product; None if the output is not such a product.
     """
-    made_by = _made_by(jaxpr)
-    while not isinstance(output, Literal) and output in made_by:
-        eqn = made_by[output]
+    producers = _producers(jaxpr)
+    while not isinstance(output, Literal) and output in producers:
+        eqn = producers[output]
         if eqn.primitive.name not in _AFTER_DENSE:
             return None
         if eqn.primitive.name == 'dot_general':
-            return eqn if _origin(eqn.invars[1], made_by) in parameters else None
-        others = [v for v in eqn.invars if _origin(v, made_by) not in parameters]  # no biases
+            return eqn if _origin(eqn.invars[1], producers) in parameters else None
+        others = [v for v in eqn.invars if _origin(v, producers) not in parameters]  # no biases
         if len(others) != 1:
             return None
         [output] = others
     return None
 
 
-def _made_by(jaxpr: Jaxpr) -> dict[Any, JaxprEqn]:
+def _producers(jaxpr: Jaxpr) -> dict[Any, JaxprEqn]:
+    """Returns the equation that computes each variable."""
     return {variable: eqn for eqn in jaxpr.eqns for variable in eqn.outvars}
 
 
-# What a dense layer does with its product, besides adding a bias.
+# The operations of a dense layer: the product, the bias, and changes of shape and dtype.
 _AFTER_DENSE = ('dot_general', 'add', 'reshape', 'squeeze', 'convert_element_type')
 
 
-def _origin(variable: Any, made_by: dict[Any, Any]) -> Any:
-    """What a variable was before its type and shape were changed."""
-    same = ('convert_element_type', 'reshape', 'broadcast_in_dim')
-    while not isinstance(variable, Literal) and variable in made_by:
-        eqn = made_by[variable]
-        if eqn.primitive.name not in same:
+def _origin(variable: Var | Literal, producers: Mapping[Any, JaxprEqn]) -> Any:
+    """Returns the variable that another one was before changes of dtype and shape."""
+    keeps_values = ('convert_element_type', 'reshape', 'broadcast_in_dim')
+    while not isinstance(variable, Literal) and variable in producers:
+        eqn = producers[variable]
+        if eqn.primitive.name not in keeps_values:
             break
         variable = eqn.invars[0]
     return None if isinstance(variable, Literal) else variable
 
 
-def _forward(model: nnx.Module, x: Any) -> tuple[Jaxpr, dict[Any, Path]]:
-    """The forward pass as equations, and the path of each variable that is a parameter."""
+def _forward(model: nnx.Module, x: PyTree) -> tuple[Jaxpr, dict[Any, VariablePath]]:
+    """Returns the equations of the forward pass, and the path of each parameter variable."""
     functional = functionalize(model, x, jax.random.key(0))
 
-    def forward(params: Any, model_state: Any, x: Any) -> Any:
+    def forward(params: PyTree, model_state: PyTree, x: PyTree) -> PyTree:
         return functional.apply(params, model_state, x, key=None, train=False)[0]
 
     jaxpr = jax.make_jaxpr(forward)(functional.params, functional.model_state, probe(x)).jaxpr
@@ -152,30 +158,35 @@ def _forward(model: nnx.Module, x: Any) -> tuple[Jaxpr, dict[Any, Path]]:
     return jaxpr, dict(zip(jaxpr.invars, paths, strict=False))
 
 
-def _first_uses(model: nnx.Module, x: Any) -> dict[Path, int]:
-    """When the parameters of a module are first used, by the path of the module."""
+def _first_uses(model: nnx.Module, x: PyTree) -> dict[VariablePath, int]:
+    """Returns the time at which each module's parameters are first used, by its path."""
     jaxpr, params = _forward(model, x)
-    uses: dict[Path, int] = {}
+    uses: dict[VariablePath, int] = {}
     for time, path in enumerate(_reads(jaxpr, params)):
         uses.setdefault(path[:-1], time)
     return uses
 
 
-def _reads(jaxpr: Jaxpr, known: dict[Any, Path]) -> Iterator[Path]:
-    """The paths of the ``known`` variables in the order in which equations read them."""
+def _reads(jaxpr: Jaxpr, paths: dict[Any, VariablePath]) -> Iterator[VariablePath]:
+    """Yields the paths of variables in the order in which equations read them.
+
+    Args:
+        jaxpr: a program.
+        paths: the path of each of its variables that is a parameter.
+    """
     for eqn in jaxpr.eqns:
         inner = [
             value.jaxpr if isinstance(value, ClosedJaxpr) else value
             for value in eqn.params.values()
             if isinstance(value, ClosedJaxpr | Jaxpr)
         ]
-        read = [known[v] for v in eqn.invars if not isinstance(v, Literal) and v in known]
-        same = [part for part in inner if len(part.invars) == len(eqn.invars)]
-        if same:
-            within = {
-                own: known[outer]
-                for own, outer in zip(same[0].invars, eqn.invars, strict=True)
-                if not isinstance(outer, Literal) and outer in known
+        read = [paths[v] for v in eqn.invars if not isinstance(v, Literal) and v in paths]
+        called = [part for part in inner if len(part.invars) == len(eqn.invars)]
+        if called:
+            inner_paths = {
+                variable: paths[operand]
+                for variable, operand in zip(called[0].invars, eqn.invars, strict=True)
+                if not isinstance(operand, Literal) and operand in paths
             }
-            yield from _reads(same[0], within)
+            yield from _reads(called[0], inner_paths)
         yield from read

@@ -1,7 +1,6 @@
-"""Outputs that dropout makes uncertain."""
+"""Monte Carlo dropout: the outputs of several passes with dropout on."""
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,22 +10,23 @@ from thinkml.core.model.adapters import ApplyFn, FunctionalModel, LinenModel, fu
 from thinkml.core.model.functional import functionalize, probe
 from thinkml.core.model.mixed_precision import DType
 from thinkml.errors import ModelTypeError
+from thinkml.typing import Model, PyTree
 
 
 class WithDropout:
     """A model that returns the outputs of several passes in which dropout stays on.
 
-    All else is as in evaluation: BatchNorm keeps to its stored statistics. One call returns
+    All other layers are in evaluation mode: BatchNorm uses its stored statistics. One call returns
     ``[rows, draws * outputs]``.
 
     Args:
         model: see `functionalize`.
-        num_draws: how many passes.
-        key: PRNG key of the dropout; another one needs no new compiled program.
+        num_draws: the number of passes.
+        key: PRNG key of the dropout. Another key does not need another compiled program.
 
     Raises:
-        ModelTypeError: when it is taken apart, if the model has no dropout, or is a Linen module
-            with BatchNorm, whose flag switches both.
+        ModelTypeError: in ``functionalize``, if the model has no dropout. Also raised for a Linen
+            module with BatchNorm, because one flag switches both.
 
     Example:
         >>> import jax, numpy as np
@@ -42,21 +42,21 @@ class WithDropout:
         Gal and Ghahramani, 2016, *Dropout as a Bayesian approximation*.
     """
 
-    def __init__(self, model: Any, num_draws: int, key: jax.Array):
+    def __init__(self, model: Model, num_draws: int, key: jax.Array):
         self.model = model
         self.num_draws = num_draws
         self.key = key
 
     def functionalize(
-        self, x: Any, key: jax.Array, compute_dtype: DType | None = None
+        self, x: PyTree, key: jax.Array, compute_dtype: DType | None = None
     ) -> FunctionalModel:
-        """See `thinkml.core.functionalize`."""
-        functional = _with_dropout_alone(self.model, x, key, compute_dtype)
+        """Returns the model as a `FunctionalModel`, see `thinkml.core.functionalize`."""
+        functional = _with_only_dropout(self.model, x, key, compute_dtype)
         _check_random(functional, x)
         return dataclasses.replace(
             functional,
             apply=_WithDropout(functional.apply, self.num_draws),
-            model_state={'own': functional.model_state, 'key': jax.random.key_data(self.key)},
+            model_state={'model': functional.model_state, 'key': jax.random.key_data(self.key)},
         )
 
 
@@ -67,7 +67,7 @@ class _WithDropout:
 
     def __call__(self, params, model_state, x, *, key, train):
         def draw(key: jax.Array) -> jax.Array:
-            outputs, _ = self.apply(params, model_state['own'], x, key=key, train=True)
+            outputs, _ = self.apply(params, model_state['model'], x, key=key, train=True)
             return outputs.reshape(len(outputs), -1)
 
         keys = jax.random.split(jax.random.wrap_key_data(model_state['key']), self.num_draws)
@@ -75,35 +75,35 @@ class _WithDropout:
         return jnp.moveaxis(draws, 0, 1).reshape(draws.shape[1], -1), model_state
 
 
-def _with_dropout_alone(
-    model: Any, x: Any, key: jax.Array, compute_dtype: DType | None
+def _with_only_dropout(
+    model: Model, x: PyTree, key: jax.Array, compute_dtype: DType | None
 ) -> FunctionalModel:
-    """A model whose training mode is evaluation with dropout."""
+    """Returns a model whose training mode is evaluation mode with dropout."""
     if isinstance(model, nnx.Module):
-        return functionalize_nnx(model, compute_dtype, train=_dropout_alone)
+        return functionalize_nnx(model, compute_dtype, train=_switch_on_dropout)
     functional = functionalize(model, x, key, compute_dtype)
     if isinstance(model, LinenModel) and functional.model_state:
         raise ModelTypeError(
             'model: got a Linen module with the collections '
-            f'{", ".join(map(str, functional.model_state))}, whose flag would switch BatchNorm '
-            'together with dropout. Pass a list of models, which is an ensemble, instead.'
+            f'{", ".join(map(str, functional.model_state))}. Its flag would switch BatchNorm '
+            'together with dropout. Pass an ensemble instead, as a list of models.'
         )
     return functional
 
 
-def _dropout_alone(model: nnx.Module) -> None:
+def _switch_on_dropout(model: nnx.Module) -> None:
     model.eval()
     model.set_attributes(deterministic=False, raise_if_not_found=False)
 
 
-def _check_random(functional: FunctionalModel, x: Any) -> None:
-    def forward(params: Any, model_state: Any, key: jax.Array, x: Any) -> Any:
+def _check_random(functional: FunctionalModel, x: PyTree) -> None:
+    def forward(params: PyTree, model_state: PyTree, key: jax.Array, x: PyTree) -> PyTree:
         return functional.apply(params, model_state, x, key=key, train=True)[0]
 
     key = jax.eval_shape(lambda: jax.random.key(0))
     jaxpr = jax.make_jaxpr(forward)(functional.params, functional.model_state, key, probe(x))
     if 'random_bits' not in str(jaxpr):
         raise ModelTypeError(
-            'model: it has no dropout, so that all its passes are the same. Put nnx.Dropout into '
-            'it, or pass a list of models, which is an ensemble.'
+            'model: it has no dropout, so all its passes are the same. Add nnx.Dropout to it, or '
+            'pass an ensemble as a list of models.'
         )

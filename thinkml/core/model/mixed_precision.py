@@ -1,7 +1,8 @@
 """Mixed precision: matrix products and convolutions in bfloat16, parameters in float32.
 
-bfloat16 has the range of float32, so gradients don't vanish and the loss needs no scaling. What
-sums up stays in float32: parameters, optimizer state, the statistics of norms, losses, metrics.
+bfloat16 has the range of float32, so gradients don't vanish and the loss needs no scaling. All
+accumulated values stay in float32: parameters, optimizer state, the statistics of norms, losses,
+metrics.
 """
 
 import contextlib
@@ -13,8 +14,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from thinkml.errors import ConfigError, unknown_name
+from thinkml.typing import PyTree
 
-PyTree = Any
 DType = Any
 
 PRECISIONS: dict[str, DType | None] = {
@@ -50,16 +51,16 @@ def get_compute_dtype(precision: str) -> DType | None:
 
 
 def cast_floats(tree: PyTree, dtype: DType) -> PyTree:
-    """Returns the tree with its floating arrays in ``dtype``; token ids and pixels stay."""
+    """Returns the tree with its floating arrays cast to ``dtype``; token ids and pixels stay."""
     return jax.tree.map(
         lambda leaf: leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf, tree
     )
 
 
 def set_nnx_dtype(model: nnx.Module, dtype: DType) -> None:
-    """Sets what layers of an NNX module compute in, in place, where the user left that open.
+    """Sets the compute dtype of an NNX module's layers in place, where the user left it open.
 
-    An ``Embed`` fills in its parameters' dtype where it is given none, so that counts as open.
+    An ``Embed`` without a dtype takes the dtype of its parameters, so this counts as open too.
     """
     for _, module in nnx.iter_modules(model):
         is_open = vars(module).get('dtype', dtype) is None
@@ -68,9 +69,9 @@ def set_nnx_dtype(model: nnx.Module, dtype: DType) -> None:
 
 
 def linen_dtype(dtype: DType | None) -> contextlib.AbstractContextManager:
-    """A context: layers of Linen modules whose dtype the user left open compute in ``dtype``.
+    """Returns a context that sets the compute dtype of Linen layers where the user left it open.
 
-    Layers inside compact methods exist only while they are called, so that is when they are told.
+    Layers inside compact methods exist only during their call, so the dtype is set at the call.
     """
     if dtype is None:
         return contextlib.nullcontext()
@@ -79,11 +80,11 @@ def linen_dtype(dtype: DType | None) -> contextlib.AbstractContextManager:
     def call(next_fun: Callable, args: tuple, kwargs: dict, context: Any) -> Any:
         module = context.module
         if 'dtype' in module.__dataclass_fields__ and module.dtype is None:
-            # A copy of the user's module, bound to this call, which will be thrown away.
+            # The module is a temporary copy of the user's module, bound to this call.
             object.__setattr__(module, 'dtype', dtype)
         outputs = next_fun(*args, **kwargs)
         if isinstance(module, linen.RNNCellBase) and context.method_name == '__call__' and args:
-            # The carry starts in the parameters' dtype, and a scan wants it back as it was.
+            # The carry starts in the parameters' dtype, and a scan must return it unchanged.
             carry, y = outputs
             return jax.tree.map(lambda new, old: new.astype(old.dtype), carry, args[0]), y
         return outputs

@@ -1,4 +1,4 @@
-"""Models of which only some parameters are trained, and low-rank updates of the others."""
+"""Partly frozen models: training of some parameters, and low-rank updates of others."""
 
 import dataclasses
 import functools
@@ -11,25 +11,29 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from thinkml.core.model.adapters import ApplyFn, FunctionalModel, functionalize_nnx
+from thinkml.core.model.adapters import (
+    ApplyFn,
+    FunctionalModel,
+    VariablePath,
+    functionalize_nnx,
+)
 from thinkml.core.model.mixed_precision import DType
-
-Path = tuple[Any, ...]
+from thinkml.typing import PyTree
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class PartlyFrozen:
-    """An NNX module of which only some parameters are trained, in place.
+    """An NNX module with only some of its parameters trained, in place.
 
-    No gradients and no optimizer state are made of the frozen ones. Modules whose parameters are
-    all frozen stay in evaluation mode: BatchNorm there keeps to its stored statistics.
+    Frozen parameters have no gradients and no optimizer state. Modules whose parameters are all
+    frozen stay in evaluation mode, where BatchNorm uses its stored statistics.
 
     Attributes:
         model: the module.
-        rates: a factor of the learning rate for each trained parameter, by path.
-        low_rank: the kernels that are frozen but for an update of low rank, with how many of
-            their axes are inputs.
-        rank: of these updates.
+        rates: a learning rate factor for each trained parameter, by path.
+        low_rank: the frozen kernels that get a low-rank update, by path, with the number of their
+            axes that are inputs.
+        rank: the rank of these updates.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -47,64 +51,67 @@ class PartlyFrozen:
     """
 
     model: nnx.Module
-    rates: Mapping[Path, float]
-    low_rank: Mapping[Path, int] = dataclasses.field(default_factory=dict)
+    rates: Mapping[VariablePath, float]
+    low_rank: Mapping[VariablePath, int] = dataclasses.field(default_factory=dict)
     rank: int = 0
 
     def functionalize(
-        self, x: Any, key: jax.Array, compute_dtype: DType | None = None
+        self, x: PyTree, key: jax.Array, compute_dtype: DType | None = None
     ) -> FunctionalModel:
-        """See `thinkml.core.functionalize`."""
-        whole = functionalize_nnx(self.model, compute_dtype, trained=self.rates.keys())
-        rates = _at_paths(whole.params, self.rates)
+        """Returns the model as a `FunctionalModel`, see `thinkml.core.functionalize`."""
+        functional = functionalize_nnx(self.model, compute_dtype, trainable=self.rates.keys())
+        rates = _rate_tree(functional.params, self.rates)
         if not self.low_rank:
-            return dataclasses.replace(whole, learning_rates=rates)
+            return dataclasses.replace(functional, learning_rates=rates)
         targets = tuple(sorted(self.low_rank.items(), key=str))
         factors = {
             _name(path): _factors(
-                _get(whole.model_state, path), num_inputs, self.rank, jax.random.fold_in(key, index)
+                _get(functional.model_state, path),
+                num_inputs,
+                self.rank,
+                jax.random.fold_in(key, index),
             )
             for index, (path, num_inputs) in enumerate(targets)
         }
         paths = tuple(path for path, _ in targets)
 
-        def write(params: Any, model_state: Any) -> None:
-            whole.write(params['own'], _updated(model_state, params['low_rank'], paths))
+        def write(params: PyTree, model_state: PyTree) -> None:
+            functional.write(params['own'], _add_updates(model_state, params['low_rank'], paths))
 
         return FunctionalModel(
-            _LowRankApply(whole.apply, paths),
-            {'own': whole.params, 'low_rank': factors},
-            whole.model_state,
-            write,
-            {'own': rates, 'low_rank': jax.tree.map(lambda _: 1.0, factors)},
-            whole.read,
+            apply=_LowRankApply(functional.apply, paths),
+            params={'own': functional.params, 'low_rank': factors},  # checkpoints have these keys
+            model_state=functional.model_state,
+            write=write,
+            learning_rates={'own': rates, 'low_rank': jax.tree.map(lambda _: 1.0, factors)},
+            read=functional.read,
         )
 
     def __repr__(self) -> str:
-        return f'{type(self.model).__name__} of which {len(self.rates)} arrays are trained'
+        return f'{type(self.model).__name__} with {len(self.rates)} trained arrays'
 
 
 @dataclasses.dataclass(frozen=True)
 class _LowRankApply:
     apply: ApplyFn
-    paths: tuple[Path, ...]
+    paths: tuple[VariablePath, ...]
 
     def __call__(self, params, model_state, x, *, key, train):
-        updated = _updated(model_state, params['low_rank'], self.paths)
-        outputs, after = self.apply(params['own'], updated, x, key=key, train=train)
+        updated = _add_updates(model_state, params['low_rank'], self.paths)
+        outputs, new_state = self.apply(params['own'], updated, x, key=key, train=train)
         for path in self.paths:
-            after = _set(after, path, _get(model_state, path))
-        return outputs, after
+            new_state = _set(new_state, path, _get(model_state, path))
+        return outputs, new_state
 
 
 def _factors(kernel: jax.Array, num_inputs: int, rank: int, key: jax.Array) -> dict[str, jax.Array]:
-    """Their product is 0 at the start."""
+    """Returns the two factors of a low-rank update; their product is 0 at the start."""
     inputs, outputs = math.prod(kernel.shape[:num_inputs]), math.prod(kernel.shape[num_inputs:])
     down = jax.random.normal(key, (inputs, rank), kernel.dtype) / math.sqrt(inputs)
     return {'down': down, 'up': jnp.zeros((rank, outputs), kernel.dtype)}
 
 
-def _updated(model_state: Any, factors: Any, paths: tuple[Path, ...]) -> Any:
+def _add_updates(model_state: PyTree, factors: PyTree, paths: tuple[VariablePath, ...]) -> PyTree:
     for path in paths:
         kernel, parts = _get(model_state, path), factors[_name(path)]
         update = (parts['down'] @ parts['up']).reshape(kernel.shape)
@@ -113,11 +120,11 @@ def _updated(model_state: Any, factors: Any, paths: tuple[Path, ...]) -> Any:
 
 
 def merged_low_rank(params: Mapping[str, Any], model_state: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the arrays of the whole model by name, from those of a state.
+    """Returns a model's arrays by name, with low-rank updates added to their kernels.
 
     Args:
-        params: the trained ones; low-rank updates are added to their kernels.
-        model_state: the others.
+        params: the trained arrays by name, low-rank factors included.
+        model_state: the other arrays by name.
     """
     updates = {name: array for name, array in params.items() if name.startswith('low_rank/')}
     if not updates:
@@ -132,24 +139,24 @@ def merged_low_rank(params: Mapping[str, Any], model_state: Mapping[str, Any]) -
     return arrays
 
 
-def _name(path: Path) -> str:
+def _name(path: VariablePath) -> str:
     return '/'.join(map(str, path))
 
 
-def _get(tree: Any, path: Path) -> Any:
+def _get(tree: PyTree, path: VariablePath) -> PyTree:
     return functools.reduce(lambda part, name: part[name], path, tree)
 
 
-def _set(tree: Any, path: Path, value: Any) -> Any:
-    """A copy of nested dicts with another value at a path."""
+def _set(tree: PyTree, path: VariablePath, value: PyTree) -> PyTree:
+    """Returns a copy of nested dicts with another value at a path."""
     if not path:
         return value
     return {**tree, path[0]: _set(tree[path[0]], path[1:], value)}
 
 
-def _at_paths(tree: Any, values: Mapping[Path, float]) -> Any:
+def _rate_tree(params: PyTree, rates: Mapping[VariablePath, float]) -> PyTree:
     return jax.tree_util.tree_map_with_path(
-        lambda keys, _: float(values[tuple(key.key for key in keys)]), tree
+        lambda keys, _: float(rates[tuple(key.key for key in keys)]), params
     )
 
 
@@ -157,12 +164,18 @@ def _at_paths(tree: Any, values: Mapping[Path, float]) -> Any:
 def scaled_updates(
     tx: optax.GradientTransformation, rates: tuple[float, ...]
 ) -> optax.GradientTransformation:
-    """The same optimizer with a factor for the update of each parameter, in their leaves' order.
+    """Returns an optimizer that multiplies each parameter's update by a factor.
 
-    Its state is that of ``tx``. Equal arguments return the same transformation.
+    Its state is the state of ``tx``. Equal arguments return the same transformation.
+
+    Args:
+        tx: the optimizer.
+        rates: a factor for each parameter, in the order of the leaves.
     """
 
-    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+    def update(
+        updates: PyTree, state: PyTree, params: PyTree | None = None
+    ) -> tuple[PyTree, PyTree]:
         updates, state = tx.update(updates, state, params)
         leaves, structure = jax.tree.flatten(updates)
         scaled = [leaf * rate for leaf, rate in zip(leaves, rates, strict=True)]
@@ -172,7 +185,7 @@ def scaled_updates(
 
 
 def learning_rates_of(functional: FunctionalModel) -> tuple[float, ...] | None:
-    """The factor for each parameter, in their leaves' order; None where all are 1."""
+    """Returns the factor for each parameter, in the order of the leaves; None if all are 1."""
     if functional.learning_rates is None:
         return None
     rates = tuple(jax.tree.leaves(functional.learning_rates))

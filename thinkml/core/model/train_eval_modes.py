@@ -1,4 +1,4 @@
-"""Training and evaluation mode of NNX modules, and what a switch of all of them undoes."""
+"""Train/eval modes: switching NNX modules, and finding settings that the switch changes."""
 
 import inspect
 from collections.abc import Iterator
@@ -11,15 +11,16 @@ _FLAGS = ('deterministic', 'use_running_average')
 
 
 def switch(module: nnx.Module, mode: Mode) -> None:
-    """Calls ``module.train()`` or ``module.eval()``, the class's own where it has one.
+    """Calls ``module.train()`` or ``module.eval()``; a class may override them.
 
-    An attribute of that name that is a value, or a method that needs arguments, is something else
-    and is left alone.
+    If an attribute of that name is a value, or a method that needs arguments, it has another
+    meaning. In that case the method of `flax.nnx.Module` is called.
     """
-    own = getattr(module, mode)
-    if not callable(own) or any(map(_is_required, inspect.signature(own).parameters.values())):
-        own = getattr(nnx.Module, mode).__get__(module)
-    own()
+    method = getattr(module, mode)
+    parameters = inspect.signature(method).parameters.values() if callable(method) else ()
+    if not callable(method) or any(map(_is_required, parameters)):
+        method = getattr(nnx.Module, mode).__get__(module)
+    method()
 
 
 def to_training(module: nnx.Module) -> None:
@@ -30,43 +31,42 @@ def to_training(module: nnx.Module) -> None:
 def frozen_by_hand(model: nnx.Module) -> list[str]:
     """Returns the names of layers in evaluation mode that training puts into training mode.
 
-    Empty where all layers are in evaluation mode, as they are in a model that was trained or
-    loaded.
+    The list is empty if all layers are in evaluation mode, as in a trained or loaded model.
     """
-    before = dict(_flags_of(model))
+    before = dict(_mode_flags(model))
     if len({any(flags) for flags in before.values()}) < 2:
         return []
     copy = nnx.clone(model)
     to_training(copy)
-    after = dict(_flags_of(copy))
+    after = dict(_mode_flags(copy))
     return [name for name, flags in before.items() if any(flags) and not any(after[name])]
 
 
 def inner_switches(model: nnx.Module) -> list[str]:
-    """Returns the methods ``train`` and ``eval`` within a model that flax does not call.
+    """Returns the overridden ``train`` and ``eval`` methods of submodules: flax won't call them.
 
-    Empty for a model whose class has such a method itself, which may call them.
+    A method is left out if the model's class overrides it too, because it may call the others.
     """
     return [
         f'{name}.{mode}'
         for mode in ('train', 'eval')
-        if not _is_own(model, mode)
+        if not _is_overridden(model, mode)
         for name, module in _modules(model)
-        if _is_own(module, mode)
+        if _is_overridden(module, mode)
     ]
 
 
-def _is_own(module: nnx.Module, mode: Mode) -> bool:
+def _is_overridden(module: nnx.Module, mode: Mode) -> bool:
     method = getattr(type(module), mode)
     return callable(method) and not method.__module__.startswith('flax.')
 
 
 def _is_required(parameter: inspect.Parameter) -> bool:
-    named = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    return parameter.default is inspect.Parameter.empty and parameter.kind not in named
+    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return parameter.default is inspect.Parameter.empty and parameter.kind not in variadic
 
 
-def _flags_of(model: nnx.Module) -> Iterator[tuple[str, list[bool]]]:
+def _mode_flags(model: nnx.Module) -> Iterator[tuple[str, list[bool]]]:
     for name, module in _modules(model):
         values = [vars(module).get(flag) for flag in _FLAGS]
         if flags := [value for value in values if isinstance(value, bool)]:
@@ -74,7 +74,7 @@ def _flags_of(model: nnx.Module) -> Iterator[tuple[str, list[bool]]]:
 
 
 def _modules(model: nnx.Module) -> Iterator[tuple[str, nnx.Module]]:
-    """The modules of a model, each once, by name; itself is not among them."""
+    """Yields the submodules of a model with their names, each of them once."""
     for path, node in nnx.iter_graph(model):
         if path and isinstance(node, nnx.Module):
             yield '.'.join(map(str, path)), node
