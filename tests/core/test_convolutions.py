@@ -523,11 +523,11 @@ def test_there_are_no_compiler_options_on_an_accelerator(monkeypatch):
 
 def test_options_that_xla_does_not_know_are_left_out(monkeypatch):
     monkeypatch.setattr(cpu_convolutions, '_YNNPACK', 'xla_cpu_of_another_version')
-    cpu_convolutions._is_known.cache_clear()
+    cpu_convolutions._is_supported_option.cache_clear()
     try:
         assert compiler_options() == {}
     finally:
-        cpu_convolutions._is_known.cache_clear()
+        cpu_convolutions._is_supported_option.cache_clear()
 
 
 def test_jit_asks_for_options_when_a_program_is_compiled(monkeypatch):

@@ -1,4 +1,4 @@
-"""Compiled programs: `jax.jit` with options that suit the backend, and a bound on what is kept."""
+"""Compiled programs: `jax.jit` with options for the backend, and a bounded program cache."""
 
 import contextlib
 import contextvars
@@ -7,11 +7,11 @@ import inspect
 import threading
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import Any, Generic, ParamSpec, TypeVar
 
 import jax
-from jax._src import config  # what programs depend on besides their arguments, nowhere else to read
+from jax._src import config  # the settings that programs depend on; there is no public access
 from jax._src.core import trace_state_clean
 
 from thinkml.core.xla.cpu_convolutions import compiler_options
@@ -19,28 +19,28 @@ from thinkml.core.xla.cpu_convolutions import compiler_options
 P = ParamSpec('P')
 R = TypeVar('R')
 
-# Linux gives a process 65,530 memory maps; XLA:CPU takes about 20 for a small program.
+# Linux limits a process to 65,530 memory maps; XLA:CPU uses about 20 for a small program.
 MOST_KEPT = 128
 
-# The user's own programs take maps too: drawing a `flax.nnx` model compiles several for each layer.
+# The user's programs use maps too: initializing a `flax.nnx` model compiles several per layer.
 MOST_COMPILED = 512
 _COMPILED = '/jax/core/compile/backend_compile_duration'
 
 
 class Jit(Generic[P, R]):
-    """``jax.jit`` of a function with `compiler_options`, whose programs don't pile up.
+    """A function under ``jax.jit`` with `compiler_options` and a bounded program cache.
 
-    ``jax.jit`` keeps what it compiled for as long as the function lives. This class keeps the
-    `MOST_KEPT` programs that all its functions used last, and those held by `holding_programs`.
-    JAX's own caches (single operations on arrays, other functions) are cleared each time JAX has
-    compiled `MOST_COMPILED` programs.
+    ``jax.jit`` keeps its programs for as long as the function lives. This class keeps the
+    `MOST_KEPT` most recently used programs of all its functions, and those held by
+    `holding_programs`. JAX's own caches (single operations on arrays, other functions) are
+    cleared each time JAX has compiled `MOST_COMPILED` programs.
 
     Args:
-        function: what to compile. Called inside another ``jax.jit`` it is a part of that.
-        static_argnums: places of arguments that are not arrays but hashable values. Each value
-            makes another program.
+        function: the function to compile. Inside another ``jax.jit`` it becomes a part of that.
+        static_argnums: positions of arguments that are hashable values, not arrays. Each value
+            needs a program.
         static_argnames: names of such arguments.
-        donate_argnums: places of arguments whose memory the results may take.
+        donate_argnums: positions of arguments whose memory the results may reuse.
 
     Example:
         >>> import jax.numpy as jnp
@@ -62,73 +62,75 @@ class Jit(Generic[P, R]):
         self._function: Callable[..., R] = function
         self._signature = inspect.signature(function)
         names = list(self._signature.parameters)
-        self._static = {*_places(static_argnums), *map(names.index, static_argnames)}
-        self._donated = _places(donate_argnums)
+        self._static = {*_positions(static_argnums), *map(names.index, static_argnames)}
+        self._donated = _positions(donate_argnums)
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         if not trace_state_clean() or config.disable_jit.value:
             return self._function(*args, **kwargs)
-        placed = self._placed(args, kwargs)
-        static, dynamic = self._split(placed)
+        positional = self._positional(args, kwargs)
+        static, dynamic = self._split(positional)
         leaves, structure = jax.tree.flatten(dynamic)
-        kinds = tuple(map(_kind, leaves))
-        key = _Key((self, static, structure, kinds, trace_settings()))
-        program = _programs.find(key) or _programs.add(key, self.lower(*placed).compile())
+        signatures = tuple(map(_array_signature, leaves))
+        key = _Key((self, static, structure, signatures, trace_settings()))
+        program = _programs.find(key) or _programs.add(key, self.lower(*positional).compile())
         return program.run(*dynamic)
 
     def lower(self, *args: Any, **kwargs: Any) -> jax.stages.Lowered:
-        """Returns the program for these arguments, not yet compiled; it is not kept."""
-        args = self._placed(args, kwargs)
+        """Returns the uncompiled program for these arguments; it is not cached."""
+        args = self._positional(args, kwargs)
         static, dynamic = self._split(args)
 
-        # A new function each time: JAX forgets what it traced of it when it is gone.
+        # A new function each time: JAX drops its traces when the function is deleted.
         @functools.wraps(self._function)
         def function(*dynamic: Any) -> R:
-            given = dict(static)
+            static_at = dict(static)
             rest = iter(dynamic)
-            places = range(len(args))
-            return self._function(*(given[i] if i in given else next(rest) for i in places))
+            positions = range(len(args))
+            return self._function(
+                *(static_at[i] if i in static_at else next(rest) for i in positions)
+            )
 
         del function.__wrapped__  # JAX takes argument names from its signature
-        numbers = [i for i in range(len(args)) if i not in self._static]
-        donated = tuple(numbers.index(i) for i in self._donated)
+        dynamic_positions = [i for i in range(len(args)) if i not in self._static]
+        donated = tuple(dynamic_positions.index(i) for i in self._donated)
         options = compiler_options()
         jitted = jax.jit(function, donate_argnums=donated, compiler_options=options)
         return jitted.lower(*dynamic)
 
-    def _placed(self, args: Any, kwargs: Any) -> tuple[Any, ...]:
+    def _positional(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, ...]:
         return self._signature.bind(*args, **kwargs).args if kwargs else args
 
     def _split(self, args: tuple[Any, ...]) -> tuple[tuple[tuple[int, Any], ...], list[Any]]:
-        """Returns the static arguments with their places, and the others."""
+        """Returns the static arguments with their positions, and the other arguments."""
         static = tuple((i, arg) for i, arg in enumerate(args) if i in self._static)
         return static, [arg for i, arg in enumerate(args) if i not in self._static]
 
 
 def trace_settings() -> Hashable:
-    """Returns JAX's settings that programs depend on, such as those of precision and device."""
+    """Returns the JAX settings that programs depend on, such as precision and default device."""
     return config.trace_context(), config.default_device.value
 
 
-def _places(argnums: int | Sequence[int]) -> Sequence[int]:
+def _positions(argnums: int | Sequence[int]) -> Sequence[int]:
     return (argnums,) if isinstance(argnums, int) else argnums
 
 
-def _kind(leaf: Any) -> Hashable:
-    """Returns what a program depends on: an array's shape, dtype and, if committed, sharding."""
+def _array_signature(leaf: Any) -> Hashable:
+    """Returns an array's shape, dtype and, if committed, sharding: its part of a program's key."""
     if not _is_array(type(leaf)):
         return jax.typeof(leaf)
-    kind: Any = getattr(leaf, 'aval')  # noqa: B009 (not in the types; jax.typeof takes 3 us)
-    return (kind, leaf.sharding) if leaf.committed else kind
+    aval: Hashable = getattr(leaf, 'aval')  # noqa: B009 (not in the types; jax.typeof takes 3 us)
+    return (aval, leaf.sharding) if leaf.committed else aval
 
 
 @functools.cache
-def _is_array(kind: type) -> bool:
-    return issubclass(kind, jax.Array)  # takes 0.4 us
+def _is_array(leaf_type: type) -> bool:
+    return issubclass(leaf_type, jax.Array)  # takes 0.4 us
 
 
 class _Key:
-    """A key to find a program by. Its hash goes over all arrays, so it is computed once."""
+    """The key of a program. Its hash covers all arrays, so it is computed only once."""
 
     __slots__ = ('_hash', 'parts')
 
@@ -143,7 +145,7 @@ class _Key:
 
 
 class _Program:
-    """A compiled program with its key; it can be referred to weakly."""
+    """A compiled program with its key; it supports weak references."""
 
     __slots__ = ('__weakref__', 'key', 'run')
 
@@ -152,7 +154,7 @@ class _Program:
 
 
 class _Programs:
-    """A table of the process's programs: those used last and those that are held."""
+    """The programs of this process: the most recently used ones and those that are held."""
 
     def __init__(self):
         self._lock = threading.Lock()
@@ -171,7 +173,7 @@ class _Programs:
         self._use(program)
         if self._num_compiled >= MOST_COMPILED:
             self._num_compiled = 0
-            jax.clear_caches()  # they hold none of these programs
+            jax.clear_caches()  # these caches hold none of the programs of this class
         return program
 
     def count(self, event: str, *_: Any, **__: Any) -> None:
@@ -200,11 +202,11 @@ _held: contextvars.ContextVar[set[_Program] | None] = contextvars.ContextVar('he
 
 @contextlib.contextmanager
 def holding_programs(is_held: bool = True) -> Iterator[None]:
-    """Keeps the programs that are called in the block until it ends, however many others are used.
+    """Keeps all programs that are called in the block until it ends, beyond `MOST_KEPT`.
 
     Args:
-        is_held: False for what is called in the block but is not part of it: a callback may use
-            any number of programs.
+        is_held: False for an inner block whose programs are not kept, such as a callback, which
+            may use any number of programs.
     """
     before = _held.set(set() if is_held else None)
     try:
@@ -214,5 +216,8 @@ def holding_programs(is_held: bool = True) -> Iterator[None]:
 
 
 def forget_programs() -> None:
-    """Forgets all programs but those that are held. What is called next is compiled again."""
+    """Drops all programs except those that are held. The next calls compile their programs again.
+
+    Programs inside a `holding_programs` block stay until it ends.
+    """
     _programs.forget()

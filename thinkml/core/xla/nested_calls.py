@@ -1,4 +1,4 @@
-"""Calls in a traced program: equations that run an inner program once, with their own operands."""
+"""Nested calls: equations of a traced program that run an inner program once."""
 
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 
@@ -9,7 +9,7 @@ _CALLS = (
 
 
 def called_program(eqn: JaxprEqn) -> ClosedJaxpr | None:
-    """Returns the program that an equation calls; None for an equation that is not a call."""
+    """Returns the program that an equation calls with its operands; None if it is not a call."""
     if eqn.primitive.name not in _CALLS:
         return None
     for value in eqn.params.values():
