@@ -364,9 +364,9 @@ def main():
     if arguments[:1] == ['case']:
         kind, count, batch, processes, index, port = arguments[1:]
         if int(processes) > 1:
-            from thinkml.core.parallel.multiprocess import start
+            from thinkml.core.parallel.multiprocess import initialize
 
-            start(f'localhost:{port}', int(processes), int(index))
+            initialize(f'localhost:{port}', int(processes), int(index))
         return scaling_case(kind, int(count), int(batch), int(processes))
     if arguments[:1] == ['exchange-on']:
         return exchange(int(arguments[1]))

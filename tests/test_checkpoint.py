@@ -157,9 +157,9 @@ import jax, numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 from thinkml.checkpoint import Checkpointer
-from thinkml.core.parallel.multiprocess import start
+from thinkml.core.parallel.multiprocess import initialize
 from thinkml.errors import CheckpointError
-start()
+initialize()
 index, directory = jax.process_index(), pathlib.Path(sys.argv[1])
 mesh = jax.make_mesh((2,), ('data',), axis_types=(jax.sharding.AxisType.Auto,))
 def full(value, *axes):

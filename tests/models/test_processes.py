@@ -10,10 +10,10 @@ TWO_PROCESSES = """
 import sys, jax, numpy as np
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
-from thinkml.core.parallel.multiprocess import start
+from thinkml.core.parallel.multiprocess import initialize
 from thinkml.errors import ModelFileError
 from thinkml.models import ModelManager
-start()
+initialize()
 root = sys.argv[1]
 mesh = jax.make_mesh((2,), ('data',), axis_types=(jax.sharding.AxisType.Auto,))
 

@@ -372,7 +372,7 @@ def killed(tmp_path_factory):
 
 def assert_told_of_a_lost_process(code, output, errors):
     assert code == 3, errors[-3000:]
-    assert output.startswith('ProcessError process 0 of 2 has lost another one'), output
+    assert output.startswith('ProcessError process 0 of 2 has lost the connection to'), output
     assert 'resume=True' in output
 
 
@@ -430,7 +430,7 @@ def test_the_first_process_ends_the_others_too(tmp_path):
         said = ''.join(outputs_of(second))
     assert second.returncode != 0
     # The words of the one who notices first: of ThinkML, or of JAX, which then ends it.
-    assert 'has lost another one' in said or 'another task died' in said, said
+    assert 'has lost the connection to' in said or 'another task died' in said, said
 
 
 class Ends:

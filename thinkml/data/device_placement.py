@@ -91,7 +91,7 @@ def _read(x: Any, y: np.ndarray, weight: np.ndarray | None, rows: slice | np.nda
 
 def put(array: Any, layout: Layout | None) -> jax.Array:
     """Puts an array on the device, or on all devices of a layout."""
-    return jax.device_put(array) if layout is None else put_global(array, layout.everywhere)
+    return jax.device_put(array) if layout is None else put_global(array, layout.replicated)
 
 
 def put_parts(

@@ -6,7 +6,7 @@ from typing import Any, Literal
 import jax
 
 from thinkml.core.objectives.losses import LossFn
-from thinkml.core.parallel.multiprocess import start
+from thinkml.core.parallel.multiprocess import initialize
 from thinkml.core.parallel.sharding import Layout, data_mesh
 from thinkml.errors import ConfigError, DeviceCountWarning, is_whole, unknown_name, warn_user
 from thinkml.monitoring import History
@@ -78,7 +78,7 @@ class DistributedTrainer:
         if strategy not in _STRATEGIES:
             raise ConfigError(unknown_name('strategy', strategy, _STRATEGIES))
         self.config = check_config(config)
-        start(coordinator, num_processes, process_id)
+        initialize(coordinator, num_processes, process_id)
         self.strategy = strategy
         self.devices = _devices(num_gpus)
         self._num_gpus = num_gpus

@@ -340,7 +340,7 @@ def _planned(state: TrainState, layout: Layout | None) -> Iterable[PlannedArray]
         num_bytes = of_device = _num_bytes(leaf)
         placed = _WHOLE
         if layout is not None:
-            sharding: NamedSharding = layout.of_state(leaf)
+            sharding: NamedSharding = layout.state_sharding(leaf)
             of_device = math.prod(sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
             placed = _WHOLE if sharding.is_fully_replicated else _PARTS
         name = jax.tree_util.keystr(path, simple=True, separator='/')
@@ -395,8 +395,8 @@ def step_memory(
     weight: Any = jax.ShapeDtypeStruct((batch_size,), jnp.float32)
     batch = Batch(jax.tree.map(rows, problem.spec), rows(problem.labels), weight)
     if layout is not None:
-        state = jax.tree.map(placed, state, layout.of_state(state))
-        batch = jax.tree.map(lambda leaf: placed(leaf, layout.everywhere), batch)
+        state = jax.tree.map(placed, state, layout.state_sharding(state))
+        batch = jax.tree.map(lambda leaf: placed(leaf, layout.replicated), batch)
     return Jit(step, donate_argnums=(0,)).lower(state, batch).compile().memory_analysis()
 
 

@@ -24,7 +24,7 @@ from thinkml.core import (
 )
 from thinkml.core.model.adapters import ApplyFn
 from thinkml.core.model.partly_frozen import learning_rates_of, scaled_updates
-from thinkml.core.parallel.sharding import Layout, as_on_one_device
+from thinkml.core.parallel.sharding import Layout, unreplicate
 from thinkml.core.xla.jit import Jit
 from thinkml.data import capacity
 from thinkml.errors import ConfigError
@@ -108,7 +108,7 @@ def prepare(
         state = take_up(state, record.optimizer)
     program = make_program(problem, functional.apply, tx, feed, validation, config, layout, saving)
     if layout is not None:
-        functional = _written_as_on_one_device(functional, layout)
+        functional = _written_unreplicated(functional, layout)
     return PreparedRun(functional, program, state, feed, validation, total_steps)
 
 
@@ -142,9 +142,9 @@ def initial_state(
     )  # fmt: skip
 
 
-def _written_as_on_one_device(functional: FunctionalModel, layout: Layout) -> FunctionalModel:
+def _written_unreplicated(functional: FunctionalModel, layout: Layout) -> FunctionalModel:
     def write(params: Any, model_state: Any) -> None:
-        functional.write(*as_on_one_device(layout, (params, model_state)))
+        functional.write(*unreplicate(layout, (params, model_state)))
 
     return dataclasses.replace(functional, write=write)
 

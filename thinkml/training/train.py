@@ -17,10 +17,10 @@ from thinkml.core.model.training_lock import training_lock
 from thinkml.core.parallel.multiprocess import (
     all_gather_at_end,
     is_first_process,
-    leave,
+    shutdown,
     translate_connection_errors,
 )
-from thinkml.core.parallel.sharding import Layout, as_on_one_device
+from thinkml.core.parallel.sharding import Layout, unreplicate
 from thinkml.core.train.loop import empty_metrics
 from thinkml.errors import ConfigError, NotTrainedError, warn_user
 from thinkml.model_record import record_of, record_to_change
@@ -188,7 +188,7 @@ def _train(
                 flush=True,
             )
         if signals.terminated and signals.ends_process and jax.process_count() > 1:
-            leave()
+            shutdown()
     return run.history
 
 
@@ -390,7 +390,7 @@ def _write_back(run: Run, layout: Layout | None) -> None:
         )
     run.write(*(run.best_arrays or (states[0].eval_params, states[0].model_state)))
     if states:
-        learned = as_on_one_device(layout, optimizer_arrays(states[0]))
+        learned = unreplicate(layout, optimizer_arrays(states[0]))
         record_of(run.user_model).optimizer = learned
 
 

@@ -134,7 +134,7 @@ def make_predict(
     if layout is None:
         arrays = jax.device_put(arrays, jax.local_devices()[0])
     else:  # sharded arrays stay sharded
-        arrays = jax.tree.map(put_global, arrays, layout.of_state(arrays))
+        arrays = jax.tree.map(put_global, arrays, layout.state_sharding(arrays))
     return functools.partial(_by_batches, functional.apply, layout, arrays, batch_size, argument)
 
 

@@ -1,4 +1,4 @@
-"""What the processes of one run do together: they start, agree, and one writes what all share."""
+"""Multi-process runs: initialization, collectives on the host, and connection errors."""
 
 import atexit
 import contextlib
@@ -10,7 +10,8 @@ import re
 import sys
 import zlib
 from collections.abc import Callable, Iterator
-from typing import Any
+from types import ModuleType
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -19,56 +20,59 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from thinkml.errors import CheckpointError, ProcessError
 
-# Seconds after which a process that says nothing counts as lost.
-_SILENCE = 60
-# Seconds that processes wait for one that is slow but alive.
-_PATIENCE = 1800
+T = TypeVar('T')
+
+# Seconds without a heartbeat after which a process counts as lost.
+_HEARTBEAT_SECONDS = 60
+# Seconds that the processes wait for one that is slow but alive.
+_BARRIER_SECONDS = 1800
 
 
-def start(
+def initialize(
     coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None
 ) -> None:
-    """Makes this process one of a run's, if it is: by the arguments or by the environment.
+    """Connects this process to the other processes of its run, if there are any.
 
-    JAX finds the others where SLURM, Kubernetes, Open MPI or a TPU pod started them. Nothing is
-    done where they have met already (``jax.distributed.initialize`` was called), or where
-    nothing says that there are others.
+    The arguments or the environment name the other processes. JAX finds them if SLURM, Kubernetes,
+    Open MPI or a TPU pod started them. This function does nothing if the processes are connected
+    already (``jax.distributed.initialize`` was called), or if this is the only process.
 
     Args:
-        coordinator: ``'host:port'`` of process 0, where the environment does not tell.
-        num_processes: how many there are, likewise.
-        process_id: which one this is, likewise.
+        coordinator: ``'host:port'`` of process 0; None takes it from the environment.
+        num_processes: the number of processes; None takes it from the environment.
+        process_id: the number of this process; None takes it from the environment.
 
     Raises:
-        ProcessError: if JAX was used before, or the others can't be met.
+        ProcessError: if JAX was used before, or if the other processes can't be reached.
     """
     if jax.distributed.is_initialized():
-        _leave_after_failure()
-    if jax.distributed.is_initialized() or not (coordinator or _is_one_of_several()):
+        _exit_on_failure()
+    if jax.distributed.is_initialized() or not (coordinator or _has_other_processes()):
         return
-    # The only transport of XLA's CPU backend that every build has; other backends have their own.
+    # The only transport that every build of XLA's CPU backend has; other backends have others.
     jax.config.update('jax_cpu_collectives_implementation', 'gloo')
     try:
         jax.distributed.initialize(
-            coordinator, num_processes, process_id, heartbeat_timeout_seconds=_SILENCE
+            coordinator, num_processes, process_id, heartbeat_timeout_seconds=_HEARTBEAT_SECONDS
         )
     except (RuntimeError, ValueError, TypeError) as error:
         raise ProcessError(
-            f'coordinator: this process could not join the others ({error}) Make the '
-            'DistributedTrainer before the model and anything else that uses JAX; where the '
-            "environment does not tell, pass coordinator='host:port', num_processes and process_id."
+            f'coordinator: this process could not join the others ({error}) Create the '
+            'DistributedTrainer before the model and anything else that uses JAX. If the '
+            "environment does not name the processes, pass coordinator='host:port', "
+            'num_processes and process_id.'
         ) from error
-    _leave_after_failure()
+    _exit_on_failure()
 
 
 @functools.cache
-def _leave_after_failure() -> None:
-    """Lets an exception that ends this process end it at once.
+def _exit_on_failure() -> None:
+    """Ends this process at once after an uncaught exception.
 
-    JAX would wait for the others first, minutes, while they wait for this one.
+    Otherwise JAX waits minutes for the other processes, while they wait for this one.
     """
 
-    def leave() -> None:
+    def exit_after_exception() -> None:
         if getattr(sys, 'last_value', None) is None or hasattr(sys, 'ps1'):
             return
         try:
@@ -77,63 +81,70 @@ def _leave_after_failure() -> None:
         finally:
             os._exit(1)
 
-    atexit.register(leave)
+    atexit.register(exit_after_exception)
 
 
-# Set in a step of a SLURM job (srun), not in a batch script or an interactive shell.
-_OF_STEP = ('SLURM_JOB_ID', 'SLURM_STEP_NODELIST', 'SLURM_PROCID', 'SLURM_LOCALID')
-_OF_OTHERS = ('JAX_COORDINATOR_ADDRESS', 'JOB_COMPLETION_INDEX', 'MEGASCALE_COORDINATOR_ADDRESS')
+# These are set in a step of a SLURM job (srun), but not in a batch script or an interactive shell.
+_SLURM_STEP_VARIABLES = ('SLURM_JOB_ID', 'SLURM_STEP_NODELIST', 'SLURM_PROCID', 'SLURM_LOCALID')
+_COORDINATOR_VARIABLES = (
+    'JAX_COORDINATOR_ADDRESS',
+    'JOB_COMPLETION_INDEX',
+    'MEGASCALE_COORDINATOR_ADDRESS',
+)
 
 
-def _is_one_of_several() -> bool:
-    """Whether the environment names other processes, in one of the ways that JAX understands."""
-    is_step = all(name in os.environ for name in _OF_STEP)
+def _has_other_processes() -> bool:
+    """Returns True if the environment names other processes in a way that JAX understands."""
+    is_step = all(name in os.environ for name in _SLURM_STEP_VARIABLES)
     return (
         (is_step and os.environ.get('SLURM_NTASKS', '1') != '1')
         or os.environ.get('OMPI_COMM_WORLD_SIZE', '1') != '1'
         or ',' in os.environ.get('TPU_WORKER_HOSTNAMES', '')
-        or any(name in os.environ for name in _OF_OTHERS)
+        or any(name in os.environ for name in _COORDINATOR_VARIABLES)
     )
 
 
-# What XLA's transports say when they lose the other side.
-_LOST = re.compile('gloo|nccl|coordination service|connection (reset|closed|refused)|peer', re.I)
+# Matches the errors of XLA's transports after a lost connection.
+_CONNECTION_LOST = re.compile(
+    'gloo|nccl|coordination service|connection (reset|closed|refused)|peer', re.I
+)
 
 
 @contextlib.contextmanager
 def translate_connection_errors() -> Iterator[None]:
-    """Words the failure of an exchange between processes.
+    """Translates connection errors between processes into a `ProcessError`.
 
     Raises:
-        ProcessError: in its place.
+        ProcessError: if the block fails because the connection to another process was lost.
     """
     try:
         yield
     except (jax.errors.JaxRuntimeError, ValueError) as error:
-        if jax.process_count() == 1 or not _LOST.search(str(error)):
+        if jax.process_count() == 1 or not _CONNECTION_LOST.search(str(error)):
             raise
         raise ProcessError(
-            f'process {jax.process_index()} of {jax.process_count()} has lost another one, which '
-            'has ended or can not be reached; its own output says why. Start all of them again, '
-            f'with resume=True to go on from the newest checkpoint. ({str(error)[:300]})'
+            f'process {jax.process_index()} of {jax.process_count()} has lost the connection to '
+            'another process, which has ended or can not be reached; the output of that process '
+            'says why. Start all processes again, with resume=True to continue from the newest '
+            f'checkpoint. ({str(error)[:300]})'
         ) from error
 
 
 def is_first_process() -> bool:
-    """Whether this process is the one that writes what all processes share."""
-    # Alone, without asking for the devices, which would take them.
+    """Returns True in the process that writes the shared files."""
+    # A single process does not query JAX, because that would allocate the devices.
     return not jax.distributed.is_initialized() or jax.process_index() == 0
 
 
 @functools.cache
 def connect(mesh: Mesh) -> None:
-    """Opens the connections between the devices of a mesh, where they are of several processes.
+    """Opens the connections between the devices of a mesh, if they span several processes.
 
-    The processes wait for each other before: XLA's transport of the CPU gives one up that comes
-    half a minute later than the others, as one does that reads more or compiles longer.
+    All processes wait for each other first. XLA's CPU transport drops a process that connects half
+    a minute after the others, for instance because it reads more data or compiles longer.
 
     Raises:
-        ProcessError: if one is lost, or does not come.
+        ProcessError: if a process is lost, or does not connect in time.
     """
     if not mesh.is_multi_process:
         return
@@ -148,8 +159,8 @@ def connect(mesh: Mesh) -> None:
 
 
 @functools.cache
-def _multihost() -> Any:
-    """JAX's exchanges between processes, the connections for them open, see `connect`."""
+def _multihost() -> ModuleType:
+    """Returns JAX's collectives on the host, after opening their connections; see `connect`."""
     from jax.experimental import multihost_utils
 
     _wait_for(list(range(jax.process_count())), 'processes')
@@ -158,77 +169,78 @@ def _multihost() -> Any:
 
 
 def _wait_for(processes: list[int], name: str) -> None:
-    # Private, and the only way to wait without an exchange between devices.
+    # A private module: there is no public way to wait without a collective between devices.
     from jax._src import distributed
 
     client = distributed.global_state.client
-    if client is None:  # a TPU pod, where processes need not have met
+    if client is None:  # on a TPU pod, processes may run without jax.distributed.initialize
         return
     try:
-        client.wait_at_barrier(f'thinkml-{name}', _PATIENCE * 1000, processes)
+        client.wait_at_barrier(f'thinkml-{name}', _BARRIER_SECONDS * 1000, processes)
     except jax.errors.JaxRuntimeError as error:
         raise ProcessError(
-            f'process {jax.process_index()} of {jax.process_count()} has waited for the others, of '
-            f'which one has ended or did not come in {_PATIENCE // 60} minutes; its own output '
-            f'says why. All of them must train. ({str(error)[:300]})'
+            f'process {jax.process_index()} of {jax.process_count()} has waited for another '
+            f'process, which has ended or did not arrive in {_BARRIER_SECONDS // 60} minutes; the '
+            'output of that process says why. All processes must train. '
+            f'({str(error)[:300]})'
         ) from error
 
 
 def barrier(name: str) -> None:
-    """Waits for all processes, so that each sees what the first one wrote."""
+    """Waits until all processes have called it, so that each sees the first one's files."""
     if jax.process_count() > 1:
         _multihost().sync_global_devices(f'thinkml-{name}')
 
 
-def broadcast_result(find: Callable[[], Any], error: type[Exception] = CheckpointError) -> Any:
-    """Returns what the first process finds, in all of them.
+def broadcast_result(find: Callable[[], T], error: type[Exception] = CheckpointError) -> T:
+    """Calls ``find`` in the first process and broadcasts its result to all processes.
 
     Args:
-        find: called by the first process alone; returns plain JSON values.
-        error: raised by the others where ``find`` raises.
+        find: a function that returns plain JSON values.
+        error: the exception that the other processes raise if ``find`` fails.
 
     Raises:
-        Exception: what ``find`` raises, by the others as ``error``.
+        Exception: the exception of ``find`` in the first process, ``error`` in the others.
     """
     if jax.process_count() == 1:
         return find()
-    caught, answer = None, b''
+    caught, message = None, b''
     if is_first_process():
         try:
-            answer = json.dumps({'found': find()}).encode()
-        except Exception as failure:  # the others wait for an answer
-            caught, answer = failure, json.dumps({'failed': str(failure)}).encode()
-    told = json.loads(_broadcast(answer))
+            message = json.dumps({'result': find()}).encode()
+        except Exception as failure:  # must be broadcast too: the others wait for a message
+            caught, message = failure, json.dumps({'error': str(failure)}).encode()
+    reply = json.loads(_broadcast(message))
     if caught is not None:
         raise caught
-    if 'failed' in told:
-        raise error(f'{told["failed"]} (process 0)')
-    return told['found']
+    if 'error' in reply:
+        raise error(f'{reply["error"]} (process 0)')
+    return reply['result']
 
 
 def broadcast_number(value: int) -> int:
-    """Returns the first process's number in all of them: what a clock says differs in each."""
+    """Broadcasts a number of the first process to all, such as a time, which differs in each."""
     if jax.process_count() == 1:
         return value
     return int(_multihost().broadcast_one_to_all(np.int32(value)))
 
 
 def all_min(value: int | None) -> int | None:
-    """Returns the least number of all processes; None where each has none."""
+    """Returns the minimum over all processes, ignoring None; None if all are None."""
     if jax.process_count() == 1:
         return value
-    most = np.iinfo(np.int64).max
-    least = int(_gathered(most if value is None else value).min())
-    return None if least == most else least
+    largest = np.iinfo(np.int64).max
+    minimum = int(_gather(largest if value is None else value).min())
+    return None if minimum == largest else minimum
 
 
 def all_gather(value: int) -> list[int]:
-    """Returns the numbers of all processes, in their order."""
-    return [value] if jax.process_count() == 1 else _gathered(value).tolist()
+    """Returns the numbers of all processes, in the order of the processes."""
+    return [value] if jax.process_count() == 1 else _gather(value).tolist()
 
 
 def all_gather_at_end(value: int) -> list[int]:
-    """Returns what `all_gather` does, where a process may come long after the others."""
+    """Returns `all_gather` after a barrier: a process may arrive long after the others."""
     if jax.process_count() > 1:
         _wait_for(list(range(jax.process_count())), f'end-{next(_ends)}')
     return all_gather(value)
@@ -237,26 +249,25 @@ def all_gather_at_end(value: int) -> list[int]:
 _ends = itertools.count()
 
 
-def leave() -> None:
-    """Leaves the run once all processes do, so that each may end.
+def shutdown() -> None:
+    """Disconnects this process once all processes have called it, so that each can end.
 
-    Otherwise JAX aborts those that are still there when the first process, which coordinates
-    them, has ended.
+    Otherwise JAX aborts the remaining processes when the first process, the coordinator, ends.
     """
     try:
         jax.distributed.shutdown()
-    except jax.errors.JaxRuntimeError as error:  # there is nobody left to wait for
+    except jax.errors.JaxRuntimeError as error:  # all other processes have ended
         print(f'process {jax.process_index()}: {str(error)[:300]}', file=sys.stderr)
 
 
-def _gathered(value: int) -> np.ndarray:
-    # As text of its bytes: without 64-bit mode, JAX would cut it.
-    own = np.frombuffer(np.int64(value).tobytes(), np.uint8)
-    gathered = np.asarray(_multihost().process_allgather(own), np.uint8)
+def _gather(value: int) -> np.ndarray:
+    # Sent as bytes: without 64-bit mode, JAX would truncate the number.
+    data = np.frombuffer(np.int64(value).tobytes(), np.uint8)
+    gathered = np.asarray(_multihost().process_allgather(data), np.uint8)
     return np.frombuffer(gathered.tobytes(), np.int64)
 
 
 def _broadcast(content: bytes) -> bytes:
     size = int(_multihost().broadcast_one_to_all(np.int32(len(content))))
-    own = np.frombuffer(content, np.uint8) if is_first_process() else np.zeros(size, np.uint8)
-    return np.asarray(_multihost().broadcast_one_to_all(own)).tobytes()
+    data = np.frombuffer(content, np.uint8) if is_first_process() else np.zeros(size, np.uint8)
+    return np.asarray(_multihost().broadcast_one_to_all(data)).tobytes()

@@ -122,7 +122,7 @@ def init_state(
     hyperparams = {'learning_rate': learning_rate} | hyperparams
     if layout is not None:
         arrays = (params, model_state, key)
-        params, model_state, key = jax.tree.map(put_global, arrays, layout.of_state(arrays))
+        params, model_state, key = jax.tree.map(put_global, arrays, layout.state_sharding(arrays))
     return _init_state(tx.init, layout, params, model_state, key, hyperparams, ema_decay)
 
 
