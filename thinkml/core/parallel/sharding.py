@@ -134,9 +134,8 @@ def _on_default_device(array: jax.Array) -> jax.Array:
     if jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
         data = _on_default_device(jax.random.key_data(array))
         return jax.random.wrap_key_data(data, impl=jax.random.key_impl(array))
-    return jnp.asarray(
-        np.asarray(array)
-    )  # through the host: otherwise the array is committed to its device
+    # Through the host: otherwise the array stays committed to its device.
+    return jnp.asarray(np.asarray(array))
 
 
 # --- in traced functions ----------------------------------------------------------------------
