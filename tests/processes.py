@@ -1,4 +1,4 @@
-"""Several processes of one run, on this machine."""
+"""Helpers that start several processes of one run on this machine."""
 
 import contextlib
 import os
@@ -12,21 +12,21 @@ import tempfile
 import time
 
 ROOT = pathlib.Path(__file__).parents[1]
-# Seconds that only processes which hang take, however busy the machine is.
+# Seconds that only a hanging process reaches, however busy the machine is.
 LIMIT = 420
-# Gloo greets on stdout from several threads at once, in the middle of lines: to stderr with it.
-_APART = "import os, sys; sys.stdout = os.fdopen(os.dup(1), 'w'); os.dup2(2, 1)\n"
+# Gloo prints a greeting to stdout from several threads, in the middle of lines: send it to stderr.
+_REDIRECT_STDOUT = "import os, sys; sys.stdout = os.fdopen(os.dup(1), 'w'); os.dup2(2, 1)\n"
 
 
 @contextlib.contextmanager
 def started_together(code, count, *arguments, devices=1):
-    """Starts ``count`` processes of Python as SLURM would, each with ``arguments`` in sys.argv.
+    """Starts ``count`` Python processes as SLURM would, each with ``arguments`` in sys.argv.
 
-    None of them outlives the block. They write to files: a pipe that nobody reads stops the one
-    that fills it, and then all others.
+    All of them end with the block. They write to files: a full pipe that nobody reads would block
+    its process, and then all others.
     """
-    # JAX makes the coordinator's port of the job's number.
-    job = next(number for number in iter(_job, None) if _is_free(number % 4096 + 61440))
+    # JAX derives the coordinator's port from the job number.
+    job = next(number for number in iter(_job_number, None) if _is_free(number % 4096 + 61440))
     with contextlib.ExitStack() as stack:
         yield [
             stack.enter_context(_started(code, arguments, {
@@ -40,7 +40,7 @@ def started_together(code, count, *arguments, devices=1):
 
 
 def simulating(devices):
-    """The environment of a process in which JAX sees so many devices."""
+    """Returns environment variables with which JAX sees this number of devices."""
     number = f'--xla_force_host_platform_device_count={devices}'
     return {
         'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': f'{os.environ.get("XLA_FLAGS", "")} {number}',
@@ -48,7 +48,10 @@ def simulating(devices):
 
 
 def _shared_programs():
-    """Settings with which JAX keeps what such processes compile, which ThinkML's cache does not."""
+    """Returns settings for a JAX cache of programs that several processes compile together.
+
+    ThinkML's own cache does not keep such programs.
+    """
     return {
         'JAX_COMPILATION_CACHE_DIR': os.path.join(os.environ['THINKML_TEST_RUN'], 'together'),
         'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
@@ -60,7 +63,7 @@ def _shared_programs():
 def _started(code, arguments, environment):
     with tempfile.TemporaryFile('w+') as output, tempfile.TemporaryFile('w+') as errors:
         process = subprocess.Popen(
-            [sys.executable, '-c', _APART + code, *map(str, arguments)],
+            [sys.executable, '-c', _REDIRECT_STDOUT + code, *map(str, arguments)],
             cwd=ROOT, stdout=output, stderr=errors, env={**os.environ, **environment},
         )  # fmt: skip
         process.stdout, process.stderr = output, errors
@@ -71,20 +74,20 @@ def _started(code, arguments, environment):
 
 
 def end(process):
-    """Kills it, if it is still there."""
+    """Kills a process if it is still running."""
     process.send_signal(signal.SIGKILL)
     process.wait()
 
 
 def run_together(code, count, *arguments, devices=1):
-    """Runs the processes to their end; returns what each wrote to stdout and stderr."""
+    """Runs the processes to their end and returns the stdout and stderr of each."""
     with started_together(code, count, *arguments, devices=devices) as processes:
         wait_until(lambda: all(process.poll() == 0 for process in processes), processes)
         return [outputs_of(process) for process in processes]
 
 
 def wait_until(holds, processes):
-    """Waits, as long as none of the processes fails."""
+    """Waits until ``holds()`` is true; fails if a process fails or the time limit is over."""
     deadline = time.monotonic() + LIMIT
     while not holds():
         if any(process.poll() for process in processes) or time.monotonic() > deadline:
@@ -97,17 +100,17 @@ def wait_until(holds, processes):
 
 
 def outputs_of(process):
-    """What a process wrote to stdout and to stderr, once it has ended."""
+    """Waits for the end of a process and returns its stdout and stderr."""
     process.wait(LIMIT)
-    return _written(process.stdout), _written(process.stderr)
+    return _content(process.stdout), _content(process.stderr)
 
 
-def _written(file):
+def _content(file):
     file.seek(0)
     return file.read()
 
 
-def _job():
+def _job_number():
     return secrets.randbelow(10**6)
 
 

@@ -16,7 +16,7 @@ from thinkml.core.xla import cpu_convolutions, jit
 from thinkml.core.xla.cpu_convolutions import compiler_options, fast_convolutions
 from thinkml.data import place
 
-pytestmark = pytest.mark.compiled  # what XLA makes of the rewritten programs
+pytestmark = pytest.mark.compiled  # they compile the rewritten programs
 
 
 def equations(jaxpr) -> Iterator[JaxprEqn]:
@@ -35,13 +35,13 @@ def normal(seed: int, *shape: int) -> jax.Array:
 
 
 def run(fn, *args, **options):
-    """``jax.jit(fn)(*args)``, compiled without effort: the programs are tiny and run once."""
+    """Runs ``jax.jit(fn)(*args)``, compiled without optimization: it is tiny and runs once."""
     options |= {'xla_backend_optimization_level': 0, 'xla_llvm_disable_expensive_passes': True}
     return jax.jit(fn, compiler_options=options)(*args)
 
 
 def assert_same(fn, *args, rtol=1e-5):
-    """The rewritten function gives what the original gives, and really was rewritten."""
+    """Asserts that the rewritten function gives the original values, and was rewritten."""
     fast = fast_convolutions(fn)
     assert str(jax.make_jaxpr(fast)(*args)) != str(jax.make_jaxpr(fn)(*args))
     expected, got = run(fn, *args), run(fast, *args, **compiler_options())
@@ -53,7 +53,7 @@ def assert_same(fn, *args, rtol=1e-5):
 
 
 def gradients_of(forward):
-    """``forward`` with the gradients of a sum in which every output counts differently."""
+    """Returns ``forward`` with gradients of a sum that weights every output differently."""
 
     def loss(*args):
         out = forward(*args)
@@ -156,7 +156,7 @@ def test_convolutions_and_their_gradients_stay_the_same(conv):
 
 @pytest.mark.parametrize('padding', [((-1, 1), (0, 0)), ((0, 2), (-2, 3)), ((-1, 2), (2, -1))])
 def test_negative_padding_in_front_cuts_the_image(padding):
-    """With a positive one behind, XLA:CPU reads beside the image."""
+    """With positive padding at the back, XLA:CPU reads outside the image."""
 
     def cut_and_padded(image, kernel):
         widths = [(0, 0, 0), *((low, high, 0) for low, high in padding), (0, 0, 0)]
@@ -169,19 +169,19 @@ def test_negative_padding_in_front_cuts_the_image(padding):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
 
 
-def test_an_image_of_which_nothing_is_left_stays_with_xla():
+def test_padding_that_removes_the_whole_image_is_left_to_xla():
     conv = Conv(image=(2, 3, 3, 4), kernel=(2, 2, 4, 5), padding=((-3, 4), (0, 0)))
     assert_unchanged(conv, normal(0, *conv.image), normal(1, *conv.kernel))
 
 
 def rewritten(conv: Conv, operand: int) -> list[JaxprEqn]:
-    """The operations of a convolution's gradient by its image (0) or its kernel (1), rewritten."""
+    """Returns the rewritten gradient of a convolution by its image (0) or its kernel (1)."""
 
     def gradient(*operands):
-        def of_one(x):
+        def by_operand(x):
             return conv(*operands[:operand], x, *operands[operand + 1 :])
 
-        out, vjp = jax.vjp(of_one, operands[operand])
+        out, vjp = jax.vjp(by_operand, operands[operand])
         return vjp(out)
 
     operands = normal(0, *conv.image), jnp.ones(conv.kernel)
@@ -293,7 +293,7 @@ def layer(x, kernel):
 
 
 @jax.custom_vjp
-def with_own_gradient(x, kernel):
+def with_custom_gradient(x, kernel):
     return layer(x, kernel)
 
 
@@ -306,15 +306,15 @@ def _backward(vjp, grad):
     return jax.tree.map(lambda leaf: 0.5 * leaf, vjp(grad))
 
 
-with_own_gradient.defvjp(_forward, _backward)
+with_custom_gradient.defvjp(_forward, _backward)
 
 
 @jax.custom_jvp
-def with_own_tangent(x, kernel):
+def with_custom_tangent(x, kernel):
     return layer(x, kernel)
 
 
-@with_own_tangent.defjvp
+@with_custom_tangent.defjvp
 def _tangent(primals, tangents):
     out, tangent = jax.jvp(layer, primals, tangents)
     return out, 2 * tangent
@@ -333,8 +333,8 @@ NESTED = {
     'scan': in_scan,
     'cond': in_cond,
     'remat': jax.checkpoint(layer),
-    'custom_vjp': with_own_gradient,
-    'custom_jvp': with_own_tangent,
+    'custom_vjp': with_custom_gradient,
+    'custom_jvp': with_custom_tangent,
     'vmap': lambda x, kernel: jax.vmap(layer, (None, 0))(x, jnp.stack([kernel, 2 * kernel])),
 }
 
@@ -392,7 +392,7 @@ class CNN(nnx.Module):
 
 @pytest.fixture(scope='module')
 def cnn():
-    """The CNN's loss with gradients, and its arguments."""
+    """Returns the CNN's loss with gradients, and its arguments."""
     graph, params = nnx.split(CNN(nnx.Rngs(0)))
 
     def loss(params, x, labels):
@@ -484,7 +484,7 @@ def uses_ynnpack(options) -> bool:
 
 def test_with_the_compiler_options_convolutions_are_not_ynnpacks():
     assert not uses_ynnpack(compiler_options())
-    assert uses_ynnpack({}) == bool(compiler_options())  # there are none where there's no YNNPACK
+    assert uses_ynnpack({}) == bool(compiler_options())  # there are no options without YNNPACK
 
 
 def test_the_compiler_options_change_nothing_else():
@@ -531,16 +531,16 @@ def test_options_that_xla_does_not_know_are_left_out(monkeypatch):
 
 
 def test_jit_asks_for_options_when_a_program_is_compiled(monkeypatch):
-    asked = []
-    monkeypatch.setattr(jit, 'compiler_options', lambda: asked.append(1) or {})
+    calls = []
+    monkeypatch.setattr(jit, 'compiler_options', lambda: calls.append(1) or {})
 
     def scaled(x, by):
         return x * by
 
     compiled = jit.Jit(scaled, static_argnums=1)
-    assert (compiled.__name__, asked) == ('scaled', [])
+    assert (compiled.__name__, calls) == ('scaled', [])
     assert [int(compiled(2, 3)), int(compiled(4, 3))] == [6, 12]
-    assert asked == [1]  # once for each program
+    assert calls == [1]  # once for each program
     assert compiled.lower(2, 3).compile()(2) == 6
 
 
@@ -553,7 +553,7 @@ class Cut(nnx.Module):
 
 
 def test_predictions_and_evaluations_are_rewritten_as_well():
-    """Negative padding in front, a positive one behind: there XLA:CPU reads beside the image."""
+    """XLA:CPU reads outside the image for negative padding at the front, positive at the back."""
     model, x = Cut(), normal(0, 6, 9, 8, 64)
     cut_and_padded = np.pad(np.asarray(x)[:, 1:], [(0, 0), (0, 1), (0, 0), (0, 0)])
     expected = run(Conv(padding='VALID').__call__, cut_and_padded, model.conv.kernel[...])

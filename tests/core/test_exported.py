@@ -1,4 +1,4 @@
-"""A forward pass that needs none of the code it was written in."""
+"""Tests of exported forward passes, which run without the code of their model."""
 
 import re
 
@@ -16,7 +16,7 @@ from thinkml.errors import ModelFileError, ModelTypeError
 
 
 class Network(nnx.Module):
-    """Convolution, statistics, dropout, and a shape that depends on the number of rows."""
+    """A model with a convolution, statistics, dropout and a reshape by the number of rows."""
 
     def __init__(self):
         rngs = nnx.Rngs(0)
@@ -31,7 +31,7 @@ class Network(nnx.Module):
 
 
 class Odd(nnx.Module):
-    """Does other things for few rows, which no program for any number can."""
+    """A model that computes something else for few rows, so one program can't fit any number."""
 
     def __init__(self):
         self.scale = nnx.Param(jnp.float32(3))

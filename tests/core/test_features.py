@@ -1,4 +1,4 @@
-"""Features before the last layer, and passes with dropout, of each kind of model."""
+"""Tests of features before the last layer and of passes with dropout, for each kind of model."""
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,7 @@ def both(model, x, num_outputs):
     return values[:, num_outputs:]
 
 
-def test_of_an_nnx_module_in_eval_mode():
+def test_features_of_an_nnx_module_in_eval_mode():
     model = DropoutBatchNorm(6, 3, nnx.Rngs(0))
     model.train()
     features = both(model, X, 3)
@@ -31,12 +31,12 @@ def test_of_an_nnx_module_in_eval_mode():
     np.testing.assert_allclose(features, hidden, atol=1e-6)
 
 
-def test_of_images():
+def test_features_of_images():
     images = np.random.default_rng(0).normal(size=(5, 8, 8, 1)).astype(np.float32)
     assert both(SmallCNN(nnx.Rngs(0)), images, 10).shape == (5, 128)
 
 
-def test_of_a_linen_module_and_of_functions():
+def test_features_of_a_linen_module_and_of_functions():
     class Net(nn.Module):
         @nn.compact
         def __call__(self, x):
@@ -56,7 +56,7 @@ def test_of_a_linen_module_and_of_functions():
 
 
 class TwoHeads(nnx.Module):
-    """The sum of two dense layers: neither of them is the last."""
+    """A model whose output is the sum of two dense layers, so it has no last layer."""
 
     def __init__(self):
         self.one = nnx.Linear(6, 3, rngs=nnx.Rngs(0))
@@ -69,7 +69,7 @@ class TwoHeads(nnx.Module):
 @pytest.mark.parametrize(
     'model', [nnx.Sequential(nnx.Linear(6, 3, rngs=nnx.Rngs(0)), nnx.tanh), TwoHeads()]
 )
-def test_models_that_end_otherwise_have_none(model):
+def test_models_that_do_not_end_in_a_dense_layer_have_no_features(model):
     with pytest.raises(ModelTypeError, match='not those of a dense layer'):
         predict_outputs(WithFeatures(model), X)
 

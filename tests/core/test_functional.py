@@ -45,7 +45,7 @@ def test_an_nnx_model_is_called_as_in_that_mode_and_stays_as_it_was(train):
     before = modes(model)
     functional = functionalize(model, X, key())
     twin.train() if train else twin.eval()
-    twin.dropout.rate = 0.0  # its draws are another stream's
+    twin.dropout.rate = 0.0  # it draws from another random stream
     model.dropout.rate = 0.0
     functional = functionalize(model, X, key())
     outputs, state = functional.apply(
@@ -133,7 +133,7 @@ class LinenNet(nn.Module):
 def test_linen_statistics_dropout_and_flag():
     model = from_linen(LinenNet())
     functional = functionalize(model, X, key())
-    assert model.variables is None, 'taking it apart must not change it'
+    assert model.variables is None, 'functionalize must not change the model'
     params, state = functional.params, functional.model_state
     trained, new_state = functional.apply(params, state, X, key=key(1), train=True)
     other, _ = functional.apply(params, state, X, key=key(2), train=True)
@@ -170,12 +170,12 @@ def test_functions_may_take_key_and_flag():
         ('resnet50', 'builtins.str'),
     ],
 )
-def test_what_is_not_a_model_is_told_what_to_do(thing, says):
+def test_the_error_for_other_objects_says_how_to_wrap_them(thing, says):
     with pytest.raises(ModelTypeError, match=says):
         functionalize(thing, X, key())
 
 
-def test_adapters_refuse_what_they_are_not_for():
+def test_adapters_refuse_other_objects():
     with pytest.raises(ModelTypeError, match=r'module: got .*Linear'):
         from_linen(nnx.Linear(2, 2, rngs=nnx.Rngs(0)))
     with pytest.raises(ModelTypeError, match='apply: got int'):
@@ -191,7 +191,7 @@ def test_num_outputs_compiles_nothing_and_explains(count_compiles):
     with pytest.raises(DataError, match=r'X_train: got rows of \(4,\) float32'):
         num_outputs(mlp(7, 3), X)
     with pytest.raises(DataError, match='X_train: got rows of'):
-        num_outputs(mlp(2, 2), X[:2, 0])  # one number per row is no row of two
+        num_outputs(mlp(2, 2), X[:2, 0])  # one number per row is not a row of two
     with pytest.raises(DataError, match=r'returns shape \(rows, 4, 1\)'):
         num_outputs(from_functions(lambda key, x: 0, lambda params, x: x[..., None]), X)
     with pytest.raises(ModelTypeError, match='returns a tuple'):
@@ -207,7 +207,7 @@ def test_predict_outputs_any_number_of_rows(num_rows):
     np.testing.assert_allclose(predict_outputs(model, x), model(x), rtol=1e-5, atol=1e-6)
 
 
-def test_a_model_is_taken_apart_once_for_many_calls(monkeypatch):
+def test_a_model_is_functionalized_once_for_many_calls(monkeypatch):
     model, x = mlp(4, 3), np.random.default_rng(1).normal(size=(100, 4)).astype(np.float32)
     expected = predict_outputs(model, x)
     predict = make_predict(model, x)
@@ -302,7 +302,7 @@ def test_a_model_that_fails_is_traced_each_time():
     assert [traces(fail), traces(fail)] == [1, 1]
 
 
-def test_nothing_of_a_model_outlives_it_for_the_next_one():
+def test_the_caches_keep_no_part_of_a_model_alive():
     model = mlp(4, 3)
     record, layer = record_to_change(model), model.layers[0]
     record.config = {'of': 'the first'}
@@ -322,7 +322,7 @@ def test_models_with_equal_settings_do_not_share_them():
     np.testing.assert_allclose(predict_one(X[:1]), 15 * expected[:1], rtol=1e-6)
 
 
-def test_what_earlier_calls_have_sown_is_no_state():
+def test_values_sown_by_earlier_calls_are_not_state():
     class Sowing(nnx.Module):
         def __init__(self):
             self.out = nnx.Linear(4, 3, rngs=nnx.Rngs(0))

@@ -1,4 +1,4 @@
-"""Programs that are kept: those used last and those in use, and never more."""
+"""Tests of the program cache: it keeps the most recently used and the held programs only."""
 
 import gc
 import os
@@ -24,7 +24,7 @@ Y = np.array([0, 1] * 4)
 
 @pytest.fixture
 def few(monkeypatch):
-    """Four programs are kept."""
+    """Limits the cache to four programs."""
     forget_programs()
     monkeypatch.setattr(jit, 'MOST_KEPT', 4)
     monkeypatch.setattr(jit, 'MOST_COMPILED', 6)
@@ -35,7 +35,7 @@ def few(monkeypatch):
 
 
 def traced(function, **settings):
-    """The function compiled, and the shapes it was traced with."""
+    """Returns the compiled function and the list of shapes that it was traced with."""
     shapes = []
 
     def noted(*args, **kwargs):
@@ -73,7 +73,7 @@ def test_static_and_donated_arguments_are_at_any_place():
         function(np.ones(3, np.float32), [2], jnp.ones(3), 4)
 
 
-def test_arrays_elsewhere_are_another_program():
+def test_committed_arrays_need_another_program():
     double, shapes = traced(lambda x: 2 * x)
     double(jnp.ones(3))
     double(jax.device_put(jnp.ones(3), jax.devices()[0]))
@@ -81,18 +81,18 @@ def test_arrays_elsewhere_are_another_program():
     assert len(shapes) == 2
 
 
-def test_those_used_last_are_kept(few):
+def test_the_most_recently_used_programs_are_kept(few):
     double, shapes = traced(lambda x: 2 * x)
-    for size in (1, 2, 3, 4, 1, 5, 1, 3, 2):  # 5 puts out 2
+    for size in (1, 2, 3, 4, 1, 5, 1, 3, 2):  # 5 evicts 2
         double(np.ones(size))
     assert shapes == [(1,), (2,), (3,), (4,), (5,), (2,)]
     assert len(jit._programs._recent) == len(jit._programs._alive) == 4
 
 
-def test_jax_forgets_what_others_compiled_as_well(few):
+def test_the_caches_of_jax_are_cleared_too(few):
     double, _ = traced(lambda x: 2 * x)
     double(np.ones(1))
-    for size in range(1, 7):  # as a flax.nnx model draws its weights
+    for size in range(1, 7):  # like a flax.nnx model that initializes its weights
         jax.jit(lambda x: 3 * x)(np.ones(size))
     assert not few
     double(np.ones(2))
@@ -100,7 +100,7 @@ def test_jax_forgets_what_others_compiled_as_well(few):
     assert len(few) == 1
 
 
-def test_those_in_use_are_kept_however_many_others_are_used(few):
+def test_held_programs_are_kept_however_many_others_are_used(few):
     double, shapes = traced(lambda x: 2 * x)
     with holding_programs():
         double(np.ones(1))
@@ -117,9 +117,9 @@ def test_those_in_use_are_kept_however_many_others_are_used(few):
 
 
 def test_trainings_of_other_models_and_losses_leave_no_more(few):
-    def train(width, **asked):
+    def train(width, **options):
         trainer = ModelTrainer(TrainingConfig(epochs=1))
-        trainer.train(network(width), X, Y, progress=False, **asked)
+        trainer.train(network(width), X, Y, progress=False, **options)
         predict_outputs(network(width), X)
 
     for width in range(1, 6):

@@ -1,4 +1,4 @@
-"""What compiled programs hold: their state is updated in place."""
+"""Tests of the memory of compiled programs: they update their state in place."""
 
 import re
 import warnings
@@ -25,7 +25,7 @@ def _data(leaf):
 
 
 def num_aliased(compiled):
-    """Results that are in the place of an argument."""
+    """Returns the number of results that reuse the memory of an argument."""
     header = compiled.as_text().split('entry_computation_layout')[0]
     return len(re.findall(r'\{[\d, ]*\}: \(\d+,', header))
 
@@ -38,7 +38,7 @@ def assert_updated_in_place(run, static, arguments, place_of_state):
     assert compiled.memory_analysis().alias_size_in_bytes == num_bytes(state)
     leaves = jax.tree.leaves(state)
     with warnings.catch_warnings():
-        warnings.simplefilter('error')  # of donated arrays that could not be used
+        warnings.simplefilter('error')  # for donated arrays that could not be used
         run(*static, *arguments)
     assert all(leaf.is_deleted() for leaf in leaves)
 

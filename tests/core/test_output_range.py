@@ -1,4 +1,4 @@
-"""The range of a model's outputs, and what is said of outputs that are no logits."""
+"""Tests of the range of a model's outputs, and of the warnings for outputs that are not logits."""
 
 import functools
 import re
@@ -119,10 +119,10 @@ OTHERS = {
 
 
 @pytest.mark.parametrize('name', [*PROBABILITIES, *OTHERS])
-def test_the_range_holds_all_values(name):
+def test_the_range_contains_all_values(name):
     function = (PROBABILITIES | OTHERS)[name]
     found, values = range_of(function), np.asarray(function(X), np.float64)
-    # By hand, large numbers overflow to NaN, which has no place in a range.
+    # Formulas written by hand overflow to NaN for large numbers; a range does not cover NaN.
     assert found.low - 1e-5 <= np.nanmin(values) and np.nanmax(values) <= found.high + 1e-5
     assert found.are_probabilities == (name in PROBABILITIES)
 
@@ -142,7 +142,7 @@ def test_the_bounds_are_tight_where_that_is_easy():
 
 
 @pytest.mark.parametrize(
-    ('function', 'task', 'own_loss', 'says'),
+    ('function', 'task', 'custom_loss', 'says'),
     [
         (jax.nn.sigmoid, BINARY, False, 'ends in a sigmoid, but the loss and the predictions'),
         (jax.nn.sigmoid, BINARY, True, 'ends in a sigmoid, but .* apply it in the loss'),
@@ -164,6 +164,6 @@ def test_the_bounds_are_tight_where_that_is_easy():
         (OTHERS['nothing'], BINARY, True, None),
     ],
 )
-def test_outputs_that_are_no_logits_are_told(function, task, own_loss, says):
-    found = misread_outputs(range_of(function), task, own_loss)
+def test_outputs_that_are_not_logits_are_warned_of(function, task, custom_loss, says):
+    found = misread_outputs(range_of(function), task, custom_loss)
     assert found is None if says is None else re.search(says, found)

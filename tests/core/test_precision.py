@@ -13,7 +13,7 @@ from thinkml.core.model.functional import check_trainable, functionalize
 from thinkml.core.model.mixed_precision import cast_floats, get_compute_dtype
 from thinkml.errors import ConfigError
 
-pytestmark = pytest.mark.compiled  # what is computed in which precision
+pytestmark = pytest.mark.compiled  # they read the precision of compiled operations
 
 KEY = jax.random.key(0)
 IMAGES = np.random.default_rng(0).normal(size=(4, 6, 6, 1)).astype(np.float32)
@@ -24,7 +24,7 @@ ROWS = np.random.default_rng(1).normal(size=(4, 5)).astype(np.float32)
 
 
 class Images(nnx.Module):
-    """One of each layer that multiplies or has statistics."""
+    """A model with one of each layer that multiplies or has statistics."""
 
     def __init__(self, rngs, dropout_rate=0.1):
         self.conv = nnx.Conv(1, 8, (3, 3), rngs=rngs)
@@ -44,7 +44,7 @@ class Images(nnx.Module):
 
 
 class Texts(nnx.Module):
-    """Shares its embedding with the output."""
+    """A model that shares its embedding with its output."""
 
     def __init__(self, rngs):
         self.embed = nnx.Embed(7, 8, rngs=rngs)
@@ -65,7 +65,7 @@ class Block(nn.Module):
 
 
 class LinenImages(nn.Module):
-    """The same layers in Linen, with submodules made in every way there is."""
+    """The same layers in Linen, with submodules created in every possible way."""
 
     @nn.compact
     def __call__(self, x, train: bool):
@@ -104,7 +104,7 @@ def model_and_x(request):
     make, x = MODELS[request.param]
     model = make()
     functional = functionalize(model, x, KEY)
-    functional.write(functional.params, functional.model_state)  # Linen's are made once
+    functional.write(functional.params, functional.model_state)  # Linen parameters are made once
     return model, x
 
 
@@ -120,7 +120,7 @@ def make_loss(functional, x, train=True):
 
 
 def products(jaxpr):
-    """The operands' dtypes of every matrix product and convolution, inner programs included."""
+    """Returns the operand dtypes of all matrix products and convolutions, nested ones too."""
     found = []
     for eqn in jaxpr.eqns:
         if eqn.primitive.name in ('dot_general', 'conv_general_dilated'):
@@ -150,12 +150,12 @@ def test_every_product_of_a_step_is_in_bfloat16(model_and_x):
 
 def test_attention_without_dropout_keeps_the_gradient_of_its_logits():
     found = products_of_a_step(Images(nnx.Rngs(0), dropout_rate=0.0), IMAGES, jnp.bfloat16)
-    # jax.nn takes the softmax in float32; what comes back into the logits' product is float32 too.
+    # jax.nn computes the softmax in float32, so the gradient of the logits is float32 too.
     assert found.count(('float32', 'bfloat16')) == 2
     assert set(found) == {('bfloat16', 'bfloat16'), ('float32', 'bfloat16')}
 
 
-def test_all_that_is_kept_is_float32_and_close_to_a_step_in_float32(model_and_x):
+def test_all_results_are_float32_and_close_to_a_step_in_float32(model_and_x):
     model, x = model_and_x
     results = []
     for dtype in (None, jnp.bfloat16):
@@ -204,7 +204,7 @@ def test_the_users_nnx_model_stays_float32():
     assert jax.eval_shape(lambda x: model(x), IMAGES).dtype == jnp.float32
 
 
-def test_the_users_linen_modules_stay_as_they_were():
+def test_the_users_linen_modules_are_not_changed():
     dense = nn.Dense(3)
     block = nn.Sequential([Block(nn.Dense(8)), dense])
     model = from_linen(block)
@@ -224,7 +224,7 @@ def test_the_users_linen_modules_stay_as_they_were():
     ],
     ids=['nnx', 'linen'],
 )
-def test_a_layer_with_a_dtype_of_its_own_keeps_it(model):
+def test_a_layer_with_an_explicit_dtype_keeps_it(model):
     assert set(products_of_a_step(model, ROWS, jnp.bfloat16)) == {('float32', 'float32')}
 
 

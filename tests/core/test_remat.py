@@ -9,7 +9,7 @@ from tests.models_for_tests import Attention, DropoutBatchNorm, Recurrent, mlp
 from thinkml.core import Batch
 from thinkml.core.xla.rematerialization import computed_bytes, rematerialized
 
-pytestmark = pytest.mark.compiled  # the memory that XLA plans
+pytestmark = pytest.mark.compiled  # they read the memory that XLA plans
 
 
 class Deep(nnx.Module):
@@ -85,27 +85,27 @@ def test_steps_are_the_same(model, parts):
 
 
 @pytest.mark.parametrize(
-    ('model', 'shape', 'share'),
+    ('model', 'shape', 'fraction'),
     [(Deep(), (512, 64), 0.6), (Encoder(), (64, 32, 32), 0.6)],
     ids=['deep MLP', 'transformer'],
 )
-def test_a_step_takes_less_memory(model, shape, share):
+def test_a_step_takes_less_memory(model, shape, fraction):
     x = np.zeros(shape, np.float32)
-    taken = []
+    sizes = []
     for remat in (False, True):
         step, state = step_of(model, x, remat=remat)
-        taken.append(step.lower(state, batch_of(x)).compile().memory_analysis().temp_size_in_bytes)
-    assert taken[1] < share * taken[0]
+        sizes.append(step.lower(state, batch_of(x)).compile().memory_analysis().temp_size_in_bytes)
+    assert sizes[1] < fraction * sizes[0]
 
 
-def test_what_has_one_operation_is_not_cut():
+def test_a_program_of_one_operation_is_not_cut():
     double = rematerialized(lambda x: {'twice': 2 * x, 'itself': x, 'one': 1.0})
     outputs = double(jnp.arange(3.0))
     assert outputs['one'] == 1.0 and np.array_equal(outputs['twice'], [0, 2, 4])
     assert rematerialized(lambda x: x)(jnp.ones(2)).shape == (2,)
 
 
-def test_the_bytes_on_the_way():
+def test_computed_bytes_counts_all_results():
     def computed(fn, *args):
         return computed_bytes(jax.make_jaxpr(fn)(*args).jaxpr)
 
@@ -113,7 +113,7 @@ def test_the_bytes_on_the_way():
     assert computed(lambda x: jax.lax.map(jnp.sin, x), jnp.ones((10, 4))) == 160
 
 
-def test_what_does_not_depend_on_the_rows_is_not_counted_for_them():
+def test_arrays_that_do_not_depend_on_the_rows_are_not_counted_for_them():
     def forward(key, x):
         w = jax.jit(lambda key: jax.random.normal(key, (8, 64)).astype(jnp.bfloat16))(key)
         return jnp.tanh(x @ w.astype(jnp.float32))

@@ -1,6 +1,6 @@
 """Tests that need eight devices. `tests/test_several_devices.py` runs them in such a process.
 
-One of them alone: XLA_FLAGS=--xla_force_host_platform_device_count=8 pytest tests/several_devices
+To run them alone: XLA_FLAGS=--xla_force_host_platform_device_count=8 pytest tests/several_devices
 """
 
 import os

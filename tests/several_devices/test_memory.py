@@ -1,4 +1,4 @@
-"""What the programs of several devices hold: their state is updated in place."""
+"""Tests of the memory of programs on several devices: they update their state in place."""
 
 import jax
 import pytest
@@ -18,12 +18,12 @@ COVERING = {('mirrored', 'plain'), ('fsdp', 'ema'), ('mirrored', 'accumulated')}
 def test_a_chunk_updates_its_state_in_place(strategy, settings, monkeypatch):
     calls, run_steps = [], loop._run_steps
 
-    def noted(*arguments):
+    def record(*arguments):
         if not calls:
-            calls.append(jax.tree.map(_copied, arguments))
+            calls.append(jax.tree.map(_copy, arguments))
         return run_steps(*arguments)
 
-    monkeypatch.setattr(loop, '_run_steps', noted)
+    monkeypatch.setattr(loop, '_run_steps', record)
     config = TrainingConfig(epochs=1, batch_size=32, **SETTINGS[settings])
     trainer = DistributedTrainer(config, strategy=strategy)
     trainer.train(ConvBatchNorm(nnx.Rngs(0)), X, Y, progress=False)
@@ -31,5 +31,5 @@ def test_a_chunk_updates_its_state_in_place(strategy, settings, monkeypatch):
     assert_updated_in_place(run_steps, arguments[:3], arguments[3:], 2)
 
 
-def _copied(leaf):
+def _copy(leaf):
     return jax.numpy.copy(leaf) if isinstance(leaf, jax.Array) else leaf

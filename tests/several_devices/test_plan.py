@@ -1,4 +1,4 @@
-"""What a plan says, against what a training takes."""
+"""Tests of memory plans against the memory that a training uses."""
 
 import dataclasses
 import functools
@@ -35,17 +35,17 @@ def part(plan, name):
 
 @pytest.mark.parametrize('strategy', ['mirrored', 'fsdp'])
 def test_the_bytes_of_the_state_are_those_of_a_training(strategy):
-    taken = []
+    sizes = []
 
     def look(run):
         leaves = jax.tree.leaves((run.state.params, run.state.opt_state, run.state.ema))
-        taken.append(sum(leaf.addressable_data(0).nbytes for leaf in leaves))
+        sizes.append(sum(leaf.addressable_data(0).nbytes for leaf in leaves))
 
     settings = {'epochs': 1, 'ema_decay': 0.9}
     plan = plan_of(strategy=strategy, **settings)
     trainer = DistributedTrainer(TrainingConfig(**settings, callbacks=[look]), strategy=strategy)
     trainer.train(Wide(nnx.Rngs(0)), X, Y, progress=False)
-    assert sum(p.bytes_per_device for p in plan.parts if p.name in STATE) == taken[0]
+    assert sum(p.bytes_per_device for p in plan.parts if p.name in STATE) == sizes[0]
 
 
 def test_with_fsdp_a_device_has_an_eighth():
@@ -60,7 +60,7 @@ def test_with_fsdp_a_device_has_an_eighth():
     ('bytes_', 'placed'),
     [(None, 'on each device'), (20_000, 'a part on each device'), (4_000, 'on the host, streamed')],
 )
-def test_where_the_data_will_be(bytes_, placed):
+def test_the_placement_of_the_data(bytes_, placed):
     plan = plan_of_wide(device_data_bytes=bytes_)
     data = part(plan, 'X_train')
     assert data.placed == placed
@@ -84,7 +84,7 @@ def test_larger_batches_take_more_and_accumulated_ones_do_not():
     assert parts.bytes_per_device < wide.bytes_per_device
 
 
-def test_no_copy_is_kept_where_nothing_is_gone_back_to():
+def test_no_copy_is_kept_if_no_step_can_be_undone():
     names = {part.name for part in plan_of(on_nan='ignore').parts}
     assert 'copy to go back to' not in names
     assert 'copy to go back to' in {part.name for part in plan_of_wide().parts}
@@ -116,14 +116,14 @@ def test_it_prints_well():
     assert plan.to_dict()['bytes_per_device'] == sum(p.bytes_per_device for p in plan.parts)
 
 
-def test_of_batches_and_of_one_device():
+def test_plans_for_batches_and_for_one_device():
     assert 'X_train' not in {p.name for p in plan_of(data=(batches,), epochs=1).parts}
     alone = plan_of(num_gpus=1)
     assert alone.num_devices == 1
     assert part(alone, 'parameters').bytes_per_device == part(alone, 'parameters').num_bytes
 
 
-def test_what_training_refuses_a_plan_refuses():
+def test_a_plan_refuses_the_same_arguments_as_training():
     with pytest.raises(DataError, match='y_train'):
         plan_of(data=(X, Y[:-1]))
     with pytest.raises(ConfigError, match='metrics'):
@@ -136,5 +136,5 @@ def test_a_plan_puts_nothing_on_the_devices():
     model = Wide(nnx.Rngs(0))
     made = len(jax.live_arrays())
     plan = plan_of(model)
-    assert len(jax.live_arrays()) <= made + 8, before  # scalars of the checks
+    assert len(jax.live_arrays()) <= made + 8, before  # the checks make scalars
     assert plan.num_devices == 8 and np.isfinite(plan.bytes_per_device)

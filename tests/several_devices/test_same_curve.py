@@ -1,4 +1,4 @@
-"""The curve of one device, on any number of them."""
+"""Tests that training on any number of devices gives the curve of one device."""
 
 import functools
 import itertools
@@ -17,7 +17,7 @@ RNG = np.random.default_rng(0)
 # Neither a multiple of the batch nor of the devices.
 X = RNG.normal(size=(203, 8, 8, 1)).astype(np.float32)
 Y = (X.mean((1, 2, 3)) > 0).astype(int) + (X[:, 0, 0, 0] > 0.7)
-# Two batches, the second of which is 77 rows and for the rest what fills it up, at weight 0.
+# Two batches; the second one has 77 rows and is padded with rows of weight 0.
 X_VAL = np.resize(X, (1101, *X.shape[1:])) + RNG.normal(0, 0.1, (1101, 1, 1, 1)).astype(np.float32)
 Y_VAL = np.resize(Y, 1101)
 
@@ -35,7 +35,7 @@ class ConvBatchNorm(nnx.Module):
 
 
 class TransformerBlock(nnx.Module):
-    """Rows of pixels are the sequence."""
+    """A transformer block on the rows of an image as a sequence."""
 
     def __init__(self, rngs):
         self.embed = nnx.Linear(8, 32, rngs=rngs)
@@ -68,8 +68,8 @@ SETTINGS = {
     'gradient_clip_norm': 1.0, 'ema_decay': 0.9, 'steps_per_dispatch': 3,
 }  # fmt: skip
 STRATEGIES = ['mirrored', 'fsdp']
-# Each model, strategy, number of devices and of parts of a batch, and all pairs but for the number
-# of devices; `test_adam_too` is the mirrored MLP.
+# Every model, strategy, number of devices and number of accumulated parts occurs, and so do all
+# pairs except those with the number of devices. `test_adam_too` covers the mirrored MLP.
 COVERING = {
     ('cnn', 'mirrored', 1, 1),
     ('transformer', 'mirrored', 2, 2),
@@ -77,7 +77,7 @@ COVERING = {
     ('mlp', 'fsdp', 4, 2),
     ('cnn', 'fsdp', 8, 2),
 }
-_known = {}
+_cache = {}
 
 
 def combinations(covering, *values):
@@ -103,9 +103,9 @@ def trained(kind, trainer, x=X, y=Y, **options):
 
 def on_one(kind, **settings):
     key = (kind, *sorted(settings.items()))
-    if key not in _known:
-        _known[key] = trained(kind, ModelTrainer(TrainingConfig(**SETTINGS | settings)))
-    return _known[key]
+    if key not in _cache:
+        _cache[key] = trained(kind, ModelTrainer(TrainingConfig(**SETTINGS | settings)))
+    return _cache[key]
 
 
 def assert_same(got, expected, tolerance=1e-5):
@@ -133,18 +133,18 @@ def test_the_curve_does_not_depend_on_the_devices(kind, strategy, devices, accum
 
 
 def test_adam_too():
-    # Not of a model with parameters whose gradients are 0 but for rounding (a bias before
-    # BatchNorm): Adam divides that by its own size.
+    # Not a model with parameters whose gradients are 0 up to rounding (a bias before BatchNorm):
+    # Adam divides such a gradient by its size.
     trainer = DistributedTrainer(TrainingConfig(**SETTINGS | {'optimizer': 'adam'}))
     assert_same(trained('mlp', trainer), on_one('mlp', optimizer='adam'))
 
 
 @pytest.mark.parametrize(
     ('place', 'devices'),
-    combinations({('parted', 3), ('streamed', 8)}, ['parted', 'streamed'], [3, 8]),
+    combinations({('sharded', 3), ('streamed', 8)}, ['sharded', 'streamed'], [3, 8]),
 )
 def test_the_curve_does_not_depend_on_where_the_data_is(place, devices):
-    bytes_ = {'parted': 20_000, 'streamed': 4_000}[place]
+    bytes_ = {'sharded': 20_000, 'streamed': 4_000}[place]
     config = TrainingConfig(**SETTINGS, device_data_bytes=bytes_ * 8 // devices)
     trainer = DistributedTrainer(config, num_gpus=devices)
     assert_same(trained('cnn', trainer), on_one('cnn'))

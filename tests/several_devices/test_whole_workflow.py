@@ -1,4 +1,4 @@
-"""Training on eight devices, with everything else that ThinkML does."""
+"""Tests of training on eight devices together with the other features of ThinkML."""
 
 import re
 
@@ -42,14 +42,14 @@ class Wide(nnx.Module):
 
 
 @pytest.fixture(scope='module')
-def in_parts():
+def sharded_model():
     model = Wide(nnx.Rngs(0))
     trainer = DistributedTrainer(TrainingConfig(epochs=1), strategy='fsdp')
     trainer.train(model, X, Y, progress=False)
     return model
 
 
-# --- what is where ----------------------------------------------------------------------------
+# --- placement --------------------------------------------------------------------------------
 
 
 def test_mirrored_leaves_a_model_as_one_device_would():
@@ -59,8 +59,8 @@ def test_mirrored_leaves_a_model_as_one_device_would():
     assert kernel.sharding.device_set == {jax.devices()[0]} and not kernel.committed
 
 
-def test_fsdp_leaves_it_in_parts(in_parts):
-    kernel = in_parts.up.kernel[...]
+def test_fsdp_leaves_the_model_sharded(sharded_model):
+    kernel = sharded_model.up.kernel[...]
     assert {shard.data.shape for shard in kernel.addressable_shards} == {(64, 64)}
     assert len(kernel.sharding.device_set) == 8
 
@@ -78,11 +78,11 @@ def test_fsdp_takes_an_eighth_of_the_memory():
     assert seen[1] < seen[0] / 7
 
 
-# --- what is exchanged ------------------------------------------------------------------------
+# --- communication ----------------------------------------------------------------------------
 
 
 def program_of(monkeypatch, make=Wide, **settings):
-    """The compiled chunk of a training, as text."""
+    """Returns the compiled chunk of a training as text."""
     run_steps = loop._run_steps
 
     class Compiled(Exception):
@@ -107,26 +107,26 @@ def exchanges(text, kind):
 @pytest.mark.compiled
 def test_a_mirrored_step_exchanges_the_gradients_once(monkeypatch):
     text = program_of(monkeypatch)
-    of_gradients = [line for line in exchanges(text, 'all-reduce') if '[64,512]' in line]
-    of_gradients += [line for line in exchanges(text, 'all-reduce') if '[512,64]' in line]
-    assert len(of_gradients) == 1
-    # All of them in it, and the loss.
-    assert 'f32[512]' in of_gradients[0] and 'f32[3]' in of_gradients[0]
+    gradient_exchanges = [line for line in exchanges(text, 'all-reduce') if '[64,512]' in line]
+    gradient_exchanges += [line for line in exchanges(text, 'all-reduce') if '[512,64]' in line]
+    assert len(gradient_exchanges) == 1
+    # A single all-reduce contains all gradients and the loss.
+    assert 'f32[512]' in gradient_exchanges[0] and 'f32[3]' in gradient_exchanges[0]
     assert not exchanges(text, 'all-gather') and not exchanges(text, 'all-to-all')
     assert not exchanges(text, 'collective-permute')
 
 
 @pytest.mark.compiled
-def test_rows_in_parts_are_never_gathered(monkeypatch):
+def test_sharded_rows_are_never_gathered(monkeypatch):
     text = program_of(monkeypatch, device_data_bytes=20_000)
     rows = f'[{len(X) + 1},8,8,1]'
-    assert f'[{(len(X) + 5) // 8},8,8,1]' in text  # a device's part
+    assert f'[{(len(X) + 5) // 8},8,8,1]' in text  # the shard of a device
     assert rows not in text
     assert not exchanges(text, 'all-gather')
 
 
 @pytest.mark.compiled
-def test_fsdp_gathers_parameters_and_keeps_parts(monkeypatch):
+def test_fsdp_gathers_parameters_and_keeps_shards(monkeypatch):
     text = program_of(monkeypatch, MODELS['mlp'], strategy='fsdp')
     assert len([line for line in exchanges(text, 'all-gather') if 'f32[64,64]' in line]) == 1
     loop_of_steps = re.findall(r'.* while\(.*op_name="jit\(_run_steps\)/while".*', text)
@@ -137,8 +137,8 @@ def test_fsdp_gathers_parameters_and_keeps_parts(monkeypatch):
 @pytest.mark.compiled
 def test_accumulated_parts_exchange_as_often(monkeypatch):
     text = program_of(monkeypatch, accumulate_steps=4, batch_size=8)
-    of_gradients = [line for line in exchanges(text, 'all-reduce') if '512,64]' in line]
-    assert len(of_gradients) == 1 and 'while/body/while/body' in of_gradients[0]
+    gradient_exchanges = [line for line in exchanges(text, 'all-reduce') if '512,64]' in line]
+    assert len(gradient_exchanges) == 1 and 'while/body/while/body' in gradient_exchanges[0]
 
 
 # --- resuming ---------------------------------------------------------------------------------
@@ -158,7 +158,7 @@ def test_accumulated_parts_exchange_as_often(monkeypatch):
         pytest.param(('mirrored', 8), ('mirrored', 3), marks=pytest.mark.slow),
     ],
 )
-def test_a_run_goes_on_with_other_devices(before, after, tmp_path):
+def test_a_run_resumes_on_other_devices(before, after, tmp_path):
     def train(strategy, devices, directory, stop_after=None, **options):
         def stop(run):
             if run.step == stop_after:
@@ -179,9 +179,9 @@ def test_a_run_goes_on_with_other_devices(before, after, tmp_path):
     resumed = train(*after, tmp_path, resume=True)
     assert_same(resumed, on_one('cnn'))
     if before == after:
-        whole = train(*before, tmp_path / 'whole')
-        assert resumed[0] == whole[0]
-        for name, array in whole[2].items():
+        uninterrupted = train(*before, tmp_path / 'uninterrupted')
+        assert resumed[0] == uninterrupted[0]
+        for name, array in uninterrupted[2].items():
             np.testing.assert_array_equal(resumed[2][name], array)
 
 
@@ -208,7 +208,7 @@ def test_settings_that_work_on_one_device_work_on_eight(settings, count_compiles
         np.testing.assert_allclose(got[0][name], expected[0][name], atol=tolerance)
 
 
-def test_a_run_that_diverges_goes_back():
+def test_a_run_that_diverges_is_rolled_back():
     config = TrainingConfig(**SETTINGS | {'learning_rate': 1e30, 'gradient_clip_norm': None})
     with pytest.warns(UserWarning, match='diverged'):
         _, _, arrays = trained('mlp', DistributedTrainer(config))
@@ -218,16 +218,16 @@ def test_a_run_that_diverges_goes_back():
 # --- afterwards -------------------------------------------------------------------------------
 
 
-def test_a_model_in_parts_predicts_evaluates_and_is_saved(in_parts, tmp_path):
-    probabilities = predict_proba(in_parts, X)
-    kernel = in_parts.up.kernel[...]
+def test_a_sharded_model_predicts_evaluates_and_is_saved(sharded_model, tmp_path):
+    probabilities = predict_proba(sharded_model, X)
+    kernel = sharded_model.up.kernel[...]
     assert {shard.data.shape for shard in kernel.addressable_shards} == {(64, 64)}
     alone = Wide(nnx.Rngs(1))
     manager = ModelManager()
-    manager.save_model(in_parts, tmp_path / 'model')
+    manager.save_model(sharded_model, tmp_path / 'model')
     manager.load_model(tmp_path / 'model', into=alone)
     np.testing.assert_allclose(predict_proba(alone, X), probabilities, atol=1e-6)
-    assert_equal_metrics(in_parts, alone)
+    assert_equal_metrics(sharded_model, alone)
 
 
 def assert_equal_metrics(one, other):
@@ -236,8 +236,8 @@ def assert_equal_metrics(one, other):
         assert evaluations[1][name] == pytest.approx(value, abs=1e-6), name
 
 
-def test_a_model_in_parts_trains_on(in_parts):
-    model = nnx.clone(in_parts)
+def test_a_sharded_model_trains_on(sharded_model):
+    model = nnx.clone(sharded_model)
     before = ModelEvaluator().evaluate(model, X, Y).metrics['log_loss']
     DistributedTrainer(TrainingConfig(epochs=5), strategy='fsdp').train(model, X, Y, progress=False)
     assert ModelEvaluator().evaluate(model, X, Y).metrics['log_loss'] < before
@@ -245,21 +245,21 @@ def test_a_model_in_parts_trains_on(in_parts):
 
 @pytest.fixture
 def used(monkeypatch):
-    """The devices that computed outputs of models."""
+    """Returns the set of devices that compute outputs of models."""
     found = set()
-    unwatched = forward._forward
+    original = forward._forward
 
-    def watched(*args):
-        outputs = unwatched(*args)
+    def recording(*args):
+        outputs = original(*args)
         found.update(*(array.devices() for array in jax.tree.leaves(outputs)))
         return outputs
 
-    monkeypatch.setattr(forward, '_forward', watched)
+    monkeypatch.setattr(forward, '_forward', recording)
     return found
 
 
 @pytest.mark.parametrize('count', [1, 3, 8])
-def test_an_evaluator_has_the_devices_it_was_given(count, used):
+def test_an_evaluator_uses_the_devices_passed_to_it(count, used):
     devices = jax.devices()[-count:]
     model = Wide(nnx.Rngs(0))
     analysis = ModelEvaluator(devices=devices).analyze_performance(model, X, Y)
@@ -270,23 +270,23 @@ def test_an_evaluator_has_the_devices_it_was_given(count, used):
 
 
 @pytest.mark.parametrize('strategy', ['margin', 'core_set', 'badge'])
-def test_active_learning_scores_on_all_devices_and_asks_as_on_one(strategy, used, monkeypatch):
-    def asked():
+def test_active_learning_scores_on_all_devices_and_queries_as_on_one(strategy, used, monkeypatch):
+    def query():
         learner = ActiveLearner(Wide(nnx.Rngs(0)), strategy, config=TrainingConfig(epochs=1))
         learner.start(X[40:], X[:40], Y[:40])
         return learner.query(5).tolist()
 
-    rows = asked()
+    rows = query()
     assert used == set(jax.devices())
     used.clear()
     monkeypatch.setattr(jax, 'local_devices', lambda: jax.devices()[:1])
-    assert asked() == rows
+    assert query() == rows
     assert used == set(jax.devices()[:1])
 
 
-def test_a_saved_model_is_loaded_in_parts(in_parts, tmp_path):
+def test_a_saved_model_is_loaded_as_shards(sharded_model, tmp_path):
     manager = ModelManager()
-    manager.save_model(in_parts, tmp_path / 'model')
+    manager.save_model(sharded_model, tmp_path / 'model')
     other = Wide(nnx.Rngs(1))
     DistributedTrainer(TrainingConfig(epochs=1), num_gpus=4, strategy='fsdp').train(
         other, X, Y, progress=False
@@ -294,19 +294,19 @@ def test_a_saved_model_is_loaded_in_parts(in_parts, tmp_path):
     before = jax.tree.map(lambda leaf: leaf.sharding, nnx.state(other, nnx.Param))
     manager.load_model(tmp_path / 'model', into=other)
     assert jax.tree.map(lambda leaf: leaf.sharding, nnx.state(other, nnx.Param)) == before
-    assert_equal_metrics(in_parts, other)
+    assert_equal_metrics(sharded_model, other)
 
 
 # --- wrong input ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize('devices', [2, [], ['cpu:0']])
-def test_what_are_no_devices(devices):
+def test_other_values_are_not_devices(devices):
     with pytest.raises(ConfigError, match=r'devices: got .* expected devices of JAX'):
         ModelEvaluator(devices=devices)
 
 
-def test_what_can_not_be():
+def test_impossible_settings_are_refused():
     with pytest.raises(ConfigError, match=r"strategy: got 'mirored'.*Did you mean 'mirrored'"):
         DistributedTrainer(strategy='mirored')
     with pytest.raises(ConfigError, match=r'num_gpus: got 9, but there are 8 devices \(cpu\)'):
