@@ -3,7 +3,7 @@
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -64,7 +64,7 @@ def predict_outputs(
     x: PyTree | RowSource,
     *,
     batch_size: int | None = None,
-    devices: Sequence[jax.Device] | None = None,
+    devices: Sequence[Any] | None = None,
     argument: str = 'X',
 ) -> np.ndarray:
     """Returns the model's raw outputs for ``x`` in eval mode, float32 ``[rows, ...]``.
@@ -101,7 +101,7 @@ def make_predict(
     x: PyTree | RowSource,
     *,
     batch_size: int | None = None,
-    devices: Sequence[jax.Device] | None = None,
+    devices: Sequence[Any] | None = None,
     argument: str = 'X',
 ) -> Callable[[PyTree | RowSource], np.ndarray]:
     """Returns `predict_outputs` of a model with its current parameters, for many calls.
@@ -166,7 +166,7 @@ def _by_batches(
     return np.concatenate(outputs)[:num_rows]
 
 
-def _layout_on(devices: Sequence[jax.Device] | None) -> Layout | None:
+def _layout_on(devices: Sequence[Any] | None) -> Layout | None:
     """Returns the layout on some devices; None for the default device alone."""
     local = jax.local_devices()
     devices = local if devices is None else list(devices)

@@ -258,7 +258,7 @@ def _trace(
 def _traced_call(
     apply: ApplyFn,
     leaves: tuple[jax.ShapeDtypeStruct, ...],
-    structure: jax.tree_util.PyTreeDef,
+    structure: Any,
     train: bool,
     settings: Hashable,
 ) -> _Call:

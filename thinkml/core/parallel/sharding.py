@@ -25,7 +25,7 @@ _AXIS = 'data'
 _SMALLEST_SHARDED = 1024
 
 
-def data_mesh(devices: Sequence[jax.Device]) -> Mesh:
+def data_mesh(devices: Sequence[Any]) -> Mesh:
     """Returns a mesh with one axis, along which batches are sharded, and connects its devices."""
     mesh = Mesh(np.array(devices), (_AXIS,), axis_types=(AxisType.Auto,))
     connect(mesh)
