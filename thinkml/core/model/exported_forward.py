@@ -26,8 +26,8 @@ from thinkml.typing import Model, PyTree
 
 _PLATFORMS = ('cpu', 'cuda', 'tpu')
 
-# Calls that a program may make besides StableHLO operations: shape checks, and the linear algebra
-# and random bits that jax lowers to calls. None of them leads back into Python, to another
+# Calls that a program may make in addition to StableHLO operations: shape checks, linear algebra
+# and random bits, which jax lowers to calls. None of them leads back into Python, to another
 # process, or to a kernel from the file.
 _ALLOWED_CALLS = re.compile(
     r'shape_assertion|stablehlo\.dynamic_\w+|(cu|hip)_threefry2x32_ffi|lapack_\w+_ffi|'

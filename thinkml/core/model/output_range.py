@@ -201,14 +201,14 @@ class _Interpreter:
                 name = 'softmax'
         return self._value(Range(low, high, name), key, self._above(primitive, operands), cases)
 
-    def _cases(self, which: _Value, *cases: _Value) -> dict[int, Range]:
+    def _cases(self, condition: _Value, *cases: _Value) -> dict[int, Range]:
         """Returns the key and range of each value that ``where`` selects from.
 
         If the condition compares a value with another one, it limits the range of that value.
         """
-        primitive, *compared = self._operations[which.key]
+        primitive, *compared = self._operations[condition.key]
         is_for_nan = primitive == 'ne' and compared[0] == compared[1]
-        if is_for_nan or which.range == Range(0, 0):
+        if is_for_nan or condition.range == Range(0, 0):
             cases = cases[:1]
         selected: dict[int, Range] = {}
         for is_true, case in enumerate(cases):
@@ -220,7 +220,7 @@ class _Interpreter:
                         found = Range(found.low, min(found.high, other.high))
                     else:
                         found = Range(max(found.low, other.low), found.high)
-                if self._is_fraction_in_case(key, which.key, is_true):
+                if self._is_fraction_in_case(key, condition.key, is_true):
                     found = Range(max(found.low, 0.0), min(found.high, 1.0))
                 selected[key] = _union(found, selected.get(key, found))
         return selected
@@ -241,9 +241,9 @@ class _Interpreter:
     def _above(self, primitive: str, operands: list[_Value]) -> Iterator[tuple[int, bool]]:
         """Yields the entries of `_Value.above` for a result, except the result itself."""
         if primitive == 'select_n' and all(case.range.low >= 0 for case in operands[1:]):
-            which, *cases = operands
+            condition, *cases = operands
             for number, case in enumerate(cases):
-                yield self._key('where', which.key, number, case.key), False
+                yield self._key('where', condition.key, number, case.key), False
         is_positive = all(value.range.low >= 0 for value in operands)
         for value, other in zip(operands, operands[::-1], strict=True):
             for key, is_reduced in value.above:
