@@ -216,8 +216,5 @@ def holding_programs(is_held: bool = True) -> Iterator[None]:
 
 
 def forget_programs() -> None:
-    """Drops all programs except those that are held. The next calls compile their programs again.
-
-    Programs inside a `holding_programs` block stay until it ends.
-    """
+    """Drops all programs except those that are held. Later calls compile their programs again."""
     _programs.forget()
