@@ -23,7 +23,7 @@ from thinkml.core import (
     check_augmentation,
     make_augmentation,
 )
-from thinkml.core.train.augmentations import _larger_share, _rotate
+from thinkml.core.train.augmentations import _draw_ratios, _rotate
 from thinkml.errors import ConfigError, ThinkMLWarning
 
 KEY = jax.random.key(7)
@@ -44,7 +44,7 @@ def apply(augment, x, y, key=KEY):
 
 
 rotated = jax.jit(_rotate)
-larger_share = jax.jit(_larger_share, static_argnums=2)
+larger_share = jax.jit(_draw_ratios, static_argnums=2)
 
 
 def images_by(augment, x, key=KEY):
@@ -562,7 +562,7 @@ def test_functions_on_pytrees_and_soft_labels_pass_the_check():
         (lambda x, y: (x, y), r'failed for a batch x of float32\(64, 6\).*TypeError'),
         (lambda key, x, y: (x[0], y), r'x as float32\(6,\), expected float32\(64, 6\)'),
         (lambda key, x, y: (x > 0, y), r'x as bool\(64, 6\), expected float32\(64, 6\)'),
-        (lambda key, x, y: ((x, x), y), r'expected float32\(64, 6\) as it came'),
+        (lambda key, x, y: ((x, x), y), r'expected float32\(64, 6\): the structure'),
         (lambda key, x, y: (x, y[:2]), r'y as int32\(2,\), expected int32\(64,\)'),
         (lambda key, x, y: (x, y > 1), r'y as bool\(64,\), expected int32\(64,\)'),
         (lambda key, x, y: (np.asarray(x), y), 'failed for a batch.*TracerArrayConversionError'),

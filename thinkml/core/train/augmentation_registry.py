@@ -1,10 +1,10 @@
-"""What augmentation the user asks for: names, defaults and functions, checked before compiling."""
+"""Augmentations by name: the registry, the defaults, and checks before anything is compiled."""
 
 import dataclasses
 import functools
 import inspect
-from collections.abc import Callable, Sequence
-from typing import Any, cast
+from collections.abc import Sequence
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,7 @@ from thinkml.core.train.augmentations import (
 )
 from thinkml.errors import ConfigError, problems, unknown_name, warn_user
 from thinkml.model_record import TaskKind
+from thinkml.typing import PyTree
 
 AUGMENTATIONS: dict[str, Augment] = {
     'flip': RandomFlip(),
@@ -38,31 +39,37 @@ AUGMENTATIONS: dict[str, Augment] = {
 }
 
 _FOR_IMAGES = (RandomFlip, RandomCrop, RandomRotation, ColorJitter, Cutout, CutMix)
-_COMPUTING = (RandomRotation, ColorJitter, MixUp, GaussianNoise)  # with the values of x
+_USING_VALUES = (RandomRotation, ColorJitter, MixUp, GaussianNoise)  # they compute with x
 _MIXING = (MixUp, CutMix)
 
 
-def make_augmentation(spec: Any, x: Any, task_kind: TaskKind, num_outputs: int) -> Augment | None:
-    """Returns ``augment(key, x, y) -> (x, y)`` for what the user asks for, or None for nothing.
+def make_augmentation(
+    spec: object, x: PyTree, task_kind: TaskKind, num_outputs: int
+) -> Augment | None:
+    """Returns the requested ``augment(key, x, y) -> (x, y)``, or None for no augmentation.
 
-    Equal arguments return equal functions with equal hashes. Where examples are mixed, class
-    indices become floats before: one-hot ``[batch, num_outputs]``, or ``[batch]`` for a model of
-    one output.
+    Equal arguments return equal functions with equal hashes. Before examples are mixed, class
+    indices are converted to floats: one-hot ``[batch, num_outputs]``, or ``[batch]`` for a model
+    with one output.
 
     Args:
-        spec: None or False for nothing; a key of ``AUGMENTATIONS``; an object of this module; a
-            function ``(key, x, y) -> (x, y)`` on batches, which `check_augmentation` tries; True
-            for a default that suits ``x``; or a sequence of these, applied in its order. True
-            stands for `RandomCrop` and, in colour, `RandomFlip`, on images ``[rows, height, width,
-            channels]`` of 1, 3 or 4 channels and at least 8x8 pixels; for nothing, with a warning,
-            on all else.
-        x: the training inputs, or `jax.ShapeDtypeStruct` of them. With the inputs themselves, the
-            range of values is checked where it matters (`ColorJitter`).
+        spec: the augmentation, one of these, or a sequence of them, applied in its order:
+
+            - None or False: nothing.
+            - A key of ``AUGMENTATIONS``.
+            - An augmentation object, such as ``MixUp(0.2)``.
+            - A function ``(key, x, y) -> (x, y)`` on batches. Check it with `check_augmentation`.
+            - True: a default for images ``[rows, height, width, channels]`` with 1, 3 or 4
+              channels and at least 8x8 pixels: `RandomCrop` and, for colour images, `RandomFlip`.
+              For all other inputs it warns and does nothing.
+        x: the training inputs, or `jax.ShapeDtypeStruct` of them. For inputs, `ColorJitter` also
+            checks the range of values.
         task_kind: ``'binary'``, ``'multiclass'``, ``'multilabel'`` or ``'regression'``.
-        num_outputs: numbers the model returns per example.
+        num_outputs: the number of values the model returns per example.
 
     Raises:
-        ConfigError: for an unknown name, and for what does not fit the inputs or the task.
+        ConfigError: for an unknown name, and for an augmentation that does not fit the inputs or
+            the task.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -79,7 +86,7 @@ def make_augmentation(spec: Any, x: Any, task_kind: TaskKind, num_outputs: int) 
     found = [
         f'{type(step).__name__}: {problem}'
         for step in steps
-        if (problem := _problem_with(step, x, task_kind)) is not None
+        if (problem := _step_problem(step, x, task_kind)) is not None
     ]
     mixing = [index for index, step in enumerate(steps) if isinstance(step, _MIXING)]
     if len(mixing) > 1:
@@ -96,17 +103,17 @@ def make_augmentation(spec: Any, x: Any, task_kind: TaskKind, num_outputs: int) 
     return _Sequence(tuple(steps)) if steps else None
 
 
-def check_augmentation(augment: Augment, x: Any, y: Any) -> None:
-    """Traces an augmentation on shapes alone, so that it can't fail in a compiled program.
+def check_augmentation(augment: Augment, x: PyTree, y: PyTree) -> None:
+    """Traces an augmentation on shapes alone, to find errors before a program is compiled.
 
     Args:
-        augment: from `make_augmentation`, or a function of your own.
+        augment: a function from `make_augmentation`, or a custom one.
         x: a batch of inputs, or `jax.ShapeDtypeStruct` of it.
-        y: their encoded labels, likewise.
+        y: the batch's encoded labels, or `jax.ShapeDtypeStruct` of them.
 
     Raises:
-        ConfigError: if it fails, or does not return a pair of an ``x`` of the same structure,
-            shapes and dtypes, and a ``y`` that is the same too, or floats ``[batch]`` or
+        ConfigError: if it fails, or does not return a pair ``(x, y)``. The returned ``x`` must have
+            the structure, shapes and dtypes of the input; ``y`` too, or be floats ``[batch]`` or
             ``[batch, k]``.
 
     Example:
@@ -119,17 +126,17 @@ def check_augmentation(augment: Augment, x: Any, y: Any) -> None:
     """
     x, y = jax.eval_shape(lambda: (x, y))
     for step in augment.steps if isinstance(augment, _Sequence) else (augment,):
-        x, y = _traced(step, x, y)
+        x, y = _trace_step(step, x, y)
 
 
 # --- checks -----------------------------------------------------------------------------------
 
 
-def _steps(spec: Any, x: Any) -> list[Augment]:
+def _steps(spec: object, x: PyTree) -> list[Augment]:
     if spec is None or spec is False:
         return []
     if spec is True:
-        return _default(x)
+        return _default_steps(x)
     if isinstance(spec, str):
         if spec not in AUGMENTATIONS:
             raise ConfigError(unknown_name('augmentation', spec, AUGMENTATIONS))
@@ -153,9 +160,9 @@ def _hashable(function: Augment) -> Augment:
     return _Unhashable(function) if getattr(function, '__hash__', None) is None else function
 
 
-def _default(x: Any) -> list[Augment]:
-    """What is right for nearly every data set of the kind; nothing where there is no such thing."""
-    reason = _why_no_images(x)
+def _default_steps(x: PyTree) -> list[Augment]:
+    """Returns steps that suit nearly all data of this kind; warns and returns none if none do."""
+    reason = _why_not_images(x)
     if reason is None and not (x.shape[3] in (1, 3, 4) and min(x.shape[1:3]) >= 8):
         reason = f'images of {_by(x.shape[1:])}, which are too small or not grey or colour'
     if reason is None:
@@ -172,15 +179,15 @@ def _default(x: Any) -> list[Augment]:
     return []
 
 
-def _problem_with(step: Augment, x: Any, task_kind: TaskKind) -> str | None:
-    """Why one of our own steps does not fit the inputs or the task; None if it does."""
-    if not isinstance(step, (*_FOR_IMAGES, *_COMPUTING)):
+def _step_problem(step: Augment, x: PyTree, task_kind: TaskKind) -> str | None:
+    """Returns why a ThinkML step does not fit the inputs or the task; None if it does."""
+    if not isinstance(step, (*_FOR_IMAGES, *_USING_VALUES)):
         return None
     if not _is_array(x):
         return 'it takes inputs of one array. For several write a function (key, x, y) -> (x, y).'
-    if isinstance(step, _FOR_IMAGES) and (reason := _why_no_images(x)) is not None:
+    if isinstance(step, _FOR_IMAGES) and (reason := _why_not_images(x)) is not None:
         return f'got {reason}, expected images (rows, height, width, channels).'
-    if isinstance(step, _COMPUTING) and (
+    if isinstance(step, _USING_VALUES) and (
         x.dtype == bool or (jnp.issubdtype(x.dtype, jnp.integer) and len(x.shape) != 4)
     ):
         return (
@@ -190,11 +197,11 @@ def _problem_with(step: Augment, x: Any, task_kind: TaskKind) -> str | None:
     if isinstance(step, CutMix) and task_kind == 'regression':
         return 'got a regression, expected classes to mix. Use MixUp.'
     if isinstance(step, RandomCrop | Cutout):
-        return _problem_with_size(step, x.shape)
-    return _problem_with_colors(x) if isinstance(step, ColorJitter) else None
+        return _size_problem(step, x.shape)
+    return _color_problem(x) if isinstance(step, ColorJitter) else None
 
 
-def _problem_with_size(step: RandomCrop | Cutout, shape: tuple[int, ...]) -> str | None:
+def _size_problem(step: RandomCrop | Cutout, shape: tuple[int, ...]) -> str | None:
     name = 'padding' if isinstance(step, RandomCrop) else 'size'
     pixels, side = getattr(step, name), min(shape[1:3])
     if max(pixels or 1, 1) < side:
@@ -202,13 +209,13 @@ def _problem_with_size(step: RandomCrop | Cutout, shape: tuple[int, ...]) -> str
     return f'{name}: got {pixels or 1} for images of {_by(shape[1:3])}, expected less than {side}.'
 
 
-def _problem_with_colors(x: Any) -> str | None:
+def _color_problem(x: PyTree) -> str | None:
     if x.shape[3] not in (1, 3, 4):
         return f'got {x.shape[3]} channels, expected 1 (grey), 3 (RGB) or 4 (RGB and alpha).'
     if isinstance(x, jax.ShapeDtypeStruct):
         return None
-    some = np.asarray(x[:1000]).astype(np.float32)
-    low, high = float(some.min()), float(some.max())
+    sample = np.asarray(x[:1000]).astype(np.float32)
+    low, high = float(sample.min()), float(sample.max())
     white = 255 if jnp.issubdtype(x.dtype, jnp.integer) else 1
     if low >= 0 and high <= white:
         return None
@@ -218,8 +225,8 @@ def _problem_with_colors(x: Any) -> str | None:
     )
 
 
-def _why_no_images(x: Any) -> str | None:
-    """What the inputs are, where they are not an array of images with channels last."""
+def _why_not_images(x: PyTree) -> str | None:
+    """Describes inputs that are not an array of images with channels last; None for those."""
     if not _is_array(x):
         return 'inputs of several arrays'
     shape = x.shape
@@ -234,12 +241,14 @@ def _why_no_images(x: Any) -> str | None:
     return None
 
 
-def _traced(step: Augment, x: Any, y: Any) -> tuple[Any, Any]:
-    """The shapes of what a step returns, checked."""
+def _trace_step(step: Augment, x: PyTree, y: PyTree) -> tuple[PyTree, PyTree]:
+    """Returns the shapes of a step's result; raises a `ConfigError` if they are wrong."""
     name = getattr(step, '__name__', type(step).__name__)
+    other_sizes = {size for leaf in jax.tree.leaves(x) for size in leaf.shape[1:]}
+    readable = functools.partial(with_rows, others=other_sizes)
 
-    def shown(tree: Any) -> str:
-        return _with_rows_of(x)(_described(tree))
+    def shown(tree: PyTree) -> str:
+        return readable(_describe(tree))
 
     try:
         result = jax.eval_shape(step, jax.random.key(0), x, y)
@@ -248,40 +257,35 @@ def _traced(step: Augment, x: Any, y: Any) -> tuple[Any, Any]:
     except Exception as error:
         raise ConfigError(
             f'augmentation: {name}(key, x, y) failed for a batch x of {shown(x)} and y of '
-            f'{shown(y)}: {type(error).__name__}: {_with_rows_of(x)(error)}'
+            f'{shown(y)}: {type(error).__name__}: {readable(error)}'
         ) from error
     if not (isinstance(result, tuple) and len(result) == 2):
         raise ConfigError(f'augmentation: {name} returned {shown(result)}, expected a pair (x, y).')
     new_x, new_y = result
-    if _described(new_x) != _described(x):
+    if _describe(new_x) != _describe(x):
         raise ConfigError(
-            f'augmentation: {name} returned x as {shown(new_x)}, expected {shown(x)} as '
-            'it came: the same structure, shapes and dtypes.'
+            f'augmentation: {name} returned x as {shown(new_x)}, expected {shown(x)}: the '
+            'structure, shapes and dtypes of its input.'
         )
     soft = (
         _is_array(new_y)
         and jnp.issubdtype(new_y.dtype, jnp.floating)
         and (new_y.shape == y.shape or (y.ndim == 1 and new_y.shape[:-1] == y.shape))
     )
-    if not (soft or _described(new_y) == _described(y)):
+    if not (soft or _describe(new_y) == _describe(y)):
         raise ConfigError(
-            f'augmentation: {name} returned y as {shown(new_y)}, expected {shown(y)} as '
-            'it came, or floats [batch] or [batch, classes].'
+            f'augmentation: {name} returned y as {shown(new_y)}, expected {shown(y)} like its '
+            'input, or floats [batch] or [batch, classes].'
         )
     return result
 
 
-def _is_array(x: Any) -> bool:
+def _is_array(x: object) -> bool:
     return hasattr(x, 'shape') and hasattr(x, 'dtype')
 
 
-def _with_rows_of(x: Any) -> Callable[[Any], str]:
-    others = {size for leaf in jax.tree.leaves(x) for size in leaf.shape[1:]}
-    return functools.partial(with_rows, others=others)
-
-
-def _described(tree: Any) -> str:
-    """The shapes and dtypes of a pytree in one line: ``float32(32, 8)``."""
+def _describe(tree: PyTree) -> str:
+    """Returns the shapes and dtypes of a pytree in one line: ``float32(32, 8)``."""
     if _is_array(tree):
         return f'{tree.dtype}{tree.shape}'
     return str(jax.tree.map(lambda leaf: f'{leaf.dtype}{leaf.shape}', tree))
@@ -291,16 +295,16 @@ def _by(shape: Sequence[int]) -> str:
     return 'x'.join(map(str, shape))
 
 
-# --- functions made of others -----------------------------------------------------------------
+# --- functions composed of others -------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
 class _Sequence:
-    """Augmentations one after the other, each with a key of its own."""
+    """A sequence of augmentations, each with a separate key."""
 
     steps: tuple[Augment, ...]
 
-    def __call__(self, key: jax.Array, x: Any, y: jax.Array) -> tuple[Any, jax.Array]:
+    def __call__(self, key: jax.Array, x: PyTree, y: jax.Array) -> tuple[PyTree, jax.Array]:
         for index, step in enumerate(self.steps):
             x, y = step(jax.random.fold_in(key, index), x, y)
         return x, y
@@ -308,11 +312,11 @@ class _Sequence:
 
 @dataclasses.dataclass(frozen=True)
 class _SoftLabels:
-    """Class indices as floats, as `MixUp` and `CutMix` take them."""
+    """A conversion of class indices to floats, which `MixUp` and `CutMix` require."""
 
     num_outputs: int
 
-    def __call__(self, key: jax.Array, x: Any, y: jax.Array) -> tuple[Any, jax.Array]:
+    def __call__(self, key: jax.Array, x: PyTree, y: jax.Array) -> tuple[PyTree, jax.Array]:
         if not jnp.issubdtype(y.dtype, jnp.integer):
             return x, y
         if self.num_outputs == 1:
@@ -322,11 +326,11 @@ class _SoftLabels:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Unhashable:
-    """A function that is an object with ``==`` but without a hash, told apart by identity."""
+    """A wrapper of an unhashable function object, compared and hashed by the object's identity."""
 
     function: Augment
 
-    def __call__(self, key: jax.Array, x: Any, y: jax.Array) -> tuple[Any, jax.Array]:
+    def __call__(self, key: jax.Array, x: PyTree, y: jax.Array) -> tuple[PyTree, jax.Array]:
         return self.function(key, x, y)
 
     def __eq__(self, other: object) -> bool:

@@ -1,27 +1,29 @@
-"""Data augmentation: random changes to a batch, on the device, inside the compiled step.
+"""Data augmentations: random changes to a batch, on the device, inside the compiled step.
 
-An augmentation is ``augment(key, x, y) -> (x, y)`` on a whole batch, with draws of its own for
-each example. What follows from its key alone is the same in a resumed run.
+An augmentation is ``augment(key, x, y) -> (x, y)`` on a batch, with separate random draws for each
+example. It draws from its key alone, so a resumed run repeats the same changes.
 
-The arithmetic of colours and flips is dm-pix's. Its rotation is not used: it interpolates over the
-channels as well, eight corners for four (51 ms against 6 for 128 images of 32x32x3, 3.4 s against
-0.1 for 32 of 224x224x3 on a CPU with two cores), and loses the border where a coordinate is outside
-by a rounding error. Nor is its crop, which draws one axis at a time: as fast, but a second more to
-compile.
+The arithmetic of colours and flips is dm-pix's. Its rotation is not used. It interpolates over the
+channels as well, eight corners instead of four: 51 ms against 6 for 128 images of 32x32x3, 3.4 s
+against 0.1 for 32 of 224x224x3 on a CPU with two cores. It also loses the border if a coordinate is
+outside by a rounding error. Its crop is not used because it draws one axis at a time, which is as
+fast but takes a second longer to compile.
 """
 
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpy.typing as npt
 
 from thinkml.errors import ConfigError, is_number, is_whole, problems, unknown_name
+from thinkml.typing import PyTree
 
-Augment = Callable[[jax.Array, Any, jax.Array], tuple[Any, jax.Array]]
+Augment = Callable[[jax.Array, PyTree, jax.Array], tuple[PyTree, jax.Array]]
 
 
 # --- images -----------------------------------------------------------------------------------
@@ -29,16 +31,17 @@ Augment = Callable[[jax.Array, Any, jax.Array], tuple[Any, jax.Array]]
 
 @dataclasses.dataclass(frozen=True)
 class RandomFlip:
-    """Mirrors every second image, on average: ``x[:, ::-1]`` with probability 1/2.
+    """A random mirroring of images: each axis is flipped with probability 1/2.
 
-    Not for images in which left and right mean something: digits, text, road signs.
+    Do not use it for images in which left and right have a meaning, such as digits, text and road
+    signs.
 
     Args:
-        horizontal: mirror left and right.
-        vertical: mirror top and bottom, drawn independently.
+        horizontal: True to mirror left and right.
+        vertical: True to mirror top and bottom, drawn independently.
 
     Raises:
-        ConfigError: if both are False, or one is no bool.
+        ConfigError: if both are False, or one is not a bool.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -75,13 +78,13 @@ class RandomFlip:
 
 @dataclasses.dataclass(frozen=True)
 class RandomCrop:
-    """Shifts each image: a random window of its own size out of the padded image.
+    """A random shift: a window of the image's size, cut from the padded image.
 
     Args:
-        padding: pixels added on each side, which is how far an image moves at most. None: an
+        padding: the number of pixels added on each side, which is the largest shift. None: an
             eighth of the height and of the width, 4 pixels of 32.
-        mode: what is added: ``'zeros'`` is black or, in standardised images, the mean;
-            ``'reflect'`` continues an image by its mirror image, for backgrounds that are neither.
+        mode: the padding values. ``'zeros'`` is black or, in standardised images, the mean.
+            ``'reflect'`` mirrors the image at its border, for backgrounds of another colour.
 
     Raises:
         ConfigError: for a padding below 1 or an unknown mode.
@@ -107,7 +110,7 @@ class RandomCrop:
             raise ConfigError(unknown_name('mode', self.mode, ('zeros', 'reflect')))
 
     def __call__(self, key: jax.Array, x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
-        height, width = (_pixels(self.padding, side, share=8) for side in x.shape[1:3])
+        height, width = (_pixels(self.padding, side, divisor=8) for side in x.shape[1:3])
         padded = jnp.pad(
             x,
             ((0, 0), (height, height), (width, width), (0, 0)),
@@ -120,9 +123,9 @@ class RandomCrop:
 
 @dataclasses.dataclass(frozen=True)
 class RandomRotation:
-    """Turns each image about its centre by an angle drawn from ``[-degrees, degrees]``.
+    """A random rotation of each image about its centre, by an angle from ``[-degrees, degrees]``.
 
-    Values are interpolated between the four nearest pixels; what comes from outside is 0.
+    Values are interpolated between the four nearest pixels. Pixels from outside the image are 0.
 
     Args:
         degrees: the largest angle, above 0 and at most 180.
@@ -155,7 +158,7 @@ class RandomRotation:
 
 @dataclasses.dataclass(frozen=True)
 class ColorJitter:
-    """Changes brightness, contrast, saturation and hue of each image, in this order.
+    """A random change of each image's brightness, contrast, saturation and hue, in this order.
 
     ::
 
@@ -164,11 +167,11 @@ class ColorJitter:
         saturation   S f              f from [1 - saturation, 1 + saturation], in HSV
         hue          H + d            d from [-hue, hue], in turns of the colour circle
 
-    Floats are taken as 0 to 1, integers as 0 to 255, and results are cut off there. Grey images
-    have neither saturation nor hue; of four channels the last (alpha) stays as it is.
+    Floats range from 0 to 1 and integers from 0 to 255; results are clipped to that range. Grey
+    images have neither saturation nor hue. With four channels the last one (alpha) is not changed.
 
-    torchvision's class of this name multiplies the brightness, takes the contrast about the mean
-    of the grey image, and draws the order.
+    torchvision's class of this name differs: it multiplies the brightness, changes the contrast
+    about the mean of the grey image, and draws the order.
 
     Args:
         brightness: from 0 to 1.
@@ -202,7 +205,9 @@ class ColorJitter:
         if found:
             raise ConfigError(problems('ColorJitter can not be used:', found))
         if not any(dataclasses.astuple(self)):
-            raise ConfigError('brightness: got 0 as for all else, expected one number above 0.')
+            raise ConfigError(
+                'brightness: got 0 for this and all other fields, expected one number above 0.'
+            )
 
     def __call__(self, key: jax.Array, x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
         draws = jax.random.uniform(key, (len(x), 4), minval=-1, maxval=1)
@@ -212,7 +217,7 @@ class ColorJitter:
         changed = _in_dtype(white * jnp.clip(changed, 0, 1), x.dtype)
         return jnp.concatenate([changed, x[..., colors:]], axis=3), y
 
-    def _change(self, image: Any, draws: jax.Array) -> jax.Array:
+    def _change(self, image: jax.Array, draws: jax.Array) -> jax.Array:
         import dm_pix
 
         in_color = image.shape[2] == 3
@@ -221,7 +226,7 @@ class ColorJitter:
         if self.contrast:
             image = dm_pix.adjust_contrast(image, 1 + self.contrast * draws[1])
         if in_color and (self.saturation or self.hue):
-            image = jnp.clip(image, 0, 1)  # outside, HSV is not defined
+            image = jnp.clip(image, 0, 1)  # HSV is not defined outside this range
         if in_color and self.saturation:
             image = dm_pix.adjust_saturation(image, 1 + self.saturation * draws[2])
         if in_color and self.hue:
@@ -231,9 +236,9 @@ class ColorJitter:
 
 @dataclasses.dataclass(frozen=True)
 class Cutout:
-    """Sets a random square of each image to 0.
+    """A random square of each image, set to 0.
 
-    The square's centre is any pixel of the image; what lies outside is cut off.
+    The square's centre is any pixel of the image. The part outside the image is ignored.
 
     Args:
         size: the square's side in pixels. None: a quarter of the height and of the width.
@@ -259,7 +264,7 @@ class Cutout:
         _check_pixels('size', self.size)
 
     def __call__(self, key: jax.Array, x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
-        height, width = (_pixels(self.size, side, share=4) for side in x.shape[1:3])
+        height, width = (_pixels(self.size, side, divisor=4) for side in x.shape[1:3])
         return jnp.where(_boxes(key, x.shape, height, width), jnp.zeros((), x.dtype), x), y
 
 
@@ -268,21 +273,23 @@ class Cutout:
 
 @dataclasses.dataclass(frozen=True)
 class MixUp:
-    """Mixes each example, and its label, with its neighbour in the (shuffled) batch.
+    """A mix of each example, and its label, with its neighbour in the (shuffled) batch.
 
     ::
 
         x_i <- s_i x_i + (1 - s_i) x_(i-1)
         y_i <- s_i y_i + (1 - s_i) y_(i-1)      s_i = max(b, 1 - b), b from Beta(alpha, alpha)
 
-    So at least half of an example stays itself, and its weight in the loss stays its own. The
-    labels are floats: class probabilities ``[batch, classes]``, 0 and 1, or regression targets.
-    `make_augmentation` turns class indices into them; if you call this yourself, do it before.
+    So an example always keeps at least half of its values, and its weight in the loss does not
+    change. Labels are floats: class probabilities ``[batch, classes]``, 0 and 1, or regression
+    targets. `make_augmentation` converts class indices to floats. If you call this object directly,
+    convert them first.
 
-    The paper draws one share for the batch, and does not take the larger one.
+    The paper draws one factor for the batch, and does not take the larger one of ``b`` and
+    ``1 - b``.
 
     Args:
-        alpha: above 0; the larger, the more is mixed.
+        alpha: a number above 0. Larger values mix more.
 
     Raises:
         ConfigError: for another alpha; when called, for integer labels.
@@ -304,21 +311,22 @@ class MixUp:
         _check_alpha(self.alpha)
 
     def __call__(self, key: jax.Array, x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
-        share = _larger_share(key, self.alpha, len(x))
-        return _mix(x, share), _mix(_soft(y), share)
+        ratio = _draw_ratios(key, self.alpha, len(x))
+        return _mix(x, ratio), _mix(_check_floats(y), ratio)
 
 
 @dataclasses.dataclass(frozen=True)
 class CutMix:
-    """Pastes a random box of its neighbour in the (shuffled) batch into each image.
+    """A random box of each image, replaced by that of its neighbour in the (shuffled) batch.
 
     The label is mixed in proportion to the areas: ``y_i <- s_i y_i + (1 - s_i) y_(i-1)``, where
-    ``s_i`` is the share of pixels that stay, at least a half. The box covers ``1 - max(b, 1 - b)``
-    of the image, ``b`` from ``Beta(alpha, alpha)``, less what reaches beyond the border. Labels are
-    floats as for `MixUp`, and not regression targets: half an image has no half of a number.
+    ``s_i``, at least 0.5, is the fraction of pixels that are kept. The box covers
+    ``1 - max(b, 1 - b)`` of the image, with ``b`` from ``Beta(alpha, alpha)``, without the part
+    beyond the border. Labels are floats as for `MixUp`, but not regression targets: half of an
+    image does not have half of the target.
 
     Args:
-        alpha: above 0; the larger, the larger the boxes.
+        alpha: a number above 0. Larger values give larger boxes.
 
     Raises:
         ConfigError: for another alpha; when called, for integer labels.
@@ -342,27 +350,27 @@ class CutMix:
         _check_alpha(self.alpha)
 
     def __call__(self, key: jax.Array, x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
-        share_key, box_key = jax.random.split(key)
-        side = jnp.sqrt(1 - _larger_share(share_key, self.alpha, len(x)))
+        ratio_key, box_key = jax.random.split(key)
+        side = jnp.sqrt(1 - _draw_ratios(ratio_key, self.alpha, len(x)))
         height, width = (jnp.floor(side * pixels).astype(int) for pixels in x.shape[1:3])
         box = _boxes(box_key, x.shape, height, width)
-        stays = 1 - box.mean(axis=(1, 2, 3))
-        return jnp.where(box, _neighbour(x), x), _mix(_soft(y), stays)
+        ratio = 1 - box.mean(axis=(1, 2, 3))
+        return jnp.where(box, _neighbour(x), x), _mix(_check_floats(y), ratio)
 
 
-# --- any numbers ------------------------------------------------------------------------------
+# --- any inputs -------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
 class GaussianNoise:
-    """Adds normal noise: ``x + scale * std * n``, with ``n`` from N(0, 1).
+    """Normal noise added to the inputs: ``x + scale * std * n``, with ``n`` from N(0, 1).
 
     ``std`` is the standard deviation over the batch, for each column of a table and each channel
-    of images (the last axis). So a scale means the same for raw and standardised columns, for
-    pixels from 0 to 1 and to 255, and a constant column stays constant.
+    of images (the last axis). So a scale has the same effect on raw and standardised columns, and
+    on pixels from 0 to 1 and from 0 to 255. A constant column stays constant.
 
     Args:
-        scale: noise in standard deviations of the data, above 0.
+        scale: the noise in standard deviations of the data, above 0.
 
     Raises:
         ConfigError: for another scale.
@@ -398,32 +406,32 @@ class GaussianNoise:
 
 
 def _as_floats(x: jax.Array) -> jax.Array:
-    """In float32 at least: bfloat16 could not place a pixel."""
+    """Converts to float32 or wider, because bfloat16 is too coarse for pixel positions."""
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
-def _in_dtype(values: jax.Array, dtype: Any) -> jax.Array:
-    whole = jnp.issubdtype(dtype, jnp.integer)
-    return (jnp.round(values) if whole else values).astype(dtype)
+def _in_dtype(values: jax.Array, dtype: npt.DTypeLike) -> jax.Array:
+    is_integer = jnp.issubdtype(dtype, jnp.integer)
+    return (jnp.round(values) if is_integer else values).astype(dtype)
 
 
-def _pixels(chosen: int | None, side: int, share: int) -> int:
-    return max(1, side // share) if chosen is None else int(chosen)
+def _pixels(setting: int | None, side: int, divisor: int) -> int:
+    return max(1, side // divisor) if setting is None else int(setting)
 
 
 def _rotate(image: jax.Array, angle: jax.Array) -> jax.Array:
-    """Turns ``[height, width, channels]`` counter-clockwise by radians, with zeros around it."""
+    """Rotates ``[height, width, channels]`` counter-clockwise by radians, padded with zeros."""
     height, width, _ = image.shape
     center_row, center_column = (height - 1) / 2, (width - 1) / 2
     down, right = jnp.arange(height)[:, None] - center_row, jnp.arange(width) - center_column
-    # Where in the image each pixel of the result comes from.
+    # The position in the image that each pixel of the result is read from.
     row = jnp.cos(angle) * down + jnp.sin(angle) * right + center_row
     column = jnp.cos(angle) * right - jnp.sin(angle) * down + center_column
 
-    def corner(row: jax.Array, column: jax.Array, share: jax.Array) -> jax.Array:
+    def corner(row: jax.Array, column: jax.Array, weight: jax.Array) -> jax.Array:
         inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
         pixel = image[jnp.clip(row, 0, height - 1), jnp.clip(column, 0, width - 1)]
-        return jnp.where(inside, share, 0)[..., None] * pixel
+        return jnp.where(inside, weight, 0)[..., None] * pixel
 
     top, left = jnp.floor(row).astype(int), jnp.floor(column).astype(int)
     below, beside = row - top, column - left
@@ -435,11 +443,13 @@ def _rotate(image: jax.Array, angle: jax.Array) -> jax.Array:
     )
 
 
-def _boxes(key: jax.Array, shape: tuple[int, ...], height: Any, width: Any) -> jax.Array:
-    """Marks a box ``[batch, height, width, 1]`` per image, about any pixel, cut off at borders."""
+def _boxes(
+    key: jax.Array, shape: tuple[int, ...], height: jax.Array | int, width: jax.Array | int
+) -> jax.Array:
+    """Returns a mask ``[batch, height, width, 1]`` of a box per image, centred on any pixel."""
     row_key, column_key = jax.random.split(key)
 
-    def marks(key: jax.Array, side: int, length: Any) -> jax.Array:
+    def marks(key: jax.Array, side: int, length: jax.Array | int) -> jax.Array:
         center = jax.random.randint(key, shape[:1], 0, side)
         first = center - length // 2
         at = jnp.arange(side)
@@ -451,49 +461,50 @@ def _boxes(key: jax.Array, shape: tuple[int, ...], height: Any, width: Any) -> j
 
 
 def _neighbour(values: jax.Array) -> jax.Array:
-    # The batch is shuffled already, so the neighbour is a random partner; a permutation would have
-    # to gather rows from every device.
+    # The batch is shuffled already, so the neighbour is a random partner. A permutation would
+    # gather rows from every device.
     return jnp.roll(values, 1, axis=0)
 
 
-def _mix(values: jax.Array, share: jax.Array) -> jax.Array:
-    share = share.reshape(-1, *[1] * (values.ndim - 1))
-    own = _as_floats(values)
-    return _in_dtype(share * own + (1 - share) * _neighbour(own), values.dtype)
+def _mix(values: jax.Array, ratio: jax.Array) -> jax.Array:
+    ratio = ratio.reshape(-1, *[1] * (values.ndim - 1))
+    floats = _as_floats(values)
+    return _in_dtype(ratio * floats + (1 - ratio) * _neighbour(floats), values.dtype)
 
 
-def _soft(y: jax.Array) -> jax.Array:
+def _check_floats(y: jax.Array) -> jax.Array:
     if not jnp.issubdtype(y.dtype, jnp.floating):
         raise ConfigError(
-            f'y: got {y.dtype}, expected floats, which can be mixed. make_augmentation makes them '
-            'of class indices; else use jax.nn.one_hot(y, num_classes).'
+            f'y: got {y.dtype}, expected floats, which can be mixed. make_augmentation converts '
+            'class indices; or use jax.nn.one_hot(y, num_classes).'
         )
     return y
 
 
-def _larger_share(key: jax.Array, alpha: float, size: int) -> jax.Array:
-    """``max(b, 1 - b)`` for ``b`` from ``Beta(alpha, alpha)``, exact and without rejections.
+def _draw_ratios(key: jax.Array, alpha: float, size: int) -> jax.Array:
+    """Draws ``max(b, 1 - b)`` for ``b`` from ``Beta(alpha, alpha)``, without rejections.
 
-    `jax.random.beta` rejects draws in loops, which take 0.2 ms for 128 and a second to compile.
+    The distribution is exact. `jax.random.beta` rejects draws in loops, which take 0.2 ms for 128
+    draws and a second to compile.
 
     Reference:
         Devroye, 1996, *Random variate generation in one line of code*.
     """
-    # Away from 0: its power is infinite.
+    # Draws are above 0, where the power would be infinite.
     u, v = jax.random.uniform(key, (2, size), minval=jnp.finfo(jnp.float32).tiny)
     t = (u ** (-1 / alpha) - 1) * jnp.cos(2 * jnp.pi * v) ** 2
     return 0.5 + 0.5 / jnp.sqrt(1 + 1 / t)
 
 
-def _check_pixels(name: str, pixels: Any) -> None:
+def _check_pixels(name: str, pixels: int | None) -> None:
     if pixels is not None and not (is_whole(pixels) and pixels >= 1):
         raise ConfigError(
             f'{name}: got {pixels!r}, expected a whole number of pixels of at least 1, or None.'
         )
 
 
-def _check_alpha(alpha: Any) -> None:
+def _check_alpha(alpha: float) -> None:
     if not is_number(alpha) or not alpha > 0:
         raise ConfigError(
-            f'alpha: got {alpha!r}, expected a number above 0. Leave the mixing out to mix nothing.'
+            f'alpha: got {alpha!r}, expected a number above 0. To mix nothing, leave it out.'
         )

@@ -1,9 +1,9 @@
-"""Where a run's batches come from: data on the device, cut into steps by an index plan."""
+"""Batch feeds: data on the device, divided into steps by an index plan."""
 
 import functools
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -13,24 +13,29 @@ from flax import struct
 from thinkml.core.parallel.sharding import ShardedRows
 from thinkml.core.train.step import Batch
 from thinkml.core.xla.jit import Jit
+from thinkml.typing import PyTree
+
+SourcePosition: TypeAlias = Any
+"""The position of a data source, as plain values that a checkpoint can store; None for none."""
 
 
 class DeviceData(struct.PyTreeNode):
-    """A data set on the device, or a part of one, as an index plan into the whole.
+    """A data set on the device, or a subset of its rows, given by their indices.
 
-    Row counts are traced, so that folds and subsets of one data set share compiled programs.
+    Row counts are traced, so folds and subsets of one data set share compiled programs.
 
     Attributes:
         x: inputs, arrays ``[capacity, ...]``.
         y: encoded labels or targets, ``[capacity, ...]``.
-        rows: int32, the rows in use; only the first ``num_rows`` entries count.
-        num_rows: int32 scalar.
-        weight: float32 ``[capacity]``, what each example's loss counts; None where all count 1.
-        parted: how ``x``, ``y`` and ``weight`` are in parts on several devices; None where each
+        rows: int32, the indices of the rows in use; only the first ``num_rows`` entries are valid.
+        num_rows: int32 scalar, the number of rows in use.
+        weight: float32 ``[capacity]``, the weight of each example's loss; None if all weights are
+            1.
+        parted: the way ``x``, ``y`` and ``weight`` are sharded over several devices; None if each
             device has all of them.
     """
 
-    x: Any
+    x: PyTree
     y: jax.Array
     rows: jax.Array
     num_rows: jax.Array
@@ -42,15 +47,16 @@ class Block(NamedTuple):
     """Consecutive steps of an epoch whose data is on the device.
 
     Attributes:
-        data: holds at least the rows of these steps.
-        plan: int32 ``[steps, batch]``, the rows of ``data`` each step takes. Counted through, only
-            the first ``data.num_rows`` entries are examples; the others fill up, at weight 0.
-        start: the epoch's step that is the plan's first.
+        data: the data, at least the rows of these steps.
+        plan: int32 ``[steps, batch]``, the indices of the rows of ``data`` in each step. Over the
+            flattened plan, only the first ``data.num_rows`` entries are examples. The others are
+            padding with weight 0.
+        start: the index, within the epoch, of the plan's first step.
         first: the first step to run, an index into the plan.
         last: one past the last step to run.
-        ends_epoch: whether nothing of the epoch is left after it.
-        sources: where the source of the data is after each step of the plan, as plain values;
-            empty where the step alone tells.
+        ends_epoch: True if this is the last block of the epoch.
+        sources: the position of the data source after each step of the plan, as plain values;
+            empty if the step number alone determines it.
     """
 
     data: DeviceData
@@ -59,7 +65,7 @@ class Block(NamedTuple):
     first: int
     last: int
     ends_epoch: bool
-    sources: Sequence[Any] = ()
+    sources: Sequence[SourcePosition] = ()
 
 
 class Feed(Protocol):
@@ -67,39 +73,40 @@ class Feed(Protocol):
 
     @property
     def steps_per_epoch(self) -> int | None:
-        """Steps of an epoch; None where only its end tells."""
+        """The number of steps in an epoch; None if it is unknown until the epoch ends."""
         ...
 
     @property
     def batch_size(self) -> int:
-        """Examples of a step."""
+        """The number of examples in a step."""
         ...
 
-    def blocks(self, epoch: int, first: int, source: Any = None) -> Iterator[Block]:
-        """The blocks of an epoch from step ``first`` on. The same arguments give the same data.
+    def blocks(self, epoch: int, first: int, source: SourcePosition = None) -> Iterator[Block]:
+        """Yields the blocks of an epoch from step ``first`` on. Equal arguments give equal data.
 
         Args:
-            epoch: 0-based.
-            first: steps already done.
-            source: where the source of the data was after them, from `Block.sources`.
+            epoch: the epoch, counted from 0.
+            first: the number of finished steps.
+            source: the position of the data source after these steps, from `Block.sources`.
         """
         ...
 
 
 class ResidentFeed:
-    """Batches of data that stays on the device: an epoch is one block.
+    """A feed of data that stays on the device, with one block per epoch.
 
     Each epoch visits every row once, in an order that depends on ``(shuffle_key, epoch)`` alone.
-    The last batch of an epoch is filled up with rows from its beginning, at weight 0.
+    The last batch of an epoch is padded with rows from its beginning, at weight 0.
 
     Args:
         data: the training data.
         num_rows: ``data.num_rows`` as a Python int.
-        batch_size: examples of a step; a smaller data set trains as one batch.
-        shuffle_key: PRNG key of the shuffling; None keeps the order of the rows.
-        limit_steps: steps after which an epoch ends, if it has more; None for all.
-        room: rows up to which the data set grows. A batch is then never smaller than that because
-            there are few rows yet: it is filled up, so that nothing is compiled anew.
+        batch_size: the number of examples in a step. A smaller data set trains as one batch.
+        shuffle_key: the PRNG key of the shuffling; None keeps the order of the rows.
+        limit_steps: the number of steps after which an epoch ends, if it has more; None for all.
+        room: the number of rows that the data set may grow to. Batches then have
+            ``min(batch_size, room)`` rows from the start, padded while there are fewer, so that
+            growth compiles nothing again.
     """
 
     def __init__(
@@ -117,43 +124,50 @@ class ResidentFeed:
         self._data = data.replace(rows=jnp.asarray(data.rows))
         self._key = shuffle_key
 
-    def blocks(self, epoch: int, first: int, source: Any = None) -> Iterator[Block]:
-        """One block: the epoch."""
-        make = _plan_on_host if _is_of_one_cpu(self._data.rows) else _plan
-        plan = make(self.batch_size, self._data.rows, self._data.num_rows, self._key, epoch)
-        yield Block(self._data, plan, 0, first, self.steps_per_epoch, True)
+    def blocks(self, epoch: int, first: int, source: SourcePosition = None) -> Iterator[Block]:
+        """Yields one block, the epoch."""
+        make_plan = _plan_on_host if _is_on_one_cpu(self._data.rows) else _plan
+        plan = make_plan(self.batch_size, self._data.rows, self._data.num_rows, self._key, epoch)
+        yield Block(
+            data=self._data,
+            plan=plan,
+            start=0,
+            first=first,
+            last=self.steps_per_epoch,
+            ends_epoch=True,
+        )
 
 
 def steps_of(num_rows: int, batch_size: int, limit_steps: int | None = None) -> int:
-    """Steps of an epoch over ``num_rows`` rows."""
+    """Returns the number of steps in an epoch over ``num_rows`` rows."""
     steps = math.ceil(num_rows / min(batch_size, num_rows))
     return steps if limit_steps is None else min(steps, limit_steps)
 
 
 def epoch_order(rows: np.ndarray, capacity: int, key: jax.Array | None, epoch: int) -> np.ndarray:
-    """The order in which an epoch visits rows, on the host: the same as on an accelerator.
+    """Returns the rows in the order of an epoch, on the host; an accelerator gives the same order.
 
     Args:
         rows: the rows in use.
-        capacity: how many there may be; decides what is drawn.
-        key: PRNG key of the shuffling; None keeps the order.
-        epoch: 0-based.
+        capacity: the largest possible number of rows. The random draws depend on it.
+        key: the PRNG key of the shuffling; None keeps the order.
+        epoch: the epoch, counted from 0.
     """
     if key is None:
         return rows
-    # Each row's bits above its place: 64-bit numbers, which NumPy sorts 20 times as fast as XLA
-    # sorts pairs on a CPU.
-    packed = np.asarray(_bits(capacity, key, epoch))[: len(rows)].astype(np.uint64)
-    packed <<= np.uint64(32)
-    packed |= np.arange(len(rows), dtype=np.uint64)
-    packed.sort()
-    return rows[packed.astype(np.uint32)]
+    # The random bits above each row's position form one 64-bit number. On a CPU, NumPy sorts these
+    # 20 times as fast as XLA sorts pairs.
+    keys = np.asarray(_bits(capacity, key, epoch))[: len(rows)].astype(np.uint64)
+    keys <<= np.uint64(32)
+    keys |= np.arange(len(rows), dtype=np.uint64)
+    keys.sort()
+    return rows[keys.astype(np.uint32)]
 
 
 def _plan_on_host(
     batch_size: int, rows: jax.Array, num_rows: jax.Array, key: jax.Array | None, epoch: int
 ) -> jax.Array:
-    """What `_plan` returns, of rows in the memory of a CPU."""
+    """Returns the result of `_plan` for rows in the memory of a CPU."""
     order = epoch_order(np.asarray(rows)[: int(num_rows)], len(rows), key, epoch)
     plan = np.resize(order, (math.ceil(len(rows) / batch_size), batch_size))
     return jax.device_put(plan, rows.sharding if rows.committed else None)
@@ -163,7 +177,7 @@ def _plan_on_host(
 def _plan(
     batch_size: int, rows: jax.Array, num_rows: jax.Array, key: jax.Array | None, epoch: int
 ) -> jax.Array:
-    """The epoch's index plan ``[steps, batch]``."""
+    """Returns the epoch's index plan ``[steps, batch]``."""
     order = rows
     if key is not None:
         unused = jnp.arange(len(rows)) >= num_rows
@@ -175,21 +189,20 @@ def _plan(
 
 @functools.partial(Jit, static_argnums=(0,))
 def _bits(capacity: int, key: jax.Array, epoch: int) -> jax.Array:
-    """What rows are sorted by, stably.
+    """Draws the bits by which rows are sorted, stably.
 
-    Two rows that draw the same 32 bits keep their order, a bias far below anything training could
-    notice.
+    Two rows with the same 32 bits keep their order. This bias is far too small to affect training.
     """
     return jax.random.bits(jax.random.fold_in(key, epoch), (capacity,), jnp.uint32)
 
 
-def _is_of_one_cpu(array: jax.Array) -> bool:
+def _is_on_one_cpu(array: jax.Array) -> bool:
     devices = array.devices()
     return len(devices) == 1 and next(iter(devices)).platform == 'cpu'
 
 
 def take(data: DeviceData, rows: jax.Array, first: jax.Array) -> Batch:
-    """Gathers rows as a batch; those at or past ``num_rows`` of the plan get weight 0."""
+    """Gathers rows as a batch. Rows at or after position ``num_rows`` of the plan get weight 0."""
     if data.parted is None:
         gather = functools.partial(jnp.take, indices=rows, axis=0, mode='clip')
     else:

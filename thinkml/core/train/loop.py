@@ -1,11 +1,11 @@
-"""The compiled chunk: many training steps in one dispatch, and the generator over chunks."""
+"""The training loop: many compiled steps in one dispatch, and a generator over the dispatches."""
 
 import dataclasses
 import functools
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,50 +15,53 @@ from clu.metrics import Collection
 from thinkml.core.objectives.streaming_metrics import compute
 from thinkml.core.parallel.multiprocess import broadcast_number
 from thinkml.core.parallel.sharding import Layout, pin_state, replicate
-from thinkml.core.train.batch_feed import DeviceData, Feed, take
+from thinkml.core.train.batch_feed import DeviceData, Feed, SourcePosition, take
 from thinkml.core.train.state import TrainState
 from thinkml.core.train.step import EvalStep, TrainStep
 from thinkml.core.xla.jit import Jit
+from thinkml.typing import PyTree
 
 
 class Position(NamedTuple):
-    """How far a run has got.
+    """The position of a run, from which it can be resumed.
 
     Attributes:
-        epoch: 0-based epoch to go on with.
-        step: steps of that epoch already done.
-        metrics: what they measured; None where there were none.
-        source: where the source of the data was after them, from the `Feed`.
+        epoch: the epoch to continue, counted from 0.
+        step: the number of finished steps of that epoch.
+        metrics: the metrics of these steps; None if there were none.
+        source: the position of the data source after these steps, from the `Feed`.
     """
 
     epoch: int = 0
     step: int = 0
     metrics: Collection | None = None
-    source: Any = None
+    source: SourcePosition = None
 
 
 @dataclasses.dataclass(eq=False)
 class Chunk:
-    """What one dispatch did. Its arrays may still be in the making; reading them waits.
+    """The result of one dispatch. Its arrays may not be computed yet; reading them waits.
 
-    They are donated to the next dispatch: read or copy what you need before asking for the next
-    chunk. Assign to ``state`` to go on with another one (another learning rate, say).
+    They are donated to the next dispatch, so read or copy what you need before you request the next
+    chunk. To continue with another state, such as one with another learning rate, assign to
+    ``state``.
 
     Attributes:
         state: the state after the chunk.
-        epoch: 0-based epoch.
-        first: first step of the chunk within its epoch.
+        epoch: the epoch, counted from 0.
+        first: the first step of the chunk within its epoch.
         last: one past the chunk's last step.
-        ends_epoch: whether the epoch is complete.
+        ends_epoch: True if the epoch is complete.
         metrics: the epoch's metrics so far, a CLU collection on the device.
-        losses: the loss of each step of the chunk, then zeros, on the device.
-        num_done: steps done, fewer than asked for where a loss was not finite; on the device.
-        state_is_finite: whether the parameters and the model state are; on the device.
-        source: where the source of the data was after it.
-        started_at: when it was dispatched, by `time.perf_counter`.
-        input_seconds: how long it waited for its data before that, the device at rest.
-        rerun: ``rerun(state, num_steps)``, the state after the chunk's first steps from the state
-            before it, which is donated.
+        losses: the loss of each step of the chunk, followed by zeros, on the device.
+        num_done: the number of finished steps, on the device. It is smaller than
+            ``last - first`` if a loss was not finite.
+        state_is_finite: True if the parameters and the model state are finite, on the device.
+        source: the position of the data source after the chunk.
+        started_at: the time of the dispatch, by `time.perf_counter`.
+        input_seconds: the time before the dispatch in which the device waited for data.
+        rerun: ``rerun(state, num_steps)`` runs the chunk's first steps again from the state before
+            the chunk, which is donated, and returns the state after them.
     """
 
     state: TrainState
@@ -70,30 +73,30 @@ class Chunk:
     losses: jax.Array
     num_done: jax.Array
     state_is_finite: jax.Array
-    source: Any
+    source: SourcePosition
     started_at: float
     input_seconds: float
     rerun: Callable[[TrainState, int], TrainState]
 
     def step_losses(self) -> np.ndarray:
-        """The loss of each step done, on the host."""
+        """Returns the loss of each finished step, on the host."""
         return np.asarray(self.losses)[: int(self.num_done)]
 
     def epoch_metrics(self) -> dict[str, float]:
-        """The epoch's metrics so far as plain floats."""
+        """Returns the epoch's metrics so far as plain floats."""
         return compute(self.metrics)
 
     @property
     def is_finite(self) -> bool:
-        """Whether the losses of all steps done were finite."""
+        """True if the losses of all finished steps are finite."""
         return bool(np.isfinite(self.step_losses()).all())
 
     @property
     def position(self) -> Position:
-        """Where to go on after this chunk."""
+        """The position of the run after this chunk."""
         if self.ends_epoch:
             return Position(self.epoch + 1)
-        return Position(self.epoch, self.last, self.metrics, self.source)
+        return Position(epoch=self.epoch, step=self.last, metrics=self.metrics, source=self.source)
 
 
 def train_chunks(
@@ -110,36 +113,36 @@ def train_chunks(
     steps_per_dispatch: int | None = None,
     layout: Layout | None = None,
 ) -> Iterator[Chunk]:
-    """Trains, yielding after each dispatch.
+    """Trains and yields after each dispatch.
 
-    Where an epoch is cut into dispatches changes neither the numbers nor the compiled program.
+    The number of steps in a dispatch changes neither the results nor the compiled program.
 
     Args:
-        step: from `make_train_step`.
-        metrics: the CLU collection class the step was made with.
-        state: from `init_state`; donated, as every later state is.
-        feed: the batches, for instance a `ResidentFeed`.
-        epochs: passes over the data, those before ``start`` counted in.
-        start: where to begin, from the `Chunk.position` an earlier run got to.
-        max_steps: steps to take at most.
-        border_every: let a dispatch end wherever a multiple of this many steps are done.
-        stop_nonfinite: end with the first step whose loss is NaN or infinite.
-        steps_per_dispatch: training steps in one dispatch. None fits them to two seconds at most,
-            for Python can't react (progress bar, Ctrl-C) while a dispatch runs.
-        layout: that of the step.
+        step: the training step, from `make_train_step`.
+        metrics: the CLU collection class that the step was made with.
+        state: the initial state, from `init_state`. It is donated, like every later state.
+        feed: the batches, such as a `ResidentFeed`.
+        epochs: the number of passes over the data, including those before ``start``.
+        start: the position to start from, such as an earlier run's `Chunk.position`.
+        max_steps: the largest number of steps to take.
+        border_every: end a dispatch whenever the number of finished steps is a multiple of this.
+        stop_nonfinite: True to stop after the first step whose loss is NaN or infinite.
+        steps_per_dispatch: the number of training steps in one dispatch. None limits a dispatch to
+            about two seconds, because Python can't react (progress bar, Ctrl-C) while it runs.
+        layout: the layout that the step was made with.
 
     Yields:
-        a `Chunk` as soon as it is dispatched.
+        Each `Chunk` as soon as it is dispatched.
     """
     pace = _Pace(steps_per_dispatch, border_every)
     steps_done = int(state.step)
     last_step = math.inf if max_steps is None else steps_done + max_steps
     for epoch in range(start.epoch, epochs):
-        begun = start if epoch == start.epoch else Position(epoch)
-        totals = empty_metrics(metrics, layout) if begun.metrics is None else begun.metrics
-        asked_at = time.perf_counter()
-        for block in feed.blocks(epoch, begun.step, begun.source):
-            input_seconds = time.perf_counter() - asked_at
+        position = start if epoch == start.epoch else Position(epoch)
+        totals = empty_metrics(metrics, layout) if position.metrics is None else position.metrics
+        requested_at = time.perf_counter()
+        for block in feed.blocks(epoch, position.step, position.source):
+            input_seconds = time.perf_counter() - requested_at
             first = block.first
             while first < block.last and steps_done < last_step:
                 steps = pace.steps_from(steps_done, block.last - first)
@@ -147,7 +150,7 @@ def train_chunks(
                     steps = broadcast_number(steps)
                 steps = min(steps, last_step - steps_done)
                 last = int(min(block.last, first + steps))
-                started = time.perf_counter()
+                started_at = time.perf_counter()
                 run = functools.partial(
                     _run_steps, step, stop_nonfinite, layout, block.data, block.plan
                 )
@@ -163,7 +166,7 @@ def train_chunks(
                     num_done=num_done,
                     state_is_finite=finite,
                     source=block.sources[last - 1] if block.sources else None,
-                    started_at=started,
+                    started_at=started_at,
                     input_seconds=input_seconds,
                     rerun=functools.partial(_rerun, run, metrics, layout, first),
                 )
@@ -172,35 +175,36 @@ def train_chunks(
                 if stop_nonfinite and not chunk.is_finite:
                     return
                 state = chunk.state
-                pace.observe(last - first, time.perf_counter() - started)
+                pace.observe(last - first, time.perf_counter() - started_at)
                 steps_done += last - first
                 first, input_seconds = last, 0.0
             if steps_done >= last_step:
                 return
-            asked_at = time.perf_counter()
+            requested_at = time.perf_counter()
 
 
 class _Pace:
-    """How many steps the next dispatch takes: at most about ``TARGET_SECONDS`` of them."""
+    """A controller of the steps per dispatch, which should take ``TARGET_SECONDS`` at most."""
 
-    # A dispatch has a price (on a CPU, XLA takes memory for activations anew), Ctrl-C waits for it.
+    # Shorter dispatches cost time, since on a CPU XLA allocates the activations again for each.
+    # Longer ones delay Ctrl-C.
     TARGET_SECONDS = 2.0
 
     def __init__(self, steps_per_dispatch: int | None, border_every: int | None):
         self.fixed = steps_per_dispatch is not None
         self.border_every = border_every
-        # The first dispatch compiles and so tells nothing; the second measures the step.
+        # The time of the first dispatch includes compilation, so the second measures the step.
         self.steps = steps_per_dispatch or 1
         self.compiled = False
         self.step_seconds = math.inf
 
     def steps_from(self, step: int, remaining: int) -> int:
-        """Steps of the dispatch that begins after ``step`` steps, with so many to the end."""
+        """Returns how many of the remaining steps the dispatch after ``step`` steps takes."""
         if self.border_every is not None:
             remaining = min(remaining, self.border_every - step % self.border_every)
         if self.fixed:
             return min(self.steps, remaining)
-        # No short one is left for the end.
+        # Dispatches of nearly equal length leave no short one at the end.
         return math.ceil(remaining / math.ceil(remaining / self.steps))
 
     def observe(self, steps: int, seconds: float) -> None:
@@ -209,14 +213,14 @@ class _Pace:
         if not self.compiled:
             self.compiled, self.steps = True, 8
             return
-        # The least: what the caller did meanwhile (an evaluation, a checkpoint) is in it too.
+        # The minimum, because the caller's own work (an evaluation, a checkpoint) is in the time.
         self.step_seconds = min(self.step_seconds, seconds / steps)
         self.steps = max(1, int(self.TARGET_SECONDS / self.step_seconds))
 
 
 @functools.partial(Jit, static_argnums=(0, 1))
 def empty_metrics(metrics: type[Collection], layout: Layout | None = None) -> Collection:
-    """An epoch's metrics before anything was measured."""
+    """Returns an epoch's metrics before its first step."""
     return replicate(layout, metrics.empty())
 
 
@@ -231,37 +235,37 @@ def _run_steps(
     first: int,
     last: int,
 ) -> tuple[TrainState, Collection, jax.Array, jax.Array, jax.Array]:
-    """Steps ``first`` to ``last`` of a plan. Traced bounds: one program for every length."""
+    """Runs steps ``first`` to ``last`` of a plan. The bounds are traced: one program for all."""
 
-    def goes_on(carry):
-        index, goes_on, *_ = carry
-        return (index < last) & goes_on
+    def should_continue(carry):
+        index, is_valid, *_ = carry
+        return (index < last) & is_valid
 
     def body(carry):
         index, _, state, totals, losses = carry
         batch = take(data, plan[index], index * plan.shape[1])
         state, output = step(state, batch)
-        goes_on = jnp.isfinite(output.loss) if stop_nonfinite else jnp.asarray(True)
+        is_valid = jnp.isfinite(output.loss) if stop_nonfinite else jnp.asarray(True)
         losses = losses.at[index - first].set(output.loss)
         totals = replicate(layout, totals.merge(output.metrics))
-        return index + 1, goes_on, state, totals, losses
+        return index + 1, is_valid, state, totals, losses
 
     losses = jnp.zeros((len(plan),), jnp.float32)
     start = (jnp.asarray(first, jnp.int32), jnp.asarray(True), *carry, losses)
-    index, _, state, totals, losses = jax.lax.while_loop(goes_on, body, start)
+    index, _, state, totals, losses = jax.lax.while_loop(should_continue, body, start)
     outcome = totals, losses, index - first, all_finite((state.params, state.model_state))
     return pin_state(layout, state), *replicate(layout, outcome)
 
 
-def all_finite(tree: Any) -> jax.Array:
-    """Whether all floats of a pytree are finite."""
+def all_finite(tree: PyTree) -> jax.Array:
+    """Returns True, as an array, if all floats of a pytree are finite."""
     floats = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
     each = (jnp.isfinite(leaf).all() for leaf in floats)
     return functools.reduce(jnp.logical_and, each, jnp.asarray(True))
 
 
 def _rerun(
-    run: Any,
+    run: Callable[..., tuple[TrainState, *tuple[PyTree, ...]]],
     metrics: type[Collection],
     layout: Layout | None,
     first: int,
@@ -274,23 +278,25 @@ def _rerun(
 def evaluate(
     step: EvalStep,
     metrics: type[Collection],
-    params: Any,
-    model_state: Any,
+    params: PyTree,
+    model_state: PyTree,
     data: DeviceData | Iterable[DeviceData],
     *,
     batch_size: int,
     layout: Layout | None = None,
 ) -> dict[str, float]:
-    """Returns the metrics over a data set as plain floats, equal for any batch size, to rounding.
+    """Returns the metrics over a data set as plain floats.
+
+    They do not depend on the batch size, except for rounding.
 
     Args:
-        step: from `make_eval_step`.
-        metrics: the CLU collection class the step was made with.
+        step: the evaluation step, from `make_eval_step`.
+        metrics: the CLU collection class that the step was made with.
         params: the trainable arrays.
         model_state: the other arrays.
-        data: the data set, whole or in parts.
-        batch_size: rows at a time; bounds the memory, changes no more than rounding.
-        layout: that of the step.
+        data: the data set, as one object or in several parts.
+        batch_size: the number of rows computed at a time, which limits the memory.
+        layout: the layout that the step was made with.
     """
     totals = empty_metrics(metrics, layout)
     for part in [data] if isinstance(data, DeviceData) else data:
@@ -305,8 +311,8 @@ def _run_eval(
     def body(index, totals):
         first = index * batch_size
         rows = data.rows[(first + jnp.arange(batch_size)) % data.num_rows]
-        measured = step(params, model_state, take(data, rows, first))
-        return replicate(layout, totals.merge(measured))
+        batch_metrics = step(params, model_state, take(data, rows, first))
+        return replicate(layout, totals.merge(batch_metrics))
 
     num_batches = (data.num_rows + batch_size - 1) // batch_size
     return jax.lax.fori_loop(0, num_batches, body, totals)

@@ -1,4 +1,4 @@
-"""Optimizers by name, as optax transformations whose numbers are traced values in their state."""
+"""Optimizers by name: optax transformations with traced hyperparameters in their state."""
 
 import dataclasses
 import functools
@@ -7,27 +7,28 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy.typing as npt
 import optax
 
 from thinkml.core.parallel.sharding import put_like
 from thinkml.core.train.schedules import SCHEDULES, Schedule
 from thinkml.errors import ConfigError, unknown_name
+from thinkml.typing import PyTree
 
-PyTree = Any
 OptimizerFn = Callable[[Any], optax.GradientTransformation]
 ScheduleFn = Callable[[Any], Any]
 
 
 class OptimizerState(NamedTuple):
-    """The state of an optimizer from `make_optimizer`: arrays only.
+    """The state of an optimizer from `make_optimizer`; it contains only arrays.
 
     Attributes:
-        step: int32 scalar, updates made so far.
+        step: int32 scalar, the number of updates so far.
         last_rate: the learning rate of the last update, 0 before the first; None for an optax
-            transformation that has its own.
-        hyperparams: the numbers `set_hyperparams` sets, those it must set before the first update
-            being None until then.
-        inner_state: of the optax transformations.
+            transformation with a built-in rate.
+        hyperparams: the values that `set_hyperparams` sets. Those that must be set before the first
+            update are None until then.
+        inner_state: the state of the optax transformations.
     """
 
     step: jax.Array
@@ -40,11 +41,11 @@ class OptimizerState(NamedTuple):
 
 
 def decay_mask(params: PyTree) -> PyTree:
-    """Returns which parameters weight decay is for: True for each that is a matrix or more.
+    """Returns a pytree of bools, True for each parameter that weight decay applies to.
 
-    Left out are arrays of rank 0 and 1 (biases, scales of norms) and those named ``bias`` or
-    ``scale``, or ``..._bias`` or ``..._scale``, at any rank: the biases of attention heads are
-    matrices. Embeddings are decayed.
+    It applies to arrays of rank 2 or more, embeddings included. It does not apply to arrays of rank
+    0 and 1 (biases, scales of norms), nor to arrays of any rank named ``bias``, ``scale``,
+    ``..._bias`` or ``..._scale``: the biases of attention heads are matrices.
 
     Example:
         >>> import jax.numpy as jnp
@@ -63,23 +64,27 @@ def _is_bias_or_scale(path: tuple[Any, ...]) -> bool:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Named:
+class _NamedOptimizer:
     """An optimizer with decoupled weight decay: ``make(learning_rate, weight_decay)``."""
 
     make: Callable[[Any, Any], optax.GradientTransformation]
     weight_decay: float
 
 
-def _decaying(optimizer: Callable[..., Any], weight_decay: float, mask: str = 'mask') -> _Named:
-    """Of an optax optimizer that decays by itself, within its own update."""
-    return _Named(
+def _with_builtin_decay(
+    optimizer: Callable[..., optax.GradientTransformation],
+    weight_decay: float,
+    mask: str = 'mask',
+) -> _NamedOptimizer:
+    """Wraps an optax optimizer that applies weight decay in its own update."""
+    return _NamedOptimizer(
         lambda rate, decay: optimizer(rate, weight_decay=decay, **{mask: decay_mask}), weight_decay
     )
 
 
-def _decayed(optimizer: OptimizerFn) -> _Named:
-    """Of one that does not: ``learning_rate * weight_decay * params`` comes off beside it."""
-    return _Named(
+def _with_added_decay(optimizer: OptimizerFn) -> _NamedOptimizer:
+    """Wraps any other optimizer: subtracts ``learning_rate * weight_decay * params`` as well."""
+    return _NamedOptimizer(
         lambda rate, decay: optax.chain(
             optimizer(rate), optax.add_decayed_weights(-rate * decay, mask=decay_mask)
         ),
@@ -89,30 +94,30 @@ def _decayed(optimizer: OptimizerFn) -> _Named:
 
 # --- names ------------------------------------------------------------------------------------
 
-OPTIMIZERS: dict[str, _Named] = {
-    'adabelief': _decayed(optax.adabelief),
-    'adadelta': _decayed(optax.adadelta),
-    'adafactor': _decayed(optax.adafactor),
-    'adagrad': _decayed(optax.adagrad),
-    'adam': _decayed(optax.adam),
-    'adamax': _decayed(optax.adamax),
-    'adamaxw': _decaying(optax.adamaxw, 1e-4),
-    'adamw': _decaying(optax.adamw, 1e-4),
-    'adan': _decaying(optax.adan, 0.0),
-    'amsgrad': _decayed(optax.amsgrad),
-    'lamb': _decaying(optax.lamb, 0.0),
-    'lars': _decaying(optax.lars, 0.0, mask='weight_decay_mask'),
-    'lion': _decaying(optax.lion, 1e-3),
-    'momentum': _decayed(functools.partial(optax.sgd, momentum=0.9)),
-    'muon': _decayed(optax.contrib.muon),
-    'nadam': _decayed(optax.nadam),
-    'nadamw': _decaying(optax.nadamw, 1e-4),
-    'nesterov': _decayed(functools.partial(optax.sgd, momentum=0.9, nesterov=True)),
-    'novograd': _decayed(optax.novograd),
-    'radam': _decayed(optax.radam),
-    'rmsprop': _decayed(optax.rmsprop),
-    'sgd': _decayed(optax.sgd),
-    'yogi': _decayed(optax.yogi),
+OPTIMIZERS: dict[str, _NamedOptimizer] = {
+    'adabelief': _with_added_decay(optax.adabelief),
+    'adadelta': _with_added_decay(optax.adadelta),
+    'adafactor': _with_added_decay(optax.adafactor),
+    'adagrad': _with_added_decay(optax.adagrad),
+    'adam': _with_added_decay(optax.adam),
+    'adamax': _with_added_decay(optax.adamax),
+    'adamaxw': _with_builtin_decay(optax.adamaxw, 1e-4),
+    'adamw': _with_builtin_decay(optax.adamw, 1e-4),
+    'adan': _with_builtin_decay(optax.adan, 0.0),
+    'amsgrad': _with_added_decay(optax.amsgrad),
+    'lamb': _with_builtin_decay(optax.lamb, 0.0),
+    'lars': _with_builtin_decay(optax.lars, 0.0, mask='weight_decay_mask'),
+    'lion': _with_builtin_decay(optax.lion, 1e-3),
+    'momentum': _with_added_decay(functools.partial(optax.sgd, momentum=0.9)),
+    'muon': _with_added_decay(optax.contrib.muon),
+    'nadam': _with_added_decay(optax.nadam),
+    'nadamw': _with_builtin_decay(optax.nadamw, 1e-4),
+    'nesterov': _with_added_decay(functools.partial(optax.sgd, momentum=0.9, nesterov=True)),
+    'novograd': _with_added_decay(optax.novograd),
+    'radam': _with_added_decay(optax.radam),
+    'rmsprop': _with_added_decay(optax.rmsprop),
+    'sgd': _with_added_decay(optax.sgd),
+    'yogi': _with_added_decay(optax.yogi),
 }
 
 
@@ -122,48 +127,48 @@ def make_optimizer(
     schedule: str | ScheduleFn = 'constant',
     clip_gradients: bool = False,
 ) -> optax.GradientTransformation:
-    """Returns an optax transformation whose numbers are set in its state.
+    """Returns an optax transformation with its hyperparameters in its state.
 
-    The update of ``params`` at update ``t``, counted from 0, is that of the optimizer at the rate
+    Update ``t`` of ``params``, counted from 0, is the optimizer's update at the rate
 
         ``learning_rate * learning_rate_scale * schedule(t)``
 
-    together with ``- rate * weight_decay * params`` where `decay_mask` says so. The numbers
-    (``learning_rate``, ``weight_decay``, ``gradient_clip_norm``, ``total_steps``,
-    ``warmup_steps``) are not part of the transformation but of its state, see `set_hyperparams`:
-    others need no new compiled program. Equal arguments return the same object.
+    plus ``- rate * weight_decay * params`` for the parameters that `decay_mask` selects. The
+    hyperparameters (``learning_rate``, ``weight_decay``, ``gradient_clip_norm``, ``total_steps``,
+    ``warmup_steps``) belong to the state and not to the transformation, see `set_hyperparams`. So
+    new values do not need a new compiled program. Equal arguments return the same object.
 
     Args:
-        optimizer: one of three:
+        optimizer: one of these:
 
-            - a key of ``OPTIMIZERS``, with optax's defaults. ``'momentum'`` is sgd with momentum
-              0.9, ``'nesterov'`` the same with Nesterov's. ``'muon'`` updates matrices, and by
-              Adam all else.
-            - a function ``learning_rate -> transformation``, such as `optax.lion` or
-              ``functools.partial(optax.sgd, momentum=0.8)``. It gets a traced rate. Define it
-              once: programs are compiled for the object. What it decays by itself comes on top of
-              ``weight_decay``.
-            - an optax transformation, used as it is, with its own rate and decay.
-        schedule: one of two:
+            - A key of ``OPTIMIZERS``, with optax's defaults. ``'momentum'`` is sgd with momentum
+              0.9, ``'nesterov'`` the same with Nesterov momentum. ``'muon'`` updates matrices with
+              Muon and all other parameters with Adam.
+            - A function ``learning_rate -> transformation``, such as `optax.lion` or
+              ``functools.partial(optax.sgd, momentum=0.8)``. It receives a traced rate. Define it
+              once, because programs are compiled for the object. Weight decay that it applies
+              itself is added to ``weight_decay``.
+            - An optax transformation, which keeps its built-in rate and decay.
+        schedule: one of these:
 
-            - a key of ``SCHEDULES``: a multiplier of the peak rate that needs ``total_steps``
-              (not ``'constant'``) and takes ``warmup_steps``. ``'constant'``; ``'cosine'``,
-              ``'linear'``: to 0 at the last step; ``'exponential'``: to 1 % there;
-              ``'warmup_cosine'``: from 0 up to the peak over 5 % of the steps, then as cosine;
-              ``'one_cycle'``: from 1/25 up over 30 % of the steps, then down to 1/250,000, both
-              along a cosine. With ``warmup_steps`` each has its warm-up over so many steps.
-            - a function ``t -> learning rate``, such as optax's schedules.
-        clip_gradients: scales gradients whose global norm is above ``gradient_clip_norm`` down to
-            that norm, before anything else.
+            - A key of ``SCHEDULES``: a multiplier of the peak rate. All but ``'constant'`` need
+              ``total_steps``. ``'cosine'`` and ``'linear'`` fall to 0 at the last step,
+              ``'exponential'`` to 1 %. ``'warmup_cosine'`` rises from 0 to the peak over 5 % of the
+              steps, then falls like ``'cosine'``. ``'one_cycle'`` rises from 1/25 over 30 % of the
+              steps, then falls to 1/250,000, both along a cosine. With ``warmup_steps`` any of
+              them warms up over that many steps.
+            - A function ``t -> learning rate``, such as optax's schedules.
+        clip_gradients: True to scale gradients whose global norm is above ``gradient_clip_norm``
+            down to that norm, before anything else.
 
     Raises:
-        ConfigError: for an unknown name, or what is none of these; for a schedule beside an optax
-            transformation, which has its own rate.
+        ConfigError: for an unknown name or a value of another kind; for a schedule together with an
+            optax transformation, which has a built-in rate.
 
-    Divergence from optax: biases and norms are not decayed. The defaults of those that decay are
-    optax's (adamw, adamaxw, nadamw 1e-4, lion 1e-3, all others 0). Decay is decoupled everywhere,
-    also where optax adds it to the gradients (adadelta, novograd) or leaves out the learning rate
-    (adafactor). In lamb and lars it is part of what the trust ratio scales.
+    Divergence from optax: biases and norms are not decayed. The default decays are optax's (adamw,
+    adamaxw, nadamw 1e-4, lion 1e-3, all others 0). Decay is always decoupled, also where optax adds
+    it to the gradients (adadelta, novograd) or omits the learning rate (adafactor). In lamb and
+    lars the trust ratio scales it, too.
 
     Reference:
         Loshchilov and Hutter, 2019, *Decoupled weight decay regularization*. You et al., 2020,
@@ -186,24 +191,25 @@ def make_optimizer(
     for argument, value in (('optimizer', optimizer), ('schedule', schedule)):
         if not isinstance(value, Hashable):
             raise ConfigError(
-                f'{argument}: got a {type(value).__name__} without a hash, which compiled programs '
-                'are found by. Write a function, or a class with @dataclass(frozen=True).'
+                f'{argument}: got a {type(value).__name__} without a hash, expected a hashable '
+                'object, since compiled programs are looked up by it. Write a function, or a '
+                'class with @dataclass(frozen=True).'
             )
     if isinstance(schedule, str) and schedule not in SCHEDULES:
         raise ConfigError(unknown_name('schedule', schedule, SCHEDULES))
     if isinstance(optimizer, optax.GradientTransformation):
         if schedule != 'constant':
             raise ConfigError(
-                f'schedule: got {schedule!r} beside an optax transformation, which has its own '
-                'learning rate. Give it the schedule, or pass a function of the learning rate, '
-                'such as functools.partial(optax.sgd, momentum=0.8).'
+                f'schedule: got {schedule!r} with an optax transformation, which has a built-in '
+                'learning rate. Build the transformation with the schedule, or pass a function of '
+                'the learning rate, such as functools.partial(optax.sgd, momentum=0.8).'
             )
         return _clipped(optimizer) if clip_gradients else optimizer
     return _scheduled(_resolve(optimizer), _resolve_schedule(schedule), clip_gradients)
 
 
 @functools.lru_cache(maxsize=64)
-def _resolve(optimizer: str | OptimizerFn) -> _Named:
+def _resolve(optimizer: str | OptimizerFn) -> _NamedOptimizer:
     if isinstance(optimizer, str):
         if optimizer not in OPTIMIZERS:
             raise ConfigError(unknown_name('optimizer', optimizer, OPTIMIZERS))
@@ -212,18 +218,18 @@ def _resolve(optimizer: str | OptimizerFn) -> _Named:
     if not callable(optimizer):
         raise ConfigError(f'optimizer: got {optimizer!r}, expected {expected}.')
     try:
-        made = optimizer(0.1)
+        result = optimizer(0.1)
     except Exception as error:
         raise ConfigError(
             f'optimizer: called with a learning rate, {optimizer!r} failed with '
             f'{type(error).__name__}: {error} Expected {expected}.'
         ) from error
-    if not isinstance(made, optax.GradientTransformation):
+    if not isinstance(result, optax.GradientTransformation):
         raise ConfigError(
             f'optimizer: called with a learning rate, {optimizer!r} returned a '
-            f'{type(made).__name__}, expected an optax transformation.'
+            f'{type(result).__name__}, expected an optax transformation.'
         )
-    return _decayed(optimizer)
+    return _with_added_decay(optimizer)
 
 
 def _resolve_schedule(schedule: str | ScheduleFn) -> Schedule | ScheduleFn:
@@ -249,15 +255,15 @@ def _resolve_schedule(schedule: str | ScheduleFn) -> Schedule | ScheduleFn:
     return schedule
 
 
-# --- numbers in the state ---------------------------------------------------------------------
+# --- hyperparameters in the state -------------------------------------------------------------
 
-# The whole numbers. Below 0 steps of warm-up are the schedule's own share.
+# The integer hyperparameters. Negative warm-up steps mean the schedule's default fraction.
 _STEPS = {'total_steps': None, 'warmup_steps': -1}
 
 
 @functools.lru_cache(maxsize=64)
 def _scheduled(
-    named: _Named, schedule: Schedule | ScheduleFn, clip_gradients: bool
+    named: _NamedOptimizer, schedule: Schedule | ScheduleFn, clip_gradients: bool
 ) -> optax.GradientTransformation:
     def learning_rate(step: jax.Array, hyperparams: dict[str, Any]) -> jax.Array:
         if isinstance(schedule, Schedule):
@@ -269,51 +275,56 @@ def _scheduled(
 
     def make(rate: Any, hyperparams: dict[str, Any]) -> optax.GradientTransformation:
         tx = named.make(rate, hyperparams['weight_decay'])
-        return _behind_clipping(tx, hyperparams) if clip_gradients else tx
+        return _with_clipping(tx, hyperparams) if clip_gradients else tx
 
-    numbers: dict[str, float | None] = {
+    defaults: dict[str, float | None] = {
         'learning_rate_scale': 1.0,
         'weight_decay': named.weight_decay,
     }
     if isinstance(schedule, Schedule):
-        numbers |= {'learning_rate': 0.001, **_STEPS}
+        defaults |= {'learning_rate': 0.001, **_STEPS}
     if schedule is SCHEDULES['constant']:
-        numbers |= {'total_steps': 0}  # it has no end that would have to be known
+        defaults |= {'total_steps': 0}  # it does not depend on the number of steps
     if clip_gradients:
-        numbers |= {'gradient_clip_norm': None}
-    return _traced(numbers, learning_rate, make)
+        defaults |= {'gradient_clip_norm': None}
+    return _with_hyperparams(defaults, learning_rate, make)
 
 
 @functools.lru_cache(maxsize=64)
 def _clipped(tx: optax.GradientTransformation) -> optax.GradientTransformation:
-    return _traced(
+    return _with_hyperparams(
         {'gradient_clip_norm': None},
         lambda step, hyperparams: None,
-        lambda rate, hyperparams: _behind_clipping(tx, hyperparams),
+        lambda rate, hyperparams: _with_clipping(tx, hyperparams),
     )
 
 
-def _behind_clipping(
+def _with_clipping(
     tx: optax.GradientTransformation, hyperparams: dict[str, Any]
 ) -> optax.GradientTransformation:
     return optax.chain(optax.clip_by_global_norm(hyperparams['gradient_clip_norm']), tx)
 
 
-def _traced(
-    numbers: dict[str, float | None],
+def _with_hyperparams(
+    defaults: dict[str, float | None],
     learning_rate: Callable[[jax.Array, dict[str, Any]], jax.Array | None],
     make: Callable[[Any, dict[str, Any]], optax.GradientTransformation],
 ) -> optax.GradientTransformation:
-    """The transformation that is made anew in every update, from the numbers in its state."""
+    """Returns a transformation that calls ``make`` in every update with the state's values."""
 
     def init(params: PyTree) -> OptimizerState:
         hyperparams = {
             name: None if value is None else jnp.array(value, _dtype(name))
-            for name, value in numbers.items()
+            for name, value in defaults.items()
         }
         inner = make(jnp.float32(0.001), hyperparams)
-        rate = None if 'learning_rate_scale' not in numbers else jnp.zeros((), jnp.float32)
-        return OptimizerState(jnp.zeros((), jnp.int32), rate, hyperparams, inner.init(params))
+        rate = None if 'learning_rate_scale' not in defaults else jnp.zeros((), jnp.float32)
+        return OptimizerState(
+            step=jnp.zeros((), jnp.int32),
+            last_rate=rate,
+            hyperparams=hyperparams,
+            inner_state=inner.init(params),
+        )
 
     def update(
         updates: PyTree, state: OptimizerState, params: PyTree | None = None, **extra: Any
@@ -322,13 +333,12 @@ def _traced(
         rate = learning_rate(state.step, state.hyperparams)
         inner = optax.with_extra_args_support(make(rate, state.hyperparams))
         updates, inner_state = inner.update(updates, state.inner_state, params, **extra)
-        step = state.step + 1
-        return updates, OptimizerState(step, rate, state.hyperparams, inner_state)
+        return updates, state._replace(step=state.step + 1, last_rate=rate, inner_state=inner_state)
 
     return optax.GradientTransformationExtraArgs(init, update)  # pyright: ignore
 
 
-def _dtype(name: str) -> Any:
+def _dtype(name: str) -> npt.DTypeLike:
     return jnp.int32 if name in _STEPS else jnp.float32
 
 
@@ -341,7 +351,7 @@ def _check_all_set(hyperparams: dict[str, Any]) -> None:
         )
 
 
-_WHY_MISSING = {
+_MISSING_REASONS = {
     'learning_rate': 'this optimizer has its own built in. Use make_optimizer(name), or wrap '
     'yours with optax.inject_hyperparams.',
     'learning_rate_scale': 'this optimizer has its learning rate built in. Use '
@@ -350,31 +360,32 @@ _WHY_MISSING = {
     'make_optimizer(function of the learning rate).',
     'gradient_clip_norm': 'this optimizer does not clip gradients. Use '
     'make_optimizer(..., clip_gradients=True).',
-    'total_steps': 'this optimizer follows no schedule of ours. Use make_optimizer(name, '
-    "schedule='cosine').",
-    'warmup_steps': 'this optimizer follows no schedule of ours. Use make_optimizer(name, '
-    "schedule='warmup_cosine').",
+    'total_steps': 'this optimizer does not use one of the schedules in SCHEDULES. Use '
+    "make_optimizer(name, schedule='cosine').",
+    'warmup_steps': 'this optimizer does not use one of the schedules in SCHEDULES. Use '
+    "make_optimizer(name, schedule='warmup_cosine').",
 }
 
 
-def set_hyperparams(opt_state: Any, **numbers: float | None) -> Any:
-    """Returns the optimizer state with other numbers.
+def set_hyperparams(opt_state: PyTree, **numbers: float | None) -> PyTree:
+    """Returns the optimizer state with new hyperparameters.
 
     Args:
-        opt_state: of an optimizer from `make_optimizer`, or of one made with
+        opt_state: the state of an optimizer from `make_optimizer`, or of one made with
             `optax.inject_hyperparams`.
-        **numbers: None leaves a number as it is. Of `make_optimizer`:
+        **numbers: the new values; None keeps the present one. `make_optimizer` has these:
 
             - ``learning_rate``: the peak rate, 0.001 if never set.
-            - ``weight_decay``: 0 for none; if never set, the optimizer's own, see
+            - ``weight_decay``: 0 for none; if never set, the optimizer's default, see
               `make_optimizer`.
             - ``gradient_clip_norm``: with ``clip_gradients=True``; must be set.
-            - ``total_steps``: until the schedule ends; must be set, but for ``'constant'``.
-            - ``warmup_steps``: if never set, the schedule's own share of the steps.
+            - ``total_steps``: the number of steps until the schedule ends; must be set except for
+              ``'constant'``.
+            - ``warmup_steps``: if never set, the schedule's default fraction of the steps.
             - ``learning_rate_scale``: see `scale_learning_rate`.
 
     Raises:
-        ConfigError: for a number the optimizer's state doesn't hold.
+        ConfigError: for a hyperparameter that the optimizer's state does not have.
 
     Example:
         >>> import jax.numpy as jnp
@@ -384,42 +395,45 @@ def set_hyperparams(opt_state: Any, **numbers: float | None) -> Any:
         >>> float(state.hyperparams['weight_decay'])
         9.999...e-05
     """
-    held = getattr(opt_state, 'hyperparams', {})
+    hyperparams = getattr(opt_state, 'hyperparams', {})
     numbers = {name: value for name, value in numbers.items() if value is not None}
     for name in numbers:
-        if name not in held and name not in _WHY_MISSING:
-            raise ConfigError(unknown_name('hyperparams', name, [*_WHY_MISSING, *held]))
-        if name not in held:
-            raise ConfigError(f'{name}: {_WHY_MISSING[name]}')
-    changed = {name: _like(held[name], value, name) for name, value in numbers.items()}
-    return opt_state._replace(hyperparams=held | changed) if changed else opt_state
+        if name not in hyperparams and name not in _MISSING_REASONS:
+            raise ConfigError(unknown_name('hyperparams', name, [*_MISSING_REASONS, *hyperparams]))
+        if name not in hyperparams:
+            raise ConfigError(f'{name}: {_MISSING_REASONS[name]}')
+    changed = {name: _like(hyperparams[name], value, name) for name, value in numbers.items()}
+    return opt_state._replace(hyperparams=hyperparams | changed) if changed else opt_state
 
 
-def _like(old: Any, value: Any, name: str) -> jax.Array:
-    """A new array, never the caller's, of the old one's dtype and shape (of many states)."""
+def _like(old: jax.Array | None, value: npt.ArrayLike, name: str) -> jax.Array:
+    """Returns a new array, never the caller's, with the old one's dtype and shape.
+
+    The old one has an axis more if it holds the values of several states.
+    """
     if old is None:
         return jnp.array(value, _dtype(name))
     value = jnp.broadcast_to(jnp.asarray(value), jnp.shape(old))
     return put_like(jnp.array(value, jnp.result_type(old)), old)
 
 
-def set_learning_rate(opt_state: Any, learning_rate: float) -> Any:
+def set_learning_rate(opt_state: PyTree, learning_rate: float) -> PyTree:
     """Returns the optimizer state with another (peak) learning rate; see `set_hyperparams`.
 
     Raises:
-        ConfigError: if the optimizer has its own built in.
+        ConfigError: if the optimizer has a built-in learning rate.
     """
     return set_hyperparams(opt_state, learning_rate=learning_rate)
 
 
-def scale_learning_rate(opt_state: Any, factor: float) -> Any:
-    """Returns the optimizer state with the rate of every later update times ``factor``.
+def scale_learning_rate(opt_state: PyTree, factor: float) -> PyTree:
+    """Returns the optimizer state with the rate of every later update multiplied by ``factor``.
 
-    It multiplies ``learning_rate_scale``, so the schedule keeps its shape, and factors of
-    repeated calls multiply. Nothing waits for the device.
+    It multiplies ``learning_rate_scale``, so the schedule keeps its shape, and the factors of
+    repeated calls multiply. The call does not wait for the device.
 
     Raises:
-        ConfigError: if the optimizer has its own rate built in.
+        ConfigError: if the optimizer has a built-in learning rate.
 
     Example:
         >>> import jax.numpy as jnp
@@ -429,18 +443,17 @@ def scale_learning_rate(opt_state: Any, factor: float) -> Any:
         >>> float(state.hyperparams['learning_rate_scale'])
         0.25
     """
-    held = getattr(opt_state, 'hyperparams', {})
-    if 'learning_rate_scale' not in held:
-        raise ConfigError(f'learning_rate_scale: {_WHY_MISSING["learning_rate_scale"]}')
-    return opt_state._replace(
-        hyperparams=held | {'learning_rate_scale': held['learning_rate_scale'] * factor}
-    )
+    hyperparams = getattr(opt_state, 'hyperparams', {})
+    if 'learning_rate_scale' not in hyperparams:
+        raise ConfigError(f'learning_rate_scale: {_MISSING_REASONS["learning_rate_scale"]}')
+    scale = hyperparams['learning_rate_scale'] * factor
+    return opt_state._replace(hyperparams=hyperparams | {'learning_rate_scale': scale})
 
 
-def get_learning_rate(opt_state: Any) -> jax.Array | None:
-    """Returns the learning rate of the last update, schedule and scale included, on the device.
+def get_learning_rate(opt_state: PyTree) -> jax.Array | None:
+    """Returns the learning rate of the last update, including schedule and scale, on the device.
 
-    0 before the first update; None for an optimizer that has its own built in.
+    It is 0 before the first update, and None for an optimizer with a built-in rate.
     """
     if isinstance(opt_state, OptimizerState):
         return opt_state.last_rate

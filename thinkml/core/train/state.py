@@ -1,6 +1,7 @@
-"""The state a train step carries."""
+"""The training state: parameters, model state, optimizer state and their moving average."""
 
-from typing import Any, Self
+from collections.abc import Callable
+from typing import Self
 
 import jax
 import jax.numpy as jnp
@@ -10,22 +11,23 @@ from flax import struct
 from thinkml.core.parallel.sharding import Layout, pin_state, put_global
 from thinkml.core.train.optimizers import set_hyperparams
 from thinkml.core.xla.jit import Jit
+from thinkml.typing import PyTree
 
 
 class Ema(struct.PyTreeNode):
     """A moving average of the parameters: ``decay * average + (1 - decay) * params``.
 
-    The decay warms up, so that the average holds nothing of the initial parameters and little of
-    the first steps, however short the run is: after ``t`` earlier steps it is
-    ``min(decay, t / (t + 9))``. The average is thus one of about the last tenth of the steps, until
-    that is longer than what ``decay`` remembers: 0.999 is reached after 9,000 steps.
+    The decay warms up: after ``t`` earlier steps it is ``min(decay, t / (t + 9))``. So even in a
+    short run the average contains nothing of the initial parameters and little of the first steps.
+    It averages about the last tenth of the steps, until that is longer than the memory of
+    ``decay``: 0.999 is reached after 9,000 steps.
 
-    The average of bfloat16 and float16 parameters is float32. In their precision it would stand
-    still: what a step adds to it is less than half of its last digit.
+    The average of bfloat16 and float16 parameters is float32. In their precision it would not
+    change, because a step adds less than half of the last digit.
 
     Attributes:
         params: the average.
-        decay: float32 scalar between 0 and 1, which the warm-up leads to.
+        decay: float32 scalar between 0 and 1, the decay after the warm-up.
 
     Reference:
         Polyak and Juditsky, 1992, *Acceleration of stochastic approximation by averaging*. Shamir
@@ -33,11 +35,11 @@ class Ema(struct.PyTreeNode):
         polynomial-decay averaging).
     """
 
-    params: Any
+    params: PyTree
     decay: jax.Array
 
     @classmethod
-    def of(cls, params: Any, decay: float) -> Self:
+    def of(cls, params: PyTree, decay: float) -> Self:
         """Returns the average before the first step."""
 
         def start(leaf: jax.Array) -> jax.Array:
@@ -45,8 +47,8 @@ class Ema(struct.PyTreeNode):
 
         return cls(jax.tree.map(start, params), jnp.asarray(decay, jnp.float32))
 
-    def update(self, params: Any, step: jax.Array) -> Self:
-        """Returns the average after a step to ``params``, with ``step`` steps before that one."""
+    def update(self, params: PyTree, step: jax.Array) -> Self:
+        """Returns the average after the step to ``params``, which ``step`` steps preceded."""
         decay = jnp.minimum(self.decay, step / (step + 9))
 
         def move(average: jax.Array, value: jax.Array) -> jax.Array:
@@ -56,27 +58,27 @@ class Ema(struct.PyTreeNode):
 
 
 class TrainState(struct.PyTreeNode):
-    """Everything a training step reads and returns, as one pytree.
+    """Everything that a training step reads and returns, as one pytree.
 
     Attributes:
-        step: int32 scalar, steps taken so far.
+        step: int32 scalar, the number of steps so far.
         params: the trainable arrays.
-        model_state: arrays the model updates without gradients (BatchNorm statistics).
-        opt_state: the optimizer's state, learning rate included.
-        key: PRNG key of the run; step ``i`` draws from ``fold_in(key, i)``.
-        ema: an average of the parameters over the steps; None for none.
+        model_state: the arrays that the model updates without gradients (BatchNorm statistics).
+        opt_state: the optimizer's state, including the learning rate.
+        key: the PRNG key of the run; step ``i`` draws from ``fold_in(key, i)``.
+        ema: the moving average of the parameters; None for none.
     """
 
     step: jax.Array
-    params: Any
-    model_state: Any
-    opt_state: Any
+    params: PyTree
+    model_state: PyTree
+    opt_state: PyTree
     key: jax.Array
     ema: Ema | None = None
 
     @property
-    def eval_params(self) -> Any:
-        """The parameters to evaluate and keep: the average where there is one."""
+    def eval_params(self) -> PyTree:
+        """The parameters to evaluate and save: the moving average if there is one."""
         if self.ema is None:
             return self.params
 
@@ -87,8 +89,8 @@ class TrainState(struct.PyTreeNode):
 
 
 def init_state(
-    params: Any,
-    model_state: Any,
+    params: PyTree,
+    model_state: PyTree,
     tx: optax.GradientTransformation,
     key: jax.Array,
     learning_rate: float | None = None,
@@ -99,18 +101,18 @@ def init_state(
 ) -> TrainState:
     """Creates the state before the first step, from copies of the given arrays.
 
-    The copies may be donated to compiled programs while the user's arrays stay valid.
+    The copies may be donated to compiled programs while the user's arrays remain valid.
 
     Args:
         params: the trainable arrays.
         model_state: the other arrays.
         tx: the optimizer.
-        key: PRNG key of the run.
-        learning_rate: for an optimizer from `make_optimizer`, which holds it in its state; None
-            for one that was built with its own.
-        ema_decay: of the parameters' moving average, see `Ema`; None keeps none.
-        layout: where the state is to be, on several devices; None for one.
-        **hyperparams: the optimizer's other numbers, see `set_hyperparams`.
+        key: the PRNG key of the run.
+        learning_rate: the rate for an optimizer from `make_optimizer`, which stores it in its
+            state; None for an optimizer with a built-in rate.
+        ema_decay: the decay of the parameters' moving average, see `Ema`; None for no average.
+        layout: the layout of the state on several devices; None for one device.
+        **hyperparams: the optimizer's other hyperparameters, see `set_hyperparams`.
 
     Example:
         >>> import jax, jax.numpy as jnp, optax
@@ -127,15 +129,15 @@ def init_state(
 
 
 def _init(
-    init_optimizer: Any,
+    init_optimizer: Callable[[PyTree], PyTree],
     layout: Layout | None,
-    params: Any,
-    model_state: Any,
+    params: PyTree,
+    model_state: PyTree,
     key: jax.Array,
     hyperparams: dict[str, float | None],
     ema_decay: float | None,
 ) -> TrainState:
-    # jnp.copy because a jitted function hands unchanged inputs back as the same buffers.
+    # jnp.copy because a jitted function returns unchanged inputs as the same buffers.
     params, model_state, key = jax.tree.map(jnp.copy, (params, model_state, key))
     opt_state = init_optimizer(params)
     if any(value is not None for value in hyperparams.values()):

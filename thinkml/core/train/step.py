@@ -1,8 +1,8 @@
-"""One training step and one evaluation step, as pure functions."""
+"""Training and evaluation steps as pure functions."""
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,7 @@ from thinkml.core.parallel.sharding import Layout, pin_state, replicate, split_r
 from thinkml.core.train.state import TrainState
 from thinkml.core.xla.cpu_convolutions import fast_convolutions
 from thinkml.core.xla.rematerialization import rematerialized
+from thinkml.typing import PyTree
 
 
 class Batch(NamedTuple):
@@ -24,28 +25,27 @@ class Batch(NamedTuple):
     Attributes:
         x: inputs, ``[batch, ...]``.
         y: labels or targets, ``[batch]`` or ``[batch, k]``.
-        weight: float32 ``[batch]``, what each example's loss counts; 0 for examples that only fill
-            the batch up.
-        mask: float32 ``[batch]``, what each example counts in all other metrics: 1, or 0 for those
-            that fill up. None takes ``weight``.
+        weight: float32 ``[batch]``, the weight of each example's loss; 0 for padding.
+        mask: float32 ``[batch]``, the weight of each example in all other metrics: 1, or 0 for
+            padding. None uses ``weight``.
     """
 
-    x: Any
+    x: PyTree
     y: jax.Array
     weight: jax.Array
     mask: jax.Array | None = None
 
 
 class StepOutput(NamedTuple):
-    """What a training step reports: the batch's weighted mean loss, and its metrics."""
+    """The result of a training step: the batch's weighted mean loss and its metrics."""
 
     loss: jax.Array
     metrics: Collection
 
 
-AugmentFn = Callable[[jax.Array, Any, jax.Array], tuple[Any, jax.Array]]
+AugmentFn = Callable[[jax.Array, PyTree, jax.Array], tuple[PyTree, jax.Array]]
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, StepOutput]]
-EvalStep = Callable[[Any, Any, Batch], Collection]
+EvalStep = Callable[[PyTree, PyTree, Batch], Collection]
 
 
 @functools.lru_cache(maxsize=64)
@@ -62,62 +62,69 @@ def make_train_step(
 ) -> TrainStep:
     """Returns the pure ``train_step(state, batch) -> (state, StepOutput)``.
 
-    The step descends along the gradient of ``sum(weight * loss) / sum(weight)``, both sums over
-    the whole batch however many parts it is computed in. What is random in it is drawn from
-    ``(state.key, state.step)``. Equal arguments return the same function, so that a program
-    compiled for it is found again.
+    The step follows the gradient of ``sum(weight * loss) / sum(weight)``. Both sums are over the
+    full batch, regardless of the number of parts it is computed in. Random numbers are drawn from
+    ``(state.key, state.step)``. Equal arguments return the same function, so a program compiled for
+    it is used again.
 
     Args:
         apply: the model's forward pass, from `functionalize`.
-        loss_fn: ``(logits, labels) -> [batch]``, see `get_loss`.
+        loss_fn: the loss ``(logits, labels) -> [batch]``, see `get_loss`.
         tx: an optax transformation, see `make_optimizer`.
-        metrics: a CLU collection class, see `make_metrics`. They compare with the labels as they
-            were before augmentation.
-        augment: ``(key, x, y) -> (x, y)``, applied to each part of the batch.
-        accumulate_steps: parts the batch is computed in, one after another; divides its length.
-            Only one part's activations are in memory at a time, and BatchNorm sees a part each. A
-            part of rows that only fill the batch up changes nothing.
-        remat: whether activations are computed again for the gradient, and not kept, see
-            `rematerialized`: less memory, a third more time.
-        layout: where the arrays are, on several devices; None for one.
+        metrics: a CLU collection class, see `make_metrics`. The metrics use the labels from before
+            the augmentation.
+        augment: a function ``(key, x, y) -> (x, y)``, applied to each part of the batch.
+        accumulate_steps: the number of parts that the batch is computed in, one after another. It
+            must divide the batch's length. Only one part's activations are in memory at a time, and
+            BatchNorm sees one part at a time. A part that is only padding changes nothing.
+        remat: True to compute activations again for the gradient instead of storing them, see
+            `rematerialized`. This takes less memory and a third more time.
+        layout: the layout of the arrays on several devices; None for one device.
 
     Example:
         See ``examples/02_own_loop.py`` for a whole loop.
     """
 
-    def forward(params: Any, model_state: Any, x: Any, key: jax.Array) -> tuple[jax.Array, Any]:
+    def forward(
+        params: PyTree, model_state: PyTree, x: PyTree, key: jax.Array
+    ) -> tuple[jax.Array, PyTree]:
         return apply(params, model_state, x, key=key, train=True)
 
     forward = rematerialized(forward) if remat else forward
 
-    def gradients(params: Any, model_state: Any, batch: Batch, total: jax.Array, key: jax.Array):
-        """Of the share of the loss that ``batch`` has, with what else its forward pass gave."""
+    def gradients(
+        params: PyTree, model_state: PyTree, batch: Batch, total: jax.Array, key: jax.Array
+    ):
+        """Returns ``batch``'s part of the loss, its gradients, and the outputs of its forward."""
         x, y = batch.x, batch.y
         if augment is not None:
             x, y = augment(jax.random.fold_in(key, _AUGMENT), x, y)
 
-        def loss_share(params):
+        def partial_loss(params):
             outputs, new_state = forward(params, model_state, x, key)
             logits = _as_logits(outputs, batch.y)
             losses = loss_fn(logits, y)
             return jnp.sum(batch.weight * losses) / total, (new_state, logits, losses)
 
-        loss_and_grad = fast_convolutions(jax.value_and_grad(loss_share, has_aux=True))
+        loss_and_grad = fast_convolutions(jax.value_and_grad(partial_loss, has_aux=True))
         (loss, aux), grads = loss_and_grad(params)
         return loss, grads, *aux
 
-    def accumulated(params: Any, model_state: Any, batch: Batch, total: jax.Array, key: jax.Array):
-        """The same, part by part: sums over sums. A part of filler rows alone changes nothing."""
+    def accumulated(
+        params: PyTree, model_state: PyTree, batch: Batch, total: jax.Array, key: jax.Array
+    ):
+        """Returns the same as `gradients`, summed over the parts. Parts of padding are ignored."""
 
         def add_part(carry, part):
             index, has_rows, batch = part
             loss, grads, model_state = carry
-            of_part = gradients(params, model_state, batch, total, jax.random.fold_in(key, index))
-            part_loss, part_grads, new_state, *outputs = of_part
+            part_loss, part_grads, new_state, *outputs = gradients(
+                params, model_state, batch, total, jax.random.fold_in(key, index)
+            )
             sums = (loss + part_loss, jax.tree.map(jnp.add, grads, part_grads))
             keep = functools.partial(jnp.where, has_rows)
-            # A condition, not a choice of each number: XLA would fuse that with what computes the
-            # statistics, which rounds them otherwise and is slower on a CPU.
+            # A `cond` and not a `where` on each number: XLA would fuse that with the computation of
+            # the statistics, which changes their rounding and is slower on a CPU.
             model_state = jax.lax.cond(
                 has_rows, lambda new, old: new, lambda new, old: old, new_state, model_state
             )
@@ -161,7 +168,7 @@ def make_train_step(
     return train_step
 
 
-# Apart from the numbers that models fold into the same key.
+# Differs from the numbers that models fold into the same key.
 _AUGMENT = 2**31
 
 
@@ -178,7 +185,7 @@ def make_eval_step(
     Equal arguments return the same function.
     """
 
-    def eval_step(params: Any, model_state: Any, batch: Batch) -> Collection:
+    def eval_step(params: PyTree, model_state: PyTree, batch: Batch) -> Collection:
         batch = split_rows(layout, batch)
         logits = _as_logits(eval_outputs(apply, params, model_state, batch.x), batch.y)
         return replicate(layout, _collect(metrics, logits, loss_fn(logits, batch.y), batch))
@@ -187,10 +194,10 @@ def make_eval_step(
 
 
 def _as_logits(outputs: jax.Array, labels: jax.Array) -> jax.Array:
-    """Outputs in float32; ``[batch, 1]`` beside labels ``[batch]`` loses the axis.
+    """Returns the outputs in float32; ``[batch, 1]`` becomes ``[batch]`` if the labels have it.
 
-    Without that, a loss written as ``(logits - labels) ** 2`` would broadcast to
-    ``[batch, batch]`` without a word.
+    Otherwise a loss written as ``(logits - labels) ** 2`` would silently broadcast to
+    ``[batch, batch]``.
     """
     if labels.ndim == 1 and outputs.shape == (len(labels), 1):
         outputs = outputs[:, 0]
@@ -205,10 +212,14 @@ _ONLY_IN_TRAINING = dict.fromkeys(('grads', 'params', 'updates'))
 
 
 def _collect(
-    metrics: type[Collection], logits, losses, batch: Batch, **of_training: Any
+    metrics: type[Collection],
+    logits: jax.Array,
+    losses: jax.Array,
+    batch: Batch,
+    **training_values: PyTree,
 ) -> Collection:
     return metrics.single_from_model_output(
         logits=logits, labels=batch.y, losses=losses, weight=batch.weight,
         mask=_mask_of(batch),
-        **_ONLY_IN_TRAINING | of_training,
+        **_ONLY_IN_TRAINING | training_values,
     )  # fmt: skip
