@@ -766,7 +766,7 @@ def test_a_metric_that_is_no_number():
 
     logits, labels = outputs('multiclass', 20, 3)
     totals = make_metrics((Vector,)).single_from_model_output(**step(logits, labels))
-    with pytest.raises(ConfigError, match=r"'vector' gave an array of shape \(3,\)"):
+    with pytest.raises(ConfigError, match=r"'vector' returned an array of shape \(3,\)"):
         compute(totals)
 
 

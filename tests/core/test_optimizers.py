@@ -362,7 +362,7 @@ class Unhashable:
         ({'schedule': Unhashable(1)}, 'schedule: got a Unhashable without'),
         ({'schedule': lambda step: jnp.ones(2)}, r'schedule: it returned shape \(2,\)'),
         ({'schedule': lambda step: 0.1 if step < 3 else 0.0}, 'schedule: .*TracerBool.*jnp.where'),
-        ({'optimizer': optax.sgd(0.1), 'schedule': 'cosine'}, "schedule: got 'cosine' beside an"),
+        ({'optimizer': optax.sgd(0.1), 'schedule': 'cosine'}, "schedule: got 'cosine' with an"),
     ],
 )
 def test_what_can_not_be_an_optimizer(arguments, says):

@@ -241,8 +241,8 @@ class OfGradients(Total):
     ('metric', 'says'),
     [
         (WithoutRest, r"WithoutRest\.from_mod.*does not take the.*'losses'.*end with \*\*_"),
-        (AsksForMore, r"asks for another argument: 'scale'"),
-        (clu.Average, r"asks for another argument: 'values'"),
+        (AsksForMore, r"requires another argument: 'scale'"),
+        (clu.Average, r"requires another argument: 'values'"),
         (clu.Average.from_output('loss'), r"logits \(rows, 2\).*KeyError: 'loss'.*losses"),
         (Fails, r"'fails' failed for logits \(rows, 2\) and labels \(rows,\)"),
     ],

@@ -1,4 +1,4 @@
-"""The functional core: pure functions and pytrees, for people who write their own loop."""
+"""The functional core: pure functions and pytrees for custom training loops."""
 
 from typing import TYPE_CHECKING
 

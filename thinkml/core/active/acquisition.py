@@ -1,31 +1,32 @@
-"""How much a label of each row would teach, by what a model says of it: larger is more.
+"""Acquisition scores: an estimate of how much a label of each row would improve the model.
 
-Pure functions of predicted probabilities ``[rows, classes]``, or of several draws of predictions
-``[draws, rows, ...]``: forward passes with dropout on, or the members of an ensemble. Arrays may be
-NumPy's or JAX's; they are computed in float32 on the device, and the scores are NumPy arrays. Which
-rows to take by them is for `thinkml.core.active.selection`.
+The scores are pure functions of predicted probabilities ``[rows, classes]``, or of several draws of
+predictions ``[draws, rows, ...]``, from forward passes with dropout on or from the members of an
+ensemble. A higher score means a more useful label. Inputs may be NumPy or JAX arrays. Scores are
+computed in float32 on the device and returned as NumPy arrays. `thinkml.core.active.selection`
+selects rows by their scores.
 
-The functions ``log_...`` take logarithms of probabilities and return those of the scores: they rank
-rows whose probabilities round to 0 and 1, since the model is sure of them.
+The functions ``log_...`` take logarithms of probabilities and return logarithms of scores. They can
+rank rows whose probabilities round to 0 and 1 because the model is confident.
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import entr, logsumexp
+from numpy.typing import ArrayLike
 
 from thinkml.core.xla.jit import Jit
 from thinkml.errors import DataError
 
-# Probabilities of 16-bit models add up to 1 within this.
+# The sums of 16-bit models' probabilities differ from 1 by less than this.
 _TOLERANCE = 0.02
 
 
-def least_confident(probabilities: Any) -> np.ndarray:
-    """One less the probability of the likeliest class: ``1 - max_k p_k``.
+def least_confident(probabilities: ArrayLike) -> np.ndarray:
+    """Computes 1 minus the probability of the most probable class: ``1 - max_k p_k``.
 
     Args:
         probabilities: ``[rows, classes]``; each row adds up to 1.
@@ -34,7 +35,7 @@ def least_confident(probabilities: Any) -> np.ndarray:
         ``[rows]``, from 0 to ``1 - 1 / classes``.
 
     Raises:
-        DataError: where they are no such probabilities.
+        DataError: for values that are not such probabilities.
 
     Reference:
         Lewis and Gale, 1994, *A sequential algorithm for training text classifiers*.
@@ -47,8 +48,8 @@ def least_confident(probabilities: Any) -> np.ndarray:
     return _scores(log_least_confident, as_probabilities(probabilities))
 
 
-def margin(probabilities: Any) -> np.ndarray:
-    """How close the two likeliest classes are: ``1 - (first - second)``.
+def margin(probabilities: ArrayLike) -> np.ndarray:
+    """Computes the closeness of the two most probable classes: ``1 - (first - second)``.
 
     Args:
         probabilities: ``[rows, classes]``; each row adds up to 1.
@@ -57,7 +58,7 @@ def margin(probabilities: Any) -> np.ndarray:
         ``[rows]``, from 0 to 1.
 
     Raises:
-        DataError: where they are no such probabilities.
+        DataError: for values that are not such probabilities.
 
     Reference:
         Scheffer et al., 2001, *Active hidden Markov models for information extraction*.
@@ -70,8 +71,8 @@ def margin(probabilities: Any) -> np.ndarray:
     return _scores(log_margin, as_probabilities(probabilities))
 
 
-def entropy(probabilities: Any) -> np.ndarray:
-    """The entropy of the predicted class: ``-sum_k p_k log p_k``, in nats.
+def entropy(probabilities: ArrayLike) -> np.ndarray:
+    """Computes the entropy of the predicted class: ``-sum_k p_k log p_k``, in nats.
 
     Args:
         probabilities: ``[rows, classes]``; each row adds up to 1.
@@ -80,7 +81,7 @@ def entropy(probabilities: Any) -> np.ndarray:
         ``[rows]``, from 0 to ``log(classes)``.
 
     Raises:
-        DataError: where they are no such probabilities.
+        DataError: for values that are not such probabilities.
 
     Reference:
         Shannon, 1948, *A mathematical theory of communication*.
@@ -93,12 +94,12 @@ def entropy(probabilities: Any) -> np.ndarray:
     return _scores(log_entropy, as_probabilities(probabilities))
 
 
-def bald(draws: Any) -> np.ndarray:
-    """What the label would tell of the model: the mutual information of the two, in nats.
+def bald(draws: ArrayLike) -> np.ndarray:
+    """Computes BALD, the mutual information of the label and the model's parameters, in nats.
 
-    It is ``H(mean_t p_t) - mean_t H(p_t)``, high where the draws are sure of different classes and
-    0 where they agree, however unsure they are; computed as the mean of ``KL(p_t || mean_t p_t)``,
-    which is the same and never negative.
+    It is ``H(mean_t p_t) - mean_t H(p_t)``. It is high if the draws are confident of different
+    classes, and 0 if they agree, even if they are uncertain. It is computed as the mean of
+    ``KL(p_t || mean_t p_t)``, which is equal and never negative.
 
     Args:
         draws: probabilities ``[draws, rows, classes]``, two draws or more.
@@ -107,7 +108,7 @@ def bald(draws: Any) -> np.ndarray:
         ``[rows]``, from 0 to ``log(min(draws, classes))``.
 
     Raises:
-        DataError: where they are no such probabilities.
+        DataError: for values that are not such probabilities.
 
     Reference:
         Houlsby et al., 2011, *Bayesian active learning for classification and preference learning*;
@@ -123,10 +124,10 @@ def bald(draws: Any) -> np.ndarray:
     return _scores(log_bald, as_probabilities(draws, 'draws', draws=True))
 
 
-def variation_ratio(draws: Any) -> np.ndarray:
-    """How far the draws are from voting alike: one less the share of the commonest vote.
+def variation_ratio(draws: ArrayLike) -> np.ndarray:
+    """Computes the disagreement of the draws: 1 minus the fraction of votes for the top class.
 
-    Each draw votes for its likeliest class; of equals, for the first.
+    Each draw votes for its most probable class, and for the first of equally probable ones.
 
     Args:
         draws: probabilities ``[draws, rows, classes]``, two draws or more.
@@ -135,7 +136,7 @@ def variation_ratio(draws: Any) -> np.ndarray:
         ``[rows]``, from 0 to ``1 - 1 / classes``.
 
     Raises:
-        DataError: where they are no such probabilities.
+        DataError: for values that are not such probabilities.
 
     Reference:
         Freeman, 1965, *Elementary applied statistics*.
@@ -148,8 +149,8 @@ def variation_ratio(draws: Any) -> np.ndarray:
     return np.asarray(_variation_ratio(as_probabilities(draws, 'draws', draws=True)))
 
 
-def variance(draws: Any) -> np.ndarray:
-    """How far predicted numbers scatter: their variance over the draws, summed over the outputs.
+def variance(draws: ArrayLike) -> np.ndarray:
+    """Computes the variance of predicted numbers over the draws, summed over the outputs.
 
     Args:
         draws: predictions ``[draws, rows, outputs]`` or ``[draws, rows]``, two draws or more.
@@ -158,7 +159,7 @@ def variance(draws: Any) -> np.ndarray:
         ``[rows]``, in the square of the targets' units.
 
     Raises:
-        DataError: for another shape, or what isn't finite.
+        DataError: for another shape, or for values that are not finite.
 
     Reference:
         Krogh and Vedelsby, 1995, *Neural network ensembles, cross validation, and active learning*.
@@ -178,22 +179,23 @@ def variance(draws: Any) -> np.ndarray:
     return np.asarray(_variance(draws.reshape(*draws.shape[:2], -1)))
 
 
-def expected_gradient_length(probabilities: Any, features: Any) -> np.ndarray:
-    """How long a step the label would make the last layer take, by the model's own belief.
+def expected_gradient_length(probabilities: ArrayLike, features: ArrayLike) -> np.ndarray:
+    """Computes the expected length of the last layer's gradient for the label of each row.
 
-    The gradient of the cross-entropy with respect to the weights and the bias of the last layer is
+    The expectation is over the predicted probabilities of the labels. The gradient of the
+    cross-entropy with respect to the weights and the bias of the last layer is
     ``(p - e_k) x [h, 1]`` for class ``k``, so its expected length is
     ``sum_k p_k ||p - e_k|| * ||[h, 1]||``.
 
     Args:
         probabilities: ``[rows, classes]``; each row adds up to 1.
-        features: what the last layer gets, ``[rows, features]``.
+        features: the inputs of the last layer, ``[rows, features]``.
 
     Returns:
         ``[rows]``.
 
     Raises:
-        DataError: where they are no such arrays.
+        DataError: for other arrays.
 
     Reference:
         Settles, Craven and Ray, 2008, *Multiple-instance active learning*.
@@ -212,12 +214,14 @@ def expected_gradient_length(probabilities: Any, features: Any) -> np.ndarray:
 # --- checks -----------------------------------------------------------------------------------
 
 
-def as_probabilities(values: Any, argument: str = 'probabilities', *, draws: bool = False):
-    """Returns them on the device, float32 ``[rows, classes]`` or ``[draws, rows, classes]``.
+def as_probabilities(
+    values: ArrayLike, argument: str = 'probabilities', *, draws: bool = False
+) -> jax.Array:
+    """Returns float32 ``[rows, classes]`` or ``[draws, rows, classes]``, on the device.
 
     Raises:
-        DataError: for another shape, fewer than two classes or draws, or rows that aren't from 0
-            to 1 and add up to 1.
+        DataError: for another shape, for fewer than two classes or draws, or for rows that are not
+            from 0 to 1 or do not add up to 1.
     """
     probabilities = _as_float32(values, argument)
     expected = '[draws, rows, classes]' if draws else '[rows, classes]'
@@ -233,28 +237,32 @@ def as_probabilities(values: Any, argument: str = 'probabilities', *, draws: boo
         )
     if not _are_distributions(probabilities):
         raise DataError(
-            f'{argument}: not every row is from 0 to 1 and adds up to 1. Apply a softmax to logits '
-            'first, and see that none is NaN.'
+            f'{argument}: got rows that are not from 0 to 1 or do not add up to 1, expected '
+            'probabilities. Apply a softmax to logits first, and check that none is NaN.'
         )
     return probabilities
 
 
-def as_features(values: Any, argument: str = 'features', *, num_rows: int | None = None):
-    """Returns them on the device, float32 ``[rows, features]``.
+def as_features(
+    values: ArrayLike, argument: str = 'features', *, num_rows: int | None = None
+) -> jax.Array:
+    """Returns float32 ``[rows, features]``, on the device.
 
     Raises:
-        DataError: for another shape, another number of rows, or what isn't finite.
+        DataError: for another shape, another number of rows, or values that are not finite.
     """
     features = _as_float32(values, argument)
     if features.ndim != 2:
         raise DataError(f'{argument}: got shape {features.shape}, expected [rows, features].')
     if num_rows is not None and len(features) != num_rows:
-        raise DataError(f'{argument}: got {len(features)} rows for {num_rows} rows of the others.')
+        raise DataError(
+            f'{argument}: got {len(features)} rows for {num_rows} rows of the other arrays.'
+        )
     _check_finite(features, argument)
     return features
 
 
-def _as_float32(values: Any, argument: str) -> jax.Array:
+def _as_float32(values: ArrayLike, argument: str) -> jax.Array:
     try:
         return jnp.asarray(values, jnp.float32)
     except (TypeError, ValueError) as error:
@@ -263,19 +271,20 @@ def _as_float32(values: Any, argument: str) -> jax.Array:
 
 def _check_finite(values: jax.Array, argument: str) -> None:
     if not _are_finite(values):
-        raise DataError(f'{argument}: NaN or infinite values, expected finite ones.')
+        raise DataError(f'{argument}: got NaN or infinite values, expected finite ones.')
 
 
 @Jit
 def _are_finite(values: jax.Array) -> jax.Array:
-    # NaN and infinities show in the ends; a mask of all values would be a quarter of their memory.
+    # The minimum and the maximum reveal any NaN or infinity. A mask of all values would take a
+    # quarter of their memory.
     return jnp.isfinite(values.min(initial=0)) & jnp.isfinite(values.max(initial=0))
 
 
 @Jit
 def _are_distributions(values: jax.Array) -> jax.Array:
     total = jnp.matmul(values, jnp.ones(values.shape[-1]), precision='highest')
-    # The least of all is NaN where any is.
+    # The minimum is NaN if any value is.
     return (values.min(initial=jnp.inf) >= 0) & jnp.all(jnp.abs(total - 1) <= _TOLERANCE)
 
 
@@ -291,32 +300,32 @@ def _scores(
 
 @Jit
 def log_least_confident(log_p: jax.Array) -> jax.Array:
-    """Returns the logarithm of `least_confident`, of logarithms of the probabilities."""
+    """Returns the logarithm of `least_confident` from logarithms of the probabilities."""
     return _others(log_p)[0]
 
 
 @Jit
 def log_margin(log_p: jax.Array) -> jax.Array:
-    """Returns the logarithm of `margin`, of logarithms of the probabilities."""
-    log_rest, shares = _others(log_p)
-    return log_rest + jnp.log1p(shares.max(1))
+    """Returns the logarithm of `margin` from logarithms of the probabilities."""
+    log_rest, fractions = _others(log_p)
+    return log_rest + jnp.log1p(fractions.max(1))
 
 
 @Jit
 def log_entropy(log_p: jax.Array) -> jax.Array:
-    """Returns the logarithm of `entropy`, of logarithms of the probabilities."""
-    # With the sum s of all but the largest, which have shares c_k of it:
+    """Returns the logarithm of `entropy` from logarithms of the probabilities."""
+    # With the sum s of all probabilities but the largest, and their fractions c_k of it:
     # H = s (-log s + H(c)) - (1 - s) log(1 - s).
-    log_rest, shares = _others(log_p)
+    log_rest, fractions = _others(log_p)
     rest = jnp.exp(log_rest)
-    of_first = jnp.where(rest > 0, -(1 - rest) * jnp.log1p(-rest) / rest, 1)
-    entropy = log_rest + jnp.log(entr(shares).sum(1) - log_rest + of_first)
+    first_term = jnp.where(rest > 0, -(1 - rest) * jnp.log1p(-rest) / rest, 1)
+    entropy = log_rest + jnp.log(entr(fractions).sum(1) - log_rest + first_term)
     return jnp.where(jnp.isneginf(log_rest), -jnp.inf, entropy)
 
 
 @Jit
 def log_bald(log_p: jax.Array) -> jax.Array:
-    """Returns the logarithm of `bald`, of logarithms of the probabilities of several draws."""
+    """Returns the logarithm of `bald` from logarithms of the probabilities of several draws."""
     # KL(p || q) is the sum of q (r e^r - e^r + 1) with r = log(p / q). No term is negative.
     top = jnp.maximum(log_p.max(0), jnp.finfo(log_p.dtype).min)
     log_q = top + jnp.log1p(jnp.expm1(log_p - top).mean(0))
@@ -339,26 +348,27 @@ def _variance(draws: jax.Array) -> jax.Array:
 
 @Jit
 def log_expected_gradient_length(log_p: jax.Array, features: jax.Array) -> jax.Array:
-    """Returns the logarithm of `expected_gradient_length`, of those of the probabilities."""
-    # ||p - e_k||^2 = (1 - p_k)^2 + sum_{j != k} p_j^2, where for the likeliest class 1 - p_k is the
-    # sum s of the others. They have shares c_k of it: p_k = s c_k. Each length has a factor s.
-    log_rest, shares = _others(log_p)
+    """Returns the logarithm of `expected_gradient_length`, also from logarithms."""
+    # ||p - e_k||^2 = (1 - p_k)^2 + sum_{j != k} p_j^2. For the most probable class, 1 - p_k is the
+    # sum s of the other probabilities. These are p_k = s c_k, so each length has a factor s.
+    log_rest, fractions = _others(log_p)
     rest = jnp.exp(log_rest)[:, None]
-    first, others = 1 - rest[:, 0], rest * shares
-    of_first = first * jnp.sqrt(1 + jnp.square(shares).sum(1))
+    first, others = 1 - rest[:, 0], rest * fractions
+    first_term = first * jnp.sqrt(1 + jnp.square(fractions).sum(1))
     total = jnp.square(others).sum(1) + jnp.square(first)
-    of_others = shares * jnp.sqrt(jnp.square(1 - others) + total[:, None] - jnp.square(others))
+    other_terms = fractions * jnp.sqrt(jnp.square(1 - others) + total[:, None] - jnp.square(others))
     length = jnp.sqrt(jnp.square(features).sum(1) + 1)
-    return log_rest + jnp.log((of_first + of_others.sum(1)) * length)
+    return log_rest + jnp.log((first_term + other_terms.sum(1)) * length)
 
 
 def _others(log_p: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Returns the logarithm of the sum of all but the largest of each row, and their shares of it.
+    """Returns the log of the sum of all but each row's largest probability, and their fractions.
 
-    The sum is one less the largest, which rounds to 0 where a model is sure.
+    The sum is 1 minus the largest probability. Computed that way, it would round to 0 for a
+    confident model.
     """
     is_first = jax.nn.one_hot(log_p.argmax(1), log_p.shape[1], dtype=bool)
     others = jnp.where(is_first, -jnp.inf, log_p)
     log_rest = logsumexp(others, axis=1)
-    is_some = jnp.isfinite(log_rest)
-    return log_rest, jnp.exp(others - jnp.where(is_some, log_rest, 0)[:, None])
+    is_positive = jnp.isfinite(log_rest)
+    return log_rest, jnp.exp(others - jnp.where(is_positive, log_rest, 0)[:, None])

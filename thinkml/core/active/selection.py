@@ -1,17 +1,18 @@
-"""Which rows of a pool to label next: by scores, at random, or spread out.
+"""Selection of the rows of a pool to label next: by scores, at random, or for diversity.
 
-Each takes all rows of the pool and ``available``, a mask of those that may be chosen, so that
-shapes stay as they are from round to round and nothing is compiled anew; ``count`` rows come back,
-or all that are available where they are fewer. Arrays may be NumPy's or JAX's; the loops are
-compiled and run on the device, and memory grows with the rows of the pool, never with their square.
+Each function takes all rows of the pool and ``available``, a mask of those that may be chosen. So
+the shapes are the same in every round and nothing is compiled again. The functions return ``count``
+rows, or all available rows if there are fewer. Inputs may be NumPy or JAX arrays. The loops are
+compiled and run on the device. Memory grows linearly with the rows of the pool.
 """
 
 import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpy.typing import ArrayLike
 
 from thinkml.core.active.acquisition import as_features, as_probabilities
 from thinkml.core.active.clustering import (
@@ -26,29 +27,31 @@ from thinkml.core.active.clustering import (
 from thinkml.core.xla.jit import Jit
 from thinkml.errors import ConfigError, DataError, is_whole
 
-# TypiClust: so many clusters at most, found on so many rows; rows of a cluster that are compared.
+# TypiClust: the largest number of clusters, of rows that k-means runs on, and of rows of a cluster
+# that are compared with each other.
 _MAX_CLUSTERS, _MAX_ROWS, _MAX_MEMBERS = 500, 32_768, 512
 _NUM_NEIGHBORS, _SMALL_CLUSTER = 20, 5
 
 
 class Selection(NamedTuple):
-    """Rows chosen to be labelled, in the order they were chosen.
+    """The rows chosen for labelling, in the order of their choice.
 
     Attributes:
-        indices: into the pool's rows, int64 ``[count]``, no two the same.
-        scores: what each was chosen by, float32 ``[count]``; see the function that chose.
+        indices: the indices of the pool's rows, int64 ``[count]``, all different.
+        scores: the score that each row was chosen by, float32 ``[count]``; see the function that
+            chose it.
     """
 
     indices: np.ndarray
     scores: np.ndarray
 
 
-def highest(scores: Any, count: int, available: Any = None) -> Selection:
-    """Chooses the rows with the highest scores; of equal ones the first.
+def highest(scores: ArrayLike, count: int, available: ArrayLike | None = None) -> Selection:
+    """Chooses the rows with the highest scores, and the first ones among equal scores.
 
     Args:
         scores: numbers ``[rows]``, see `thinkml.core.active.acquisition`.
-        count: how many rows.
+        count: the number of rows to choose.
         available: bool ``[rows]``; None for all.
 
     Returns:
@@ -75,25 +78,28 @@ def highest(scores: Any, count: int, available: Any = None) -> Selection:
     count = min(_as_count(count), len(rows))
     ranked = scores[rows].astype(np.promote_types(scores.dtype, np.float32), copy=False)
     if np.isnan(ranked).any():
-        raise DataError(f'scores: NaN at row {rows[np.isnan(ranked)][0]}, expected numbers.')
-    if 0 < count < len(rows):  # all that reach the last place: what is left to sort is little
-        reach = ranked >= np.partition(ranked, -count)[-count]
-        rows, ranked = rows[reach], ranked[reach]
+        raise DataError(f'scores: got NaN at row {rows[np.isnan(ranked)][0]}, expected numbers.')
+    if 0 < count < len(rows):  # drop the rows below the count-th score, so few are left to sort
+        is_kept = ranked >= np.partition(ranked, -count)[-count]
+        rows, ranked = rows[is_kept], ranked[is_kept]
     rows = rows[np.argsort(-ranked, kind='stable')[:count]]
     return Selection(rows.astype(np.int64), scores[rows].astype(np.float32))
 
 
-def at_random(num_rows: int, count: int, key: jax.Array, available: Any = None) -> Selection:
-    """Chooses rows at random, each with the same chance.
+def at_random(
+    num_rows: int, count: int, key: jax.Array, available: ArrayLike | None = None
+) -> Selection:
+    """Chooses rows at random with equal probabilities.
 
     Args:
-        num_rows: rows of the pool.
-        count: how many rows.
+        num_rows: the number of rows in the pool.
+        count: the number of rows to choose.
         key: a PRNG key.
         available: bool ``[rows]``; None for all.
 
     Returns:
-        The rows in random order, and the numbers from 0 to 1 that decided.
+        The rows in random order. Their scores are the random numbers from 0 to 1 that they were
+        chosen by.
 
     Raises:
         DataError: for a mask of another shape.
@@ -110,32 +116,35 @@ def at_random(num_rows: int, count: int, key: jax.Array, available: Any = None) 
 
 
 def k_center_greedy(
-    features: Any, count: int, labeled: Any = None, available: Any = None
+    features: ArrayLike,
+    count: int,
+    labeled: ArrayLike | None = None,
+    available: ArrayLike | None = None,
 ) -> Selection:
-    """Core-set: chooses the row farthest from all labelled and chosen ones, again and again.
+    """Chooses rows by core-set: repeatedly the row farthest from all labelled and chosen ones.
 
-    So every row of the pool has a labelled one near it: the largest distance left is at most twice
-    that of the best choice possible.
+    So every row of the pool is near a labelled one: the largest remaining distance is at most twice
+    that of the best possible choice.
 
     Args:
         features: ``[rows, features]``, such as the inputs of a model's last layer.
-        count: how many rows.
-        labeled: features of the labelled rows ``[labelled, features]``. Without any, the first row
-            is that nearest to the mean of those available.
+        count: the number of rows to choose.
+        labeled: the features of the labelled rows, ``[labelled, features]``. If there are none, the
+            first choice is the row nearest to the mean of the available rows.
         available: bool ``[rows]``; None for all.
 
     Returns:
-        The rows, and the distance of each to the nearest labelled or chosen row when it was chosen:
-        it never rises, and is infinite for a first one with nothing to be far from.
+        The rows, and the distance of each to the nearest labelled or chosen row when it was chosen.
+        The distances never increase. The first one is infinite if there were no labelled rows.
 
     Raises:
-        DataError: for other shapes, or what isn't finite.
+        DataError: for other shapes, or for values that are not finite.
         ConfigError: for another ``count``.
 
     Reference:
         Sener and Savarese, 2018, *Active learning for convolutional neural networks: a core-set
-        approach* (the greedy one); Gonzalez, 1985, *Clustering to minimize the maximum intercluster
-        distance*.
+        approach* (the greedy variant); Gonzalez, 1985, *Clustering to minimize the maximum
+        intercluster distance*.
 
     Example:
         >>> from thinkml.core import k_center_greedy
@@ -146,34 +155,39 @@ def k_center_greedy(
     available = _as_mask(available, len(features))
     capacity, num_picks = _num_picks(count, available)
     labeled, num_labeled = _padded(labeled, features.shape[1])
-    found = _k_center_greedy(features, labeled, num_labeled, available, num_picks, capacity)
-    return _selection(found, num_picks)
+    picks = _k_center_greedy(features, labeled, num_labeled, available, num_picks, capacity)
+    return _selection(picks, num_picks)
 
 
 def badge(
-    probabilities: Any, features: Any, count: int, key: jax.Array, available: Any = None
+    probabilities: ArrayLike,
+    features: ArrayLike,
+    count: int,
+    key: jax.Array,
+    available: ArrayLike | None = None,
 ) -> Selection:
-    """BADGE: chooses rows whose labels would change the model much, each in another direction.
+    """Chooses rows by BADGE: rows whose labels would change the model strongly and differently.
 
-    A row stands for the gradient of its loss with respect to the weights of the last layer if the
-    likeliest class were its label: ``g = (p - onehot(argmax p)) x h``. The first row is that with
-    the longest gradient; each further one is drawn with a chance in proportion to its squared
-    distance to the nearest chosen, as k-means++ seeds its centres. Distances are computed from the
-    two factors, so that ``g``, of ``classes * features`` numbers a row, is never made.
+    Each row is represented by the gradient of its loss with respect to the weights of the last
+    layer, with the most probable class as its label: ``g = (p - onehot(argmax p)) x h``. The first
+    choice is the row with the longest gradient. Each later row is drawn with probability
+    proportional to its squared distance to the nearest chosen one, like the centres of k-means++.
+    Distances are computed from the two factors, so ``g``, with ``classes * features`` numbers per
+    row, is never created.
 
     Args:
         probabilities: ``[rows, classes]``; each row adds up to 1.
-        features: what the last layer gets, ``[rows, features]``.
-        count: how many rows.
+        features: the inputs of the last layer, ``[rows, features]``.
+        count: the number of rows to choose.
         key: a PRNG key.
         available: bool ``[rows]``; None for all.
 
     Returns:
-        The rows, and the distance of each to the nearest chosen one when it was chosen; for the
-        first one the length of its gradient.
+        The rows, and the distance of each to the nearest chosen one when it was chosen. For the
+        first row it is the length of its gradient.
 
     Raises:
-        DataError: for other shapes, or what are no probabilities.
+        DataError: for other shapes, or for values that are not probabilities.
         ConfigError: for another ``count``.
 
     Reference:
@@ -196,32 +210,36 @@ def badge(
 
 
 def typiclust(
-    features: Any, count: int, key: jax.Array, labeled: Any = None, available: Any = None
+    features: ArrayLike,
+    count: int,
+    key: jax.Array,
+    labeled: ArrayLike | None = None,
+    available: ArrayLike | None = None,
 ) -> Selection:
-    """TypiClust: chooses the most typical row of each cluster that has no label yet.
+    """Chooses rows by TypiClust: the most typical row of each cluster without a label.
 
-    The available rows are clustered into as many clusters as there will be labels (500 at most).
-    Those with the fewest labelled rows come first, of these the largest; of each the row is chosen
-    whose 20 nearest rows in the cluster are nearest. Clusters of fewer than 5 rows come last. It is
-    made for few labels, where what a model says is worth little yet.
+    The available rows are divided into as many clusters as there will be labels (500 at most).
+    Clusters with the fewest labelled rows come first, and the largest among these. From each, it
+    chooses the row with the smallest mean distance to its 20 nearest rows in the cluster. Clusters
+    with fewer than 5 rows come last. The method is for few labels, when a model's predictions are
+    still of little value.
 
-    The work is bounded: k-means runs on at most 32,768 rows drawn at random (all rows are then
-    assigned to its centres), and of a cluster of more than 512 rows so many drawn at random stand
-    for all.
+    The work is bounded. K-means runs on at most 32,768 random rows, and all rows are then assigned
+    to its centres. In a cluster with more than 512 rows, only 512 random ones are considered.
 
     Args:
-        features: ``[rows, features]`` of a representation that didn't need the labels.
-        count: how many rows.
+        features: ``[rows, features]``, from a representation that was learned without the labels.
+        count: the number of rows to choose.
         key: a PRNG key.
-        labeled: features of the labelled rows ``[labelled, features]``; None for none.
+        labeled: the features of the labelled rows, ``[labelled, features]``; None for none.
         available: bool ``[rows]``; None for all.
 
     Returns:
-        The rows, and how typical each is: the inverse of the mean distance to its neighbours; 0 for
-        a row without any.
+        The rows, and the typicality of each: the inverse of the mean distance to its neighbours, 0
+        for a row without neighbours.
 
     Raises:
-        DataError: for other shapes, or what isn't finite.
+        DataError: for other shapes, or for values that are not finite.
         ConfigError: for another ``count``.
 
     Reference:
@@ -247,43 +265,41 @@ def typiclust(
     num_clusters = min(num_labeled + num_picks, _MAX_CLUSTERS, len(sample))
     capacity = min(_power_of_two(num_labeled + count), _MAX_CLUSTERS)
     padded = np.resize(np.sort(sample), min(_MAX_ROWS, len(features)))
-    labels, num_labeled_of = _clusters(
+    labels, labeled_counts = _clusters(
         features, padded, len(sample), labeled, num_labeled, num_clusters, clusters_key, capacity
     )
     labels = np.where(available, labels, -1)
-    return _most_typical(features, labels, np.asarray(num_labeled_of), rank, count, num_picks)
+    return _most_typical(features, labels, np.asarray(labeled_counts), rank, count, num_picks)
 
 
 def diverse(
-    scores: Any,
-    features: Any,
+    scores: ArrayLike,
+    features: ArrayLike,
     count: int,
     key: jax.Array,
-    available: Any = None,
+    available: ArrayLike | None = None,
     *,
     oversample: int = 10,
 ) -> Selection:
-    """Chooses rows with high scores that are unlike each other.
+    """Chooses rows with high scores that differ from each other.
 
-    The ``oversample * count`` rows with the highest scores are clustered into ``count`` clusters by
-    k-means, each row weighted by its score; of each cluster the row nearest to the centre is
-    chosen.
+    The ``oversample * count`` rows with the highest scores are divided into ``count`` clusters by
+    k-means, with the scores as weights. From each cluster it chooses the row nearest to the centre.
 
     Args:
-        scores: numbers ``[rows]``, see `thinkml.core.active.acquisition`. Where some that are
-            clustered are negative, weights are counted from the lowest of these.
+        scores: numbers ``[rows]``, see `thinkml.core.active.acquisition`. If clustered rows have
+            negative scores, the lowest one is subtracted from all to get the weights.
         features: ``[rows, features]``.
-        count: how many rows.
+        count: the number of rows to choose.
         key: a PRNG key.
         available: bool ``[rows]``; None for all.
-        oversample: how many rows there are to choose from for each that is chosen; 1 leaves no
-            choice.
+        oversample: the number of candidates per chosen row. With 1 there is no choice.
 
     Returns:
         The rows and their scores, highest first.
 
     Raises:
-        DataError: for other shapes, or what isn't finite.
+        DataError: for other shapes, or for values that are not finite.
         ConfigError: for another ``count`` or ``oversample``.
 
     Reference:
@@ -303,13 +319,15 @@ def diverse(
     if len(best.indices) <= count:
         return best
     if not np.isfinite(best.scores).all():
-        raise DataError('scores: infinite values, expected finite ones: rows are weighted by them.')
+        raise DataError(
+            'scores: got infinite values, expected finite ones, which rows are weighted by.'
+        )
     num_rows = len(best.indices)
     weights = best.scores - min(0, best.scores.min())
     weights = np.pad(weights if weights.any() else weights + 1, (0, capacity - num_rows))
     rows = np.resize(best.indices, capacity)
     chosen = np.asarray(_nearest_to_centers(features, rows, weights, num_rows, count, key))
-    # A cluster may have lost its rows, where they lie on each other; the best take its place.
+    # Equal rows may leave a cluster empty. The best row not yet chosen replaces its row.
     order = np.argsort(~chosen[:num_rows], kind='stable')[:count]
     order.sort()
     return Selection(best.indices[order], best.scores[order])
@@ -318,13 +336,13 @@ def diverse(
 # --- checks -----------------------------------------------------------------------------------
 
 
-def _as_count(value: Any, argument: str = 'count') -> int:
+def _as_count(value: int, argument: str = 'count') -> int:
     if not (is_whole(value) and value >= 1):
         raise ConfigError(f'{argument}: got {value!r}, expected a whole number of at least 1.')
     return int(value)
 
 
-def _as_mask(available: Any, num_rows: int) -> np.ndarray:
+def _as_mask(available: ArrayLike | None, num_rows: int) -> np.ndarray:
     if available is None:
         return np.ones(num_rows, bool)
     available = np.asarray(available)
@@ -337,15 +355,15 @@ def _as_mask(available: Any, num_rows: int) -> np.ndarray:
 
 
 def _num_picks(count: int, available: np.ndarray) -> tuple[int, int]:
-    """The number of rows to make room for, and that to choose."""
+    """Returns the capacity of the result and the number of rows to choose."""
     count = min(_as_count(count), len(available))
     return count, min(count, int(available.sum()))
 
 
-def _padded(labeled: Any, num_features: int) -> tuple[jax.Array, int]:
-    """The labelled rows' features, filled up with zeros to a power of two, and how many there are.
+def _padded(labeled: ArrayLike | None, num_features: int) -> tuple[jax.Array, int]:
+    """Returns the labelled rows' features, padded to a power of two, and their number.
 
-    So a growing number of them doesn't compile anew.
+    Because of the padding, most changes of the number compile nothing again.
     """
     rows = np.zeros((0, num_features)) if labeled is None else np.asarray(labeled)
     if rows.ndim != 2 or rows.shape[1] != num_features:
@@ -361,8 +379,8 @@ def _power_of_two(number: int) -> int:
     return 1 << max(0, number - 1).bit_length()
 
 
-def _selection(found: tuple[jax.Array, jax.Array], num_picks: int) -> Selection:
-    indices, squared = (np.asarray(array)[:num_picks] for array in found)
+def _selection(picks: tuple[jax.Array, jax.Array], num_picks: int) -> Selection:
+    indices, squared = (np.asarray(array)[:num_picks] for array in picks)
     return Selection(indices.astype(np.int64), np.sqrt(squared))
 
 
@@ -394,23 +412,25 @@ def _k_center_greedy(features, labeled, num_labeled, available, num_picks, capac
 def _badge(probabilities, features, available, key, num_picks, capacity):
     is_first = jax.nn.one_hot(probabilities.argmax(1), probabilities.shape[1], dtype=bool)
     others = jnp.where(is_first, 0, probabilities)
-    # The largest less 1, from the others: it rounds to 0 where a model is sure.
+    # The largest probability minus 1, computed from the others. The direct difference rounds to 0
+    # for a confident model.
     errors = jnp.where(is_first, -others.sum(1, keepdims=True), others)
-    # A power of two, so that squares of the smallest don't round to 0, and others keep their bits.
+    # Scaled by a power of two, so that squares of small errors do not round to 0 and no error loses
+    # precision.
     _, exponent = jnp.frexp(jnp.max(jnp.where(available[:, None], others, 0)))
     errors = jnp.ldexp(errors, -exponent)
-    of_errors, of_features = (jnp.square(factor).sum(1) for factor in (errors, features))
+    error_norms, feature_norms = (jnp.square(factor).sum(1) for factor in (errors, features))
 
     def distances_to(index: jax.Array) -> jax.Array:
-        # With a, b the squared distances of the factors, ||a||^2 and ||h||^2 as above:
-        # ||g_i - g_j||^2, where near rows leave only products of small numbers to add up.
+        # ||g_i - g_j||^2 from the squared distances a, b of the two factors and their squared
+        # norms. For rows that are near each other, all terms of the sum are small.
         a = squared_distances(errors, errors[index])
         b = squared_distances(features, features[index])
-        sum_a, sum_b = of_errors + of_errors[index], of_features + of_features[index]
-        difference = (of_errors - of_errors[index]) * (of_features - of_features[index])
+        sum_a, sum_b = error_norms + error_norms[index], feature_norms + feature_norms[index]
+        difference = (error_norms - error_norms[index]) * (feature_norms - feature_norms[index])
         return jnp.maximum(0, (a * sum_b + b * sum_a - a * b + difference) / 2)
 
-    length = of_errors * of_features
+    length = error_norms * feature_norms
     first = jnp.argmax(jnp.where(available, length, -1))
     indices, squared = greedy(
         jnp.where(available, jnp.inf, -1),
@@ -425,22 +445,24 @@ def _badge(probabilities, features, available, key, num_picks, capacity):
 
 @functools.partial(Jit, static_argnames=('capacity',))
 def _clusters(features, sample, num_rows, labeled, num_labeled, num_clusters, key, capacity):
-    """The cluster of each row, and how many of the labelled rows each has."""
+    """Returns the cluster of each row, and the number of labelled rows in each cluster."""
     valid = jnp.arange(len(sample)) < num_rows
-    found = kmeans(features[sample], valid.astype(jnp.float32), valid, num_clusters, capacity, key)
-    labels, _ = nearest(features, found.centers, num_clusters)
-    of_labeled, _ = nearest(labeled, found.centers, num_clusters)
-    counted = jnp.where(jnp.arange(len(labeled)) < num_labeled, of_labeled, capacity)
+    centers = kmeans(
+        features[sample], valid.astype(jnp.float32), valid, num_clusters, capacity, key
+    ).centers
+    labels, _ = nearest(features, centers, num_clusters)
+    labeled_clusters, _ = nearest(labeled, centers, num_clusters)
+    counted = jnp.where(jnp.arange(len(labeled)) < num_labeled, labeled_clusters, capacity)
     return labels, jnp.zeros(capacity, jnp.int32).at[counted].add(1, mode='drop')
 
 
-def _most_typical(features, labels, num_labeled_of, rank, count, num_picks) -> Selection:
-    """Goes through the clusters, fewest labels first, until there are ``num_picks`` rows."""
-    num_labeled_of, chosen, scores = num_labeled_of.copy(), [], []
+def _most_typical(features, labels, labeled_counts, rank, count, num_picks) -> Selection:
+    """Chooses one row per cluster, fewest labels first, until there are ``num_picks`` rows."""
+    labeled_counts, chosen, scores = labeled_counts.copy(), [], []
     num_slots, size = min(count, _MAX_CLUSTERS), min(_MAX_MEMBERS, len(labels))
     while len(chosen) < num_picks:
-        sizes = np.bincount(labels[labels >= 0], minlength=len(num_labeled_of))
-        order = np.lexsort((-sizes, num_labeled_of, sizes < _SMALL_CLUSTER))
+        sizes = np.bincount(labels[labels >= 0], minlength=len(labeled_counts))
+        order = np.lexsort((-sizes, labeled_counts, sizes < _SMALL_CLUSTER))
         order = order[sizes[order] > 0][: min(num_slots, num_picks - len(chosen))]
         by_cluster = np.lexsort((rank, labels))
         ends = np.cumsum(sizes) + np.sum(labels < 0)
@@ -449,43 +471,42 @@ def _most_typical(features, labels, num_labeled_of, rank, count, num_picks) -> S
         for slot, rows in enumerate(members):
             table[slot, : len(rows)] = np.sort(rows)
         num_members = np.array([*map(len, members)] + [0] * (num_slots - len(members)), np.int32)
-        place, typical = (np.asarray(a) for a in _typicality(features, table, num_members))
-        rows = table[np.arange(len(order)), place[: len(order)]]
+        best, typicality = (np.asarray(a) for a in _typicality(features, table, num_members))
+        rows = table[np.arange(len(order)), best[: len(order)]]
         chosen.extend(rows)
-        scores.extend(typical[: len(order)])
+        scores.extend(typicality[: len(order)])
         labels[rows] = -1
-        num_labeled_of[order] += 1
+        labeled_counts[order] += 1
     return Selection(np.array(chosen, np.int64), np.array(scores, np.float32))
 
 
 @Jit
 def _typicality(features, table, num_members):
-    """The place of the most typical of each cluster's members, and how typical it is."""
+    """Returns the index of the most typical member of each cluster, and its typicality."""
     num_neighbors = min(_NUM_NEIGHBORS, table.shape[1])
 
-    def of_cluster(arguments):
-        rows, number = arguments
-        valid = jnp.arange(len(rows)) < number
-        # At most half of the rows, so that a small cluster has an inside.
-        num_near = jnp.clip(number // 2, 1, num_neighbors)
+    def most_typical(cluster):
+        rows, num_rows = cluster
+        valid = jnp.arange(len(rows)) < num_rows
+        # At most half of the rows, so that in a small cluster inner rows are more typical.
+        num_near = jnp.clip(num_rows // 2, 1, num_neighbors)
         is_near = jnp.arange(num_neighbors) < num_near
-        away = neighbor_distances(features[rows], valid, num_neighbors)
-        mean = jnp.where(is_near, away, 0).sum(1) / num_near
-        typical = jnp.where(valid, 1 / (mean + 1e-5), -1)
-        place = jnp.argmax(typical)
-        return place, typical[place]
+        distances = neighbor_distances(features[rows], valid, num_neighbors)
+        mean = jnp.where(is_near, distances, 0).sum(1) / num_near
+        typicality = jnp.where(valid, 1 / (mean + 1e-5), -1)
+        best = jnp.argmax(typicality)
+        return best, typicality[best]
 
-    return jax.lax.map(of_cluster, (table, num_members))
+    return jax.lax.map(most_typical, (table, num_members))
 
 
 @functools.partial(Jit, static_argnames=('count',))
 def _nearest_to_centers(features, rows, weights, num_rows, count, key):
-    """Whether each row is the nearest of its cluster to the centre; bool ``[rows]``."""
-    valid = jnp.arange(len(rows)) < num_rows
-    found = kmeans(features[rows], weights, valid, count, count, key)
-    distances = jnp.where(valid, found.distances, jnp.inf)
-    closest = jax.ops.segment_min(distances, found.labels, count)
-    places = jnp.where(
-        valid & (distances == closest[found.labels]), jnp.arange(len(rows)), len(rows)
-    )
-    return jax.ops.segment_min(places, found.labels, count)[found.labels] == jnp.arange(len(rows))
+    """Returns a mask ``[rows]``, True for the row of each cluster that is nearest to its centre."""
+    index = jnp.arange(len(rows))
+    valid = index < num_rows
+    clusters = kmeans(features[rows], weights, valid, count, count, key)
+    labels, distances = clusters.labels, jnp.where(valid, clusters.distances, jnp.inf)
+    closest = jax.ops.segment_min(distances, labels, count)
+    candidates = jnp.where(valid & (distances == closest[labels]), index, len(rows))
+    return jax.ops.segment_min(candidates, labels, count)[labels] == index

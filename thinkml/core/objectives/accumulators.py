@@ -1,8 +1,8 @@
-"""What epoch metrics are computed from: exact sums and counts, merged in any cut of the epoch.
+"""Accumulators of epoch metrics: exact sums and counts that do not depend on the batches.
 
-Each is a `clu.metrics.Metric`: a pytree of arrays, from one batch, that merges with others. Float
-sums are compensated (`add`), counts are int32, so 2**31 - 1 examples lose nothing. No two fields
-of an empty one share an array, since all are donated to the compiled chunk.
+Each is a `clu.metrics.Metric`: a pytree of arrays from one batch that merges with others. Float
+sums are compensated (`add`) and counts are int32, so up to 2**31 - 1 examples are exact. The fields
+of an empty accumulator never share an array, because all are donated to the compiled chunk.
 """
 
 # clu's collections read the annotations at run time, so no `from __future__ import annotations`.
@@ -17,10 +17,11 @@ from flax import struct
 def add(
     total: jax.Array, low: jax.Array, other: jax.Array, other_low: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Adds two numbers that are each a float32 and the rounding error it lacks.
+    """Adds two numbers, each given as a float32 and its rounding error.
 
     Returns:
-        Likewise, the sum to about 48 bits. An infinite sum stays infinite.
+        The sum, also as a float32 and its rounding error, to about 48 bits. An infinite sum stays
+        infinite.
 
     Reference:
         Knuth, 1969, *The Art of Computer Programming, vol. 2*, 4.2.2; Dekker, 1971, *A
@@ -36,16 +37,15 @@ def add(
 
 @struct.dataclass
 class WeightedMean(clu_metrics.Metric):
-    """``sum(weight * values) / sum(weight)`` over everything merged into it.
+    """A weighted mean, ``sum(weight * values) / sum(weight)``, over all merged batches.
 
-    Unlike `clu.metrics.Average`, whose mask is boolean, the weights are real numbers. Both sums
-    are compensated: each is a float32 and what rounding has taken from it, so that millions of
-    merges lose nothing. What has weight 0 counts nothing even if it is NaN. NaN if all weights
-    are 0.
+    Unlike in `clu.metrics.Average`, whose mask is boolean, the weights are real numbers. Both sums
+    are compensated: each is a float32 and its rounding error, so millions of merges lose nothing.
+    Values of weight 0 are ignored, even NaN. The mean is NaN if all weights are 0.
 
     Attributes:
-        sums: ``[[values, weights], [what these two lack]]``: one array, since of a small net's
-            step each one counts.
+        sums: ``[[values, weights], [their rounding errors]]``. One array, because each additional
+            array costs time in the step of a small network.
     """
 
     sums: jax.Array
@@ -71,10 +71,10 @@ class WeightedMean(clu_metrics.Metric):
 
 @functools.lru_cache(maxsize=256)
 def class_counts(num_classes: int) -> type[clu_metrics.Metric]:
-    """Returns the class that counts how often each class was hit, was predicted and occurs.
+    """Returns a metric class that counts true positives, predictions and examples by class.
 
-    Its ``from_model_output`` takes ``truth`` and ``guess``, bool ``[batch, classes]``: which
-    classes (or labels) an example has, and which were predicted.
+    Its ``from_model_output`` takes ``truth`` and ``prediction``, bool ``[batch, classes]``: the
+    true and the predicted classes (or labels) of each example.
     """
 
     @struct.dataclass
@@ -92,10 +92,17 @@ def class_counts(num_classes: int) -> type[clu_metrics.Metric]:
             return cls(jnp.zeros((), jnp.int32), *counts)
 
         @classmethod
-        def from_model_output(cls, truth: jax.Array, guess: jax.Array, mask: jax.Array, **_):
-            truth, guess = truth & mask[:, None], guess & mask[:, None]
-            counts = (jnp.sum(which, 0, dtype=jnp.int32) for which in (truth & guess, guess, truth))
-            return cls(jnp.sum(mask, dtype=jnp.int32), *counts)
+        def from_model_output(cls, truth: jax.Array, prediction: jax.Array, mask: jax.Array, **_):
+            def count(is_counted):
+                return jnp.sum(is_counted, 0, dtype=jnp.int32)
+
+            truth, prediction = truth & mask[:, None], prediction & mask[:, None]
+            return cls(
+                num_examples=jnp.sum(mask, dtype=jnp.int32),
+                true_positives=count(truth & prediction),
+                predicted=count(prediction),
+                actual=count(truth),
+            )
 
         def merge(self, other):
             return jax.tree.map(jnp.add, self, other)
@@ -105,7 +112,9 @@ def class_counts(num_classes: int) -> type[clu_metrics.Metric]:
 
 @functools.lru_cache(maxsize=256)
 def residuals(num_targets: int) -> type[clu_metrics.Metric]:
-    """Returns the class of the sums of squares of errors and of targets around their mean.
+    """Returns a metric class with the sums of squared errors and of squared deviations.
+
+    The deviations are those of the targets from their mean.
 
     Its ``from_model_output`` takes ``predictions`` and ``targets``, ``[batch, targets]``.
 
@@ -115,10 +124,10 @@ def residuals(num_targets: int) -> type[clu_metrics.Metric]:
 
     @struct.dataclass
     class Residuals(clu_metrics.Metric):
-        """Sums ``[targets]``; the mean is ``pivot + offset``.
+        """Sums ``[targets]``, with the mean of the targets as ``pivot + offset``.
 
-        The pivot is one of the targets. So the offset is as small as the targets' spread, however
-        large their mean, and float32 holds it well.
+        The pivot is one of the targets. So even if their mean is large, the offset is as small as
+        their spread, and float32 is precise enough for it.
         """
 
         count: jax.Array
@@ -147,30 +156,44 @@ def residuals(num_targets: int) -> type[clu_metrics.Metric]:
             spread = total(jnp.square(targets - pivot - offset))
             squares = total(jnp.square(predictions - targets))
             low = jnp.zeros_like(spread)
-            return cls(count, pivot, offset, spread, low, squares, low)
+            return cls(
+                count=count,
+                pivot=pivot,
+                offset=offset,
+                spread=spread,
+                spread_low=low,
+                squares=squares,
+                squares_low=low,
+            )
 
         def merge(self, other):
             count = self.count + other.count
-            share = other.count / jnp.maximum(count, 1)
-            apart = (other.pivot - self.pivot) + (other.offset - self.offset)
-            apart = jnp.where((self.count > 0) & (other.count > 0), apart, 0)
+            fraction = other.count / jnp.maximum(count, 1)
+            difference = (other.pivot - self.pivot) + (other.offset - self.offset)
+            difference = jnp.where((self.count > 0) & (other.count > 0), difference, 0)
             spread = add(self.spread, self.spread_low, other.spread, other.spread_low)
-            between = jnp.square(apart) * self.count * share
-            first = self.count == 0
+            between = jnp.square(difference) * self.count * fraction
+            spread, spread_low = add(*spread, between, jnp.zeros_like(between))
+            squares, squares_low = add(
+                self.squares, self.squares_low, other.squares, other.squares_low
+            )
+            is_empty = self.count == 0
             return type(self)(
-                count,
-                jnp.where(first, other.pivot, self.pivot),
-                jnp.where(first, other.offset, self.offset + apart * share),
-                *add(*spread, between, jnp.zeros_like(between)),
-                *add(self.squares, self.squares_low, other.squares, other.squares_low),
+                count=count,
+                pivot=jnp.where(is_empty, other.pivot, self.pivot),
+                offset=jnp.where(is_empty, other.offset, self.offset + difference * fraction),
+                spread=spread,
+                spread_low=spread_low,
+                squares=squares,
+                squares_low=squares_low,
             )
 
         def rmse(self):
-            """The root of each target's mean squared error; the mean of these."""
+            """Returns the mean over the targets of the root mean squared error."""
             return jnp.mean(jnp.sqrt((self.squares + self.squares_low) / self.count))
 
         def r2(self):
-            """``1 - sum(error^2) / sum((y - mean(y))^2)``; the mean over the targets.
+            """Returns the mean over the targets of ``1 - sum(error^2) / sum((y - mean(y))^2)``.
 
             A constant target gives 1 if predicted exactly, else 0. NaN for fewer than two rows.
             """
@@ -183,23 +206,23 @@ def residuals(num_targets: int) -> type[clu_metrics.Metric]:
 
 
 @functools.lru_cache(maxsize=256)
-def collected(
+def row_collector(
     capacity: int, logits: jax.ShapeDtypeStruct, labels: jax.ShapeDtypeStruct
 ) -> type[clu_metrics.Metric]:
-    """Returns the class that keeps all logits and labels of an epoch, on the device.
+    """Returns a metric class that keeps all logits and labels of an epoch on the device.
 
-    It holds ``capacity`` rows, rows that only fill batches up included (they are flagged). More
-    rows are not kept but still counted, so ``position > capacity`` tells that some are missing.
+    It keeps ``capacity`` rows, including padding, which the mask marks. Further rows are counted
+    but not kept, so ``position > capacity`` means that some are missing.
 
     Args:
-        capacity: rows.
-        logits: shape and dtype of one example's logits.
-        labels: of one example's labels.
+        capacity: the number of rows.
+        logits: the shape and dtype of one example's logits.
+        labels: the shape and dtype of one example's labels.
     """
 
     @struct.dataclass
-    class Collected(clu_metrics.Metric):
-        """Rows in the order they came, ``mask`` telling which are examples."""
+    class RowCollector(clu_metrics.Metric):
+        """Rows in the order of arrival; ``mask`` is True for examples and False for padding."""
 
         logits: jax.Array
         labels: jax.Array
@@ -226,7 +249,7 @@ def collected(
             )
 
         def merge(self, other):
-            if len(self.mask) != capacity:  # a batch, as yet without room for another
+            if len(self.mask) != capacity:  # one batch, without space for another
                 return self.empty().merge(self).merge(other)
             write = functools.partial(_write, start=self.position)
             return type(self)(
@@ -236,13 +259,13 @@ def collected(
                 self.position + other.position,
             )
 
-    return Collected
+    return RowCollector
 
 
 def _write(rows: jax.Array, new: jax.Array, start: jax.Array) -> jax.Array:
-    """Puts ``new`` at ``start``; what does not fit falls off the end."""
+    """Returns ``rows`` with ``new`` written at ``start``; rows beyond the end are dropped."""
     if len(new) < len(rows):
         return jax.lax.dynamic_update_slice_in_dim(rows, new, start, axis=0)
-    # An update slice as long as the whole would be moved to the beginning.
-    at = jnp.arange(len(rows)).reshape(-1, *[1] * (rows.ndim - 1))
-    return jnp.where(at < start, rows, jnp.roll(new[: len(rows)], start, axis=0))
+    # XLA clamps the start so that the slice fits, so a slice as long as `rows` would start at 0.
+    index = jnp.arange(len(rows)).reshape(-1, *[1] * (rows.ndim - 1))
+    return jnp.where(index < start, rows, jnp.roll(new[: len(rows)], start, axis=0))

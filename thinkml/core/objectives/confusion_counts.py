@@ -1,79 +1,90 @@
-"""Metrics that are made of counts: how often each class was hit, was predicted and occurs.
+"""Metrics from confusion counts: precision, recall, F1 and others, by class and averaged.
 
-The functions take arrays of NumPy and of JAX alike: they compute with the library the counts are
-of. Where there is nothing to divide by they give 0, as scikit-learn does.
+The functions take NumPy and JAX arrays, and compute with the library of their inputs. Where the
+denominator is 0 they return 0, like scikit-learn.
 """
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from thinkml.model_record import TaskKind
+
+Array: TypeAlias = Any
+"""An array of NumPy or JAX; the result belongs to the same library."""
 
 
 class Counts(NamedTuple):
     """Counts by class (or label), floats ``[classes]``.
 
     Attributes:
-        hits: examples of the class that were predicted to be.
-        predicted: examples that were predicted to be of the class.
-        actual: examples of the class.
-        total: examples in all, a number.
+        true_positives: the number of examples of the class that were predicted as the class.
+        predicted: the number of examples that were predicted as the class.
+        actual: the number of examples of the class.
+        total: the number of all examples, a scalar.
     """
 
-    true_positives: Any
-    predicted: Any
-    actual: Any
-    total: Any
+    true_positives: Array
+    predicted: Array
+    actual: Array
+    total: Array
 
 
 class Fraction(NamedTuple):
     """A ratio by class."""
 
-    numerator: Any
-    denominator: Any
+    numerator: Array
+    denominator: Array
 
 
 def precision(counts: Counts) -> Fraction:
-    """Of what was predicted to be a class, the share that is: ``tp / (tp + fp)``."""
+    """Returns the fraction of a class's predictions that are correct: ``tp / (tp + fp)``."""
     return Fraction(counts.true_positives, counts.predicted)
 
 
 def recall(counts: Counts) -> Fraction:
-    """Of what is a class, the share that was predicted to be: ``tp / (tp + fn)``."""
+    """Returns the fraction of a class's examples that are predicted: ``tp / (tp + fn)``."""
     return Fraction(counts.true_positives, counts.actual)
 
 
 def f1(counts: Counts) -> Fraction:
-    """The harmonic mean of precision and recall: ``2 tp / (2 tp + fp + fn)``."""
+    """Returns the harmonic mean of precision and recall: ``2 tp / (2 tp + fp + fn)``."""
     return Fraction(2 * counts.true_positives, counts.predicted + counts.actual)
 
 
 def specificity(counts: Counts) -> Fraction:
-    """Of what is not a class, the share that was not predicted to be: ``tn / (tn + fp)``."""
-    return Fraction(_rejected(counts), counts.total - counts.actual)
+    """Returns the fraction of other classes' examples not predicted: ``tn / (tn + fp)``."""
+    return Fraction(_true_negatives(counts), counts.total - counts.actual)
 
 
 def npv(counts: Counts) -> Fraction:
-    """Of what was not predicted to be a class, the share that is not: ``tn / (tn + fn)``."""
-    return Fraction(_rejected(counts), counts.total - counts.predicted)
+    """Returns the negative predictive value, ``tn / (tn + fn)``.
+
+    It is the fraction of the examples not predicted as a class that are not of the class.
+    """
+    return Fraction(_true_negatives(counts), counts.total - counts.predicted)
 
 
-def _rejected(counts: Counts) -> Any:
+def _true_negatives(counts: Counts) -> Array:
     return counts.total - counts.predicted - counts.actual + counts.true_positives
 
 
 def average(
-    fraction: Fraction, counts: Counts, kind: TaskKind, how: str | None, which: Any = None
-) -> Any:
-    """One number from a ratio per class.
+    fraction: Fraction,
+    counts: Counts,
+    kind: TaskKind,
+    how: str | None,
+    which: Array | None = None,
+) -> Array:
+    """Returns one number from a ratio per class.
 
     Args:
-        fraction: from `precision`, `recall` and the like.
-        counts: the counts they are made from.
-        kind: None as ``how`` is the positive class for ``'binary'``, ``'macro'`` else.
-        how: ``'macro'`` (mean over the labels, or the classes that occur in labels or
-            predictions), ``'weighted'`` (by how often each occurs in the labels) or ``'micro'``
-            (ratio of the sums, over the classes of ``'macro'``).
-        which: bool ``[classes]``, those that occur; None for those that have counts.
+        fraction: the ratio, such as the result of `precision`.
+        counts: the counts that the ratio was computed from.
+        kind: the kind of the task.
+        how: the average. ``'macro'`` is the mean over the labels, or over the classes that occur in
+            labels or predictions. ``'weighted'`` weights them by their number in the labels.
+            ``'micro'`` is the ratio of the sums over the classes of ``'macro'``. None takes the
+            positive class for ``'binary'``, else ``'macro'``.
+        which: bool ``[classes]``, True for the classes that occur; None for those with counts.
     """
     ratios = ratio(*fraction)
     if how is None and kind == 'binary':
@@ -85,16 +96,20 @@ def average(
     return ratio((weight * ratios).sum(), weight.sum())
 
 
-def occurring(counts: Counts, kind: TaskKind) -> Any:
-    """Which classes a macro mean is over: those in labels or predictions; for multilabel all."""
+def occurring(counts: Counts, kind: TaskKind) -> Array:
+    """Returns a mask of the classes in a macro mean: those in labels or predictions.
+
+    For multilabel tasks these are all labels.
+    """
     either = counts.actual + counts.predicted
     return either >= 0 if kind == 'multilabel' else either > 0
 
 
-def balanced_accuracy(counts: Counts, kind: TaskKind) -> Any:
-    """The mean recall of the classes that occur in the labels.
+def balanced_accuracy(counts: Counts, kind: TaskKind) -> Array:
+    """Returns the mean recall of the classes that occur in the labels.
 
-    For multilabel it is taken of each label's 0 and 1, then averaged over the labels.
+    For multilabel tasks it is computed for the values 0 and 1 of each label, then averaged over the
+    labels.
     """
     recalls = ratio(*recall(counts))
     if kind != 'multilabel':
@@ -104,50 +119,51 @@ def balanced_accuracy(counts: Counts, kind: TaskKind) -> Any:
     return ratio(recalls + ratio(*specificity(counts)), kinds).mean()
 
 
-def mcc(counts: Counts) -> Any:
-    """Matthews' correlation coefficient of labels and predictions, of any number of classes.
+def mcc(counts: Counts) -> Array:
+    """Returns Matthews' correlation coefficient of labels and predictions, for any classes.
 
-    0 where either is always the same.
+    It is 0 if all labels or all predictions are the same.
 
     Reference:
         Gorodkin, 2004, *Comparing two K-category assignments by a K-category correlation
         coefficient*.
     """
-    # Of shares, not counts: float32 has no room for a square of millions.
-    true_positives, predicted, actual = _shares(counts)
+    # From frequencies and not from counts: float32 can't represent squares of millions exactly.
+    true_positives, predicted, actual = _frequencies(counts)
     spread = (1 - (predicted**2).sum()) * (1 - (actual**2).sum())
     return ratio(true_positives.sum() - (predicted * actual).sum(), spread**0.5)
 
 
-def kappa(counts: Counts) -> Any:
-    """Cohen's kappa: agreement beyond chance, over the most there could be.
+def kappa(counts: Counts) -> Array:
+    """Returns Cohen's kappa: the agreement beyond chance, divided by its largest possible value.
 
-    NaN where labels and predictions are one and the same class.
+    It is NaN if all labels and all predictions are the same class.
 
     Reference:
         Cohen, 1960, *A coefficient of agreement for nominal scales*.
     """
-    true_positives, predicted, actual = _shares(counts)
+    true_positives, predicted, actual = _frequencies(counts)
     chance = (predicted * actual).sum()
     xp = true_positives.__array_namespace__()
-    apart = chance < 1
-    return xp.where(apart, (true_positives.sum() - chance) / xp.where(apart, 1 - chance, 1), xp.nan)
+    is_defined = chance < 1
+    beyond_chance = true_positives.sum() - chance
+    return xp.where(is_defined, beyond_chance / xp.where(is_defined, 1 - chance, 1), xp.nan)
 
 
-def _shares(counts: Counts) -> tuple[Any, Any, Any]:
+def _frequencies(counts: Counts) -> tuple[Array, Array, Array]:
     true_positives, predicted, actual = (ratio(part, counts.total) for part in counts[:3])
     return true_positives, predicted, actual
 
 
-def ratio(numerator: Any, denominator: Any) -> Any:
-    """Divides; 0 where there is nothing to divide by."""
+def ratio(numerator: Array, denominator: Array) -> Array:
+    """Returns the ratio, or 0 where the denominator is 0."""
     xp = numerator.__array_namespace__()
-    some = denominator > 0
-    return xp.where(some, numerator / xp.where(some, denominator, 1), 0)
+    is_defined = denominator > 0
+    return xp.where(is_defined, numerator / xp.where(is_defined, denominator, 1), 0)
 
 
-def ratio_or_nan(numerator: Any, denominator: Any) -> Any:
-    """Divides; NaN where there is nothing to divide by."""
+def ratio_or_nan(numerator: Array, denominator: Array) -> Array:
+    """Returns the ratio, or NaN where the denominator is 0."""
     xp = numerator.__array_namespace__()
-    some = denominator > 0
-    return xp.where(some, numerator / xp.where(some, denominator, 1), xp.nan)
+    is_defined = denominator > 0
+    return xp.where(is_defined, numerator / xp.where(is_defined, denominator, 1), xp.nan)

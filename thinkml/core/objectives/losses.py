@@ -1,16 +1,16 @@
 """Losses per example, and the weighted mean that reduces them.
 
-A loss here is ``loss_fn(logits, labels) -> [batch]``. The reduction is always
-``sum(weight * loss) / sum(weight)``, so that padding (weight 0) and uneven batches are exact.
+A loss is a function ``loss_fn(logits, labels) -> [batch]``. The reduction is always
+``sum(weight * loss) / sum(weight)``, so padding (weight 0) and uneven batches do not change it.
 
-The losses with a setting are frozen dataclasses, equal where their settings are: a program compiled
-for one ``CrossEntropy(label_smoothing=0.1)`` is found again for the next.
+Losses with settings are frozen dataclasses. They are equal if their settings are, so a program
+compiled for one ``CrossEntropy(label_smoothing=0.1)`` is used again for another.
 """
 
 import dataclasses
 import functools
 from collections.abc import Callable, Hashable
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -26,11 +26,11 @@ Decision = Literal['regression', 'softmax', 'sigmoid', 'classification']
 
 
 def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """Softmax cross-entropy: ``-sum_c y_c log softmax(logits)_c``.
+    """Computes softmax cross-entropy: ``-sum_c y_c log softmax(logits)_c``.
 
     Args:
         logits: ``[batch, classes]``.
-        labels: class indices ``[batch]``, or the share of each class ``[batch, classes]``.
+        labels: class indices ``[batch]``, or class probabilities ``[batch, classes]``.
 
     Returns:
         ``[batch]``, in nats.
@@ -41,11 +41,11 @@ def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
 
 
 def binary_cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """Sigmoid cross-entropy, averaged over the labels of an example.
+    """Computes sigmoid cross-entropy, averaged over the labels of an example.
 
     Args:
         logits: ``[batch]`` or ``[batch, 1]`` for binary, ``[batch, labels]`` for multilabel.
-        labels: from 0 to 1, ``[batch]`` or ``[batch, labels]``.
+        labels: numbers from 0 to 1, ``[batch]`` or ``[batch, labels]``.
 
     Returns:
         ``[batch]``, in nats.
@@ -55,11 +55,12 @@ def binary_cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
 
 
 def hinge(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """Hinge loss, which asks for a margin of 1.
+    """Computes the hinge loss, which is 0 from a margin of 1 on.
 
-    ``max(0, 1 + max_{c != y} logits_c - logits_y)`` for ``[batch, classes]`` logits with class
-    indices ``[batch]``; else ``max(0, 1 - t logits)`` with ``t`` -1 or 1 for labels 0 or 1,
-    averaged over the labels of an example. Such a model's probabilities mean little.
+    It is ``max(0, 1 + max_{c != y} logits_c - logits_y)`` for ``[batch, classes]`` logits with
+    class indices ``[batch]``. Otherwise it is ``max(0, 1 - t logits)``, with ``t`` -1 or 1 for
+    labels 0 or 1, averaged over the labels of an example. The probabilities of such a model have
+    little meaning.
 
     Args:
         logits: ``[batch]``, ``[batch, 1]``, ``[batch, classes]`` or ``[batch, labels]``.
@@ -79,7 +80,7 @@ def hinge(logits: jax.Array, labels: jax.Array) -> jax.Array:
 
 
 def is_softmax(logits: jax.Array, labels: jax.Array) -> bool:
-    """Whether the shapes are those of class indices ``[batch]`` and an output for each class."""
+    """Returns True for the shapes of class indices ``[batch]`` and one output per class."""
     return labels.ndim == 1 and logits.ndim == 2 and logits.shape[1] > 1
 
 
@@ -87,7 +88,7 @@ def is_softmax(logits: jax.Array, labels: jax.Array) -> bool:
 class CrossEntropy:
     """Softmax cross-entropy with label smoothing.
 
-    The labels are mixed with the uniform distribution, ``(1 - s) y + s / classes``.
+    The labels are mixed with the uniform distribution: ``(1 - s) y + s / classes``.
 
     Attributes:
         label_smoothing: ``s``, at least 0 and below 1.
@@ -143,7 +144,7 @@ class BinaryCrossEntropy:
         return binary_cross_entropy(logits, smoothed)
 
 
-def _check_smoothing(value: Any) -> None:
+def _check_smoothing(value: float) -> None:
     if not (is_number(value) and 0 <= value < 1):
         raise ConfigError(
             f'label_smoothing: got {value!r}, expected a number of at least 0 and below 1.'
@@ -152,15 +153,17 @@ def _check_smoothing(value: Any) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Focal:
-    """Focal loss, which turns away from what is predicted well: ``-(1 - p)^gamma log p``.
+    """Focal loss, which down-weights well-predicted examples: ``-(1 - p)^gamma log p``.
 
-    ``p`` is the probability of what is true: by the softmax for ``[batch, classes]`` logits with
-    class indices ``[batch]``, else by the sigmoid, averaged over the labels of an example.
+    ``p`` is the predicted probability of the true label. It is the softmax for ``[batch, classes]``
+    logits with class indices ``[batch]``, else the sigmoid. The loss is averaged over the labels of
+    an example.
 
     Attributes:
-        gamma: how strongly; 0 is cross-entropy.
-        alpha: from 0 to 1: positive labels count ``alpha``, negative ones ``1 - alpha``. None
-            counts all 1. Sigmoid only: classes are weighted outside the loss.
+        gamma: the strength of the down-weighting; 0 is cross-entropy.
+        alpha: a number from 0 to 1: the weight of positive labels, with ``1 - alpha`` for negative
+            ones. None gives all labels weight 1. For the sigmoid only: classes are weighted outside
+            the loss.
 
     Raises:
         ConfigError: for another ``gamma`` or ``alpha``, or ``alpha`` with a softmax.
@@ -195,9 +198,9 @@ class Focal:
         if self.alpha is not None:
             raise ConfigError(
                 f'alpha: got {self.alpha!r} for {logits.shape[1]} classes, expected None: alpha '
-                'weighs yes against no. Weigh classes with class_weights instead.'
+                'weights positive against negative labels. Use class_weights instead.'
             )
-        # log(1 - p) from the other logits: from p itself it is -inf where p rounds to 1.
+        # log(1 - p) is computed from the other logits. From p it is -inf if p rounds to 1.
         is_true = jax.nn.one_hot(labels, logits.shape[1], dtype=bool)
         others = jax.nn.logsumexp(jnp.where(is_true, -jnp.inf, logits), axis=1)
         log_rest = others - jax.nn.logsumexp(logits, axis=1)
@@ -208,17 +211,17 @@ class Focal:
 
 
 def mse(predictions: jax.Array, targets: jax.Array) -> jax.Array:
-    """Squared error, averaged over the targets of an example; ``[batch]``."""
+    """Computes the squared error, averaged over the targets of an example; ``[batch]``."""
     return _per_example(jnp.square(predictions.reshape(targets.shape) - targets))
 
 
 def mae(predictions: jax.Array, targets: jax.Array) -> jax.Array:
-    """Absolute error, averaged over the targets of an example; ``[batch]``."""
+    """Computes the absolute error, averaged over the targets of an example; ``[batch]``."""
     return _per_example(jnp.abs(predictions.reshape(targets.shape) - targets))
 
 
 def huber(predictions: jax.Array, targets: jax.Array) -> jax.Array:
-    """Huber's loss with ``delta=1``, averaged over the targets of an example; ``[batch]``.
+    """Computes Huber's loss with ``delta=1``, averaged over the targets of an example; ``[batch]``.
 
     Reference:
         Huber, 1964, *Robust estimation of a location parameter*.
@@ -231,7 +234,7 @@ class Huber:
     """Huber's loss: ``e^2 / 2`` up to an error of ``delta``, ``delta (|e| - delta / 2)`` beyond.
 
     Attributes:
-        delta: in the target's units, above 0.
+        delta: a number above 0, in the target's units.
 
     Raises:
         ConfigError: for another ``delta``.
@@ -253,7 +256,7 @@ class Huber:
 
 
 def log_cosh(predictions: jax.Array, targets: jax.Array) -> jax.Array:
-    """``log(cosh(error))``, averaged over the targets of an example; ``[batch]``.
+    """Computes ``log(cosh(error))``, averaged over the targets of an example; ``[batch]``.
 
     It is about ``e^2 / 2`` for small errors and ``|e| - log 2`` for large ones.
 
@@ -281,8 +284,8 @@ REGRESSION_LOSSES: dict[str, LossFn] = {
     'huber': huber,
     'log_cosh': log_cosh,
 }
-# What ours decide, by function or by the class of those with settings.
-_DECISIONS: dict[Any, Decision] = {
+# The decision of each ThinkML loss, by function, or by class for losses with settings.
+_DECISIONS: dict[Hashable, Decision] = {
     cross_entropy: 'softmax',
     CrossEntropy: 'softmax',
     binary_cross_entropy: 'sigmoid',
@@ -294,16 +297,16 @@ _DECISIONS: dict[Any, Decision] = {
 }
 
 
-def decides(loss_fn: Any) -> Decision | None:
-    """What a loss tells of the task.
+def decides(loss_fn: str | LossFn | None) -> Decision | None:
+    """Returns the kind of task that a loss implies.
 
     Args:
-        loss_fn: a name, one of this module's functions, or an object like ``Huber(2.0)``.
+        loss_fn: a name, one of this module's functions, or an object such as ``Huber(2.0)``.
 
     Returns:
-        ``'regression'``; ``'softmax'`` (one class per example); ``'sigmoid'`` (yes or no per
-        output); ``'classification'`` (softmax or sigmoid, by the shapes); None for a loss of the
-        user's own, which tells nothing.
+        ``'regression'``; ``'softmax'`` (one class per example); ``'sigmoid'`` (a binary decision
+        per output); ``'classification'`` (softmax or sigmoid, by the shapes); None for a custom
+        loss, which implies nothing.
 
     Example:
         >>> from thinkml.core.objectives.losses import CrossEntropy, decides
@@ -320,13 +323,13 @@ def get_loss(loss_fn: str | LossFn) -> LossFn:
     """Returns the per-example loss for a name or a callable.
 
     A callable ``(logits, labels)`` may return a value per example (or several, which are averaged)
-    or a scalar; a scalar loss is evaluated example by example (`jax.vmap` over batches of one), so
-    that weights and padding stay exact. A loss that couples the examples of a batch can't be
-    written that way: return a value per example instead.
+    or a scalar. A scalar loss is evaluated for each example (`jax.vmap` over batches of one), so
+    that weights and padding are exact. A loss that depends on several examples of a batch must
+    return a value per example.
 
-    Programs are compiled for the function given: define it once, not anew for each training. The
-    losses with settings (`CrossEntropy`, `BinaryCrossEntropy`, `Focal`, `Huber`) are equal where
-    their settings are, so they may be made anew.
+    Programs are compiled for the function object, so define it once and not for each training run.
+    Losses with settings (`CrossEntropy`, `BinaryCrossEntropy`, `Focal`, `Huber`) are equal if their
+    settings are, so you can create them again.
 
     Args:
         loss_fn: ``'cross_entropy'``, ``'binary_cross_entropy'``, ``'focal'`` or ``'hinge'``
@@ -350,15 +353,15 @@ def get_loss(loss_fn: str | LossFn) -> LossFn:
         raise ConfigError(f'loss_fn: got the class {name}, expected an object of it: {name}().')
     if not isinstance(loss_fn, str):
         return _as_per_example(loss_fn if isinstance(loss_fn, Hashable) else _Unhashable(loss_fn))
-    known = CLASSIFICATION_LOSSES | REGRESSION_LOSSES
-    if loss_fn not in known:
-        raise ConfigError(unknown_name('loss_fn', loss_fn, known))
-    return known[loss_fn]
+    losses = CLASSIFICATION_LOSSES | REGRESSION_LOSSES
+    if loss_fn not in losses:
+        raise ConfigError(unknown_name('loss_fn', loss_fn, losses))
+    return losses[loss_fn]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Unhashable:
-    """A loss that is an object with ``==`` but without a hash, told apart by identity instead."""
+    """A wrapper of an unhashable loss object, compared and hashed by identity."""
 
     loss_fn: LossFn
 
@@ -389,9 +392,9 @@ def _as_per_example(loss_fn: LossFn) -> LossFn:
 
 
 def weighted_mean(values: jax.Array, weight: jax.Array) -> jax.Array:
-    """``sum(weight * values) / sum(weight)`` for ``[batch]`` arrays; 0 where all weights are 0.
+    """Returns ``sum(weight * values) / sum(weight)`` of ``[batch]`` arrays, 0 if all weights are 0.
 
-    What has weight 0 counts nothing even if it is NaN or infinite.
+    Values of weight 0 are ignored, even if they are NaN or infinite.
     """
     total = jnp.sum(weight)
     weighted = jnp.sum(jnp.where(weight == 0, 0, weight * values))

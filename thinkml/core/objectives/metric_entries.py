@@ -1,23 +1,39 @@
-"""From a metric to the sums it needs and how it is read from them."""
+"""Metric entries: the accumulator of each metric, and the function that computes its value."""
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple, TypeAlias, get_args
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+import numpy.typing as npt
 from clu import metrics as clu_metrics
 from flax import struct
 
 from thinkml.core.objectives import confusion_counts, per_example, ranking
-from thinkml.core.objectives.accumulators import WeightedMean, class_counts, collected, residuals
+from thinkml.core.objectives.accumulators import (
+    WeightedMean,
+    class_counts,
+    residuals,
+    row_collector,
+)
 from thinkml.core.objectives.confusion_counts import Counts
 from thinkml.core.objectives.losses import mae, mse
-from thinkml.core.objectives.metric_names import OF_A_STEP, Metric, check_metric, metric_name, top_k
+from thinkml.core.objectives.metric_names import (
+    STEP_KEYWORDS,
+    Metric,
+    check_metric,
+    metric_name,
+    top_k,
+)
 from thinkml.core.objectives.per_example import classify
 from thinkml.core.objectives.probe_sizes import PROBE_ROWS, with_rows
 from thinkml.errors import ConfigError, problems
 from thinkml.model_record import TaskKind
+from thinkml.typing import PyTree
+
+_Shaped: TypeAlias = jax.Array | jax.ShapeDtypeStruct | np.ndarray
 
 _ERRORS = {'mse': mse, 'mae': mae}
 _PER_EXAMPLE = {
@@ -30,16 +46,16 @@ _FRACTIONS = {
     'recall': confusion_counts.recall,
     'f1': confusion_counts.f1,
 }
-_RANKED = {'roc_auc': ranking.roc_auc, 'average_precision': ranking.average_precision}
-_NEEDED = {
+_RANKINGS = {'roc_auc': ranking.roc_auc, 'average_precision': ranking.average_precision}
+_EXPECTED = {
     'kind': f'one of {", ".join(get_args(TaskKind))}',
-    'num_outputs': 'the numbers the model returns per example',
-    'capacity': 'the rows of an epoch, those that only fill batches up included',
+    'num_outputs': 'the number of values the model returns per example',
+    'capacity': 'the number of rows in an epoch, padding included',
 }
 
 
 class Shape(NamedTuple):
-    """What a metric's sums depend on: see `make_metrics`."""
+    """The task and sizes that a metric's accumulator depends on, see `make_metrics`."""
 
     kind: TaskKind | None
     num_outputs: int | None
@@ -49,17 +65,17 @@ class Shape(NamedTuple):
         """Returns the values of the fields.
 
         Raises:
-            ConfigError: if one is None.
+            ConfigError: if one of them is None.
         """
         values = [getattr(self, field) for field in fields]
         missing = [f for f, value in zip(fields, values, strict=True) if value is None]
         if missing:
-            found = [f'{field}: got None, expected {_NEEDED[field]}.' for field in missing]
-            raise ConfigError(problems(f'metrics: {metric!r} needs to know more.', found))
+            found = [f'{field}: got None, expected {_EXPECTED[field]}.' for field in missing]
+            raise ConfigError(problems(f'metrics: {metric!r} needs more arguments.', found))
         return values
 
     def examples(self, rows: int) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
-        """What ``rows`` logits and labels look like."""
+        """Returns the shapes and dtypes of ``rows`` logits and labels."""
         num_outputs = self.num_outputs or 1
         width = (num_outputs,) if num_outputs > 1 else ()
         logits = jax.ShapeDtypeStruct((rows, *width), jnp.float32)
@@ -72,10 +88,12 @@ class Entry(NamedTuple):
     """A metric of a collection.
 
     Attributes:
-        field: where its sums are; metrics that need the same sums share them.
-        state: the class of the sums.
-        read: the metric from the sums; ``on_host`` from an epoch's logits and labels.
-        on_host: whether it is read on the host.
+        field: the collection's field that holds the accumulator. Metrics that need the same
+            accumulator share it.
+        state: the class of the accumulator.
+        read: a function that computes the metric from the accumulator. If ``on_host``, it computes
+            it from an epoch's logits and labels.
+        on_host: True if the metric is computed on the host.
     """
 
     field: str
@@ -84,24 +102,24 @@ class Entry(NamedTuple):
     on_host: bool = False
 
 
-def entry_of(metric: Metric, index: int, shape: Shape) -> Entry:
-    """The entry of any metric, the ``index``-th of its collection.
+def make_entry(metric: Metric, index: int, shape: Shape) -> Entry:
+    """Returns the entry of any metric, which has position ``index`` in its collection.
 
     Raises:
-        ConfigError: if ``shape`` does not say all it needs, or a function fails.
+        ConfigError: if ``shape`` lacks a value that the metric needs, or if a function fails.
     """
     if isinstance(metric, str):
-        return _named(metric, shape)
+        return _named_entry(metric, shape)
     if isinstance(metric, type):
-        _try_class(metric, shape)
+        _check_class(metric, shape)
         return Entry(f'_own_{index}', metric, _compute)
-    return _own(metric, index, shape)
+    return _function_entry(metric, index, shape)
 
 
-def mean_of(values: Callable[..., jax.Array], weight: str = 'mask') -> type[clu_metrics.Metric]:
-    """The mean of values per example, made from a step's keywords."""
+def mean_class(values: Callable[..., jax.Array], weight: str = 'mask') -> type[clu_metrics.Metric]:
+    """Returns a metric class for the mean over examples of a function of a step's keywords."""
 
-    def values_and_weight(**step: Any) -> dict[str, jax.Array]:
+    def values_and_weight(**step: PyTree) -> dict[str, jax.Array]:
         return {'values': values(**step), 'weight': step[weight]}
 
     return WeightedMean.from_fun(values_and_weight)
@@ -111,21 +129,21 @@ def _compute(state: clu_metrics.Metric) -> jax.Array:
     return state.compute()
 
 
-def _named(name: str, shape: Shape) -> Entry:
-    if name in _OF_TRAINING:
-        return Entry(name, _OF_TRAINING[name], _compute)
+def _named_entry(name: str, shape: Shape) -> Entry:
+    if name in _TRAINING_METRICS:
+        return Entry(name, _TRAINING_METRICS[name], _compute)
     if name in ('rmse', 'r2'):
         (num_targets,) = shape.require(name, 'num_outputs')
         return Entry('_residuals', _residuals(num_targets), lambda sums: getattr(sums, name)())
     if name in _ERRORS or name in _PER_EXAMPLE or top_k(name):
-        return Entry(name, mean_of(_per_example(name, shape.kind)), _compute)
-    if name in _RANKED:
+        return Entry(name, mean_class(_per_example(name, shape.kind)), _compute)
+    if name in _RANKINGS:
         kind, *_ = shape.require(name, 'kind', 'num_outputs', 'capacity')
-        return Entry('_collected', _collected(shape), functools.partial(_ranked, name, kind))
+        read = functools.partial(_ranking_value, name, kind)
+        return Entry('_collected', _row_collector(shape), read)
     kind, num_outputs = shape.require(name, 'kind', 'num_outputs')
-    return Entry(
-        '_class_counts', _class_counts(kind, num_outputs), functools.partial(_counted, name, kind)
-    )
+    read = functools.partial(_counts_value, name, kind)
+    return Entry('_class_counts', _class_counts(kind, num_outputs), read)
 
 
 def _per_example(name: str, kind: TaskKind | None) -> Callable[..., jax.Array]:
@@ -143,42 +161,46 @@ def _top_accuracy(name: str, outputs: per_example.ClassLogits) -> jax.Array:
     return per_example.top_accuracy(outputs, top_k(name) or 1)
 
 
-def _grad_norm(grads: Any = None, **_) -> dict[str, Any]:
+def _grad_norm(grads: PyTree = None, **_) -> dict[str, jax.Array | None]:
     _check_is_training('grad_norm', grads)
-    return _of_step(_norm(grads), True)
+    return _step_value(_norm(grads), True)
 
 
-def _update_ratio(params: Any = None, updates: Any = None, **_) -> dict[str, Any]:
+def _update_ratio(
+    params: PyTree = None, updates: PyTree = None, **_
+) -> dict[str, jax.Array | None]:
     _check_is_training('update_ratio', updates)
     size = _norm(params)
-    return _of_step(
-        _norm(updates) / size, size > 0
-    )  # of parameters that are all zero there is none
+    return _step_value(_norm(updates) / size, size > 0)  # undefined if all parameters are zero
 
 
-def _check_is_training(name: str, of_training: Any) -> None:
-    if of_training is None:
+def _check_is_training(name: str, training_value: PyTree) -> None:
+    if training_value is None:
         raise ConfigError(
             f'metrics: {name!r} got no gradients, which only training has; leave it out of the '
             'metrics of an evaluation.'
         )
 
 
-def _norm(tree: Any) -> jax.Array:
+def _norm(tree: PyTree) -> jax.Array:
     squares = [jnp.square(leaf.astype(jnp.float32)) for leaf in jax.tree.leaves(tree)]
-    # On a CPU, XLA adds up numbers that end in one sum one by one, those of columns many at once.
+    # On a CPU, XLA adds one number at a time for a sum to a scalar, and many for sums of columns.
     columns = [jnp.sum(square, axis=tuple(range(square.ndim - 1))) for square in squares]
     return jnp.sqrt(sum(jnp.sum(column) for column in jax.lax.optimization_barrier(columns)))
 
 
-def _of_step(value: jax.Array, weight: Any) -> dict[str, Any]:
-    # A step has one value, so the examples' mask says nothing about it.
+def _step_value(value: jax.Array, weight: npt.ArrayLike) -> dict[str, jax.Array | None]:
+    # A step has one value, so the examples' mask does not apply.
     return {'value': value, 'weight': jnp.asarray(weight, jnp.float32), 'mask': None}
 
 
 @struct.dataclass
 class _StepMean(clu_metrics.Metric):
-    """The mean over steps, whose two sums are one array: of a small net's step each one counts."""
+    """A mean over steps.
+
+    Both sums are in one array, because each additional array costs time in the step of a small
+    network.
+    """
 
     sums: jax.Array
 
@@ -197,7 +219,7 @@ class _StepMean(clu_metrics.Metric):
         return self.sums[0] / self.sums[1]
 
 
-_OF_TRAINING = {
+_TRAINING_METRICS = {
     'grad_norm': _StepMean.from_fun(_grad_norm),
     'update_ratio': _StepMean.from_fun(_update_ratio),
 }
@@ -214,58 +236,63 @@ def _residuals(num_outputs: int) -> type[clu_metrics.Metric]:
 
 def _class_counts(kind: TaskKind, num_outputs: int) -> type[clu_metrics.Metric]:
     def truth_and_prediction(logits, labels, **_):
-        truth, guess = per_example.truth_and_prediction(classify(logits, labels, kind))
-        return {'truth': truth, 'guess': guess}
+        truth, prediction = per_example.truth_and_prediction(classify(logits, labels, kind))
+        return {'truth': truth, 'prediction': prediction}
 
     num_classes = num_outputs if kind == 'multilabel' else max(2, num_outputs)
     return class_counts(num_classes).from_fun(truth_and_prediction)
 
 
-def _counted(name: str, kind: TaskKind, sums: Any) -> jax.Array:
-    found = (sums.true_positives, sums.predicted, sums.actual, sums.num_examples)
-    by_class = Counts(*(count.astype(jnp.float32) for count in found))
+def _counts_value(name: str, kind: TaskKind, sums: Any) -> jax.Array:
+    by_class = Counts(
+        true_positives=sums.true_positives.astype(jnp.float32),
+        predicted=sums.predicted.astype(jnp.float32),
+        actual=sums.actual.astype(jnp.float32),
+        total=sums.num_examples.astype(jnp.float32),
+    )
     if name == 'balanced_accuracy':
         return confusion_counts.balanced_accuracy(by_class, kind)
     fraction, _, how = name.partition('_')
     return confusion_counts.average(_FRACTIONS[fraction](by_class), by_class, kind, how or None)
 
 
-def _collected(shape: Shape) -> type[clu_metrics.Metric]:
+def _row_collector(shape: Shape) -> type[clu_metrics.Metric]:
     logits, labels = (
         jax.ShapeDtypeStruct(rows.shape[1:], rows.dtype) for rows in shape.examples(1)
     )
     assert shape.capacity is not None
-    return collected(shape.capacity, logits, labels)
+    return row_collector(shape.capacity, logits, labels)
 
 
-def _ranked(name: str, kind: TaskKind, sums: Any) -> jax.Array:
-    outputs = classify(sums.logits, sums.labels, kind)
+def _ranking_value(name: str, kind: TaskKind, rows: Any) -> jax.Array:
+    outputs = classify(rows.logits, rows.labels, kind)
     (scores, low), positive = per_example.one_vs_rest(outputs)
-    area = jnp.mean(_RANKED[name](scores, positive, sums.mask, low))
-    return jnp.where(sums.position > len(sums.mask), jnp.nan, area)
+    area = jnp.mean(_RANKINGS[name](scores, positive, rows.mask, low))
+    return jnp.where(rows.position > len(rows.mask), jnp.nan, area)
 
 
-# --- metrics of the user's own ----------------------------------------------------------------
+# --- custom metrics ---------------------------------------------------------------------------
 
 
-def _own(function: Callable[..., Any], index: int, shape: Shape) -> Entry:
-    if not _is_of_whole_epoch(function, shape):
-        return Entry(f'_own_{index}', mean_of(functools.partial(_own_values, function)), _compute)
+def _function_entry(function: Callable[..., Any], index: int, shape: Shape) -> Entry:
+    if not _needs_whole_epoch(function, shape):
+        values = functools.partial(_values_per_example, function)
+        return Entry(f'_own_{index}', mean_class(values), _compute)
     shape.require(metric_name(function), 'capacity')
-    return Entry('_collected', _collected(shape), function, on_host=True)
+    return Entry('_collected', _row_collector(shape), function, on_host=True)
 
 
-def _is_of_whole_epoch(function: Callable[..., Any], shape: Shape) -> bool:
-    """Whether it returns one number, or can't be traced: NumPy and scikit-learn want values."""
+def _needs_whole_epoch(function: Callable[..., Any], shape: Shape) -> bool:
+    """Returns True if a metric returns one number or, like NumPy functions, can't be traced."""
     if shape.kind is None or shape.num_outputs is None:
-        return False  # `_own_values` tells where it does return one number
+        return False  # `_values_per_example` raises an error if it returns one number
     logits, labels = shape.examples(PROBE_ROWS + (shape.num_outputs == PROBE_ROWS))
     try:
         result = jax.eval_shape(function, logits, labels)
     except jax.errors.JAXTypeError:
         return True
     except Exception as error:
-        shown = _with_rows_of(logits, labels)
+        shown = _with_named_rows(logits, labels)
         raise ConfigError(
             f'metrics: {metric_name(function)!r} failed for logits {shown(logits.shape)} and '
             f'labels {shown(labels.shape)} {labels.dtype}: {type(error).__name__}: {shown(error)}'
@@ -276,55 +303,58 @@ def _is_of_whole_epoch(function: Callable[..., Any], shape: Shape) -> bool:
     return False
 
 
-def _try_class(metric: type[clu_metrics.Metric], shape: Shape) -> None:
-    """Traces a class on the shapes it will get, so that it can't fail in a compiled program."""
+def _check_class(metric: type[clu_metrics.Metric], shape: Shape) -> None:
+    """Traces a class on the shapes of its inputs, to find errors before a program is compiled."""
     if shape.kind is None or shape.num_outputs is None:
         return
     logits, labels = shape.examples(PROBE_ROWS + (shape.num_outputs == PROBE_ROWS))
-    number = jax.ShapeDtypeStruct(labels.shape[:1], jnp.float32)
-    given = {'logits': logits, 'labels': labels, 'losses': number, 'weight': number, 'mask': number}
+    floats = jax.ShapeDtypeStruct(labels.shape[:1], jnp.float32)
+    inputs = {
+        'logits': logits, 'labels': labels, 'losses': floats, 'weight': floats, 'mask': floats
+    }  # fmt: skip
 
-    def of_evaluation(given: dict[str, Any]) -> Any:
-        return metric.from_model_output(**(dict.fromkeys(OF_A_STEP) | given))
+    def evaluation_metric(inputs: dict[str, jax.Array]) -> clu_metrics.Metric:
+        return metric.from_model_output(**(dict.fromkeys(STEP_KEYWORDS) | inputs))
 
     try:
-        jax.eval_shape(of_evaluation, given)
+        jax.eval_shape(evaluation_metric, inputs)
     except Exception as error:
-        if 'None' in str(error):  # it reads what only training has
+        if 'None' in str(error):  # it uses values that exist only in training
             return
-        shown = _with_rows_of(logits, labels)
+        shown = _with_named_rows(logits, labels)
         raise ConfigError(
             f'metrics: {metric_name(metric)!r} failed for logits {shown(logits.shape)} and '
             f'labels {shown(labels.shape)} {labels.dtype}: {type(error).__name__}: {shown(error)}. '
-            f'Its class is called with the keywords {", ".join(OF_A_STEP)}.'
+            f'Its class is called with the keywords {", ".join(STEP_KEYWORDS)}.'
         ) from error
 
 
-def _with_rows_of(logits: Any, labels: Any) -> Callable[[Any], str]:
+def _with_named_rows(logits: _Shaped, labels: _Shaped) -> Callable[[object], str]:
+    """Returns `with_rows` for the number of rows of these logits and labels."""
     others = {*logits.shape[1:], *labels.shape[1:]}
     return functools.partial(with_rows, rows=labels.shape[0], others=others)
 
 
-def _own_values(function: Callable[..., Any], *, logits, labels, **_) -> jax.Array:
+def _values_per_example(function: Callable[..., Any], *, logits, labels, **_) -> jax.Array:
     values = function(logits, labels)
     if getattr(values, 'shape', None) == ():
         raise ConfigError(
             f'metrics: {metric_name(function)!r} returned one number, so it needs the whole '
-            'epoch: tell make_metrics kind, num_outputs and capacity.'
+            'epoch: pass kind, num_outputs and capacity to make_metrics.'
         )
     check_per_example(function, values, logits, labels)
     return values.reshape(len(labels), -1).mean(axis=1)
 
 
-def check_per_example(function: Metric, values: Any, logits: Any, labels: Any) -> None:
-    """Checks that a function's values are one for each example or for each label.
+def check_per_example(function: Metric, values: object, logits: _Shaped, labels: _Shaped) -> None:
+    """Checks that a function returned one value per example or per label.
 
     Raises:
-        ConfigError: if their shape is another.
+        ConfigError: if the values have another shape.
     """
     shape = getattr(values, 'shape', None)
     if shape not in (labels.shape, labels.shape[:1]):
-        shown = _with_rows_of(logits, labels)
+        shown = _with_named_rows(logits, labels)
         raise ConfigError(
             f'metrics: {metric_name(function)!r} returned '
             f'{"no array" if shape is None else f"shape {shown(shape)}"} for logits '

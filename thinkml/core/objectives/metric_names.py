@@ -1,4 +1,4 @@
-"""The names of metrics: which there are, which fit a task, which are better when larger."""
+"""Metric names: all names, those that fit a task, and the direction in which each is better."""
 
 import functools
 import inspect
@@ -15,7 +15,7 @@ from thinkml.model_record import TaskKind
 Metric = str | type[clu_metrics.Metric] | Callable[[Any, Any], Any]
 
 # The keywords of a metric's from_model_output; the last three are None in an evaluation.
-OF_A_STEP = ('logits', 'labels', 'losses', 'weight', 'mask', 'grads', 'params', 'updates')
+STEP_KEYWORDS = ('logits', 'labels', 'losses', 'weight', 'mask', 'grads', 'params', 'updates')
 TRAINING_ONLY_METRICS = ('grad_norm', 'update_ratio')
 CLASSIFICATION_METRICS = (
     'accuracy',
@@ -43,13 +43,13 @@ _TOP = re.compile(r'top_(k|[1-9]\d*)_accuracy')
 
 
 def is_higher_better(name: str) -> bool | None:
-    """Whether a larger value of a metric is a better one.
+    """Returns True if larger values of a metric are better, False if smaller ones are.
 
     Args:
-        name: as in the history, so ``'val_'`` may come before it.
+        name: the metric's name in the history, which may begin with ``'val_'``.
 
     Returns:
-        None for a metric of the user's own, of which only the user knows.
+        True or False, or None for a custom metric, whose direction is unknown.
 
     Example:
         >>> from thinkml.core.objectives.metric_names import is_higher_better
@@ -59,20 +59,20 @@ def is_higher_better(name: str) -> bool | None:
     name = name.removeprefix('val_')
     if name in _LOWER_IS_BETTER:
         return False
-    known = (*CLASSIFICATION_METRICS, *REGRESSION_METRICS)
-    return True if name in known or top_k(name) else None
+    names = (*CLASSIFICATION_METRICS, *REGRESSION_METRICS)
+    return True if name in names or top_k(name) else None
 
 
 def top_k(name: str) -> int | None:
-    """The ``k`` of ``'top_3_accuracy'``, 5 for ``'top_k_accuracy'``; None for other names."""
-    found = _TOP.fullmatch(name)
-    if found is None:
+    """Returns the ``k`` of ``'top_3_accuracy'``, 5 for ``'top_k_accuracy'``, None for others."""
+    match = _TOP.fullmatch(name)
+    if match is None:
         return None
-    return 5 if found[1] == 'k' else int(found[1])
+    return 5 if match[1] == 'k' else int(match[1])
 
 
 def metric_name(metric: Metric) -> str:
-    """The name a metric has in the history: a function's own, a class's in snake_case.
+    """Returns a metric's name in the history: a function's name, a class's name in snake_case.
 
     Example:
         >>> from clu.metrics import Accuracy
@@ -91,14 +91,14 @@ def metric_name(metric: Metric) -> str:
 
 
 def check_metric(
-    metric: Any, kind: TaskKind | None = None, num_outputs: int | None = None
+    metric: object, kind: TaskKind | None = None, num_outputs: int | None = None
 ) -> str | None:
-    """Says in a sentence what is wrong with one entry of ``metrics``; None if nothing is.
+    """Returns a sentence that says what is wrong with an entry of ``metrics``; None if valid.
 
     Args:
         metric: a name, a class of `clu.metrics.Metric`, or a function ``(logits, labels)``.
-        kind: the task; None leaves open whether the metric fits it.
-        num_outputs: numbers the model returns per example; None likewise.
+        kind: the kind of the task; None does not check that the metric fits it.
+        num_outputs: the number of values the model returns per example; None does not check it.
 
     Example:
         >>> from thinkml.core.objectives.metric_names import check_metric
@@ -107,14 +107,14 @@ def check_metric(
         "metrics: got 'top_3_accuracy' for a binary task, which has no top 3; expected 'accuracy'."
     """
     if not isinstance(metric, str):
-        return _check_own(metric)
-    known = {
+        return _check_custom(metric)
+    names = {
         None: (*CLASSIFICATION_METRICS, *REGRESSION_METRICS),
         'regression': REGRESSION_METRICS,
     }.get(kind, CLASSIFICATION_METRICS)
     k = top_k(metric)
-    if metric not in known and not (k and 'top_k_accuracy' in known):
-        sentence = unknown_name('metrics', metric, set(known))
+    if metric not in names and not (k and 'top_k_accuracy' in names):
+        sentence = unknown_name('metrics', metric, set(names))
         return f'{sentence} The task is {kind}.' if kind else sentence
     if k and kind in ('binary', 'multilabel'):
         return (
@@ -128,7 +128,7 @@ def check_metric(
     return None
 
 
-def _check_own(metric: Any) -> str | None:
+def _check_custom(metric: Any) -> str | None:
     name = getattr(metric, '__name__', repr(metric))
     is_class = isinstance(metric, type) and issubclass(metric, clu_metrics.Metric)
     if is_class and issubclass(metric, clu_metrics.CollectingMetric):
@@ -144,12 +144,12 @@ def _check_own(metric: Any) -> str | None:
             'function (logits, labels).'
         )
     if not isinstance(metric, Hashable):
-        return f'metrics: got {metric!r}, which has no hash; expected a function.'
+        return f'metrics: got {metric!r}, which is not hashable; expected a function.'
     function = metric.func if isinstance(metric, functools.partial) else metric
     if str(getattr(function, '__module__', None)).startswith('sklearn.'):
         return (
-            f"metrics: got scikit-learn's {metric_name(metric)}, which takes (labels, guesses), "
-            'expected a function (logits, labels). Write one that calls it.'
+            f"metrics: got scikit-learn's {metric_name(metric)}, which takes (labels, "
+            'predictions), expected a function (logits, labels). Write one that calls it.'
         )
     return None
 
@@ -159,23 +159,23 @@ def _check_class(metric: type[clu_metrics.Metric]) -> str | None:
         jax.eval_shape(metric.empty)
     except Exception as error:
         return (
-            f'metrics: {metric.__name__}.empty() gave nothing JAX can carry '
+            f'metrics: {metric.__name__}.empty() did not return a pytree of arrays '
             f'({type(error).__name__}). Decorate the class with @flax.struct.dataclass, and write '
             'empty().'
         )
     try:
-        inspect.signature(metric.from_model_output).bind(**dict.fromkeys(OF_A_STEP))
+        inspect.signature(metric.from_model_output).bind(**dict.fromkeys(STEP_KEYWORDS))
     except TypeError as error:
         return (
             f'metrics: {metric.__name__}.from_model_output is called with the keywords '
-            f'{", ".join(OF_A_STEP)}, and it {_reworded(error)}. Let it take those it needs, and '
-            'end with **_ for the others.'
+            f'{", ".join(STEP_KEYWORDS)}, and it {_reword(error)}. Let it take those it needs, '
+            'and end with **_ for the others.'
         )
     return None
 
 
-def _reworded(error: TypeError) -> str:
+def _reword(error: TypeError) -> str:
     text = str(error)
     if text.startswith('missing a required'):
-        return text.replace('missing a required', 'asks for another', 1)
+        return text.replace('missing a required', 'requires another', 1)
     return text.replace('got an unexpected', 'does not take the', 1)

@@ -1,6 +1,6 @@
-"""What classification metrics are made of: values per example.
+"""Classification metrics per example, as JAX functions of logits.
 
-Definitions are those of `thinkml.evaluation.metrics.registry`, here as JAX functions of logits.
+The definitions are those of `thinkml.evaluation.metrics.registry`.
 """
 
 from typing import NamedTuple
@@ -14,12 +14,13 @@ from thinkml.model_record import TaskKind
 
 
 class ClassLogits(NamedTuple):
-    """Logits and labels in the one form all functions here take.
+    """Logits and labels in the common form that all functions of this module take.
 
     Attributes:
-        logits: ``[batch, classes]``, two for binary; ``[batch, labels, 2]`` (no, yes) for
-            multilabel.
-        labels: index along the last axis of the logits, int32 ``[batch]`` or ``[batch, labels]``.
+        logits: ``[batch, classes]``, two classes for binary; ``[batch, labels, 2]`` (negative,
+            positive) for multilabel.
+        labels: the index along the last axis of the logits, int32 ``[batch]`` or
+            ``[batch, labels]``.
     """
 
     logits: jax.Array
@@ -31,14 +32,15 @@ class ClassLogits(NamedTuple):
 
     @property
     def predictions(self) -> jax.Array:
-        """Shaped as the labels; of equal logits the first."""
+        """The predicted indices, in the shape of the labels; the first one of equal logits."""
         return jnp.argmax(self.logits, axis=-1).astype(jnp.int32)
 
 
 def class_indices(labels: jax.Array, kind: TaskKind | None) -> jax.Array:
-    """Labels of a binary or multiclass task as int32 ``[batch]``; others as they are.
+    """Returns the labels of a binary or multiclass task as int32 ``[batch]``; others unchanged.
 
-    Of shares ``[batch, classes]``, as mixed examples have, the class with the largest one counts.
+    For class probabilities ``[batch, classes]``, such as those of mixed examples, it returns the
+    most probable class.
     """
     if kind not in ('binary', 'multiclass'):
         return labels
@@ -49,12 +51,12 @@ def class_indices(labels: jax.Array, kind: TaskKind | None) -> jax.Array:
 
 
 def classify(logits: jax.Array, labels: jax.Array, kind: TaskKind | None = None) -> ClassLogits:
-    """Brings the outputs of any classification task into one form.
+    """Converts the outputs of any classification task to the common form.
 
     Args:
         logits: ``[batch]``, ``[batch, 1]``, ``[batch, classes]`` or ``[batch, labels]``.
         labels: class indices ``[batch]``, or 0 and 1 for every label ``[batch, labels]``.
-        kind: None tells a multilabel task by its labels' two axes.
+        kind: the kind of the task. None assumes a multilabel task if the labels have two axes.
     """
     labels = class_indices(labels, kind)
     if kind == 'multilabel' or (kind is None and labels.ndim == 2):
@@ -68,7 +70,7 @@ def classify(logits: jax.Array, labels: jax.Array, kind: TaskKind | None = None)
 
 
 def _with_zero(logits: jax.Array) -> jax.Array:
-    """The softmax of ``[0, logit]`` is the sigmoid's ``[1 - p, p]``."""
+    """Returns ``[0, logit]``, whose softmax is the sigmoid's ``[1 - p, p]``."""
     return jnp.stack([jnp.zeros_like(logits), logits], axis=-1)
 
 
@@ -76,27 +78,32 @@ def _with_zero(logits: jax.Array) -> jax.Array:
 
 
 def accuracy(outputs: ClassLogits) -> jax.Array:
-    """1 where the prediction is right, ``[batch]``; for multilabel, right in every label."""
-    right = outputs.predictions == outputs.labels
-    return right.reshape(len(right), -1).all(axis=1).astype(jnp.float32)
+    """Returns 1 for correct predictions, else 0, ``[batch]``.
+
+    A multilabel prediction is correct if all its labels are.
+    """
+    correct = outputs.predictions == outputs.labels
+    return correct.reshape(len(correct), -1).all(axis=1).astype(jnp.float32)
 
 
 def top_accuracy(outputs: ClassLogits, k: int) -> jax.Array:
-    """1 where the label is among the ``k`` largest logits, ``[batch]``.
+    """Returns 1 if the label is among the ``k`` largest logits, else 0, ``[batch]``.
 
-    Of equal logits the earlier class is the larger, as for `accuracy`, which is ``k=1``.
+    Among equal logits the earlier class ranks first, as for `accuracy`, which is ``k=1``.
     """
-    own = jnp.take_along_axis(outputs.logits, outputs.labels[:, None], axis=1)
-    earlier = jnp.arange(outputs.logits.shape[1]) < outputs.labels[:, None]
-    ahead = (outputs.logits > own) | ((outputs.logits == own) & earlier)
-    # A NaN is larger than nothing: without this it would be right.
-    return ((ahead.sum(axis=1) < k) & ~jnp.isnan(own[:, 0])).astype(jnp.float32)
+    true_logit = jnp.take_along_axis(outputs.logits, outputs.labels[:, None], axis=1)
+    is_earlier = jnp.arange(outputs.logits.shape[1]) < outputs.labels[:, None]
+    is_tie = outputs.logits == true_logit
+    is_ahead = (outputs.logits > true_logit) | (is_tie & is_earlier)
+    # No logit is greater than NaN, so without this a NaN would count as correct.
+    is_number = ~jnp.isnan(true_logit[:, 0])
+    return ((is_ahead.sum(axis=1) < k) & is_number).astype(jnp.float32)
 
 
 def log_loss(outputs: ClassLogits) -> jax.Array:
-    """``-ln p`` of what is true, in nats, ``[batch]``; for multilabel, the mean over the labels.
+    """Returns ``-ln p`` of the true label, in nats, ``[batch]``; the mean over several labels.
 
-    It is computed from the logits, so that it has no largest value, as cross-entropy has none.
+    Like cross-entropy, it is computed from the logits, so it has no upper limit.
     """
     log_p = jax.nn.log_softmax(outputs.logits)
     losses = -jnp.take_along_axis(log_p, outputs.labels[..., None], axis=-1)
@@ -104,26 +111,30 @@ def log_loss(outputs: ClassLogits) -> jax.Array:
 
 
 def brier(outputs: ClassLogits) -> jax.Array:
-    """The squared error of the probabilities, ``[batch]``.
+    """Returns the squared error of the probabilities, ``[batch]``.
 
-    ``(p - y)^2`` for binary; its sum over the classes for multiclass; its mean over the labels
-    for multilabel.
+    It is ``(p - y)^2`` for binary, its sum over the classes for multiclass, and its mean over the
+    labels for multilabel.
 
     Reference:
         Brier, 1950, *Verification of forecasts expressed in terms of probability*.
     """
-    shares = jax.nn.softmax(outputs.logits)
-    truth = jax.nn.one_hot(outputs.labels, outputs.logits.shape[-1], dtype=shares.dtype)
-    squares = jnp.sum(jnp.square(shares - truth), axis=-1)
-    squares = squares / 2 if outputs.logits.shape[-1] == 2 else squares  # both say the same
+    probabilities = jax.nn.softmax(outputs.logits)
+    truth = jax.nn.one_hot(outputs.labels, outputs.logits.shape[-1], dtype=probabilities.dtype)
+    squares = jnp.sum(jnp.square(probabilities - truth), axis=-1)
+    # For two classes, both have the same error.
+    squares = squares / 2 if outputs.logits.shape[-1] == 2 else squares
     return squares.reshape(len(squares), -1).mean(axis=1)
 
 
-# --- what a whole epoch's counts and rankings are made from -----------------------------------
+# --- inputs of the counts and rankings of an epoch --------------------------------------------
 
 
 def truth_and_prediction(outputs: ClassLogits) -> tuple[jax.Array, jax.Array]:
-    """Which classes (or labels) each example has and was predicted, bool ``[batch, classes]``."""
+    """Returns masks of each example's true and predicted classes (or labels).
+
+    Both are bool ``[batch, classes]``.
+    """
     if outputs.is_multilabel:
         return outputs.labels > 0, outputs.predictions > 0
     classes = jnp.arange(outputs.logits.shape[1])
@@ -131,14 +142,15 @@ def truth_and_prediction(outputs: ClassLogits) -> tuple[jax.Array, jax.Array]:
 
 
 def one_vs_rest(outputs: ClassLogits) -> tuple[tuple[jax.Array, jax.Array | None], jax.Array]:
-    """Returns the rankings a task consists of: scores, and whether positive.
+    """Returns the binary rankings of a task: scores and true labels.
 
-    Binary: the class with index 1; multiclass: every class against the others; multilabel: every
-    label. Scores are logits, ``ln(p / (1 - p))``: probabilities round to 1 from a logit of 17 on.
+    A binary task ranks the class with index 1, a multiclass task every class against the others,
+    and a multilabel task every label. The scores are logits, ``ln(p / (1 - p))``, because
+    probabilities round to 1 from a logit of 17 on.
 
     Returns:
-        The scores, each a float32 and the rounding error it lacks (None where scores lack none),
-        and whether rows are positive: all ``[batch, rankings]``.
+        The scores, as a float32 and its rounding error (None if there is none), and a mask that is
+        True for positive rows. All are ``[batch, rankings]``.
     """
     logits = outputs.logits
     if outputs.is_multilabel:
@@ -146,7 +158,7 @@ def one_vs_rest(outputs: ClassLogits) -> tuple[tuple[jax.Array, jax.Array | None
     positive, _ = truth_and_prediction(outputs)
     if logits.shape[1] == 2:
         return _difference(logits[:, 1:], logits[:, :1]), positive[:, 1:]
-    return _against_the_rest(logits), positive
+    return _rest_differences(logits), positive
 
 
 def _difference(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -154,16 +166,17 @@ def _difference(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
     return add(a, zero, -b, zero)
 
 
-def _against_the_rest(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Each logit minus the logarithm of the sum of the exponentials of the others.
+def _rest_differences(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Returns each logit minus the logarithm of the sum of the exponentials of the others.
 
-    Sums are over sorted logits: rows with the same logits in another order have the same scores.
+    The sums are over sorted logits, so rows with the same logits in another order have the same
+    scores.
     """
-    falling = -jnp.sort(-logits, axis=1)
-    first, second = falling[:, :1], falling[:, 1:2]
+    descending = -jnp.sort(-logits, axis=1)
+    first, second = descending[:, :1], descending[:, 1:2]
     is_first = logits == first
-    below = jnp.sum(jnp.exp(falling[:, 1:] - second), axis=1, keepdims=True)
-    total = jnp.sum(jnp.exp(falling - first), axis=1, keepdims=True)
+    below = jnp.sum(jnp.exp(descending[:, 1:] - second), axis=1, keepdims=True)
+    total = jnp.sum(jnp.exp(descending - first), axis=1, keepdims=True)
     rest = jnp.where(is_first, below, total - jnp.exp(logits - first))
     high, low = _difference(logits, jnp.where(is_first, second, first))
     return add(high, low, -jnp.log(rest), jnp.zeros((), logits.dtype))

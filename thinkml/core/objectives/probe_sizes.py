@@ -1,26 +1,26 @@
-"""Shapes on which models, losses and metrics are tried before anything is compiled."""
+"""Probe sizes: the shapes on which models, losses and metrics are traced before compilation."""
 
 import re
 from collections.abc import Iterable
 
-# A number of rows unlikely to be anything else: with 2, a loss that broadcasts rows against two
-# outputs, or a layer that takes rows for features, would pass.
+# A number of rows that is unlikely to be the size of another axis. With 2, a loss that broadcasts
+# rows against two outputs, or a layer that takes rows as features, would pass the check.
 PROBE_ROWS = 13
 
 _SHAPE = re.compile(r'[(\[]\s*\d+(?:\s*,\s*\d+)*,?\s*[)\]]')
 
 
 def with_rows(text: object, rows: int = PROBE_ROWS, others: Iterable[int] = ()) -> str:
-    """Returns a text in which shapes say ``rows`` for the number of rows that were tried.
+    """Returns a text whose shapes have the word ``rows`` in place of the number of probe rows.
 
-    Users have never seen that number. Outside of shapes nothing is changed, but that sizes of
-    whole arrays, which tell as little, are left out.
+    Users do not know that number. Outside of shapes, only the sizes of arrays, such as
+    ``(size 26)``, are removed.
 
     Args:
         text: an error's message, or the shape of an array of rows.
-        rows: how many were tried.
-        others: sizes of other axes. Where ``rows`` is among them, only the first axis is rows, and
-            in a message only that of two axes or more.
+        rows: the number of probe rows.
+        others: the sizes of other axes. If ``rows`` is one of them, only the first axis is
+            replaced, and in a message only that of shapes with two axes or more.
 
     Example:
         >>> from thinkml.core.objectives.probe_sizes import with_rows

@@ -1,7 +1,7 @@
-"""Areas under the ROC and the precision-recall curve: exact, on the device, any number of classes.
+"""Ranking metrics: exact areas under the ROC and the precision-recall curve, on the device.
 
-One sort and int32 cumulative counts, so that ties count as they should and counts stay exact where
-float32 ones would not (above 2**24). Rows outside the mask count nothing.
+They are computed from one sort and int32 cumulative counts, so ties are handled correctly and
+counts are exact above 2**24, where float32 counts are not. Rows outside the mask are ignored.
 """
 
 import functools
@@ -16,18 +16,19 @@ Keys = tuple[jax.Array, ...]
 def roc_auc(
     scores: jax.Array, positive: jax.Array, mask: jax.Array, low: jax.Array | None = None
 ) -> jax.Array:
-    """The area under the ROC curve of each column.
+    """Computes the area under the ROC curve of each column.
 
-    It is the chance that a positive example scores above a negative one, ties counted half.
+    It is the probability that a positive example has a higher score than a negative one, with ties
+    counted half.
 
     Args:
         scores: ``[rows, columns]``, higher for positives.
-        positive: bool ``[rows, columns]``.
-        mask: bool ``[rows]``.
-        low: ``[rows, columns]``, the rounding error that scores lack; None for none.
+        positive: bool ``[rows, columns]``, True for positives.
+        mask: bool ``[rows]``, True for the rows that count.
+        low: ``[rows, columns]``, the rounding error of the scores; None for none.
 
     Returns:
-        ``[columns]``; NaN where there are no positives, no negatives, or a score is NaN.
+        ``[columns]``; NaN for columns without positives, without negatives, or with a NaN score.
 
     Reference:
         Fawcett, 2006, *An introduction to ROC analysis*.
@@ -45,12 +46,12 @@ def roc_auc(
 def average_precision(
     scores: jax.Array, positive: jax.Array, mask: jax.Array, low: jax.Array | None = None
 ) -> jax.Array:
-    """The average precision ``sum_i (recall_i - recall_{i-1}) precision_i`` of each column.
+    """Computes the average precision of each column.
 
-    Arguments as for `roc_auc`.
+    It is ``sum_i (recall_i - recall_{i-1}) precision_i``. The arguments are those of `roc_auc`.
 
     Returns:
-        ``[columns]``; 0 where there are no positives, NaN where a score is NaN.
+        ``[columns]``; 0 for columns without positives, NaN for columns with a NaN score.
     """
     return _each_column(_precision_area, scores, positive, mask, low)
 
@@ -64,49 +65,49 @@ def _each_column(
 ) -> jax.Array:
     keys = (scores,) if low is None else (scores, low)
     areas = jax.vmap(area, in_axes=(1, 1, None))(keys, positive, mask)
-    unranked = jnp.any(jnp.isnan(scores) & mask[:, None], axis=0)
-    return jnp.where(unranked, jnp.nan, areas)
+    has_nan = jnp.any(jnp.isnan(scores) & mask[:, None], axis=0)
+    return jnp.where(has_nan, jnp.nan, areas)
 
 
 def _roc_area(keys: Keys, positive: jax.Array, mask: jax.Array) -> jax.Array:
-    hits, misses, new_hits, new_misses = _counts_by_threshold(keys, positive, mask)
-    height = (hits - new_hits / 2) / hits[-1]
-    return _total(height * (new_misses / misses[-1]))
+    tp, fp, new_tp, new_fp = _counts_by_threshold(keys, positive, mask)
+    height = (tp - new_tp / 2) / tp[-1]
+    return _pairwise_sum(height * (new_fp / fp[-1]))
 
 
 def _precision_area(keys: Keys, positive: jax.Array, mask: jax.Array) -> jax.Array:
-    hits, misses, new_hits, _ = _counts_by_threshold(keys, positive, mask)
-    precision = hits / jnp.maximum(hits + misses, 1)
-    return _total(precision * (new_hits / jnp.maximum(hits[-1], 1)))
+    tp, fp, new_tp, _ = _counts_by_threshold(keys, positive, mask)
+    precision = tp / jnp.maximum(tp + fp, 1)
+    return _pairwise_sum(precision * (new_tp / jnp.maximum(tp[-1], 1)))
 
 
 def _counts_by_threshold(
     keys: Keys, positive: jax.Array, mask: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """True and false positives at each threshold, and how many of them are new there.
+    """Returns the true and false positives at each threshold, and the increases of both.
 
-    Every row is one threshold, highest first; of tied rows only the last has something new. Rows
-    outside the mask come last and have nothing new.
+    Every row is one threshold, highest first. Among tied rows only the last one has an increase.
+    Rows outside the mask come last and have none.
     """
     keys = tuple(jnp.where(mask, -key, jnp.inf) for key in keys)
-    *sorted_keys, is_hit, is_miss = jax.lax.sort(
+    *sorted_keys, is_positive, is_negative = jax.lax.sort(
         (*keys, positive & mask, ~positive & mask), num_keys=len(keys)
     )
-    hits, misses = (jnp.cumsum(which, dtype=jnp.int32) for which in (is_hit, is_miss))
+    tp, fp = (jnp.cumsum(flags, dtype=jnp.int32) for flags in (is_positive, is_negative))
     changes = functools.reduce(jnp.logical_or, [key[1:] != key[:-1] for key in sorted_keys])
     last_of_ties = jnp.append(changes, True)
-    return hits, misses, _new(hits, last_of_ties), _new(misses, last_of_ties)
+    return tp, fp, _increases(tp, last_of_ties), _increases(fp, last_of_ties)
 
 
-def _new(counts: jax.Array, last_of_ties: jax.Array) -> jax.Array:
-    """How much cumulative counts rose since the threshold before; 0 within ties."""
-    reached = jax.lax.cummax(jnp.where(last_of_ties, counts, 0))
-    before = jnp.append(0, reached[:-1])
+def _increases(counts: jax.Array, last_of_ties: jax.Array) -> jax.Array:
+    """Returns the increase of cumulative counts since the previous threshold; 0 within ties."""
+    latest = jax.lax.cummax(jnp.where(last_of_ties, counts, 0))
+    before = jnp.append(0, latest[:-1])
     return jnp.where(last_of_ties, counts - before, 0)
 
 
-def _total(values: jax.Array) -> jax.Array:
-    """The sum by halves: its rounding error grows with the logarithm of the length."""
+def _pairwise_sum(values: jax.Array) -> jax.Array:
+    """Adds by halves, so that the rounding error grows with the logarithm of the length."""
     size = 1 << (len(values) - 1).bit_length()
     values = jnp.pad(values, (0, size - len(values)))
     while len(values) > 1:

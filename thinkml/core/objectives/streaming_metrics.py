@@ -1,11 +1,12 @@
-"""CLU metric collections: accumulated on the device, merged exactly over an epoch.
+"""Streaming metrics: CLU collections, accumulated on the device and merged exactly over an epoch.
 
-`make_metrics` makes the collection of the loss and of any metrics: by name, as classes of
-`clu.metrics.Metric`, or as functions ``(logits, labels)``. Definitions are those of
+`make_metrics` returns a collection class for the loss and any metrics, given by name, as classes of
+`clu.metrics.Metric`, or as functions ``(logits, labels)``. The definitions are those of
 `thinkml.evaluation`, and so scikit-learn's.
 
-Metrics that need the same sums share them, so a collection's fields are not its metrics: it is
-read by ``compute()`` or, functions of a whole epoch included, by `compute`.
+Metrics that need the same accumulator share it, so the fields of a collection are not its metrics.
+Read the values with the method ``compute()``, or with the function `compute`, which includes the
+functions of an entire epoch.
 """
 
 # clu's collections read the annotations at run time, so no `from __future__ import annotations`.
@@ -25,8 +26,8 @@ from thinkml.core.objectives.metric_entries import (
     Entry,
     Shape,
     check_per_example,
-    entry_of,
-    mean_of,
+    make_entry,
+    mean_class,
 )
 from thinkml.core.objectives.metric_names import CLASSIFICATION_METRICS as CLASSIFICATION_METRICS
 from thinkml.core.objectives.metric_names import REGRESSION_METRICS as REGRESSION_METRICS
@@ -38,11 +39,11 @@ from thinkml.core.xla.jit import Jit
 from thinkml.errors import ConfigError, is_whole, problems, unknown_name
 from thinkml.model_record import TaskKind
 
-_LOSS = mean_of(lambda losses, **_: losses, weight='weight')
+_LOSS = mean_class(lambda losses, **_: losses, weight='weight')
 
 
 class _Metrics(clu_metrics.Collection):
-    """A collection whose metrics are read from fields that several of them may share."""
+    """A collection whose metrics are computed from fields that several of them may share."""
 
     kind: ClassVar[TaskKind | None]
     entries: ClassVar[Mapping[str, Entry]]
@@ -73,54 +74,56 @@ def make_metrics(
 ) -> type[clu_metrics.Collection]:
     """Returns the CLU collection class of the loss and the given metrics.
 
-    A batch's ``single_from_model_output`` takes the keywords ``logits`` (float32, ``[batch]`` or
-    ``[batch, k]``), ``labels`` (encoded), ``losses`` and ``weight`` (float32 ``[batch]``),
-    ``mask`` (``[batch]``, not 0 for examples, 0 for rows that only fill the batch up; where it is
-    left out, rows of weight 0 are those) and, for `TRAINING_ONLY_METRICS`, ``grads``, the
-    ``updates`` and the ``params`` after them. The loss is weighted by ``weight``; in every metric
-    each example counts once. Sums and counts are exact for up to 2**31 - 1 examples, however the
-    epoch is cut.
+    ``single_from_model_output`` takes these keywords for a batch: ``logits`` (float32, ``[batch]``
+    or ``[batch, k]``), ``labels`` (encoded), ``losses`` and ``weight`` (float32 ``[batch]``), and
+    ``mask`` (``[batch]``, 0 for padding, else not 0). Without a mask, rows of weight 0 are padding.
+    For `TRAINING_ONLY_METRICS` it also takes ``grads``, ``updates``, and the ``params`` after the
+    update. The loss is weighted by ``weight``; in all metrics each example counts once. Sums and
+    counts are exact for up to 2**31 - 1 examples and do not depend on the batches.
 
-    Names, for classification:
+    Names for classification:
 
     - ``'accuracy'``, ``'log_loss'``, ``'brier'``, ``'top_k_accuracy'`` (``k`` is 5) and
-      ``'top_3_accuracy'`` with any number;
-    - ``'precision'``, ``'recall'``, ``'f1'``, of the class with index 1 for binary, the mean over
-      the classes or labels else; ``'_macro'``, ``'_micro'`` or ``'_weighted'`` behind the name
-      chooses the mean; ``'balanced_accuracy'``. They need ``kind`` and ``num_outputs``;
-    - ``'roc_auc'``, ``'average_precision'``, exact by sorting all scores, one-vs-rest for
-      multiclass. They need ``capacity`` too. ``'roc_auc'`` is NaN where a class has no examples
-      or all of them.
+      ``'top_3_accuracy'`` with any number.
+    - ``'precision'``, ``'recall'`` and ``'f1'``: for binary tasks those of the class with index 1,
+      else the mean over the classes or labels. ``'_macro'``, ``'_micro'`` or ``'_weighted'`` after
+      the name selects the mean. These and ``'balanced_accuracy'`` need ``kind`` and
+      ``num_outputs``.
+    - ``'roc_auc'`` and ``'average_precision'``, which are exact because all scores are sorted.
+      They are one-vs-rest for multiclass tasks. They need ``capacity``, too. ``'roc_auc'`` is NaN
+      if a class has no examples or all of them.
 
-    For regression: ``'mse'``, ``'mae'``, and the means over the targets of ``'rmse'`` and
-    ``'r2'``, which need ``num_outputs``. In training also ``'grad_norm'``, the gradients' global
-    norm, and ``'update_ratio'``, the norm of a step's update over that of the parameters (about
-    1e-3 in a training that goes well), each the mean over the steps. Leave
-    `TRAINING_ONLY_METRICS` out of an evaluation's.
+    Names for regression: ``'mse'``, ``'mae'``, and the means over the targets of ``'rmse'`` and
+    ``'r2'``, which need ``num_outputs``.
 
-    A function ``(logits, labels)`` that returns a value per example is averaged over the epoch. One
-    that returns a number, or can't be traced by JAX as those of scikit-learn, is called once, on
-    the host, with NumPy arrays of the whole epoch; it needs ``kind``, ``num_outputs`` and
-    ``capacity``, and only `compute` gives its value. A class of `clu.metrics.Metric` gets the
-    keywords above, with a boolean ``mask``. Labels of binary and multiclass tasks are class
-    indices; where an example has shares of classes, that of the largest.
+    Names for training only: ``'grad_norm'``, the gradients' global norm, and ``'update_ratio'``,
+    the norm of a step's update divided by that of the parameters (about 1e-3 if training goes
+    well). Both are means over the steps. Leave `TRAINING_ONLY_METRICS` out of the metrics of an
+    evaluation.
 
-    The scores and labels that ranking metrics and functions of a whole epoch need are kept on the
-    device, once for all: ``capacity * (4 * num_outputs + 5)`` bytes for class indices. Where an
-    epoch has more rows than ``capacity`` the values are NaN.
+    The values of a function ``(logits, labels)`` that returns one per example are averaged over the
+    epoch. A function that returns a single number, or that JAX can't trace, such as those of
+    scikit-learn, is called once, on the host, with NumPy arrays of the entire epoch. It needs
+    ``kind``, ``num_outputs`` and ``capacity``, and only `compute` returns its value. A class of
+    `clu.metrics.Metric` receives the keywords above, with a boolean ``mask``. Labels of binary and
+    multiclass tasks are class indices; for class probabilities, the index of the largest one.
 
-    The same arguments return the same class, so that compiled programs are shared.
+    The scores and labels for ranking metrics and functions of an entire epoch are kept on the
+    device, once for all of these: ``capacity * (4 * num_outputs + 5)`` bytes for class indices. If
+    an epoch has more rows than ``capacity``, the values are NaN.
+
+    Equal arguments return the same class, so compiled programs are shared.
 
     Args:
-        metrics: names, classes, functions.
-        kind: ``'binary'``, ``'multiclass'``, ``'multilabel'`` or ``'regression'``. None tells by
-            the shapes, where that suffices.
-        num_outputs: numbers the model returns per example.
-        capacity: rows of an epoch, those that only fill batches up included.
+        metrics: names, classes and functions.
+        kind: ``'binary'``, ``'multiclass'``, ``'multilabel'`` or ``'regression'``. None infers the
+            kind from the shapes, where they are sufficient.
+        num_outputs: the number of values the model returns per example.
+        capacity: the number of rows in an epoch, padding included.
 
     Raises:
         ConfigError: for metrics that are unknown, don't fit the task, have the same name or need
-            an argument that is None. Names every problem.
+            an argument that is None. The message lists every problem.
 
     Example:
         >>> import jax.numpy as jnp
@@ -147,8 +150,8 @@ def _same_names(metrics: Sequence[Metric]) -> list[str]:
     names = ['loss', *map(metric_name, metrics)]
     return [
         f'metrics: got two called {name!r}{" (the loss is one)" if name == "loss" else ""}, '
-        'expected names that differ. Give each function a name of its own with def, each class '
-        'with class.'
+        'expected different names. Give each function a different name with def, each class with '
+        'class.'
         for name in dict.fromkeys(names)
         if names.count(name) > 1
     ]
@@ -158,7 +161,7 @@ def _same_names(metrics: Sequence[Metric]) -> list[str]:
 def _make(metrics: tuple[Metric, ...], shape: Shape) -> type[clu_metrics.Collection]:
     entries = {'loss': Entry('loss', _LOSS, _LOSS.compute)}
     for index, metric in enumerate(metrics):
-        entries[metric_name(metric)] = entry_of(metric, index, shape)
+        entries[metric_name(metric)] = make_entry(metric, index, shape)
     fields = {entry.field: entry.state for entry in entries.values()}
     if shape.capacity is not None and '_collected' not in fields:
         return _make(metrics, shape._replace(capacity=None))
@@ -168,23 +171,24 @@ def _make(metrics: tuple[Metric, ...], shape: Shape) -> type[clu_metrics.Collect
         'kind': shape.kind,
         'entries': MappingProxyType(entries),
     }
-    return _registered(type('Metrics', (_Metrics,), members))
+    return _register_pytree(type('Metrics', (_Metrics,), members))
 
 
-def _registered(cls: type[clu_metrics.Collection]) -> type[clu_metrics.Collection]:
-    """Makes the class a frozen dataclass and a pytree, of a structure that no other one has.
+def _register_pytree(cls: type[clu_metrics.Collection]) -> type[clu_metrics.Collection]:
+    """Makes the class a frozen dataclass and a pytree whose structure no other class has.
 
-    For JAX 0.10 the structures of two classes from `jax.tree_util.register_dataclass` (which
-    `flax.struct` calls) are equal where their fields are. About one in seven calls of a jitted
-    function then runs the program of another class; ``register_pytree_with_keys`` has no such gap.
+    In JAX 0.10, two classes registered by `jax.tree_util.register_dataclass` (which `flax.struct`
+    calls) have equal structures if their fields are equal. About one in seven calls of a jitted
+    function then runs the program of another class. ``register_pytree_with_keys`` does not have
+    this fault.
     """
     cls = dataclasses.dataclass(frozen=True)(cls)
     names = [field.name for field in dataclasses.fields(cls)]  # pyright: ignore[reportArgumentType]
 
-    def flatten(metrics: Any) -> tuple[tuple[Any, ...], None]:
+    def flatten(metrics: clu_metrics.Collection) -> tuple[tuple[Any, ...], None]:
         return tuple(getattr(metrics, name) for name in names), None
 
-    def flatten_with_keys(metrics: Any) -> tuple[tuple[Any, ...], None]:
+    def flatten_with_keys(metrics: clu_metrics.Collection) -> tuple[tuple[Any, ...], None]:
         values, _ = flatten(metrics)
         return tuple(zip(map(jax.tree_util.GetAttrKey, names), values, strict=True)), None
 
@@ -200,13 +204,13 @@ def _compute(metrics: clu_metrics.Collection) -> dict[str, jax.Array]:
 
 
 def compute(metrics: clu_metrics.Collection) -> dict[str, float]:
-    """Returns the values of a CLU collection as plain floats, in one transfer.
+    """Returns the values of a CLU collection as plain floats, in one transfer from the device.
 
-    Those of functions of a whole epoch are among them: the logits and labels collected for these
-    come along, without the rows that only filled batches up.
+    They include the functions of an entire epoch. The logits and labels collected for these are
+    transferred, too, and padding is removed.
 
     Args:
-        metrics: of a class made by `make_metrics`, or any other collection.
+        metrics: a collection of a class from `make_metrics`, or any other collection.
 
     Raises:
         ConfigError: for a metric that is not one number.
@@ -223,29 +227,29 @@ def compute(metrics: clu_metrics.Collection) -> dict[str, float]:
         {'loss': 0.5, 'worst': 4.0}
     """
     entries: Mapping[str, Entry] = getattr(metrics, 'entries', {})
-    whole = {name: entry for name, entry in entries.items() if entry.on_host}
-    collected = {entry.field: getattr(metrics, entry.field) for entry in whole.values()}
-    values, collected = jax.device_get((_compute(metrics), collected))
-    for name, entry in whole.items():
-        values[name] = _of_epoch(entry.read, collected[entry.field])
-    # jit has sorted the names
+    on_host = {name: entry for name, entry in entries.items() if entry.on_host}
+    rows = {entry.field: getattr(metrics, entry.field) for entry in on_host.values()}
+    values, rows = jax.device_get((_compute(metrics), rows))
+    for name, entry in on_host.items():
+        values[name] = _epoch_value(entry.read, rows[entry.field])
+    # In the order of the metrics, because jit sorts the names.
     return {
         name: one_number(name, values[name]) for name in entries or type(metrics).__annotations__
     }
 
 
-def _of_epoch(function: Callable[..., Any], epoch: Any) -> Any:
-    rows = epoch.mask
-    if epoch.position > len(rows) or not rows.any():
+def _epoch_value(function: Callable[..., Any], epoch: Any) -> np.floating | float:
+    mask = epoch.mask
+    if epoch.position > len(mask) or not mask.any():
         return np.nan
-    return np.mean(value_of(function, epoch.logits[rows], epoch.labels[rows]))
+    return np.mean(value_of(function, epoch.logits[mask], epoch.labels[mask]))
 
 
 def value_of(function: Callable[..., Any], logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Returns what a metric of the user's own gives: a number, or one per example or label.
+    """Returns the result of a custom metric: one number, or one per example or label.
 
     Raises:
-        ConfigError: if it gives something else.
+        ConfigError: if the result is something else.
     """
     try:
         value = np.asarray(function(logits, labels))
@@ -266,6 +270,6 @@ def one_number(name: str, value: Any) -> float:
     """
     if np.shape(value) != ():
         raise ConfigError(
-            f'metrics: {name!r} gave an array of shape {np.shape(value)}, expected one number.'
+            f'metrics: {name!r} returned an array of shape {np.shape(value)}, expected one number.'
         )
     return float(value)
