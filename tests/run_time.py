@@ -1,9 +1,9 @@
-"""What a test run spends its time on, and which files take more than their budget.
+"""Run time of the tests: the time of each part of a run, and the files that exceed their budget.
 
-`pytest --budgets` fails when the tests of a file take more time than the file has. Time means
-seconds of the processor, those of processes that a test starts and waits for included. It is
-measured beside a fixed calculation: where that takes twice as long, because the machine is slow or
-busy, every test may take twice as long.
+`pytest --budgets` fails if the tests of a file take more time than its budget. Times are processor
+seconds, including those of processes that a test starts and waits for. They are compared with a
+fixed calculation: if that takes twice as long on a slow or busy machine, every test may take twice
+as long.
 """
 
 import os
@@ -16,7 +16,7 @@ import pytest
 
 # Processor seconds that one file may take in `make test` and in `make test-slow`.
 BUDGETS = {'fast': 15, 'slow': 90}
-# The files that may take more. They come first, so that no process ends long after the others.
+# The files with a larger budget. They run first, so that no process ends long after the others.
 LARGER = {
     'fast': {
         'tests/test_several_devices.py': 80,  # a process of eight devices, with all in that folder
@@ -62,9 +62,9 @@ LARGER = {
     },
 }
 
-# What `calculation_seconds` returns on the machine that the budgets are stated for.
+# The result of `calculation_seconds` on the machine that the budgets were set on.
 REFERENCE_SECONDS = 0.0032
-# The calculation is repeated after so many processor seconds.
+# The calculation is repeated after this number of processor seconds.
 _REPEAT_AFTER = 1.0
 
 _COMPILED = '/jax/core/compile/backend_compile_duration'
@@ -72,7 +72,7 @@ _FOUND = '/jax/compilation_cache/cache_hits'
 
 
 def calculation_seconds() -> float:
-    """The processor seconds that a fixed calculation takes now."""
+    """Returns the processor seconds that a fixed calculation takes at present."""
 
     def once():
         start = time.thread_time()
@@ -84,7 +84,7 @@ def calculation_seconds() -> float:
 
 
 def processor_seconds() -> float:
-    """What this process has taken, with the processes that it started and waited for."""
+    """Returns the processor seconds of this process and those that it started and waited for."""
     times = os.times()
     return times.user + times.system + times.children_user + times.children_system
 
@@ -92,7 +92,7 @@ def processor_seconds() -> float:
 class RunTime:
     """A plugin that measures each test and prints the sums at the end of the run.
 
-    With xdist one of them is in each worker, which sends what it measures with its reports, and one
+    With xdist there is one in each worker, which sends its measurements with the reports, and one
     in the process that prints.
     """
 
@@ -122,7 +122,7 @@ class RunTime:
         return Counter(self._programs, processor=processor_seconds())
 
     def _speed(self):
-        """How fast the processor is now, beside the one of `REFERENCE_SECONDS`."""
+        """Returns the processor's present speed, relative to that of `REFERENCE_SECONDS`."""
         if processor_seconds() - self._calculated_at > _REPEAT_AFTER:
             self._calculation = calculation_seconds()
             self._calculated_at = processor_seconds()

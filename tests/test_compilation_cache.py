@@ -1,4 +1,4 @@
-"""The programs that processes leave for each other on disk."""
+"""Tests of the compiled programs that processes share on disk."""
 
 import hashlib
 import importlib
@@ -17,7 +17,7 @@ from thinkml.compilation_cache import Programs, prune
 ROOT = Path(__file__).parents[1]
 SETTINGS: Any = jax.config
 
-# Prints the bits of what is trained, and how many programs were found and not found for it.
+# Prints the bits of the trained parameters, and the numbers of programs found and not found.
 TRAIN = """
 import hashlib, jax, jax.numpy as jnp
 counts = {f'/jax/compilation_cache/cache_{name}': 0 for name in ('hits', 'misses')}
@@ -40,7 +40,7 @@ w = train(jax.random.normal(key, (8, 4)), jax.random.normal(key, (64, 8)))
 report(w.tobytes())
 """
 
-# Then the same of a whole training.
+# Then the same for a full training run.
 TRAIN_A_MODEL = """
 import numpy as np
 from flax import nnx
@@ -62,7 +62,7 @@ def environment(cache, **variables):
         for name, value in os.environ.items()
         if name != 'THINKML_COMPILATION_CACHE' and not name.startswith('JAX_')
     }
-    # Each platform's place.
+    # The cache directory of each platform.
     places = dict.fromkeys(('XDG_CACHE_HOME', 'LOCALAPPDATA', 'HOME'), str(cache))
     return kept | places | {'PYTHONPATH': str(ROOT), 'JAX_PLATFORMS': 'cpu'} | variables
 
@@ -75,7 +75,7 @@ def start(cache, then='', also='', **variables):
 
 
 def outcomes(process):
-    """Bits, programs found, and those not found, of each training; nothing is complained about."""
+    """Returns the bits, programs found and programs not found of each run, without warnings."""
     output, errors = process.communicate()
     assert (process.returncode, errors) == (0, '')
     lines = [line.split() for line in output.splitlines()]
@@ -98,7 +98,7 @@ def is_whole(file):
 
 @pytest.fixture(scope='module')
 def bits_without_cache(tmp_path_factory):
-    """The bits of both trainings as they are without a cache."""
+    """Returns the bits of both training runs without a cache."""
     place = tmp_path_factory.mktemp('off')
     found = outcomes(start(place, also=TRAIN_A_MODEL, THINKML_COMPILATION_CACHE='0'))
     assert [counts for _, *counts in found] == [[0, 0], [0, 0]]
@@ -113,7 +113,7 @@ def without_cache(bits_without_cache):
 
 @pytest.fixture(scope='module')
 def filled(tmp_path_factory):
-    """A directory that two processes filled at once, its files, and what the two found in it."""
+    """Returns a directory that two processes filled together, its files, and their results."""
     place = tmp_path_factory.mktemp('filled')
     found = [outcome(process) for process in [start(place), start(place)]]
     return place, files(place), found
@@ -121,12 +121,12 @@ def filled(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def second(filled):
-    """What the next process finds there, which also trains a model."""
+    """Returns the results of the next process, which also trains a model."""
     return outcomes(start(filled[0], also=TRAIN_A_MODEL))
 
 
 def test_the_tests_have_a_directory_of_their_own():
-    importlib.import_module('thinkml.core')  # which switches it on
+    importlib.import_module('thinkml.core')  # switches it on
     directory = SETTINGS.jax_compilation_cache_dir
     if sys.platform == 'darwin':
         assert directory is None
@@ -141,7 +141,7 @@ def test_processes_that_start_at_once_share_the_directory(filled, without_cache)
     for bits, found, missed in processes:
         assert bits == without_cache
         assert found + missed == len(programs) > 1
-    # They are the user's alone.
+    # Only the user can access them.
     directories = [path for path in place.rglob('*') if path.is_dir() and path.name != 'thinkml']
     assert {path.stat().st_mode & 0o777 for path in directories} == {0o700}
     assert {path.stat().st_mode & 0o777 for path in programs} == {0o600}
@@ -194,7 +194,7 @@ def test_a_directory_that_the_user_set_is_used_instead(when, tmp_path, without_c
 
 @pytest.fixture
 def switched_off(monkeypatch):
-    """As before the cache was switched on."""
+    """Resets JAX to its state before the cache was switched on."""
     monkeypatch.delenv('THINKML_COMPILATION_CACHE', raising=False)
     of_the_tests = SETTINGS.jax_compilation_cache_dir
     jax.config.update('jax_compilation_cache_dir', None)
@@ -278,7 +278,7 @@ def test_other_processors_have_directories_of_their_own(monkeypatch):
 
 
 def own(tmp_path):
-    """A directory whose parent, which is looked through for the size, is no other test's."""
+    """Returns a directory whose parent, which counts towards the size, no other test uses."""
     directory = tmp_path / 'machine'
     directory.mkdir()
     return directory
@@ -336,7 +336,7 @@ def test_what_was_not_used_for_longest_goes_first(tmp_path):
         os.utime(file, (1e9 - age, 1e9 - age))
     prune(tmp_path, 400)
     assert len(files(tmp_path)) == 4
-    assert Programs(mine).get('used') is not None  # which makes it the newest
+    assert Programs(mine).get('used') is not None  # makes it the most recently used
     os.utime(mine / 'new', (0, 0))
     prune(tmp_path, 399)
     assert set(files(tmp_path)) == {mine / 'used', other / 'old'}

@@ -1,4 +1,4 @@
-"""Copies of models and trainers: what is known of a model goes with them."""
+"""Tests of copies of models and trainers: a model's copies keep its record."""
 
 import copy
 import pickle
@@ -93,7 +93,7 @@ def test_a_copy_and_its_original_are_trained_apart(way):
     assert set(predict(twin, X)) <= set(OTHER) and set(predict(model, X)) <= before
     with pytest.warns(UserWarning, match='change their meaning'):
         train(model, OTHER)
-    assert set(predict(later, X)) <= before  # first asked for after the original was trained anew
+    assert set(predict(later, X)) <= before  # first used after the original was trained again
     assert len(record_of(later).runs) == 1 and len(record_of(model).runs) == 2
     assert set(predict(way(model), X)) <= set(OTHER)
 
@@ -138,7 +138,7 @@ def test_a_trained_model_has_the_tree_structure_of_an_untrained_one():
         forward(one, X)
     assert len(traces) == 1
     for change in (lambda: forward(model, X), lambda: setattr(model, 'note', 'kept')):
-        change()  # flax then gives it other names of its children
+        change()  # flax then replaces the names of its children
         predict(model, X)
         assert set(predict(nnx.clone(model), X)) <= set(Y)
     with pytest.warns(UserWarning, match='change their meaning'):

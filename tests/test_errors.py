@@ -1,4 +1,4 @@
-"""Which of Python's own exceptions ours are, and how tasks read in their messages."""
+"""Tests of the exceptions: their built-in base classes, and tasks in their messages."""
 
 import numpy as np
 import pytest

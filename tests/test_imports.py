@@ -20,7 +20,7 @@ print(*sorted(new - sys.stdlib_module_names))
 
 
 def newly_imported(module: str) -> set[str]:
-    """The packages outside the standard library that a fresh interpreter imports for a module."""
+    """Returns the third-party packages that a new interpreter imports for a module."""
     code = NEWLY_IMPORTED.format(module=module)
     done = subprocess.run(
         [sys.executable, '-W', 'error', '-c', code], check=True, capture_output=True, text=True
@@ -34,7 +34,7 @@ def test_importing_thinkml_imports_no_other_package(module):
 
 
 def test_plots_bars_and_checkpoints_wait_until_they_are_used():
-    # 'orbax' comes with flax, which imports it itself.
+    # Not 'orbax', because flax imports it.
     lazy = {'matplotlib', 'tqdm', 'tensorboardX', 'sklearn', 'tensorflow', 'torch'}
     modules = newly_imported('thinkml.training, thinkml.evaluation, thinkml.models')
     assert {'jax', 'flax'} <= modules

@@ -1,4 +1,4 @@
-"""Paths that users name: ~, relative ones after a change of directory, and schemes."""
+"""Tests of paths that users pass: ~, relative ones after a change of directory, and schemes."""
 
 import os
 from pathlib import Path
@@ -100,7 +100,7 @@ def write_events(path):
     writer.close()
 
 
-# What writes, and the argument that its errors name.
+# Functions that write, and the argument that their errors name.
 WRITERS = {
     'plot': (lambda path: monitor().plot_progress(path + '.svg'), 'path'),
     'watch': (lambda path: monitor().watch(path + '.svg').stop(), 'path'),
@@ -123,7 +123,7 @@ WRITERS = {
 
 @pytest.fixture
 def home(tmp_path, monkeypatch):
-    """The home directory, and another one to work in."""
+    """Creates a home directory and another working directory."""
     (tmp_path / 'home').mkdir()
     (tmp_path / 'work').mkdir()
     monkeypatch.setenv('HOME', str(tmp_path / 'home'))
@@ -201,7 +201,7 @@ def test_drives_and_colons_are_paths(tmp_path):
 
 
 def test_relative_paths_stay_what_they_are_in_another_directory(home, monkeypatch):
-    """The working directory changes in the first step, and between two calls."""
+    """The working directory changes in the first step and between two calls."""
     start, elsewhere = Path.cwd(), home
 
     class Move:
@@ -233,7 +233,7 @@ def test_relative_paths_stay_what_they_are_in_another_directory(home, monkeypatc
     assert names <= {path.name for path in start.iterdir()} and not any(elsewhere.iterdir())
 
 
-# What can't be written: the path that is taken, below a file or by a directory.
+# Paths that can't be written: below a file, or an existing directory.
 TO_FILES = ('plot', 'watch', 'report', 'csv writer', 'CSVLogger')
 TO_DIRECTORIES = (
     'session', 'event writer', 'checkpoint_dir', 'Checkpoint', 'TensorBoard', 'Profiler'

@@ -73,7 +73,12 @@ class Task:
         if classes is not None:
             _check_classes(kind, classes, num_outputs)
             classes = tuple(classes)
-        return cls(kind, classes, num_outputs, _sizes(values['target_shape']))
+        return cls(
+            kind=kind,
+            classes=classes,
+            num_outputs=num_outputs,
+            target_shape=_sizes(values['target_shape']),
+        )
 
     @property
     def is_classification(self) -> bool:
@@ -143,11 +148,11 @@ class ArraySpec:
             raise ValueError(f'{dtype!r} is not a numeric dtype')
         span = _range(values.get('range'))
         if columns is None:
-            return cls(shape, dtype, range=span)
+            return cls(shape=shape, dtype=dtype, range=span)
         names = type(columns) is list and all(type(name) is str for name in columns)
         if not names or shape[-1:] != (len(columns),):
             raise ValueError(f'{columns!r} are not the names of {shape} columns')
-        return cls(shape, dtype, tuple(columns), span)
+        return cls(shape=shape, dtype=dtype, columns=tuple(columns), range=span)
 
     def __str__(self) -> str:
         sizes = ' x '.join(map(str, self.shape))
@@ -471,9 +476,9 @@ _REFERENCE = '_thinkml_record'
 class RecordReference:
     """A reference to a record, which copies of a model share until the record changes.
 
-    References are equal if their models have the same task and inputs. A function that JAX compiled
-    for one model also runs for another whose static attributes are equal, and then returns a model
-    with the attributes of the first one.
+    References are equal if their models have the same task and inputs. The reason is compiled
+    functions: one that JAX compiled for a model also runs for another with equal static attributes.
+    It then returns a model with the attributes of the first one.
 
     Attributes:
         record: the model's record, either the current one or that at the time of the copies.

@@ -61,7 +61,7 @@ def test_variance_is_that_of_each_output_added_up():
 
 
 def gradient_lengths(p, h):
-    """Row by row and class by class, the gradient written out."""
+    """Computes the gradient explicitly, row by row and class by class."""
     lengths = []
     for probabilities, inputs in zip(p, np.c_[h, np.ones(len(h))], strict=True):
         gradients = [
@@ -97,7 +97,7 @@ def test_scores_stay_exact_where_the_model_is_sure():
     of_first = -(1 - rest) * np.log1p(-rest)
     reference = of_first - np.sum([p * np.log(p) for p in of_others], axis=0)
     np.testing.assert_allclose(entropy(probabilities), reference, rtol=1e-5)
-    # Of two draws, the other one is half as unsure: KL(p || q) less terms of the order of rest**2.
+    # The other of the two draws is half as uncertain: KL(p || q) up to terms of order rest**2.
     draws = np.stack([probabilities, np.stack([1 - rest / 2, *(p / 2 for p in of_others)], axis=1)])
     sure = rest < 1e-6
     kl = (np.log(4 / 3) - 1 + 3 / 4 + (np.log(2 / 3) - 1 + 3 / 2) / 2) / 2 * rest
@@ -121,7 +121,7 @@ def test_the_gradient_is_the_one_jax_takes():
     np.testing.assert_allclose(expected_gradient_length(p[None], h[None]), expected, rtol=1e-5)
 
 
-# --- what they must be at the ends of their ranges --------------------------------------------
+# --- values at the ends of the ranges ---------------------------------------------------------
 
 
 @pytest.mark.parametrize('score', OF_PROBABILITIES)
@@ -141,7 +141,7 @@ def test_draws_that_agree_score_0_and_those_that_differ_most():
     np.testing.assert_allclose(variation_ratio(differ), 2 / 3, rtol=1e-6)
 
 
-# --- beside scikit-activeml -------------------------------------------------------------------
+# --- compared with scikit-activeml ------------------------------------------------------------
 
 
 @pytest.mark.parametrize('num_classes', [2, 10])
@@ -163,7 +163,7 @@ def test_bald_is_that_of_scikit_activeml():
     close(bald(draws), batch_bald(draws.astype(float), batch_size=1, eps=1e-12)[0])
 
 
-# --- what is refused --------------------------------------------------------------------------
+# --- errors -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize('score', OF_PROBABILITIES)

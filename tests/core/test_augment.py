@@ -1,4 +1,4 @@
-"""Laws of the augmentations, against NumPy, SciPy, colorsys and what can be recovered from them."""
+"""Tests of the augmentations against NumPy, SciPy and colorsys, and by inverting them."""
 
 import colorsys
 import dataclasses
@@ -39,21 +39,21 @@ def make(spec, x=IMAGES, task_kind='multiclass', num_outputs=5):
 
 
 def apply(augment, x, y, key=KEY):
-    """``x`` and ``y`` augmented in a compiled program, as NumPy's."""
+    """Returns ``x`` and ``y`` augmented in a compiled program, as NumPy arrays."""
     return jax.tree.map(np.asarray, jax.jit(augment)(key, x, y))
 
 
 rotated = jax.jit(_rotate)
-larger_share = jax.jit(_draw_ratios, static_argnums=2)
+draw_ratios = jax.jit(_draw_ratios, static_argnums=2)
 
 
 def images_by(augment, x, key=KEY):
-    """What becomes of images, as NumPy's."""
+    """Returns the augmented images as a NumPy array."""
     return apply(augment, x, np.zeros(len(x), np.float32), key)[0]
 
 
 def is_each(results, *candidates):
-    """``[candidate, image]``: which of the candidates each image has become, exactly."""
+    """Returns a mask ``[candidate, image]`` of the candidate that each image is equal to."""
     return np.array(
         [[np.array_equal(*pair) for pair in zip(results, c, strict=True)] for c in candidates]
     )
@@ -124,7 +124,7 @@ def test_rotation_by_nothing_is_nothing_and_by_a_quarter_is_rot90():
 
 
 def test_angles_are_within_the_degrees_and_fill_them():
-    # A point to the right of the centre tells the angle.
+    # A point to the right of the centre shows the angle.
     x = np.zeros((500, 41, 41, 1), np.float32)
     x[:, 20, 36] = 1
     turned = images_by(RandomRotation(30), x)[..., 0]
@@ -170,7 +170,9 @@ def hsv_before_and_after(jitter):
 
 def test_saturation_is_scaled_by_one_factor_per_image():
     old, new = hsv_before_and_after(ColorJitter(0, 0, 0.5, 0))
-    factors = (new[1] / old[1]).max(axis=(1, 2), keepdims=True)  # where it was not cut off at 1
+    factors = (new[1] / old[1]).max(
+        axis=(1, 2), keepdims=True
+    )  # of a pixel that was not clipped at 1
     np.testing.assert_allclose(new[1], np.minimum(1, factors * old[1]), atol=1e-4)
     np.testing.assert_allclose(np.exp(2j * np.pi * (new[0] - old[0])), 1, atol=1e-3)
     np.testing.assert_allclose(new[2], old[2], atol=1e-5)
@@ -207,7 +209,7 @@ def test_alpha_stays_and_grey_has_no_saturation():
 
 
 def boxes_of(marked):
-    """Height and width of the marked area of each image, which must be a full rectangle."""
+    """Returns the height and width of each image's marked area, which must be a full rectangle."""
     sizes = []
     for mark in marked:
         rows, columns = np.nonzero(mark.any(axis=1))[0], np.nonzero(mark.any(axis=0))[0]
@@ -227,19 +229,19 @@ def test_cutout_zeroes_one_square_and_nothing_else(dtype):
     np.testing.assert_array_equal(cut[..., 0], cut[..., 1])
     sizes = boxes_of(cut[..., 0] == 0)
     assert (sizes >= 3).all() and (sizes <= 5).all()  # centred on a pixel: at least half is inside
-    # Centres that leave the square whole: 8 of 12 rows, 12 of 16 columns.
-    whole = int((sizes == 5).all(axis=1).sum())
-    assert stats.binomtest(whole, 300, 8 / 12 * 12 / 16).pvalue > 1e-3
+    # The square is inside the image for centres in 8 of 12 rows and 12 of 16 columns.
+    num_inside = int((sizes == 5).all(axis=1).sum())
+    assert stats.binomtest(num_inside, 300, 8 / 12 * 12 / 16).pvalue > 1e-3
     assert boxes_of(images_by(Cutout(), x)[..., 0] == 0).max(axis=0).tolist() == [3, 4]
 
 
 @pytest.mark.parametrize('alpha', [0.1, 0.2, 0.5, 1.0, 4.0])
-def test_the_share_is_the_larger_part_of_a_beta_draw(alpha):
-    shares = np.asarray(larger_share(KEY, alpha, 5000))
+def test_the_ratio_is_the_larger_part_of_a_beta_draw(alpha):
+    ratios = np.asarray(draw_ratios(KEY, alpha, 5000))
     draws = np.random.default_rng(1).beta(alpha, alpha, 5000)
     expected = np.maximum(draws, 1 - draws).astype(np.float32)
-    assert shares.min() >= 0.5 and shares.max() <= 1
-    assert stats.ks_2samp(shares, expected).pvalue > 1e-3
+    assert ratios.min() >= 0.5 and ratios.max() <= 1
+    assert stats.ks_2samp(ratios, expected).pvalue > 1e-3
 
 
 def test_mixup_mixes_inputs_and_labels_by_the_same_share():
@@ -311,7 +313,7 @@ def test_noisy_bytes_stay_between_0_and_255():
 # --- all of them ------------------------------------------------------------------------------
 
 
-COMPUTING = {'rotate', 'color', 'mixup', 'noise'}  # others move values as they are
+COMPUTING = {'rotate', 'color', 'mixup', 'noise'}  # the others do not change values
 
 
 @pytest.mark.parametrize(
@@ -460,7 +462,7 @@ def test_nothing_asked_for_is_nothing(spec):
     assert make(spec) is None
 
 
-# --- what can't be ----------------------------------------------------------------------------
+# --- errors -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -526,7 +528,7 @@ def test_integer_labels_can_not_be_mixed():
         MixUp()(KEY, jnp.asarray(TABLE), jnp.asarray(LABELS))
 
 
-# --- functions of the user's own --------------------------------------------------------------
+# --- custom functions -------------------------------------------------------------------------
 
 
 def spec_of(tree):

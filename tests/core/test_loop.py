@@ -74,7 +74,7 @@ def cross_entropies(logits, y):
 
 
 def visited_rows(num_rows, batch_size=1, epochs=1, seed=2):
-    """The order in which rows are visited, told by a loss that is the row's number."""
+    """Returns the order in which rows are visited, from a loss that is the row's number."""
     x = np.arange(num_rows, dtype=np.float32)[:, None]
     model = from_functions(lambda key, x: jnp.zeros(()), lambda params, x: x + 0 * params)
     functional = functionalize(model, x[:1], jax.random.key(0))
@@ -97,12 +97,12 @@ def test_each_epoch_visits_every_row_once_in_its_own_order():
 
 
 def plans(num_rows, room, batch_size, seed):
-    """The plans of an epoch that the host and a device make."""
+    """Returns the plans of an epoch from the host and from a device."""
     key = None if seed is None else jax.random.key(seed)
     rows = np.random.default_rng(0).permutation(room).astype(np.int32)
     data = place(np.zeros((room, 1)), np.zeros(room, np.int32))
     data = data.replace(rows=rows, num_rows=jnp.int32(num_rows))
-    # The count that the data has is the one that counts.
+    # The data's own count decides, not the feed's.
     made = ResidentFeed(data, num_rows=room, batch_size=batch_size, shuffle_key=key)
     plan = next(made.blocks(1, 0)).plan
     assert sorted(plan.ravel()[:num_rows]) == sorted(rows[:num_rows])
@@ -137,7 +137,7 @@ def test_chunks_equal_a_python_loop_over_the_same_step(model):
     chunks = run(step, state, x, y, batch_size=8, epochs=2)
     last = chunks[-1]
 
-    # The order each epoch takes, told by a data set of row numbers.
+    # A data set of row numbers shows the order of each epoch.
     order = visited_rows(50, epochs=2).reshape(2, 50).astype(int)
     _, state = prepare(model, x)
     jitted = jax.jit(step)
@@ -246,7 +246,7 @@ def test_metrics_lose_nothing_over_very_many_small_batches():
 def test_many_models_train_at_once_under_vmap():
     x, y = problem(8)
     batch = Batch(x, y, np.ones(8, np.float32))
-    # Not Adam: it would blow up the rounding of gradients that are zero, before BatchNorm.
+    # Not Adam: it would amplify the rounding errors of gradients that are zero, before BatchNorm.
     step, one = prepare(DropoutBatchNorm(4, 3, nnx.Rngs(0)), x, 'sgd')
     _, two = prepare(DropoutBatchNorm(4, 3, nnx.Rngs(1)), x, 'sgd', learning_rate=0.1)
     both = jax.jit(lambda *states: jax.tree.map(lambda a, b: jnp.stack([a, b]), *states))(one, two)
@@ -262,7 +262,7 @@ def test_many_models_train_at_once_under_vmap():
 
 
 def test_every_step_draws_anew():
-    # All rows are equal and nothing is learned: neither order nor weights change the loss.
+    # All rows are equal and nothing is learned, so neither order nor weights change the loss.
     x, y = np.ones((8, 4), np.float32), np.zeros(8, np.int32)
     step, state = prepare(WithFlag(4, 3, nnx.Rngs(0)), x, 'sgd', learning_rate=1e-30)
     chunks = run(step, state, x, y, epochs=5)
@@ -271,7 +271,7 @@ def test_every_step_draws_anew():
 
 
 def final(chunks):
-    """What a run ended with, on the host."""
+    """Returns the final state of a run, on the host."""
     return jax.device_get((chunks[-1].state.replace(key=0), chunks[-1].epoch_metrics()))
 
 
@@ -305,7 +305,7 @@ def test_accumulated_parts_equal_one_batch(model):
 
 
 class Statistics(nnx.Module):
-    """Keeps what models keep besides parameters: BatchNorm's averages, a count of calls."""
+    """A model with state besides its parameters: BatchNorm's averages, a count of calls."""
 
     def __init__(self):
         self.norm = nnx.BatchNorm(4, momentum=0.5, use_scale=False, rngs=nnx.Rngs(0))
@@ -323,7 +323,7 @@ def test_parts_of_filler_rows_alone_leave_statistics_as_they_are():
     feed = ResidentFeed(place(x, y), num_rows=33, batch_size=32, shuffle_key=None)
     *_, chunk = train_chunks(step, METRICS, state, feed, epochs=1)
     mean = np.zeros(4)
-    filled_up = np.concatenate([x, x[:7]])  # the part of the 33rd row; three more are filler alone
+    filled_up = np.concatenate([x, x[:7]])  # the 33rd row's part; three more are only padding
     for part in filled_up.reshape(5, 8, 4):
         mean = 0.5 * mean + 0.5 * part.mean(axis=0)
     left = chunk.state.model_state
@@ -418,7 +418,7 @@ def test_the_average_of_the_parameters_is_the_exponential_one_after_a_warm_up(de
 @pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16, jnp.float16])
 @pytest.mark.parametrize('num_steps', [1, 20, 300])
 def test_a_short_run_averages_what_it_learned_and_not_where_it_began(num_steps, dtype):
-    """The parameters go from 0 to 1 at constant speed, so the average tells how old it is."""
+    """The parameters rise from 0 to 1 at constant speed, so the average shows its age."""
     average = Ema.of(jnp.zeros((), dtype), 0.999)
     for step in range(num_steps):
         average = average.update(jnp.asarray((step + 1) / num_steps, dtype), step)
@@ -482,7 +482,7 @@ def test_a_loss_that_is_not_finite_ends_the_training_at_its_step(steps_per_dispa
     assert len(losses) == 6 and np.isnan(losses[5]) and np.isfinite(losses[:5]).all()
     assert not chunks[-1].is_finite
 
-    # The state before that step comes back from the one before the chunk.
+    # The chunk is run again from the state before it, up to the state before that step.
     before = chunks[-1].rerun(kept[-2], 5 - chunks[-1].first)
     step, state = prepare(mlp(4, 3), x)
     *_, expected = run(step, state, x, y, max_steps=5)

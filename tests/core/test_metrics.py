@@ -32,7 +32,7 @@ AVERAGES = ('macro', 'micro', 'weighted')
 
 
 def outputs(kind, num_rows, num_outputs, seed=0, *, ties=False):
-    """Random logits and encoded labels that have something to do with each other."""
+    """Returns random logits and encoded labels that are correlated."""
     rng = np.random.default_rng(seed)
     width = () if num_outputs == 1 else (num_outputs,)
     logits = rng.normal(size=(num_rows, *width)).astype(np.float32)
@@ -57,7 +57,7 @@ def step(logits, labels, mask=None, weight=None, losses=None, **more):
 
 
 def batches(logits, labels, cuts, batch_size=None):
-    """Cuts rows at ``cuts``; with a batch size, each batch is filled up with rows of rubbish."""
+    """Splits rows at ``cuts``; with a batch size, each batch is padded with random rows."""
     for part_logits, part_labels in zip(
         np.split(logits, cuts), np.split(labels, cuts), strict=True
     ):
@@ -93,7 +93,7 @@ def probabilities(logits, kind):
 
 
 def log_loss(logits, labels, kind):
-    """scikit-learn's, but for probabilities that it would clip."""
+    """Computes scikit-learn's log loss, except that probabilities are not clipped."""
     logits = logits.astype(np.float64)
     if kind == 'multilabel' or logits.ndim == 1:
         return np.mean(np.logaddexp(0, np.where(labels > 0, -logits, logits)))
@@ -101,7 +101,7 @@ def log_loss(logits, labels, kind):
 
 
 def by_scikit_learn(logits, labels, kind):
-    """Every classification metric as scikit-learn has it."""
+    """Returns every classification metric, computed by scikit-learn."""
     p = probabilities(logits, kind)
     if kind == 'multilabel':
         guess = (logits > 0).astype(int)
@@ -123,7 +123,7 @@ def by_scikit_learn(logits, labels, kind):
     is_defined = all(0 < np.sum(positive) < len(labels) for positive, _ in rankings)
     two = [(labels[:, c], guess[:, c]) for c in range(p.shape[1])] if labels.ndim == 2 else []
     with warnings.catch_warnings():
-        warnings.simplefilter('ignore')  # of classes that are missing
+        warnings.simplefilter('ignore')  # warnings of missing classes
         expected |= {
             'accuracy': sk.accuracy_score(labels, guess),
             'balanced_accuracy': np.mean([sk.balanced_accuracy_score(*column) for column in two])
@@ -137,7 +137,7 @@ def by_scikit_learn(logits, labels, kind):
         expected['brier'] = np.mean((p - labels) ** 2)
     else:
         given = p[:, 1] if kind == 'binary' else p
-        # brier_score_loss wants both classes in the labels unless told
+        # brier_score_loss requires both classes in the labels, unless they are passed
         expected['brier'] = sk.brier_score_loss(labels, given, labels=range(p.shape[1]))
     return expected
 
@@ -157,7 +157,7 @@ each_case = pytest.mark.parametrize(
 
 
 def every_metric(kind, num_outputs):
-    """One collection for many tests, which share its programs: four batches of 40 rows."""
+    """Returns one collection for many tests, which share its programs: four batches of 40 rows."""
     names = NAMES['regression' if kind == 'regression' else 'classification']
     return make_metrics(names, kind=kind, num_outputs=num_outputs, capacity=4 * 40)
 
@@ -266,7 +266,7 @@ def test_r2_of_constant_targets_and_of_one_row(predictions, targets, expected):
 
 
 def test_collections_of_other_metrics_have_another_structure():
-    """Otherwise a jitted function takes one for the other, see `streaming_metrics._registered`."""
+    """A jitted function would confuse them, see `streaming_metrics._register_pytree`."""
     names = [('mse',), ('mae',), ('mae', 'mse'), ('mse', 'mae'), ()]
     made = [make_metrics(each, kind='regression', num_outputs=1) for each in names]
     structures = [jax.tree.structure(metrics.empty()) for metrics in made]
@@ -349,7 +349,7 @@ def test_any_cut_of_an_epoch_gives_the_same(cuts):
     parts = [of_batch(metrics, s) for s in batches(logits, labels, cuts)]
     assert compute(functools.reduce(merge, parts)) == pytest.approx(whole)
     assert compute(functools.reduce(merge, parts, metrics.empty())) == pytest.approx(whole)
-    # halves of an epoch that were each merged into an empty collection of their own
+    # halves of an epoch, each merged into a separate empty collection
     half = len(parts) // 2
     halves = [
         functools.reduce(merge, some, metrics.empty()) for some in (parts[:half], parts[half:])
@@ -422,7 +422,7 @@ def test_two_million_small_batches_lose_nothing():
     metrics = make_metrics(('accuracy', 'recall'), kind='binary', num_outputs=1)
 
     def body(index, totals):
-        # Each third batch is right in one of its two rows, the others in both.
+        # Each third batch is correct in one of its two rows, the others in both.
         logits = jnp.array([jnp.where(index % 3 == 0, -1.0, 1.0), 1.0])
         return totals.merge(
             metrics.single_from_model_output(
@@ -441,7 +441,7 @@ def test_two_million_small_batches_lose_nothing():
     assert got['loss'] == pytest.approx(0.1, rel=1e-7)
 
 
-@pytest.mark.parametrize(  # there are more pairs than float32 counts
+@pytest.mark.parametrize(  # more pairs than float32 can count
     'num_rows', [50_000, pytest.param(1_000_000, marks=pytest.mark.slow)]
 )
 def test_areas_of_very_many_scores(num_rows):
@@ -467,7 +467,7 @@ def test_a_nan_among_the_scores_is_seen():
 
 
 def logits_against_the_rest(logits, kind):
-    """As `probabilities`, but each class's logit in float64, which never rounds to 0 or 1."""
+    """Returns each class's logit in float64, which never rounds to 0 or 1 like probabilities."""
     z = logits.astype(np.float64)
     if kind == 'multilabel':
         return z
@@ -545,7 +545,9 @@ def test_update_ratio_is_the_mean_over_the_steps_that_have_one():
     def tree(scale):
         return {'w': rng.normal(size=(3, 2)) * scale, 'b': rng.normal(size=2) * scale}
 
-    pairs = [(tree(scale), tree(0.01)) for scale in (1.0, 3.0, 0.0)]  # the last has no ratio
+    pairs = [
+        (tree(scale), tree(0.01)) for scale in (1.0, 3.0, 0.0)
+    ]  # the ratio of the last is undefined
     steps = [
         step(logits, labels, params=jax.tree.map(jnp.asarray, params),
              updates=jax.tree.map(jnp.asarray, updates))
@@ -559,7 +561,7 @@ def test_update_ratio_is_the_mean_over_the_steps_that_have_one():
         over_epoch(make_metrics(('update_ratio',)), [step(logits, labels)])
 
 
-# --- metrics of the user's own ----------------------------------------------------------------
+# --- custom metrics ---------------------------------------------------------------------------
 
 
 def margin(logits, labels):
@@ -591,7 +593,7 @@ def test_own_metrics_of_every_kind():
     ]  # fmt: skip
     expected = by_scikit_learn(logits, labels, 'multiclass')
     assert got['margin'] == pytest.approx(np.mean(logits.max(1) - logits.min(1)))
-    assert got['largest_logit'] == logits.max()  # filling rows have logits of 9
+    assert got['largest_logit'] == logits.max()  # padding has logits of 9
     assert got['kappa'] == pytest.approx(sk.cohen_kappa_score(labels, logits.argmax(1)))
     assert got['accuracy'] == pytest.approx(expected['accuracy'])
     assert got['mean_logit'] == pytest.approx(logits.mean(), rel=1e-5)
@@ -687,7 +689,7 @@ def test_the_same_arguments_return_the_same_class():
     assert make_metrics(['f1'], kind='binary', num_outputs=1) is make_metrics(
         ('f1',), kind='binary', num_outputs=1
     )
-    # a capacity that nothing needs makes no difference, and takes no memory
+    # a capacity that no metric needs changes nothing, and takes no memory
     assert make_metrics(('accuracy',), capacity=10**9) is make_metrics(('accuracy',))
     assert make_metrics((margin,)) is make_metrics((margin,))
 

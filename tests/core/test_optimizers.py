@@ -25,7 +25,7 @@ from thinkml.errors import ConfigError
 
 # Rates at which 300 steps suffice; all others train at 0.05.
 RATES = {'adadelta': 20.0, 'adagrad': 0.5, 'lars': 20.0, 'lion': 0.02, 'radam': 0.1}
-# What each name stands for, without weight decay.
+# The optax optimizer of each name, without weight decay.
 PLAIN = {
     'adamaxw': functools.partial(optax.adamaxw, weight_decay=0.0),
     'adamw': functools.partial(optax.adamw, weight_decay=0.0),
@@ -51,7 +51,7 @@ MASK = {'layers': {0: {'kernel': True}, 1: {'kernel': True, 'bias': False}}}
 
 
 def loss(params):
-    """A bowl whose curvature differs by a factor of 9 between directions."""
+    """Returns a quadratic loss whose curvature differs by a factor of 9 between directions."""
     return sum(
         ((np.linspace(1.0, 3.0, leaf.size, dtype=np.float32) * (leaf.ravel() - 1.3)) ** 2).sum()
         for leaf in jax.tree.leaves(params)
@@ -70,7 +70,7 @@ def descend(tx, params, opt_state, num_steps):
 
 
 def descent(tx, num_steps=6, **numbers):
-    """The parameters after every step."""
+    """Returns the parameters after every step."""
     params = make_params()
     opt_state = tx.init(params)
     opt_state = set_hyperparams(opt_state, **numbers) if numbers else opt_state
@@ -84,7 +84,7 @@ def descend_together(transformations, params, states, num_steps):
 
 
 def descents(ours, theirs, num_steps=6, **numbers):
-    """The parameters after every step of two optimizers, of which ours is given the numbers."""
+    """Returns two optimizers' parameters after every step; ThinkML's gets its hyperparameters."""
     params = make_params()
     states = set_hyperparams(ours.init(params), **numbers), theirs.init(params)
     return jax.device_get(descend_together((ours, theirs), params, states, num_steps))
@@ -133,7 +133,7 @@ def test_those_that_decay_by_default_keep_optaxs_number_but_not_for_biases(name)
 )
 def test_weight_decay_is_decoupled_and_masked(name, expected):
     ours, theirs = descents(make_optimizer(name), expected, learning_rate=0.05, weight_decay=0.3)
-    if name == 'muon':  # optax decays only what muon updates; we all kernels
+    if name == 'muon':  # optax decays only the parameters that muon updates; ThinkML all kernels
         ours, theirs = (tree['layers'][0] for tree in (ours, theirs))
     assert_close(ours, theirs)
 
@@ -305,7 +305,7 @@ def test_a_schedule_of_ones_own_gives_the_rate():
     np.testing.assert_allclose(rates, [0.05] * 3 + [0.005] * 3, rtol=1e-6)
 
 
-# --- optimizers of one's own ------------------------------------------------------------------
+# --- custom optimizers ------------------------------------------------------------------------
 
 
 def test_a_function_of_the_learning_rate_gets_ours():
@@ -428,7 +428,7 @@ NUMBERS = {'learning_rate': 0.1, 'weight_decay': 0.1, 'gradient_clip_norm': 0.1,
 @pytest.mark.parametrize('name', OPTIMIZERS)
 def test_the_state_is_arrays_in_buffers_of_their_own(name):
     params = make_params()
-    same = jnp.float32(0.1)  # handed in twice
+    same = jnp.float32(0.1)  # passed twice
     numbers = NUMBERS | {'learning_rate': same, 'weight_decay': same}
     state = make_optimizer(name, clip_gradients=True).init(params)
     state = set_hyperparams(state, **numbers)

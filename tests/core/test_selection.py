@@ -1,4 +1,4 @@
-"""Each strategy against a plain NumPy one in float64, fed the same random numbers."""
+"""Tests of each strategy against a NumPy version in float64 with the same random numbers."""
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,7 @@ KEY = jax.random.key(7)
 
 
 def pool(num_rows=300, num_features=6, seed=0, offset=0.0):
-    """Rows of a few clouds, and probabilities that have something to do with them."""
+    """Returns rows of a few clouds, and probabilities that are correlated with them."""
     rng = np.random.default_rng(seed)
     means = rng.normal(size=(8, num_features)) * 3
     X = (means[rng.integers(0, 8, num_rows)] + rng.normal(size=(num_rows, num_features))) + offset
@@ -83,7 +83,7 @@ def reference_k_center(X, count, labeled, available):
 
 
 def reference_draw(key, weights):
-    """Among blocks of rows first, then within one, by the same Gumbel numbers."""
+    """Draws a block of rows first, then a row in it, with the same Gumbel numbers."""
     among, within = jax.random.split(key)
     blocks = np.pad(weights, (0, -len(weights) % DRAW_BLOCK)).reshape(-1, DRAW_BLOCK)
     with np.errstate(divide='ignore'):
@@ -95,7 +95,7 @@ def reference_draw(key, weights):
 
 
 def reference_seeds(rows, first, count, key, available, weights):
-    """The rows k-means++ seeds its centres with, and their squared distances when drawn."""
+    """Returns the rows that k-means++ starts from, and their squared distances when drawn."""
     closest, left = np.full(len(rows), np.inf), available.copy()
     indices, found = [], []
     for pick in range(min(count, available.sum())):
@@ -122,7 +122,7 @@ def reference_badge(p, X, count, key, available):
 
 
 def reference_kmeans(X, weights, valid, num_clusters, key):
-    """Centres, by the same seeds; nothing random comes after."""
+    """Returns the centres from the same seeds; the steps after it are not random."""
     first = reference_draw(jax.random.fold_in(key, 0), weights)
     seeds, _ = reference_seeds(X, first, num_clusters, key, valid, weights)
     centers, before = X[seeds], None
@@ -145,7 +145,7 @@ def reference_typiclust(X, count, key, labeled, available):
     num_labeled = 0 if labeled is None else len(labeled)
     num_clusters = min(num_labeled + count, 500, available.sum())
     rows = np.flatnonzero(available)
-    # What is padded with is no part of it, but the blocks of rows that are drawn from are.
+    # Padding has no effect, but the blocks of rows that are drawn from include it.
     padded = np.resize(rows, len(X))
     valid = np.arange(len(X)) < len(rows)
     centers = reference_kmeans(X[padded], valid.astype(float), valid, num_clusters, clusters_key)
@@ -197,7 +197,7 @@ def reference_diverse(scores, X, count, key, available, oversample=10):
     return rows[sorted(chosen + spare[: count - len(chosen)])]
 
 
-# --- equal to them ----------------------------------------------------------------------------
+# --- equal to the references ------------------------------------------------------------------
 
 
 @pytest.mark.parametrize('masked', [False, True])
@@ -307,7 +307,7 @@ def test_at_random_gives_each_row_the_same_chance():
     assert (abs(counts - 400) < 4 * 15.5).all()
 
 
-# --- what holds for all -----------------------------------------------------------------------
+# --- properties of all strategies -------------------------------------------------------------
 
 
 @each_strategy
@@ -435,7 +435,7 @@ def test_badge_and_core_set_leave_rows_that_lie_on_chosen_ones_to_the_end():
         assert sorted(found.indices // 3) == list(range(20))
 
 
-# --- what they are built on -------------------------------------------------------------------
+# --- building blocks --------------------------------------------------------------------------
 
 
 def test_distances_are_exact_across_blocks():
@@ -462,7 +462,7 @@ def test_kmeans_is_the_reference():
     np.testing.assert_allclose(found.distances, distances.min(0), rtol=1e-3, atol=1e-3)
 
 
-# --- what is refused --------------------------------------------------------------------------
+# --- errors -----------------------------------------------------------------------------------
 
 
 @each_strategy
@@ -521,6 +521,6 @@ def test_typiclust_takes_samples_of_large_pools_and_clusters(monkeypatch):
     forget_programs()
     found = typiclust(X, 4, KEY)
     assert of_mean[found.indices].tolist() == [0, 1, 2, 3]  # the largest first
-    # Of 32 rows the most typical is well within its cloud.
+    # The most typical of 32 rows is well inside its cloud.
     assert (np.linalg.norm(X - means[of_mean], axis=1)[found.indices] < 1).all()
     forget_programs()

@@ -1,7 +1,7 @@
 """Acquisition scores: an estimate of how much a label of each row would improve the model.
 
-The scores are pure functions of predicted probabilities ``[rows, classes]``, or of several draws of
-predictions ``[draws, rows, ...]``, from forward passes with dropout on or from the members of an
+The scores are pure functions of predicted probabilities ``[rows, classes]`` or of several draws of
+predictions ``[draws, rows, ...]``. Draws are forward passes with dropout on, or the members of an
 ensemble. A higher score means a more useful label. Inputs may be NumPy or JAX arrays. Scores are
 computed in float32 on the device and returned as NumPy arrays. `thinkml.core.active.selection`
 selects rows by their scores.

@@ -222,8 +222,8 @@ def neighbor_distances(rows: jax.Array, valid: jax.Array, num_neighbors: int) ->
 def mean_of(rows: jax.Array, valid: jax.Array) -> jax.Array:
     """Computes the mean of the valid rows, ``[features]``.
 
-    A second pass adds the mean of the rows' deviations from the first result, because a float32 sum
-    of a million numbers that are not centred is imprecise.
+    A second pass adds the mean deviation of the rows from the first result. A float32 sum of a
+    million numbers that are not centred would be imprecise.
     """
     weights = valid.astype(jnp.float32)
     labels = jnp.zeros(len(rows), jnp.int32)

@@ -88,8 +88,15 @@ def class_counts(num_classes: int) -> type[clu_metrics.Metric]:
 
         @classmethod
         def empty(cls):
-            counts = (jnp.zeros((num_classes,), jnp.int32) for _ in range(3))
-            return cls(jnp.zeros((), jnp.int32), *counts)
+            def zeros():
+                return jnp.zeros((num_classes,), jnp.int32)
+
+            return cls(
+                num_examples=jnp.zeros((), jnp.int32),
+                true_positives=zeros(),
+                predicted=zeros(),
+                actual=zeros(),
+            )
 
         @classmethod
         def from_model_output(cls, truth: jax.Array, prediction: jax.Array, mask: jax.Array, **_):
@@ -110,99 +117,107 @@ def class_counts(num_classes: int) -> type[clu_metrics.Metric]:
     return ClassCounts
 
 
+@struct.dataclass
+class Residuals(clu_metrics.Metric):
+    """Sums ``[targets]``, with the mean of the targets as ``pivot + offset``.
+
+    The pivot is one of the targets. So even if their mean is large, the offset is as small as
+    their spread, and float32 is precise enough for it.
+    """
+
+    count: jax.Array
+    pivot: jax.Array
+    offset: jax.Array
+    spread: jax.Array
+    spread_low: jax.Array
+    squares: jax.Array
+    squares_low: jax.Array
+
+    @classmethod
+    def from_model_output(cls, predictions: jax.Array, targets: jax.Array, mask: jax.Array, **_):
+        def total(values):
+            return jnp.sum(jnp.where(mask[:, None], values, 0), axis=0)
+
+        count = jnp.sum(mask, dtype=jnp.int32)
+        pivot = jnp.where(count > 0, targets[jnp.argmax(mask)], 0)
+        offset = total(targets - pivot) / jnp.maximum(count, 1)
+        spread = total(jnp.square(targets - pivot - offset))
+        squares = total(jnp.square(predictions - targets))
+        low = jnp.zeros_like(spread)
+        return cls(
+            count=count,
+            pivot=pivot,
+            offset=offset,
+            spread=spread,
+            spread_low=low,
+            squares=squares,
+            squares_low=low,
+        )
+
+    def merge(self, other):
+        count = self.count + other.count
+        fraction = other.count / jnp.maximum(count, 1)
+        difference = (other.pivot - self.pivot) + (other.offset - self.offset)
+        difference = jnp.where((self.count > 0) & (other.count > 0), difference, 0)
+        spread = add(self.spread, self.spread_low, other.spread, other.spread_low)
+        between = jnp.square(difference) * self.count * fraction
+        spread, spread_low = add(*spread, between, jnp.zeros_like(between))
+        squares, squares_low = add(self.squares, self.squares_low, other.squares, other.squares_low)
+        is_empty = self.count == 0
+        return type(self)(
+            count=count,
+            pivot=jnp.where(is_empty, other.pivot, self.pivot),
+            offset=jnp.where(is_empty, other.offset, self.offset + difference * fraction),
+            spread=spread,
+            spread_low=spread_low,
+            squares=squares,
+            squares_low=squares_low,
+        )
+
+    def rmse(self):
+        """Returns the mean over the targets of the root mean squared error."""
+        return jnp.mean(jnp.sqrt((self.squares + self.squares_low) / self.count))
+
+    def r2(self):
+        """Returns the mean over the targets of ``1 - sum(error^2) / sum((y - mean(y))^2)``.
+
+        A constant target gives 1 if predicted exactly, else 0. NaN for fewer than two rows.
+        """
+        squares, spread = self.squares + self.squares_low, self.spread + self.spread_low
+        varies = spread > 0
+        scores = jnp.where(varies, 1 - squares / jnp.where(varies, spread, 1), squares == 0)
+        return jnp.where(self.count < 2, jnp.nan, jnp.mean(scores))
+
+
 @functools.lru_cache(maxsize=256)
 def residuals(num_targets: int) -> type[clu_metrics.Metric]:
     """Returns a metric class with the sums of squared errors and of squared deviations.
 
-    The deviations are those of the targets from their mean.
-
-    Its ``from_model_output`` takes ``predictions`` and ``targets``, ``[batch, targets]``.
+    The deviations are those of the targets from their mean. The class's ``from_model_output``
+    takes ``predictions`` and ``targets``, ``[batch, targets]``.
 
     Reference:
         Chan, Golub and LeVeque, 1983, *Algorithms for computing the sample variance*.
     """
 
     @struct.dataclass
-    class Residuals(clu_metrics.Metric):
-        """Sums ``[targets]``, with the mean of the targets as ``pivot + offset``.
-
-        The pivot is one of the targets. So even if their mean is large, the offset is as small as
-        their spread, and float32 is precise enough for it.
-        """
-
-        count: jax.Array
-        pivot: jax.Array
-        offset: jax.Array
-        spread: jax.Array
-        spread_low: jax.Array
-        squares: jax.Array
-        squares_low: jax.Array
-
+    class SizedResiduals(Residuals):
         @classmethod
         def empty(cls):
-            sums = (jnp.zeros((num_targets,), jnp.float32) for _ in range(6))
-            return cls(jnp.zeros((), jnp.int32), *sums)
+            def zeros():
+                return jnp.zeros((num_targets,), jnp.float32)
 
-        @classmethod
-        def from_model_output(
-            cls, predictions: jax.Array, targets: jax.Array, mask: jax.Array, **_
-        ):
-            def total(values):
-                return jnp.sum(jnp.where(mask[:, None], values, 0), axis=0)
-
-            count = jnp.sum(mask, dtype=jnp.int32)
-            pivot = jnp.where(count > 0, targets[jnp.argmax(mask)], 0)
-            offset = total(targets - pivot) / jnp.maximum(count, 1)
-            spread = total(jnp.square(targets - pivot - offset))
-            squares = total(jnp.square(predictions - targets))
-            low = jnp.zeros_like(spread)
             return cls(
-                count=count,
-                pivot=pivot,
-                offset=offset,
-                spread=spread,
-                spread_low=low,
-                squares=squares,
-                squares_low=low,
+                count=jnp.zeros((), jnp.int32),
+                pivot=zeros(),
+                offset=zeros(),
+                spread=zeros(),
+                spread_low=zeros(),
+                squares=zeros(),
+                squares_low=zeros(),
             )
 
-        def merge(self, other):
-            count = self.count + other.count
-            fraction = other.count / jnp.maximum(count, 1)
-            difference = (other.pivot - self.pivot) + (other.offset - self.offset)
-            difference = jnp.where((self.count > 0) & (other.count > 0), difference, 0)
-            spread = add(self.spread, self.spread_low, other.spread, other.spread_low)
-            between = jnp.square(difference) * self.count * fraction
-            spread, spread_low = add(*spread, between, jnp.zeros_like(between))
-            squares, squares_low = add(
-                self.squares, self.squares_low, other.squares, other.squares_low
-            )
-            is_empty = self.count == 0
-            return type(self)(
-                count=count,
-                pivot=jnp.where(is_empty, other.pivot, self.pivot),
-                offset=jnp.where(is_empty, other.offset, self.offset + difference * fraction),
-                spread=spread,
-                spread_low=spread_low,
-                squares=squares,
-                squares_low=squares_low,
-            )
-
-        def rmse(self):
-            """Returns the mean over the targets of the root mean squared error."""
-            return jnp.mean(jnp.sqrt((self.squares + self.squares_low) / self.count))
-
-        def r2(self):
-            """Returns the mean over the targets of ``1 - sum(error^2) / sum((y - mean(y))^2)``.
-
-            A constant target gives 1 if predicted exactly, else 0. NaN for fewer than two rows.
-            """
-            squares, spread = self.squares + self.squares_low, self.spread + self.spread_low
-            varies = spread > 0
-            scores = jnp.where(varies, 1 - squares / jnp.where(varies, spread, 1), squares == 0)
-            return jnp.where(self.count < 2, jnp.nan, jnp.mean(scores))
-
-    return Residuals
+    return SizedResiduals
 
 
 @functools.lru_cache(maxsize=256)
@@ -232,20 +247,20 @@ def row_collector(
         @classmethod
         def empty(cls):
             return cls(
-                jnp.zeros((capacity, *logits.shape), logits.dtype),
-                jnp.zeros((capacity, *labels.shape), labels.dtype),
-                jnp.zeros((capacity,), bool),
-                jnp.zeros((), jnp.int32),
+                logits=jnp.zeros((capacity, *logits.shape), logits.dtype),
+                labels=jnp.zeros((capacity, *labels.shape), labels.dtype),
+                mask=jnp.zeros((capacity,), bool),
+                position=jnp.zeros((), jnp.int32),
             )
 
         @classmethod
         def from_model_output(cls, **batch):
             rows = len(batch['mask'])
             return cls(
-                batch['logits'].reshape(rows, *logits.shape).astype(logits.dtype),
-                batch['labels'].reshape(rows, *labels.shape).astype(labels.dtype),
-                batch['mask'],
-                jnp.asarray(rows, jnp.int32),
+                logits=batch['logits'].reshape(rows, *logits.shape).astype(logits.dtype),
+                labels=batch['labels'].reshape(rows, *labels.shape).astype(labels.dtype),
+                mask=batch['mask'],
+                position=jnp.asarray(rows, jnp.int32),
             )
 
         def merge(self, other):
@@ -253,10 +268,10 @@ def row_collector(
                 return self.empty().merge(self).merge(other)
             write = functools.partial(_write, start=self.position)
             return type(self)(
-                write(self.logits, other.logits),
-                write(self.labels, other.labels),
-                write(self.mask, other.mask),
-                self.position + other.position,
+                logits=write(self.logits, other.logits),
+                labels=write(self.labels, other.labels),
+                mask=write(self.mask, other.mask),
+                position=self.position + other.position,
             )
 
     return RowCollector

@@ -231,7 +231,7 @@ def huber(predictions: jax.Array, targets: jax.Array) -> jax.Array:
 
 @dataclasses.dataclass(frozen=True)
 class Huber:
-    """Huber's loss: ``e^2 / 2`` up to an error of ``delta``, ``delta (|e| - delta / 2)`` beyond.
+    """The Huber loss: ``e^2 / 2`` up to an error of ``delta``, ``delta (|e| - delta / 2)`` beyond.
 
     Attributes:
         delta: a number above 0, in the target's units.

@@ -102,9 +102,10 @@ def make_metrics(
     evaluation.
 
     The values of a function ``(logits, labels)`` that returns one per example are averaged over the
-    epoch. A function that returns a single number, or that JAX can't trace, such as those of
-    scikit-learn, is called once, on the host, with NumPy arrays of the entire epoch. It needs
-    ``kind``, ``num_outputs`` and ``capacity``, and only `compute` returns its value. A class of
+    epoch. A function may also return a single number, or be one that JAX can't trace, such as those
+    of scikit-learn. It is then called once, on the host, with NumPy arrays of the entire epoch. It
+    needs ``kind``, ``num_outputs`` and ``capacity``, and only `compute` returns its value. A class
+    of
     `clu.metrics.Metric` receives the keywords above, with a boolean ``mask``. Labels of binary and
     multiclass tasks are class indices; for class probabilities, the index of the largest one.
 

@@ -209,4 +209,4 @@ def take(data: DeviceData, rows: jax.Array, first: jax.Array) -> Batch:
         gather = functools.partial(data.parted.take, rows=rows)
     mask = (first + jnp.arange(len(rows)) < data.num_rows).astype(jnp.float32)
     weight = mask if data.weight is None else mask * gather(data.weight)
-    return Batch(jax.tree.map(gather, data.x), gather(data.y), weight, mask)
+    return Batch(x=jax.tree.map(gather, data.x), y=gather(data.y), weight=weight, mask=mask)
