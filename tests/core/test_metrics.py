@@ -57,7 +57,7 @@ def step(logits, labels, mask=None, weight=None, losses=None, **more):
 
 
 def batches(logits, labels, cuts, batch_size=None):
-    """Splits rows at ``cuts``; with a batch size, each batch is padded with random rows."""
+    """Splits rows at ``cuts``; with a batch size, each batch is padded with meaningless rows."""
     for part_logits, part_labels in zip(
         np.split(logits, cuts), np.split(labels, cuts), strict=True
     ):
