@@ -22,6 +22,7 @@ from thinkml.data import (
     warn_of_other_ranges,
     with_ranges,
 )
+from thinkml.data.object_arrays import is_missing
 from thinkml.errors import DataError
 from thinkml.model_record import InputSpec, Task
 
@@ -115,7 +116,7 @@ class Pool:
                 f'{argument}: got {len(labels)} labels for {len(rows)} rows, expected one each, '
                 'None for a row that has none.'
             )
-        given = {row: y for row, y in zip(rows, labels, strict=True) if not is_missing(y)}
+        given = {row: y for row, y in zip(rows, labels, strict=True) if not _has_missing(y)}
         if not given:
             return [None] * len(rows)
         plain = _as_targets(list(given.values()), argument).tolist()
@@ -207,11 +208,11 @@ def _as_targets(labels: list[Any], argument: str) -> np.ndarray:
     return check_targets(labels, argument)
 
 
-def is_missing(label: Any) -> bool:
-    """Whether a label is none: None, NaN, pandas's NA, or a row that holds one of them."""
+def _has_missing(label: Any) -> bool:
+    """Returns True for a missing label, and for a row that holds a missing value."""
     if isinstance(label, list | tuple | np.ndarray):
-        return any(map(is_missing, label))
-    return label is None or type(label).__name__ in ('NAType', 'NaTType') or label != label
+        return any(map(_has_missing, label))
+    return is_missing(label)
 
 
 def _bytes_of(labels: np.ndarray) -> np.ndarray:
