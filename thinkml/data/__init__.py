@@ -1,7 +1,6 @@
 """From what people have (arrays, frames, files, loaders) to checked, encoded arrays, and back."""
 
 from thinkml.data.arrays import as_array as as_array
-from thinkml.data.arrays import as_dtype_of as as_dtype_of
 from thinkml.data.arrays import as_values as as_values
 from thinkml.data.arrays import check_lengths as check_lengths
 from thinkml.data.arrays import concatenate_labels as concatenate_labels
@@ -28,6 +27,7 @@ from thinkml.data.inputs import open_rows_of as open_rows_of
 from thinkml.data.inputs import some_rows as some_rows
 from thinkml.data.inputs import warn_of_other_ranges as warn_of_other_ranges
 from thinkml.data.inputs import with_ranges as with_ranges
+from thinkml.data.numeric_checks import as_dtype_of as as_dtype_of
 from thinkml.data.rows import Rows as Rows
 from thinkml.data.rows import open_rows as open_rows
 from thinkml.data.sample_weights import class_weight_table as class_weight_table

@@ -4,7 +4,8 @@ import jax
 import numpy as np
 
 from thinkml.data.batches import Batches, BatchIterator
-from thinkml.data.rows import Rows, indices_of
+from thinkml.data.input_arrays import indices_of
+from thinkml.data.rows import Rows
 from thinkml.errors import DataError
 
 

@@ -8,8 +8,9 @@ import jax
 import numpy as np
 
 from thinkml.core import num_outputs
+from thinkml.data.input_arrays import sampled
 from thinkml.data.input_range import range_of, warn_of_other_range
-from thinkml.data.rows import Rows, open_rows, sampled
+from thinkml.data.rows import Rows, open_rows
 from thinkml.model_record import ArraySpec, InputSpec, record_of
 
 # A fingerprint reads at most this many bytes and rows, but never fewer rows than the least.

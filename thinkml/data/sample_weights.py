@@ -5,7 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from thinkml.data.arrays import as_numeric, check_finite
+from thinkml.data.arrays import as_numeric
+from thinkml.data.numeric_checks import check_finite
 from thinkml.errors import DataError, did_you_mean, is_number
 from thinkml.model_record import Task
 

@@ -5,13 +5,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from thinkml.data.arrays import (
-    as_numeric,
-    as_values,
-    check_finite,
-    check_magnitude,
-    check_resolution,
-)
+from thinkml.data.arrays import as_numeric, as_values
+from thinkml.data.numeric_checks import check_finite, check_magnitude, check_resolution
 from thinkml.errors import DataError
 from thinkml.model_record import Task
 
