@@ -95,7 +95,7 @@ def test_inputs_of_a_trained_model_must_have_its_kind_of_numbers():
     assert check_inputs_of(model, np.ones((2, 4), np.uint8)).dtype == np.uint8
     with pytest.raises(DataError, match='X_test: got float32, expected uint8'):
         check_inputs_of(model, np.ones((2, 4)))
-    with pytest.raises(DataError, match='got values from 1 to 300, expected what uint8 holds'):
+    with pytest.raises(DataError, match='got values from 1 to 300, expected values within uint8'):
         check_inputs_of(model, [[1, 300, 1, 1]])
 
 

@@ -87,7 +87,7 @@ def test_a_state_that_is_refused_is_made_up_for_by_reading():
 
 
 def test_a_position_behind_the_end_is_refused():
-    with pytest.raises(DataError, match=r'X_train: got 5 batches, but .* got to batch 9'):
+    with pytest.raises(DataError, match=r'X_train: got 5 batches, but .* reached batch 9'):
         open_batches(generate).iterate({'batches': 9})
 
 
@@ -155,7 +155,7 @@ BROKEN = np.where(np.arange(23)[:, None] == 3, np.nan, X)
         ([(X, Y), (BROKEN, Y)], r'X_train, batch 2: got 3 NaN .* \(3, 0\)'),
         ([(X, Y), (X[:, :2], Y)], r'X_train, batch 2: got rows of shape \(2,\), expected \(3,\)'),
         ([(X, Y[:5])], r'X_train, batch 1: got inputs of 23 rows with labels of shape \(5,\)'),
-        ([(X[0], 1)], r'labels of shape \(\), expected .* make batches first'),
+        ([(X[0], 1)], r'labels of shape \(\), expected .* Batch single examples first'),
         ([(X, Y, -np.ones(23))], 'X_train, batch 1: got -1.0 at row 0, expected weights'),
         ([X], 'X_train, batch 1: got a ndarray, expected'),
         ([(X, Y, Y, Y)], 'X_train, batch 1: got 4 parts'),
@@ -175,7 +175,7 @@ def test_a_function_must_return_an_iterator():
 
 def test_single_examples_of_a_stream_are_no_batches():
     stream = grain.MapDataset.source(list(zip(X, Y, strict=True))).to_iter_dataset()
-    with pytest.raises(DataError, match=r'make batches first.* or \.batch\(32\)'):
+    with pytest.raises(DataError, match=r'Batch single examples first.* or \.batch\(32\)'):
         open_batches(stream)
 
 
@@ -191,5 +191,5 @@ def test_an_iterable_data_set_of_torch_can_not_be_indexed():
             return iter(zip(X, Y, strict=True))
 
     assert is_batches(Stream()) and not is_batches(torch_inputs())
-    with pytest.raises(DataError, match='make batches first'):
+    with pytest.raises(DataError, match='Batch single examples first'):
         open_batches(Stream())

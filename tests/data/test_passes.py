@@ -55,5 +55,5 @@ def test_an_iterator_and_a_source_that_shrinks_are_told():
     source = Source()
     rows = rows_of_batches(open_batches(source, 'X_unlabeled', with_labels=False))
     source.parts = source.parts[:-1]
-    with pytest.raises(DataError, match=r'it ended after .* rows, and had more the first time'):
+    with pytest.raises(DataError, match=r'it ended after .* rows, but had more the first time'):
         rows.take(np.array([0, 22]))

@@ -57,22 +57,22 @@ def stored(path):
     ],
 )
 def test_columns_that_would_become_constant_are_refused(read, says, tmp_path):
-    with pytest.raises(DataError, match=says + r'.*float32 tells apart.* Subtract their mean'):
+    with pytest.raises(DataError, match=says + r'.*the precision of float32.* Subtract their mean'):
         read(tmp_path)
 
 
 def test_columns_that_rise_in_a_first_batch_are_warned_of():
     # Later ones may differ more: they may be those of a year, in the order of time.
-    says = 'X_train, batch 1: got values .*float32 tells apart.* Subtract their mean.* Later batch'
+    says = 'X_train, batch 1: got values .*the precision of float32.* Subtract their mean.* Later batch'
     with pytest.warns(ThinkMLWarning, match=says):
         open_batches(lambda: iter([(TIMES[:32] + 0.5, NOISE[:32])]))
 
 
 @pytest.mark.parametrize('values', [1e-50 * NOISE, 1e-40 * NOISE])
 def test_columns_that_would_become_0_are_refused(values):
-    with pytest.raises(DataError, match=r'X_train: got values .* float32 takes for 0. Scale them'):
+    with pytest.raises(DataError, match=r'X_train: got values .* float32 rounds to 0. Scale them'):
         open_rows(values)
-    with pytest.raises(DataError, match=r'y_train: got values .* float32 takes for 0. Scale them'):
+    with pytest.raises(DataError, match=r'y_train: got values .* float32 rounds to 0. Scale them'):
         check_targets_held(values, Task('regression', None, 1))
 
 
@@ -136,7 +136,7 @@ def test_numbers_beyond_float16_are_refused_by_a_model_trained_on_it(values):
 def test_targets_that_float32_does_not_tell_apart_are_refused(targets):
     task = Task('regression', None, targets.reshape(50, -1).shape[1], targets.shape[1:])
     with pytest.raises(
-        DataError, match=r'y_train: got .*float32 tells apart.* Subtract their mean'
+        DataError, match=r'y_train: got .*the precision of float32.* Subtract their mean'
     ):
         check_targets_held(targets, task)
     check_targets_held(targets - targets.mean(axis=0), task)

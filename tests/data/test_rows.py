@@ -114,7 +114,7 @@ def test_what_can_not_be_inputs_is_named(given, says):
 @needs_torch
 def test_a_tensor_that_can_not_be_an_array_is_named():
     tensor = torch_tensor().requires_grad_()
-    with pytest.raises(DataError, match=r'X_train: got a Tensor that is no array .*detach'):
+    with pytest.raises(DataError, match=r'X_train: got a Tensor that is not an array .*detach'):
         check_inputs(tensor.clone())
 
 
@@ -188,9 +188,9 @@ def test_columns_of_one_name_are_taken_in_their_order_alone():
     doubled = pd.DataFrame(X, columns=['a', 'a', 'b'])
     like = open_rows(doubled).inputs
     np.testing.assert_array_equal(check_inputs(doubled, 'X_test', like), X)
-    with pytest.raises(DataError, match='X_test: got the columns b, a, a, of which some have one'):
+    with pytest.raises(DataError, match='X_test: got the columns b, a, a, some with the same'):
         check_inputs(doubled.iloc[:, [2, 0, 1]], 'X_test', like)
-    with pytest.raises(DataError, match="X_test: got no column 'c' and more than once the column"):
+    with pytest.raises(DataError, match="X_test: got no column 'c' and the repeated column"):
         check_inputs(doubled, 'X_test', FRAME)
 
 

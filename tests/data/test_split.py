@@ -74,9 +74,9 @@ def test_neither_side_is_empty_when_groups_are_large(fraction):
             r'groups: got text .* int \(1 at row 1\)',
         ),
         (['a', float('nan')] * 5, 'groups: got 5 missing values of 10, the first at row 1'),
-        ([1, '1'] * 5, 'groups: got text beside other values'),
+        ([1, '1'] * 5, 'groups: got text mixed with other values'),
         (np.array(['2026', 'NaT'] * 5, 'M8[Y]'), 'groups: got 5 missing values of 10'),
-        ([1j, 'a'] * 5, 'groups: got text beside other values'),
+        ([1j, 'a'] * 5, 'groups: got text mixed with other values'),
         (np.array([{}, {1: 2}] * 5), 'groups: got values that can not be compared'),
     ],
 )

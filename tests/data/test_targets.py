@@ -86,7 +86,11 @@ def test_the_task_is_inferred_and_labels_go_there_and_back(y, outputs, kind, cla
         ([], 1, 'empty'),
         (np.array([1, None], object), 1, 'got 1 missing values of 2, the first at row 1'),
         (np.array(['a', float('nan'), 'b'], object), 1, '1 missing values of 3'),
-        (np.array([['a', 1]], object), 2, r'got text beside other values, .* int \(1 at row 0\)'),
+        (
+            np.array([['a', 1]], object),
+            2,
+            r'got text mixed with other values, .* int \(1 at row 0\)',
+        ),
     ],
 )
 def test_targets_a_model_cannot_output(y, outputs, says):
@@ -104,7 +108,7 @@ NAN = float('nan')
         (['ill', 'well', NAN], '1 missing values of 3, the first at row 2'),
         (['ill', None, 'well'], '1 missing values of 3, the first at row 1'),
         ([['ill'], [NAN], ['well']], '1 missing values of 3, the first at row 1'),
-        (['ill', 'well', 7], r"text beside other values, .*'ill' at row 0\), int \(7 at row 2"),
+        (['ill', 'well', 7], r"text mixed with other values, .*'ill' at row 0\), int \(7 at row 2"),
         ([1, '1'], r"int \(1 at row 0\), str \('1' at row 1\)"),
         ([True, 'yes'], r'bool \(True at row 0\)'),
         ([b'yes', 'no'], r'bytes \(.* at row 0\)'),
@@ -120,7 +124,7 @@ NAN = float('nan')
         (pd.Series(['a', None], dtype='category'), '1 missing .* row 1'),
         (pd.DataFrame({'y': pd.Series([0, 1, None], dtype='Int64')}), '1 missing .* row 2'),
         (pl.Series([0, None, 1]), '1 missing .* row 1'),
-        (pl.LazyFrame({'y': [0, 1]}), r'LazyFrame, .* Pass what its collect\(\) returns'),
+        (pl.LazyFrame({'y': [0, 1]}), r'LazyFrame, .* Pass the result of its collect\(\) returns'),
         (np.array(['2026-01-01', 'NaT'], 'M8[D]'), '1 missing .* row 1'),
         (np.ma.masked_equal([0, 1, 2], 1), 'Drop these rows'),
     ],
@@ -144,7 +148,7 @@ def test_labels_of_examples_stay_what_they_are():
     with pytest.raises(DataError, match='1 missing values of 3, the first at row 1'):
         open_dataset(Pairs())
     Pairs.labels = ('ill', 7, 'well')
-    with pytest.raises(DataError, match='text beside other values'):
+    with pytest.raises(DataError, match='text mixed with other values'):
         open_dataset(Pairs())
 
 

@@ -127,7 +127,7 @@ def test_several_targets_are_refused_with_the_way_that_works():
 def test_a_list_of_targets_is_put_side_by_side():
     with pytest.raises(DataError, match=r'y_train with 2 rows.*np\.column_stack\(y_train\)'):
         train(y=[Y, Y])
-    with pytest.raises(DataError, match=r'split and filtered alike.$'):
+    with pytest.raises(DataError, match=r'split and filtered in the same way.$'):
         train(y=Y[:2])
 
 

@@ -317,7 +317,7 @@ def test_batches_that_end_too_early_are_other_data(tmp_path):
         def __iter__(self):
             yield from itertools.islice(super().__iter__(), 3)
 
-    with pytest.raises(DataError, match='the run to go on with had got to batch'):
+    with pytest.raises(DataError, match='the run to resume had reached batch'):
         run(tmp_path, resume=True, **of_batches(Fewer()))
 
 

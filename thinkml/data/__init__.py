@@ -1,4 +1,4 @@
-"""From what people have (arrays, frames, files, loaders) to checked, encoded arrays, and back."""
+"""Data: arrays, frames, files and loaders to checked, encoded arrays, and predictions back."""
 
 from thinkml.data.arrays import as_array as as_array
 from thinkml.data.arrays import as_values as as_values

@@ -1,10 +1,12 @@
-"""Batches from sources that decide themselves what comes when.
+"""Batches: sources that choose the order of their batches themselves.
 
-Loaders of torch, tf.data and Grain, generators, and whatever else can be iterated over. A source
-of your own needs ``__iter__`` and to yield ``(inputs, labels)``. Two things are used where they
-are there: ``__len__``, the number of batches of an epoch, and on its iterator Grain's pair
-``get_state()`` and ``set_state(state)`` (bytes, or plain JSON values), to go on in the middle of
-an epoch; else the batches up to there are read again and passed over.
+Supported are loaders of torch, tf.data and Grain, generators, and any other iterable. A custom
+source needs ``__iter__`` and yields ``(inputs, labels)``. Two methods are optional:
+
+* ``__len__`` is the number of batches per epoch.
+* ``get_state()`` and ``set_state(state)`` of the iterator, as in Grain, resume in the middle of an
+  epoch. The state is bytes or plain JSON values. Without them, the earlier batches of the epoch
+  are read again and skipped.
 """
 
 import base64
@@ -12,7 +14,7 @@ import functools
 import inspect
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self, TypeAlias
 
 import jax
 import numpy as np
@@ -25,26 +27,30 @@ from thinkml.data.sample_weights import check_sample_weight
 from thinkml.data.targets import refuse_parts
 from thinkml.errors import DataError
 from thinkml.model_record import InputSpec
+from thinkml.typing import Inputs, PyTree
 
 _WEIGHT = 'sample_weight'
 
+BatchSource: TypeAlias = Any
+"""An iterable over batches, or a function that returns an iterator over them."""
+
 
 class HostBatch(NamedTuple):
-    """A batch as it comes, inputs checked.
+    """A batch on the host, with checked inputs.
 
     Attributes:
         x: inputs ``[batch, ...]``: an array, or a dict or tuple of them.
-        y: the labels as the user writes them; None where the source has none.
-        weight: float64 ``[batch]``; None where the source has none.
+        y: the labels in the user's form; None if the source has none.
+        weight: float64 ``[batch]``; None if the source has none.
     """
 
-    x: Any
+    x: PyTree
     y: np.ndarray | None
     weight: np.ndarray | None
 
 
-def is_batches(X: Any) -> bool:
-    """Whether it is a source of batches, not of rows: it can be iterated over, but not indexed.
+def is_batches(X: Inputs) -> bool:
+    """Returns True for a source of batches, not rows: it is iterable, but can not be indexed.
 
     Example:
         >>> import numpy as np
@@ -59,14 +65,14 @@ def is_batches(X: Any) -> bool:
     return hasattr(X, '__iter__') and not hasattr(X, '__array__') and not _is_indexed(X)
 
 
-def _is_indexed(X: Any) -> bool:
-    # torch's IterableDataset inherits an index that it does not support.
+def _is_indexed(X: Inputs) -> bool:
+    # torch's IterableDataset inherits a __getitem__ that it does not support.
     is_stream = any(kind.__name__ == 'IterableDataset' for kind in type(X).__mro__)
     return is_items(X) and not is_stream
 
 
 def open_batches(
-    source: Any,
+    source: BatchSource,
     argument: str = 'X_train',
     *,
     label: str | None = None,
@@ -76,8 +82,8 @@ def open_batches(
     """Opens a source of batches and reads the first one.
 
     Each batch is ``(inputs, labels)``, ``(inputs, labels, weights)``, or a dict that holds the
-    labels by name (and weights as ``sample_weight``); what is left of it is one input if it is one
-    array, else a dict. Arrays of torch, JAX and NumPy.
+    labels by name (and weights as ``sample_weight``). The rest of a dict is one input if it is a
+    single array, else a dict. Arrays may be of torch, JAX or NumPy.
 
     Args:
         source: an object that can be iterated over again for each epoch (a loader of torch or
@@ -86,12 +92,12 @@ def open_batches(
         argument: the name used in error messages.
         label: the name of the labels in batches that are dicts. None looks for one of ``label``,
             ``labels``, ``target``, ``targets``, ``y``.
-        with_labels: whether each batch must hold labels; else it may be the inputs alone.
-        like: what the inputs must be like, of those the model is trained on; None takes those of
-            the first batch. Columns of frames are put into that order.
+        with_labels: True if each batch must hold labels; False if it may be only inputs.
+        like: the description of the inputs the model was trained on, which the batches must match;
+            None uses that of the first batch. Columns of frames are put into its order.
 
     Raises:
-        DataError: if it gives no batches, or none that can be used.
+        DataError: if the source gives no batches, or batches that can't be used.
 
     Example:
         >>> import numpy as np
@@ -118,7 +124,7 @@ class Batches:
 
     def __init__(
         self,
-        source: Any,
+        source: BatchSource,
         argument: str,
         read: Callable[[Any, str, InputSpec | None], tuple[HostBatch, InputSpec]],
         like: InputSpec | None,
@@ -128,13 +134,13 @@ class Batches:
         self._source = source
         self.argument = argument
         self._read = read
-        self._waiting: BatchIterator | None = None
-        self._waiting_epoch = 0
+        self._next_iterator: BatchIterator | None = None
+        self._next_epoch = 0
         self._is_used_up = False
 
     @property
     def inputs(self) -> InputSpec:
-        """What a row of the inputs looks like on the device."""
+        """The description of one row of the inputs on the device."""
         if self._inputs is None:
             self.peek()
         assert self._inputs is not None
@@ -142,7 +148,7 @@ class Batches:
 
     @property
     def num_batches(self) -> int | None:
-        """Batches of an epoch; None where only its end tells."""
+        """The number of batches per epoch; None if the source does not report it."""
         try:
             return len(self._source)
         except (TypeError, NotImplementedError):
@@ -150,38 +156,38 @@ class Batches:
 
     @property
     def has_one_epoch(self) -> bool:
-        """Whether the source is an iterator, which can't begin again."""
+        """True if the source is an iterator, which can't be read again."""
         self.peek()
         return self._is_used_up
 
     def peek(self) -> HostBatch:
-        """The first batch of the epoch that is next; it is not lost to it.
+        """Returns the first batch of the next epoch, which `iterate` will yield again.
 
         Raises:
-            DataError: if there is none, or it can't be used.
+            DataError: if there is no batch, or it can't be used.
         """
-        if self._waiting is None:
-            self._waiting, self._waiting_epoch = self._open(0), 0
-        return self._waiting.peek()
+        if self._next_iterator is None:
+            self._next_iterator, self._next_epoch = self._open(0), 0
+        return self._next_iterator.peek()
 
     def iterate(
         self, position: Mapping[str, Any] | None = None, *, epoch: int = 0
     ) -> 'BatchIterator':
-        """Begins an epoch, or goes on within one.
+        """Begins an epoch, or resumes within one.
 
-        That the batches are those that would have come without an interruption is up to the
-        source: it must give the same order again, by a seed for instance.
+        The resumed batches are those of an uninterrupted epoch only if the source gives the same
+        order again, for instance by a seed.
 
         Args:
-            position: from `BatchIterator.position`; None for the beginning.
-            epoch: its number, for sources that ask for it: those with a method ``set_epoch``, or
-                whose ``sampler`` has one, as torch's and Hugging Face's do.
+            position: the result of `BatchIterator.position`; None for the beginning.
+            epoch: the number of the epoch. It is passed to the method ``set_epoch`` of the source
+                or of its ``sampler``, if there is one (torch and Hugging Face have it).
 
         Raises:
             DataError: for the second epoch of an iterator, which has only one.
         """
-        iterator, self._waiting = self._waiting, None
-        is_other = epoch != self._waiting_epoch and _set_epoch(self._source) is not None
+        iterator, self._next_iterator = self._next_iterator, None
+        is_other = epoch != self._next_epoch and _set_epoch(self._source) is not None
         if iterator is None or is_other:
             iterator = self._open(epoch)
         if position is not None:
@@ -199,32 +205,32 @@ class Batches:
             set_epoch(epoch)
         iterator = _iterator(self._source, self.argument)
         self._is_used_up = iterator is self._source
-        return BatchIterator(iterator, self._checked, self.argument)
+        return BatchIterator(iterator, self._check_batch, self.argument)
 
-    def _checked(self, raw: Any, number: int) -> HostBatch:
+    def _check_batch(self, raw: Any, number: int) -> HostBatch:
         batch, inputs = self._read(raw, f'{self.argument}, batch {number}', self._like)
         if self._inputs is None:
-            # All are like the first one; its values told whether they have the right range.
+            # Later batches must match the first one; only the range of its values is checked.
             self._inputs, self._like = inputs, inputs.without_ranges()
         return batch
 
 
 class BatchIterator:
-    """One epoch of batches, which knows how far it got.
+    """An iterator over one epoch of batches, which reports its position.
 
     Attributes:
         argument: the name of the source in error messages.
     """
 
     def __init__(
-        self, iterator: Iterator[Any], checked: Callable[[Any, int], HostBatch], argument: str
+        self, iterator: Iterator[Any], check_batch: Callable[[Any, int], HostBatch], argument: str
     ):
         self._iterator = iterator
-        self._checked = checked
+        self._check_batch = check_batch
         self.argument = argument
         self._count = 0
         self._ahead: HostBatch | None = None
-        self._state_before_ahead: Any = None
+        self._state_before_ahead: dict[str, Any] | None = None
 
     def __iter__(self) -> Self:
         return self
@@ -232,15 +238,15 @@ class BatchIterator:
     def __next__(self) -> HostBatch:
         batch, self._ahead = self._ahead, None
         if batch is None:
-            batch = self._checked(next(self._iterator), self._count + 1)
+            batch = self._check_batch(next(self._iterator), self._count + 1)
         self._count += 1
         return batch
 
     def peek(self) -> HostBatch:
-        """The next batch, which will come once more.
+        """Returns the next batch without advancing.
 
         Raises:
-            DataError: if there is none, or it can't be used.
+            DataError: if there is no batch, or it can't be used.
         """
         if self._ahead is None:
             self._state_before_ahead = _state_of(self._iterator)
@@ -251,40 +257,40 @@ class BatchIterator:
                     f'{self.argument}: got no batches, expected at least one. An iterator that '
                     'was used before is empty: pass the function that makes it.'
                 ) from None
-            self._ahead = self._checked(raw, self._count + 1)
+            self._ahead = self._check_batch(raw, self._count + 1)
         return self._ahead
 
     def position(self) -> dict[str, Any]:
-        """How far it got, as JSON values: after the batch that came last."""
+        """Returns the position after the last yielded batch, as JSON values."""
         is_ahead = self._ahead is not None
         state = self._state_before_ahead if is_ahead else _state_of(self._iterator)
         return {'batches': self._count} | ({} if state is None else {'state': state})
 
     def go_to(self, position: Mapping[str, Any]) -> None:
-        """Goes on after the batch that came last when ``position`` was asked for.
+        """Resumes after the batch that was the last one when `position` was called.
 
         Raises:
-            DataError: if the epoch ends before it.
+            DataError: if the epoch ends before that position.
         """
         if position['batches'] == self._count:
             return
         if not _set_state(self._iterator, position.get('state')):
-            self._pass_over(position['batches'])
+            self._skip(position['batches'])
         self._count, self._ahead = position['batches'], None
 
-    def _pass_over(self, count: int) -> None:
+    def _skip(self, count: int) -> None:
         first = self._count + (self._ahead is not None)
         for number in range(first, count):
             try:
                 next(self._iterator)
             except StopIteration:
                 raise DataError(
-                    f'{self.argument}: got {number} batches, but the run to go on with had got '
-                    f'to batch {count}. Pass the data it was trained on.'
+                    f'{self.argument}: got {number} batches, but the run to resume had reached '
+                    f'batch {count}. Pass the data it was trained on.'
                 ) from None
 
 
-def _iterator(source: Any, argument: str) -> Iterator[Any]:
+def _iterator(source: BatchSource, argument: str) -> Iterator[Any]:
     if _is_function(source):
         source = source()
     if hasattr(source, 'as_numpy_iterator'):  # tf.data
@@ -298,7 +304,7 @@ def _iterator(source: Any, argument: str) -> Iterator[Any]:
         ) from error
 
 
-def _set_epoch(source: Any) -> Callable[[int], Any] | None:
+def _set_epoch(source: BatchSource) -> Callable[[int], object] | None:
     for part in (source, getattr(source, 'sampler', None)):
         set_epoch = getattr(part, 'set_epoch', None)
         if set_epoch is not None:
@@ -306,12 +312,12 @@ def _set_epoch(source: Any) -> Callable[[int], Any] | None:
     return None
 
 
-def _is_function(source: Any) -> bool:
+def _is_function(source: BatchSource) -> bool:
     return inspect.isroutine(source) or isinstance(source, functools.partial)
 
 
-def _state_of(iterator: Any) -> Any:
-    """The iterator's own state as JSON; None where it has none, or none that JSON can hold."""
+def _state_of(iterator: Any) -> dict[str, Any] | None:
+    """Returns the state of an iterator as JSON; None if it has none that JSON can hold."""
     if not (hasattr(iterator, 'get_state') and hasattr(iterator, 'set_state')):
         return None
     state = iterator.get_state()
@@ -324,13 +330,13 @@ def _state_of(iterator: Any) -> Any:
 
 
 def _set_state(iterator: Any, state: Mapping[str, Any] | None) -> bool:
-    """Whether the iterator took a state from `_state_of`."""
+    """Sets a state from `_state_of`; returns True if the iterator accepted it."""
     if state is None or not hasattr(iterator, 'set_state'):
         return False
     is_bytes = 'bytes' in state
     try:
         iterator.set_state(base64.b64decode(state['bytes']) if is_bytes else state['json'])
-    except ValueError:  # Grain compares how the source describes itself, by its address for one
+    except ValueError:  # Grain compares the repr of the source, which may hold its address
         return False
     return True
 
@@ -347,18 +353,18 @@ def _read_batch(
         if y.ndim == 0 or len(y) != num_rows:
             raise DataError(
                 f'{argument}: got inputs of {num_rows} rows with labels of shape {y.shape}, '
-                'expected one label per row. Of single examples make batches first: '
+                'expected one label per row. Batch single examples first: '
                 'torch.utils.data.DataLoader(dataset, batch_size=32), or .batch(32).'
             )
     if weight is not None:
         weight = check_sample_weight(weight, num_rows, argument)
-    # Copies: a source may fill the same arrays again while these wait for the device.
+    # Copies: a source may write to the same arrays again before these are on the device.
     x, y = jax.tree.map(np.array, (x, y))
     return HostBatch(x, y, weight), inputs
 
 
 def _parts(raw: Any, argument: str, label: str | None, with_labels: bool) -> tuple[Any, Any, Any]:
-    """Inputs, labels and weights of a batch."""
+    """Returns the inputs, labels and weights of a batch."""
     if isinstance(raw, Mapping):
         weight = raw.get(_WEIGHT)
         rest = {name: part for name, part in raw.items() if name != _WEIGHT}
@@ -377,6 +383,6 @@ def _parts(raw: Any, argument: str, label: str | None, with_labels: bool) -> tup
     )
 
 
-def _inputs(x: Any) -> Any:
-    """Several inputs as a tuple, where a loader has made a list of them."""
+def _inputs(x: PyTree) -> PyTree:
+    """Returns several inputs as a tuple: a loader may have made a list of them."""
     return tuple(map(_inputs, x)) if is_parts(x) else x

@@ -1,7 +1,6 @@
-"""Inputs and targets that come together."""
+"""Data sets that hold inputs and targets together."""
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
@@ -19,24 +18,25 @@ from thinkml.data.rows import Rows, open_items, open_rows
 from thinkml.data.targets import check_targets
 from thinkml.errors import DataError
 from thinkml.model_record import InputSpec
+from thinkml.typing import Inputs, Labels, PyTree
 
 
 def open_data(
-    X: Any,
-    y: Any,
+    X: Inputs,
+    y: Labels | str | None,
     argument: str = 'X_train',
     label_argument: str = 'y_train',
     like: InputSpec | None = None,
 ) -> tuple[Rows, np.ndarray]:
-    """Opens inputs and the targets that were passed with them, or are part of them.
+    """Opens inputs and their targets, which are passed separately or are part of the inputs.
 
     Args:
-        X: what `open_rows` takes.
+        X: the inputs, as `open_rows` takes them.
         y: the targets; the name of the column of ``X`` that holds them; or None to find it, see
             `open_dataset`.
         argument: the name of ``X`` used in error messages.
-        label_argument: that of ``y``.
-        like: what the inputs must be like, of those the model is trained on.
+        label_argument: the name of ``y`` used in error messages.
+        like: the description of the inputs the model was trained on, which ``X`` must match.
 
     Returns:
         the inputs, and the targets, checked but not encoded.
@@ -52,7 +52,7 @@ def open_data(
 
 
 def open_dataset(
-    dataset: Any,
+    dataset: Inputs,
     label: str | None = None,
     argument: str = 'X_train',
     label_argument: str = 'y_train',
@@ -60,24 +60,24 @@ def open_dataset(
 ) -> tuple[Rows, np.ndarray]:
     """Opens a data set that holds inputs and labels.
 
-    A frame, a dict of arrays, a Hugging Face data set, or a data set of examples that are pairs
-    ``(inputs, label)`` or dicts. All labels are read now, which of a data set of examples means
-    to go through it once.
+    It is a frame, a dict of arrays, a Hugging Face data set, or a data set of examples that are
+    pairs ``(inputs, label)`` or dicts. All labels are read now. For a data set of examples, this
+    takes one pass over it.
 
     Args:
         dataset: the data set.
-        label: the name of the labels. None takes pairs apart, and in all else looks for one of
+        label: the name of the labels. None splits pairs, and in other data sets looks for one of
             ``label``, ``labels``, ``target``, ``targets``, ``y``.
         argument: the name of the data set used in error messages.
-        label_argument: that of the labels.
-        like: what the inputs must be like, of those the model is trained on.
+        label_argument: the name of the labels used in error messages.
+        like: the description of the inputs the model was trained on, which the inputs must match.
 
     Returns:
-        the inputs, and the labels ``[rows]``. What is left beside the labels is one input if it
-        is one array, else a dict; columns of a frame are one array ``[rows, columns]``.
+        the inputs, and the labels ``[rows]``. The data other than the labels is one input if it is
+        a single array, else a dict; columns of a frame are one array ``[rows, columns]``.
 
     Raises:
-        DataError: if there are no labels, or they can't be told from the inputs.
+        DataError: if there are no labels, or they can't be distinguished from the inputs.
 
     Example:
         >>> import numpy as np
@@ -87,14 +87,14 @@ def open_dataset(
         ((1, 8, 8), array(['cat', 'dog', 'cat'], dtype='<U3'))
     """
 
-    def inputs_of(examples: Any) -> Any:
+    def inputs_of(examples: PyTree) -> PyTree:
         return split_example(examples, label, label_argument)[0]
 
     if is_frame(dataset):
         names = column_names(dataset)
-        place = names.index(find_label(names, label, label_argument))
-        others = [other for other in range(len(names)) if other != place]
-        inputs, labels = take_columns(dataset, others), take_column(dataset, place)
+        position = names.index(find_label(names, label, label_argument))
+        others = [other for other in range(len(names)) if other != position]
+        inputs, labels = take_columns(dataset, others), take_column(dataset, position)
     elif isinstance(dataset, Mapping):
         refuse_several(dataset, argument)
         name = find_label(list(dataset), label, label_argument)
@@ -104,9 +104,9 @@ def open_dataset(
         labels = read_labels(dataset, label, label_argument, argument)
         return rows, check_targets(labels, label_argument)
     else:
-        as_array(dataset, argument)  # which names the way for what must be collected first
+        as_array(dataset, argument)  # its error says what to call on a lazy frame first
         raise DataError(
-            f'{label_argument}: got {label!r}, and {argument} is a {type(dataset).__name__}, '
-            'which names no labels. Pass an array with one target per example.'
+            f'{label_argument}: got {label!r}, and {argument} is a {type(dataset).__name__} '
+            'without named labels. Pass an array with one target per example.'
         )
     return open_data(inputs, labels, argument, label_argument, like)

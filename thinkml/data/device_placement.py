@@ -1,4 +1,4 @@
-"""Checked arrays onto the device."""
+"""Device placement: puts checked arrays into device memory, and measures that memory."""
 
 import functools
 import math
@@ -9,25 +9,28 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.typing import ArrayLike
+from numpy.typing import DTypeLike
 
 from thinkml.core import DeviceData
 from thinkml.core.parallel.multiprocess import all_min
 from thinkml.core.parallel.sharding import Layout, ShardedRows, put_global
 from thinkml.data.rows import Rows
 from thinkml.errors import DataError
+from thinkml.typing import PyTree
 
-# Room that parameters, optimizer state and activations need beside the data.
-_RESERVED_SHARE = 0.3
-# What XLA asks of the arrays of others.
+# The fraction of free memory kept for parameters, optimizer state and activations.
+_RESERVED_FRACTION = 0.3
+# XLA uses host memory without a copy only if it is aligned to this many bytes.
 _ALIGNMENT = 64
-# Rows that are converted on their way are converted so much at a time.
-_PART_BYTES = 4 * 2**20
+# Rows that must be read or converted are copied in chunks of this size.
+_CHUNK_BYTES = 4 * 2**20
 _MEMINFO = Path('/proc/meminfo')
 _CGROUP_LIMIT = Path('/sys/fs/cgroup/memory.max')
 
 
 def place(
-    x: Any,
+    x: Rows | PyTree,
     y: np.ndarray,
     rows: np.ndarray | None = None,
     weight: np.ndarray | None = None,
@@ -35,20 +38,21 @@ def place(
     *,
     parted: bool = False,
 ) -> DeviceData:
-    """Puts a data set on the device, or on all of them.
+    """Puts a data set on the device, or on several devices.
 
     Arrays are padded to a capacity at most 1/64 larger, so that data sets of nearly equal length
-    (the folds of a cross-validation) share compiled programs. What is on the device already is
-    taken as it is: not copied, and so not padded. On a CPU the padded array is the device's.
+    (the folds of a cross-validation) share compiled programs. Arrays already on the device are
+    used directly: they are not copied, and so not padded. On a CPU, the device uses the padded
+    array without another copy.
 
     Args:
         x: inputs ``[rows, ...]``: an array, a dict or tuple of them, or `Rows`.
         y: encoded targets ``[rows, ...]``.
         rows: the rows to use; None for all.
-        weight: float32 ``[rows]``, what each example's loss counts; None where all count 1.
-        layout: the devices, where there are several.
-        parted: whether each of them has a part of the rows, and not all. A process then reads no
-            others than its devices have.
+        weight: float32 ``[rows]``, the weight of each example's loss; None if all are 1.
+        layout: the devices; None for a single one.
+        parted: True to shard the rows over the devices, False to replicate them. With True, each
+            process reads only the rows of its devices.
 
     Raises:
         DataError: if the arrays don't fit into the device's memory.
@@ -62,13 +66,13 @@ def place(
         positions = np.arange(-(-count // layout.num_devices) * layout.num_devices)
         arrays = put_parts(read, positions, len(y), layout)
     else:
-        whole = x.all() if isinstance(x, Rows) and x.arrays is not None else x
-        whole = _filled(whole, count) if isinstance(whole, Rows) else whole
+        inputs = x.all() if isinstance(x, Rows) and x.arrays is not None else x
+        inputs = _read_padded(inputs, count) if isinstance(inputs, Rows) else inputs
         arrays = jax.tree.map(
             lambda array: put(
                 array if isinstance(array, jax.Array) else padded(array, count), layout
             ),
-            (whole, y, weight),
+            (inputs, y, weight),
         )
     x_placed, y_placed, weight_placed = arrays
     return DeviceData(
@@ -79,7 +83,9 @@ def place(
     )  # fmt: skip
 
 
-def _read(x: Any, y: np.ndarray, weight: np.ndarray | None, rows: slice | np.ndarray) -> Any:
+def _read(
+    x: Rows | PyTree, y: np.ndarray, weight: np.ndarray | None, rows: slice | np.ndarray
+) -> tuple[PyTree, np.ndarray, np.ndarray | None]:
     if not isinstance(x, Rows):
         x = jax.tree.map(lambda array: array[rows], x)
     elif isinstance(rows, slice):
@@ -89,42 +95,45 @@ def _read(x: Any, y: np.ndarray, weight: np.ndarray | None, rows: slice | np.nda
     return x, y[rows], None if weight is None else weight[rows]
 
 
-def put(array: Any, layout: Layout | None) -> jax.Array:
+def put(array: ArrayLike, layout: Layout | None) -> jax.Array:
     """Puts an array on the device, or on all devices of a layout."""
     return jax.device_put(array) if layout is None else put_global(array, layout.replicated)
 
 
 def put_parts(
-    read: Callable[[np.ndarray], Any], positions: np.ndarray, num_rows: int, layout: Layout
-) -> Any:
-    """Puts rows on the devices, each of which gets an equal part of them.
+    read: Callable[[np.ndarray], PyTree], positions: np.ndarray, num_rows: int, layout: Layout
+) -> PyTree:
+    """Shards rows over the devices; each device gets an equal number of them.
 
     Args:
         read: returns the arrays of some rows, given their positions.
-        positions: of the rows, in the order in which they are to lie on the devices.
-        num_rows: how many there are; later positions only fill up.
+        positions: the positions of the rows, in their order on the devices.
+        num_rows: the number of rows; larger positions are padding.
         layout: the devices.
 
     Returns:
-        the arrays ``[len(positions), ...]``, of which this process has read its own parts.
+        the arrays ``[len(positions), ...]``; this process has read only the shards of its devices.
     """
 
-    def part_of(device: Any, part: slice) -> Any:
-        wanted = positions[part]
-        there = wanted[wanted < num_rows]
-        arrays = read(there if len(there) else np.zeros(1, np.int64))
-        return jax.tree.map(lambda leaf: jax.device_put(padded(leaf, len(wanted)), device), arrays)
+    def shard_of(device: jax.Device, part: slice) -> PyTree:
+        of_device = positions[part]
+        existing = of_device[of_device < num_rows]
+        arrays = read(existing if len(existing) else np.zeros(1, np.int64))
+        return jax.tree.map(
+            lambda leaf: jax.device_put(padded(leaf, len(of_device)), device), arrays
+        )
 
-    def whole(*parts: jax.Array) -> jax.Array:
-        shape = (len(positions), *parts[0].shape[1:])
-        return jax.make_array_from_single_device_arrays(shape, layout.rows, list(parts))
+    def global_array(*shards: jax.Array) -> jax.Array:
+        shape = (len(positions), *shards[0].shape[1:])
+        return jax.make_array_from_single_device_arrays(shape, layout.rows, list(shards))
 
-    places: Any = layout.rows.addressable_devices_indices_map((len(positions),))
-    return jax.tree.map(whole, *(part_of(device, part) for device, (part,) in places.items()))
+    slices: Any = layout.rows.addressable_devices_indices_map((len(positions),))
+    shards = (shard_of(device, part) for device, (part,) in slices.items())
+    return jax.tree.map(global_array, *shards)
 
 
 def select(data: DeviceData, rows: np.ndarray, layout: Layout | None = None) -> DeviceData:
-    """Another part of a placed data set; the arrays are shared."""
+    """Returns a placed data set with other rows in use; the arrays are shared."""
     return data.replace(
         rows=put(padded(rows.astype(np.int32), len(data.rows)), layout),
         num_rows=put(np.int32(len(rows)), layout),
@@ -132,47 +141,47 @@ def select(data: DeviceData, rows: np.ndarray, layout: Layout | None = None) -> 
 
 
 def capacity(num_rows: int) -> int:
-    """``num_rows`` rounded up to seven significant bits."""
+    """Returns ``num_rows`` rounded up to seven significant bits."""
     granularity = 2 ** max(0, num_rows.bit_length() - 7)
     return -(-num_rows // granularity) * granularity
 
 
 def device_budget(limit: int | None = None, layout: Layout | None = None) -> int | None:
-    """Bytes that data may take on a device; None where nobody says and nothing limits them.
+    """Returns the bytes that data may take on a device; None if neither is known nor limited.
 
-    What is free now, less what parameters, optimizer state and activations need.
+    This is the memory free now, less a reserve for parameters, optimizer state and activations.
 
     Args:
-        limit: the most it may be; None for no such limit.
-        layout: the devices, where there are several; the one with the least counts.
+        limit: the maximum; None for no limit.
+        layout: the devices, if there are several; the one with the least free memory counts.
     """
     free = free_bytes(layout)
-    budgets = [limit, None if free is None else int(free * (1 - _RESERVED_SHARE))]
+    budgets = [limit, None if free is None else int(free * (1 - _RESERVED_FRACTION))]
     return min((budget for budget in budgets if budget is not None), default=None)
 
 
 def free_bytes(layout: Layout | None = None) -> int | None:
-    """Bytes that can still be taken on each device; None where nobody says.
+    """Returns the free bytes on each device; None if the device does not report them.
 
     Args:
-        layout: the devices, where there are several; the one with the least counts.
+        layout: the devices, if there are several; the one with the least free memory counts.
     """
     devices = jax.local_devices()[:1] if layout is None else layout.mesh.local_devices
-    frees = [free for device in devices if (free := _free_bytes(device)) is not None]
+    all_free = [free for device in devices if (free := _free_bytes(device)) is not None]
     # All devices that are simulated on a CPU share its memory.
-    shares = len(devices) if devices[0].platform == 'cpu' else 1
-    free = min(frees) // shares if frees else None
+    sharing = len(devices) if devices[0].platform == 'cpu' else 1
+    free = min(all_free) // sharing if all_free else None
     return free if layout is None else all_min(free)
 
 
 def fits(num_bytes: int, limit: int | None = None) -> bool:
-    """Whether data of this size may stay on the device, see `device_budget`."""
+    """Returns True if data of this size may stay on the device, see `device_budget`."""
     budget = device_budget(limit)
     return budget is None or num_bytes <= budget
 
 
-def check_fits(arrays: Mapping[str, Any]) -> None:
-    """Raises a `DataError` if the arrays together leave no room for the training itself.
+def check_fits(arrays: Mapping[str, Rows | PyTree]) -> None:
+    """Raises a `DataError` if the arrays together leave no memory for the training itself.
 
     Args:
         arrays: by argument name; arrays, dicts or tuples of them, or `Rows`.
@@ -182,25 +191,25 @@ def check_fits(arrays: Mapping[str, Any]) -> None:
         free = _free_bytes(jax.local_devices()[0]) or 0
         raise DataError(
             f'{", ".join(arrays)}: got {needed / 2**20:,.0f} MiB of data, but the device has '
-            f'{free / 2**20:,.0f} MiB free, of which {_RESERVED_SHARE:.0%} is kept for training. '
+            f'{free / 2**20:,.0f} MiB free, and {_RESERVED_FRACTION:.0%} is kept for training. '
             'Pass fewer rows, or a narrower dtype (float16, uint8).'
         )
 
 
-def _num_bytes(values: Any) -> int:
+def _num_bytes(values: Rows | PyTree) -> int:
     if isinstance(values, Rows):
         return values.num_bytes
     return sum(leaf.nbytes for leaf in jax.tree.leaves(values))
 
 
-def _free_bytes(device: Any) -> int | None:
-    """Memory that can still be taken; None where nobody says."""
+def _free_bytes(device: jax.Device) -> int | None:
+    """Returns the free bytes of a device; None if they are not reported."""
     stats = device.memory_stats()
     if stats and 'bytes_limit' in stats:
         return stats['bytes_limit'] - stats.get('bytes_in_use', 0)
     if device.platform != 'cpu' or not _MEMINFO.exists():
         return None
-    # "Available" counts the page cache as free, which it is; a container may allow less.
+    # "Available" rightly counts the page cache as free; a container may allow less.
     (available,) = re.findall(r'^MemAvailable: +(\d+) kB', _MEMINFO.read_text(), re.MULTILINE)
     limit = _CGROUP_LIMIT.read_text().strip() if _CGROUP_LIMIT.exists() else 'max'
     free = int(available) * 1024
@@ -211,21 +220,21 @@ def padded(array: np.ndarray, count: int) -> np.ndarray:
     """Returns the array with its first row repeated up to ``count`` rows."""
     if len(array) == count:
         return array
-    padded = _room((count, *array.shape[1:]), array.dtype)
+    padded = _aligned_empty((count, *array.shape[1:]), array.dtype)
     padded[: len(array)] = array
     padded[len(array) :] = array[0]
     return padded
 
 
-def _filled(x: Rows, count: int) -> Any:
-    """The same of rows that are read or converted, a part at a time."""
-    room = jax.tree.map(lambda leaf: _room((count, *leaf.shape[1:]), leaf.dtype), x.spec)
-    at_once = max(1, _PART_BYTES * len(x) // max(1, x.num_bytes))
-    for first in range(0, len(x), at_once):
-        rows = np.arange(first, min(first + at_once, len(x)))
-        jax.tree.map(lambda leaf, part, rows=rows: _set(leaf, rows, part), room, x.take(rows))
-    jax.tree.map(lambda leaf: _set(leaf, np.arange(len(x), count), leaf[0]), room)
-    return room
+def _read_padded(x: Rows, count: int) -> PyTree:
+    """Reads all rows in chunks, into arrays padded as by `padded`."""
+    arrays = jax.tree.map(lambda leaf: _aligned_empty((count, *leaf.shape[1:]), leaf.dtype), x.spec)
+    chunk_rows = max(1, _CHUNK_BYTES * len(x) // max(1, x.num_bytes))
+    for first in range(0, len(x), chunk_rows):
+        rows = np.arange(first, min(first + chunk_rows, len(x)))
+        jax.tree.map(lambda leaf, part, rows=rows: _set(leaf, rows, part), arrays, x.take(rows))
+    jax.tree.map(lambda leaf: _set(leaf, np.arange(len(x), count), leaf[0]), arrays)
+    return arrays
 
 
 def _set(array: np.ndarray, rows: np.ndarray, values: np.ndarray) -> None:
@@ -233,8 +242,8 @@ def _set(array: np.ndarray, rows: np.ndarray, values: np.ndarray) -> None:
         array[rows[0] : rows[-1] + 1] = values
 
 
-def _room(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-    """An array to be filled, where a CPU device can take it without another copy."""
+def _aligned_empty(shape: tuple[int, ...], dtype: DTypeLike) -> np.ndarray:
+    """Returns an uninitialised array that a CPU device can use without another copy."""
     num_bytes = math.prod(shape) * np.dtype(dtype).itemsize
     memory = np.empty(num_bytes + _ALIGNMENT, np.uint8)
     start = -memory.ctypes.data % _ALIGNMENT
