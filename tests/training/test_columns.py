@@ -235,7 +235,7 @@ def test_examples_that_are_rows_of_a_frame_go_by_name():
     np.testing.assert_array_equal(predict(model, [examples[i][0] for i in range(4)]), Y[:4])
     with pytest.raises(DataError, match=r"^X: got no column 'b' and the unknown 'c'"):
         predict(model, [frame().rename(columns={'b': 'c'}).iloc[0]])
-    with pytest.raises(DataError, match=r'^X: got examples that are no arrays of one shape'):
+    with pytest.raises(DataError, match=r'^X: got examples that are not arrays of one shape'):
         predict(model, [frame().iloc[0], frame().assign(c=1.0).iloc[0]])
 
 

@@ -407,7 +407,7 @@ WITHOUT_A_STEP = {
     'weights': ((generate,), {'sample_weight': np.ones(23)}, 'sample_weight: got one beside'),
     'balanced': ((generate,), {'class_weights': 'balanced'}, "class_weights: got 'balanced'"),
     'unknown labels in X_val': (
-        (X, Y, chunks(X, Y + 7)), {}, r'X_val, batch 1: got labels the model does not know: \[7',
+        (X, Y, chunks(X, Y + 7)), {}, r'X_val, batch 1: got labels the model was not trained on: \[7',
     ),
     'shapes': ((X, Y, chunks(X[:, :2], Y)), {}, r'X_val, batch 1: got rows of shape \(2,\)'),
     'a frame without a column': (
@@ -479,7 +479,10 @@ def arrays_after(parts):
 @pytest.mark.parametrize(
     ('wrong', 'says'),
     [
-        ((X_LONG[:8], Y_LONG[:8] + 5), 'X_train, batch 10: got labels the model does not know'),
+        (
+            (X_LONG[:8], Y_LONG[:8] + 5),
+            'X_train, batch 10: got labels the model was not trained on',
+        ),
         ((X_LONG[:8] * np.nan, Y_LONG[:8]), 'X_train, batch 10: got 24 NaN'),
         ((X_LONG[:9], Y_LONG[:9]), 'X_train: got 9 examples in batch 10 after 8 in the first'),
         ((X_LONG[:8, :2], Y_LONG[:8]), r'X_train, batch 10: got rows of shape \(2,\)'),

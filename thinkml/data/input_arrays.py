@@ -1,4 +1,4 @@
-"""Single arrays of the inputs: in memory, on the device, sparse or stored, read by rows."""
+"""Input arrays: single arrays of the inputs, in memory, on the device, sparse, or on disk."""
 
 import dataclasses
 import math
@@ -32,26 +32,36 @@ from thinkml.errors import DataError
 from thinkml.model_record import ArraySpec, ColumnNames
 from thinkml.typing import Inputs
 
-# The part of a stored array that is read at once, beyond what is asked for: reading rows one by
-# one out of HDF5 takes longer than reading those between them as well.
+# A span of a stored array is read at once if it has at most this many times the selected rows:
+# reading single rows from HDF5 takes longer than reading the rows between them too.
 _MAX_SPAN = 4
-# Rows that tell which range the values of an array have, and their bytes at most.
-_SAMPLED, _SAMPLED_BYTES = 64, 16 * 2**20
+# The number of rows that are sampled for the range of their values, and the limit of their bytes.
+_SAMPLE_ROWS, _SAMPLE_BYTES = 64, 16 * 2**20
 Selection = slice | np.ndarray
 
 
 class InputArray(NamedTuple):
-    """One array of the inputs."""
+    """One array of the inputs, which is read by rows.
+
+    Attributes:
+        argument: the name used in error messages.
+        num_rows: the number of rows.
+        spec: the description of one row on the device.
+        in_memory: True if the array is in memory and already checked.
+        read: returns the selected rows in the dtype of the device.
+        array: the array itself, if it is in the dtype of the device; None if reading converts it.
+    """
 
     argument: str
     num_rows: int
     spec: ArraySpec
     in_memory: bool
     read: Callable[[Selection], np.ndarray]
-    array: Any = None
+    array: np.ndarray | jax.Array | None = None
 
 
-# What an array must be like: that of the training in all, or in the names of its columns alone.
+# The description an array must match: the whole array of the training, only its column names,
+# or, for None, nothing.
 ExpectedArray = ArraySpec | ColumnNames | None
 
 
@@ -63,7 +73,7 @@ def open_array(
     Args:
         X: the array.
         argument: the name used in error messages.
-        like: what the array must be like.
+        like: the description that the array must match.
         rows: the numbers of these rows in the data they were read from; None if this is all of it.
         is_first: see `thinkml.data.numeric_checks.check_resolution`.
 
@@ -92,19 +102,22 @@ def open_array(
     spec = _spec_like(array.shape, array.dtype, argument, like, columns)
     dtype = jnp.dtype(spec.dtype)
     check_for_device(array, argument, rows)
-    _check_range(lambda chosen: array[chosen], len(array), like, argument)
-    given = array
+    _check_range(lambda rows: array[rows], len(array), like, argument)
+    original = array
     if not isinstance(X, np.ndarray) or device_dtype(array.dtype) != dtype:
         narrow = array.astype(device_dtype(array.dtype), copy=False)
         array = as_dtype_of(narrow, dtype, argument)
-    _check_numbers(given, dtype, argument, columns, is_new=_is_new(like), is_first=is_first)
-    # Of an array that its owner keeps a second one is never made: rows are converted as they are
-    # read.
+    _check_numbers(original, dtype, argument, columns, is_new=_is_new(like), is_first=is_first)
+    # The caller keeps the original array, so no second copy is made: rows are converted as they
+    # are read.
     return InputArray(
-        argument, len(array), spec, True,
-        lambda selection: _chosen(array, selection).astype(dtype, copy=False),
-        array if array.dtype == dtype else None,
-    )  # fmt: skip
+        argument=argument,
+        num_rows=len(array),
+        spec=spec,
+        in_memory=True,
+        read=lambda selection: _select(array, selection).astype(dtype, copy=False),
+        array=array if array.dtype == dtype else None,
+    )
 
 
 def _check_numbers(
@@ -116,19 +129,18 @@ def _check_numbers(
     is_new: bool,
     is_first: bool = False,
 ) -> None:
-    """Checks that rows differ in the dtype they get.
+    """Checks that different rows stay different in the dtype of the device.
 
     Args:
         array: checked numbers.
-        dtype: on the device.
+        dtype: the dtype on the device.
         argument: the name used in error messages.
-        columns: their names.
-        is_new: True for what a model learns from. A request to a trained model may well be
-            of rows that are nearly the same.
+        columns: the names of the columns.
+        is_new: True for training data. Rows passed to a trained model may be nearly equal.
         is_first: see `check_resolution`.
     """
     is_float = jnp.issubdtype(dtype, jnp.inexact)
-    is_wide = array.dtype.kind in 'iu' and array.dtype.itemsize > 2  # layers make float32 of them
+    is_wide = array.dtype.kind in 'iu' and array.dtype.itemsize > 2  # layers convert to float32
     if is_new and (is_wide or (is_float and dtype != array.dtype)):
         computed = dtype if is_float else np.dtype(np.float32)
         check_resolution(array, computed, argument, columns, is_first=is_first)
@@ -137,22 +149,24 @@ def _check_numbers(
 
 
 def _open_on_device(X: jax.Array, argument: str, like: ExpectedArray) -> InputArray | None:
-    """An array that is where it is to be already; None where it must be converted, or is broken."""
+    """Opens an array that is already on the device; None if it must be converted or is invalid."""
     spec = _spec_like(X.shape, np.dtype(X.dtype), argument, like)
     if X.dtype != jnp.dtype(spec.dtype) or not bool(jnp.isfinite(X).all()):
         return None
     _check_numbers(X, np.dtype(spec.dtype), argument, is_new=_is_new(like))
 
     def read(selection: Selection) -> np.ndarray:
-        # On a CPU the host sees the array itself.
-        array: Any = np.asarray(X) if jax.default_backend() == 'cpu' else X
-        return np.asarray(_chosen(array, selection))
+        # On a CPU the host can read the array without a copy.
+        array = np.asarray(X) if jax.default_backend() == 'cpu' else X
+        return np.asarray(_select(array, selection))
 
     _check_range(read, len(X), like, argument)
-    return InputArray(argument, len(X), spec, True, read, X)
+    return InputArray(
+        argument=argument, num_rows=len(X), spec=spec, in_memory=True, read=read, array=X
+    )
 
 
-def _open_sparse(X: Any, argument: str, like: ExpectedArray) -> InputArray:
+def _open_sparse(X: Inputs, argument: str, like: ExpectedArray) -> InputArray:
     if len(X.shape) != 2 or 0 in X.shape:
         raise DataError(f'{argument}: got a sparse array of shape {X.shape}, expected (rows, n).')
     matrix = X.tocsr()
@@ -161,12 +175,14 @@ def _open_sparse(X: Any, argument: str, like: ExpectedArray) -> InputArray:
     spec, first = _spec_like(matrix.shape, matrix.dtype, argument, like), FirstRows(like)
 
     def read(selection: Selection) -> np.ndarray:
-        return _checked(matrix[selection].toarray(), selection, argument, spec, first)
+        return _check_rows(matrix[selection].toarray(), selection, argument, spec, first)
 
-    return InputArray(argument, matrix.shape[0], spec, False, read)
+    return InputArray(
+        argument=argument, num_rows=matrix.shape[0], spec=spec, in_memory=False, read=read
+    )
 
 
-def _open_stored(X: Any, argument: str, like: ExpectedArray) -> InputArray:
+def _open_stored(X: Inputs, argument: str, like: ExpectedArray) -> InputArray:
     if 0 in X.shape:
         raise DataError(
             f'{argument}: got an empty array of shape {X.shape}, expected at least one example.'
@@ -176,34 +192,35 @@ def _open_stored(X: Any, argument: str, like: ExpectedArray) -> InputArray:
             f'{argument}: got dtype {X.dtype}, expected numbers. Store it as float32 or uint8.'
         )
     spec, first = _spec_like(X.shape, X.dtype, argument, like), FirstRows(like)
-    _check_range(lambda chosen: _read_stored(X, chosen), X.shape[0], like, argument)
+    _check_range(lambda rows: _read_stored(X, rows), X.shape[0], like, argument)
 
     def read(selection: Selection) -> np.ndarray:
-        return _checked(_read_stored(X, selection), selection, argument, spec, first)
+        return _check_rows(_read_stored(X, selection), selection, argument, spec, first)
 
-    return InputArray(argument, X.shape[0], spec, False, read)
+    return InputArray(argument=argument, num_rows=X.shape[0], spec=spec, in_memory=False, read=read)
 
 
 def _is_new(like: ExpectedArray) -> bool:
-    """Returns True for what a model learns from, which may be unlike what it knows."""
+    """Returns True for training data, whose shapes and values need not match earlier data."""
     return not isinstance(like, ArraySpec)
 
 
 class FirstRows:
-    """A function that returns True for the first rows that can be compared, if they are new."""
+    """A function that returns True once: for the first read of several rows of training data."""
 
     def __init__(self, like: ExpectedArray):
-        self._waiting = _is_new(like)
+        self._is_pending = _is_new(like)
 
     def __call__(self, num_rows: int) -> bool:
-        is_first = self._waiting and num_rows > 1
-        self._waiting = self._waiting and not is_first
+        is_first = self._is_pending and num_rows > 1
+        self._is_pending = self._is_pending and not is_first
         return is_first
 
 
-def _checked(
+def _check_rows(
     array: np.ndarray, selection: Selection, argument: str, spec: ArraySpec, first: FirstRows
 ) -> np.ndarray:
+    """Checks rows that were read; returns them in the dtype of the device."""
     is_run = isinstance(selection, slice)
     rows = np.arange(selection.start, selection.stop) if is_run else selection
     check_for_device(array, argument, rows)
@@ -217,7 +234,7 @@ def _check_range(
     read: Callable[[np.ndarray], np.ndarray], num_rows: int, like: ExpectedArray, argument: str
 ) -> None:
     if isinstance(like, ArraySpec) and like.range is not None:
-        check_range(read(sampled(num_rows, row_bytes_of(like))), like, argument)
+        check_range(read(sample_rows(num_rows, row_bytes_of(like))), like, argument)
 
 
 def row_bytes_of(spec: ArraySpec) -> int:
@@ -225,9 +242,9 @@ def row_bytes_of(spec: ArraySpec) -> int:
     return math.prod(spec.shape) * jnp.dtype(spec.dtype).itemsize
 
 
-def sampled(num_rows: int, row_bytes: int) -> np.ndarray:
-    """Returns some rows, evenly spaced, that tell which range the values of an array have."""
-    count = max(1, min(_SAMPLED, num_rows, _SAMPLED_BYTES // max(1, row_bytes)))
+def sample_rows(num_rows: int, row_bytes: int) -> np.ndarray:
+    """Returns the indices of evenly spaced rows, for estimating the range of an array's values."""
+    count = max(1, min(_SAMPLE_ROWS, num_rows, _SAMPLE_BYTES // max(1, row_bytes)))
     return np.linspace(0, num_rows - 1, count).astype(np.int64)
 
 
@@ -238,10 +255,10 @@ def _spec_like(
     like: ExpectedArray,
     columns: tuple[str, ...] | None = None,
 ) -> ArraySpec:
-    """What an array is to look like on the device.
+    """Returns the description of an array on the device.
 
     Raises:
-        DataError: if it can't be made ``like`` the one of the training.
+        DataError: if the array can't be converted to match ``like``.
     """
     if not isinstance(like, ArraySpec):
         names = columns if like is None else columns or like.columns
@@ -251,24 +268,24 @@ def _spec_like(
     if shape == like.shape:
         raise DataError(
             f'{argument}: got one row of shape {shape} without the axis of rows. Pass it as '
-            f'{argument}[None], or frame.iloc[[0]] of a frame.'
+            f'{argument}[None], or for a frame, frame.iloc[[0]].'
         )
     if shape[1:] != like.shape:
         raise DataError(
             f'{argument}: got rows of shape {shape[1:]}, expected {like.shape}, which the model '
             f'was trained on.{layout_hint(shape[1:], like.shape, argument)}'
         )
-    # An empty array asks whether the one dtype becomes the other at all.
+    # An empty array raises the error if the dtypes can't be converted.
     as_dtype_of(np.empty(0, device_dtype(dtype)), jnp.dtype(like.dtype), argument)
     return like if columns is None else dataclasses.replace(like, columns=columns)
 
 
-def _is_sparse(X: Any) -> bool:
+def _is_sparse(X: Inputs) -> bool:
     return hasattr(X, 'tocsr') and hasattr(X, 'toarray')
 
 
-def _is_stored(X: Any) -> bool:
-    """Whether it is an array that may be larger than memory."""
+def _is_stored(X: Inputs) -> bool:
+    """Returns True for an array that may be larger than memory."""
     if isinstance(X, np.memmap):
         return True
     is_in_memory = isinstance(X, np.ndarray | jax.Array) or hasattr(X, 'to_numpy')
@@ -276,10 +293,10 @@ def _is_stored(X: Any) -> bool:
     return is_indexed and is_array(X) and not is_in_memory
 
 
-def _is_on_device(X: Any) -> bool:
-    """Whether it is an array with rows on the device that computes, and there alone.
+def _is_on_device(X: Inputs) -> bool:
+    """Returns True for an array with rows that is on the default device only, uncommitted.
 
-    One that was committed to it is not: what is computed with it would be too, and compiled anew.
+    Results computed from a committed array are committed too, and programs are compiled again.
     """
     if not isinstance(X, jax.Array) or X.ndim == 0 or X.size == 0 or X.committed:
         return False
@@ -287,32 +304,32 @@ def _is_on_device(X: Any) -> bool:
 
 
 def _read_stored(array: Any, selection: Selection) -> np.ndarray:
-    """Reads rows out of what may take only slices and increasing indices."""
+    """Reads rows from an array that may support only slices and increasing indices."""
     if isinstance(selection, slice) or isinstance(array, np.memmap):
-        return np.asarray(_chosen(array, selection))
-    unique, place = np.unique(selection, return_inverse=True)
+        return np.asarray(_select(array, selection))
+    unique, inverse = np.unique(selection, return_inverse=True)
     first, last = int(unique[0]), int(unique[-1]) + 1
     if last - first <= _MAX_SPAN * len(unique):
         return np.asarray(array[first:last])[selection - first]
-    # zarr's plain index by an array is pointwise over all axes.
-    return np.asarray(getattr(array, 'oindex', array)[unique])[place]
+    # Indexing zarr directly by an array is pointwise over all axes.
+    return np.asarray(getattr(array, 'oindex', array)[unique])[inverse]
 
 
-def _chosen(array: np.ndarray, selection: Selection) -> np.ndarray:
-    # numpy.take is several times as fast as an index.
+def _select(array: Any, selection: Selection) -> Any:
+    # numpy.take is several times faster than indexing.
     is_run = isinstance(selection, slice)
     return array[selection] if is_run else np.take(array, selection, axis=0)
 
 
 def indices_of(selection: Selection, num_rows: int) -> np.ndarray:
-    """The indices of selected rows; those of a slice without making all others too."""
+    """Returns the indices of the selected rows, without creating the indices of all rows."""
     if isinstance(selection, slice):
         return np.arange(*selection.indices(num_rows))
     return selection
 
 
 def as_slice(indices: np.ndarray) -> Selection:
-    """A slice where the indices are consecutive, which needs no gathering."""
+    """Returns a slice if the indices are consecutive, which needs no gather; else the indices."""
     first = int(indices[0])
     is_run = len(indices) == 1 or bool((np.diff(indices) == 1).all())
     return slice(first, first + len(indices)) if is_run else indices

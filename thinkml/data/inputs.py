@@ -1,4 +1,4 @@
-"""Model inputs as checked arrays, in memory, and what identifies a data set."""
+"""Model inputs as checked arrays in memory, and fingerprints of data sets."""
 
 import dataclasses
 import hashlib
@@ -8,16 +8,17 @@ import jax
 import numpy as np
 
 from thinkml.core import num_outputs
-from thinkml.data.input_arrays import sampled
+from thinkml.data.input_arrays import sample_rows
 from thinkml.data.input_range import range_of, warn_of_other_range
 from thinkml.data.rows import Rows, open_rows
 from thinkml.model_record import ArraySpec, InputSpec, record_of
+from thinkml.typing import Inputs, Model, PyTree
 
-# A fingerprint reads at most this many bytes and rows, but never fewer rows than the least.
+# A fingerprint reads at most this many bytes and rows, but at least the minimum of rows.
 _MAX_BYTES, _MAX_ROWS, _MIN_ROWS = 16 * 2**20, 4096, 64
 
 
-def check_inputs(X: Any, argument: str = 'X_train', like: InputSpec | None = None) -> Any:
+def check_inputs(X: Inputs, argument: str = 'X_train', like: InputSpec | None = None) -> PyTree:
     """Returns model inputs as numeric arrays, in the dtype the device computes in.
 
     float64 becomes float32 and int64 becomes int32; other dtypes stay (uint8 images, bool). See
@@ -27,7 +28,7 @@ def check_inputs(X: Any, argument: str = 'X_train', like: InputSpec | None = Non
         X: anything `open_rows` takes: arrays, nested lists, frames of numbers, sparse matrices,
             stored arrays, data sets; a dict or a tuple of them for several inputs.
         argument: the name used in error messages.
-        like: what the inputs must be like, of those the model is trained on.
+        like: the description of the inputs the model was trained on, which ``X`` must match.
 
     Returns:
         an array ``[rows, ...]``, or a dict or tuple of them.
@@ -43,15 +44,15 @@ def check_inputs(X: Any, argument: str = 'X_train', like: InputSpec | None = Non
     return open_rows(X, argument, like).all()
 
 
-def open_rows_of(model: Any, X: Any, argument: str = 'X_test') -> Rows:
+def open_rows_of(model: Model, X: Inputs, argument: str = 'X_test') -> Rows:
     """Opens inputs for a model's forward pass, checked as by `open_rows`.
 
-    Integers become floats where the model was trained on floats, and columns of a frame are put
-    into the order of the training.
+    Integers become floats if the model was trained on floats. Columns of a frame are put into the
+    order of the training.
 
     Raises:
-        DataError: also if the rows have another shape than the model was trained on, or are
-            floats where it was trained on integers.
+        DataError: as `open_rows` does; also if the rows have another shape than in the training,
+            or are floats and the model was trained on integers.
         ModelTypeError: if the object is not a model.
     """
     like = record_of(model).input_spec
@@ -61,43 +62,44 @@ def open_rows_of(model: Any, X: Any, argument: str = 'X_test') -> Rows:
     return rows
 
 
-def check_inputs_of(model: Any, X: Any, argument: str = 'X_test') -> Any:
+def check_inputs_of(model: Model, X: Inputs, argument: str = 'X_test') -> PyTree:
     """Returns inputs for a model's forward pass: all rows of `open_rows_of`.
 
     Raises:
-        DataError: if they are none, or none the model can take.
+        DataError: if there are no inputs, or the model can't take them.
         ModelTypeError: if the object is not a model.
     """
     return open_rows_of(model, X, argument).all()
 
 
-def some_rows(rows: Rows) -> Any:
-    """Reads some rows, evenly spaced, few enough to be read twice."""
-    return rows.take(sampled(len(rows), rows.num_bytes // len(rows)))
+def some_rows(rows: Rows) -> PyTree:
+    """Reads a sample of evenly spaced rows, small enough to be read twice."""
+    return rows.take(sample_rows(len(rows), rows.num_bytes // len(rows)))
 
 
-def with_ranges(inputs: InputSpec, some: Any) -> InputSpec:
+def with_ranges(inputs: InputSpec, some: PyTree) -> InputSpec:
     """Returns the description of inputs with the ranges of their values.
 
     Args:
-        inputs: what they are like.
-        some: some of the rows, as `some_rows` reads them.
+        inputs: the description of the inputs.
+        some: a sample of the rows, as `some_rows` reads them.
     """
 
-    def described(part: ArraySpec, array: Any) -> ArraySpec:
+    def add_range(part: ArraySpec, array: np.ndarray) -> ArraySpec:
         if part.columns is not None or not part.shape:
-            return part  # columns have ranges of their own
+            return part  # each column has its own range
         return dataclasses.replace(part, range=range_of(array))
 
-    return inputs.map(described, some)
+    return inputs.map(add_range, some)
 
 
 def warn_of_other_ranges(now: InputSpec, before: InputSpec, argument: str) -> None:
-    """Warns if a model that was trained before gets values on another scale to be trained on.
+    """Warns if a model that was trained before now gets training data on another scale.
 
     Args:
-        now: what the inputs are like.
-        before: what the model was trained on; no scale of another structure is compared.
+        now: the description of the inputs.
+        before: the description of the inputs of the earlier training; inputs of another structure
+            are not compared.
         argument: the name of the inputs.
     """
     if jax.tree.structure(now.arrays) != jax.tree.structure(before.arrays):
@@ -106,22 +108,22 @@ def warn_of_other_ranges(now: InputSpec, before: InputSpec, argument: str) -> No
 
 
 def fingerprint(
-    X: Any,
+    X: Rows | Inputs,
     y: np.ndarray,
     weight: np.ndarray | None = None,
     *,
     rows: np.ndarray | None = None,
 ) -> dict[str, Any]:
-    """Identifies a data set: the number of rows, what they are like, and a hash.
+    """Identifies a data set by the number of rows, the description of a row, and a hash.
 
-    The hash is over shapes, dtypes and evenly spaced rows, at most 4,096 of them (fewer of large
-    rows). Stored and in memory, the same values have the same one.
+    The hash is over shapes, dtypes and evenly spaced rows, at most 4,096 of them (fewer if rows
+    are large). The same values have the same hash, whether stored or in memory.
 
     Args:
         X: checked inputs, or `Rows`.
         y: encoded targets.
-        weight: of the rows; None where all count 1.
-        rows: those in use; None for all.
+        weight: the weights of the rows; None if all are 1.
+        rows: the rows in use; None for all.
     """
     stored = X if isinstance(X, Rows) else open_rows(X, 'X')
     num_rows = len(stored) if rows is None else len(rows)
@@ -134,7 +136,7 @@ def fingerprint(
         chosen = np.sort(rows[chosen])
     parts = (stored.take(chosen), y[chosen], None if weight is None else weight[chosen])
     for path, leaf in jax.tree_util.tree_leaves_with_path(parts):
-        place = jax.tree_util.keystr(path)
-        digest.update(f'{place} {num_rows} {leaf.shape[1:]} {leaf.dtype}'.encode())
+        key = jax.tree_util.keystr(path)
+        digest.update(f'{key} {num_rows} {leaf.shape[1:]} {leaf.dtype}'.encode())
         digest.update(np.ascontiguousarray(leaf).tobytes())
     return {'rows': num_rows, 'inputs': str(stored.inputs), 'sha256': digest.hexdigest()}

@@ -1,4 +1,4 @@
-"""Arrays of Python objects: what they hold, what is missing, and how to make numbers of them."""
+"""Arrays of Python objects: the kinds of values, missing values, and conversion to numbers."""
 
 import decimal
 import numbers
@@ -13,20 +13,20 @@ _CONVERT = {bool: 'convert with .astype(bool)', int: 'convert with .astype("int6
 
 
 def holds_text(objects: np.ndarray, which: Callable[[Iterable[bool]], bool]) -> bool:
-    """Returns True if ``any`` or ``all`` of the objects are text."""
+    """Returns True if ``any`` or ``all`` of the objects, as passed, are text."""
     return which(isinstance(value, str) for value in objects.ravel().tolist())
 
 
 def is_missing(value: Any) -> bool:
-    """Returns True for None, NaN, NaT, and what pandas has for them."""
+    """Returns True for None, NaN, NaT, and the missing values of pandas."""
     if value is None or type(value).__name__ in ('NAType', 'NaTType'):
         return True
-    differs = value != value  # an array for an array
+    differs = value != value  # is an array if the value is one
     return isinstance(differs, bool | np.bool_) and bool(differs)
 
 
 def kinds_of(objects: np.ndarray) -> str:
-    """Words the types of the objects, with the first row of each where there are several."""
+    """Describes the types of the objects, with the first row of each if there are several."""
     first: dict[type, int] = {}
     values = objects.ravel().tolist()
     for index, value in enumerate(values):
@@ -40,7 +40,7 @@ def kinds_of(objects: np.ndarray) -> str:
 
 
 def how_to_convert(objects: np.ndarray) -> str:
-    """Words how to make numbers of the objects."""
+    """Describes how to convert the objects to numbers."""
     kinds = set(map(type, objects.ravel().tolist()))
     if any(issubclass(kind, str | bytes) for kind in kinds):
         return 'encode the text, or repair these rows'
@@ -50,5 +50,5 @@ def how_to_convert(objects: np.ndarray) -> str:
 
 
 def row_of(index: int, array: np.ndarray) -> int:
-    """Returns the row of the value that is the ``index``-th of all."""
+    """Returns the row of the value at ``index`` of the flattened array."""
     return index * len(array) // array.size

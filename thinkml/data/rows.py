@@ -1,9 +1,9 @@
-"""Inputs that are read by rows: in memory, on disk, or example by example."""
+"""Rows: checked inputs with random access, in memory, on disk, or in a data set of examples."""
 
 import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,7 @@ import numpy as np
 
 from thinkml.data.dataframes import is_frame
 from thinkml.data.example_datasets import (
+    ExampleDataset,
     inputs_alone,
     is_array,
     is_items,
@@ -26,10 +27,17 @@ from thinkml.data.input_arrays import (
     indices_of,
     open_array,
     row_bytes_of,
-    sampled,
+    sample_rows,
 )
 from thinkml.errors import DataError, did_you_mean
 from thinkml.model_record import ArraySpec, ColumnNames, InputSpec
+from thinkml.typing import Inputs, PyTree
+
+ArrayTree: TypeAlias = PyTree
+"""An `InputArray`, or a dict or tuple of them."""
+
+ExpectedTree: TypeAlias = PyTree
+"""An `ExpectedArray`, or a dict or tuple of them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,25 +45,25 @@ class Rows:
     """Checked inputs with random access by rows; made by `open_rows`.
 
     Attributes:
-        num_rows: also ``len(rows)``.
-        inputs: what a row looks like on the device.
-        in_memory: whether all of it is in memory, checked already.
-        arrays: the arrays themselves, where they are in memory as the device takes them (or on it);
-            None where reading them makes others.
+        num_rows: the number of rows, also ``len(rows)``.
+        inputs: the description of one row on the device.
+        in_memory: True if all rows are in memory and already checked.
+        arrays: the arrays themselves, if they are on the device or in memory in its dtype; None if
+            reading them makes new arrays.
     """
 
     num_rows: int
     inputs: InputSpec
     in_memory: bool
-    _read: Callable[[Selection], Any] = dataclasses.field(repr=False)
-    arrays: Any = dataclasses.field(default=None, repr=False)
+    _read: Callable[[Selection], PyTree] = dataclasses.field(repr=False)
+    arrays: PyTree = dataclasses.field(default=None, repr=False)
 
     def __len__(self) -> int:
         return self.num_rows
 
     @property
-    def spec(self) -> Any:
-        """Shape ``[rows, ...]`` and dtype of each array: `jax.ShapeDtypeStruct` in their places."""
+    def spec(self) -> PyTree:
+        """The shape ``[rows, ...]`` and dtype of each array, as a `jax.ShapeDtypeStruct`."""
         return jax.tree.map(
             lambda part: jax.ShapeDtypeStruct((self.num_rows, *part.shape), jnp.dtype(part.dtype)),
             self.inputs.arrays,
@@ -63,23 +71,23 @@ class Rows:
 
     @property
     def num_bytes(self) -> int:
-        """Size of all rows on the device."""
+        """The size of all rows on the device."""
         return sum(
             math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(self.spec)
         )
 
-    def take(self, indices: np.ndarray) -> Any:
-        """Reads rows, in any order and more than once if asked.
+    def take(self, indices: np.ndarray) -> PyTree:
+        """Reads rows in any order; indices may repeat.
 
         Args:
             indices: ``[n]`` of 0 to ``num_rows - 1``.
 
         Returns:
-            arrays ``[n, ...]`` in the dtype of the device, not to be written to.
+            read-only arrays ``[n, ...]`` in the dtype of the device.
 
         Raises:
-            DataError: if what is read now is not finite, or not like the other rows.
-            IndexError: for rows that are not there.
+            DataError: if the rows hold values that are not finite, or differ from the other rows.
+            IndexError: for rows that do not exist.
         """
         indices = np.asarray(indices, np.int64)
         if len(indices) == 0:
@@ -89,44 +97,46 @@ class Rows:
         return self._read(as_slice(indices))
 
     def part(self, start: int, stop: int) -> 'Rows':
-        """Returns the rows from ``start`` to before ``stop``, of which none is read yet."""
+        """Returns the rows from ``start`` (inclusive) to ``stop`` (exclusive), without reading."""
 
-        def read(selection: Selection) -> Any:
+        def read(selection: Selection) -> PyTree:
             return self._read(as_slice(start + indices_of(selection, stop - start)))
 
-        return Rows(stop - start, self.inputs, self.in_memory, read)
+        return Rows(num_rows=stop - start, inputs=self.inputs, in_memory=self.in_memory, _read=read)
 
-    def all(self) -> Any:
-        """Reads all rows; these are ``arrays``, where there are some."""
+    def all(self) -> PyTree:
+        """Reads all rows; returns ``arrays`` if they are set."""
         return self._read(slice(0, self.num_rows)) if self.arrays is None else self.arrays
 
 
-def open_rows(X: Any, argument: str = 'X_train', like: InputSpec | None = None) -> Rows:
+def open_rows(X: Inputs, argument: str = 'X_train', like: InputSpec | None = None) -> Rows:
     """Opens model inputs of any kind that has random access.
 
-    Arrays in memory (NumPy, JAX, torch, nested lists, frames of pandas, polars and pyarrow) are
-    checked now.
-    What is stored elsewhere is checked as it is read: `numpy.memmap`, HDF5 and zarr arrays and
-    whatever else has a shape and a dtype and is indexed; data sets of examples (Hugging Face,
-    torch, Grain: a length and an example for each index); SciPy's sparse matrices, of which only
-    the rows that are read become dense. A dict, or a tuple of arrays, is several inputs, which the
-    model gets as a dict or tuple.
+    Arrays in memory are checked now: NumPy, JAX, torch, nested lists, and frames of pandas, polars
+    and pyarrow. Other inputs are checked as they are read:
+
+    * `numpy.memmap`, HDF5 and zarr arrays, and any other object with a shape, a dtype and indexing;
+    * data sets of examples (Hugging Face, torch, Grain), with a length and an example per index;
+    * SciPy's sparse matrices; only the rows that are read become dense.
+
+    A dict, or a tuple of arrays, is several inputs. The model gets them as a dict or tuple.
 
     float64 becomes float32 and int64 becomes int32; other dtypes stay (uint8 images, bool).
 
     Args:
         X: the inputs, one row per example.
         argument: the name used in error messages.
-        like: what the inputs must be like, of those the model is trained on. Columns of a frame
-            are put into that order. `InputSpec.names_alone` asks for no more than that.
+        like: the description of the inputs the model was trained on, which ``X`` must match.
+            Columns of a frame are put into its order. With `InputSpec.names_alone`, only the names
+            of columns are compared.
 
     Warns:
         ThinkMLWarning: for pictures on another scale than those of the training.
 
     Raises:
-        DataError: for what is empty, not numeric, ragged, or holds NaN or infinite values; for
-            inputs of different length; for inputs that are not ``like`` those of the training, as
-            whole numbers on another scale than the floats of the training are not.
+        DataError: for inputs that are empty, not numeric, ragged, or hold NaN or infinite values;
+            for inputs of different lengths; for inputs that do not match ``like``, such as whole
+            numbers on another scale than the floats of the training.
 
     Example:
         >>> import numpy as np
@@ -143,31 +153,35 @@ def open_rows(X: Any, argument: str = 'X_train', like: InputSpec | None = None) 
     tree = _open_tree(X, argument, arrays)
     leaves = list(_leaves(tree))
     _check_same_length(leaves)
+    is_ready = all(leaf.array is not None for leaf in leaves)
     return Rows(
-        leaves[0].num_rows,
-        InputSpec(_map(lambda leaf: leaf.spec, tree)),
-        all(leaf.in_memory for leaf in leaves),
-        lambda selection: _map(lambda leaf: leaf.read(selection), tree),
-        None if any(leaf.array is None for leaf in leaves) else _map(lambda leaf: leaf.array, tree),
+        num_rows=leaves[0].num_rows,
+        inputs=InputSpec(_map(lambda leaf: leaf.spec, tree)),
+        in_memory=all(leaf.in_memory for leaf in leaves),
+        _read=lambda selection: _map(lambda leaf: leaf.read(selection), tree),
+        arrays=_map(lambda leaf: leaf.array, tree) if is_ready else None,
     )
 
 
 def check_tree(
-    X: Any,
+    X: Inputs,
     argument: str,
     like: InputSpec | None = None,
     rows: np.ndarray | None = None,
     *,
     is_first: bool = False,
-) -> tuple[Any, InputSpec]:
-    """Returns the arrays of one batch, checked as by `open_rows`, and what they are like.
+) -> tuple[PyTree, InputSpec]:
+    """Checks the arrays of one batch as `open_rows` does.
 
     Args:
         X: an array, or a dict or tuple of them.
         argument: the name used in error messages.
-        like: what it must be like.
-        rows: the numbers of these rows in the whole they were read from.
+        like: the description that ``X`` must match.
+        rows: the numbers of these rows in the data they were read from.
         is_first: see `thinkml.data.numeric_checks.check_resolution`.
+
+    Returns:
+        the checked arrays, and their description.
     """
     tree = _open_tree(X, argument, None if like is None else like.arrays, rows, is_first)
     leaves = list(_leaves(tree))
@@ -177,46 +191,56 @@ def check_tree(
 
 
 def open_items(
-    dataset: Any, argument: str, like: InputSpec | None, inputs_of: Callable[[Any], Any]
+    dataset: ExampleDataset,
+    argument: str,
+    like: InputSpec | None,
+    inputs_of: Callable[[PyTree], PyTree],
 ) -> Rows:
-    """Opens the inputs of a data set of examples; the first one tells what all are like.
+    """Opens the inputs of a data set of examples; all must match the first one.
 
-    Where the range of the training is known, some more are read, to compare theirs with it.
+    If the range of the training is known, a sample of examples is read to compare their range.
 
     Args:
         dataset: the data set.
         argument: the name used in error messages.
-        like: what the inputs must be like; None for whatever the first example is.
-        inputs_of: the inputs among stacked examples.
+        like: the description that the inputs must match; None to use that of the first example.
+        inputs_of: returns the inputs of stacked examples.
     """
-    count, are_first = (
-        num_items(dataset, argument),
-        FirstRows(next(iter(jax.tree.leaves(like and like.arrays)), None)),
-    )
+    count = num_items(dataset, argument)
+    are_first = FirstRows(next(iter(jax.tree.leaves(like and like.arrays)), None))
 
-    def read(indices: np.ndarray, like: InputSpec | None) -> tuple[Any, InputSpec]:
+    def read(indices: np.ndarray, like: InputSpec | None) -> tuple[PyTree, InputSpec]:
         inputs = inputs_of(read_items(dataset, indices, argument))
         if are_first(len(indices)):
             check_tree(inputs, argument, None, indices)
         return check_tree(inputs, argument, like, indices)
 
-    _, inputs = read(_first_read(count, like), like)
-    spec = inputs.without_ranges()  # which were compared just now
-    return Rows(count, inputs, False, lambda selection: read(indices_of(selection, count), spec)[0])
+    _, inputs = read(_first_indices(count, like), like)
+    spec = inputs.without_ranges()  # the ranges have just been compared
+    return Rows(
+        num_rows=count,
+        inputs=inputs,
+        in_memory=False,
+        _read=lambda selection: read(indices_of(selection, count), spec)[0],
+    )
 
 
-def _first_read(count: int, like: InputSpec | None) -> np.ndarray:
-    # The first example tells what all are like, but not their range: it may be a black picture.
+def _first_indices(count: int, like: InputSpec | None) -> np.ndarray:
+    # One example shows shapes and dtypes, but not the range: it may be a black picture.
     parts = [] if like is None else jax.tree.leaves(like.arrays)
     compared = [part for part in parts if isinstance(part, ArraySpec) and part.range is not None]
-    return sampled(count, sum(map(row_bytes_of, compared))) if compared else np.array([0])
+    return sample_rows(count, sum(map(row_bytes_of, compared))) if compared else np.array([0])
 
 
 def _open_tree(
-    X: Any, argument: str, like: Any, rows: np.ndarray | None = None, is_first: bool = False
-) -> Any:
-    """A `InputArray` for each array, in the structure of the inputs."""
-    if _had_no_names(like) and not _has_structure(X, like):
+    X: Inputs,
+    argument: str,
+    like: ExpectedTree,
+    rows: np.ndarray | None = None,
+    is_first: bool = False,
+) -> ArrayTree:
+    """Opens each array of the inputs; returns them in the structure of the inputs."""
+    if _expects_no_names(like) and not _has_structure(X, like):
         like = None
     if isinstance(X, Mapping) and X:
         refuse_several(X, argument)
@@ -229,40 +253,40 @@ def _open_tree(
         }
     if is_several(X):
         if like is not None and not (isinstance(like, tuple) and len(like) == len(X)):
-            raise _not_like(f'a tuple of {len(X)} arrays', argument, like)
+            raise _mismatch_error(f'a tuple of {len(X)} arrays', argument, like)
         return tuple(
             _open_tree(part, f'{argument}[{index}]', like and like[index], rows, is_first)
             for index, part in enumerate(X)
         )
     if not isinstance(like, ArraySpec | ColumnNames | None):
-        raise _not_like('one array', argument, like)
+        raise _mismatch_error('one array', argument, like)
     return open_array(X, argument, like, rows, is_first)
 
 
-def _had_no_names(like: Any) -> bool:
-    """Returns True where it is asked for names alone, of inputs that had none."""
+def _expects_no_names(like: ExpectedTree) -> bool:
+    """Returns True if only names are to be compared, and the training had none."""
     return like is not None and all(part == ColumnNames(None) for part in jax.tree.leaves(like))
 
 
-def _has_structure(X: Any, like: Any) -> bool:
+def _has_structure(X: Inputs, like: ExpectedTree) -> bool:
     if isinstance(like, dict):
         return isinstance(X, Mapping)
     return not isinstance(X, Mapping) and is_several(X) == isinstance(like, tuple)
 
 
-def is_several(X: Any) -> bool:
-    """Whether it is a tuple of arrays: several inputs, where a list would be rows."""
+def is_several(X: Inputs) -> bool:
+    """Returns True for a tuple of arrays, which is several inputs; a list would be rows."""
     return isinstance(X, tuple) and len(X) > 0 and all(is_array(x) or is_frame(x) for x in X)
 
 
-def _check_names(X: Mapping[Any, Any], argument: str, like: Any) -> None:
+def _check_names(X: Mapping[Any, Any], argument: str, like: ExpectedTree) -> None:
     names = list(X)
     if not all(isinstance(name, str) for name in names):
         raise DataError(f'{argument}: got a dict with the keys {names}, expected text as keys.')
     if like is None:
         return
     if not isinstance(like, dict):
-        raise _not_like(f'a dict of {", ".join(names)}', argument, like)
+        raise _mismatch_error(f'a dict of {", ".join(names)}', argument, like)
     missing = [name for name in like if name not in names]
     extra = [name for name in names if name not in like]
     if missing or extra:
@@ -273,9 +297,9 @@ def _check_names(X: Mapping[Any, Any], argument: str, like: Any) -> None:
         )
 
 
-def _not_like(got: str, argument: str, like: Any) -> DataError:
+def _mismatch_error(got: str, argument: str, like: ExpectedTree) -> DataError:
     return DataError(
-        f'{argument}: got {got}, expected what the model was trained on: {InputSpec(like)}.'
+        f'{argument}: got {got}, expected the inputs the model was trained on: {InputSpec(like)}.'
     )
 
 
@@ -285,7 +309,7 @@ def _check_same_length(leaves: list[InputArray]) -> None:
         raise DataError(f'{got}: expected the same number of rows in all inputs.')
 
 
-def _leaves(tree: Any) -> Iterator[InputArray]:
+def _leaves(tree: ArrayTree) -> Iterator[InputArray]:
     if isinstance(tree, dict):
         for part in tree.values():
             yield from _leaves(part)
@@ -296,7 +320,7 @@ def _leaves(tree: Any) -> Iterator[InputArray]:
             yield from _leaves(part)
 
 
-def _map(function: Callable[[Any], Any], tree: Any) -> Any:
+def _map(function: Callable[[InputArray], PyTree], tree: ArrayTree) -> PyTree:
     if isinstance(tree, dict):
         return {name: _map(function, part) for name, part in tree.items()}
     if isinstance(tree, tuple) and not isinstance(tree, InputArray):

@@ -1,9 +1,10 @@
-"""What each example's loss counts."""
+"""Sample weights: the weight of each example's loss, from class weights and row weights."""
 
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from thinkml.data.arrays import as_numeric
 from thinkml.data.numeric_checks import check_finite
@@ -15,33 +16,33 @@ def example_weights(
     targets: np.ndarray,
     task: Task,
     class_weights: Mapping[Any, float] | str | None = None,
-    sample_weight: Any = None,
+    sample_weight: ArrayLike | None = None,
     *,
     rows: np.ndarray | None = None,
 ) -> np.ndarray | None:
-    r"""Returns the weight of each example, the product of its class's and its own.
+    r"""Returns the weight of each example: the weight of its class times its sample weight.
 
-    ``'balanced'`` weighs a class with ``n / (k * count)``, as scikit-learn does: ``n`` rows of
-    ``k`` different classes, ``count`` of them of this one. Rows count by their ``sample_weight``
-    in both. So each class counts the same in sum.
+    ``'balanced'`` gives a class the weight ``n / (k * count)``, as in scikit-learn: ``n`` rows of
+    ``k`` different classes, ``count`` of them in this class. Both numbers are weighted by
+    ``sample_weight``. So all classes have the same total weight.
 
-    A weighted mean does not depend on the scale of its weights. Where float32 would not hold them,
-    all are multiplied by the same power of 2.
+    A weighted mean does not depend on the scale of its weights. If the weights are out of the
+    range of float32, all are multiplied by the same power of 2.
 
     Args:
         targets: encoded targets ``[rows, ...]``.
-        task: what they mean.
-        class_weights: by the user's own labels (of one-hot rows, by the index of the 1); classes
-            that are not named count 1. Or ``'balanced'``; None where all count 1.
-        sample_weight: ``[rows]``, not negative; None where all count 1.
-        rows: the rows to train on, of which ``'balanced'`` counts the classes; None for all.
+        task: the task of the targets.
+        class_weights: a weight for each label in the user's form (for one-hot rows, the index of
+            the 1); other classes have weight 1. Or ``'balanced'``; None if all have weight 1.
+        sample_weight: ``[rows]``, not negative; None if all are 1.
+        rows: the rows to train on, from which ``'balanced'`` counts the classes; None for all.
 
     Returns:
-        float32 ``[rows]``; None where all count 1.
+        float32 ``[rows]``; None if all are 1.
 
     Raises:
-        DataError: for labels the task does not have, for weights that are negative, not finite or
-            all 0, and for class weights of a task without classes of which each row has one.
+        DataError: for labels the task does not have; for weights that are negative, not finite or
+            all 0; for class weights of a task that does not have one class per row.
 
     Example:
         >>> import numpy as np
@@ -72,12 +73,13 @@ def example_weights(
     return in_float32(weight)
 
 
-# As powers of 2: what float32 holds together with its products with losses and other weights.
+# Powers of 2 for weights whose products with losses and other weights stay within float32: those
+# that are used unchanged, and the largest possible ones.
 _USUAL, _POSSIBLE = 40, 80
 
 
 def shift_of(weight: np.ndarray) -> int:
-    """Returns the power of 2 that brings weights to where float32 holds them; 0 for usual ones."""
+    """Returns the power of 2 that brings weights into the range of float32; 0 for usual ones."""
     positive = weight[weight > 0]
     if not len(positive):
         return 0
@@ -94,23 +96,23 @@ def in_float32(
 
     Args:
         weight: finite and at least 0.
-        shift: the power; None is that of `shift_of`.
+        shift: the power; None for the result of `shift_of`.
         argument: the name used in error messages.
 
     Raises:
-        DataError: if these weights are too large or too small for the ``shift`` of others.
+        DataError: if the weights are too large or too small for a ``shift`` from other weights.
     """
     shift = shift_of(weight) if shift is None else shift
     scaled = np.ldexp(weight.astype(np.float64), shift)
     if scaled.any() and abs(int(np.frexp(scaled.max())[1])) > _POSSIBLE:
         raise DataError(
-            f'{argument}: got weights of up to {weight.max():.3g}, which float32 does not hold '
-            'beside those of the first batch. Bring the weights of all batches to one scale.'
+            f'{argument}: got weights of up to {weight.max():.3g}, which float32 can not represent '
+            'together with those of the first batch. Bring the weights of all batches to one scale.'
         )
     return scaled.astype(np.float32)
 
 
-def check_sample_weight(sample_weight: Any, num_rows: int, argument: str) -> np.ndarray:
+def check_sample_weight(sample_weight: ArrayLike, num_rows: int, argument: str) -> np.ndarray:
     """Returns the weights of rows as float64 ``[rows]``.
 
     Raises:
@@ -125,7 +127,7 @@ def check_sample_weight(sample_weight: Any, num_rows: int, argument: str) -> np.
     if weight.min() < 0:
         raise DataError(
             f'{argument}: got {weight.min()} at row {weight.argmin()}, expected weights of at '
-            'least 0. A row of weight 0 does not count.'
+            'least 0. A row of weight 0 is ignored.'
         )
     return weight.reshape(num_rows).astype(np.float64)
 
@@ -138,8 +140,8 @@ def class_weight_table(
 ) -> np.ndarray:
     """Returns the weight of each class, float32, in the order of the encoded targets.
 
-    Takes and raises what `example_weights` does; ``targets`` and ``sample_weight`` are of the rows
-    to train on.
+    The arguments and errors are those of `example_weights`; ``targets`` and ``sample_weight`` hold
+    only the rows to train on.
     """
     if task.classes is None or task.kind == 'multilabel':
         raise DataError(
@@ -148,7 +150,7 @@ def class_weight_table(
         )
     if isinstance(class_weights, str) and class_weights == 'balanced':
         counts = np.bincount(targets, sample_weight, minlength=len(task.classes))
-        # A class without rows has no weight to find: no row takes it.
+        # A class without rows needs no weight: no row uses it.
         present = np.where(counts > 0, counts, 1)
         return in_float32(counts.sum() / (max(np.count_nonzero(counts), 1) * present))
     if not isinstance(class_weights, Mapping):
@@ -157,21 +159,21 @@ def class_weight_table(
             f'each label, for instance {{{task.classes[0]!r}: 2.0}}.'
         )
     weights = np.ones(len(task.classes))
-    places = {label: index for index, label in enumerate(task.classes)}
+    indices = {label: index for index, label in enumerate(task.classes)}
     for label, value in class_weights.items():
-        if label not in places:
-            raise DataError(_unknown(label, task.classes))
+        if label not in indices:
+            raise DataError(_unknown_label(label, task.classes))
         if not is_number(value) or value < 0:
             raise DataError(
                 f'class_weights[{label!r}]: got {value!r}, expected a finite number of at least 0.'
             )
-        weights[places[label]] = value
+        weights[indices[label]] = value
     return in_float32(weights)
 
 
-def _unknown(label: Any, classes: tuple[Any, ...]) -> str:
-    shown = [repr(known) for known in classes[:10]] + ['...'] * (len(classes) > 10)
-    by_text = {str(known): known for known in classes}
+def _unknown_label(label: object, classes: tuple[Any, ...]) -> str:
+    shown = [repr(each) for each in classes[:10]] + ['...'] * (len(classes) > 10)
+    by_text = {str(each): each for each in classes}
     if str(label) in by_text:
         close = f' Did you mean {by_text[str(label)]!r}?'
     else:

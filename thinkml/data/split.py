@@ -1,16 +1,17 @@
-"""Validation rows out of the training data."""
+"""Splitting of the training data into training and validation rows."""
 
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 
 from thinkml.data.arrays import number_groups
 from thinkml.errors import ConfigError, DataError, unknown_name
 from thinkml.model_record import Task
+from thinkml.typing import Labels
 
 SplitOrder = Literal['random', 'last']
 
-# Rows of a group can't be told apart, so the best of some random draws is taken.
+# A group can't be divided, so the best of several random draws of groups is used.
 _DRAWS = 32
 
 
@@ -21,30 +22,30 @@ def split_rows(
     seed: int,
     *,
     order: SplitOrder = 'random',
-    groups: Any = None,
+    groups: Labels | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Splits rows into training and validation rows.
 
-    At random, each class of a binary or multiclass task gives its share (stratified), to the
-    nearest row. With groups, all rows of a group are on the same side; the share is met up to half
-    of the largest group (unless a side would then be empty), and that of each class as well as 32
-    random draws can.
+    The random split of a binary or multiclass task is stratified: each class has the same fraction
+    of validation rows, to the nearest row. With groups, all rows of a group are on the same side.
+    The fraction is then accurate to half of the largest group (unless a side would be empty). The
+    fractions of the classes are the best of 32 random draws.
 
     Args:
         targets: encoded targets ``[rows, ...]``.
-        task: what they mean.
-        fraction: share of the rows for validation, between 0 and 1.
-        seed: of the shuffling.
-        order: ``'random'``, or ``'last'`` for the last rows, of data in the order of time.
-        groups: ``[rows]``, numbers or text: which rows belong together (of one patient, of one
-            speaker), so that none is validated on that was trained on. None: each row is its own.
+        task: the task of the targets.
+        fraction: the fraction of the rows for validation, between 0 and 1.
+        seed: the seed of the shuffling.
+        order: ``'random'``, or ``'last'`` for the last rows, for data in the order of time.
+        groups: ``[rows]``, numbers or text; equal values mark rows that belong together (one
+            patient, one speaker), so that no group is in both parts. None for no groups.
 
     Returns:
         training rows and validation rows, each sorted.
 
     Raises:
         DataError: if either part would be empty; if there is not one group for each row.
-        ConfigError: for an order that is unknown, or does not go with groups.
+        ConfigError: for an order that is unknown, or can not be used with groups.
 
     Example:
         >>> import numpy as np
@@ -79,7 +80,7 @@ def split_rows(
 
 
 def _spread_classes(order: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """Reorders rows so that every prefix holds each class in proportion."""
+    """Reorders rows so that each class has the same proportion in every prefix."""
     labels = targets[order]
     by_class = np.argsort(labels, kind='stable')
     counts = np.bincount(labels)
@@ -89,8 +90,12 @@ def _spread_classes(order: np.ndarray, targets: np.ndarray) -> np.ndarray:
     return order[by_class[np.argsort(position, kind='stable')]]
 
 
-def _group_numbers(groups: Any, num_rows: int) -> np.ndarray:
-    """The groups numbered from 0, ``[rows]``."""
+def _group_numbers(groups: Labels, num_rows: int) -> np.ndarray:
+    """Returns the groups numbered from 0, ``[rows]``.
+
+    Raises:
+        DataError: if all rows are in one group.
+    """
     numbers = number_groups(groups, num_rows, 'groups')
     if not numbers.any():
         raise DataError(
@@ -102,25 +107,25 @@ def _group_numbers(groups: Any, num_rows: int) -> np.ndarray:
 def _draw_groups(
     groups: np.ndarray, labels: np.ndarray, fraction: float, rng: np.random.Generator
 ) -> np.ndarray:
-    """Which rows are for validation: the best of some draws of whole groups."""
+    """Returns a mask of the validation rows, from the best of several draws of groups."""
     _, labels = np.unique(labels, return_inverse=True)
     counts = np.zeros((groups.max() + 1, labels.max() + 1))
     np.add.at(counts, (groups, labels), 1)
-    wanted = fraction * counts.sum(axis=0)
-    draws = [_draw(counts.sum(axis=1), wanted.sum(), rng) for _ in range(_DRAWS)]
-    best = min(draws, key=lambda chosen: np.abs(counts[chosen].sum(axis=0) - wanted).sum())
+    goal = fraction * counts.sum(axis=0)
+    draws = [_draw(counts.sum(axis=1), goal.sum(), rng) for _ in range(_DRAWS)]
+    best = min(draws, key=lambda drawn: np.abs(counts[drawn].sum(axis=0) - goal).sum())
     return best[groups]
 
 
-def _draw(sizes: np.ndarray, wanted: float, rng: np.random.Generator) -> np.ndarray:
-    """Goes through the groups at random and takes each that brings the size nearer."""
-    chosen = np.zeros(len(sizes), bool)
-    left = wanted
+def _draw(sizes: np.ndarray, goal: float, rng: np.random.Generator) -> np.ndarray:
+    """Visits the groups in random order and adds each that brings the size nearer to the goal."""
+    drawn = np.zeros(len(sizes), bool)
+    missing = goal
     for group in rng.permutation(len(sizes)):
-        if abs(left - sizes[group]) < abs(left):
-            chosen[group] = True
-            left -= sizes[group]
-    # Neither side may be empty; the smallest group costs least.
-    if not chosen.any() or chosen.all():
-        chosen[sizes.argmin()] ^= True
-    return chosen
+        if abs(missing - sizes[group]) < abs(missing):
+            drawn[group] = True
+            missing -= sizes[group]
+    # Neither side may be empty; moving the smallest group changes the fraction least.
+    if not drawn.any() or drawn.all():
+        drawn[sizes.argmin()] ^= True
+    return drawn

@@ -1,4 +1,4 @@
-"""Data that stays on the host and goes to the device a block of steps at a time."""
+"""Streaming: data that stays on the host and goes to the device in blocks of steps."""
 
 import collections
 import concurrent.futures
@@ -6,7 +6,7 @@ import functools
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import jax
@@ -19,43 +19,44 @@ from thinkml.data.batches import Batches, BatchIterator, HostBatch
 from thinkml.data.device_placement import capacity, padded, put, put_parts
 from thinkml.data.rows import Rows
 from thinkml.errors import DataError
+from thinkml.typing import PyTree
 
 Item = TypeVar('Item')
-# Inputs, encoded targets, and weights where they don't all count 1.
-Arrays = tuple[Any, np.ndarray, np.ndarray | None]
+# Inputs, encoded targets, and weights if they are not all 1.
+Arrays = tuple[PyTree, np.ndarray, np.ndarray | None]
 
-# A dispatch of so many steps costs next to nothing beside them.
+# For this many steps, the cost of a dispatch is negligible.
 _MAX_BLOCK_STEPS = 64
-# Blocks on the device at a time: one that is trained on, two that wait, one in the making.
+# Blocks on the device at a time: one in use, two that wait, one being made.
 _BLOCKS = 4
 _AHEAD = 2
-# Larger ones would only take longer to come: a transfer of this size is fast already.
+# Transfers of this size are already fast; larger blocks would only arrive later.
 _MAX_BLOCK_BYTES = 64 * 2**20
-# Of a slow source a block holds what comes in this time: training begins with the first batches,
-# and Ctrl-C need not wait for all of them.
+# For a slow source, a block holds the data of this time, so that training begins with the first
+# batches, and Ctrl-C need not wait for a full block.
 _BLOCK_SECONDS = 1.0
 
 
 class StreamedFeed:
-    """Batches of data that is read by rows, in the same order as if it stayed on the device.
+    """A feed of data that is read by rows, in the same order as if it stayed on the device.
 
-    A thread reads ahead while the device computes. The numbers are those of a
+    A thread reads ahead while the device computes. Results are equal to those of a
     `thinkml.core.ResidentFeed`, bit for bit.
 
     Args:
         x: the inputs.
         y: encoded targets ``[rows, ...]``, in memory.
         rows: the rows to use, in increasing order; None for all.
-        weight: float32 ``[rows]``, what each example's loss counts; None where all count 1.
-        batch_size: examples of a step; a smaller data set trains as one batch.
+        weight: float32 ``[rows]``, the weight of each example's loss; None if all are 1.
+        batch_size: examples per step; a smaller data set trains as one batch.
         shuffle_key: PRNG key of the shuffling; None keeps the order of the rows.
-        budget: bytes of the device that the blocks may take; None for a default. Room for four
-            steps is taken in any case.
-        limit_steps: steps after which an epoch ends, if it has more; None for all.
-        layout: the devices, where there are several.
+        budget: bytes of device memory for the blocks; None for a default. The memory of four steps
+            is used in any case.
+        limit_steps: the maximum number of steps per epoch; None for all.
+        layout: the devices; None for a single one.
 
     Attributes:
-        num_bytes: what the blocks take on a device at most.
+        num_bytes: the maximum size of the blocks on a device, in bytes.
     """
 
     def __init__(
@@ -80,18 +81,20 @@ class StreamedFeed:
         self.num_bytes = _BLOCKS * self._block_steps * step_bytes
         self._key, self._layout = shuffle_key, layout
 
-    def blocks(self, epoch: int, first: int, source: Any = None) -> Iterator[Block]:
-        """The blocks of an epoch from step ``first`` on, read ahead of their use."""
+    def blocks(
+        self, epoch: int, first: int, source: Mapping[str, Any] | None = None
+    ) -> Iterator[Block]:
+        """Yields the blocks of an epoch from step ``first`` on, read ahead in a thread."""
         order = epoch_order(self._rows, capacity(len(self._x)), self._key, epoch)
         yield from prefetched(self._read_blocks(order, first))
 
     def _read_blocks(self, order: np.ndarray, start: int) -> Iterator[Block]:
-        steps = 1  # which tells how long reading takes
+        steps = 1  # one step first, to measure how long reading takes
         while start < self.steps_per_epoch:
             steps = min(steps, self._block_steps, self.steps_per_epoch - start)
-            begun = time.perf_counter()
+            begin = time.perf_counter()
             block = self._block(order, start, steps)
-            step_seconds = (time.perf_counter() - begun) / steps
+            step_seconds = (time.perf_counter() - begin) / steps
             yield block
             start += steps
             steps = max(1, int(_BLOCK_SECONDS / step_seconds))
@@ -117,22 +120,23 @@ class StreamedFeed:
 
 
 class BatchFeed:
-    """Batches in the order in which their source gives them.
+    """A feed of batches in the order of their source.
 
     A thread reads ahead while the device computes.
 
     Args:
-        batches: the source. Its first batch tells how many examples a batch has; shorter ones are
-            filled up with their own examples, at weight 0.
-        encode: ``(batch, argument) -> (x, y, weight)``, what a batch is on the device.
-        accumulate_steps: batches of a step.
-        budget: bytes of the device that the blocks may take; None for a default. Room for four
-            steps is taken in any case.
-        limit_steps: steps after which an epoch ends, if it has more; None for all.
-        layout: the devices, where there are several.
+        batches: the source. Its first batch sets the batch size; shorter batches are padded by
+            repeating their examples, with weight 0.
+        encode: ``(batch, argument) -> (x, y, weight)`` returns the arrays of a batch for the
+            device.
+        accumulate_steps: batches per step.
+        budget: bytes of device memory for the blocks; None for a default. The memory of four steps
+            is used in any case.
+        limit_steps: the maximum number of steps per epoch; None for all.
+        layout: the devices; None for a single one.
 
     Attributes:
-        num_bytes: what the blocks take on a device at most.
+        num_bytes: the maximum size of the blocks on a device, in bytes.
     """
 
     def __init__(
@@ -158,33 +162,35 @@ class BatchFeed:
         self._block_steps = block_steps(step_bytes, min(limits, default=None), budget)
         self.num_bytes = _BLOCKS * self._block_steps * step_bytes
 
-    def blocks(self, epoch: int, first: int, source: Any = None) -> Iterator[Block]:
-        """The blocks of an epoch from ``source`` on, read ahead of their use."""
+    def blocks(
+        self, epoch: int, first: int, source: Mapping[str, Any] | None = None
+    ) -> Iterator[Block]:
+        """Yields the blocks of an epoch from the position ``source`` on, read ahead in a thread."""
         iterator = self._batches.iterate(source, epoch=epoch)
         return prefetched(self._read_blocks(iterator, first))
 
     def _read_blocks(self, iterator: BatchIterator, first: int) -> Iterator[Block]:
         steps: list[_Step] = []
-        start, begun = first, time.perf_counter()
+        start, begin = first, time.perf_counter()
         all_steps = self._steps(iterator)
-        if first == 0:  # else some may count that were read before
-            all_steps = _checked_to_count(
-                all_steps, lambda step: any(map(_counts, step.parts)), iterator.argument
+        if first == 0:  # else batches read before the resumption may have weights above 0
+            all_steps = _check_weighted(
+                all_steps, lambda step: any(map(_has_weight, step.parts)), iterator.argument
             )
-        for step, is_last in _told_last(itertools.islice(all_steps, self._left(first))):
+        for step, is_last in _mark_last(itertools.islice(all_steps, self._remaining(first))):
             steps.append(step)
             is_short = step.num_rows < self.batch_size
-            is_late = time.perf_counter() - begun > _BLOCK_SECONDS and not _is_shared(self._layout)
+            is_late = time.perf_counter() - begin > _BLOCK_SECONDS and not _is_shared(self._layout)
             if is_last or is_short or is_late or len(steps) == self._block_steps:
                 yield self._block(steps, start, is_last)
-                start, begun = start + len(steps), time.perf_counter()
+                start, begin = start + len(steps), time.perf_counter()
                 steps = []
 
-    def _left(self, first: int) -> int | None:
+    def _remaining(self, first: int) -> int | None:
         return None if self._limit_steps is None else self._limit_steps - first
 
     def _steps(self, iterator: BatchIterator) -> Iterator['_Step']:
-        """As many batches at a time as make a step; fewer after a short one."""
+        """Yields the batches of one step at a time; a short batch ends its step."""
         parts: list[Arrays] = []
         for number, batch in enumerate(iterator, 1):
             x, y, weight = self._encode(batch, f'{iterator.argument}, batch {number}')
@@ -205,8 +211,8 @@ class BatchFeed:
         parts = [part for step in steps for part in step.parts]
         num_rows = sum(step.num_rows for step in steps)
         size = len(steps) * self.batch_size
-        rows = _filled_up(num_rows, size, steps[-1].num_rows)
-        arrays = jax.tree.map(lambda *leaves: _joined(leaves)[rows], *parts)
+        rows = _pad_rows(num_rows, size, steps[-1].num_rows)
+        arrays = jax.tree.map(lambda *leaves: _concatenate(leaves)[rows], *parts)
         block = block_of(
             lambda positions: jax.tree.map(lambda leaf: leaf[positions], arrays), size,
             num_rows=num_rows,
@@ -216,23 +222,23 @@ class BatchFeed:
         return block._replace(sources=[step.source for step in steps])
 
 
-def _counts(arrays: Arrays) -> bool:
+def _has_weight(arrays: Arrays) -> bool:
     """Returns True if some of the rows have a weight above 0."""
     *_, weight = arrays
     return weight is None or bool(weight.any())
 
 
-def _checked_to_count(
-    items: Iterable[Item], counts: Callable[[Item], bool], argument: str
+def _check_weighted(
+    items: Iterable[Item], has_weight: Callable[[Item], bool], argument: str
 ) -> Iterator[Item]:
-    """Yields the items, and checks that at least one of them counts.
+    """Yields the items, and checks that at least one of them has a weight above 0.
 
     Raises:
-        DataError: at their end, if none does: a loss has no mean then.
+        DataError: after the last item, if none has: the mean of the loss would be undefined.
     """
     found = False
     for item in items:
-        found = found or counts(item)
+        found = found or has_weight(item)
         yield item
     if not found:
         raise DataError(
@@ -241,23 +247,23 @@ def _checked_to_count(
 
 
 def _is_shared(layout: Layout | None) -> bool:
-    """Whether other processes make blocks of the same steps, by clocks of their own."""
+    """Returns True if other processes make blocks of the same steps, each with its own clock."""
     return layout is not None and layout.spans_processes
 
 
 class _Step(NamedTuple):
-    """The batches of a step, and where their source is after them."""
+    """The batches of a step, and the position of their source after them."""
 
     parts: list[Arrays]
-    source: Any
+    source: dict[str, Any]
 
     @property
     def num_rows(self) -> int:
         return sum(len(y) for _, y, _ in self.parts)
 
 
-def _told_last(items: Iterable[Item]) -> Iterator[tuple[Item, bool]]:
-    """The items, each with whether it is the last."""
+def _mark_last(items: Iterable[Item]) -> Iterator[tuple[Item, bool]]:
+    """Yields each item with a bool, which is True for the last one."""
     iterator = iter(items)
     for item in iterator:
         for following in iterator:
@@ -266,16 +272,16 @@ def _told_last(items: Iterable[Item]) -> Iterator[tuple[Item, bool]]:
         yield item, True
 
 
-def _joined(arrays: Sequence[np.ndarray]) -> np.ndarray:
-    """Concatenates arrays; a single one is not copied, since batches are copies already."""
+def _concatenate(arrays: Sequence[np.ndarray]) -> np.ndarray:
+    """Concatenates arrays; a single one is not copied, since batches are already copies."""
     return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
 
 
-def _filled_up(num_rows: int, count: int, num_last: int) -> slice | np.ndarray:
-    """All rows, then those of the last, short step over again, up to ``count``.
+def _pad_rows(num_rows: int, count: int, num_last: int) -> slice | np.ndarray:
+    """Returns the indices of all rows, then repeats those of the last, short step up to ``count``.
 
-    What fills up has weight 0 but is seen by BatchNorm, which of other rows would learn more of
-    them than there is.
+    The padding has weight 0, but BatchNorm includes it in its statistics. Repeating rows of other
+    steps would overrepresent them there.
     """
     if num_rows == count:
         return slice(None)
@@ -283,13 +289,13 @@ def _filled_up(num_rows: int, count: int, num_last: int) -> slice | np.ndarray:
     return np.append(np.arange(num_rows), more)
 
 
-def row_bytes(x: Any, y: np.ndarray, weight: np.ndarray | None) -> int:
-    """Bytes of the device that a row takes, with its target, weight and place in the plan.
+def row_bytes(x: Rows | PyTree, y: np.ndarray, weight: np.ndarray | None) -> int:
+    """Returns the bytes of one row on the device, with its target, weight and index in the plan.
 
     Args:
         x: `Rows`, or arrays ``[rows, ...]``.
         y: encoded targets ``[rows, ...]``.
-        weight: float32 ``[rows]``; None where all count 1.
+        weight: float32 ``[rows]``; None if all are 1.
     """
     spec = x.spec if isinstance(x, Rows) else x
     leaves = jax.tree.leaves((spec, y, weight))
@@ -297,14 +303,14 @@ def row_bytes(x: Any, y: np.ndarray, weight: np.ndarray | None) -> int:
 
 
 def block_steps(step_bytes: int, steps_per_epoch: int | None, budget: int | None) -> int:
-    """Steps of a block, such that all blocks on the device stay within the budget."""
+    """Returns the steps per block, such that all blocks on the device stay within the budget."""
     block_bytes = min(_MAX_BLOCK_BYTES, math.inf if budget is None else budget // _BLOCKS)
-    fitting = max(1, min(_MAX_BLOCK_STEPS, int(block_bytes // step_bytes)))
-    return fitting if steps_per_epoch is None else min(fitting, steps_per_epoch)
+    max_steps = max(1, min(_MAX_BLOCK_STEPS, int(block_bytes // step_bytes)))
+    return max_steps if steps_per_epoch is None else min(max_steps, steps_per_epoch)
 
 
 def _bytes_of_step(batch_size: int, row_bytes: int, layout: Layout | None) -> int:
-    """Bytes of a device that the rows of a step take."""
+    """Returns the bytes of the rows of one step on each device."""
     return row_bytes * (batch_size if layout is None else -(-batch_size // layout.num_devices))
 
 
@@ -319,38 +325,47 @@ def block_of(
     ends_epoch: bool,
     layout: Layout | None = None,
 ) -> Block:
-    """Puts consecutive rows on the device, as a block of ``shape`` whatever their number.
+    """Puts consecutive rows on the device, padded to a block of ``shape``.
 
     Args:
-        read: returns the arrays of some of the rows, given their positions or a slice of them.
-        size: how many rows there are to read.
-        num_rows: how many of them are examples, before those that fill up.
-        shape: steps and rows of a step.
+        read: returns the arrays of some of the rows, given their positions or a slice.
+        size: the number of rows to read.
+        num_rows: the number of examples among them; the later rows are padding.
+        shape: the number of steps, and of rows per step.
         start: see `Block`.
         last: see `Block`.
         ends_epoch: see `Block`.
-        layout: the devices, where there are several: each gets its rows of every step.
+        layout: the devices, each of which gets its rows of every step; None for a single one.
     """
-    places = block_places(*shape, layout)
+    arrangement = arrange_block(*shape, layout)
     if layout is None:
-        count = len(places.positions)
+        count = len(arrangement.positions)
         arrays = jax.tree.map(
             lambda array: jax.device_put(padded(array, count)), read(slice(0, size))
         )
     else:
-        arrays = put_parts(read, places.positions, size, layout)
+        arrays = put_parts(read, arrangement.positions, size, layout)
     x, y, weight = arrays
-    data = DeviceData(x, y, places.rows, put(np.int32(num_rows), layout), weight, places.parted)
-    return Block(data, places.plan, start, 0, last, ends_epoch)
+    data = DeviceData(
+        x=x,
+        y=y,
+        rows=arrangement.rows,
+        num_rows=put(np.int32(num_rows), layout),
+        weight=weight,
+        parted=arrangement.parted,
+    )
+    return Block(
+        data=data, plan=arrangement.plan, start=start, first=0, last=last, ends_epoch=ends_epoch
+    )
 
 
-class _Places(NamedTuple):
-    """Where the rows of a block lie.
+class _Arrangement(NamedTuple):
+    """The arrangement of a block's rows on the devices.
 
     Attributes:
-        positions: of the rows in the block, in the order in which they lie on the devices.
-        plan: ``[steps, batch]``, the places of the rows of each step.
-        rows: the same, flat.
+        positions: the positions of the rows in the block, in their order on the devices.
+        plan: ``[steps, batch]``, the indices on the devices of the rows of each step.
+        rows: the same indices, flat.
         parted: see `DeviceData`.
     """
 
@@ -361,8 +376,12 @@ class _Places(NamedTuple):
 
 
 @functools.lru_cache(maxsize=8)
-def block_places(steps: int, batch_size: int, layout: Layout | None) -> _Places:
-    """Rows lie as they come, or those of each device together, if the devices divide a step."""
+def arrange_block(steps: int, batch_size: int, layout: Layout | None) -> _Arrangement:
+    """Arranges the rows of a block for the devices.
+
+    If the number of devices divides the batch size, the rows of each device lie together;
+    otherwise rows stay in order.
+    """
     positions = np.arange(steps * batch_size, dtype=np.int32)
     plan, parted = positions.reshape(steps, batch_size), None
     if layout is not None:
@@ -374,7 +393,12 @@ def block_places(steps: int, batch_size: int, layout: Layout | None) -> _Places:
             positions = by_device.ravel()
         else:
             positions = np.arange(-(-len(positions) // num_devices) * num_devices, dtype=np.int32)
-    return _Places(positions, put(plan, layout), put(plan.ravel(), layout), parted)
+    return _Arrangement(
+        positions=positions,
+        plan=put(plan, layout),
+        rows=put(plan.ravel(), layout),
+        parted=parted,
+    )
 
 
 def row_parts(
@@ -385,14 +409,14 @@ def row_parts(
     part_rows: int,
     layout: Layout | None = None,
 ) -> Iterator[DeviceData]:
-    """Gives rows to the device in parts, for an evaluation."""
+    """Yields rows on the device in parts of ``part_rows`` rows, for an evaluation."""
 
     def part(first: int) -> DeviceData:
         part_of_rows = rows[first : first + part_rows]
 
-        def read(positions: Any) -> Arrays:
-            taken = part_of_rows[positions]
-            return x.take(taken), y[taken], None if weight is None else weight[taken]
+        def read(positions: slice | np.ndarray) -> Arrays:
+            indices = part_of_rows[positions]
+            return x.take(indices), y[indices], None if weight is None else weight[indices]
 
         return _part(read, len(part_of_rows), part_rows, layout)
 
@@ -406,12 +430,13 @@ def batch_parts(
     limit: int | None = None,
     layout: Layout | None = None,
 ) -> Iterator[DeviceData]:
-    """Gives batches to the device one by one, for an evaluation.
+    """Yields batches on the device one by one, for an evaluation.
 
-    With a ``limit`` they are the first of those in which some rows have a weight above 0.
+    With a ``limit``, only the first batches are used, and batches whose weights are all 0 are
+    skipped.
 
     Raises:
-        DataError: at their end, if all rows have weight 0.
+        DataError: after the last batch, if all rows have weight 0.
     """
 
     def encoded(number: int, batch: HostBatch) -> Arrays:
@@ -425,8 +450,8 @@ def batch_parts(
 
     all_arrays: Iterable[Arrays] = itertools.starmap(encoded, enumerate(batches.iterate(), 1))
     if limit is not None:
-        all_arrays = itertools.islice(filter(_counts, all_arrays), limit)
-    return prefetched(map(part, _checked_to_count(all_arrays, _counts, batches.argument)))
+        all_arrays = itertools.islice(filter(_has_weight, all_arrays), limit)
+    return prefetched(map(part, _check_weighted(all_arrays, _has_weight, batches.argument)))
 
 
 def _part(
@@ -439,7 +464,7 @@ def _part(
 
 
 def prefetched(items: Iterable[Item]) -> Iterator[Item]:
-    """The same items, made in a thread a little ahead of their use."""
+    """Yields the items, computed in a thread ahead of their use."""
     iterator = iter(items)
 
     def following() -> list[Item]:

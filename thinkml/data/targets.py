@@ -1,4 +1,4 @@
-"""Targets: what the task is, and the way from the user's labels to numbers and back."""
+"""Targets: inference of the task, encoding of labels to numbers, and decoding of predictions."""
 
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -9,27 +9,28 @@ from thinkml.data.arrays import as_numeric, as_values
 from thinkml.data.numeric_checks import check_finite, check_magnitude, check_resolution
 from thinkml.errors import DataError
 from thinkml.model_record import Task
+from thinkml.typing import Labels
 
 _NO_LABEL = 'Drop these rows, or give them any of the labels and sample_weight 0.'
 
-# What makes a model return NaN.
+# The usual causes if a model returns NaN.
 WHY_NAN = (
-    'If it does so for all, its training has diverged: train again with a lower learning_rate. If '
-    'for some, look for ids beyond the rows of an embedding, and for a logarithm or division.'
+    'If all are NaN, the training has diverged: train again with a lower learning_rate. If some '
+    'are, look for ids beyond the rows of an embedding, and for a logarithm or division.'
 )
 
 Decided = Literal['regression', 'softmax', 'sigmoid', 'classification']
 
 
 def infer_task(
-    y: Any,
+    y: Labels,
     num_outputs: int,
     *,
     argument: str = 'y_train',
     decided: Decided | None = None,
     known: Task | None = None,
 ) -> Task:
-    """Infers what a model with ``num_outputs`` outputs per example is to learn from ``y``.
+    """Infers the task of a model with ``num_outputs`` outputs per example from ``y``.
 
     ============================================  ============================================
     ``y``                                         task
@@ -48,13 +49,13 @@ def infer_task(
 
     Args:
         y: targets, ``[rows]``, ``[rows, 1]`` or ``[rows, k]``.
-        num_outputs: numbers the model returns per example.
+        num_outputs: the number of outputs of the model per example.
         argument: the name used in error messages.
-        decided: what the loss tells already: ``'regression'``, ``'softmax'`` (one class per
-            example), ``'sigmoid'`` (yes or no per output) or ``'classification'`` (one of the
-            two); None to infer all of it.
-        known: the classification task the model has been trained on before. Kept where ``y``
-            fits it, so that data in which a class is missing does not renumber the classes.
+        decided: the kind of task that the loss requires: ``'regression'``, ``'softmax'`` (one
+            class per example), ``'sigmoid'`` (yes or no per output) or ``'classification'``
+            (softmax or sigmoid); None to infer it.
+        known: the classification task the model was trained on before. It is kept if ``y`` fits
+            it, so that data without one of the classes does not renumber them.
 
     Raises:
         DataError: if ``y`` is not usable or the model can't output it.
@@ -84,8 +85,13 @@ def infer_task(
     return Task(kind, classes, num_outputs, shape)
 
 
-def check_targets(y: Any, argument: str) -> np.ndarray:
-    """Returns the targets as an array of numbers, bools or text with one or two axes."""
+def check_targets(y: Labels, argument: str) -> np.ndarray:
+    """Returns the targets as an array of numbers, bools or text with one or two axes.
+
+    Raises:
+        DataError: for targets that are missing, of mixed kinds, not finite, out of the range of
+            int64, or have more than two axes.
+    """
     refuse_parts(y, argument)
     array = as_values(y, argument, _NO_LABEL)
     if array.dtype.kind != 'U':
@@ -93,8 +99,8 @@ def check_targets(y: Any, argument: str) -> np.ndarray:
         check_finite(array, argument)
     if array.dtype.kind == 'u' and array.max() > np.iinfo(np.int64).max:
         raise DataError(
-            f'{argument}: got whole numbers up to {array.max()}, expected them within int64. Make '
-            'text of labels, .astype(str), and scale numbers to predict.'
+            f'{argument}: got whole numbers up to {array.max()}, expected them within int64. '
+            'Convert labels to text, .astype(str), and scale numbers to predict.'
         )
     if array.ndim not in (1, 2):
         raise DataError(
@@ -104,11 +110,10 @@ def check_targets(y: Any, argument: str) -> np.ndarray:
     return array
 
 
-def refuse_parts(y: Any, argument: str) -> None:
-    """Refuses targets that are a dict or a tuple of arrays, or an array of dicts.
+def refuse_parts(y: Labels, argument: str) -> None:
+    """Raises a `DataError` for targets that are a dict or tuple of arrays, or an array of dicts.
 
-    Raises:
-        DataError: which says how to learn several things at once.
+    The message explains how to learn several targets at once.
     """
     if isinstance(y, np.ndarray) and y.dtype == object and y.size and y.ndim == 1:
         y = y[0]
@@ -123,12 +128,12 @@ def refuse_parts(y: Any, argument: str) -> None:
     raise DataError(
         f'{argument}: got {got}, expected one array, (rows,) or (rows, targets). Put them side by '
         f'side, a column for each output of the model and classes one-hot: np.column_stack(['
-        f'{parts}]). A loss_fn of your own takes the columns apart.'
+        f'{parts}]). A custom loss_fn can split the columns.'
     )
 
 
 def _are_columns(parts: tuple[Any, ...]) -> bool:
-    """Returns True for arrays of one length that are not one row for each of them."""
+    """Returns True for arrays of equal length that are columns, not rows."""
     lengths = {part.shape[0] if getattr(part, 'ndim', 0) else 0 for part in parts}
     return len(parts) > 1 and len(lengths) == 1 and max(lengths) > len(parts)
 
@@ -139,8 +144,8 @@ def _looks_like_labels(flat: np.ndarray, num_outputs: int) -> bool:
     values = np.unique(flat)
     if flat.dtype.kind in 'iu':
         return num_outputs > 1 or len(values) <= 2
-    whole = bool(np.all(values == np.round(values)))
-    return (num_outputs > 1 and whole) or bool(np.isin(values, (0.0, 1.0)).all())
+    is_integral = bool(np.all(values == np.round(values)))
+    return (num_outputs > 1 and is_integral) or bool(np.isin(values, (0.0, 1.0)).all())
 
 
 def _infer_classes(flat: np.ndarray, num_outputs: int, argument: str) -> tuple[Any, ...]:
@@ -157,8 +162,8 @@ def _infer_classes(flat: np.ndarray, num_outputs: int, argument: str) -> tuple[A
         shown += ', ...'
     if len(values) == 1:
         raise DataError(
-            f'{argument}: got only one label, {shown}, expected at least two to tell apart. Check '
-            'how the rows were selected.'
+            f'{argument}: got only one label, {shown}, expected at least two. Check how the rows '
+            'were selected.'
         )
     outputs = 'output' if num_outputs == 1 else 'outputs'
     fix = f'Build the model with {len(values)} outputs'
@@ -166,18 +171,18 @@ def _infer_classes(flat: np.ndarray, num_outputs: int, argument: str) -> tuple[A
         f'{argument}: got {len(values)} different labels ({shown}), but the model returns '
         f'{num_outputs} {outputs} per example, enough for {slots} classes. {fix}'
         + (', or use integer labels from 0 on.' if len(values) < slots else '.')
-        + _of_unlabeled(flat)
+        + _marker_hint(flat)
     )
 
 
-# What other libraries take for a row, or a pixel, without a label.
+# The values by which other libraries mark a row, or a pixel, without a label.
 _MARKERS = (-100, -1, 255)
 
 
 def find_marker(labels: np.ndarray) -> int | None:
-    """Returns -100, -1 or 255 if it is beside whole numbers from 0 on, else None.
+    """Returns -100, -1 or 255 if it occurs together with whole numbers from 0 on, else None.
 
-    Elsewhere it marks rows without a label; here it is a label like any other.
+    Other libraries use it to mark rows without a label; in ThinkML it is a label like any other.
     """
     if labels.dtype.kind not in 'iuf':
         return None
@@ -188,13 +193,13 @@ def find_marker(labels: np.ndarray) -> int | None:
     return found[0] if is_marker and np.array_equal(others, np.round(others)) else None
 
 
-def _of_unlabeled(labels: np.ndarray) -> str:
+def _marker_hint(labels: np.ndarray) -> str:
     marker = find_marker(labels)
     return '' if marker is None else ' ' + unlabeled(marker)
 
 
-def unlabeled(marker: Any) -> str:
-    """Words what to do with rows that a number marks as having no label."""
+def unlabeled(marker: float) -> str:
+    """Describes the fix for rows that ``marker`` marks as having no label."""
     return (
         f'If {marker} marks rows without a label, drop them, or give them one of the other labels '
         'and sample_weight 0.'
@@ -221,7 +226,7 @@ def _infer_from_rows(
         raise DataError(
             f'{argument}: got rows of other numbers than 0 and 1, which a classification loss '
             "can't take. Use class labels, one-hot or multilabel rows, or loss_fn='mse'."
-            + _of_unlabeled(array)
+            + _marker_hint(array)
         )
     if num_outputs != width:
         raise DataError(
@@ -244,7 +249,7 @@ def _regression_task(
             f'{argument}: got {targets} number{"s" if targets > 1 else ""} per example, but the '
             f'model returns {num_outputs} outputs. Build the model with {targets} '
             f'output{"s" if targets > 1 else ""}, or use integer labels for classification.'
-            + _of_unlabeled(array)
+            + _marker_hint(array)
         )
     return Task('regression', None, num_outputs, shape)
 
@@ -264,8 +269,8 @@ def _fits(array: np.ndarray, task: Task) -> bool:
     )
 
 
-def encode_targets(y: Any, task: Task, argument: str = 'y_train') -> np.ndarray:
-    """Encodes targets as the losses take them.
+def encode_targets(y: Labels, task: Task, argument: str = 'y_train') -> np.ndarray:
+    """Encodes targets for the losses.
 
     Returns:
         class indices, int32 ``[rows]``, for binary and multiclass; 0 and 1, float32 ``[rows, k]``,
@@ -292,16 +297,16 @@ def encode_targets(y: Any, task: Task, argument: str = 'y_train') -> np.ndarray:
 def check_targets_held(
     targets: np.ndarray, task: Task, argument: str = 'y_train', *, is_first: bool = False
 ) -> None:
-    """Checks that float32, which losses compute in, tells the targets of a regression apart.
+    """Checks that regression targets stay different in float32, the dtype of the losses.
 
     Args:
         targets: checked targets.
-        task: what they mean.
+        task: the task of the targets.
         argument: the name used in error messages.
         is_first: see `check_resolution`.
 
     Raises:
-        DataError: if it does not. Names the fix.
+        DataError: if they are too close or too large for float32. Names the fix.
     """
     if task.kind == 'regression' and targets.dtype != np.float32:
         check_magnitude(targets, np.dtype(np.float32), argument, 'Scale the targets')
@@ -330,7 +335,7 @@ def _encode_labels(flat: np.ndarray, task: Task, argument: str) -> np.ndarray:
         labels = np.unique(flat[unknown])[:10].tolist()
         marked = [marker for marker in _MARKERS if marker in labels]
         raise DataError(
-            f'{argument}: got labels the model does not know: {labels}. Its task is '
+            f'{argument}: got labels the model was not trained on: {labels}. Its task is '
             f'{task.in_words}. Remove these rows, or train a model with an output for each label.'
             + (f' {unlabeled(marked[0])}' if marked else '')
         )
@@ -338,16 +343,16 @@ def _encode_labels(flat: np.ndarray, task: Task, argument: str) -> np.ndarray:
 
 
 def probabilities(outputs: np.ndarray, task: Task) -> np.ndarray:
-    """Turns raw outputs into probabilities.
+    """Converts raw outputs to probabilities.
 
     Args:
         outputs: ``[rows, num_outputs]`` or ``[rows]``.
         task: a classification task.
 
     Returns:
-        float64 ``[rows, classes]``, in which those near 1 differ up to a logit of 36: softmax over
-        the outputs; for one-logit binary ``[1 - p, p]`` with the sigmoid ``p``; for multilabel the
-        sigmoid of each output.
+        float64 ``[rows, classes]``: softmax over the outputs; for one-logit binary ``[1 - p, p]``
+        with the sigmoid ``p``; for multilabel the sigmoid of each output. In float64,
+        probabilities near 1 differ up to a logit of 36.
 
     Raises:
         DataError: for a regression task, and outputs that are NaN.
@@ -366,14 +371,14 @@ def probabilities(outputs: np.ndarray, task: Task) -> np.ndarray:
 
 
 def log_probabilities(outputs: np.ndarray, task: Task) -> np.ndarray:
-    """Turns raw outputs into logarithms of probabilities, which tell sure rows apart.
+    """Converts raw outputs to log-probabilities, which differ even for confident predictions.
 
     Args:
         outputs: ``[rows, num_outputs]`` or ``[rows]``, finite.
         task: a classification task.
 
     Returns:
-        float64 ``[rows, classes]``; for multilabel ``[rows, labels, 2]``, of no and yes.
+        float64 ``[rows, classes]``; for multilabel ``[rows, labels, 2]``, for no and yes.
     """
     outputs = outputs.reshape(len(outputs), -1).astype(np.float64)
     if task.kind == 'multilabel' or outputs.shape[1] == 1:
@@ -393,19 +398,19 @@ def _check_numbers(outputs: np.ndarray) -> None:
 
 
 def _sigmoid(outputs: np.ndarray) -> np.ndarray:
-    # Exact to the last digits also for the smallest probabilities, which rank confident negatives.
+    # Exact to the last digit even for the smallest probabilities, which rank confident negatives.
     return np.exp(-np.logaddexp(0, -outputs))
 
 
 def decode(outputs: np.ndarray, task: Task) -> np.ndarray:
-    """Turns raw outputs into predictions in the user's own form.
+    """Converts raw outputs to predictions in the form of the user's targets.
 
     Returns:
-        ``[rows, *task.target_shape]``: labels of the user's own kind, one-hot rows where the user
-        wrote those, rows of 0 and 1 for multilabel, numbers for regression.
+        ``[rows, *task.target_shape]``: the labels of the targets, one-hot rows if the targets were
+        one-hot, rows of 0 and 1 for multilabel, numbers for regression.
 
     Raises:
-        DataError: for outputs that are NaN, of which no class is the largest.
+        DataError: for outputs that are NaN, since then no class has the largest output.
     """
     outputs = outputs.reshape(len(outputs), -1)
     shape = (len(outputs), *task.target_shape)

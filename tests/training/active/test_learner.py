@@ -453,7 +453,7 @@ def test_texts_need_all_classes_or_their_names():
     named.start(X[POOL], X[LABELED][:4], ['ant', 'bee', 'ant', 'bee'])
     assert named.fit()
     assert set(predict(named.model, X)) <= {'ant', 'bee', 'cat'}
-    with pytest.raises(DataError, match=r"labels the model does not know: \['dog'\]"):
+    with pytest.raises(DataError, match=r"labels the model was not trained on: \['dog'\]"):
         named.teach([3, 4], ['ant', 'dog'])
     assert named.labels == {}
 
@@ -810,7 +810,7 @@ def test_what_a_strategy_needs_is_told_before_anything_is_trained():
         ([1, 1], [0, 0], 'got a row twice'),
         ([0.5], [0], 'got float64'),
         ([1, 2], [0], 'got 1 labels for 2 rows'),
-        ([1], [7], r'labels the model does not know: \[7\]'),
+        ([1], [7], r'labels the model was not trained on: \[7\]'),
         ([1], ['a'], 'y: got dtype'),
         ([1], 'a', 'y: got dtype'),
         ([1, 2], ['a', 1], 'y: got text and numbers'),
@@ -832,7 +832,7 @@ def test_labels_are_checked_and_none_is_taken(indices, labels, match):
         ({'y_labeled': ['a'] * 30}, {'classes': ['b', 'c', 'd']}, 'y_labeled: got labels the mod'),
         ({'y_val': Y[:5]}, {}, 'X_val with 100 rows.*y_val with 5'),
         ({'y_val': ['a'] * 100}, {}, 'y_val: got dtype'),
-        ({'y_val': Y[VAL] + 1}, {}, 'y_val: got labels the model does not know'),
+        ({'y_val': Y[VAL] + 1}, {}, 'y_val: got labels the model was not trained on'),
     ],
 )
 def test_labels_of_the_beginning_are_checked_at_the_start(arguments, options, match):
@@ -848,7 +848,7 @@ def test_labels_of_the_beginning_are_checked_at_the_start(arguments, options, ma
 
 def test_a_label_is_checked_by_those_of_the_beginning_before_the_first_training():
     learner = started()
-    with pytest.raises(DataError, match=r'labels the model does not know: \[7\]'):
+    with pytest.raises(DataError, match=r'labels the model was not trained on: \[7\]'):
         learner.teach([1], [7])
 
 
