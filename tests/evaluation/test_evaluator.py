@@ -785,7 +785,7 @@ def test_undefined_values_are_warned_of_and_recorded():
         ({'slices': ['a']}, ConfigError, 'slices: got list, expected a dict'),
         ({'slices': {'a': np.ones(3)}}, DataError, r"slices: 'a' has shape \(3,\)"),
         ({'slices': {'a': abs}}, DataError, "slices: 'a': got a builtin_function"),
-        ({'slices': {'a': [[1], [1, 2]]}}, DataError, "slices: 'a': got a list that is not an array"),
+        ({'slices': {'a': [[1], [1, 2]]}}, DataError, "'a': got a list that is not an array"),
         ({'seed': 2**70}, ConfigError, 'seed: got 1180591620717411303424'),
         ({'slices': {'a': np.arange(300)}}, DataError, "slices: 'a' has 300 different values"),
         ({'sample_weight': np.ones(3)}, DataError, r'sample_weight: got shape \(3,\)'),

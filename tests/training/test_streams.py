@@ -407,7 +407,7 @@ WITHOUT_A_STEP = {
     'weights': ((generate,), {'sample_weight': np.ones(23)}, 'sample_weight: got one beside'),
     'balanced': ((generate,), {'class_weights': 'balanced'}, "class_weights: got 'balanced'"),
     'unknown labels in X_val': (
-        (X, Y, chunks(X, Y + 7)), {}, r'X_val, batch 1: got labels the model was not trained on: \[7',
+        (X, Y, chunks(X, Y + 7)), {}, r'X_val, batch 1: got labels the model was not trained on',
     ),
     'shapes': ((X, Y, chunks(X[:, :2], Y)), {}, r'X_val, batch 1: got rows of shape \(2,\)'),
     'a frame without a column': (
