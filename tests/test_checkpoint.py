@@ -507,7 +507,7 @@ def test_what_a_kill_left_is_removed_or_completed_and_nothing_else_is_touched(tm
     checkpointer = Checkpointer(steps, keep=1)
     assert names(steps) == sorted(['1', '6', *not_ours, 'notes.txt'])
     assert checkpointer.latest_sound() == 6
-    with pytest.raises(CheckpointError, match='5 exists and is no checkpoint'):
+    with pytest.raises(CheckpointError, match='5 exists and is not a checkpoint'):
         checkpointer.save(5, {'w': jnp.ones(3)})
     checkpointer.save(7, {'w': jnp.ones(3)})
     checkpointer.close()

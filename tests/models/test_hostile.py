@@ -445,7 +445,7 @@ def test_numbers_that_are_too_many_take_no_memory(path):
 
 def test_stored_parts_larger_than_the_array_are_refused(path):
     rezarred(path, 'hidden/kernel', lambda tree: tree.update(chunks=[10**6, 10**6]))
-    refused(path, 'hidden/kernel is stored in parts that are larger than it')
+    refused(path, 'hidden/kernel is stored in chunks that are larger than the array')
 
 
 def test_too_many_arrays_are_refused(path, monkeypatch):

@@ -287,7 +287,7 @@ def test_paths_with_dots_links_and_brackets(model, tmp_path, monkeypatch):
     assert manager.load_model('../model') and (tmp_path / 'model').is_dir()
     (tmp_path / 'link').symlink_to(tmp_path, target_is_directory=True)
     assert manager.load_model(tmp_path / 'link' / 'model')
-    with pytest.raises(ModelFileError, match=r"has '\[' in it, a pattern to Orbax"):
+    with pytest.raises(ModelFileError, match=r"contains '\[', which is a pattern to Orbax"):
         manager.save_model(model, tmp_path / 'run[1]' / 'model')
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints of a training run, and arrays on disk. The only part that imports Orbax."""
+"""Checkpoints of a training run, and arrays on disk; the only package that imports Orbax."""
 
 from thinkml.checkpoint.array_store import load_arrays as load_arrays
 from thinkml.checkpoint.array_store import save_arrays as save_arrays

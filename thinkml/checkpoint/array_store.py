@@ -1,8 +1,8 @@
-"""Arrays on disk, through Orbax. The only module that imports Orbax, and only where it is used.
+"""Array store: pytrees of arrays on disk, through Orbax, which is imported only when needed.
 
-Orbax turns integer keys into strings, refuses empty arrays and typed PRNG keys, and restores
-flipped bits without a word. So a tree is stored as one flat mapping from ``'/'``-joined paths to
-plain arrays, beside an index of their shapes and dtypes; what guards the bytes is the caller's.
+Orbax converts integer keys to strings, rejects empty arrays and typed PRNG keys, and restores
+flipped bits without an error. So a tree is stored as one flat mapping from ``'/'``-joined paths to
+plain arrays, together with an index of their shapes and dtypes. The caller protects the bytes.
 """
 
 import dataclasses
@@ -26,35 +26,35 @@ from thinkml.checkpoint.filesystem import read_bounded, readable, write_probe
 from thinkml.core.parallel.multiprocess import barrier, is_first_process
 from thinkml.errors import CheckpointError, CheckpointNotFoundError, problems
 from thinkml.paths import local_path
+from thinkml.typing import PyTree
 
-PyTree = Any
 Result = TypeVar('Result')
 
 INDEX = 'index.json'
-# In the names of directories that are not complete yet.
-_UNFINISHED = 'thinkml-new'
+# A part of the names of directories that are not complete yet.
+_INCOMPLETE = 'thinkml-new'
 _DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _ARRAYS = 'arrays'
 MAX_INDEX_BYTES = 64 * 2**20
-# Files of about this size are hashed side by side.
+# Files of about this size are hashed in parallel.
 _FILE_BYTES = 32 * 2**20
 
-# What arrays take on disk beside their bytes, about.
-_BYTES_BESIDE, _BYTES_BY_ARRAY = 64 * 2**10, 2**10
+# The approximate overhead on disk: once, and per array.
+_OVERHEAD_BYTES, _OVERHEAD_BYTES_PER_ARRAY = 64 * 2**10, 2**10
 
-# Orbax looks for what it has written by patterns.
-_NO_PATH = frozenset('[]\\') if os.sep == '/' else frozenset('[]')
+# Orbax finds its files by patterns, in which these characters have a meaning.
+_PATTERN_CHARACTERS = frozenset('[]\\') if os.sep == '/' else frozenset('[]')
 
 _ARRAY_LIKE = (jax.Array, jax.ShapeDtypeStruct)
 
-# Orbax numbers its saves for the process: those of two threads at the same time wait for each
-# other's signals in vain.
-_one_save = threading.Lock()
+# Orbax numbers its saves per process: two saves at once in different threads would wait for each
+# other's signals forever.
+_save_lock = threading.Lock()
 
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """One array as the index has it."""
+    """The index entry of one array."""
 
     shape: tuple[int, ...]
     dtype: str
@@ -81,14 +81,15 @@ class Entry:
         return entry
 
 
-Packed = tuple[dict[str, Entry], dict[str, Any]]
+# The index of a pytree, and its arrays, both by name.
+PackedTree = tuple[dict[str, Entry], dict[str, Any]]
 
 
 def save_arrays(path: str | pathlib.Path, tree: PyTree) -> None:
     """Writes the arrays of a pytree into a new directory.
 
     Args:
-        path: the directory, made here.
+        path: the directory, which is created.
         tree: any pytree of arrays, typed PRNG keys and Python numbers.
 
     Raises:
@@ -115,36 +116,37 @@ def save_arrays(path: str | pathlib.Path, tree: PyTree) -> None:
     as_checkpoint_error(write, f'path: {path} could not be written')
 
 
-def check_disk(directory: pathlib.Path, packed: Packed) -> None:
-    """Checks that a disk has room for arrays: Orbax writes a traceback for each that has none.
+def check_disk(directory: pathlib.Path, packed: PackedTree) -> None:
+    """Checks that a disk has space for arrays: on a full disk, Orbax logs a traceback per array.
 
     Raises:
-        OSError: if it has not, or the directory can't be written.
+        OSError: if there is not enough space, or the directory can't be written.
     """
     write_probe(directory)
     arrays = packed[1].values()
-    needed = sum(array.nbytes for array in arrays) + _BYTES_BESIDE + _BYTES_BY_ARRAY * len(arrays)
+    needed = sum(array.nbytes for array in arrays)
+    needed += _OVERHEAD_BYTES + _OVERHEAD_BYTES_PER_ARRAY * len(arrays)
     free = shutil.disk_usage(directory).free
     if free < needed:
-        what = f'the disk is full: {readable(needed)} are needed, {readable(free)} are free'
-        raise OSError(errno.ENOSPC, what)
+        message = f'the disk is full: {readable(needed)} are needed, {readable(free)} are free'
+        raise OSError(errno.ENOSPC, message)
 
 
-def start_saving(path: pathlib.Path, packed: Packed) -> Callable[[], None]:
-    """Copies arrays off the device, to be written into an empty directory.
+def start_saving(path: pathlib.Path, packed: PackedTree) -> Callable[[], None]:
+    """Copies arrays from the device, and starts writing them into an empty directory.
 
-    In a run of several processes each calls this, with a directory that all of them see. Within a
-    process it waits until the save before it is on disk.
+    In a run of several processes, each process calls this with the same shared directory. Within a
+    process, it waits until the previous save is on disk.
 
     Returns:
-        a function that returns when they are on disk; another thread may call it, and one must.
+        a function that waits until the arrays are on disk. It must be called, by any thread.
 
     Raises:
-        Exception: what Orbax and the file system raise.
+        Exception: any error of Orbax and the file system.
     """
-    if unusable := set(str(path)) & _NO_PATH:
+    if unusable := set(str(path)) & _PATTERN_CHARACTERS:
         raise CheckpointError(
-            f'path: {path} has {min(unusable)!r} in it, a pattern to Orbax, which would write '
+            f'path: {path} contains {min(unusable)!r}, which is a pattern to Orbax; it would write '
             'nothing there. Choose another path.'
         )
     index, arrays = packed
@@ -152,16 +154,16 @@ def start_saving(path: pathlib.Path, packed: Packed) -> Callable[[], None]:
     _silence_orbax()
     writer = None
     if arrays:
-        arrays = {name: _shared(array) for name, array in arrays.items()}
-        # Compression takes longer than all else; it spares less than a tenth of trained weights.
+        arrays = {name: _for_orbax(array) for name, array in arrays.items()}
+        # Compression takes longer than all other work, and saves less than 10 % for weights.
         handler = _orbax().PyTreeCheckpointHandler(use_compression=False)
         args = _orbax().args.PyTreeSave(arrays, ocdbt_target_data_file_size=_FILE_BYTES)
-        _one_save.acquire()
+        _save_lock.acquire()
         try:
             writer = _orbax().AsyncCheckpointer(handler)
             writer.save(path / _ARRAYS, args=args)
         except BaseException:
-            _one_save.release()
+            _save_lock.release()
             raise
 
     def finish() -> None:
@@ -169,9 +171,9 @@ def start_saving(path: pathlib.Path, packed: Packed) -> Callable[[], None]:
             try:
                 writer.close()
             finally:
-                _one_save.release()
+                _save_lock.release()
         if is_first_process():
-            # It is read by nobody here, and names the directory on the machine that wrote it.
+            # This file is not needed, and contains the directory's path on the writing machine.
             (path / _ARRAYS / 'commit_success.txt').unlink(missing_ok=True)
             (path / INDEX).write_text(json.dumps(entries, indent=1) + '\n', encoding='utf-8')
 
@@ -180,41 +182,42 @@ def start_saving(path: pathlib.Path, packed: Packed) -> Callable[[], None]:
 
 @functools.cache
 def _silence_orbax() -> None:
-    """Keeps from the log what Orbax raises as well: a traceback from each of its threads."""
+    """Keeps errors out of the log that Orbax also raises: a traceback from each of its threads."""
     for name in ('absl', 'asyncio'):
-        logging.getLogger(name).addFilter(lambda record: not _is_of_save(record))
+        logging.getLogger(name).addFilter(lambda record: not _is_save_error(record))
 
 
-def _is_of_save(record: logging.LogRecord) -> bool:
-    """Returns True for an error of a save of ThinkML's, which names it or the full disk."""
+def _is_save_error(record: logging.LogRecord) -> bool:
+    """Returns True for an error of a ThinkML save: it names the directory, or the disk is full."""
     error = record.exc_info[1] if record.exc_info else None
     if error is None:
         return False
     is_full = isinstance(error, OSError) and error.errno in _DISK_IS_FULL
-    is_of_orbax = 'orbax' in pathlib.PurePath(record.pathname).parts
-    return (is_full and is_of_orbax) or _UNFINISHED in f'{record.getMessage()} {error}'
+    is_from_orbax = 'orbax' in pathlib.PurePath(record.pathname).parts
+    return (is_full and is_from_orbax) or _INCOMPLETE in f'{record.getMessage()} {error}'
 
 
-def _shared(array: Any) -> Any:
-    """An array of several processes, or one that each of them has: Orbax wants that as NumPy's."""
-    is_own = jax.process_count() > 1 and isinstance(array, jax.Array) and array.is_fully_addressable
-    return np.asarray(array) if is_own else array
+def _for_orbax(array: Any) -> Any:
+    """Returns an array for Orbax; with several processes, a local array must be NumPy's."""
+    has_processes = jax.process_count() > 1
+    is_local = has_processes and isinstance(array, jax.Array) and array.is_fully_addressable
+    return np.asarray(array) if is_local else array
 
 
 def load_arrays(
     path: str | pathlib.Path, template: PyTree = None, prefixes: tuple[str, ...] = ('',)
 ) -> PyTree:
-    """Reads what `save_arrays` wrote.
+    """Reads arrays that `save_arrays` wrote.
 
     Args:
         path: the directory.
-        template: a pytree of arrays or `jax.ShapeDtypeStruct`; its structure, and its leaves'
-            shardings, are what comes back.
-        prefixes: without a template, of the names to read.
+        template: a pytree of arrays or `jax.ShapeDtypeStruct`, which sets the structure of the
+            result and the sharding of each leaf; None for a flat dict.
+        prefixes: prefixes of the names to read, if there is no template.
 
     Returns:
-        The arrays in the template's structure; without one a flat dict from ``'/'``-joined path
-        to array, on the default device; NumPy's arrays stay NumPy's.
+        the arrays in the structure of the template; without one, a flat dict from ``'/'``-joined
+        path to array, on the default device. NumPy arrays are restored as NumPy arrays.
 
     Raises:
         CheckpointError: if there is nothing readable, or it doesn't fit the template. Names every
@@ -246,14 +249,17 @@ def load_arrays(
 
 
 def _orbax() -> Any:
-    """Orbax takes as long to import as a small model to train: not before it is needed."""
+    """Imports Orbax on first use: the import takes as long as training a small model."""
     import orbax.checkpoint
 
     return orbax.checkpoint
 
 
 def as_checkpoint_error(call: Callable[[], Result], message: str) -> Result:
-    """Orbax and tensorstore raise what they like; users see one type."""
+    """Returns the result of ``call``, and raises every error as a `CheckpointError`.
+
+    Orbax and tensorstore raise errors of many types.
+    """
     try:
         return call()
     except CheckpointError:
@@ -273,7 +279,7 @@ def _named_leaves(tree: PyTree) -> dict[str, Any]:
 
 
 def _as_array(name: str, leaf: Any) -> jax.Array | np.ndarray:
-    """NumPy's arrays stay NumPy's: JAX would cut 64 bits to 32 without a word."""
+    """Returns a leaf as an array; NumPy arrays stay, since JAX would cut 64 bits to 32 silently."""
     if not isinstance(leaf, np.ndarray | np.generic):
         return jnp.asarray(leaf)
     is_number = jnp.issubdtype(leaf.dtype, np.number) and leaf.dtype.char not in 'gG'
@@ -288,7 +294,7 @@ def _entry_of(leaf: Any) -> Entry:
     if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         impls: list[str] = []
 
-        def data_of(key: jax.Array) -> jax.Array:  # traced, for leaves that have only a shape
+        def data_of(key: jax.Array) -> jax.Array:  # traced, since a leaf may have only a shape
             impls.append(str(jax.random.key_impl(key)))
             return jax.random.key_data(key)
 
@@ -302,11 +308,11 @@ def _entry_of(leaf: Any) -> Entry:
     )
 
 
-def pack(tree: PyTree) -> Packed:
-    """The index of a pytree, and the arrays Orbax can hold.
+def pack(tree: PyTree) -> PackedTree:
+    """Returns the index of a pytree, and its arrays in a form that Orbax can store.
 
     Raises:
-        CheckpointError: if a leaf is no array.
+        CheckpointError: if a leaf is not an array.
     """
     index: dict[str, Entry] = {}
     arrays: dict[str, Any] = {}
@@ -320,13 +326,13 @@ def pack(tree: PyTree) -> Packed:
 def _unpack(index: dict[str, Entry], arrays: Mapping[str, Any], template: PyTree) -> PyTree:
     empty = {n: np.zeros(e.shape, e.dtype) for n, e in index.items() if n not in arrays}
     arrays = {**arrays, **empty}
-    waiting = {
+    on_host = {
         name: arrays[name]
         for name, entry in index.items()
         if not entry.numpy and not isinstance(arrays[name], jax.Array)
     }
-    arrays |= jax.device_put(waiting, may_alias=True)  # at once: half the time of one by one
-    leaves = {name: _restored(name, entry, arrays[name]) for name, entry in index.items()}
+    arrays |= jax.device_put(on_host, may_alias=True)  # one call takes half the time of many
+    leaves = {name: _unpack_leaf(name, entry, arrays[name]) for name, entry in index.items()}
     if template is None:
         return leaves
     return jax.tree.unflatten(
@@ -334,21 +340,24 @@ def _unpack(index: dict[str, Entry], arrays: Mapping[str, Any], template: PyTree
     )
 
 
-def _restored(name: str, entry: Entry, array: Any) -> jax.Array | np.ndarray:
+def _unpack_leaf(name: str, entry: Entry, array: Any) -> jax.Array | np.ndarray:
     if entry.numpy:
         return np.asarray(array)
     if array.dtype != jnp.dtype(entry.dtype):
         raise CheckpointError(
-            f'{name}: stored as {entry.dtype}, which this process turns into {array.dtype}. '
+            f'{name}: stored as {entry.dtype}, which this process converts to {array.dtype}. '
             "Switch 64-bit arrays on first: jax.config.update('jax_enable_x64', True)."
         )
     if entry.key_impl:
         return jax.random.wrap_key_data(array, impl=entry.key_impl)
-    return _weakly_typed(array) if entry.weak else array
+    return _as_weak_type(array) if entry.weak else array
 
 
-def _weakly_typed(array: jax.Array) -> jax.Array:
-    """A weak float32 times a bfloat16 is a bfloat16, a strong one a float32: it decides results."""
+def _as_weak_type(array: jax.Array) -> jax.Array:
+    """Returns the array with a weak type, which changes the dtype of results.
+
+    A weak float32 times a bfloat16 is a bfloat16; with a strong float32 the product is a float32.
+    """
     weak = jnp.full(array.shape, array.dtype.type(0).item())
     if weak.dtype != array.dtype:
         return array
@@ -357,29 +366,30 @@ def _weakly_typed(array: jax.Array) -> jax.Array:
 
 
 def _is_default(sharding: jax.sharding.Sharding) -> bool:
-    """Whether arrays are there anyway. Put there by name they would be committed to the device.
+    """Returns True for the device on which arrays are placed by default.
 
-    A program is compiled anew for arrays that are committed.
+    Placing them there explicitly would commit them to the device, and programs would be compiled
+    again for committed arrays.
     """
     return sharding == jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
 
 
 def _targets(index: dict[str, Entry], template: PyTree, where: str) -> dict[str, Any]:
-    """The template's leaves by name, checked against the index."""
+    """Returns the leaves of the template by name, checked against the index."""
     targets = _named_leaves(template)
     found = [f'{name}: only in the checkpoint' for name in index if name not in targets]
     found += [f'{name}: only in the template' for name in targets if name not in index]
     for name in index.keys() & targets.keys():
-        stored, wanted = index[name], _entry_of(targets[name])
-        if str(stored) != str(wanted):
-            found.append(f'{name}: stored as {stored}, the template has {wanted}')
+        stored, expected = index[name], _entry_of(targets[name])
+        if str(stored) != str(expected):
+            found.append(f'{name}: stored as {stored}, the template has {expected}')
     if found:
         raise CheckpointError(problems(f'template: does not fit {where}:', sorted(found)))
     return targets
 
 
 def _is_placed(target: Any, entry: Entry) -> bool:
-    """Whether the template says on which devices an array is to be."""
+    """Returns True if the template places the array on devices other than the default one."""
     sharding = getattr(target, 'sharding', None)
     return not (sharding is None or entry.key_impl or _is_default(sharding))
 
@@ -387,20 +397,22 @@ def _is_placed(target: Any, entry: Entry) -> bool:
 def _restore_placed(
     path: pathlib.Path, index: Mapping[str, Entry], targets: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Each process reads what its devices need."""
+    """Restores sharded arrays; each process reads only the shards of its devices."""
     ocp = _orbax()
-    how = {name: ocp.ArrayRestoreArgs(sharding=array.sharding) for name, array in targets.items()}
+    restore_args = {
+        name: ocp.ArrayRestoreArgs(sharding=array.sharding) for name, array in targets.items()
+    }
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-        _check_declared(index, checkpointer.metadata(path).item_metadata.tree)
+        _check_index(index, checkpointer.metadata(path).item_metadata.tree)
         item = {name: targets[name] for name in targets}
-        args = ocp.args.PyTreeRestore(item=item, restore_args=how, partial_restore=True)
+        args = ocp.args.PyTreeRestore(item=item, restore_args=restore_args, partial_restore=True)
         return checkpointer.restore(path, args=args)
 
 
-def _check_declared(index: Mapping[str, Entry], stored: Mapping[str, Any]) -> None:
-    """Shapes are compared before memory is taken for them."""
-    declared = {name: (entry.shape, entry.dtype) for name, entry in index.items()}
+def _check_index(index: Mapping[str, Entry], stored: Mapping[str, Any]) -> None:
+    """Checks shapes and dtypes against the index, before memory is allocated for the arrays."""
+    expected = {name: (entry.shape, entry.dtype) for name, entry in index.items()}
     found = {name: (tuple(a.shape), jnp.dtype(a.dtype).name) for name, a in stored.items()}
-    if declared != found:
-        names = sorted(n for n in declared | found if declared.get(n) != found.get(n))
+    if expected != found:
+        names = sorted(n for n in expected | found if expected.get(n) != found.get(n))
         raise ValueError(f'{INDEX} and the arrays differ in {", ".join(names[:5])}')

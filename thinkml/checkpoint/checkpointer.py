@@ -1,4 +1,4 @@
-"""Numbered checkpoints of a training run: written in the background, whole or not at all."""
+"""Checkpointer: numbered checkpoints of a training run, written atomically in the background."""
 
 import concurrent.futures
 import functools
@@ -14,8 +14,7 @@ from typing import Any, Self
 from thinkml.checkpoint import filesystem, manifest
 from thinkml.checkpoint.array_store import (
     INDEX,
-    Packed,
-    PyTree,
+    PackedTree,
     as_checkpoint_error,
     check_disk,
     load_arrays,
@@ -31,33 +30,34 @@ from thinkml.errors import (
     warn_user,
 )
 from thinkml.paths import local_path
+from thinkml.typing import PyTree
 
 MAX_METADATA_BYTES = 256 * 2**20
 
 _METADATA = 'metadata.json'
-_OF_MODELS = 'model.json', 'weights'
+_MODEL_FILES = 'model.json', 'weights'
 _STEP = re.compile(r'0|[1-9][0-9]*')
 _LEFTOVER = re.compile(r'\.(0|[1-9][0-9]*)\.thinkml-(new|old)')
 
 
 class Checkpointer:
-    """Numbered checkpoints of a training state in one directory, written in the background.
+    """A directory of numbered checkpoints of a training state, written in the background.
 
-    A save returns once the state is copied off the device: the caller may donate it to the next
-    step. A checkpoint comes to be in one moment, when its manifest, the size and SHA-256 of every
-    file, is on disk. A process killed at any other leaves what was there before; what it had
-    begun is removed when the directory is next opened. Other files in the directory are left
-    alone.
+    A save returns once the state is copied from the device, so the caller may donate it to the
+    next step. A checkpoint becomes complete in one moment: when its manifest, with the size and
+    SHA-256 of every file, is on disk. If the process is killed before that, the earlier checkpoints
+    stay, and the incomplete one is removed when the directory is next opened. Other files in the
+    directory are not changed.
 
-    In a run of several processes each makes one and calls its methods in the same order; the
-    directory is one that all of them see.
+    In a run of several processes, each creates a checkpointer for the same shared directory, and
+    calls its methods in the same order.
 
     Args:
-        directory: where they live; made with its parents.
-        keep: how many of the newest to keep; None keeps all. The best one stays beside them.
+        directory: the directory of the checkpoints; created with its parents.
+        keep: the number of newest checkpoints to keep; None keeps all. The best one is also kept.
 
     Raises:
-        ConfigError: if ``keep`` is no number of checkpoints.
+        ConfigError: if ``keep`` is not a number of checkpoints.
         CheckpointError: if the directory can't be written.
 
     Example:
@@ -84,7 +84,7 @@ class Checkpointer:
             raise ConfigError(
                 f'keep: got {keep!r}, expected a whole number of at least 1, or None for all.'
             )
-        self._begin(directory, keep)
+        self._initialize(directory, keep)
         if os.path.isfile(self.directory):
             raise CheckpointError(
                 f'directory: {self.directory} is a file, expected a directory or a new path.'
@@ -102,12 +102,12 @@ class Checkpointer:
 
     @classmethod
     def to_read(cls, directory: str | Path) -> Self:
-        """Returns one that only reads, where nothing is made, cleaned up or locked."""
+        """Returns a read-only checkpointer, which creates, cleans up and locks nothing."""
         checkpointer = cls.__new__(cls)
-        checkpointer._begin(directory, None)
+        checkpointer._initialize(directory, None)
         return checkpointer
 
-    def _begin(self, directory: str | Path, keep: int | None) -> None:
+    def _initialize(self, directory: str | Path, keep: int | None) -> None:
         self.directory = Path(os.path.abspath(local_path(directory, 'directory')))
         self._keep = keep
         self._pending: tuple[int, concurrent.futures.Future[None]] | None = None
@@ -115,13 +115,14 @@ class Checkpointer:
         self._verified: int | None = None
 
     def check_space(self, num_bytes: int) -> None:
-        """Checks that the disk has room for a checkpoint.
+        """Checks that the disk has space for a checkpoint.
 
         Args:
-            num_bytes: its size; one that is being written stands beside those that are kept.
+            num_bytes: the size of the checkpoint. A new one is complete before an old one is
+                removed.
 
         Raises:
-            CheckpointError: if there is less. Says how much is needed and free.
+            CheckpointError: if there is less space. Says how much is needed and free.
         """
         message = f'directory: the free space of {self.directory} is not known'
         free = as_checkpoint_error(lambda: shutil.disk_usage(self.directory).free, message)
@@ -140,35 +141,34 @@ class Checkpointer:
         *,
         best: bool = False,
     ) -> None:
-        """Starts to write a checkpoint; waits for the one before it.
+        """Starts to write a checkpoint, after waiting for the previous one.
 
-        When it is complete, checkpoints of the same step and of later ones give way: the run went
-        back, and they are no longer its future. So do those that are not to be kept.
+        When it is complete, checkpoints of the same step and of later steps are removed, since the
+        run was resumed from an earlier step. Those beyond the number to keep are removed too.
 
         Args:
-            step: its number, at least 0.
+            step: the number of the checkpoint, at least 0.
             state: any pytree of arrays, typed PRNG keys and Python numbers.
-            metadata: plain JSON values; NaN and infinities may be among them.
-            best: it is the best so far, and stays until a later save is.
+            metadata: plain JSON values; NaN and infinities are allowed.
+            best: True if this is the best checkpoint so far; it is kept until a later save is best.
 
         Raises:
-            CheckpointError: if this save can't be started, or the one before it failed; then
-                this one was not started, and the next may succeed.
+            CheckpointError: if this save can't be started, or if the previous one failed. In the
+                second case this save was not started, and the next may succeed.
         """
         if not (is_whole(step) and step >= 0):
             raise CheckpointError(f'step: got {step!r}, expected a whole number of at least 0.')
         step, best = int(step), bool(best)
         message = f'step: {step} could not be written to {self.directory}'
         packed = as_checkpoint_error(lambda: pack(state), message)
-        about = as_checkpoint_error(
-            lambda: _encode(dict(metadata or {})), message
-        )  # may change after this
+        # Encoded now, since the caller may change it later.
+        encoded = as_checkpoint_error(lambda: _encode(dict(metadata or {})), message)
         self.wait()
         self._verified = None
         as_checkpoint_error(
             lambda: broadcast_result(lambda: check_disk(self.directory, packed)), message
         )
-        finish = as_checkpoint_error(lambda: self._start(step, packed, about, best), message)
+        finish = as_checkpoint_error(lambda: self._start(step, packed, encoded, best), message)
         executor = concurrent.futures.ThreadPoolExecutor(1, 'thinkml-checkpoint')
         self._pending = step, executor.submit(finish)
         executor.shutdown(wait=False)
@@ -178,7 +178,7 @@ class Checkpointer:
         """Blocks until every save is on disk.
 
         Raises:
-            CheckpointError: if one failed.
+            CheckpointError: if a save failed.
         """
         self._join()
         pending, self._pending = self._pending, None
@@ -189,7 +189,7 @@ class Checkpointer:
             )
 
     def close(self) -> None:
-        """Waits for what is being written.
+        """Waits until every save is on disk.
 
         Raises:
             CheckpointError: if a save failed.
@@ -197,36 +197,36 @@ class Checkpointer:
         self.wait()
 
     def steps(self) -> list[int]:
-        """The steps whose checkpoints are complete, in order; damaged ones may be among them."""
+        """Returns the steps of all complete checkpoints in order, including damaged ones."""
         return [
             step
-            for step, path in sorted(self._found().items())
+            for step, path in sorted(self._checkpoints().items())
             if (path / manifest.NAME).is_file() and not path.is_symlink()
         ]
 
     def latest_step(self) -> int | None:
-        """The last of `steps`; None where there is none."""
+        """Returns the last of `steps`; None if there is none."""
         return max(self.steps(), default=None)
 
     def best_step(self) -> int | None:
-        """The step last saved as the best; None where there is none."""
+        """Returns the step last saved as the best; None if there is none."""
         return max(filter(self._is_best, self.steps()), default=None)
 
     def latest_sound(self) -> int | None:
-        """The highest step whose files are as they were written; None without checkpoints.
+        """Returns the latest step whose files are undamaged; None without checkpoints.
 
-        Reads every file of it. Warns of newer checkpoints that are damaged; they are dropped when
-        a newer one is complete.
+        Reads all files of that checkpoint. Warns about newer checkpoints that are damaged; they are
+        removed when a newer one is complete.
 
         Raises:
-            CheckpointError: if there are checkpoints and none is sound. Says what is wrong.
+            CheckpointError: if there are checkpoints and all are damaged. Describes the damage.
         """
         self._join()
         self._verified = broadcast_result(self._find_sound)
         return self._verified
 
     def metadata(self, step: int) -> dict[str, Any]:
-        """The metadata of a checkpoint, read without its arrays.
+        """Returns the metadata of a checkpoint, without reading its arrays.
 
         Args:
             step: one of `steps`.
@@ -241,16 +241,16 @@ class Checkpointer:
     def restore(
         self, step: int, template: PyTree, prefixes: tuple[str, ...] = ('',)
     ) -> tuple[PyTree, dict[str, Any]]:
-        """Reads a checkpoint, after its files were compared with its manifest.
+        """Reads a checkpoint, after comparing its files with its manifest.
 
         Args:
             step: one of `steps`.
-            template: a pytree of arrays or `jax.ShapeDtypeStruct`; its structure, and its leaves'
-                shardings, are what comes back; None for a flat dict, see `load_arrays`.
-            prefixes: without a template, of the names to read.
+            template: a pytree of arrays or `jax.ShapeDtypeStruct`, which sets the structure of the
+                result and the sharding of each leaf; None for a flat dict, see `load_arrays`.
+            prefixes: prefixes of the names to read, if there is no template.
 
         Returns:
-            The state and its metadata.
+            the state and its metadata.
 
         Raises:
             CheckpointError: if there is no such step, it is damaged, or it doesn't fit the
@@ -258,7 +258,7 @@ class Checkpointer:
         """
         self._join()
         path = self._path(step)
-        # What latest_sound has just read need not be read twice.
+        # The files that latest_sound has just read need not be read again.
         damage = None if self._verified == step else self._damage(step, path)
         if damage:
             raise CheckpointError(
@@ -274,17 +274,17 @@ class Checkpointer:
             )
         return self.directory / str(step)
 
-    def _beside(self, step: int, kind: str) -> Path:
+    def _temporary_path(self, step: int, kind: str) -> Path:
         return self.directory / f'.{step}.thinkml-{kind}'
 
-    def _found(self) -> dict[int, Path]:
-        """What is a checkpoint, complete or damaged, by its step."""
+    def _checkpoints(self) -> dict[int, Path]:
+        """Returns the paths of all checkpoints, complete or damaged, by step."""
         return _checkpoints_in(self.directory)
 
     def _is_best(self, step: int) -> bool:
         try:
             return manifest.read(self.directory / str(step)).get('best') is True
-        except (OSError, ValueError):  # damaged: latest_sound and restore say so
+        except (OSError, ValueError):  # damaged: latest_sound and restore report it
             return False
 
     def _damage(self, step: int, path: Path) -> str | None:
@@ -293,134 +293,136 @@ class Checkpointer:
     def _find_sound(self) -> int | None:
         damaged: dict[int, str] = {}
         sound = None
-        for step, path in sorted(self._found().items(), reverse=True):
+        for step, path in sorted(self._checkpoints().items(), reverse=True):
             damage = self._damage(step, path)
             if damage is None:
                 sound = step
                 break
-            if path.is_symlink() or path.exists():  # another process may have dropped it
+            if path.is_symlink() or path.exists():  # another process may have removed it
                 damaged[step] = damage
         self._damaged = set(damaged)
         if damaged:
             lines = [f'step {step}: {damage}' for step, damage in damaged.items()]
-            where = f'directory: {self.directory}'
+            prefix = f'directory: {self.directory}'
             if sound is None:
                 raise CheckpointError(
-                    problems(f'{where} has no checkpoint that is not damaged:', lines)
+                    problems(f'{prefix} has no checkpoint that is not damaged:', lines)
                 )
-            headline = f'{where} has damaged checkpoints; step {sound} is used instead of'
+            headline = f'{prefix} has damaged checkpoints; step {sound} is used instead of'
             warn_user(problems(headline, lines))
         return sound
 
-    def _start(self, step: int, packed: Packed, about: bytes, best: bool) -> Callable[[], None]:
-        """Copies the state off the device; returns what makes it a checkpoint."""
-        new, target = self._beside(step, 'new'), self.directory / str(step)
+    def _start(
+        self, step: int, packed: PackedTree, metadata: bytes, best: bool
+    ) -> Callable[[], None]:
+        """Copies the state from the device; returns a function that completes the checkpoint."""
+        new, target = self._temporary_path(step, 'new'), self.directory / str(step)
         if not is_first_process():
             return start_saving(new, packed)
         if os.path.lexists(target) and not is_checkpoint(target):
             raise CheckpointError(
-                f'step: {step} can not be saved, {target} exists and is no checkpoint. Choose '
+                f'step: {step} can not be saved, {target} exists and is not a checkpoint. Choose '
                 'another directory.'
             )
         if new.exists():
             self._clean_up()
         new.mkdir()
-        held = filesystem.lock(new)
+        lock = filesystem.lock(new)
         try:
             write_arrays = start_saving(new, packed)
         except BaseException:
             shutil.rmtree(new, ignore_errors=True)
-            filesystem.unlock(held)
+            filesystem.unlock(lock)
             raise
 
         def finish() -> None:
             try:
                 write_arrays()
-                (new / _METADATA).write_bytes(about)
+                (new / _METADATA).write_bytes(metadata)
                 manifest.write(new, format=1, step=step, best=best)
-                self._put_in_place(new, step)
-                self._drop_old()
+                self._publish(new, step)
+                self._remove_old()
             finally:
-                if not (new / manifest.NAME).is_file():  # else it waits to be put in place
+                if not (new / manifest.NAME).is_file():  # else the next opening publishes it
                     shutil.rmtree(new, ignore_errors=True)
-                filesystem.unlock(held)
+                filesystem.unlock(lock)
 
         return finish
 
-    def _put_in_place(self, new: Path, step: int) -> None:
-        """Makes a directory that has its manifest the newest checkpoint."""
-        for later in sorted(self._found(), reverse=True):
+    def _publish(self, new: Path, step: int) -> None:
+        """Renames a directory that has its manifest, which makes it the newest checkpoint."""
+        for later in sorted(self._checkpoints(), reverse=True):
             if later >= step:
-                self._drop(later)
+                self._remove(later)
         new.rename(self.directory / str(step))
         filesystem.sync_folder(self.directory)
 
-    def _drop_old(self) -> None:
+    def _remove_old(self) -> None:
         steps = [step for step in self.steps() if step not in self._damaged]
         kept = set(steps if self._keep is None else steps[-self._keep :])
         best = max(filter(self._is_best, steps), default=None)
-        for step in self._found().keys() - kept - {best}:
-            self._drop(step)
+        for step in self._checkpoints().keys() - kept - {best}:
+            self._remove(step)
 
-    def _drop(self, step: int) -> None:
-        trash = self._beside(step, 'old')
+    def _remove(self, step: int) -> None:
+        trash = self._temporary_path(step, 'old')
         shutil.rmtree(trash, ignore_errors=True)
         filesystem.remove(self.directory / str(step), trash)
         self._damaged.discard(step)
 
     def _clean_up(self) -> None:
-        """Completes or removes what a killed process left; leaves what one at work holds."""
+        """Publishes or removes directories left by killed processes, except locked ones."""
         for path in list(self.directory.iterdir()):
             leftover = _LEFTOVER.fullmatch(path.name)
             if leftover is None or path.is_symlink() or not path.is_dir():
                 continue
-            held = filesystem.lock(path)
-            if held is None:
+            lock = filesystem.lock(path)
+            if lock is None:
                 continue
             try:
                 if leftover[2] == 'new' and (path / manifest.NAME).is_file():
-                    self._put_in_place(path, int(leftover[1]))
+                    self._publish(path, int(leftover[1]))
                 else:
                     shutil.rmtree(path, ignore_errors=True)
             finally:
-                filesystem.unlock(held)
+                filesystem.unlock(lock)
 
     def _join(self) -> None:
-        """Waits for the background; an error there is kept for the next `wait`."""
+        """Waits for the background thread; the next `wait` raises its error."""
         if self._pending is not None:
             concurrent.futures.wait([self._pending[1]])
             barrier('checkpoint-saved')
 
 
-_unfinished: set[concurrent.futures.Future[None]] = set()
+_running_saves: set[concurrent.futures.Future[None]] = set()
 
 
-def _complete_before_exit(saving: concurrent.futures.Future[None]) -> None:
+def _complete_before_exit(save: concurrent.futures.Future[None]) -> None:
     _wait_at_exit()
-    _unfinished.add(saving)
-    saving.add_done_callback(_unfinished.discard)
+    _running_saves.add(save)
+    save.add_done_callback(_running_saves.discard)
 
 
 @functools.cache
 def _wait_at_exit() -> None:
-    """Has the interpreter wait for saves before it takes from Orbax the threads they need.
+    """Makes the interpreter wait for saves before it stops the threads that Orbax needs.
 
-    `atexit` comes too late for that: Orbax would then wait for itself for five minutes.
+    `atexit` runs too late for that: Orbax would then wait for itself for five minutes.
     """
     threading._register_atexit(  # pyright: ignore[reportAttributeAccessIssue]
-        lambda: concurrent.futures.wait(list(_unfinished))
+        lambda: concurrent.futures.wait(list(_running_saves))
     )
     if hasattr(os, 'register_at_fork'):
-        os.register_at_fork(after_in_child=_unfinished.clear)  # its threads are not there
+        os.register_at_fork(after_in_child=_running_saves.clear)  # a fork has no threads
 
 
 def has_checkpoints(directory: Path) -> bool:
-    """Returns True if a directory is that of a `Checkpointer` which has saved something."""
+    """Returns True if a directory contains a checkpoint of a `Checkpointer`."""
     return directory.is_dir() and bool(_checkpoints_in(directory))
 
 
 def holds_checkpoints(path: Path) -> bool:
-    """Returns True for a checkpoint, a run's directory of them, and the directory of runs."""
+    """Returns True for a checkpoint, a run's directory of checkpoints, and a directory of runs."""
     return is_checkpoint(path) or any(map(has_checkpoints, (path, *path.glob('run-*'))))
 
 
@@ -433,9 +435,9 @@ def _checkpoints_in(directory: Path) -> dict[int, Path]:
 
 
 def is_checkpoint(path: Path) -> bool:
-    """Returns True for a checkpoint, linked or not, though one of its files may be lost."""
-    # A saved model, a damaged one too, has files of the same names.
-    if any(os.path.lexists(path / name) for name in _OF_MODELS):
+    """Returns True for a checkpoint, also for a link, and if one of its files is missing."""
+    # A saved model, even a damaged one, has files with the same names.
+    if any(os.path.lexists(path / name) for name in _MODEL_FILES):
         return False
     return sum((path / name).is_file() for name in (manifest.NAME, INDEX, _METADATA)) >= 2
 
@@ -444,7 +446,7 @@ def _encode(metadata: dict[str, Any]) -> bytes:
     content = json.dumps(metadata).encode() + b'\n'
     if len(content) > MAX_METADATA_BYTES:
         raise ValueError(
-            f'metadata of {len(content)} bytes, at most {MAX_METADATA_BYTES} can be read again'
+            f'metadata of {len(content)} bytes, at most {MAX_METADATA_BYTES} can be read back'
         )
     return content
 

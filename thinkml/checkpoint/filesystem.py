@@ -1,4 +1,4 @@
-"""What the file system is asked for beyond reading and writing: lasting files, locks, room."""
+"""File system: durable writes, bounded reads, locks of directories, and readable sizes."""
 
 import contextlib
 import os
@@ -18,22 +18,22 @@ _PROBE = b'\0' * 4096
 
 
 def open_directory(directory: Path) -> None:
-    """Makes a directory, and writes to it as a test.
+    """Creates a directory, and writes to it as a test.
 
     Raises:
-        OSError: if that is impossible, or the disk is full.
+        OSError: if the directory can't be created or written, or the disk is full.
     """
     directory.mkdir(parents=True, exist_ok=True)
     write_probe(directory, sync=True)
 
 
 def write_probe(directory: Path, sync: bool = False) -> None:
-    """Writes to a directory as a test, to the disk itself if ``sync``; nothing of it is left.
+    """Writes a temporary file to a directory as a test; flushes it to disk if ``sync``.
 
     Raises:
-        OSError: if that is impossible.
+        OSError: if the directory can't be written.
     """
-    with tempfile.TemporaryFile(dir=directory) as file:  # it has no name
+    with tempfile.TemporaryFile(dir=directory) as file:  # has no name, so nothing is left
         file.write(_PROBE)
         file.flush()
         if sync:
@@ -41,11 +41,11 @@ def write_probe(directory: Path, sync: bool = False) -> None:
 
 
 def read_bounded(path: Path, limit: int) -> bytes:
-    """Reads a regular file of at most ``limit`` bytes; a pipe or a device is not waited for.
+    """Reads a regular file of at most ``limit`` bytes, without waiting for a pipe or a device.
 
     Raises:
         OSError: if it can't be read.
-        ValueError: if it is something else or larger.
+        ValueError: if it is not a regular file, or larger.
     """
     with open(os.open(path, os.O_RDONLY | getattr(os, 'O_NONBLOCK', 0)), 'rb') as file:
         status = os.fstat(file.fileno())
@@ -66,7 +66,7 @@ def write_synced(path: Path, content: bytes) -> None:
 
 
 def sync_folder(folder: str | Path) -> None:
-    """Makes renames in a folder last; Windows has no such call, and needs none."""
+    """Makes renames in a folder durable; Windows has no such call, and needs none."""
     if os.name == 'posix':
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -80,7 +80,7 @@ _locks: set[int] = set()
 
 
 def _close_locks() -> None:
-    """Closes them in a process that was forked, which would hold them longer than this one."""
+    """Closes the locks in a forked process, which would otherwise hold them too long."""
     for descriptor in _locks:
         os.close(descriptor)
     _locks.clear()
@@ -94,7 +94,7 @@ def lock(folder: Path) -> int | None:
     """Locks a folder until `unlock` is called or the process ends.
 
     Returns:
-        The descriptor; None if another one has the lock; -1 where folders can't be locked.
+        the descriptor; None if the folder is already locked; -1 if folders can't be locked.
     """
     if fcntl is None:
         return -1
@@ -112,7 +112,7 @@ def lock(folder: Path) -> int | None:
 
 
 def unlock(descriptor: int | None) -> None:
-    """Gives a lock back; does nothing in a process that was forked from the one that has it."""
+    """Releases a lock; does nothing in a process forked from the one that holds it."""
     if fcntl is not None and descriptor in _locks:
         _locks.remove(descriptor)
         fcntl.flock(descriptor, fcntl.LOCK_UN)
@@ -121,24 +121,24 @@ def unlock(descriptor: int | None) -> None:
 
 @contextlib.contextmanager
 def locked(folder: Path, seconds: float) -> Iterator[None]:
-    """Holds the lock of a folder, where folders can be locked.
+    """Holds the lock of a folder in a ``with`` block, if folders can be locked.
 
     Raises:
-        OSError: if another one has held it for ``seconds``, or there is no such folder.
+        OSError: if another process has held it for ``seconds``, or there is no such folder.
     """
-    until = time.monotonic() + seconds
-    while (held := lock(folder)) is None:
-        if time.monotonic() >= until:
+    deadline = time.monotonic() + seconds
+    while (descriptor := lock(folder)) is None:
+        if time.monotonic() >= deadline:
             raise TimeoutError(f'another process has held {folder} for {seconds:g} seconds')
         time.sleep(0.01)
     try:
         yield
     finally:
-        unlock(held)
+        unlock(descriptor)
 
 
 def remove(path: Path, trash: Path) -> None:
-    """Removes a directory or a link, first by name and at once: a kill leaves the trash only."""
+    """Removes a directory or a link, after an atomic rename: a kill leaves only the trash."""
     path.rename(trash)
     if trash.is_symlink():
         trash.unlink()
@@ -147,7 +147,7 @@ def remove(path: Path, trash: Path) -> None:
 
 
 def readable(num_bytes: int) -> str:
-    """A number of bytes for people, such as ``'1.5 GB'``."""
+    """Returns a number of bytes as readable text, such as ``'1.5 GB'``."""
     for size, unit in ((1e12, 'TB'), (1e9, 'GB'), (1e6, 'MB'), (1e3, 'kB')):
         if num_bytes >= size:
             return f'{num_bytes / size:.1f} {unit}'

@@ -1,6 +1,6 @@
-"""The manifest of a directory: the size and SHA-256 of every file in it, in a file of its own.
+"""Manifest: a file with the size and SHA-256 of every other file in a directory.
 
-A directory that has a manifest is complete; what differs from the manifest was changed since.
+A directory with a manifest is complete. A file that differs from the manifest has been changed.
 """
 
 import hashlib
@@ -23,15 +23,17 @@ _PART = f'{NAME}.part'
 
 
 def write(directory: Path, **about: Any) -> None:
-    """Hashes every file of a directory, brings it to disk, and then writes the manifest whole.
+    """Hashes every file of a directory, flushes it to disk, and then writes the manifest.
+
+    The manifest is written atomically.
 
     Args:
-        directory: its files are complete, and its links none.
-        **about: plain JSON values the manifest is to hold as well.
+        directory: the directory, with complete files and no links.
+        **about: further plain JSON values for the manifest.
 
     Raises:
-        OSError: if a file can't be read or the manifest not be written.
-        ValueError: if there is something in the directory that no manifest can list.
+        OSError: if a file can't be read or the manifest can't be written.
+        ValueError: if the directory contains something that a manifest can't list.
     """
     paths, folders = {}, [os.fspath(directory)]
     for name, path, mode in _walk(directory):
@@ -41,7 +43,7 @@ def write(directory: Path, **about: Any) -> None:
             paths[name] = path
         else:
             raise ValueError(f'{name!r} is not a regular file')
-    # Hashing holds no lock of the interpreter's: as many files at once as there are cores.
+    # Hashing releases the interpreter's lock: one thread per core.
     with ThreadPoolExecutor(os.cpu_count()) as threads:
         files = dict(zip(paths, threads.map(_sync_and_fingerprint, paths.values()), strict=True))
     for folder in folders:
@@ -52,10 +54,10 @@ def write(directory: Path, **about: Any) -> None:
 
 
 def read(directory: Path) -> dict[str, Any]:
-    """Returns what the manifest holds.
+    """Returns the content of the manifest.
 
     Raises:
-        ValueError: if it is not as `write` wrote it.
+        ValueError: if it was changed after `write`.
         OSError: if it can't be read.
     """
     path = directory / NAME
@@ -74,12 +76,12 @@ def read(directory: Path) -> dict[str, Any]:
 
 
 def damage(directory: Path, only: Collection[str] | None = None, **about: Any) -> str | None:
-    """Says how a directory differs from its manifest; None where it doesn't.
+    """Describes the first difference between a directory and its manifest; None if there is none.
 
     Args:
-        directory: where the files are.
+        directory: the directory of the files.
         only: the files whose contents are compared; None for all.
-        **about: what the manifest must hold as well.
+        **about: further values that the manifest must contain.
     """
     if directory.is_symlink():
         return 'it is a symbolic link'
@@ -98,7 +100,10 @@ def damage(directory: Path, only: Collection[str] | None = None, **about: Any) -
 def difference(
     directory: Path, listed: Mapping[str, Any], only: Collection[str] | None = None
 ) -> str | None:
-    """The first file or folder that is not as listed. Sizes first: they cost nothing to compare."""
+    """Describes the first file or folder that differs from the list; None if there is none.
+
+    Sizes are compared first, since that costs nothing.
+    """
     if any(name.count('/') > _MAX_DEPTH for name in listed):
         return f'a file of it is more than {_MAX_DEPTH} folders deep'
     folders = {name[:end] for name in listed for end, sign in enumerate(name) if sign == '/'}
@@ -123,14 +128,14 @@ def difference(
 
 
 def _encode(manifest: dict[str, Any]) -> bytes:
-    """JSON in one way only, with its own digest: whatever else is read was not written so."""
+    """Encodes a manifest as canonical JSON with its digest, so that any change is detected."""
     body = json.dumps(manifest, indent=1, sort_keys=True).encode()
     manifest = {**manifest, 'sha256': hashlib.sha256(body).hexdigest()}
     return json.dumps(manifest, indent=1, sort_keys=True).encode() + b'\n'
 
 
 def _walk(directory: Path) -> Iterator[tuple[str, str, int]]:
-    """Name within the directory, path and mode of all that is in it; follows no links."""
+    """Yields the relative name, path and mode of everything in a directory; follows no links."""
     folders, count = [('', os.fspath(directory))], 0
     while folders:
         within, folder = folders.pop()

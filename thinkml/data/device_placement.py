@@ -115,7 +115,7 @@ def put_parts(
         the arrays ``[len(positions), ...]``; this process has read only the shards of its devices.
     """
 
-    def shard_of(device: jax.Device, part: slice) -> PyTree:
+    def shard_of(device: Any, part: slice) -> PyTree:
         of_device = positions[part]
         existing = of_device[of_device < num_rows]
         arrays = read(existing if len(existing) else np.zeros(1, np.int64))
@@ -202,7 +202,7 @@ def _num_bytes(values: Rows | PyTree) -> int:
     return sum(leaf.nbytes for leaf in jax.tree.leaves(values))
 
 
-def _free_bytes(device: jax.Device) -> int | None:
+def _free_bytes(device: Any) -> int | None:
     """Returns the free bytes of a device; None if they are not reported."""
     stats = device.memory_stats()
     if stats and 'bytes_limit' in stats:
