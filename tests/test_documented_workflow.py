@@ -281,7 +281,7 @@ def test_the_advanced_options_on_images(digits):
 
 
 def test_monitoring_before_training(names):
-    with pytest.warns(ThinkMLWarning, match='nothing is recorded of this model yet'):
+    with pytest.warns(ThinkMLWarning, match='nothing is recorded for this model yet'):
         run(MONITORING, names)
     assert np.isnan(names['current_metrics']['loss'])
     run(BASIC_TRAINING, names)

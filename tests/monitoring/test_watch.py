@@ -129,7 +129,7 @@ def test_a_file_is_drawn_anywhere(tmp_path, name):
 def test_outside_a_notebook_it_says_what_there_is(notebook, shell):
     sys.modules['IPython'].get_ipython = lambda: shell  # none at all, or that of a terminal
     model = Model()
-    with pytest.warns(ThinkMLWarning, match=r"no notebook.*watch\('progress.png'\)") as caught:
+    with pytest.warns(ThinkMLWarning, match=r"not a notebook.*watch\('progress.png'\)") as caught:
         watch = tracking(model).watch()
     assert caught[0].filename == __file__
     train(model)

@@ -1,4 +1,4 @@
-"""Watching a training: its record, its plots, the progress bar and writers of its values."""
+"""Monitoring of a training run: its history, plots, the progress bar, and writers of metrics."""
 
 from typing import TYPE_CHECKING
 

@@ -1,7 +1,7 @@
-"""Event files: the records of TensorBoard's format, in the file when a call returns.
+"""Event files in TensorBoard's format, with each record in the file when a call returns.
 
-tensorboardX writes them in a thread, which a full disk ends; then its queue fills and blocks the
-training.
+tensorboardX writes records in a thread. A full disk ends that thread; then its queue fills up and
+blocks the training.
 """
 
 import functools
@@ -21,8 +21,8 @@ class EventFile:
     """A new event file.
 
     Args:
-        directory: made where it does not exist.
-        purge_step: points of this step and later ones, in the files before, are not shown.
+        directory: the directory of the file; created if it does not exist.
+        purge_step: TensorBoard hides points of this step and later ones in earlier files.
         suffix: the end of the file's name. Files are read in the order of their names.
 
     Attributes:
@@ -44,7 +44,7 @@ class EventFile:
         self._write([first, messages.Event(wall_time=now, step=purge_step, session_log=start)])
 
     def add(self, summaries: Iterable[Any], step: int | None, wall_time: float | None) -> None:
-        """Writes summaries, all of them or none.
+        """Writes all summaries, or none.
 
         Raises:
             OSError: if they can't be written; the next call may succeed.
@@ -59,23 +59,23 @@ class EventFile:
         end = self._end + len(rest)
         try:
             os.lseek(self._file, self._end, os.SEEK_SET)
-            while rest:  # a disk that is almost full takes a part
+            while rest:  # a disk that is almost full writes only a part
                 rest = rest[os.write(self._file, rest) :]
-        except BaseException:  # Ctrl-C is one
+        except BaseException:  # includes Ctrl-C
             os.ftruncate(self._file, self._end)
             raise
         self._end = end
 
 
 def _messages() -> Any:
-    """The format's protocol buffers, whose names type checkers don't know."""
+    """Returns the protocol buffers of the format, whose names type checkers don't know."""
     from tensorboardX.proto import event_pb2
 
     return event_pb2
 
 
 def _record(data: bytes) -> bytes:
-    """A record of the TFRecord format."""
+    """Encodes a record in the TFRecord format."""
     from tensorboardX.record_writer import masked_crc32c
 
     length = struct.pack('<Q', len(data))

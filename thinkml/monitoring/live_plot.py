@@ -1,4 +1,4 @@
-"""A picture that is drawn again while a training goes on."""
+"""Live plot: a figure that is redrawn during training."""
 
 import atexit
 import importlib
@@ -17,15 +17,15 @@ if TYPE_CHECKING:
 
 
 class Watch:
-    """A picture that a thread draws again whenever there is something new.
+    """A plot that a thread redraws whenever there are new values.
 
-    Made by `TrainingMonitor.watch`. It ends with `stop`, with the ``with`` block it is used in, or
-    with the process.
+    It is created by `TrainingMonitor.watch`. It ends with `stop`, with the ``with`` block it is
+    used in, or with the process.
 
     Args:
-        look: tells whether there is something new, by returning something else than before.
-        draw: draws the picture where it is seen.
-        every_seconds: how often to look.
+        look: returns a value that changes when there are new values to draw.
+        draw: draws the plot on its display.
+        every_seconds: the interval between looks, in seconds.
     """
 
     def __init__(
@@ -35,18 +35,18 @@ class Watch:
         self._every_seconds = every_seconds
         self._stopped = threading.Event()
         self._shown: Hashable = object()  # equal to nothing
-        self._show_news()  # what fails, fails here and not in the thread
+        self._redraw_if_new()  # errors are raised here, not in the thread
         self._thread = threading.Thread(target=self._run, name='thinkml-watch', daemon=True)
         self._thread.start()
         atexit.register(self.stop)
 
     def stop(self) -> None:
-        """Draws the last picture and ends the thread; does nothing the second time."""
+        """Draws the plot a last time and ends the thread; further calls do nothing."""
         if not self._stopped.is_set():
             self._stopped.set()
             self._thread.join()
             atexit.unregister(self.stop)
-            self._show_news_or_warn()
+            self._redraw_or_warn()
 
     def __enter__(self) -> Self:
         return self
@@ -65,23 +65,23 @@ class Watch:
 
     def _run(self) -> None:
         while not self._stopped.wait(self._every_seconds):
-            self._show_news_or_warn()
+            self._redraw_or_warn()
 
-    def _show_news_or_warn(self) -> None:
+    def _redraw_or_warn(self) -> None:
         try:
-            self._show_news()
+            self._redraw_if_new()
         except OSError as error:
             warn_user(f'watch: the plot could not be drawn ({error}). The training continues.')
 
-    def _show_news(self) -> None:
-        seen = self._look()  # before it is drawn: what comes in between is drawn the next time
-        if seen != self._shown:
+    def _redraw_if_new(self) -> None:
+        state = self._look()  # before drawing: values that arrive meanwhile are drawn next time
+        if state != self._shown:
             self._draw()
-            self._shown = seen
+            self._shown = state
 
 
 def notebook_display() -> Callable[['Figure'], None]:
-    """A place below the notebook's cell, and what puts a picture there."""
+    """Returns a function that shows a figure below the notebook's cell, and replaces it there."""
     display = importlib.import_module('IPython.display').display
     handle: Any = None
 
@@ -96,10 +96,14 @@ def notebook_display() -> Callable[['Figure'], None]:
 
 
 def file_display(path: str | os.PathLike[str]) -> Callable[['Figure'], None]:
-    """What writes a picture to a file, whole at any moment it is looked at."""
+    """Returns a function that writes a figure to a file atomically, so viewers see no part of it.
+
+    Args:
+        path: the file; its ending chooses the format.
+    """
     check_ending(path)
     path = local_file(path)
-    new = path.with_name(f'.{path.stem}.new{path.suffix}')  # the ending picks the format
+    new = path.with_name(f'.{path.stem}.new{path.suffix}')  # the ending chooses the format
 
     def show(figure: 'Figure') -> None:
         save_figure(figure, new)

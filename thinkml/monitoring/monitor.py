@@ -1,11 +1,11 @@
-"""A view of a model's training, while it runs and afterwards."""
+"""Training monitor: shows the metrics of a model's training, during and after it."""
 
 import inspect
 import math
 import os
 import sys
 from collections.abc import Callable, Collection, Hashable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from thinkml.errors import (
     ConfigError,
@@ -22,18 +22,19 @@ from thinkml.history import History
 from thinkml.model_record import ModelRecord, record_of
 from thinkml.monitoring.live_plot import Watch, file_display, notebook_display
 from thinkml.monitoring.plots import training_figure
+from thinkml.typing import Model
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
 class TrainingMonitor:
-    """Shows how a model's training goes, or went.
+    """A view of a model's training, during and after it.
 
-    A monitor reads the record ThinkML keeps of the model; nothing is pushed to it and it costs the
-    training nothing. So `track_progress` may be called before the training, after it, or while it
-    runs, from a callback or another thread. Earlier runs of the model are shown, those that a
-    loaded model had before it was saved too, and later ones are followed.
+    A monitor reads the record that ThinkML keeps of the model, at no cost to the training. So
+    `track_progress` may be called before, during or after the training, from a callback or another
+    thread. The monitor shows earlier runs of the model, including those before it was saved and
+    loaded, and follows later runs.
 
     Example:
         >>> from flax import nnx
@@ -51,19 +52,19 @@ class TrainingMonitor:
         self._watch: Watch | None = None
 
     def track_progress(
-        self, model: Any, metrics: Iterable[str] | None = None, interval: int | None = None
+        self, model: Model, metrics: Iterable[str] | None = None, interval: int | None = None
     ) -> None:
-        """Chooses what is shown. Calling it again changes the choice.
+        """Chooses the model and metrics to show. Calling it again changes the choice.
 
         Args:
-            model: the model that is trained, has been or will be.
+            model: the model, before, during or after its training.
             metrics: names as in the `History` (``'loss'``, ``'accuracy'``, ``'val_loss'``). None
-                shows all there are.
-            interval: steps per point of the loss curve, each point the mean over that many steps.
+                shows all recorded metrics.
+            interval: steps per point of the loss curve; each point is the mean over these steps.
                 None draws one point per epoch.
 
         Raises:
-            ConfigError: if ``metrics`` or ``interval`` make no sense.
+            ConfigError: if ``metrics`` or ``interval`` are not valid.
             ModelTypeError: if ``model`` can't be a model.
         """
         names = tuple(metrics) if isinstance(metrics, Collection) else None
@@ -87,38 +88,38 @@ class TrainingMonitor:
         self._warn_of_unknown(self._runs())
 
     def get_current_metrics(self) -> dict[str, float]:
-        """Returns the latest value of each metric asked for, as plain floats.
+        """Returns the latest value of each tracked metric, as plain floats.
 
-        Values are those of the last finished epoch. With an ``interval``, ``loss`` is that of the
-        steps since, at most ``interval`` of them. Before there is any value, those asked for (or
-        ``loss``) are NaN, and a `ThinkMLWarning` says so.
+        Values are those of the last finished epoch. With an ``interval``, ``loss`` is the mean over
+        the steps since then, at most ``interval`` of them. Before there is any value, the tracked
+        metrics (or ``loss``) are NaN, with a `ThinkMLWarning`.
 
         Raises:
             ThinkMLError: if `track_progress` was not called.
         """
         runs = self._runs()
         self._warn_of_unknown(runs)
-        # A run whose first epoch has not ended has little to tell yet: the run before it has.
+        # A run whose first epoch has not ended has few values: the previous run has more.
         latest = next(filter(None, (_latest(run, self._interval) for run in reversed(runs))), {})
         if not latest:
             warn_user(
-                'get_current_metrics: nothing is recorded of this model yet, so all values are '
-                'NaN. They appear when an epoch ends.'
+                'get_current_metrics: nothing is recorded for this model yet, so all values are '
+                'NaN. Values appear when an epoch ends.'
             )
         names = self._metrics or latest or ('loss',)
         return {name: latest.get(name, math.nan) for name in names}
 
     def plot_progress(self, path: str | os.PathLike[str] | None = None) -> 'Figure':
-        """Draws the tracked model's training, several runs one after another.
+        """Draws the tracked model's training, with its runs one after another.
 
-        One panel shows the loss, one the other metrics, and each other value that was recorded
-        (the learning rate, the time of a step) has its own: training solid, validation dashed, the
-        best epoch a dotted line with stars, and what happened besides a thin line with a few words.
-        A notebook shows the figure once, a script shows it with ``plt.show()``.
+        One panel shows the loss and one the other metrics. Every other recorded value (the learning
+        rate, the time of a step) has a panel. Training is solid, validation dashed, the best epoch
+        a dotted line with stars, and an event a thin line with a few words.
+        A notebook shows the figure once; a script shows it with ``plt.show()``.
 
         Args:
-            path: where to save the figure; the ending chooses the format (``.png``, ``.svg``,
-                ``.pdf``). Missing folders are made. None saves nothing.
+            path: the file to save the figure to; the ending chooses the format (``.png``, ``.svg``,
+                ``.pdf``). Missing folders are created. None saves nothing.
 
         Returns:
             The `matplotlib.figure.Figure`.
@@ -136,26 +137,25 @@ class TrainingMonitor:
     def watch(
         self, path: str | os.PathLike[str] | None = None, every_seconds: float = 2.0
     ) -> Watch:
-        """Shows the plot of `plot_progress` and draws it again while training goes on.
+        """Shows the plot of `plot_progress` and redraws it during training.
 
-        In a notebook it appears below the cell. A thread looks for something new and draws it, so
-        that the training may run in the same cell, in a later one, or in another thread. Anywhere
-        else a picture that redraws itself needs a ``path``: a file, which many viewers load again
-        when it changes.
+        In a notebook, the plot appears below the cell. A thread redraws it when there are new
+        values, so the training may run in the same cell, in a later one, or in another thread.
+        Elsewhere, a live plot needs a ``path``: a file, which many viewers reload when it changes.
 
-        Calling it again ends the picture before and begins a new one.
+        Calling it again ends the previous live plot and begins a new one.
 
         Args:
-            path: a file to draw into, its ending as for `plot_progress`. None shows the plot in
-                the notebook; where there is none, a warning says what else there is.
-            every_seconds: how often to look for something new.
+            path: a file to draw into, with an ending as for `plot_progress`. None shows the plot in
+                the notebook; outside a notebook, a warning names the alternatives.
+            every_seconds: the interval between looks for new values, in seconds.
 
         Returns:
-            The `Watch`; ``stop()`` ends it, and so does ``with monitor.watch(): ...``, each with a
-            last look.
+            the `Watch`. ``stop()`` ends it, and so does ``with monitor.watch(): ...``; both draw
+            the plot a last time.
 
         Raises:
-            ConfigError: if ``every_seconds`` is no number above 0.
+            ConfigError: if ``every_seconds`` is not a number above 0.
             ThinkMLError: if `track_progress` was not called.
 
         Example:
@@ -167,26 +167,26 @@ class TrainingMonitor:
             raise ConfigError(f'every_seconds: got {every_seconds!r}, expected a number above 0.')
         if self._watch is not None:
             self._watch.stop()
-        self._watch = Watch(self._news, self._shown_by(path), every_seconds)
+        self._watch = Watch(self._state, self._drawing_function(path), every_seconds)
         return self._watch
 
-    def _shown_by(self, path: str | os.PathLike[str] | None) -> Callable[[], None]:
-        """What draws the plot to where it is watched."""
+    def _drawing_function(self, path: str | os.PathLike[str] | None) -> Callable[[], None]:
+        """Returns a function that draws the plot to a file or in the notebook."""
         if path is not None:
             show = file_display(path)
         elif in_notebook():
             show = notebook_display()
         else:
             warn_user(
-                'watch: this is no notebook, so nothing is drawn. Name a file to draw into, '
+                'watch: this is not a notebook, so nothing is drawn. Name a file to draw into, '
                 "watch('progress.png'), or train with callbacks=['tensorboard'] and look at it "
                 'there. The progress bar is shown in any case.'
             )
             return lambda: None
         return lambda: show(self._figure())
 
-    def _news(self) -> Hashable:
-        """Something that is another whenever the plot would be."""
+    def _state(self) -> Hashable:
+        """Returns a value that changes whenever the plot would change."""
         interval = self._interval
         runs = [
             (run.epochs, run.best_epoch, len(run.events), interval and run.steps // interval)
@@ -198,7 +198,7 @@ class TrainingMonitor:
         return training_figure(self._runs(), self._metrics, self._interval)
 
     def _runs(self) -> list[History]:
-        """The runs that have recorded something."""
+        """Returns the runs with recorded values."""
         if self._record is None:
             raise ThinkMLError(
                 'model: no model is tracked yet. Call track_progress(model) first, before or after '
@@ -215,14 +215,16 @@ class TrainingMonitor:
                 warn_user(unknown_name('metrics', name, recorded))
 
 
-def _check_model(model: Any) -> None:
-    """Refuses what is often taken for a model; what can have a record at all is not known here."""
+def _check_model(model: Model) -> None:
+    """Raises a `ModelTypeError` for objects that are often mistaken for a model.
+
+    It does not check whether the object can have a record.
+    """
     linen = sys.modules.get('flax.linen')
     is_linen = linen is not None and isinstance(model, linen.Module)
     if is_linen or inspect.isclass(model) or isinstance(model, History | tuple):
-        from thinkml.core.model.functional import (
-            not_a_model,  # imports JAX, which monitoring needs not
-        )
+        # Imports JAX, which monitoring does not need otherwise.
+        from thinkml.core.model.functional import not_a_model
 
         raise ModelTypeError(not_a_model(model))
 

@@ -1,7 +1,7 @@
-"""The picture of a training: loss, metrics and what else was recorded, over epochs or steps.
+"""Training plots: loss, metrics and other recorded values, over epochs or steps.
 
-Colours are Okabe and Ito's, which the colour-blind tell apart; training is solid and validation
-dashed, so that a print without colours can be read too.
+Colours are those of Okabe and Ito, which colour-blind readers can distinguish. Training is solid
+and validation dashed, so that a print without colours is readable too.
 
 Reference:
     Okabe and Ito, 2008, *Color universal design*.
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _MARKERS = ('o', 's', '^', 'D', 'v', 'P')
 _BEST, _EVENT = COLOURS[2], '0.4'
-# Values of another scale than metrics have, by the panel they share; each in one of its own.
+# Values on another scale than metrics, and the panel in which each is drawn.
 _PANELS = {
     'loss': 'loss',
     'learning_rate': 'learning_rate',
@@ -41,20 +41,19 @@ def training_figure(
 ) -> 'Figure':
     """Draws the training runs of one model, one after another on the same axis.
 
-    Training is solid, validation dashed, the best epoch a dotted line with a star on each curve
-    that was validated. What happened besides (early stopping, a loss that is not finite, a lowered
-    learning rate, where a run was resumed) is a thin line with a few words. Values that are not
-    finite are left out.
+    Training is solid, validation dashed, the best epoch a dotted line with a star on each
+    validation curve. An event is a thin line with a few words: early stopping, a loss that is not
+    finite, a lowered learning rate, a resumed run. Values that are not finite are left out.
 
     Args:
         runs: the histories, oldest first.
         metrics: names to draw, each with its ``val_`` counterpart. None draws all.
-        interval: steps per point of the training loss, each point their mean, over an axis of
-            steps. None draws one point per epoch over an axis of epochs.
+        interval: steps per point of the training loss, over an axis of steps; each point is the
+            mean of these steps. None draws one point per epoch over an axis of epochs.
 
     Returns:
-        A `matplotlib.figure.Figure` with a panel for the loss, one for metrics, and one for each
-        other value that was recorded; only those that there is something to show in.
+        a `matplotlib.figure.Figure` with a panel for the loss, one for metrics, and one for each
+        other recorded value. Empty panels are left out.
 
     Example:
         >>> history = History()
@@ -62,7 +61,7 @@ def training_figure(
         >>> [axes.get_ylabel() for axes in training_figure([history]).axes]
         ['loss', 'accuracy']
     """
-    runs = [run.copy() for run in runs]  # one moment of what another thread may be writing
+    runs = [run.copy() for run in runs]  # a snapshot, since another thread may be writing
     by_steps = interval is not None and any(run.steps for run in runs)
     recorded = dict.fromkeys(['loss'] if by_steps else [])
     recorded |= dict.fromkeys(name for run in runs for name in run)
@@ -75,13 +74,13 @@ def training_figure(
     columns = min(2, len(panels))
     rows = math.ceil(len(panels) / columns)
     figure = new_figure(5.5 * columns, 4.2 if rows == 1 else 3.2 * rows)
-    places = list(figure.subplots(rows, columns, squeeze=False).flat)
+    all_axes = list(figure.subplots(rows, columns, squeeze=False).flat)
     for index, panel in enumerate(sorted(panels, key=order.index)):
-        axes = places[index]
+        axes = all_axes[index]
         _draw_panel(axes, panels[panel], runs, interval if by_steps else None)
         if axes.get_legend_handles_labels()[0]:
-            _draw_events(axes, runs, interval if by_steps else None, in_words=index < columns)
-    for axes in places[len(panels) :]:
+            _draw_events(axes, runs, interval if by_steps else None, with_labels=index < columns)
+    for axes in all_axes[len(panels) :]:
         axes.remove()
     return figure
 
@@ -91,7 +90,7 @@ def _draw_panel(
 ) -> None:
     bases = list(dict.fromkeys(map(_base, names)))
     names = sorted(names, key=lambda name: bases.index(_base(name)))  # accuracy, val_accuracy, f1
-    with_markers = [  # where there are few points, or several metrics to tell apart
+    with_markers = [  # if there are few points, or several metrics to distinguish
         name
         for name in names
         if len(bases) > 1 or all(len(_points(run, name, interval)[0]) <= 30 for run in runs)
@@ -110,9 +109,9 @@ def _draw_panel(
     axes.set_xlabel('epoch' if interval is None else 'step')
     axes.set_ylabel(bases[0] if len(bases) == 1 else _panel(bases[0]))
     if axes.get_legend_handles_labels()[0]:
-        _dress(axes, _panel(bases[0]))
+        _format_panel(axes, _panel(bases[0]))
     else:
-        _say_why_empty(axes, names, runs)
+        _explain_empty(axes, names, runs)
 
 
 def _draw_curve(
@@ -133,8 +132,8 @@ def _draw_curve(
     )
 
 
-def _dress(axes: 'Axes', panel: str) -> None:
-    """Ticks, grid and legend."""
+def _format_panel(axes: 'Axes', panel: str) -> None:
+    """Sets the ticks, the grid and the legend of a panel."""
     from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter
 
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
@@ -145,7 +144,7 @@ def _dress(axes: 'Axes', panel: str) -> None:
     }
     if panel in units:
         axes.yaxis.set_major_formatter(units[panel])
-    if panel not in ('loss', 'metric'):  # all of them are sizes: 0 is nothing
+    if panel not in ('loss', 'metric'):  # the others are amounts, whose axis begins at 0
         axes.set_ylim(0, 1.1 * axes.get_ylim()[1])
     axes.grid(alpha=0.3)
     # One entry per name: several runs draw the same names.
@@ -154,19 +153,19 @@ def _dress(axes: 'Axes', panel: str) -> None:
         axes.legend(handles.values(), handles.keys(), framealpha=0.9)
 
 
-def _say_why_empty(axes: 'Axes', names: list[str], runs: Sequence[History]) -> None:
+def _explain_empty(axes: 'Axes', names: list[str], runs: Sequence[History]) -> None:
     if any(run.epochs for run in runs):
-        why = f'{", ".join(names)}: not recorded'
+        reason = f'{", ".join(names)}: not recorded'
     else:
-        why = 'no epoch has ended yet' if any(run.steps for run in runs) else 'no data yet'
+        reason = 'no epoch has ended yet' if any(run.steps for run in runs) else 'no data yet'
     events = [_label(text) for run in runs for _, text in run.events]
-    text = '\n'.join([why, *events])
+    text = '\n'.join([reason, *events])
     axes.text(0.5, 0.5, text, transform=axes.transAxes, ha='center', va='center')
     axes.set(xticks=[], yticks=[])
 
 
 def _starts(runs: Sequence[History], interval: int | None) -> list[int]:
-    """Where each run begins on the axis."""
+    """Returns the position on the axis where each run begins."""
     lengths = [run.epochs if interval is None else run.steps for run in runs]
     return [sum(lengths[:index]) for index in range(len(runs))]
 
@@ -180,7 +179,7 @@ def _points(run: History, name: str, interval: int | None) -> tuple[np.ndarray, 
 
 
 def _ends(run: History, interval: int | None) -> np.ndarray:
-    """Where the epochs end on the axis."""
+    """Returns the positions on the axis where the epochs end."""
     return np.arange(1, run.epochs + 1) if interval is None else np.array(run.epoch_ends, int)
 
 
@@ -189,52 +188,54 @@ def _mark_best(
 ) -> None:
     if run.best_epoch is None or run.best_epoch > run.epochs or run.keys().isdisjoint(names):
         return
-    at = start + _ends(run, interval)[run.best_epoch - 1]
-    axes.axvline(at, color=_BEST, linestyle=':', linewidth=1.5, label='best epoch')
+    position = start + _ends(run, interval)[run.best_epoch - 1]
+    axes.axvline(position, color=_BEST, linestyle=':', linewidth=1.5, label='best epoch')
     for name in names:
         if name != _base(name) and name in run:
             value = run[run.best_epoch - 1, name]
-            axes.scatter(at, value, s=80, marker='*', color=_BEST, zorder=3)
+            axes.scatter(position, value, s=80, marker='*', color=_BEST, zorder=3)
 
 
 def _draw_events(
-    axes: 'Axes', runs: Sequence[History], interval: int | None, in_words: bool
+    axes: 'Axes', runs: Sequence[History], interval: int | None, with_labels: bool
 ) -> None:
-    """A thin line for each event, and above the panel a few words where there is room for them."""
-    by_place: dict[float, list[str]] = {}
+    """Draws a thin line for each event, with a label above the panel if there is space for it."""
+    labels: dict[float, list[str]] = {}
     for run, start in zip(runs, _starts(runs, interval), strict=True):
-        for at, label in _events(run, interval):
-            by_place.setdefault(start + at, []).append(label)
+        for position, label in _events(run, interval):
+            labels.setdefault(start + position, []).append(label)
     first, last = axes.get_xlim()
     labelled = math.inf
-    for at in sorted(by_place, reverse=True):  # how a run ended is said in any case
-        axes.axvline(at, color=_EVENT, linewidth=0.6, zorder=1)
-        if in_words and labelled - at >= (last - first) / 20:
+    for position in sorted(labels, reverse=True):  # the end of the last run always has a label
+        axes.axvline(position, color=_EVENT, linewidth=0.6, zorder=1)
+        if with_labels and labelled - position >= (last - first) / 20:
             axes.annotate(
-                ', '.join(dict.fromkeys(by_place[at])), (at, 1), (-3, 3), ha='left', va='bottom',
+                ', '.join(dict.fromkeys(labels[position])),
+                (position, 1), (-3, 3), ha='left', va='bottom',
                 xycoords=axes.get_xaxis_transform(), textcoords='offset points',
                 rotation=35, rotation_mode='anchor', fontsize=8, color=_EVENT,
             )  # fmt: skip
-            labelled = at
+            labelled = position
 
 
 def _events(run: History, interval: int | None) -> list[tuple[float, str]]:
-    """What happened, as places on the axis and a few words."""
+    """Returns the events of a run, each as a position on the axis and a label."""
     steps = np.array([0, *run.epoch_ends])
-    places = np.arange(len(steps)) if interval is None else steps
+    positions = np.arange(len(steps)) if interval is None else steps
     found = []
     for epoch, text in run.events:
-        # What ends a run does so after its last step, which may be within an epoch.
+        # An event that ends a run is after its last step, which may be within an epoch.
         ends_run = epoch >= run.epochs and not text.startswith(_AFTER_EPOCHS)
-        place = run.steps if ends_run and interval is not None else places[min(epoch, run.epochs)]
-        found.append((float(place), _label(text)))
+        is_by_steps = ends_run and interval is not None
+        position = run.steps if is_by_steps else positions[min(epoch, run.epochs)]
+        found.append((float(position), _label(text)))
     for step in run.resumed_at:
-        place = step if interval is not None else np.interp(step, steps, places)
-        found.append((float(place), 'resumed'))
+        position = step if interval is not None else np.interp(step, steps, positions)
+        found.append((float(position), 'resumed'))
     return found
 
 
-# The words of an event by how its text begins.
+# The label of an event, by the beginning of its text.
 _LABELS = {
     'the loss is': 'diverged',
     'the gradient is not finite': 'diverged',
@@ -247,8 +248,8 @@ _AFTER_EPOCHS = ('learning rate lowered', 'validation loss')
 
 
 def _label(text: str) -> str:
-    known = [label for begin, label in _LABELS.items() if text.startswith(begin)]
-    text = known[0] if known else text.partition(':')[0]
+    labels = [label for begin, label in _LABELS.items() if text.startswith(begin)]
+    text = labels[0] if labels else text.partition(':')[0]
     return text if len(text) <= _LABEL_LENGTH else f'{text[: _LABEL_LENGTH - 1]}…'
 
 
@@ -261,7 +262,7 @@ def _panel(name: str) -> str:
 
 
 def _block_means(losses: np.ndarray, interval: int) -> tuple[np.ndarray, np.ndarray]:
-    """Means of consecutive blocks of ``interval`` losses, at the blocks' ends."""
+    """Returns the ends of consecutive blocks of ``interval`` losses, and the mean of each."""
     starts = np.arange(0, len(losses), interval)
     ends = np.minimum(starts + interval, len(losses))
     if not len(losses):

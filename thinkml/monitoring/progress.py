@@ -14,16 +14,16 @@ _REFRESH_SECONDS = 0.1
 class ProgressBar:
     """A bar on stderr: steps done, time left, epoch, loss, val_loss and examples per second.
 
-    `advance` may be called as often as one likes: the bar is drawn at most ten times a second, in
-    between a call only adds numbers. The time left and the examples per second are those of the
-    steps after the first ones, which compile. It is the plain text bar in notebooks too: the widget
-    costs more, and warns where ipywidgets is not installed.
+    `advance` may be called often: the bar is drawn at most ten times a second, and other calls only
+    add numbers. The time left and the examples per second exclude the first steps, which include
+    the compilation. Notebooks get the plain text bar too: the widget is slower, and warns if
+    ipywidgets is not installed.
 
     Args:
-        total_steps: steps of the whole run. None where that is not known: steps are counted then,
-            without a bar.
-        enabled: False for no output at all.
-        initial: steps that were done before, of a run that is resumed.
+        total_steps: steps of the run in total. None if unknown: then steps are counted without a
+            bar.
+        enabled: False for no output.
+        initial: steps done before a resumed run.
 
     Example:
         >>> with ProgressBar(total_steps=200, enabled=False) as bar:
@@ -72,14 +72,14 @@ class ProgressBar:
     def advance(
         self, num_steps: int, num_examples: int, epoch: int, metrics: Mapping[str, float]
     ) -> None:
-        """Moves the bar on.
+        """Advances the bar.
 
         Args:
             num_steps: steps done since the last call.
-            num_examples: examples those steps saw.
-            epoch: the epoch they belong to, counted from 1.
+            num_examples: examples in these steps.
+            epoch: the epoch of these steps, counted from 1.
             metrics: the latest values; ``loss``, ``val_loss`` and ``learning_rate`` are shown, each
-                until a newer one comes.
+                until a newer value comes.
         """
         if self._bar is None:
             return
@@ -116,5 +116,5 @@ class ProgressBar:
         self._drawn_at = now
 
     def _format(self, left: str) -> str:
-        # tqdm's own time left counts the compilation in.
+        # The time left that tqdm computes would include the compilation.
         return _FORMAT_WITHOUT_TOTAL if self.total_steps is None else _FORMAT.replace('LEFT', left)

@@ -1,6 +1,6 @@
-"""Writers of a run's values: event files, a table, and services that collect runs.
+"""Writers of metrics: event files, a CSV table, Weights & Biases and MLflow.
 
-They have one shape, `Writer`, and know nothing of a training: a loop of one's own drives them too.
+All have the interface of `Writer` and do not depend on a trainer: a custom loop can use them too.
 """
 
 import csv
@@ -13,7 +13,7 @@ import time
 import uuid
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TextIO
 
 from thinkml.errors import ConfigError, is_whole
 from thinkml.monitoring.event_file import EventFile
@@ -21,7 +21,7 @@ from thinkml.paths import local_directory, local_file
 
 
 class Writer(Protocol):
-    """What a writer of a run's values can do.
+    """The interface of a writer of a run's values.
 
     Example:
         >>> class Printer:
@@ -38,32 +38,32 @@ class Writer(Protocol):
     """
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Records the values reached after ``step`` steps, names as in the `History`."""
+        """Records the values after ``step`` steps, with names as in the `History`."""
         ...
 
     def hyperparameters(self, values: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
-        """Records once what the run was made with, and the results by which runs are compared."""
+        """Records the hyperparameters of the run once, and the results by which to compare runs."""
         ...
 
     def close(self) -> None:
-        """Writes what is left."""
+        """Writes the remaining values."""
         ...
 
 
 class EventWriter:
-    """Writes curves to event files, which TensorBoard draws.
+    """A writer of event files, which TensorBoard draws as curves.
 
-    As Keras does, training and validation are two runs, ``directory/train`` and
-    ``directory/validation``, so that TensorBoard draws both into one chart: ``loss`` becomes the
-    tag ``loss`` of the one, ``val_loss`` the tag ``loss`` of the other.
+    As in Keras, training and validation are two runs, ``directory/train`` and
+    ``directory/validation``, so that TensorBoard draws both in one chart: ``loss`` becomes the tag
+    ``loss`` of the first run, ``val_loss`` the tag ``loss`` of the second.
 
     Args:
-        directory: the place of one run, made where it does not exist.
-        start_step: the steps done when this run begins: 0 for a new one, those of the checkpoint
-            for one that is resumed. Points of later steps that earlier runs left in the directory
-            are not shown anymore.
-        run_id: the end of the files' names, by which a run's files can be told; None for one that
-            is drawn at random.
+        directory: the directory of one run; created if it does not exist.
+        start_step: the steps done when this run begins: 0 for a new run, those of the checkpoint
+            for a resumed one. TensorBoard then hides points of later steps that earlier runs left
+            in the directory.
+        run_id: the end of the files' names, which identifies the files of a run; None for a random
+            one.
 
     Raises:
         ConfigError: if there is a file at the path or above it, or ``start_step`` is not a number
@@ -92,8 +92,8 @@ class EventWriter:
 
         Args:
             step: steps done.
-            values: by name.
-            wall_time: when that was, in seconds since 1970; None for now.
+            values: the values by name.
+            wall_time: the time of the values, in seconds since 1970; None for now.
         """
         from tensorboardX.summary import scalar
 
@@ -110,20 +110,20 @@ class EventWriter:
     def hyperparameters(self, values: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
         """Adds a row to the table of TensorBoard's HPARAMS tab.
 
-        The row's values are the hyperparameters, the latest of every training curve, and the
-        ``metrics``, which become ``results/<name>``. What is no number, text or bool is written as
-        text.
+        The row contains the hyperparameters, the latest value of every training curve, and the
+        ``metrics``, which become ``results/<name>``. Values that are not numbers, text or bools
+        are written as text.
         """
         from tensorboardX.summary import hparams, scalar
 
-        # Of the three summaries only the one with the values: where there is no description of the
-        # experiment, TensorBoard makes columns of all it finds in any run.
+        # Only the summary with the values, the second of three: without a description of the
+        # experiment, TensorBoard makes columns of all values in any run.
         row = hparams({name: _plain(value) for name, value in values.items()}, {})[1]
         results = [scalar(f'results/{name}', float(value)) for name, value in metrics.items()]
         self._run('train').add([row, *results], self._last_step, None)
 
     def close(self) -> None:
-        """Closes the files: every value is written already."""
+        """Closes the files; every value is already written."""
         for run in self._runs.values():
             run.close()
 
@@ -138,25 +138,24 @@ class EventWriter:
 
 
 class CSVWriter:
-    """Writes a table, one row per call of `write`: ``step`` and a column for each name.
+    """A writer of a CSV table, one row per call of `write`: ``step`` and a column for each name.
 
-    A cell is empty where a value was not given, and ``nan`` or ``inf`` where it was just that. Each
-    row is on its way to the disk when `write` returns. A name that comes later adds its column to
-    the rows before. A run that was killed and resumed leaves the table of one that was not.
+    A cell is empty if a value was not given, and ``nan`` or ``inf`` for these values. Each row is
+    passed to the operating system when `write` returns. A new name adds a column to all rows. A run
+    that was killed and resumed leaves the same table as an uninterrupted one.
 
     Args:
-        path: the file; missing folders are made.
-        start_step: the steps done when this run begins: 0 for a new one, those of the checkpoint
-            for one that is resumed. Rows of later steps, and one that was cut off by a kill, are
-            removed.
+        path: the file; missing folders are created.
+        start_step: the steps done when this run begins: 0 for a new run, those of the checkpoint
+            for a resumed one. Rows of later steps, and a row cut off by a kill, are removed.
 
     Attributes:
-        path: the file. Set another one where it was moved; where it is gone, the next row writes
-            the whole table again.
+        path: the file. Set it to the new path if the file was moved. If the file is missing, the
+            next row writes the full table again.
 
     Raises:
-        ConfigError: if there is something at the path that is not such a table, or ``start_step``
-            is not a number of steps; in `write`, for a value called ``step``.
+        ConfigError: if the path is not that of such a table, or ``start_step`` is not a number of
+            steps; in `write`, for a value called ``step``.
 
     Example:
         >>> import tempfile
@@ -191,20 +190,20 @@ class CSVWriter:
                 with self.path.open('a', encoding='utf-8', newline='') as file:
                     _table(file, self._columns).writerow(row)
             except OSError:
-                self._columns = {}  # a part of the row may be there: next time all is written again
+                self._columns = {}  # the row may be incomplete: the next call writes all rows again
                 raise
             self._rows.append(row)
         else:
             self._replace([*self._rows, row])
 
     def hyperparameters(self, values: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
-        """Does nothing: a table of steps has no place for them."""
+        """Does nothing, since a table of steps can't hold them."""
 
     def close(self) -> None:
-        """Does nothing: every row is written already."""
+        """Does nothing, since every row is already written."""
 
     def _replace(self, rows: list[dict[str, str]]) -> None:
-        """Writes the whole table anew; killed on the way, it leaves the old one."""
+        """Writes the full table again, atomically: a kill meanwhile leaves the old one."""
         filled = (name for row in rows for name, cell in row.items() if cell)
         columns = dict.fromkeys(['step', *filled])
         new = self.path.with_name(f'{self.path.name}.new')
@@ -213,22 +212,22 @@ class CSVWriter:
             table.writeheader()
             table.writerows({name: row.get(name, '') for name in columns} for row in rows)
         os.replace(new, self.path)
-        self._columns, self._rows = columns, rows  # now that the file has them
+        self._columns, self._rows = columns, rows  # only after the file has them
 
 
 class WandbWriter:
-    """Writes to Weights & Biases: a thin cover of its ``init``, ``log`` and ``finish``.
+    """A writer to Weights & Biases: a thin wrapper of its ``init``, ``log`` and ``finish``.
 
-    A run that is active (the script called ``wandb.init`` itself) is written to as it is, and stays
-    open. In a run that is resumed, W&B ignores the steps it has already.
+    If a run is active (the script called ``wandb.init``), values are written to it, and it stays
+    open. In a resumed run, W&B ignores steps that it already has.
 
     Args:
-        project: where the run is listed. None is W&B's own default.
-        settings: anything else for ``wandb.init``, such as ``name``, ``dir``, ``mode='offline'``,
-            and ``id`` with ``resume='allow'`` to go on with a run.
+        project: the project of the run. None for the default of W&B.
+        settings: further arguments of ``wandb.init``, such as ``name``, ``dir``,
+            ``mode='offline'``, and ``id`` with ``resume='allow'`` to resume a run.
 
     Attributes:
-        is_ours: whether the run was begun here, not by the script.
+        is_ours: True if the run was started here, not by the script.
 
     Raises:
         ConfigError: if the package ``wandb`` is not installed.
@@ -254,24 +253,26 @@ class WandbWriter:
         self._run.summary.update({f'results/{n}': float(v) for n, v in metrics.items()})
 
     def close(self) -> None:
-        """Sends what is left and ends the run, unless it was active before."""
+        """Sends the remaining values and ends the run, unless it was active before."""
         if self.is_ours:
             self._run.finish()
 
 
 class MlflowWriter:
-    """Writes to MLflow through its client, which leaves MLflow's global state alone.
+    """A writer to MLflow through its client, which does not change MLflow's global state.
 
-    Without arguments, a run that is active (the script is inside ``with mlflow.start_run():``) is
-    written to, and stays open. ``mlflow.start_run(run_id=...)`` goes on with an earlier one.
+    Without arguments, values are written to the active run if there is one (the script is inside
+    ``with mlflow.start_run():``), and it stays open. ``mlflow.start_run(run_id=...)`` resumes an
+    earlier run.
 
     Args:
-        experiment: its name; made where it does not exist. None is ``'Default'``.
-        tracking_uri: a server or a local store, such as ``'sqlite:///runs.db'``. None is what
-            MLflow is set to.
+        experiment: the name of the experiment, which is created if it does not exist. None for
+            ``'Default'``.
+        tracking_uri: a server or a local store, such as ``'sqlite:///runs.db'``. None for MLflow's
+            current setting.
 
     Attributes:
-        is_ours: whether the run was begun here, not by the script.
+        is_ours: True if the run was started here, not by the script.
 
     Raises:
         ConfigError: if the package ``mlflow`` is not installed.
@@ -315,7 +316,7 @@ class MlflowWriter:
         )
 
 
-def _check_start_step(start_step: Any) -> None:
+def _check_start_step(start_step: int) -> None:
     if not (is_whole(start_step) and start_step >= 0):
         raise ConfigError(
             f'start_step: got {start_step!r}, expected the whole number of steps done before this '
@@ -323,7 +324,7 @@ def _check_start_step(start_step: Any) -> None:
         )
 
 
-def _plain(value: Any) -> bool | float | str:
+def _plain(value: object) -> bool | float | str:
     if isinstance(value, bool | str):
         return value
     return float(value) if isinstance(value, numbers.Real) else str(value)
@@ -333,12 +334,12 @@ def _cell(value: float) -> str:
     return str(int(value)) if isinstance(value, numbers.Integral) else str(float(value))
 
 
-def _table(file: Any, columns: Iterable[str]) -> 'csv.DictWriter[str]':
+def _table(file: TextIO, columns: Iterable[str]) -> 'csv.DictWriter[str]':
     return csv.DictWriter(file, list(columns), lineterminator='\n')
 
 
 def check_table(path: str | os.PathLike[str]) -> Path:
-    """Returns the path of a table that is there or can be made.
+    """Returns the path of a table that exists or can be created.
 
     Raises:
         ConfigError: if it is not the path of a file, see `local_file`, or not the table of a run.
@@ -349,7 +350,7 @@ def check_table(path: str | os.PathLike[str]) -> Path:
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
-    """Returns the rows of a table, without one that was cut off; none where there is no file.
+    """Returns the rows of a table without a cut-off last row; none if there is no file.
 
     Raises:
         ConfigError: if it is not the table of a run.
@@ -363,8 +364,8 @@ def read_rows(path: Path) -> list[dict[str, str]]:
     is_table = (reader.fieldnames or [''])[0] == 'step'
     if not (is_table and all(row['step'].isdecimal() for row in rows)):
         raise ConfigError(
-            f'path: got {str(path)!r}, a file that is there already and is no table of a run, '
-            "whose first column is 'step'. Choose another path, or remove the file."
+            f'path: got {str(path)!r}, an existing file that is not the table of a run, whose '
+            "first column is 'step'. Choose another path, or remove the file."
         )
     return rows
 
@@ -372,7 +373,7 @@ def read_rows(path: Path) -> list[dict[str, str]]:
 def _optional(package: str, needed_by: str) -> Any:
     """Imports a package that ThinkML does not depend on."""
     spec = importlib.util.find_spec(package)
-    # A folder of that name in the working directory, where runs are kept, can be "imported" too.
+    # A folder of that name in the working directory, such as a folder of runs, can be imported too.
     if spec is None or spec.origin is None:
         raise ConfigError(
             f'{needed_by}: needs the package {package}, which is not installed. Install it: '
