@@ -209,7 +209,7 @@ def checkpointer(tmp_path):
 
 
 def saved(directory, *steps, keep=None):
-    """A directory with a checkpoint for each step, whose arrays are full of its number."""
+    """Makes a directory with a checkpoint for each step, whose arrays contain the step."""
     checkpointer = Checkpointer(directory, keep)
     for step in steps:
         checkpointer.save(step, {'w': jnp.full(3, step), 'key': jax.random.key(step)})
@@ -233,7 +233,7 @@ def test_checkpoints_come_back_with_their_metadata(checkpointer):
 def test_metadata_come_without_arrays_and_may_be_large(checkpointer):
     history = {f'metric {i}': [i / 3 + j for j in range(10_000)] for i in range(10)}
     checkpointer.save(3, {'w': jnp.ones(2)}, history)
-    history.clear()  # what the caller does with it later changes nothing
+    history.clear()  # later changes by the caller have no effect
     checkpointer.close()
     metadata = Checkpointer(checkpointer.directory).metadata(3)
     assert metadata == {f'metric {i}': [i / 3 + j for j in range(10_000)] for i in range(10)}
@@ -248,7 +248,7 @@ def test_states_of_little_come_back(checkpointer, tree):
 
 
 def test_the_newest_and_the_best_stay_whatever_came_before(tmp_path):
-    """Random runs, that go back and restart, against a plain list of what is there."""
+    """Compares random runs, which go back and restart, with a plain list of the expected steps."""
     rng = np.random.default_rng(0)
     checkpointer = Checkpointer(tmp_path, keep=2)
     expected, step = {}, 0
@@ -302,7 +302,7 @@ def test_a_checkpoint_completes_behind_the_training_without_another_call(checkpo
 
 @pytest.fixture
 def gate(monkeypatch):
-    """Holds back every manifest until it is set."""
+    """Blocks the writing of manifests until the event is set."""
     gate, write = threading.Event(), manifest.write
     monkeypatch.setattr(
         manifest, 'write', lambda *args, **about: (gate.wait(60), write(*args, **about))
@@ -315,7 +315,7 @@ def test_saving_waits_for_nothing_and_lists_nothing_that_is_not_complete(tmp_pat
     checkpointer = Checkpointer(tmp_path)
     checkpointer.save(1, {'w': jnp.ones(3)})  # returns, though the gate is closed
     assert checkpointer.steps() == []
-    reader = Checkpointer(tmp_path)  # opening removes what is left over, not what is in the making
+    reader = Checkpointer(tmp_path)  # opening removes leftovers, but not running saves
     assert (reader.steps(), reader.latest_sound()) == ([], None)
     gate.set()
     checkpointer.close()
@@ -359,7 +359,7 @@ def contents(directory):
 
 
 def sound_step(checkpointer):
-    """What is found, and the warning's text."""
+    """Returns the step that is found, and the text of the warning."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter('always')
         step = checkpointer.latest_sound()
@@ -484,7 +484,7 @@ def test_only_damaged_checkpoints_are_an_error_that_names_each(tmp_path):
     ]
 
 
-# What is killed, fails, or is not ours.
+# Killed processes, failed saves, and foreign files.
 
 
 def test_what_a_kill_left_is_removed_or_completed_and_nothing_else_is_touched(tmp_path):
@@ -492,10 +492,10 @@ def test_what_a_kill_left_is_removed_or_completed_and_nothing_else_is_touched(tm
     outside.mkdir()
     (outside / 'kept').write_text('kept')
     steps = saved(tmp_path / 'steps', 1, 4, 6, 9)
-    (steps / '6').rename(steps / '.6.thinkml-new')  # killed just before it is put in place
+    (steps / '6').rename(steps / '.6.thinkml-new')  # killed just before it is renamed
     shutil.copytree(steps / '1', steps / '.7.thinkml-new')
     (steps / '.7.thinkml-new' / 'manifest.json').unlink()  # killed while it was written
-    (steps / '4').rename(steps / '.4.thinkml-old')  # killed while it was dropped
+    (steps / '4').rename(steps / '.4.thinkml-old')  # killed while it was removed
     (steps / '.8.thinkml-new').symlink_to(outside)
     (steps / '.9.thinkml-newer').mkdir()
     (steps / '5').mkdir()
@@ -515,7 +515,7 @@ def test_what_a_kill_left_is_removed_or_completed_and_nothing_else_is_touched(tm
     assert (outside / 'kept').exists() and (steps / '5' / 'image.png').exists()
 
 
-# Forks for each round a run that saves until it is killed; from before JAX has any thread.
+# Each round forks a run that saves until it is killed, before JAX has any thread.
 KILLED_RUNS = """
 import os, random, signal, sys, time
 import jax.numpy as jnp, numpy as np, orbax.checkpoint
@@ -573,7 +573,7 @@ def test_a_run_killed_at_any_moment_leaves_sound_checkpoints(tmp_path):
 
 @contextlib.contextmanager
 def largest_file(num_bytes):
-    """No file may become larger: the file system refuses, as a full one does."""
+    """Limits the size of files, so that writing fails as on a full disk."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))
     try:
@@ -689,7 +689,7 @@ def test_a_program_that_ends_without_close_completes_its_checkpoint(tmp_path):
 
 @pytest.mark.parametrize('free', [0, 10**6])
 def test_a_full_disk_is_one_error_and_no_traceback(tmp_path, monkeypatch, capfd, free):
-    """Orbax logs one for each of its threads, and does not know how much is free."""
+    """Orbax would log an error per thread, without the free space."""
     state = {'w': jax.random.normal(jax.random.key(0), (2**19,))}
     usage = shutil.disk_usage(tmp_path)
     checkpointer = Checkpointer(saved(tmp_path / 'steps', 1))

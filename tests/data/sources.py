@@ -1,4 +1,4 @@
-"""The same numbers in every kind of container people have."""
+"""The same numbers in every supported kind of container."""
 
 from importlib.util import find_spec
 
@@ -22,7 +22,7 @@ needs_torch = pytest.mark.skipif(find_spec('torch') is None, reason='torch is no
 
 
 def kinds(table):
-    """The kinds of a table to test, those of torch where it is installed."""
+    """Returns the kinds of a table to test, with those of torch if it is installed."""
     return [pytest.param(kind, marks=[needs_torch] * ('torch' in kind)) for kind in table]
 
 
@@ -49,7 +49,7 @@ class Pairs:
     def __init__(self, x=X, y=Y):
         self.x, self.y = x, y
 
-    def __repr__(self):  # by which Grain knows a source again
+    def __repr__(self):  # Grain recognises a source by its repr
         return 'Pairs()'
 
     def __len__(self):
@@ -148,7 +148,7 @@ def generate():
 
 
 class AsInTfData:
-    """What is used of a `tf.data.Dataset`."""
+    """The part of the interface of a `tf.data.Dataset` that ThinkML uses."""
 
     def __iter__(self):
         raise AssertionError('it gives tensors of its own')

@@ -43,7 +43,7 @@ def test_every_kind_gives_the_same_batches(kind):
     batches = open_batches(source)
     assert batches.inputs == InputSpec(ArraySpec((3,), 'float32'))
     assert batches.num_batches == (5 if kind.startswith('torch') else None)
-    np.testing.assert_array_equal(batches.peek().x, X[:5])  # and is not lost:
+    np.testing.assert_array_equal(batches.peek().x, X[:5])  # and is yielded again:
     x, y = joined(batches.iterate())
     np.testing.assert_array_equal(x, X)
     np.testing.assert_array_equal(y, Y)
@@ -72,7 +72,7 @@ def test_grain_goes_to_a_batch_without_reading_those_before(source):
     first = open_batches(source()).iterate()
     for _ in range(3):
         next(first)
-    # More batches than there are: who counts does not get there, who takes the state does.
+    # Beyond the last batch: a source that is read again does not reach it, a restored state does.
     position = first.position() | {'batches': 99}
     np.testing.assert_array_equal(joined(open_batches(source()).iterate(position))[0], X[15:])
 

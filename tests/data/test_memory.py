@@ -1,4 +1,4 @@
-"""How many copies of a data set there are on its way to the device."""
+"""Memory: the number of copies of a data set while it is put on the device."""
 
 import json
 import subprocess
@@ -12,7 +12,7 @@ import pytest
 from thinkml.data import open_rows, place
 from thinkml.errors import DataError
 
-ROWS = 40_003  # no capacity: what is placed is padded
+ROWS = 40_003  # not a capacity, so that the placed arrays are padded
 
 SCRIPT = """
 import json, sys, threading, time
@@ -51,7 +51,7 @@ most[0] = max(most[0], private_bytes())
 done.set()
 watcher.join()
 after = []
-for _ in range(30):  # temporary arrays are given back by another thread, a little later
+for _ in range(30):  # another thread frees temporary arrays, a little later
     time.sleep(0.01)
     after.append(private_bytes())
 print(json.dumps([most[0] - before, min(after) - before, data.x.nbytes]))
@@ -120,13 +120,13 @@ def test_what_is_placed_is_what_was_passed(dtype):
 def test_conversion_needs_no_copy_of_the_whole():
     x = np.zeros((1000, 8))
     rows = open_rows(x)
-    x[3] = 7  # a view of the array that was passed, converted as it is read
+    x[3] = 7  # the rows are a view of the passed array, converted as they are read
     assert rows.arrays is None and rows.take(np.array([3]))[0, 0] == 7
     assert rows.take(np.arange(4)).dtype == np.float32
 
 
 def test_what_is_placed_is_committed_to_no_device():
-    """Else the state would be from its second step on, and the step compiled twice."""
+    """Otherwise the state is committed from its second step on, and the step compiled twice."""
     x = jax.device_put(np.ones((203, 3), np.float32), jax.devices()[0])
     assert x.committed
     for inputs in (x, jnp.ones((203, 3)), np.ones((203, 3))):

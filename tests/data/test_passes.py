@@ -1,4 +1,4 @@
-"""Rows of sources that are read in order."""
+"""Rows of batch sources, which are read in order."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ X = np.arange(46, dtype=np.float32).reshape(23, 2)
 
 
 class Source:
-    """Batches of several lengths, counting how often they are read from the beginning."""
+    """Batches of several lengths, which count how often they are read from the beginning."""
 
     def __init__(self, parts=5):
         self.parts, self.passes = np.array_split(X, parts), 0

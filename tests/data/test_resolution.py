@@ -1,4 +1,4 @@
-"""Numbers that the device's dtype does not tell apart are refused, never rounded in silence."""
+"""Numbers that are too close for the device's dtype are rejected, never rounded silently."""
 
 import numpy as np
 import pandas as pd
@@ -10,7 +10,7 @@ from thinkml.errors import DataError, ThinkMLWarning
 from thinkml.model_record import ArraySpec, InputSpec, Task
 
 RNG = np.random.default_rng(0)
-# A second apart, which float32 rounds to 128 seconds.
+# Times one second apart, which float32 rounds to 128 seconds.
 TIMES = 1.7e9 + np.arange(50.0)
 NOISE = RNG.normal(size=50)
 IDS = np.append(np.arange(0, 2**24, 2**18), [2**24, 2**24 + 1])
@@ -52,7 +52,7 @@ def stored(path):
             lambda _: open_batches(lambda: iter([(1.7e9 + NOISE, NOISE)])),
             'X_train, batch 1: got values',
         ),
-        # Evenly spaced, these are seconds that float32 holds.
+        # Evenly spaced, these are seconds that float32 represents.
         (lambda _: open_rows(1.7e9 + np.arange(2048.0)), 'X_train: got values from'),
     ],
 )
@@ -62,7 +62,7 @@ def test_columns_that_would_become_constant_are_refused(read, says, tmp_path):
 
 
 def test_columns_that_rise_in_a_first_batch_are_warned_of():
-    # Later ones may differ more: they may be those of a year, in the order of time.
+    # Later batches may differ more: they may span a year, in the order of time.
     says = 'X_train, batch 1: got values .*the precision of float32.* Subtract .* Later batch'
     with pytest.warns(ThinkMLWarning, match=says):
         open_batches(lambda: iter([(TIMES[:32] + 0.5, NOISE[:32])]))
@@ -89,7 +89,7 @@ def test_ids_of_later_batches_are_warned_of_in_the_same_words(recwarn):
     [
         TIMES - TIMES[0],
         1e-30 * NOISE,
-        1.7e9 + 3e7 * NOISE,  # a year: seconds are not what it is about
+        1.7e9 + 3e7 * NOISE,  # a year, for which seconds do not matter
         np.full(50, 0.1),
         0.1 + 1e-17 * NOISE,  # noise of float64
         np.where(np.arange(50) % 9, 0.1, 5.0) + 1e-17 * NOISE,
@@ -116,7 +116,7 @@ def test_ids_that_become_equal_are_warned_of():
         open_rows(frame)
     with pytest.warns(ThinkMLWarning, match='X_test: got whole numbers beyond 16,777,216'):
         check_inputs(IDS, 'X_test', InputSpec(ArraySpec((), 'float32')))
-    open_rows(frame[['id']])  # which stay integers
+    open_rows(frame[['id']])  # ids stay integers
     open_rows(frame[frame['id'] <= 2**24])
 
 

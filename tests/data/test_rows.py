@@ -236,7 +236,7 @@ def test_labels_come_out_of_the_data_set(kind):
     np.testing.assert_array_equal(labels, Y)
     np.testing.assert_array_equal(rows.take(np.array([4, 2, 4])), X[[4, 2, 4]])
     np.testing.assert_array_equal(rows.all(), X)
-    # A data set that still holds its labels gives the inputs alone to a model trained on them.
+    # From a data set that still holds labels, a model gets only the inputs it was trained on.
     if kind not in ('dict', 'pandas', 'polars', 'arrow'):
         again = open_rows(LABELLED[kind](), 'X_test', rows.inputs)
         np.testing.assert_array_equal(again.all(), X)

@@ -1,4 +1,4 @@
-"""Feeds that read ahead: the bits of data on the device, in bounded memory, leaving no trace."""
+"""Feeds that read ahead: bitwise equal to data on the device, in bounded memory."""
 
 import threading
 
@@ -49,7 +49,7 @@ def prepare(accumulate_steps=1, model=MODEL, learning_rate=0.01):
 
 
 def run(feed, *, accumulate_steps=1, model=MODEL, **options):
-    """The end of a run on the host: arrays, losses, the last epoch's metrics."""
+    """The result of a run on the host: arrays, losses, the last epoch's metrics."""
     step, state = prepare(accumulate_steps, model)
     losses = []
     for chunk in train_chunks(step, METRICS, state, feed, **({'epochs': 2} | options)):
@@ -159,8 +159,8 @@ def test_a_stream_goes_on_from_any_step(make, steps_per_dispatch):
     ],
 )
 def test_batches_are_a_data_set_in_order(weight, accumulate_steps):
-    # BatchNorm would see what fills the last batch up: that is of the batch here, of the epoch's
-    # beginning there.
+    # No BatchNorm, which would see the padding of the last batch: rows of that batch for a feed of
+    # batches, rows from the beginning of the epoch for resident data.
     model = mlp(4, 3)
     weights = WEIGHT if weight else None
     data = resident(weight=weights, key=None, batch_size=8 * accumulate_steps)
@@ -228,7 +228,7 @@ def test_blocks_stay_within_the_budget_and_hold_a_step_at_least():
 
 
 def bytes_held(width):
-    """Of arrays ``[rows, width]`` on the device."""
+    """Counts the bytes of arrays ``[rows, width]`` on the device."""
     return sum(a.nbytes for a in jax.live_arrays() if a.ndim == 2 and a.shape[1] == width)
 
 
@@ -242,7 +242,7 @@ def test_the_device_holds_no_more_than_the_blocks_may_take(kind):
         feed = StreamedFeed(rows, y, batch_size=8, shuffle_key=KEY, budget=budget)
     else:
         parts = [(wide[first : first + 8], y[first : first + 8]) for first in range(0, 400, 8)]
-        feed = batch_feed(parts.__iter__, budget=budget + 12 * 8 * 4)  # they have weights
+        feed = batch_feed(parts.__iter__, budget=budget + 12 * 8 * 4)  # the arrays have weights
     most = 0
     functional = functionalize(mlp(999, 3), wide[:1], jax.random.key(0))
     tx = make_optimizer('sgd')
@@ -268,7 +268,7 @@ def test_no_more_is_read_ahead_than_two_items(ahead):
     taken = prefetched(items())
     for _ in range(ahead + 1):
         last = next(taken)
-    release.wait(10)  # the thread has had its time to run ahead
+    release.wait(10)  # the thread had time to run ahead
     taken.close()
     assert last == ahead and made == list(range(ahead + 3))
 

@@ -51,7 +51,7 @@ def test_the_task_is_inferred_and_labels_go_there_and_back(y, outputs, kind, cla
     task = infer_task(y, outputs)
     assert (task.kind, task.classes, task.num_outputs) == (kind, classes, outputs)
     encoded = encode_targets(y, task)
-    # Outputs that are sure of the right answer.
+    # Outputs that are confident in the correct class.
     if kind == 'regression':
         logits = encoded.reshape(len(encoded), -1)
     elif kind == 'multilabel':
@@ -190,7 +190,7 @@ def test_no_class_is_chosen_by_nan(task):
     for turned in (decode, probabilities):
         with pytest.raises(DataError, match=r'model: it returns NaN for 1 of 4 rows, .* row 2'):
             turned(outputs, task)
-    outputs[2, -1] = -np.inf  # what is masked out
+    outputs[2, -1] = -np.inf  # a masked class
     assert decode(outputs, task).shape[0] == 4
 
 

@@ -86,7 +86,7 @@ def test_round_trip_through_strict_json():
     np.testing.assert_array_equal(loaded['val_loss'], history['val_loss'])
     assert loaded.events == [(3, 'interrupted')]
     assert (loaded.best_epoch, loaded.interrupted, loaded.seconds) == (2, True, 1.5)
-    loaded.add_steps(np.array([0.5]))  # a resumed run goes on with it
+    loaded.add_steps(np.array([0.5]))  # a resumed run continues it
     loaded.add_epoch({'loss': 0.5})
     assert loaded.steps == history.steps + 1 and loaded.epochs == history.epochs + 1
 
@@ -149,7 +149,7 @@ def test_an_epoch_costs_the_same_however_many_there_were():
 
 def test_an_interrupt_within_an_epochs_end_leaves_the_lists_in_step():
     history = recorded()
-    history._metrics['loss'].append(9.0)  # as if stopped before the other lists and epoch_ends
+    history._metrics['loss'].append(9.0)  # as if interrupted before the other lists and epoch_ends
     assert history['loss'] == [0.7, 0.3] and history.last()['loss'] == 0.3
     assert history == recorded()
     history.add_epoch({'loss': 0.1, 'accuracy': 1.0, 'val_loss': 0.2})
@@ -251,7 +251,7 @@ def test_no_epoch_has_no_rows():
 
 def test_a_row_that_is_half_written_is_none():
     history = recorded()
-    history._metrics['loss'].append(9.0)  # another thread ends an epoch just now
+    history._metrics['loss'].append(9.0)  # another thread is ending an epoch
     assert history[-1, 'loss'] == 0.3 and history[:, 'loss'] == [0.7, 0.3]
     assert history[-1]['loss'] == 0.3 and len(history[:]) == 2
 

@@ -17,7 +17,7 @@ class Model:
 
 
 def train(model: Model, epochs: int = 2, steps: int = 5) -> History:
-    """Records what a training loop would."""
+    """Records the same values as a training loop."""
     history = History()
     record_of(model).runs.append(history)
     for epoch in range(1, epochs + 1):
@@ -64,7 +64,7 @@ def test_the_latest_run_with_data_counts():
     model, monitor = Model(), TrainingMonitor()
     train(model, epochs=1)
     second = train(model, epochs=3)
-    record_of(model).runs.append(History())  # begun, nothing recorded yet
+    record_of(model).runs.append(History())  # started, with nothing recorded yet
     monitor.track_progress(model)
     assert monitor.get_current_metrics() == second.last()
 
@@ -174,7 +174,7 @@ def test_impossible_settings_are_refused_all_at_once(arguments, message):
     monitor.track_progress(model, metrics=['accuracy'])
     with pytest.raises(ConfigError, match=message):
         monitor.track_progress(model, **arguments)
-    assert list(monitor.get_current_metrics()) == ['accuracy']  # the former choice stands
+    assert list(monitor.get_current_metrics()) == ['accuracy']  # the former choice stays
 
 
 @pytest.mark.parametrize('value', [None, 3, 'model', [1]])

@@ -19,7 +19,7 @@ def run(epochs: int, steps: int, seed: int = 0) -> History:
 
 
 def curves(axes) -> list[tuple[str, str, list, list]]:
-    """Label, style, x and y of the curves, without the lines that mark epochs."""
+    """Returns label, style, x and y of the curves, without the lines that mark epochs."""
     return [
         (line.get_label(), line.get_linestyle(), list(line.get_xdata()), list(line.get_ydata()))
         for line in axes.lines
@@ -103,7 +103,7 @@ def test_names_choose_curves_and_panels():
 
 
 class Growing(History):
-    """Another thread ends an epoch whenever a value is looked at."""
+    """A history to which another thread adds an epoch whenever a value is read."""
 
     def grow(self):
         self.add_steps([1.0])
@@ -128,7 +128,7 @@ def test_a_history_that_grows_while_it_is_drawn(interval):
     for axes in figure.axes:
         assert all(len(x) == len(y) for _, _, x, y in curves(axes))
         starts = {label: x for label, _, x, _ in reversed(curves(axes))}
-        assert max(len(x) for x in starts.values()) <= 2  # of one moment
+        assert max(len(x) for x in starts.values()) <= 2  # from one snapshot
 
 
 def test_epochs_without_a_value_are_bridged():
@@ -157,7 +157,7 @@ def events(axes) -> list[tuple[float, str]]:
 
 
 def lines_at(axes) -> set[float]:
-    """Where thin lines mark events."""
+    """Returns the positions of the thin lines that mark events."""
     return {line.get_xdata()[0] for line in axes.lines if line.get_linewidth() < 1}
 
 
@@ -199,7 +199,7 @@ def test_where_it_was_resumed_is_marked():
     first, second = run(2, 4), run(4, 4, seed=1)
     second.resumed_at += [6, 8]
     loss, _ = training_figure([first, second]).axes
-    assert events(loss) == [(3.5, 'resumed'), (4, 'resumed')]  # in the second of its epochs, after
+    assert events(loss) == [(3.5, 'resumed'), (4, 'resumed')]  # in its second epoch, and after it
     loss, _ = training_figure([first, second], interval=1).axes
     assert events(loss) == [(14, 'resumed'), (16, 'resumed')]
 

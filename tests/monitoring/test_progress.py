@@ -7,7 +7,7 @@ from thinkml.monitoring import ProgressBar, progress
 
 @pytest.fixture
 def clock(monkeypatch):
-    """A clock that only moves when told to."""
+    """A clock that only the test advances."""
 
     class Clock:
         now = 0.0
@@ -36,7 +36,7 @@ def test_it_shows_where_the_run_stands(clock, capsys):
     assert 'accuracy' not in err
     assert 'loss=0.5, val_loss=0.625, 400 examples/s' in lines[2]  # 800 in 2 s
     assert '100/100 steps' in lines[-1] and lines[-1].startswith('epoch 3')
-    assert 'loss=0.25, val_loss=0.625' in lines[-1]  # the latest there is
+    assert 'loss=0.25, val_loss=0.625' in lines[-1]  # the latest value
 
 
 def test_it_draws_at_most_ten_times_a_second_and_loses_nothing(clock, capsys):

@@ -1,4 +1,4 @@
-"""A plot that redraws itself, in a notebook that is made up and in files."""
+"""Live plots, in a fake notebook and in files."""
 
 import sys
 import threading
@@ -15,7 +15,7 @@ from thinkml.monitoring import TrainingMonitor
 
 
 class Display:
-    """What a notebook shows below a cell: each picture, and which ones took another's place."""
+    """The output below a notebook cell: each figure, and those that replaced another."""
 
     def __init__(self):
         self.shown, self.updated = [], []
@@ -40,7 +40,7 @@ class Display:
 def notebook(monkeypatch):
     display = Display()
     ipython = types.ModuleType('IPython')
-    ipython.version_info = (9, 0)  # which matplotlib asks
+    ipython.version_info = (9, 0)  # matplotlib reads it
     ipython.get_ipython = lambda: types.SimpleNamespace(kernel=object())
     shown = types.ModuleType('IPython.display')
     shown.display = display.display
@@ -122,12 +122,12 @@ def test_a_file_is_drawn_anywhere(tmp_path, name):
         before = path.read_bytes()
         history.add_steps(np.ones(2))
     assert path.read_bytes() != before
-    assert [file.name for file in path.parent.iterdir()] == [path.name]  # nothing half written
+    assert [file.name for file in path.parent.iterdir()] == [path.name]  # no partial file
 
 
 @pytest.mark.parametrize('shell', [None, types.SimpleNamespace()])
 def test_outside_a_notebook_it_says_what_there_is(notebook, shell):
-    sys.modules['IPython'].get_ipython = lambda: shell  # none at all, or that of a terminal
+    sys.modules['IPython'].get_ipython = lambda: shell  # no shell, or that of a terminal
     model = Model()
     with pytest.warns(ThinkMLWarning, match=r"not a notebook.*watch\('progress.png'\)") as caught:
         watch = tracking(model).watch()

@@ -23,7 +23,7 @@ from tensorboard.plugins.hparams import (
 from thinkml.errors import ConfigError
 from thinkml.monitoring import CSVWriter, EventWriter, MlflowWriter, WandbWriter
 
-# What a run of five epochs writes; validation begins with the third.
+# The values of a run of five epochs; validation begins with the third.
 EPOCHS = [
     (10, {'epoch': 1, 'loss': 1 / 3}),
     (20, {'epoch': 2, 'loss': 0.25}),
@@ -34,7 +34,7 @@ EPOCHS = [
 
 
 def curve(directory: Path, tag: str) -> list[tuple[int, float]]:
-    """The points of a curve, as TensorBoard shows them."""
+    """Returns the points of a curve, as TensorBoard shows them."""
     events = EventAccumulator(str(directory)).Reload()
     return [(point.step, point.value) for point in events.Scalars(tag)]
 
@@ -95,7 +95,7 @@ def test_a_resumed_run_draws_the_curves_of_an_uninterrupted_one(tmp_path, resume
         for step in range(10, 60, 10)
     ]
     write_events(tmp_path / 'whole', epochs, 0)
-    # What was written after the checkpoint differs, so that a curve of it would be seen.
+    # The values after the checkpoint differ, so that the test would see a curve of them.
     lost = [(step, {name: -1.0 for name in values}) for step, values in epochs[resumed_after:]]
     write_events(tmp_path / 'resumed', epochs[:resumed_after] + lost, 0)
     write_events(tmp_path / 'resumed', epochs[resumed_after:], 10 * resumed_after)
@@ -106,14 +106,14 @@ def test_a_resumed_run_draws_the_curves_of_an_uninterrupted_one(tmp_path, resume
 
 
 def test_a_new_run_takes_the_place_of_the_one_before(tmp_path):
-    for value in (0.5, 0.25):  # in the same second: in files of their own, read in this order
+    for value in (0.5, 0.25):  # in the same second: in separate files, read in this order
         write_events(tmp_path, [(1, {'loss': value}), (2, {'loss': value})], 0)
     assert curve(tmp_path / 'train', 'loss') == [(1, 0.25), (2, 0.25)]
     assert len(list((tmp_path / 'train').iterdir())) == 2
 
 
 def hparams_table(logdir: Path) -> dict[str, dict]:
-    """The rows of the HPARAMS tab by run, as TensorBoard finds them."""
+    """Returns the rows of the HPARAMS tab by run, as TensorBoard finds them."""
     runs = EventMultiplexer().AddRunsFromDirectory(str(logdir)).Reload()
     provider = data_provider.MultiplexerDataProvider(runs, str(logdir))
     backend = backend_context.Context(TBContext(data_provider=provider))
@@ -209,7 +209,7 @@ def test_killed_at_any_byte_and_resumed_equals_uninterrupted(tmp_path, checkpoin
         for lost in range(len(last_row)):
             path.write_bytes(written[: len(written) - lost])
             CSVWriter(path, start_step)
-            assert path.read_bytes() == kept  # as it was when the checkpoint was made
+            assert path.read_bytes() == kept  # unchanged since the checkpoint
         assert write_table(path, EPOCHS[checkpoint:], start_step) == whole
 
 
@@ -291,10 +291,10 @@ def test_what_to_install_is_said(writer, package, monkeypatch, tmp_path):
 
 @pytest.fixture
 def stand_in(tmp_path, monkeypatch):
-    """Puts a module in the place of a package and returns it."""
+    """Replaces a package by a module and returns it."""
 
     def install(package: str, source: str):
-        monkeypatch.setitem(sys.modules, package, None)  # put back, or removed, afterwards
+        monkeypatch.setitem(sys.modules, package, None)  # restored, or removed, afterwards
         del sys.modules[package]
         (tmp_path / f'{package}.py').write_text(source)
         monkeypatch.syspath_prepend(tmp_path)

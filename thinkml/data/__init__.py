@@ -1,4 +1,4 @@
-"""Data: arrays, frames, files and loaders to checked, encoded arrays, and predictions back."""
+"""Data: checks and encodes arrays, frames, files and loaders, and decodes predictions."""
 
 from thinkml.data.arrays import as_array as as_array
 from thinkml.data.arrays import as_values as as_values
