@@ -89,7 +89,7 @@ def test_a_list_or_a_tuple_of_no_arrays_is_rows():
         ((X, np.array(['a'] * 23)), r'X_train\[1\]: .*Encode text'),
         ({1: X}, r'X_train: got a dict with the keys \[1\], expected text'),
         ({}, 'X_train: got a dict, which can not be read as rows'),
-        (pl.LazyFrame({'a': [1.0]}), r'X_train: got a LazyFrame, .* its collect\(\) returns'),
+        (pl.LazyFrame({'a': [1.0]}), r'X_train: got a LazyFrame, .* its collect\(\)'),
         ({'train': Pairs()}, r"X_train: got a dict of the data sets train, .*: X_train\['train'\]"),
         (scipy.sparse.csr_matrix((0, 3)), r'X_train: got a sparse array of shape \(0, 3\)'),
         (scipy.sparse.csr_matrix(X.astype(complex)), 'X_train: got dtype complex'),

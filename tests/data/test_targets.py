@@ -124,7 +124,7 @@ NAN = float('nan')
         (pd.Series(['a', None], dtype='category'), '1 missing .* row 1'),
         (pd.DataFrame({'y': pd.Series([0, 1, None], dtype='Int64')}), '1 missing .* row 2'),
         (pl.Series([0, None, 1]), '1 missing .* row 1'),
-        (pl.LazyFrame({'y': [0, 1]}), r'LazyFrame, .* Pass the result of its collect\(\) returns'),
+        (pl.LazyFrame({'y': [0, 1]}), r'LazyFrame, .* Pass the result of its collect\(\)'),
         (np.array(['2026-01-01', 'NaT'], 'M8[D]'), '1 missing .* row 1'),
         (np.ma.masked_equal([0, 1, 2], 1), 'Drop these rows'),
     ],
