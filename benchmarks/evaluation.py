@@ -15,7 +15,7 @@ from collections.abc import Callable
 import numpy as np
 import sklearn.metrics as sk
 
-from thinkml.evaluation.bootstrap import Resampling, percentiles, resampled, shared_parts
+from thinkml.evaluation.bootstrap import Resampling, percentiles, resample_values, shared_parts
 from thinkml.evaluation.evaluation_data import EvaluationData
 from thinkml.evaluation.metrics.registry import get_metric
 
@@ -67,7 +67,9 @@ def our_intervals(case: EvaluationData, num_resamples: int) -> np.ndarray:
     """Computes all three by the bootstrap; `Evaluation` uses Wilson's formula for accuracy."""
     case = case.take(np.s_[:])
     values, parts = shared_parts(case, {name: get_metric(name, case.kind) for name in THREE})
-    samples = resampled(values, parts, None, Resampling(num_resamples=num_resamples), len(case))
+    samples = resample_values(
+        values, parts, None, Resampling(num_resamples=num_resamples), len(case)
+    )
     return np.array([percentiles(sample, 0.95) for sample in samples])
 
 

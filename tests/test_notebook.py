@@ -11,7 +11,7 @@ import nbformat
 import pytest
 
 PREPARE = """
-from tests.evaluation.drawn import analyze
+from tests.evaluation.plot_reading import analyze
 from thinkml.history import History
 from thinkml.monitoring import TrainingMonitor
 from thinkml.model_record import record_of
@@ -143,7 +143,7 @@ plt.ioff()
 """,
     'axes of others are drawn into where they are': """
 from matplotlib.figure import Figure
-from tests.evaluation.drawn import analyze
+from tests.evaluation.plot_reading import analyze
 
 analysis = analyze('binary')
 mine, axes = plt.subplots()
@@ -205,7 +205,7 @@ assert windows.shown == figures
 """,
     'a report and a watched file are not shown': """
 import pathlib, tempfile
-from tests.evaluation.drawn import analyze
+from tests.evaluation.plot_reading import analyze
 from thinkml.evaluation import ModelEvaluator
 
 with tempfile.TemporaryDirectory() as folder:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from tests.evaluation.drawn import analyze
+from tests.evaluation.plot_reading import analyze
 from tests.models_for_tests import mlp
 from tests.training.active.made import CONFIG, POOL, X
 from thinkml.checkpoint import Checkpointer, load_arrays, save_arrays

@@ -1,4 +1,4 @@
-"""Types that recur in signatures: pytrees, models, inputs and labels.
+"""Types that recur in signatures: pytrees, models, inputs, labels and arrays.
 
 They are names for readers. A type checker takes each as `typing.Any`; values are checked when a
 function is called, with an error that names the argument.
@@ -17,3 +17,6 @@ Inputs: TypeAlias = Any
 
 Labels: TypeAlias = Any
 """Labels or targets, one row per example: an array, a list, a column of a frame."""
+
+Array: TypeAlias = Any
+"""An array of NumPy, or of JAX inside a compiled function."""

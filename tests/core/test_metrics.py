@@ -211,9 +211,9 @@ def test_metrics_are_those_of_the_evaluation():
             guess = (logits > 0).astype(np.int32) if kind == 'multilabel' else p.argmax(1)
         metrics = every_metric(kind, num_outputs)
         got = over_epoch(metrics, batches(logits, labels, [1, 9, 37], batch_size=40))
-        scored = EvaluationData(kind, max(2, num_outputs), labels, guess, p, logits)
+        data = EvaluationData(kind, max(2, num_outputs), labels, guess, p, logits)
         names = NAMES['regression' if is_regression else 'classification']
-        expected = {name: METRICS[kind][name].of(scored) for name in names}
+        expected = {name: METRICS[kind][name].of(data) for name in names}
         assert_equal(got, expected)
 
 

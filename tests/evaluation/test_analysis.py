@@ -15,8 +15,8 @@ from thinkml.evaluation.metrics.registry import metrics_for
 from thinkml.evaluation.speed import Speed
 from thinkml.model_record import record_of
 
-from .drawn import analyze, line, trained
 from .models import Shifted, known, logits_and_labels
+from .plot_reading import analyze, line, trained
 
 SPEED = ('latency_seconds', 'rows_per_second')
 

@@ -8,11 +8,11 @@ import sklearn.metrics as sk
 
 from thinkml.evaluation.bootstrap import Resampling
 from thinkml.evaluation.plots import confidence_bands as room
-from thinkml.evaluation.plots.confidence_bands import bands, cells_of, row_counts
+from thinkml.evaluation.plots.confidence_bands import bands, draw_counts, make_cells
 from thinkml.evaluation.plots.curve_types import GAIN, OVER_THRESHOLD, PRECISION_RECALL, ROC
-from thinkml.evaluation.threshold_counts import all_ladders, ranked
+from thinkml.evaluation.threshold_counts import all_threshold_counts, each_ranking
 
-from .made import binary, classification, multilabel
+from .make_evaluations import binary, classification, multilabel
 
 SIXTY = Resampling(num_resamples=60, seed=3)
 KINDS = [ROC, PRECISION_RECALL, GAIN, *OVER_THRESHOLD.values()]
@@ -37,16 +37,16 @@ def around(curves, own, confidence=0.95):
 @pytest.mark.parametrize('weighted', [False, True])
 def test_they_are_percentiles_of_scikit_learns_curves_of_resampled_rows(weighted):
     evaluation = some(weighted=weighted)
-    scored = evaluation.scored
+    data = evaluation.scored
     [band] = bands(evaluation, [ROC])
 
     def curve(counts):
         x, y, _ = sk.roc_curve(
-            scored.labels, scored.probabilities[:, 1], sample_weight=scored.weights * counts
+            data.labels, data.probabilities[:, 1], sample_weight=data.weights * counts
         )
         return np.interp(band.x, x, y)
 
-    counts = list(row_counts(SIXTY, 80, 60))
+    counts = list(draw_counts(SIXTY, 80, 60))
     expected = around([curve(drawn) for drawn in counts], curve(np.ones(80)))
     np.testing.assert_allclose([band.low, band.high], expected, atol=1e-12)
     assert band.confidence == 0.95
@@ -65,7 +65,7 @@ def test_rates_over_the_threshold_are_those_of_resampled_rows():
         return [score(labels, called, **settings) for score in scores]
 
     scores = (sk.precision_score, sk.recall_score, sk.f1_score)
-    drawn = [rates(counts) for counts in row_counts(SIXTY, 80, 60)]
+    drawn = [rates(counts) for counts in draw_counts(SIXTY, 80, 60)]
     expected = around(drawn, rates(np.ones(80)))
     for index, rate in enumerate(('precision', 'recall', 'f1')):
         np.testing.assert_allclose([found[rate].low[at], found[rate].high[at]], expected[:, index])
@@ -75,18 +75,18 @@ def test_rates_over_the_threshold_are_those_of_resampled_rows():
 def test_of_several_it_is_that_of_their_mean(make):
     evaluation = make(n=60, resampling=SIXTY)
     [band] = bands(evaluation, [GAIN])
-    scored = evaluation.scored
-    truth = scored.labels if scored.labels.ndim == 2 else np.eye(3)[scored.labels]
+    data = evaluation.scored
+    truth = data.labels if data.labels.ndim == 2 else np.eye(3)[data.labels]
 
     def curve(counts):
         each = []
-        for labels, scores in zip(truth.T, scored.probabilities.T, strict=True):
+        for labels, scores in zip(truth.T, data.probabilities.T, strict=True):
             order = np.argsort(-scores)
             x, y = np.cumsum(counts[order]), np.cumsum((counts * labels)[order])
             each.append(np.interp(band.x, np.append(0, x / x[-1]), np.append(0, y / y[-1])))
         return np.mean(each, axis=0)
 
-    expected = around([curve(drawn) for drawn in row_counts(SIXTY, 60, 60)], curve(np.ones(60)))
+    expected = around([curve(drawn) for drawn in draw_counts(SIXTY, 60, 60)], curve(np.ones(60)))
     np.testing.assert_allclose([band.low, band.high], expected, atol=1e-12)
 
 
@@ -94,7 +94,7 @@ def test_they_hold_the_curve_and_widen_with_confidence():
     evaluation = some(n=200)
     narrow = dataclasses.replace(evaluation, resampling=dataclasses.replace(SIXTY, confidence=0.5))
     for kind, wide, less in zip(KINDS, bands(evaluation, KINDS), bands(narrow, KINDS), strict=True):
-        own = kind.mean_at(wide.x, list(all_ladders(evaluation.scored)))
+        own = kind.mean_at(wide.x, list(all_threshold_counts(evaluation.scored)))
         drawn = ~np.isnan(own)
         assert np.all((wide.low <= own + 1e-12) & (own <= wide.high + 1e-12), where=drawn)
         assert np.all((wide.low <= less.low) & (less.high <= wide.high), where=drawn)
@@ -113,7 +113,7 @@ def test_there_are_none_without_confidence_or_a_curve():
 def test_groups_are_drawn_whole():
     groups = np.arange(40) // 4
     resampling = dataclasses.replace(SIXTY, groups=groups)
-    for counts in row_counts(resampling, 40, 5):
+    for counts in draw_counts(resampling, 40, 5):
         assert counts.sum() == 40
         assert np.ptp(counts.reshape(10, 4), axis=1).max() == 0
 
@@ -121,7 +121,7 @@ def test_groups_are_drawn_whole():
 def test_strata_keep_their_sizes():
     strata = np.random.default_rng(0).integers(3, size=50)
     resampling = dataclasses.replace(SIXTY, strata=strata)
-    drawn = list(row_counts(resampling, 50, 5))
+    drawn = list(draw_counts(resampling, 50, 5))
     for counts in drawn:
         np.testing.assert_array_equal(np.bincount(strata, counts), np.bincount(strata))
     assert np.ptp(drawn, axis=0).max() > 0
@@ -146,11 +146,11 @@ def test_a_part_of_very_many_rows_gives_about_the_same(grouped, monkeypatch):
     resampling = Resampling(num_resamples=200, groups=groups)
     evaluation = some(n, resampling=resampling)
     whole = bands(evaluation, [ROC, GAIN])
-    monkeypatch.setattr(room, '_MAX_VISITS', 200 * 1500)
+    monkeypatch.setattr(room, '_MAX_ROW_VISITS', 200 * 1500)
     monkeypatch.setattr(room, '_MIN_ROWS', 1500)
     part = bands(evaluation, [ROC, GAIN])
     for kind, all_gather, of_some in zip((ROC, GAIN), whole, part, strict=True):
-        own = kind.mean_at(all_gather.x, list(all_ladders(evaluation.scored)))
+        own = kind.mean_at(all_gather.x, list(all_threshold_counts(evaluation.scored)))
         widths = [np.sum(band.high - band.low) for band in (all_gather, of_some)]
         assert widths[1] == pytest.approx(widths[0], rel=0.25)
         assert np.all((of_some.low <= own + 1e-12) & (own <= of_some.high + 1e-12))
@@ -161,9 +161,9 @@ def test_cells_are_pieces_of_the_ranking(monkeypatch):
     rng = np.random.default_rng(0)
     labels = (rng.random(2000) < 0.05).astype(int)
     scores = rng.random(2000).round(3)
-    scored = binary(labels, scores).scored
-    [ranking], weight = ranked(scored), rng.exponential(size=2000)
-    cells = cells_of(ranking, weight)
+    data = binary(labels, scores).scored
+    [ranking], weight = each_ranking(data), rng.exponential(size=2000)
+    cells = make_cells(ranking, weight)
     assert len(cells.scores) <= 50
     np.testing.assert_array_equal(cells.cell % 2, labels)
     # A row's cell is the first whose lowest score is not above its own.

@@ -289,7 +289,9 @@ def test_metrics_may_be_a_list_a_tuple_or_a_set(kind):
 
 @pytest.mark.parametrize('value', [None, {'f1': 1.0}, 'report'])
 def test_a_report_of_anything_else_is_refused(value):
-    with pytest.raises(ConfigError, match=f'evaluation: got {type(value).__name__}, expected what'):
+    with pytest.raises(
+        ConfigError, match=f'evaluation: got {type(value).__name__}, expected the result'
+    ):
         ModelEvaluator().generate_report(value)
 
 
@@ -432,7 +434,7 @@ def test_rows_of_other_libraries_come_in_parts_too(kind, monkeypatch):
 
     X = np.random.default_rng(0).normal(size=(10, 2))
     given = {'list': X.tolist(), 'frame': pandas.DataFrame(X), 'sparse': sparse.csr_matrix(X)}
-    monkeypatch.setattr(foreign, '_ROWS', 4)
+    monkeypatch.setattr(foreign, '_BATCH_ROWS', 4)
     evaluation = ModelEvaluator().evaluate(Sees([]), given[kind], (X[:, 0] > 0).astype(int))
     assert evaluation['accuracy'] == 1 and sizes == [4, 4, 2]
 
@@ -760,7 +762,7 @@ def test_several_data_sets_that_do_not_fit():
     with pytest.raises(ConfigError, match="slices: got a dict of 'old' beside several data sets"):
         ModelEvaluator().evaluate(model, sets, slices={'old': labels > 0})
     with pytest.raises(
-        DataError, match="X_test: got a dict of 'test' with tuples that are no pairs, expected"
+        DataError, match="X_test: got a dict of 'test' with tuples that are not pairs, expected"
     ):
         ModelEvaluator().evaluate(model, {'test': (logits, labels, labels)})
     with pytest.warns(ThinkMLWarning, match='test: roc_auc: NaN'):
@@ -779,7 +781,7 @@ def test_undefined_values_are_warned_of_and_recorded():
 @pytest.mark.parametrize(
     ('settings', 'error', 'message'),
     [
-        ({'confidence': 95}, ConfigError, 'confidence: got 95, expected a share such as 0.95'),
+        ({'confidence': 95}, ConfigError, 'confidence: got 95, expected a fraction such as 0.95'),
         ({'num_resamples': 1}, ConfigError, 'num_resamples: got 1'),
         ({'min_support': 0}, ConfigError, 'min_support: got 0'),
         ({'slices': ['a']}, ConfigError, 'slices: got list, expected a dict'),

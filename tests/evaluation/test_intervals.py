@@ -9,8 +9,14 @@ import sklearn.metrics as sk
 
 from thinkml.errors import ConfigError, DataError
 from thinkml.evaluation import ModelEvaluator, compare
-from thinkml.evaluation.bootstrap import Resampling, percentiles, resampled, shared_parts, units_of
-from thinkml.evaluation.confidence_intervals import intervals_of, wilson
+from thinkml.evaluation.bootstrap import (
+    Resampling,
+    make_units,
+    percentiles,
+    resample_values,
+    shared_parts,
+)
+from thinkml.evaluation.confidence_intervals import metric_intervals, wilson
 from thinkml.evaluation.evaluation_data import EvaluationData
 from thinkml.evaluation.metrics.registry import get_metric
 
@@ -32,7 +38,7 @@ def metrics_of(*names, kind='binary'):
 def draw(resampling, num_rows):
     """How often each row is drawn, ``(num_resamples, rows)``."""
     counts = lambda parts, weight: weight  # noqa: E731
-    return resampled((counts,), (), None, resampling, num_rows)[0]
+    return resample_values((counts,), (), None, resampling, num_rows)[0]
 
 
 # --- drawing ----------------------------------------------------------------------------------
@@ -74,7 +80,7 @@ def test_strata_keep_their_size():
 def test_groups_within_strata():
     groups = np.random.default_rng(0).permutation(np.repeat(np.arange(20), 3))
     strata = groups % 2
-    units = units_of(Resampling(groups=groups, strata=strata), 60)
+    units = make_units(Resampling(groups=groups, strata=strata), 60)
     assert set(units.size) == {10}
     counts = draw(Resampling(num_resamples=10, groups=groups, strata=strata), 60)
     assert (counts[:, strata == 1].sum(axis=1) == 30).all()
@@ -82,7 +88,9 @@ def test_groups_within_strata():
 
 def test_a_seed_gives_the_same_intervals_and_another_gives_others():
     case, metrics = binary_case(300, 0), metrics_of('f1')
-    one, same, other = (intervals_of(case, metrics, Resampling(seed=seed)) for seed in (1, 1, 2))
+    one, same, other = (
+        metric_intervals(case, metrics, Resampling(seed=seed)) for seed in (1, 1, 2)
+    )
     assert one == same != other
 
 
@@ -93,7 +101,7 @@ def test_resampled_values_are_those_of_the_drawn_rows():
     case, settings = binary_case(200, 3), Resampling(num_resamples=8)
     metrics = metrics_of('accuracy', 'f1', 'roc_auc', 'average_precision', 'log_loss')
     values, parts = shared_parts(case, metrics)
-    samples = dict(zip(metrics, resampled(values, parts, None, settings, 200), strict=True))
+    samples = dict(zip(metrics, resample_values(values, parts, None, settings, 200), strict=True))
     for index, counts in enumerate(draw(settings, 200)):
         rows = np.repeat(np.arange(200), counts.astype(int))
         y, p, guess = case.labels[rows], case.probabilities[rows, 1], case.predictions[rows]
@@ -114,7 +122,7 @@ def test_resampled_values_are_those_of_the_drawn_rows():
 def test_intervals_are_those_of_the_scikit_learn_loop(num_loops, atol):
     case, rng = binary_case(400, 5), np.random.default_rng(0)
     names = ('f1', 'roc_auc', 'mcc')
-    found = intervals_of(case, metrics_of(*names), Resampling(num_resamples=4000))
+    found = metric_intervals(case, metrics_of(*names), Resampling(num_resamples=4000))
     loop = []
     for _ in range(num_loops):
         rows = rng.integers(400, size=400)
@@ -135,14 +143,14 @@ def test_wilson_equals_scipy():
 
 def test_simple_shares_have_wilsons_interval_and_weighted_ones_the_bootstraps():
     case, metrics = binary_case(300, 1), metrics_of('accuracy', 'recall')
-    found = intervals_of(case, metrics, Resampling())
+    found = metric_intervals(case, metrics, Resampling())
     true_positives = (case.labels == case.predictions).sum()
     assert found['accuracy'] == pytest.approx(wilson(true_positives, 300))
     positives = case.labels == 1
     right = (case.predictions[positives] == 1).sum()
     assert found['recall'] == pytest.approx(wilson(right, positives.sum()))
     case = dataclasses.replace(case, weight=np.linspace(0.5, 1.5, 300))
-    weighted = intervals_of(case, metrics, Resampling())
+    weighted = metric_intervals(case, metrics, Resampling())
     assert weighted['accuracy'] != found['accuracy']
     np.testing.assert_allclose(weighted['accuracy'], found['accuracy'], atol=0.02)
 
@@ -159,7 +167,7 @@ def test_groups_that_agree_widen_the_interval():
     shares = np.repeat(case.probabilities[::10], 10, axis=0)
     case = EvaluationData('binary', 2, labels, shares.argmax(axis=1).astype(np.int32), shares)
     widths = [
-        np.diff(intervals_of(case, metrics_of('f1'), Resampling(groups=g))['f1'])[0]
+        np.diff(metric_intervals(case, metrics_of('f1'), Resampling(groups=g))['f1'])[0]
         for g in (None, groups)
     ]
     assert widths[1] > 2.5 * widths[0]  # the square root of ten, about
@@ -184,7 +192,7 @@ def test_a_class_that_a_resample_lacks_does_not_count_in_it(kind):
     case = perfect(kind, 20, 2)
     names = ['roc_auc', 'average_precision', 'f1', 'precision', 'recall']
     names += ['roc_auc_ovo'] if kind == 'multiclass' else []
-    found = intervals_of(case, metrics_of(*names, kind=kind), Resampling(num_resamples=200))
+    found = metric_intervals(case, metrics_of(*names, kind=kind), Resampling(num_resamples=200))
     assert found == {name: (1.0, 1.0) for name in names}
 
 
@@ -193,7 +201,7 @@ def test_labels_of_one_row_are_not_independent():
     guess = np.where(np.random.default_rng(1).random((400, 1)) < 0.2, 1 - labels, labels)
     case = EvaluationData('multilabel', 20, labels, guess)
     metrics = metrics_of('precision_micro', 'precision_macro', kind='multilabel')
-    micro, macro = intervals_of(case, metrics, Resampling()).values()
+    micro, macro = metric_intervals(case, metrics, Resampling()).values()
     np.testing.assert_allclose(micro, macro, atol=1e-5)
 
 
@@ -203,7 +211,7 @@ def test_data_sets_of_many_classes_share_a_program(monkeypatch):
     for seed in range(3):
         labels, guess = np.random.default_rng(seed).integers(100, size=(2, 800))
         case = EvaluationData('multiclass', 100, labels, np.where(labels % 3, labels, guess))
-        intervals_of(case, metrics_of('f1', kind='multiclass'), Resampling(num_resamples=4))
+        metric_intervals(case, metrics_of('f1', kind='multiclass'), Resampling(num_resamples=4))
         monkeypatch.setattr(_resample, 'lower', None)  # the first one compiled it
 
 
@@ -216,7 +224,7 @@ def test_95_percent_intervals_cover_the_truth_95_percent_of_the_time():
     simulations = 1000
     for seed in range(simulations):
         settings = Resampling(num_resamples=1000, seed=seed)
-        found = intervals_of(binary_case(500, seed), metrics, settings)
+        found = metric_intervals(binary_case(500, seed), metrics, settings)
         for name, (low, high) in found.items():
             covered[name] += low <= truth[name] <= high
     shares = {name: count / simulations for name, count in covered.items()}
@@ -321,7 +329,7 @@ def test_what_can_not_be_compared():
     other = evaluated()
     with pytest.raises(DataError, match='b: its labels are not those of a'):
         compare(a, other)
-    with pytest.raises(ConfigError, match='b: got float, expected what evaluate'):
+    with pytest.raises(ConfigError, match='b: got float, expected the result of evaluate'):
         compare(a, 0.5)
     with pytest.raises(ConfigError, match='a: it was evaluated with confidence=None'):
         compare(evaluated(confidence=None), other)

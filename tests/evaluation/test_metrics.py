@@ -513,7 +513,7 @@ def test_rows_are_ranked_alike_on_the_host_and_on_a_device():
     host = np.empty(len(scores), np.int32)
     ranking._write_packed_order(scores, host)
     np.testing.assert_array_equal(host, np.argsort(-scores, kind='stable'))
-    np.testing.assert_array_equal(host, ranking._falling(scores))
+    np.testing.assert_array_equal(host, ranking._falling_order(scores))
 
 
 @pytest.mark.parametrize('kind', ['binary', 'multiclass', 'multilabel'])
@@ -522,8 +522,8 @@ def test_what_a_device_has_sorted_gives_the_same_areas(kind, monkeypatch):
     names = [name for name in names_of(kind) if name.startswith(('roc_auc', 'average_pre'))]
     expected = {name: get_metric(name, kind).of(case) for name in names}
     sorted_there = []
-    falling = ranking._falling
-    monkeypatch.setattr(ranking, '_falling', lambda s: sorted_there.append(s) or falling(s))
+    falling = ranking._falling_order
+    monkeypatch.setattr(ranking, '_falling_order', lambda s: sorted_there.append(s) or falling(s))
     monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
     again = case.take(np.s_[:])
     assert {name: get_metric(name, kind).of(again) for name in names} == expected
@@ -531,10 +531,10 @@ def test_what_a_device_has_sorted_gives_the_same_areas(kind, monkeypatch):
 
 
 def test_columns_ranked_in_turn_have_the_value_of_all_at_once(monkeypatch):
-    scored = make_case('multiclass', 'ties')
+    data = make_case('multiclass', 'ties')
     metric = get_metric('roc_auc', 'multiclass')
-    part, weight = scored.part(metric.part), jax.numpy.ones(len(scored))
+    part, weight = data.part(metric.part), jax.numpy.ones(len(data))
     together = metric.value(part, weight)
-    monkeypatch.setattr(ranking, '_SIDE_BY_SIDE', 1)
+    monkeypatch.setattr(ranking, '_BATCH_NUMBERS', 1)
     assert float(together) == pytest.approx(float(metric.value(part, weight)), rel=1e-6)
-    assert float(together) == pytest.approx(metric.of(scored), rel=1e-5)
+    assert float(together) == pytest.approx(metric.of(data), rel=1e-5)

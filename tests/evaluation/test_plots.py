@@ -9,10 +9,10 @@ from matplotlib.figure import Figure
 
 from thinkml.errors import ConfigError
 from thinkml.evaluation.analysis import PerformanceAnalysis
-from thinkml.evaluation.plots.axes import thinned
+from thinkml.evaluation.plots.axes import thin_points
 
-from .drawn import PLAIN, analyze, has_band, labels_of, line, trained
-from .made import FEW, binary, classification
+from .make_evaluations import FEW, binary, classification
+from .plot_reading import PLAIN, analyze, has_band, labels_of, line, trained
 
 CURVES = ('plot_roc_curve', 'plot_precision_recall_curve', 'plot_gain')
 OF_CLASSES = (*CURVES, 'plot_calibration', 'plot_confusion_matrix')
@@ -76,8 +76,8 @@ def test_regression_has_no_such_plots(plot):
 @pytest.mark.parametrize('plot', [*CURVES, 'plot_calibration', 'plot_threshold'])
 def test_without_probabilities_there_are_no_such_plots(plot):
     evaluation = analyze('binary').evaluation
-    scored = dataclasses.replace(evaluation.scored, probabilities=None)
-    analysis = PerformanceAnalysis(dataclasses.replace(evaluation, scored=scored))
+    data = dataclasses.replace(evaluation.scored, probabilities=None)
+    analysis = PerformanceAnalysis(dataclasses.replace(evaluation, scored=data))
     with pytest.raises(ConfigError, match=f'{plot}: got the evaluation of a model without'):
         getattr(analysis, plot)()
     assert analysis.plot_confusion_matrix()
@@ -206,7 +206,7 @@ def test_large_curves_are_thinned_without_moving():
 
 def test_thinned_points_are_some_of_the_points():
     x = np.sort(np.random.default_rng(0).random(10_000))
-    few = thinned(x, x**2)
+    few = thin_points(x, x**2)
     assert len(few[0]) <= 2000
     assert np.isin(few[0], x).all()
     np.testing.assert_array_equal(few[1], few[0] ** 2)

@@ -197,10 +197,10 @@ def test_errors_of_labels_are_the_surest_of_each_row_and_label():
 
 def test_residuals_are_the_largest_in_units_of_their_target():
     units = np.array([1, 1000])
-    scored = regression(targets=2).scored
-    scored = EvaluationData('regression', 2, scored.labels * units, scored.predictions * units)
-    evaluation = made.made(regression(targets=2).task, scored, resampling=NONE)
-    residual = scored.labels - scored.predictions
+    data = regression(targets=2).scored
+    data = EvaluationData('regression', 2, data.labels * units, data.predictions * units)
+    evaluation = made.made(regression(targets=2).task, data, resampling=NONE)
+    residual = data.labels - data.predictions
     size = np.abs(residual) / np.sqrt((residual**2).mean(axis=0))
     largest = np.sort(size, axis=None)[::-1][:10]
     rows = said(evaluation)['errors']['rows']
@@ -407,7 +407,7 @@ def test_what_evaluate_returns_of_several_data_sets_can_be_reported():
 
 @pytest.mark.parametrize('value', [None, {}, {'test': 1}, [1]])
 def test_anything_else_is_refused(value):
-    with pytest.raises(ConfigError, match='expected what evaluate'):
+    with pytest.raises(ConfigError, match='expected the result of evaluate'):
         Report(value)
 
 
@@ -437,9 +437,9 @@ def test_json_is_strict_and_holds_what_to_dict_gives(kind):
 
 
 def test_nan_is_null():
-    scored = classification(n=1).scored
+    data = classification(n=1).scored
     task = classification().task
-    evaluation = made.made(task, scored, resampling=NONE)
+    evaluation = made.made(task, data, resampling=NONE)
     values = json.loads(Report(evaluation).to_json())
     assert values['metrics']['roc_auc'] is None
     assert 'undefined' in str(Report(evaluation))

@@ -202,8 +202,8 @@ def test_every_format_tells_the_same_numbers(monkeypatch):
 
 def test_the_evaluation_is_gone_through_once(monkeypatch):
     calls = []
-    gather = room.content_of
-    monkeypatch.setattr(room, 'content_of', lambda *args: calls.append(1) or gather(*args))
+    gather = room.describe_evaluation
+    monkeypatch.setattr(room, 'describe_evaluation', lambda *args: calls.append(1) or gather(*args))
     report = Report(made.regression(resampling=NONE))
     for render in (str, Report.to_markdown, Report.to_html, Report.to_json, Report.to_dict):
         render(report)

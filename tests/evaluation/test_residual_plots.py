@@ -8,23 +8,23 @@ from matplotlib.collections import PolyCollection
 
 from thinkml.errors import ConfigError, NotTrainedError
 from thinkml.evaluation.analysis import PerformanceAnalysis
-from thinkml.evaluation.plots.axes import drawn_rows
+from thinkml.evaluation.plots.axes import sample_rows
 from thinkml.evaluation.plots.residuals import trend
 from thinkml.history import History
 
-from .drawn import PLAIN, analyze, has_band, labels_of, line, trained
-from .made import FEW, regression
+from .make_evaluations import FEW, regression
+from .plot_reading import PLAIN, analyze, has_band, labels_of, line, trained
 
 # --- regression -------------------------------------------------------------------------------
 
 
 def test_every_residual_is_a_dot_and_in_the_distribution():
     analysis = analyze('regression')
-    scored = analysis.evaluation.scored
+    data = analysis.evaluation.scored
     ax = analysis.plot_residuals().axes[0]
     [dots] = [part for part in ax.collections if not isinstance(part, PolyCollection)]
-    residuals = scored.labels - scored.predictions
-    np.testing.assert_allclose(dots.get_offsets(), np.stack([scored.predictions, residuals], 1))
+    residuals = data.labels - data.predictions
+    np.testing.assert_allclose(dots.get_offsets(), np.stack([data.predictions, residuals], 1))
     [beside] = ax.child_axes
     heights, edges, _ = beside.patches[0].get_data()
     np.testing.assert_allclose(heights, np.histogram(residuals, edges, density=True)[0])
@@ -64,26 +64,26 @@ def test_rows_of_one_group_are_one_draw_of_the_mean_residual():
 def test_weights_of_residuals():
     weight = np.random.default_rng(0).integers(3, size=120).astype(float)
     evaluation = regression(weight=weight)
-    scored = evaluation.scored
+    data = evaluation.scored
     ax = PerformanceAnalysis(evaluation).plot_residuals().axes[0]
     [dots] = [part for part in ax.collections if not isinstance(part, PolyCollection)]
     kept = weight > 0
-    np.testing.assert_allclose(dots.get_offsets()[:, 0], scored.predictions[kept])
+    np.testing.assert_allclose(dots.get_offsets()[:, 0], data.predictions[kept])
     np.testing.assert_allclose(
         dots.get_sizes() / dots.get_sizes().mean(), weight[kept] / np.mean(weight[kept])
     )
     heights, edges, _ = ax.child_axes[0].patches[0].get_data()
-    residuals = (scored.labels - scored.predictions).repeat(weight.astype(int))
+    residuals = (data.labels - data.predictions).repeat(weight.astype(int))
     np.testing.assert_allclose(heights, np.histogram(residuals, edges, density=True)[0])
 
 
 @pytest.mark.parametrize('targets', [3, 8])
 def test_several_targets_are_in_their_standard_deviations(targets):
     evaluation = regression(targets)
-    scored = evaluation.scored
+    data = evaluation.scored
     ax = PerformanceAnalysis(evaluation).plot_residuals().axes[0]
-    error = np.sqrt(np.mean((scored.labels - scored.predictions) ** 2, axis=0))
-    relative = error / scored.labels.std(axis=0)
+    error = np.sqrt(np.mean((data.labels - data.predictions) ** 2, axis=0))
+    relative = error / data.labels.std(axis=0)
     shown = range(3) if targets == 3 else np.argsort(-relative)[:3]
     assert labels_of(ax) == [f'target {index}' for index in shown]
     for dots, index in zip(ax.collections, shown, strict=True):
@@ -93,13 +93,13 @@ def test_several_targets_are_in_their_standard_deviations(targets):
 
 def test_of_very_many_rows_some_are_drawn_by_weight():
     weight = np.array([0.0, 1.0, 3.0]).repeat(10_000)
-    rows = drawn_rows(weight, 4000)
+    rows = sample_rows(weight, 4000)
     assert len(np.unique(rows)) == 4000
     counts = np.histogram(rows, [0, 10_000, 20_000, 30_000])[0]
     assert counts[0] == 0
     assert counts[2] / counts[1] == pytest.approx(3, rel=0.25)
-    np.testing.assert_array_equal(rows, drawn_rows(weight, 4000))
-    np.testing.assert_array_equal(drawn_rows(weight[9_998:10_002], 4000), [2, 3])
+    np.testing.assert_array_equal(rows, sample_rows(weight, 4000))
+    np.testing.assert_array_equal(sample_rows(weight[9_998:10_002], 4000), [2, 3])
 
 
 def test_classification_has_no_residuals():

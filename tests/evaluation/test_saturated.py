@@ -10,7 +10,7 @@ import sklearn.metrics as sk
 from thinkml.evaluation import ModelEvaluator, compare
 from thinkml.evaluation.report.largest_errors import errors
 from thinkml.evaluation.threshold_choice import choose_threshold
-from thinkml.evaluation.threshold_counts import all_ladders
+from thinkml.evaluation.threshold_counts import all_threshold_counts
 from thinkml.models import predict_proba
 
 from .models import Shifted, known
@@ -176,8 +176,8 @@ def test_curves_pass_through_every_logit():
     gained = np.append(0, np.cumsum(falling) / labels.sum())
     drawn = curve(analysis.plot_gain())
     np.testing.assert_allclose(drawn, np.stack([np.arange(81) / 80, gained], axis=1))
-    [ladder] = all_ladders(analysis.evaluation.scored)
-    assert len(ladder.thresholds) == 81
+    [counts] = all_threshold_counts(analysis.evaluation.scored)
+    assert len(counts.thresholds) == 81
 
 
 def test_thresholds_are_probabilities_that_rows_reach():

@@ -14,8 +14,8 @@ from thinkml.evaluation.confidence_intervals import wilson
 from thinkml.evaluation.metrics.calibration import NUM_BINS
 from thinkml.evaluation.threshold_choice import choose_threshold
 
-from .drawn import PLAIN, analyze, labels_of, line
-from .made import binary, classification, multilabel
+from .make_evaluations import binary, classification, multilabel
+from .plot_reading import PLAIN, analyze, labels_of, line
 
 # --- thresholds -------------------------------------------------------------------------------
 
@@ -111,23 +111,23 @@ def test_calibration_is_that_of_scikit_learn():
 
 def test_calibration_of_multiclass_is_that_of_the_predicted_class():
     analysis = analyze('multiclass', n=400, metrics=['ece'])
-    scored = analysis.evaluation.scored
+    data = analysis.evaluation.scored
     ax = analysis.plot_calibration().axes[0]
     predicted, true = line(ax, f'model (ECE = {analysis.get_metrics()["ece"]:.3f})')
-    right = scored.predictions == scored.labels
-    expected = calibration_curve(right, scored.probabilities.max(axis=1), n_bins=NUM_BINS)
+    right = data.predictions == data.labels
+    expected = calibration_curve(right, data.probabilities.max(axis=1), n_bins=NUM_BINS)
     np.testing.assert_allclose([true, predicted], expected)
 
 
 def test_each_label_has_its_calibration():
     analysis = analyze('multilabel', n=400, metrics=['ece'])
-    scored = analysis.evaluation.scored
+    data = analysis.evaluation.scored
     ax = analysis.plot_calibration().axes[0]
     errors = []
     for index, name in enumerate(('red', 'green', 'blue')):
         predicted, true = line(ax, name)
         expected = calibration_curve(
-            scored.labels[:, index], scored.probabilities[:, index], n_bins=NUM_BINS
+            data.labels[:, index], data.probabilities[:, index], n_bins=NUM_BINS
         )
         np.testing.assert_allclose([true, predicted], expected)
         [label] = [label for label in labels_of(ax) if label.startswith(name)]

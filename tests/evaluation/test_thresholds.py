@@ -8,9 +8,9 @@ import sklearn.metrics as sk
 
 from thinkml.errors import ConfigError, DataError, ThinkMLWarning
 from thinkml.evaluation.threshold_choice import Threshold, choose_threshold
-from thinkml.evaluation.threshold_counts import all_ladders
+from thinkml.evaluation.threshold_counts import all_threshold_counts
 
-from .made import binary, classification, multilabel, regression
+from .make_evaluations import binary, classification, multilabel, regression
 
 SETTINGS = {
     'f1': {},
@@ -141,7 +141,7 @@ def test_data_on_which_none_can_be_chosen(labels, objective, settings, message):
             {'false_positive_cost': -1, 'false_negative_cost': 1},
             'got -1, expected a number',
         ),
-        ('precision', {'min_recall': 90}, 'min_recall: got 90, expected a share from 0 to 1'),
+        ('precision', {'min_recall': 90}, 'min_recall: got 90, expected a fraction from 0 to 1'),
         (
             'recall',
             {'min_recall': 0.9},
@@ -161,9 +161,9 @@ def test_what_no_threshold_decides():
     with pytest.raises(ConfigError, match=r'choose_threshold: .* regression model'):
         choose_threshold(regression())
     evaluation = binary([0, 1], [0.2, 0.8])
-    scored = dataclasses.replace(evaluation.scored, probabilities=None)
+    data = dataclasses.replace(evaluation.scored, probabilities=None)
     with pytest.raises(ConfigError, match='a model without probabilities'):
-        choose_threshold(dataclasses.replace(evaluation, scored=scored))
+        choose_threshold(dataclasses.replace(evaluation, scored=data))
 
 
 @pytest.mark.parametrize('weighted', [False, True])
@@ -171,16 +171,16 @@ def test_what_no_threshold_decides():
 def test_ladders_are_the_curves_of_scikit_learn(dtype, weighted):
     labels, probabilities, weight = rows(weighted=weighted)
     probabilities = probabilities.astype(dtype)
-    [ladder] = all_ladders(binary(labels, probabilities, weight).scored)
+    [counts] = all_threshold_counts(binary(labels, probabilities, weight).scored)
     x, y, thresholds = sk.roc_curve(
         labels, probabilities, sample_weight=weight, drop_intermediate=False
     )
-    np.testing.assert_allclose(ladder.fall_out, x)
-    np.testing.assert_allclose(ladder.recall, y)
-    np.testing.assert_array_equal(ladder.thresholds, thresholds)
+    np.testing.assert_allclose(counts.false_positive_rate, x)
+    np.testing.assert_allclose(counts.recall, y)
+    np.testing.assert_array_equal(counts.thresholds, thresholds)
     precision, recall, thresholds = sk.precision_recall_curve(
         labels, probabilities, sample_weight=weight
     )
-    np.testing.assert_allclose(ladder.precision[1:], precision[-2::-1])
-    np.testing.assert_allclose(ladder.recall, recall[::-1])
-    np.testing.assert_array_equal(ladder.thresholds[1:], thresholds[::-1])
+    np.testing.assert_allclose(counts.precision[1:], precision[-2::-1])
+    np.testing.assert_allclose(counts.recall, recall[::-1])
+    np.testing.assert_array_equal(counts.thresholds[1:], thresholds[::-1])

@@ -302,7 +302,7 @@ def test_a_saved_model_is_loaded_as_shards(sharded_model, tmp_path):
 
 @pytest.mark.parametrize('devices', [2, [], ['cpu:0']])
 def test_other_values_are_not_devices(devices):
-    with pytest.raises(ConfigError, match=r'devices: got .* expected devices of JAX'):
+    with pytest.raises(ConfigError, match=r'devices: got .* expected JAX devices'):
         ModelEvaluator(devices=devices)
 
 

@@ -1,4 +1,4 @@
-"""How well a model does, in numbers and in pictures."""
+"""Performance analysis: all metrics of a model, its speed, and its plots."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -19,17 +19,17 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class PerformanceAnalysis:
-    """How well a model does. Made by `ModelEvaluator.analyze_performance`.
+    """An analysis of a model's performance, returned by `ModelEvaluator.analyze_performance`.
 
-    The plots are matplotlib Figures. They need no display: a notebook shows each of them once, a
-    script shows them with ``plt.show()``, and ``path`` writes them to a file, whose ending picks
-    the format (``.png``, ``.pdf``, ``.svg``). Sample
-    weights count in all of them. What is shaded is the confidence interval at each point by
-    itself, from resamples of the rows (or groups); there is none with ``confidence=None``.
+    The plots are matplotlib Figures and need no display. A notebook shows each of them once, a
+    script shows them with ``plt.show()``. ``path`` writes them to a file, whose ending picks the
+    format (``.png``, ``.pdf``, ``.svg``). Sample weights count in all of them. The shaded area is
+    the pointwise confidence interval, from resamples of the rows (or groups); there is none with
+    ``confidence=None``.
 
     Attributes:
-        evaluation: what was found, with every metric that fits the task.
-        speed: how fast the model predicts; None if that was not measured.
+        evaluation: the evaluation, with every metric that fits the task.
+        speed: the speed of predictions; None if it was not measured.
         runs: the histories of the model's trainings, oldest first.
 
     Example:
@@ -53,10 +53,10 @@ class PerformanceAnalysis:
         return f'PerformanceAnalysis({self.evaluation!r})'
 
     def get_metrics(self) -> dict[str, float]:
-        """Every metric that fits the task, as plain floats by name.
+        """Returns every metric that fits the task, as plain floats by name.
 
-        Where speed was measured, ``latency_seconds`` is what a prediction of one row takes, and
-        ``rows_per_second`` how many are predicted in batches, see `Speed`.
+        If speed was measured, ``latency_seconds`` is the time to predict one row, and
+        ``rows_per_second`` the rows predicted per second in batches; see `Speed`.
         """
         metrics = dict(self.evaluation.metrics)
         if self.speed is not None:
@@ -65,18 +65,18 @@ class PerformanceAnalysis:
         return metrics
 
     def plot_roc_curve(self, path: PathLike | None = None, ax: 'Axes | None' = None) -> 'Figure':
-        """Draws true positives over false positives, at every threshold.
+        """Draws the true positive rate over the false positive rate, at every threshold.
 
-        For binary the curve of the positive class; else one per class (against the others) or
-        label, and their mean, whose band is the one that is drawn. Classes without examples are
-        left out; of more than ten the three worst are named.
+        For binary there is one curve, of the positive class. Else there is one curve per class
+        (against the others) or label, and their mean, which has the band. Classes without examples
+        are left out. With more than ten curves only the three worst are named.
 
         Args:
-            path: a file to write the figure to. Its directory is made if there is none.
-            ax: axes to draw into; None draws a figure of its own.
+            path: a file to write the figure to. Its directory is created if needed.
+            ax: the axes to draw into; None creates a new figure.
 
         Returns:
-            the figure drawn into.
+            The figure that was drawn into.
 
         Raises:
             ConfigError: for regression, and for models without probabilities.
@@ -86,17 +86,17 @@ class PerformanceAnalysis:
     def plot_precision_recall_curve(
         self, path: PathLike | None = None, ax: 'Axes | None' = None
     ) -> 'Figure':
-        """Draws precision over recall, at every threshold, as steps whose area is the AP.
+        """Draws precision over recall, at every threshold, as steps; their area is the AP.
 
         Curves, arguments and errors are those of `plot_roc_curve`.
         """
         return give_to_pyplot(plots.precision_recall_curve(self.evaluation, path, ax))
 
     def plot_gain(self, path: PathLike | None = None, ax: 'Axes | None' = None) -> 'Figure':
-        """Draws the cumulative gain: the share of positives among the rows with highest scores.
+        """Draws the cumulative gain: the recall among the rows with the highest scores.
 
-        The lift at 10 % is how many times more positives there are among the first tenth of the
-        rows than among all. Curves, arguments and errors are those of `plot_roc_curve`.
+        The lift at 10 % is the ratio of the fraction of positives in the first tenth of the rows to
+        that in all rows. Curves, arguments and errors are those of `plot_roc_curve`.
         """
         return give_to_pyplot(plots.gain_curve(self.evaluation, path, ax))
 
@@ -120,18 +120,18 @@ class PerformanceAnalysis:
         return give_to_pyplot(plots.threshold_curves(self.evaluation, path, ax, choice))
 
     def plot_calibration(self, path: PathLike | None = None, ax: 'Axes | None' = None) -> 'Figure':
-        """Draws how often what was given a probability is true, in 15 bins of even width.
+        """Draws the fraction of true cases over the probability, in 15 bins of equal width.
 
-        For binary it is the probability of the positive class; for multiclass of the class that is
-        predicted; for multilabel of each label. Intervals are Wilson's. Arguments and errors are
-        those of `plot_roc_curve`.
+        For binary the probability is that of the positive class, for multiclass that of the
+        predicted class, for multilabel that of each label. Intervals are Wilson's. Arguments and
+        errors are those of `plot_roc_curve`.
         """
         return give_to_pyplot(plots.calibration_curve(self.evaluation, path, ax))
 
     def plot_confusion_matrix(
         self, path: PathLike | None = None, ax: 'Axes | None' = None
     ) -> 'Figure':
-        """Draws how often each class was taken for which, coloured by the share in its row.
+        """Draws the confusion matrix, coloured by the fraction of each row.
 
         For multilabel each label has a row of true and false negatives and positives. Up to 30
         classes are named and counted. Arguments are those of `plot_roc_curve`.
@@ -142,11 +142,12 @@ class PerformanceAnalysis:
         return give_to_pyplot(plots.confusion_matrix(self.evaluation, path, ax))
 
     def plot_residuals(self, path: PathLike | None = None, ax: 'Axes | None' = None) -> 'Figure':
-        """Draws what is true less what was predicted, over the prediction, and its distribution.
+        """Draws residuals (true minus predicted) over the predictions, and their distribution.
 
-        A line shows the mean residual of predictions of about that size, which is 0 for a model
-        that is right on average. Of several targets each is in its own standard deviations. Of very
-        many rows some are drawn, all count in the line. Arguments are those of `plot_roc_curve`.
+        A line shows the mean residual of predictions of similar size, which is 0 for a model that
+        is right on average. Several targets are each drawn in units of their standard deviation. If
+        there are very many rows, only some are drawn, but all count in the line. Arguments are
+        those of `plot_roc_curve`.
 
         Raises:
             ConfigError: for classification.
@@ -161,7 +162,7 @@ class PerformanceAnalysis:
         Args:
             path: as in `plot_roc_curve`.
             ax: as in `plot_roc_curve`.
-            metric: what was recorded in training: ``'loss'``, or a metric that was asked for.
+            metric: a metric that was recorded in training: ``'loss'``, or one that was requested.
 
         Raises:
             ConfigError: if the metric was not recorded.

@@ -1,25 +1,26 @@
-"""The difference of two models on the same rows."""
+"""Comparison: the differences between two models on the same rows."""
 
 import dataclasses
 
 import numpy as np
 
 from thinkml.errors import ConfigError, DataError
-from thinkml.evaluation.bootstrap import Interval, percentiles, resampled_or_nan, shared_parts
+from thinkml.evaluation.bootstrap import Interval, percentiles, resample_values_or_nan, shared_parts
 from thinkml.evaluation.result import Evaluation, number
 
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
-    """How a metric differs between two models.
+    """The difference of a metric between two models.
 
     Attributes:
-        a: its value of the first.
-        b: of the second.
+        a: the value of the first model.
+        b: the value of the second model.
         difference: ``a - b``.
-        interval: of the difference; NaN where it is undefined, as it is for a single row.
-        p_value: how often, at the least, a difference like this would come by chance if there were
-            none: twice the share of resamples on the other side of 0. NaN where the interval is.
+        interval: the interval of the difference; NaN if it is undefined, as for a single row.
+        p_value: the probability that a difference at least this large comes by chance if there is
+            none, which is twice the fraction of resamples on the other side of 0. NaN if the
+            interval is NaN.
     """
 
     a: float
@@ -34,9 +35,9 @@ class McNemar:
     """McNemar's exact test of two classifiers on the same rows.
 
     Attributes:
-        only_a: rows that the first alone has right.
-        only_b: rows that the second alone has right.
-        p_value: two-sided, of the binomial distribution.
+        only_a: the number of rows that only the first model predicts correctly.
+        only_b: the number of rows that only the second model predicts correctly.
+        p_value: two-sided, from the binomial distribution.
 
     Reference:
         McNemar, 1947, *Note on the sampling error of the difference between correlated proportions
@@ -50,13 +51,13 @@ class McNemar:
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Comparison:
-    """Two models on the same rows. Made by `compare`.
+    """The comparison of two models on the same rows, returned by `compare`.
 
     Attributes:
-        differences: by metric.
-        mcnemar: of the rows they have right; None for regression, and where rows are weighted or
-            belong to groups.
-        confidence: of the intervals.
+        differences: the difference of each metric, by name.
+        mcnemar: the test of the correctly predicted rows; None for regression, and if rows are
+            weighted or belong to groups.
+        confidence: the confidence of the intervals.
     """
 
     differences: dict[str, Difference]
@@ -90,16 +91,16 @@ class Comparison:
 def compare(a: Evaluation, b: Evaluation) -> Comparison:
     """Compares two models that were evaluated on the same rows, by a paired bootstrap.
 
-    Both are measured on the same resamples, so that what makes rows hard or easy for both does
-    not count. The resampling (confidence, groups, seed) is that of the first.
+    Both are evaluated on the same resamples, so rows that are hard or easy for both do not widen
+    the interval. The resampling (confidence, groups, seed) is that of the first.
 
     Args:
         a: an evaluation.
-        b: another one, of the same data.
+        b: another evaluation, on the same data.
 
     Raises:
-        ConfigError: if one is no evaluation, they have no metric in common, or the first was made
-            without confidence.
+        ConfigError: if one is not an evaluation, they have no metric in common, or the first was
+            evaluated without confidence.
         DataError: if their labels or weights differ.
 
     Example:
@@ -117,12 +118,12 @@ def compare(a: Evaluation, b: Evaluation) -> Comparison:
     for name, value in {'a': a, 'b': b}.items():
         if not isinstance(value, Evaluation):
             raise ConfigError(
-                f'{name}: got {type(value).__name__}, expected what evaluate(model, X_test, '
-                'y_test) returned.'
+                f'{name}: got {type(value).__name__}, expected the result of evaluate(model, '
+                'X_test, y_test).'
             )
     if a.resampling.confidence is None:
         raise ConfigError(
-            'a: it was evaluated with confidence=None, expected a share such as 0.95.'
+            'a: it was evaluated with confidence=None, expected a fraction such as 0.95.'
         )
     same = a.scored.labels.shape == b.scored.labels.shape and a.task.classes == b.task.classes
     if not (same and np.array_equal(a.scored.labels, b.scored.labels)):
@@ -132,8 +133,8 @@ def compare(a: Evaluation, b: Evaluation) -> Comparison:
         )
     if not np.array_equal(a.scored.weights, b.scored.weights):
         raise DataError(
-            'b: its rows have other weights than those of a, expected the same ones. Pass both '
-            'evaluations the same sample_weight, or batches of the same weights.'
+            'b: its rows have other weights than those of a, expected the same weights. Pass both '
+            'evaluations the same sample_weight, or batches with the same weights.'
         )
     names = [name for name in a.definitions if name in b.definitions]
     if not names:
@@ -146,27 +147,32 @@ def compare(a: Evaluation, b: Evaluation) -> Comparison:
 def _differences(a: Evaluation, b: Evaluation, names: list[str]) -> dict[str, Difference]:
     confidence = a.resampling.confidence
     assert confidence is not None
-    both = []
-    for evaluation in (a, b):  # the same seed, and so the same resamples
+    samples = []
+    for evaluation in (a, b):  # both use the same seed, and so the same resamples
         metrics = {name: evaluation.definitions[name] for name in names}
         values, parts = shared_parts(evaluation.scored, metrics)
-        both.append(resampled_or_nan(values, parts, a.scored.weight, a.resampling, a.num_rows))
-    found = {}
-    for name, of_a, of_b in zip(names, *both, strict=True):
-        apart = of_a - of_b
-        low, high = percentiles(apart, confidence)
-        apart = apart[~np.isnan(apart)]
-        sides = min((np.sum(apart <= 0) + 1), (np.sum(apart >= 0) + 1)) / (len(apart) + 1)
-        p_value = min(1.0, 2 * sides) if len(apart) else np.nan
-        found[name] = Difference(
-            a[name], b[name], a[name] - b[name], (float(low), float(high)), p_value
+        samples.append(
+            resample_values_or_nan(values, parts, a.scored.weight, a.resampling, a.num_rows)
         )
-    return found
+    differences = {}
+    for name, samples_a, samples_b in zip(names, *samples, strict=True):
+        gaps = samples_a - samples_b
+        low, high = percentiles(gaps, confidence)
+        gaps = gaps[~np.isnan(gaps)]
+        tail = min((np.sum(gaps <= 0) + 1), (np.sum(gaps >= 0) + 1)) / (len(gaps) + 1)
+        differences[name] = Difference(
+            a=a[name],
+            b=b[name],
+            difference=a[name] - b[name],
+            interval=(float(low), float(high)),
+            p_value=min(1.0, 2 * tail) if len(gaps) else np.nan,
+        )
+    return differences
 
 
 def _mcnemar(a: Evaluation, b: Evaluation) -> McNemar | None:
-    rows_alone = a.scored.weight is None and a.resampling.groups is None
-    if not (a.task.is_classification and rows_alone):
+    are_independent = a.scored.weight is None and a.resampling.groups is None
+    if not (a.task.is_classification and are_independent):
         return None
     from scipy.stats import binomtest
 

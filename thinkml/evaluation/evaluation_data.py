@@ -1,4 +1,4 @@
-"""Scored: labels and predictions side by side, and what metrics prepare of them once."""
+"""EvaluationData: encoded labels and predictions of a data set, with values that metrics share."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -16,15 +16,15 @@ class EvaluationData:
     """The labels and predictions of a data set, encoded, one row per example.
 
     Attributes:
-        kind: of the task.
-        num_classes: classes, labels (multilabel) or targets (regression).
+        kind: the kind of the task.
+        num_classes: the number of classes, labels (multilabel) or targets (regression).
         labels: class indices ``(n,)`` for binary and multiclass, 0 or 1 in ``(n, k)`` for
             multilabel, numbers ``(n,)`` or ``(n, k)`` for regression.
-        predictions: encoded likewise.
+        predictions: encoded as the labels are.
         probabilities: ``(n, 2)``, ``(n, classes)`` or ``(n, k)``; None for regression.
-        outputs: what the model returned, ``(n, ...)``; None for a model that only predicts.
-        weight: float64 ``(n,)``, what each example counts; None where all count 1.
-        own: what metrics of the user's own give each example, ``(n,)``, by name.
+        outputs: the model's raw outputs, ``(n, ...)``; None for a model that only predicts.
+        weight: the weight of each example, float64 ``(n,)``; None if all weights are 1.
+        custom: the values of custom metrics for each example, ``(n,)``, by name.
     """
 
     kind: TaskKind
@@ -34,7 +34,7 @@ class EvaluationData:
     probabilities: np.ndarray | None = None
     outputs: np.ndarray | None = None
     weight: np.ndarray | None = None
-    own: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    custom: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
     _parts: dict[Callable[..., Any], Any] = dataclasses.field(default_factory=dict, init=False)
 
     def __len__(self) -> int:
@@ -42,17 +42,17 @@ class EvaluationData:
 
     @property
     def weights(self) -> np.ndarray:
-        """What each example counts, float64 ``(n,)``."""
+        """The weight of each example, float64 ``(n,)``."""
         return np.ones(len(self)) if self.weight is None else self.weight
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {'_parts': {}}  # made again when asked for
+        return self.__dict__ | {'_parts': {}}  # computed again on demand
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
 
     def part(self, make: 'Callable[[EvaluationData], Part]') -> Part:
-        """Returns ``make(self)``, made once: what several metrics need."""
+        """Returns ``make(self)``, computed once and kept, since several metrics share a part."""
         if make not in self._parts:
             self._parts[make] = make(self)
         return self._parts[make]
@@ -63,5 +63,5 @@ class EvaluationData:
             name: None if getattr(self, name) is None else getattr(self, name)[rows]
             for name in ('labels', 'predictions', 'probabilities', 'outputs', 'weight')
         }
-        own = {name: values[rows] for name, values in self.own.items()}
-        return dataclasses.replace(self, **chosen, own=own)
+        custom = {name: values[rows] for name, values in self.custom.items()}
+        return dataclasses.replace(self, **chosen, custom=custom)

@@ -1,4 +1,4 @@
-"""A model and a data set, opened: what is known before anything is predicted."""
+"""Evaluation input: a model and a data set, checked, with the function that predicts."""
 
 import dataclasses
 from collections.abc import Callable
@@ -14,16 +14,17 @@ from thinkml.model_record import Task
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationInput:
-    """A model and a data set, checked, before anything is predicted.
+    """A model and a data set that were checked and are ready to be evaluated.
 
     Attributes:
-        task: what the outputs mean.
-        labels: the true ones, as they were passed.
-        encoded: the same, encoded.
-        predict: returns the predictions in the form of the labels, and both as `EvaluationData`.
+        task: the meaning of the outputs.
+        labels: the true labels, as they were passed.
+        encoded: the same labels, encoded.
+        predict: returns the predictions in the form of the labels, and labels and predictions as
+            `EvaluationData`.
         fingerprint: identifies the data.
-        versions: of the model's library, where it is another one.
-        weight: what each row counts, where batches say it, float64 ``(rows,)``; else None.
+        versions: the version of the model's library, for a model of another library.
+        weight: the weight of each row, float64 ``(rows,)``, if the batches hold weights; else None.
     """
 
     task: Task
@@ -36,45 +37,60 @@ class EvaluationInput:
 
 
 def encode_labels(labels: np.ndarray, task: Task) -> np.ndarray:
-    """The labels as `EvaluationData` has them."""
+    """Returns the labels encoded as in `EvaluationData`."""
     if task.classes is None:
-        return _numbers(labels, (len(labels), *task.target_shape), 'y_test')
+        return _regression_targets(labels, (len(labels), *task.target_shape), 'y_test')
     return encode_targets(labels, task, argument='y_test')
 
 
-def _numbers(values: np.ndarray, shape: tuple[int, ...], argument: str) -> np.ndarray:
-    """Targets of regression with all their digits: float32 is for the device."""
-    values = np.array(values, np.float64)  # a copy: the caller's own may change
+def _regression_targets(values: np.ndarray, shape: tuple[int, ...], argument: str) -> np.ndarray:
+    """Returns regression targets in float64, which keeps all digits; float32 is for the device."""
+    values = np.array(values, np.float64)  # a copy, since the caller may change the original
     if values.size != np.prod(shape):
         raise DataError(f'{argument}: got shape {values.shape}, expected {shape}.')
     return values.reshape(shape)
 
 
-def set_beside(
+def make_evaluation_data(
     predictions: np.ndarray,
     encoded: np.ndarray,
     task: Task,
-    shares: np.ndarray | None,
+    probabilities: np.ndarray | None,
     outputs: np.ndarray | None = None,
 ) -> EvaluationData:
-    """Predictions in the form of the labels, encoded, beside the encoded labels."""
-    # One rule decides what is predicted, that of decode: ties at 0.5 count the same everywhere.
+    """Returns encoded labels and predictions as `EvaluationData`.
+
+    Args:
+        predictions: in the form of the labels; they are encoded here.
+        encoded: the encoded labels.
+        task: the task of the model.
+        probabilities: as in `EvaluationData`.
+        outputs: as in `EvaluationData`.
+    """
+    # Only decode makes predictions from outputs, so ties at 0.5 are treated the same everywhere.
     if task.classes is None:
-        guess = _numbers(predictions, encoded.shape, 'predictions')
+        encoded_predictions = _regression_targets(predictions, encoded.shape, 'predictions')
     else:
-        guess = encode_targets(predictions, task, argument='predictions')
+        encoded_predictions = encode_targets(predictions, task, argument='predictions')
     num_classes = task.num_outputs if task.classes is None else len(task.classes)
-    return EvaluationData(task.kind, num_classes, encoded, guess, shares, outputs)
+    return EvaluationData(
+        kind=task.kind,
+        num_classes=num_classes,
+        labels=encoded,
+        predictions=encoded_predictions,
+        probabilities=probabilities,
+        outputs=outputs,
+    )
 
 
 def fingerprint_of_labels(encoded: np.ndarray) -> dict[str, Any]:
-    """Of data whose inputs are read once, or are no arrays."""
-    found = fingerprint(encoded.reshape(len(encoded), -1), encoded)
-    return found | {'inputs': 'not looked at, the hash is of the labels'}
+    """Returns a fingerprint of the labels alone, if inputs are read once or are not arrays."""
+    label_fingerprint = fingerprint(encoded.reshape(len(encoded), -1), encoded)
+    return label_fingerprint | {'inputs': 'not looked at, the hash is of the labels'}
 
 
 def check_outputs(outputs: np.ndarray) -> None:
-    """Raises a `DataError` where a model returned what is no number."""
+    """Raises a `DataError` if a model returned NaN or infinite values."""
     finite = np.isfinite(outputs.reshape(len(outputs), -1)).all(axis=1)
     if not finite.all():
         raise DataError(

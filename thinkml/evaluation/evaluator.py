@@ -1,4 +1,4 @@
-"""The public door to evaluation."""
+"""ModelEvaluator: the public interface for evaluating models."""
 
 import dataclasses
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -19,19 +19,20 @@ from thinkml.evaluation.result import Evaluation
 from thinkml.evaluation.settings import EvaluationSettings, Settings
 from thinkml.evaluation.speed import measure_speed
 from thinkml.model_record import record_of
+from thinkml.typing import Inputs, Labels, Model
 
 
 class ModelEvaluator:
-    """Measures how well a model does on data it was not trained on.
+    """An evaluator that measures how well a model does on data it was not trained on.
 
     Args:
-        devices: what computes the model's outputs, each a part of the rows, such as
-            `DistributedTrainer.devices`; None for all of this process. Where they are of several
-            processes, each of these evaluates, with the same arguments, and has the result. Models
-            of other libraries compute where they do.
+        devices: the devices that compute the model's outputs, each for a part of the rows, such as
+            `DistributedTrainer.devices`; None for all devices of this process. If they belong to
+            several processes, each process must evaluate with the same arguments, and each gets
+            the result. Models of other libraries choose their devices themselves.
 
     Raises:
-        ConfigError: if ``devices`` are no devices of JAX.
+        ConfigError: if ``devices`` are not JAX devices.
 
     Example:
         >>> import numpy as np
@@ -49,31 +50,31 @@ class ModelEvaluator:
         ...
     """
 
-    def __init__(self, *, devices: Sequence[Any] | None = None):
-        self._devices = _checked_devices(devices)
+    def __init__(self, *, devices: Sequence[jax.Device] | None = None):
+        self._devices = _check_devices(devices)
 
     def __getstate__(self) -> dict[str, Any]:
-        # Devices are those of a process, which a copy finds by their numbers.
+        # Devices belong to a process, so a copy stores their ids and looks them up again.
         ids = None if self._devices is None else [device.id for device in self._devices]
         return vars(self) | {'_devices': ids}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
         if self._devices is not None:
-            there = {device.id: device for device in jax.devices()}
-            if missing := sorted(set(self._devices) - there.keys()):
+            available = {device.id: device for device in jax.devices()}
+            if missing := sorted(set(self._devices) - available.keys()):
                 raise ConfigError(
                     f'devices: the evaluator is a copy of one that used device {missing[0]}, which '
-                    f'this process does not have ({len(there)} devices). Make another one: '
+                    f'this process does not have ({len(available)} devices). Make another one: '
                     'ModelEvaluator(devices=...).'
                 )
-            self._devices = [there[number] for number in self._devices]
+            self._devices = [available[number] for number in self._devices]
 
     @overload
     def evaluate(  # pyright: ignore[reportOverlappingOverload]
         self,
-        model: Any,
-        X_test: Mapping[str, tuple[Any, Any]],
+        model: Model,
+        X_test: Mapping[str, tuple[Inputs, Labels]],
         y_test: None = None,
         metrics: Collection[Any] | None = None,
         **settings: Unpack[EvaluationSettings],
@@ -82,18 +83,18 @@ class ModelEvaluator:
     @overload
     def evaluate(
         self,
-        model: Any,
-        X_test: Any,
-        y_test: Any = None,
+        model: Model,
+        X_test: Inputs,
+        y_test: Labels = None,
         metrics: Collection[Any] | None = None,
         **settings: Unpack[EvaluationSettings],
     ) -> Evaluation: ...
 
     def evaluate(
         self,
-        model: Any,
-        X_test: Any,
-        y_test: Any = None,
+        model: Model,
+        X_test: Inputs,
+        y_test: Labels = None,
         metrics: Collection[Any] | None = None,
         *,
         sample_weight: Any = None,
@@ -105,92 +106,108 @@ class ModelEvaluator:
         min_support: int = 30,
         seed: int = 0,
     ) -> Evaluation | dict[str, Evaluation]:
-        """Predicts ``X_test`` and compares with ``y_test``.
+        """Predicts ``X_test`` and compares the predictions with ``y_test``.
 
-        The model and its mode stay as they are. Several data sets are evaluated one after another:
+        The model and its mode are not changed. Several data sets are evaluated one after another:
         ``evaluate(model, {'test': (X, y), 'site B': (X2, y2)})`` returns a dict of evaluations by
-        name; ``sample_weight``, ``groups``, ``stratify`` and ``slices`` then are dicts by the same
+        name. ``sample_weight``, ``groups``, ``stratify`` and ``slices`` are then dicts by the same
         names.
 
         Args:
             model: a `flax.nnx.Module`, ``thinkml.models.from_linen(module)`` or
                 ``from_functions(init, apply)``, or any object with ``predict`` and, for metrics of
-                probabilities, ``predict_proba``, such as those of scikit-learn. What the outputs of
-                the former mean is known from their training; for a model trained elsewhere it is
-                inferred from ``y_test``.
+                probabilities, ``predict_proba``, such as a scikit-learn model. The task of a model
+                that ThinkML trained is recorded; for one that was trained elsewhere it is inferred
+                from ``y_test``.
             X_test: inputs, one row per example, of any kind that training takes: arrays, frames,
-                what is stored on disk (see `thinkml.data.open_rows`), batches
-                (`thinkml.data.open_batches`; weights in them count as ``sample_weight`` does). Of
-                another library's model, what that takes.
-            y_test: targets in the form used in training. None, or the name of a column, where
+                data on disk (see `thinkml.data.open_rows`) or batches
+                (`thinkml.data.open_batches`; weights in them count as ``sample_weight`` does). For
+                a model of another library, any inputs that it takes.
+            y_test: targets in the form used in training. None, or the name of a column, if
                 ``X_test`` holds them (`thinkml.data.open_dataset`).
             metrics: names from `METRICS`, functions ``(logits, labels)`` and CLU metrics as in
                 training. None computes accuracy, precision, recall, f1, roc_auc and log_loss for
-                classification, rmse, mae and r2 for regression.
-            sample_weight: what each row counts, ``(rows,)``, at least 0.
-            confidence: the share of confidence intervals that are to cover the true value; None for
-                no intervals. They are made when `Evaluation.confidence_intervals` is first read.
-            num_resamples: of the bootstrap.
-            groups: which rows belong together, ``(rows,)``: patients, sites. The bootstrap draws
-                whole groups.
-            stratify: True draws as many rows of each class as there are; an array ``(rows,)``
-                names other strata.
-            slices: parts of the rows to look at besides, by name: a mask ``(rows,)`` of bools, or
-                ``(rows,)`` values, each of which is a slice of its own.
-            min_support: rows a slice needs for its metrics to be computed.
-            seed: of the bootstrap.
+                classification, and rmse, mae and r2 for regression.
+            sample_weight: the weight of each row, ``(rows,)``, at least 0.
+            confidence: the fraction of confidence intervals that should cover the true value; None
+                for no intervals. They are computed when `Evaluation.confidence_intervals` is first
+                read.
+            num_resamples: the number of resamples of the bootstrap.
+            groups: the group of each row, ``(rows,)``: patients, sites. The bootstrap draws
+                complete groups.
+            stratify: True keeps the number of rows of each class in every resample; an array
+                ``(rows,)`` names other strata.
+            slices: parts of the rows to evaluate in addition, by name: a mask ``(rows,)`` of bools,
+                or values ``(rows,)``, where each value is a separate slice.
+            min_support: the number of rows a slice needs for its metrics to be computed.
+            seed: the seed of the bootstrap.
 
         Returns:
-            an `Evaluation`, or a dict of them by name.
+            An `Evaluation`, or a dict of them by name.
 
         Warns:
-            ThinkMLWarning: where a metric is undefined (it is 0 then, or NaN, as in scikit-learn).
+            ThinkMLWarning: if a metric is undefined (it is then 0 or NaN, as in scikit-learn).
 
         Raises:
             ConfigError: if a metric is unknown or does not fit the task, or a setting is
                 impossible.
-            DataError: if the arrays don't fit each other or the model, or hold NaN; if the model
+            DataError: if the arrays do not fit each other or the model, or hold NaN; if the model
                 returns NaN.
             ModelTypeError: if ``model`` is not a model.
         """
         settings = Settings(
-            check_metrics(metrics), sample_weight, confidence, num_resamples, groups, stratify,
-            slices, min_support, seed,
-        )  # fmt: skip
+            metrics=check_metrics(metrics),
+            sample_weight=sample_weight,
+            confidence=confidence,
+            num_resamples=num_resamples,
+            groups=groups,
+            stratify=stratify,
+            slices=slices,
+            min_support=min_support,
+            seed=seed,
+        )
         if _are_data_sets(X_test, y_test):
             return {
-                name: evaluate_model(model, X, y, settings.of(name, X_test), self._devices, name)
+                name: evaluate_model(
+                    model, X, y, settings.for_data_set(name, X_test), self._devices, name
+                )
                 for name, (X, y) in X_test.items()
             }
         return evaluate_model(model, X_test, y_test, settings, self._devices)
 
     def generate_report(self, evaluation: Evaluation | dict[str, Evaluation]) -> Report:
-        """Words an evaluation: ``print(report)``, ``report.save(path)``, ``report.to_html()``.
+        """Writes an evaluation as a report that can be printed, saved or shown as a web page.
+
+        Use ``print(report)``, ``report.save(path)`` or ``report.to_html()``.
 
         Args:
-            evaluation: what `evaluate` returned, of one data set or of several.
+            evaluation: the result of `evaluate`, for one data set or several.
 
         Raises:
             ConfigError: if ``evaluation`` is something else.
         """
-        found = list(evaluation.values()) if isinstance(evaluation, dict) else [evaluation]
-        if not (found and all(isinstance(one, Evaluation) for one in found)):
+        evaluations = list(evaluation.values()) if isinstance(evaluation, dict) else [evaluation]
+        if not (evaluations and all(isinstance(one, Evaluation) for one in evaluations)):
             raise ConfigError(
-                f'evaluation: got {type(evaluation).__name__}, expected what '
-                'evaluate(model, X_test, y_test) returned.'
+                f'evaluation: got {type(evaluation).__name__}, expected the result of '
+                'evaluate(model, X_test, y_test).'
             )
         return Report(evaluation)
 
     def analyze_performance(
-        self, model: Any, X_test: Any, y_test: Any = None, **settings: Unpack[EvaluationSettings]
+        self,
+        model: Model,
+        X_test: Inputs,
+        y_test: Labels = None,
+        **settings: Unpack[EvaluationSettings],
     ) -> PerformanceAnalysis:
-        """Evaluates with every metric that fits the task, ready to be plotted.
+        """Evaluates with every metric that fits the task, and returns an analysis that has plots.
 
-        How fast the model predicts is measured too.
+        The speed of predictions is measured too.
 
         Args:
             model: as in `evaluate`.
-            X_test: as in `evaluate`, of one data set.
+            X_test: as in `evaluate`, for one data set.
             y_test: as in `evaluate`.
             **settings: ``sample_weight``, ``confidence`` and so on, as in `evaluate`.
 
@@ -201,11 +218,11 @@ class ModelEvaluator:
         """
         if _are_data_sets(X_test, y_test):
             raise DataError('X_test: got several data sets, expected one. Analyse one at a time.')
-        known = [field.name for field in dataclasses.fields(Settings) if field.name != 'metrics']
-        if unknown := settings.keys() - set(known):
+        names = [field.name for field in dataclasses.fields(Settings) if field.name != 'metrics']
+        if unknown := settings.keys() - set(names):
             raise ConfigError(
                 f'analyze_performance: got {", ".join(sorted(unknown))}, expected some of '
-                f'{", ".join(known)}. It computes all metrics that fit.'
+                f'{", ".join(names)}. It computes all metrics that fit.'
             )
         checked = Settings(None, **settings)
         evaluation = evaluate_model(
@@ -215,28 +232,29 @@ class ModelEvaluator:
         runs = () if is_external(model) else tuple(record_of(model).runs)
         return PerformanceAnalysis(evaluation, speed=speed, runs=runs)
 
-    def _predictor(self, model: Any, X_test: Any) -> tuple[Callable[[Any], Any], Any]:
-        """What predicts rows of the data, and some rows."""
+    def _predictor(self, model: Model, X_test: Inputs) -> tuple[Callable[[Any], Any], Inputs]:
+        """Returns a function that predicts rows of the data, and some rows to time it with."""
         if is_external(model):
             return model.predict, X_test
         rows = open_rows(X_test, 'X_test', record_of(model).input_spec)
-        some = rows.take(np.arange(min(len(rows), 1024)))
-        return make_predict(model, some, devices=self._devices, argument='X_test'), some
+        first_rows = rows.take(np.arange(min(len(rows), 1024)))
+        predict = make_predict(model, first_rows, devices=self._devices, argument='X_test')
+        return predict, first_rows
 
 
-def _checked_devices(devices: Any) -> list[Any] | None:
+def _check_devices(devices: Sequence[jax.Device] | None) -> list[jax.Device] | None:
     if devices is None:
         return None
-    found = list(devices) if isinstance(devices, Iterable) else []
-    if not found or not all(isinstance(device, jax.Device) for device in found):
+    checked = list(devices) if isinstance(devices, Iterable) else []
+    if not checked or not all(isinstance(device, jax.Device) for device in checked):
         raise ConfigError(
-            f'devices: got {devices!r}, expected devices of JAX, such as trainer.devices of a '
-            'DistributedTrainer or jax.devices()[:2]; None for all.'
+            f'devices: got {devices!r}, expected JAX devices, such as the devices of a '
+            'DistributedTrainer (trainer.devices) or jax.devices()[:2]; None for all.'
         )
-    return found
+    return checked
 
 
-def _are_data_sets(X: Any, y: Any) -> bool:
+def _are_data_sets(X: Inputs, y: Labels) -> bool:
     are_pairs = (
         isinstance(X, dict)
         and bool(X)
@@ -247,7 +265,7 @@ def _are_data_sets(X: Any, y: Any) -> bool:
     )
     if isinstance(X, dict) and not are_pairs and any(isinstance(p, tuple) for p in X.values()):
         raise DataError(
-            f'X_test: got a dict of {", ".join(map(repr, X))} with tuples that are no pairs, '
+            f'X_test: got a dict of {", ".join(map(repr, X))} with tuples that are not pairs, '
             'expected (X, y) under each name: {"test": (X, y), "site B": (X2, y2)}.'
         )
     if are_pairs and y is not None:

@@ -1,8 +1,8 @@
-"""What is evaluated: the outputs of any model on any data, beside the true labels."""
+"""Model outputs: runs any model on any data, and pairs its predictions with the true labels."""
 
 from collections.abc import Sequence
-from typing import Any
 
+import jax
 import numpy as np
 
 from thinkml.core import make_predict, num_outputs, predict_outputs
@@ -26,61 +26,67 @@ from thinkml.evaluation.evaluation_input import (
     check_outputs,
     encode_labels,
     fingerprint_of_labels,
-    set_beside,
+    make_evaluation_data,
 )
 from thinkml.evaluation.external_models import is_external, open_external
 from thinkml.model_record import InputSpec, Task, record_of
+from thinkml.typing import Inputs, Labels, Model, PyTree
 
 
 def open_model(
-    model: Any, X_test: Any, y_test: Any, devices: Sequence[Any] | None = None
+    model: Model, X_test: Inputs, y_test: Labels, devices: Sequence[jax.Device] | None = None
 ) -> EvaluationInput:
     """Checks a model and the data it is evaluated on.
 
     Args:
-        model: of any kind that can be evaluated.
+        model: a model of any kind that can be evaluated.
         X_test: its inputs.
         y_test: the true targets.
-        devices: what computes the outputs; see `thinkml.core.predict_outputs`.
+        devices: the devices that compute the outputs; see `thinkml.core.predict_outputs`.
 
     Raises:
-        DataError: if the data fit neither each other nor the model.
-        ModelTypeError: if it is no model.
+        DataError: if the data do not fit each other or the model.
+        ModelTypeError: if it is not a model.
     """
     if is_external(model):
         return open_external(model, X_test, y_test)
-    like = record_of(model).input_spec
+    input_spec = record_of(model).input_spec
     if is_batches(X_test):
-        return _open_batches(model, X_test, y_test, like, devices)
-    rows, labels = open_data(X_test, y_test, 'X_test', 'y_test', like)
-    if like is None:
+        return _open_batches(model, X_test, y_test, input_spec, devices)
+    rows, labels = open_data(X_test, y_test, 'X_test', 'y_test', input_spec)
+    if input_spec is None:
         num_outputs(model, rows.spec, 'X_test')
     task = _task_of(model, labels, rows.spec)
     encoded = encode_labels(labels, task)
 
     def predict() -> tuple[np.ndarray, EvaluationData]:
-        return _scored(
-            predict_outputs(model, rows, devices=devices, argument='X_test'), encoded, task
-        )
+        outputs = predict_outputs(model, rows, devices=devices, argument='X_test')
+        return _decode_outputs(outputs, encoded, task)
 
-    return EvaluationInput(task, labels, encoded, predict, fingerprint(rows, encoded))
+    return EvaluationInput(
+        task=task,
+        labels=labels,
+        encoded=encoded,
+        predict=predict,
+        fingerprint=fingerprint(rows, encoded),
+    )
 
 
 def _open_batches(
-    model: Any,
-    X_test: Any,
-    y_test: Any,
-    like: InputSpec | None,
-    devices: Sequence[Any] | None,
+    model: Model,
+    X_test: Inputs,
+    y_test: Labels,
+    input_spec: InputSpec | None,
+    devices: Sequence[jax.Device] | None,
 ) -> EvaluationInput:
     if not isinstance(y_test, str | None):
         raise DataError(
             f'y_test: got a {type(y_test).__name__} beside batches, expected None: the batches of '
-            'X_test hold their labels, which may come in an order of their own.'
+            'X_test hold their labels, and batches may come in any order.'
         )
-    batches = open_batches(X_test, 'X_test', label=y_test, like=like)
+    batches = open_batches(X_test, 'X_test', label=y_test, like=input_spec)
     example = batches.peek().x
-    if like is None:
+    if input_spec is None:
         num_outputs(model, example, 'X_test')
     predict = make_predict(model, example, devices=devices, argument='X_test')
     outputs, labels, weights = [], [], []
@@ -97,14 +103,20 @@ def _open_batches(
     true = check_targets(concatenate_labels(labels), 'X_test, labels')
     task = _task_of(model, true, example)
     encoded = encode_labels(true, task)
-    scored = _scored(np.concatenate(outputs), encoded, task)
+    data = _decode_outputs(np.concatenate(outputs), encoded, task)
     return EvaluationInput(
-        task, true, encoded, lambda: scored, fingerprint_of_labels(encoded),
-        weight=_weight_of(weights, labels),
-    )  # fmt: skip
+        task=task,
+        labels=true,
+        encoded=encoded,
+        predict=lambda: data,
+        fingerprint=fingerprint_of_labels(encoded),
+        weight=_concatenate_weights(weights, labels),
+    )
 
 
-def _weight_of(weights: list[Any], labels: list[np.ndarray]) -> np.ndarray | None:
+def _concatenate_weights(
+    weights: list[np.ndarray | None], labels: list[np.ndarray]
+) -> np.ndarray | None:
     """Returns the weight of each row, 1 in batches without weights; None if no batch has any."""
     if all(weight is None for weight in weights):
         return None
@@ -116,10 +128,10 @@ def _weight_of(weights: list[Any], labels: list[np.ndarray]) -> np.ndarray | Non
     )
 
 
-def _task_of(model: Any, labels: np.ndarray, example: Any) -> Task:
-    known = record_of(model).task
-    if known is not None:
-        return known
+def _task_of(model: Model, labels: np.ndarray, example: PyTree) -> Task:
+    recorded = record_of(model).task
+    if recorded is not None:
+        return recorded
     outputs = outputs_of(model, example, 'X_test')
     task = infer_task(labels, outputs.num_outputs, argument='y_test')
     if misread := misread_outputs(outputs.range, task):
@@ -127,10 +139,12 @@ def _task_of(model: Any, labels: np.ndarray, example: Any) -> Task:
     return task
 
 
-def _scored(
+def _decode_outputs(
     outputs: np.ndarray, encoded: np.ndarray, task: Task
 ) -> tuple[np.ndarray, EvaluationData]:
     check_outputs(outputs)
     predictions = decode(outputs, task)
-    shares = None if task.classes is None else probabilities(outputs, task)
-    return predictions, set_beside(predictions, encoded, task, shares, outputs)
+    class_probabilities = None if task.classes is None else probabilities(outputs, task)
+    return predictions, make_evaluation_data(
+        predictions, encoded, task, class_probabilities, outputs
+    )

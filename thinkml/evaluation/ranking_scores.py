@@ -1,4 +1,4 @@
-"""Scores: what ranks rows and classes, also where probabilities have rounded to 0 or 1."""
+"""Ranking scores: logits, which still order rows whose probabilities have rounded to 0 or 1."""
 
 import numpy as np
 
@@ -6,30 +6,31 @@ from thinkml.evaluation.evaluation_data import EvaluationData
 from thinkml.model_record import TaskKind
 
 
-def scores(scored: EvaluationData) -> np.ndarray:
-    """Returns what ranks the rows for each class or label, laid out as the probabilities.
+def scores(data: EvaluationData) -> np.ndarray:
+    """Returns the scores that rank the rows for each class or label, shaped as the probabilities.
 
-    A model's outputs give logits; models of other libraries give their probabilities alone.
+    Scores are logits, from a model's outputs. For models of other libraries they are the
+    probabilities, since there are no outputs.
     """
-    if scored.outputs is None:
-        assert scored.probabilities is not None
-        return scored.probabilities
-    return logits(scored.outputs, scored.kind)
+    if data.outputs is None:
+        assert data.probabilities is not None
+        return data.probabilities
+    return logits(data.outputs, data.kind)
 
 
 def logits(outputs: np.ndarray, kind: TaskKind) -> np.ndarray:
     """Returns the logit ``ln(p / (1 - p))`` of each class or label.
 
-    In float32 a probability is 1 from a logit of 17 on, and in float64 from 37 on; logits keep
-    the order of all rows.
+    A probability rounds to 1 for logits from 17 on in float32, and from 37 on in float64. Logits
+    keep the order of all rows.
 
     Args:
-        outputs: of a model, ``(n, outputs)`` or ``(n,)``.
-        kind: of the task, a classification.
+        outputs: the outputs of a model, ``(n, outputs)`` or ``(n,)``.
+        kind: the kind of the task, a classification.
 
     Returns:
-        ``(n, 2)`` for binary, ``(n, classes)`` or ``(n, labels)``. Outputs that are logits already
-        keep their dtype, the others become float64.
+        ``(n, 2)`` for binary, else ``(n, classes)`` or ``(n, labels)``. Outputs that are logits
+        already keep their dtype, the others become float64.
     """
     outputs = outputs.reshape(len(outputs), -1)
     if kind == 'multilabel':
@@ -41,9 +42,10 @@ def logits(outputs: np.ndarray, kind: TaskKind) -> np.ndarray:
 
 
 def _against_the_rest(outputs: np.ndarray) -> np.ndarray:
-    """Each output minus the logarithm of the sum of the exponentials of the others.
+    """Returns each output minus the logarithm of the sum of the exponentials of the others.
 
-    Sums are over sorted outputs: rows with the same outputs in another order have the same logits.
+    The sums are over sorted outputs, so rows with the same outputs in another order have the same
+    logits.
     """
     falling = -np.sort(-outputs, axis=1)
     first, second = falling[:, :1], falling[:, 1:2]

@@ -1,4 +1,4 @@
-"""How to evaluate: the settings, checked without the data, then opened beside it."""
+"""Evaluation settings: checked without the data first, then together with it."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ from thinkml.evaluation.evaluation_input import EvaluationInput
 
 
 class EvaluationSettings(TypedDict, total=False):
-    """What `ModelEvaluator.evaluate` can be told besides; it says what each of them is."""
+    """The optional settings of `ModelEvaluator.evaluate`, which documents each of them."""
 
     sample_weight: Any
     confidence: float | None
@@ -28,7 +28,7 @@ class EvaluationSettings(TypedDict, total=False):
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """How to evaluate, checked as far as it can be without the data."""
+    """Evaluation settings, checked as far as possible without the data."""
 
     metrics: list[Any] | None = None
     sample_weight: Any = None
@@ -41,25 +41,25 @@ class Settings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        found = [
+        errors = [
             f'{name}: got {value!r}, expected a whole number of at least {least}.'
             for name, least in (('num_resamples', 2), ('min_support', 1), ('seed', 0))
             if not (is_whole(value := getattr(self, name)) and least <= value < 2**63)
         ]
         level = self.confidence
         if level is not None and not (is_number(level) and 0 < level < 1):
-            found.append(f'confidence: got {level!r}, expected a share such as 0.95, or None.')
+            errors.append(f'confidence: got {level!r}, expected a fraction such as 0.95, or None.')
         if not isinstance(self.slices, Mapping | None):
-            found.append(
+            errors.append(
                 f'slices: got {type(self.slices).__name__}, expected a dict of a mask or values '
                 'for each name.'
             )
-        if found:
-            raise ConfigError(found[0] if len(found) == 1 else problems('evaluate:', found))
+        if errors:
+            raise ConfigError(errors[0] if len(errors) == 1 else problems('evaluate:', errors))
 
-    def of(self, name: str, data_sets: Mapping[str, Any]) -> 'Settings':
-        """Those of one of several data sets."""
-        own: dict[str, Any] = {}
+    def for_data_set(self, name: str, data_sets: Mapping[str, Any]) -> 'Settings':
+        """Returns the settings of one of several data sets."""
+        values: dict[str, Any] = {}
         for field in ('sample_weight', 'groups', 'stratify', 'slices'):
             value = getattr(self, field)
             if value is None or isinstance(value, bool):
@@ -69,8 +69,8 @@ class Settings:
                     f'{field}: got {_keys_or_type(value)} beside several data sets, expected a '
                     f'dict by their names: {", ".join(map(repr, data_sets))}.'
                 )
-            own[field] = value.get(name, False if field == 'stratify' else None)
-        return dataclasses.replace(self, **own)
+            values[field] = value.get(name, False if field == 'stratify' else None)
+        return dataclasses.replace(self, **values)
 
 
 def _keys_or_type(value: Any) -> str:
@@ -79,31 +79,31 @@ def _keys_or_type(value: Any) -> str:
     return type(value).__name__
 
 
-def open_weight(sample_weight: Any, opened: EvaluationInput) -> np.ndarray | None:
-    """Returns the weight of each row, float64 ``(rows,)``; None where all count 1.
+def open_weight(sample_weight: Any, inputs: EvaluationInput) -> np.ndarray | None:
+    """Returns the weight of each row, float64 ``(rows,)``; None if all weights are 1.
 
     Raises:
-        DataError: unless there is one finite number of at least 0 for each row, and some above 0;
-            if the batches hold weights themselves.
+        DataError: unless there is one finite number of at least 0 for each row, and some are above
+            0; if the batches hold weights themselves.
     """
-    if opened.weight is not None and sample_weight is not None:
+    if inputs.weight is not None and sample_weight is not None:
         raise DataError(
             'sample_weight: got one beside batches (inputs, labels, weights), expected the weights '
             'in one place. Leave one of the two out.'
         )
-    argument, weight = 'X_test', opened.weight
+    argument, weight = 'X_test', inputs.weight
     if sample_weight is not None:
         argument = 'sample_weight'
-        weight = check_sample_weight(sample_weight, len(opened.labels), argument)
+        weight = check_sample_weight(sample_weight, len(inputs.labels), argument)
     if weight is None:
         return None
     if not weight.any():
         raise DataError(f'{argument}: got weight 0 for every row, expected some above 0.')
-    return _of_usual_size(weight)
+    return _rescale(weight)
 
 
-def _of_usual_size(weight: np.ndarray) -> np.ndarray:
-    """Returns weights whose products are neither 0 nor infinite.
+def _rescale(weight: np.ndarray) -> np.ndarray:
+    """Returns weights whose products neither underflow to 0 nor overflow.
 
     All are multiplied by the same power of 2, which changes no weighted mean.
     """
@@ -111,14 +111,14 @@ def _of_usual_size(weight: np.ndarray) -> np.ndarray:
     return weight if abs(exponent) <= 256 else np.ldexp(weight, -exponent)
 
 
-def open_resampling(settings: Settings, opened: EvaluationInput) -> Resampling:
-    """How rows are drawn.
+def open_resampling(settings: Settings, inputs: EvaluationInput) -> Resampling:
+    """Returns how the bootstrap draws rows.
 
     Raises:
         ConfigError: if there are no classes to stratify by.
-        DataError: if groups or strata don't fit the rows or each other.
+        DataError: if groups or strata do not fit the rows or each other.
     """
-    num_rows, stratify = len(opened.labels), settings.stratify
+    num_rows, stratify = len(inputs.labels), settings.stratify
     groups = None
     if settings.groups is not None:
         groups = number_groups(settings.groups, num_rows, 'groups')
@@ -126,23 +126,29 @@ def open_resampling(settings: Settings, opened: EvaluationInput) -> Resampling:
             raise DataError('groups: got one group of all rows, expected several to draw from.')
     strata = None
     if isinstance(stratify, bool | np.bool_) and stratify:
-        if opened.task.kind not in ('binary', 'multiclass'):
+        if inputs.task.kind not in ('binary', 'multiclass'):
             raise ConfigError(
-                f'stratify: got True for a {opened.task.kind} task, expected an array that names '
+                f'stratify: got True for a {inputs.task.kind} task, expected an array that names '
                 'the stratum of each row.'
             )
-        strata = opened.encoded
+        strata = inputs.encoded
     elif not (stratify is None or isinstance(stratify, bool | np.bool_)):
         strata = number_groups(stratify, num_rows, 'stratify')
     if groups is not None and strata is not None:
         _check_nested(groups, strata)
-    return Resampling(settings.confidence, settings.num_resamples, groups, strata, settings.seed)
+    return Resampling(
+        confidence=settings.confidence,
+        num_resamples=settings.num_resamples,
+        groups=groups,
+        strata=strata,
+        seed=settings.seed,
+    )
 
 
 def _check_nested(groups: np.ndarray, strata: np.ndarray) -> None:
     pairs = np.unique(np.stack([groups, strata]), axis=1)
     if pairs.shape[1] > groups.max() + 1:
         raise DataError(
-            'stratify: got groups whose rows are of several strata, expected one for each group. '
-            'Stratify by something that groups have in common, or leave it out.'
+            'stratify: got groups with rows in several strata, expected one stratum for each '
+            'group. Stratify by a value that all rows of a group share, or leave it out.'
         )

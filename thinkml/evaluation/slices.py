@@ -1,4 +1,4 @@
-"""How a model does on parts of the rows."""
+"""Slices: the performance of a model on parts of the rows."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,7 +7,7 @@ import numpy as np
 
 from thinkml.data import as_values, warn_of_missing_text
 from thinkml.errors import DataError
-from thinkml.evaluation.confidence_intervals import Subset, intervals_of
+from thinkml.evaluation.confidence_intervals import Subset, metric_intervals
 from thinkml.evaluation.evaluation_data import EvaluationData
 from thinkml.evaluation.result import Evaluation, Slice
 
@@ -16,10 +16,10 @@ _MAX_VALUES = 100
 
 
 def open_slices(slices: Mapping[str, Any] | None, num_rows: int) -> dict[str, Mask]:
-    """The rows of each slice, as a mask.
+    """Returns the rows of each slice, as a mask.
 
     Raises:
-        DataError: if something is neither a mask nor values of the rows.
+        DataError: if a slice is neither a mask nor one value per row.
     """
     masks = {}
     for name, values in (slices or {}).items():
@@ -33,55 +33,71 @@ def open_slices(slices: Mapping[str, Any] | None, num_rows: int) -> dict[str, Ma
         if array.dtype == object and all(isinstance(value, bool | np.bool_) for value in array):
             array = array.astype(bool)
         new = {str(name): array} if array.dtype == bool else _by_value(name, array)
-        if twice := masks.keys() & new.keys():
-            raise DataError(f'slices: got two called {min(twice)!r}, expected names that differ.')
+        if duplicates := masks.keys() & new.keys():
+            raise DataError(
+                f'slices: got two called {min(duplicates)!r}, expected different names.'
+            )
         masks |= new
     return masks
 
 
 def _by_value(name: str, array: np.ndarray) -> dict[str, Mask]:
     if array.dtype == object:
-        array = array.astype(str)  # values of several kinds have no order
-    found = np.unique(array)
-    if len(found) > _MAX_VALUES:
+        array = array.astype(str)  # values of several types have no order
+    distinct = np.unique(array)
+    if len(distinct) > _MAX_VALUES:
         raise DataError(
-            f'slices: {name!r} has {len(found):,} different values, expected at most '
+            f'slices: {name!r} has {len(distinct):,} different values, expected at most '
             f'{_MAX_VALUES}. Pass masks, such as values > 60, or bins: np.digitize(values, '
             '[20, 40, 60]).'
         )
-    return {f'{name} = {value}': array == value for value in found}
+    return {f'{name} = {value}': array == value for value in distinct}
 
 
 def evaluate_slices(
     evaluation: Evaluation, masks: dict[str, Mask], min_support: int
 ) -> tuple[dict[str, Slice], list[str]]:
-    """Measures each slice: its values are those of its rows alone.
+    """Evaluates each slice on its rows alone.
 
     Returns:
-        the slices by name, and what is undefined in them, a sentence for each metric.
+        The slices by name, and one sentence for each metric that is undefined in some of them.
     """
     slices, notes = {}, {}
     for name, mask in masks.items():
         rows = evaluation.scored.take(mask)
         if (rows.weights > 0).sum() < min_support:
-            slices[name] = Slice(name, len(rows), {}, {}, {}, is_supported=False)
+            slices[name] = Slice(
+                name=name,
+                num_rows=len(rows),
+                metrics={},
+                confidence_intervals={},
+                gaps={},
+                is_supported=False,
+            )
             continue
         slices[name] = _evaluate_slice(name, evaluation, rows, mask)
         for metric_name, metric in evaluation.definitions.items():
             if note := metric.note(metric_name, rows):
                 notes.setdefault(note, []).append(name)
-    return slices, [f'{_named(names)}: {note}' for note, names in notes.items()]
+    return slices, [f'{_slice_names(names)}: {note}' for note, names in notes.items()]
 
 
 def _evaluate_slice(name: str, evaluation: Evaluation, rows: EvaluationData, mask: Mask) -> Slice:
     definitions = evaluation.definitions
     values = {n: metric.of(rows) for n, metric in definitions.items()}
     gaps = {n: value - evaluation.metrics[n] for n, value in values.items()}
-    within = Subset(evaluation.scored, mask)
-    intervals = intervals_of(rows, definitions, evaluation.resampling, within)
-    return Slice(name, len(rows), values, intervals, gaps, is_supported=True)
+    subset = Subset(evaluation.scored, mask)
+    intervals = metric_intervals(rows, definitions, evaluation.resampling, subset)
+    return Slice(
+        name=name,
+        num_rows=len(rows),
+        metrics=values,
+        confidence_intervals=intervals,
+        gaps=gaps,
+        is_supported=True,
+    )
 
 
-def _named(names: list[str]) -> str:
+def _slice_names(names: list[str]) -> str:
     more = f' and {len(names) - 3} more' if len(names) > 3 else ''
     return f'slice{"s" if len(names) > 1 else ""} {", ".join(map(repr, names[:3]))}{more}'

@@ -1,4 +1,4 @@
-"""How fast a model predicts."""
+"""Prediction speed: the latency of one row and the rows per second in batches."""
 
 import dataclasses
 import time
@@ -8,20 +8,21 @@ from typing import Any
 import numpy as np
 
 from thinkml.errors import DataError
+from thinkml.typing import Inputs
 
 _MAX_BATCH = 1024
 _MAX_CALLS = 100
-_SHORTEST = 1e-9  # seconds, for clocks that had not moved
+_MIN_SECONDS = 1e-9  # for clocks too coarse to measure a call
 
 
 @dataclasses.dataclass(frozen=True)
 class Speed:
-    """How fast a model predicts, without the time it takes to prepare it and to read the rows.
+    """The speed of predictions, without the time to compile the model and to read the rows.
 
     Attributes:
-        latency_seconds: what a prediction of one row takes, the median of several.
-        rows_per_second: what is predicted in batches, from the median time of a batch.
-        batch_rows: how many rows such a batch has.
+        latency_seconds: the median time to predict one row.
+        rows_per_second: the rows predicted per second in batches, from the median time of a batch.
+        batch_rows: the number of rows in such a batch.
     """
 
     latency_seconds: float
@@ -31,20 +32,21 @@ class Speed:
 
 def measure_speed(
     predict: Callable[[Any], Any],
-    rows: Any,
+    rows: Inputs,
     budget_seconds: float = 0.5,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Speed:
-    """Times predictions, of one row and of a batch, after a first call of each.
+    """Measures the time to predict one row and a batch, after a first call of each.
 
-    A result that is still being computed on a device is waited for and fetched.
+    The time includes waiting for the device and fetching the result.
 
     Args:
         predict: takes rows and returns an array.
-        rows: what to predict: anything whose first ``n`` rows are ``rows[:n]``, such as an array, a
-            frame or a list, or a dict or tuple of these. Up to 1,024 rows are used.
-        budget_seconds: when it has passed, no call is made but the first that is timed of each.
-        clock: tells the time in seconds.
+        rows: the rows to predict: anything whose first ``n`` rows are ``rows[:n]``, such as an
+            array, a frame or a list, or a dict or tuple of these. Up to 1,024 rows are used.
+        budget_seconds: the time after which no further call is made. One row and the batch are
+            each timed at least once.
+        clock: returns the time in seconds.
 
     Raises:
         DataError: if there are no rows.
@@ -66,13 +68,13 @@ def measure_speed(
     return Speed(seconds(1), batch_rows / seconds(batch_rows), batch_rows)
 
 
-def _count(rows: Any) -> int:
+def _count(rows: Inputs) -> int:
     if isinstance(rows, dict | tuple):
         return _count(next(iter(rows.values() if isinstance(rows, dict) else rows)))
     return rows.shape[0] if hasattr(rows, 'shape') else len(rows)  # sparse matrices have no length
 
 
-def _first(rows: Any, count: int) -> Any:
+def _first(rows: Inputs, count: int) -> Inputs:
     if isinstance(rows, dict):
         return {name: _first(part, count) for name, part in rows.items()}
     if isinstance(rows, tuple):
@@ -89,4 +91,4 @@ def _median_seconds(
         start = clock()
         call()
         times.append(clock() - start)
-    return max(float(np.median(times)), _SHORTEST)
+    return max(float(np.median(times)), _MIN_SECONDS)

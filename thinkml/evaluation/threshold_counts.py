@@ -1,4 +1,4 @@
-"""What every threshold of a probability gives: the counts behind ROC, precision-recall and gain."""
+"""Threshold counts: true and false positives at every threshold, for ROC and other curves."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -15,12 +15,12 @@ from thinkml.evaluation.result import Evaluation
 
 
 class Ranking(NamedTuple):
-    """The rows by falling score, of one class against the others or of one label.
+    """The rows by falling score, for one class against the others or for one label.
 
     Attributes:
         order: ``(n,)``, the rows.
-        positive: ``(n,)`` bool, which of these are positive.
-        ends: ``(m,)``, the last place of each distinct score.
+        positive: ``(n,)`` bool, True for rows that are positive, in the same order.
+        ends: ``(m,)``, the last position of each distinct score.
         scores: ``(m,)``, the distinct scores.
     """
 
@@ -32,15 +32,15 @@ class Ranking(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ThresholdCounts:
-    """What is called positive, at each distinct score as the threshold, the highest first.
+    """The counts of true and false positives with each distinct score as the threshold.
 
-    Rows at or above the threshold are called positive. The first threshold is infinite. Rows that
-    count nothing are left out.
+    Thresholds fall; the first one is infinite. Rows at or above the threshold are predicted
+    positive. Rows with weight 0 are left out.
 
     Attributes:
-        thresholds: ``(m,)``, scores or, where rows are ranked by these, probabilities.
-        hits: ``(m,)``, the number (or weight) of true positives, from 0.
-        misses: ``(m,)``, that of false positives.
+        thresholds: ``(m,)``, scores, or probabilities if the rows are ranked by these.
+        true_positives: ``(m,)``, the number (or weight) of true positives, starting at 0.
+        false_positives: ``(m,)``, the number (or weight) of false positives, starting at 0.
     """
 
     thresholds: np.ndarray
@@ -59,12 +59,12 @@ class ThresholdCounts:
 
     @property
     def precision(self) -> np.ndarray:
-        """Of what is called positive, the share that is; 0 where nothing is called positive."""
+        """The fraction of predicted positives that are positive; 0 if there are none."""
         return ratio(self.true_positives, self.true_positives + self.false_positives)
 
     @property
     def recall(self) -> np.ndarray:
-        """Of what is positive, the share that is called so; NaN without positives."""
+        """The fraction of positives that are predicted positive; NaN without positives."""
         return self.true_positives / (self.positives or np.nan)
 
     @property
@@ -75,70 +75,76 @@ class ThresholdCounts:
         )
 
     @property
-    def fall_out(self) -> np.ndarray:
-        """Of what is negative, the share that is called positive; NaN without negatives."""
+    def false_positive_rate(self) -> np.ndarray:
+        """The fraction of negatives that are predicted positive; NaN without negatives."""
         return self.false_positives / (self.negatives or np.nan)
 
 
-def ranked(scored: EvaluationData, *, by_probability: bool = False) -> Iterator[Ranking]:
-    """Yields the rankings a task consists of.
+def each_ranking(data: EvaluationData, *, by_probability: bool = False) -> Iterator[Ranking]:
+    """Yields the rankings of a task.
 
-    Binary: that of the positive class alone; multiclass: of every class against the others;
-    multilabel: of every label.
+    For binary there is one, by the positive class; for multiclass one for every class against the
+    others; for multilabel one for every label.
 
     Args:
-        scored: of a model with probabilities.
-        by_probability: whether rows with the same probability are tied, whatever their scores:
-            no threshold of the probability tells them apart.
+        data: the data set, from a model with probabilities.
+        by_probability: True if rows with the same probability are tied even if their scores differ,
+            since no threshold of the probability separates them.
     """
-    part = scored.part(rankings_by_probability if by_probability else rankings)
-    values = scored.probabilities if by_probability else scored.part(scores)
+    part = data.part(rankings_by_probability if by_probability else rankings)
+    values = data.probabilities if by_probability else data.part(scores)
     assert values is not None
-    columns = values[:, 1:] if scored.kind == 'binary' else values
-    for index, (order, rival, own) in enumerate(zip(part.order, part.rival, part.own, strict=True)):
+    columns = values[:, 1:] if data.kind == 'binary' else values
+    rows = zip(part.order, part.label, part.positive_label, strict=True)
+    for index, (order, label, positive_label) in enumerate(rows):
         ends = np.arange(len(order))
         if part.last is not None:
             ends = np.flatnonzero(part.last[index] == ends)
-        yield Ranking(order, rival == own, ends, columns[order[ends], index])
+        yield Ranking(
+            order=order,
+            positive=label == positive_label,
+            ends=ends,
+            scores=columns[order[ends], index],
+        )
 
 
-def ladder(ranking: Ranking, weight: np.ndarray) -> ThresholdCounts:
-    """Counts true and false positives down a ranking, for any weights of the rows ``(n,)``."""
+def count_thresholds(ranking: Ranking, weight: np.ndarray) -> ThresholdCounts:
+    """Counts true and false positives down a ranking, with weights ``(n,)`` of the rows."""
     weight = weight[ranking.order]
     true_positives = np.cumsum(weight * ranking.positive)[ranking.ends]
     false_positives = np.cumsum(weight * ~ranking.positive)[ranking.ends]
-    return ladder_of(ranking.scores, true_positives, false_positives)
+    return counts_at_scores(ranking.scores, true_positives, false_positives)
 
 
-def ladder_of(
+def counts_at_scores(
     scores: np.ndarray, true_positives: np.ndarray, false_positives: np.ndarray
 ) -> ThresholdCounts:
-    """The ladder of counts down to each score, the highest first, all ``(m,)``."""
-    rungs = np.flatnonzero(np.diff(true_positives + false_positives, prepend=0) > 0)
+    """Returns the threshold counts from cumulative counts at each falling score, all ``(m,)``."""
+    changes = np.flatnonzero(np.diff(true_positives + false_positives, prepend=0) > 0)
     return ThresholdCounts(
-        np.append(np.inf, scores[rungs]),
-        np.append(0, true_positives[rungs]),
-        np.append(0, false_positives[rungs]),
+        np.append(np.inf, scores[changes]),
+        np.append(0, true_positives[changes]),
+        np.append(0, false_positives[changes]),
     )
 
 
-def all_ladders(
-    scored: EvaluationData, *, by_probability: bool = False
+def all_threshold_counts(
+    data: EvaluationData, *, by_probability: bool = False
 ) -> Iterator[ThresholdCounts]:
-    """Yields the ladder of each ranking, with the rows' own weights; see `ranked`."""
-    weight = scored.weights
-    for ranking in ranked(scored, by_probability=by_probability):
-        yield ladder(ranking, weight)
+    """Yields the counts of each ranking, with the weights of the data set; see `each_ranking`."""
+    weight = data.weights
+    for ranking in each_ranking(data, by_probability=by_probability):
+        yield count_thresholds(ranking, weight)
 
 
-def named_columns(evaluation: Evaluation) -> tuple[Any, ...]:
-    """The classes or labels that `ranked` ranks: for binary the positive class alone."""
+def ranked_classes(evaluation: Evaluation) -> tuple[Any, ...]:
+    """Returns the classes or labels that `each_ranking` ranks: for binary the positive class."""
     classes = evaluation.task.classes or ()
     return classes[1:] if evaluation.task.kind == 'binary' else classes
 
 
 def check_probabilities(evaluation: Evaluation, function: str) -> None:
-    """Refuses an evaluation without probabilities.
+    """Raises an error for an evaluation without probabilities.
 
     Raises:
         ConfigError: for regression and models that only predict.

@@ -1,83 +1,84 @@
-"""Calibration: whether what is given a probability of 80 % is true in 80 % of the cases."""
+"""Calibration metrics: they compare predicted probabilities with the fraction of true cases."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from thinkml.evaluation.evaluation_data import EvaluationData
 from thinkml.evaluation.metrics.class_counts import tally
 from thinkml.evaluation.ranking_scores import scores
+from thinkml.typing import Array
 
 NUM_BINS = 15
 _NEWTON_STEPS = 25
 
 
 class Bins(NamedTuple):
-    """Rows by how sure the model was, for each column of what it may be sure of.
+    """Rows binned by confidence, for each column of confidences.
 
     Attributes:
         bin: ``(columns, n)``, the bin of each row's confidence.
-        gap: ``(columns, n)``, its confidence less 1 where it was right.
-        bins: ``(bins,)``, their indices.
+        gap: ``(columns, n)``, its confidence, minus 1 where the prediction was right.
+        bins: ``(bins,)``, the indices of the bins.
     """
 
-    bin: Any
-    gap: Any
-    bins: Any
+    bin: Array
+    gap: Array
+    bins: Array
 
 
 class Logits(NamedTuple):
-    """The logit of each positive probability and whether it was positive, ``(columns, n)``."""
+    """The logits of the positive probabilities and the true values, 1 or 0, ``(columns, n)``."""
 
-    logit: Any
-    truth: Any
+    logit: Array
+    truth: Array
 
 
-def confidences(scored: EvaluationData) -> tuple[np.ndarray, np.ndarray]:
-    """How sure the model was of what, and whether that was true, each ``(columns, n)``.
+def confidences(data: EvaluationData) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the model's confidences and whether they came true, each ``(columns, n)``.
 
-    Of binary it is the positive class, of multilabel each label, of multiclass the class that was
-    predicted.
+    For binary the confidence is the probability of the positive class, for multilabel that of each
+    label, for multiclass that of the predicted class.
     """
-    assert scored.probabilities is not None
-    sure = _of_the_sure(scored, scored.probabilities)
-    if scored.kind == 'multiclass':
-        return sure, (scored.predictions == scored.labels)[None]
-    return sure, (scored.labels == 1)[None] if scored.kind == 'binary' else scored.labels.T > 0.5
+    assert data.probabilities is not None
+    confidence = _confidence_columns(data, data.probabilities)
+    if data.kind == 'multiclass':
+        return confidence, (data.predictions == data.labels)[None]
+    return confidence, (data.labels == 1)[None] if data.kind == 'binary' else data.labels.T > 0.5
 
 
-def _of_the_sure(scored: EvaluationData, values: np.ndarray) -> np.ndarray:
-    """Those of what the model was sure of, ``(columns, n)``; see `confidences`."""
-    if scored.kind == 'multiclass':
+def _confidence_columns(data: EvaluationData, values: np.ndarray) -> np.ndarray:
+    """Returns the columns of ``values`` that are `confidences`, ``(columns, n)``."""
+    if data.kind == 'multiclass':
         return values.max(axis=1)[None]
-    return values[:, 1][None] if scored.kind == 'binary' else values.T
+    return values[:, 1][None] if data.kind == 'binary' else values.T
 
 
-def even_bins(scored: EvaluationData) -> Bins:
-    """Bins of even width, ``(0, 1/15], (1/15, 2/15], ...``."""
-    confidence, _ = confidences(scored)
+def even_bins(data: EvaluationData) -> Bins:
+    """Returns bins of equal width, ``(0, 1/15], (1/15, 2/15], ...``."""
+    confidence, _ = confidences(data)
     edges = [np.linspace(0, 1, NUM_BINS + 1)] * len(confidence)
-    return _binned(scored, confidence, edges)
+    return _binned(data, confidence, edges)
 
 
-def filled_bins(scored: EvaluationData) -> Bins:
-    """Bins of about as many rows each, by quantiles of all of them."""
-    values = _of_the_sure(scored, scored.part(scores))
+def filled_bins(data: EvaluationData) -> Bins:
+    """Returns bins with about the same number of rows each, by quantiles of all rows."""
+    values = _confidence_columns(data, data.part(scores))
     edges = [np.quantile(column, np.linspace(0, 1, NUM_BINS + 1)) for column in values]
-    return _binned(scored, values, edges)
+    return _binned(data, values, edges)
 
 
-def _binned(scored: EvaluationData, values: np.ndarray, edges: list[np.ndarray]) -> Bins:
-    confidence, truth = confidences(scored)
+def _binned(data: EvaluationData, values: np.ndarray, edges: list[np.ndarray]) -> Bins:
+    confidence, truth = confidences(data)
     pairs = zip(edges, values, strict=True)
     bins = np.stack([np.searchsorted(edge[1:-1], column) for edge, column in pairs])
     return Bins(bins, confidence - truth.astype(np.float64), np.arange(NUM_BINS))
 
 
-def calibration_error(part: Bins, weight: Any) -> Any:
-    """The expected calibration error: each bin's gap, weighed by its share of the rows.
+def calibration_error(part: Bins, weight: Array) -> Array:
+    """Returns the expected calibration error: the mean gap of the bins, weighted by their rows.
 
-    The mean over several columns.
+    If there are several columns, it is the mean of their errors.
 
     Reference:
         Guo, Pleiss, Sun and Weinberger, 2017, *On calibration of modern neural networks*; with
@@ -91,55 +92,61 @@ def calibration_error(part: Bins, weight: Any) -> Any:
     return sum(columns) / (len(columns) * weight.sum())
 
 
-def logits(scored: EvaluationData) -> Logits:
-    """Logits of the positive class, or of each label: a probability's are clipped by rounding."""
-    confidence, truth = confidences(scored)
-    if scored.outputs is None:
+def logits(data: EvaluationData) -> Logits:
+    """Returns logits of the positive class, or of each label.
+
+    Logits of probabilities are clipped by the precision of their dtype.
+    """
+    confidence, truth = confidences(data)
+    if data.outputs is None:
         eps = np.finfo(confidence.dtype).eps
         p = np.clip(confidence, eps, 1 - eps).astype(np.float64)
         logit = np.log(p) - np.log1p(-p)
     else:
-        logit = _of_the_sure(scored, scored.part(scores)).astype(np.float64)
+        logit = _confidence_columns(data, data.part(scores)).astype(np.float64)
     return Logits(logit, truth.astype(np.float64))
 
 
-def calibration_slope(part: Logits, weight: Any) -> Any:
-    """The slope of a logistic regression of the labels on the logits.
+def calibration_slope(part: Logits, weight: Array) -> Array:
+    """Returns the slope of a logistic regression of the labels on the logits.
 
-    1 is calibrated, below 1 overconfident. The mean over the labels of multilabel. NaN where the
-    logits tell the labels apart without error, or there is only one label.
+    A slope of 1 is calibrated, below 1 overconfident. For multilabel it is the mean over the
+    labels. It is NaN if the logits separate the labels perfectly, or if there is only one label.
 
     Reference:
         Cox, 1958, *Two further applications of a model for binary regression*.
     """
-    return _regressed(part, weight)[1]
+    return _fit_logistic(part, weight)[1]
 
 
-def calibration_intercept(part: Logits, weight: Any) -> Any:
-    """The intercept of the same regression: 0 is calibrated, below 0 positives are overstated."""
-    return _regressed(part, weight)[0]
+def calibration_intercept(part: Logits, weight: Array) -> Array:
+    """Returns the intercept of the regression of `calibration_slope`.
+
+    An intercept of 0 is calibrated; below 0, the probabilities are too high.
+    """
+    return _fit_logistic(part, weight)[0]
 
 
-def _regressed(part: Logits, weight: Any) -> Any:
+def _fit_logistic(part: Logits, weight: Array) -> Array:
     xp = weight.__array_namespace__()
-    lines = [_line(x, y, weight) for x, y in zip(part.logit, part.truth, strict=True)]
+    lines = [_fit_column(x, y, weight) for x, y in zip(part.logit, part.truth, strict=True)]
     return xp.stack(lines).mean(axis=0)
 
 
-def _line(x: Any, y: Any, weight: Any) -> Any:
-    """Intercept and slope, by Newton's method."""
+def _fit_column(x: Array, y: Array, weight: Array) -> Array:
+    """Returns intercept and slope, by Newton's method."""
     xp = weight.__array_namespace__()
-    line = moved = xp.zeros(2, dtype=weight.dtype)
+    line = step = xp.zeros(2, dtype=weight.dtype)
     determinant = weight.sum()
     for _ in range(_NEWTON_STEPS):
-        # Where the labels can be told apart the slope has no bound.
+        # If the logits separate the labels, the slope has no bound.
         p = 1 / (1 + xp.exp(-xp.clip(line[0] + line[1] * x, -60, 60)))
         error, spread = weight * (y - p), weight * p * (1 - p)
         a, b, c = spread.sum(), (spread * x).sum(), (spread * x * x).sum()
         first, second = error.sum(), (error * x).sum()
         determinant = a * c - b * b
         safe = xp.where(determinant > 0, determinant, 1)
-        moved = xp.stack([(c * first - b * second) / safe, (a * second - b * first) / safe])
-        line = line + xp.where(determinant > 0, moved, 0)
-    converged = (abs(moved) < 1e-3 * (1 + abs(line))).all() & (determinant > 0)
+        step = xp.stack([(c * first - b * second) / safe, (a * second - b * first) / safe])
+        line = line + xp.where(determinant > 0, step, 0)
+    converged = (abs(step) < 1e-3 * (1 + abs(line))).all() & (determinant > 0)
     return xp.where(converged, line, xp.nan)

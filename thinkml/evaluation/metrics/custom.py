@@ -1,4 +1,4 @@
-"""Metrics of the user's own, in evaluation."""
+"""Custom metrics: the user's functions ``(logits, labels)`` and CLU classes."""
 
 import dataclasses
 from typing import Any
@@ -14,60 +14,62 @@ from thinkml.evaluation.metrics.per_row import mean_of_rows
 from thinkml.evaluation.metrics.registry import Metric
 
 
-def own_values(metric: Any, scored: EvaluationData) -> np.ndarray | float:
+def custom_values(metric: Any, data: EvaluationData) -> np.ndarray | float:
     """Computes a function ``(logits, labels)`` or a CLU class, as training does.
 
     Args:
-        metric: it is given the arrays of all rows, shaped as in training: those of one output, or
-            of one target, are ``(n,)``.
-        scored: labels and the model's outputs.
+        metric: it gets the arrays of all rows, shaped as in training: if there is one output or one
+            target, they are ``(n,)``.
+        data: labels and the model's outputs.
 
     Returns:
-        a value for each row, of which `row_metric` makes a metric like all others; or one number
-        for all rows, which knows neither weights nor intervals.
+        A value for each row, which `custom_metric` turns into a `Metric`; or one number for all
+        rows, which has neither weights nor intervals.
 
     Raises:
-        ConfigError: if it is no such thing, the model gives no logits, or the values' shape is
-            one that training refuses.
+        ConfigError: if it is not such a metric, the model returns no logits, or the shape of the
+            values is one that training rejects.
     """
-    if problem := check_metric(metric, scored.kind):
+    if problem := check_metric(metric, data.kind):
         raise ConfigError(problem)
     name = metric_name(metric)
-    if scored.outputs is None:
+    if data.outputs is None:
         raise ConfigError(
-            f'metrics: {name!r} takes logits, which a model with predict alone does not give. '
-            'Ask for metrics by name.'
+            f'metrics: {name!r} takes logits, which a model with only predict does not return. '
+            'Use metrics by name.'
         )
-    outputs, labels = map(_without_an_axis_of_one, (scored.outputs, scored.labels))
+    outputs, labels = map(_drop_axis_of_one, (data.outputs, data.labels))
     if isinstance(metric, type):
-        return _of_class(metric, outputs, labels)
-    found = value_of(metric, outputs, labels)
-    if found.ndim == 0:
-        return float(found)
-    return found.reshape(len(scored), -1).mean(axis=1).astype(np.float64)
+        return _compute_class(metric, outputs, labels)
+    values = value_of(metric, outputs, labels)
+    if values.ndim == 0:
+        return float(values)
+    return values.reshape(len(data), -1).mean(axis=1).astype(np.float64)
 
 
-def _without_an_axis_of_one(values: np.ndarray) -> np.ndarray:
-    # Else a difference of (n, 1) and (n,) is one of all pairs of rows.
+def _drop_axis_of_one(values: np.ndarray) -> np.ndarray:
+    # Otherwise a difference of (n, 1) and (n,) would be taken for all pairs of rows.
     return values.reshape(len(values)) if values.size == len(values) else values
 
 
-def row_metric(name: str, scored: EvaluationData) -> Metric:
-    """The mean of what ``scored.own`` has under this name."""
-    return Metric(_CustomValues(name), mean_of_rows, frozenset({scored.kind}))
+def custom_metric(name: str, data: EvaluationData) -> Metric:
+    """Returns the mean of the values that ``data.custom`` has under this name."""
+    return Metric(_CustomValues(name), mean_of_rows, frozenset({data.kind}))
 
 
 @dataclasses.dataclass(frozen=True)
 class _CustomValues:
-    """A part that is there already."""
+    """A part that reads the values of a custom metric, which were computed before."""
 
     name: str
 
-    def __call__(self, scored: EvaluationData) -> np.ndarray:
-        return scored.own[self.name]
+    def __call__(self, data: EvaluationData) -> np.ndarray:
+        return data.custom[self.name]
 
 
-def _of_class(metric: type[clu_metrics.Metric], outputs: np.ndarray, labels: np.ndarray) -> float:
+def _compute_class(
+    metric: type[clu_metrics.Metric], outputs: np.ndarray, labels: np.ndarray
+) -> float:
     mask, name = np.ones(len(labels), bool), metric_name(metric)
     try:
         filled = metric.from_model_output(

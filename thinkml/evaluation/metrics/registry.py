@@ -1,4 +1,4 @@
-"""The metrics by name: what each is made of, which tasks it fits, when it is undefined."""
+"""Metric registry: the metrics by name, with their definitions, tasks and undefined cases."""
 
 import dataclasses
 import functools
@@ -14,9 +14,10 @@ from thinkml.core.objectives.metric_names import top_k
 from thinkml.errors import ConfigError, problems, unknown_name
 from thinkml.evaluation.evaluation_data import EvaluationData
 from thinkml.evaluation.metrics import calibration, per_row, ranking, regression
-from thinkml.evaluation.metrics.class_counts import Pairs, class_counts, class_part
+from thinkml.evaluation.metrics.class_counts import Labels, Pairs, class_counts, class_part
 from thinkml.evaluation.metrics.per_row import mean_of_rows
 from thinkml.model_record import TaskKind
+from thinkml.typing import Array
 
 _KINDS = frozenset(get_args(TaskKind))
 _CLASSES = frozenset({'binary', 'multiclass'})
@@ -29,21 +30,19 @@ class Metric:
     """A metric.
 
     Attributes:
-        part: what it needs of labels and predictions, prepared once.
+        part: derives the data that the metric needs from labels and predictions, once.
         value: ``value(part, weight)``, the metric under the rows' weights. See
             `thinkml.evaluation.metrics.class_counts`.
-        kinds: the tasks it fits.
-        higher_is_better: whether larger values are better; None for one that has a best value in
-            between.
-        default: whether it is computed where no metrics are asked for.
-        needs_probabilities: whether predictions alone are not enough.
-        share: ``share(part, weight)``, the rows it counts and those it counts them among, where it
-            is such a share; None where it is not.
-        is_biased: whether resamples lie to one side of the value, as chance alone adds to an error
-            that can't be negative. Their percentiles are moved onto it.
+        kinds: the kinds of tasks it fits.
+        higher_is_better: True if larger values are better; None if the best value is in between.
+        default: True if it is computed when no metrics are requested.
+        needs_probabilities: True if predictions alone are not enough.
+        proportion: ``proportion(part, weight)``, the numerator and denominator of a metric that is
+            a fraction of the rows; None for other metrics.
+        is_biased: True if resamples lie to one side of the value, since chance only adds to an
+            error that cannot be negative. Their percentiles are shifted to the value.
         resampled: the same as ``value`` for a resample that may lack a class; None is ``value``.
-        undefined: ``undefined(part, weight)``, what is to be warned of, a sentence; None if nothing
-            is.
+        undefined: ``undefined(part, weight)``, a warning in one sentence; None if there is none.
     """
 
     part: Callable[[EvaluationData], Any]
@@ -52,24 +51,24 @@ class Metric:
     higher_is_better: bool | None = True
     default: bool = False
     needs_probabilities: bool = False
-    share: Callable[[Any, np.ndarray], tuple[float, float]] | None = None
+    proportion: Callable[[Any, np.ndarray], tuple[float, float]] | None = None
     is_biased: bool = False
     resampled: Callable[[Any, Any], Any] | None = None
     undefined: Callable[[Any, np.ndarray], str | None] | None = None
 
-    def of(self, scored: EvaluationData) -> float:
-        """The metric of labels and predictions, as a plain float."""
-        return float(self.value(scored.part(self.part), scored.weights))
+    def of(self, data: EvaluationData) -> float:
+        """Returns the metric of labels and predictions, as a plain float."""
+        return float(self.value(data.part(self.part), data.weights))
 
-    def note(self, name: str, scored: EvaluationData) -> str | None:
-        """What is to be warned of where the metric of this name is undefined, else None."""
+    def note(self, name: str, data: EvaluationData) -> str | None:
+        """Returns a warning if the metric of this name is undefined, else None."""
         if self.undefined is None:
             return None
-        note = self.undefined(scored.part(self.part), scored.weights)
+        note = self.undefined(data.part(self.part), data.weights)
         return None if note is None else f'{name}: {note}'
 
 
-# --- metrics made of counts -------------------------------------------------------------------
+# --- metrics from counts ----------------------------------------------------------------------
 
 _MISSING = {
     'precision': ('no predictions of', confusion_counts.precision),
@@ -83,51 +82,53 @@ _MISSING = {
 def _fraction(name: str, how: str | None, kind: TaskKind) -> Metric:
     missing, fraction = _MISSING[name]
 
-    def value(part: Any, weight: Any) -> Any:
-        found = class_counts(part, weight)
-        return confusion_counts.average(fraction(found), found, kind, how, part.occurs)
+    def value(part: Pairs | Labels, weight: Array) -> Array:
+        counts = class_counts(part, weight)
+        return confusion_counts.average(fraction(counts), counts, kind, how, part.occurs)
 
-    def share(part: Any, weight: np.ndarray) -> tuple[float, float]:
-        ratio = fraction(class_counts(part, weight))
+    def proportion(part: Pairs | Labels, weight: np.ndarray) -> tuple[float, float]:
+        numerator, denominator = fraction(class_counts(part, weight))
         if how == 'micro':
-            return tuple((each * part.occurs).sum() for each in ratio)
-        return ratio.numerator[1], ratio.denominator[1]
+            return (numerator * part.occurs).sum(), (denominator * part.occurs).sum()
+        return numerator[1], denominator[1]
 
-    def undefined(part: Any, weight: np.ndarray) -> str | None:
-        found = class_counts(part, weight)
+    def undefined(part: Pairs | Labels, weight: np.ndarray) -> str | None:
+        counts = class_counts(part, weight)
         which = part.occurs
         if how is None and kind == 'binary':
             which = np.array([False, True])
-        empty = int((fraction(found).denominator[which] == 0).sum())
+        empty = int((fraction(counts).denominator[which] == 0).sum())
         if not empty or how == 'micro':
             return None
         noun = 'labels' if kind == 'multilabel' else 'classes'
-        of = f'{empty} of {which.sum()} {noun}'
+        affected = f'{empty} of {which.sum()} {noun}'
         if how is None and kind == 'binary':
-            of = 'the positive class'
-        return f'{missing} {of}; set to 0 there.'
+            affected = 'the positive class'
+        return f'{missing} {affected}; set to 0 there.'
 
-    # A class that a resample has nothing of is left out of it; one that weighs nothing in all rows
-    # is 0 there as in the value.
-    def resampled(part: Any, weight: Any) -> Any:
-        found = class_counts(part, weight)
-        in_it, in_whole = (confusion_counts.occurring(each, kind) for each in (found, part.whole))
+    # A class that does not occur in a resample is left out there. A class whose rows all have
+    # weight 0 in the data set counts as 0, as it does in the value.
+    def resampled(part: Pairs | Labels, weight: Array) -> Array:
+        counts = class_counts(part, weight)
+        in_resample = confusion_counts.occurring(counts, kind)
+        in_data = confusion_counts.occurring(part.full_counts, kind)
         return confusion_counts.average(
-            fraction(found), found, kind, how, in_it | part.occurs & ~in_whole
+            fraction(counts), counts, kind, how, in_resample | part.occurs & ~in_data
         )
 
-    def resampled_labels(part: Any, weight: Any) -> Any:
-        of, whole = fraction(class_counts(part, weight)), fraction(part.whole)
-        counted = (of.denominator > 0) | (whole.denominator == 0)
-        return confusion_counts.ratio((confusion_counts.ratio(*of) * counted).sum(), counted.sum())
+    def resampled_labels(part: Pairs | Labels, weight: Array) -> Array:
+        in_resample, in_data = fraction(class_counts(part, weight)), fraction(part.full_counts)
+        counted = (in_resample.denominator > 0) | (in_data.denominator == 0)
+        ratios = confusion_counts.ratio(*in_resample)
+        return confusion_counts.ratio((ratios * counted).sum(), counted.sum())
 
-    is_share = name != 'f1' and (
+    is_proportion = name != 'f1' and (
         (how == 'micro' and kind != 'multilabel') or (how is None and kind == 'binary')
     )
     is_mean_of_labels = kind == 'multilabel' and how in (None, 'macro')
     return Metric(
         class_part, value, _CLASSIFICATION, default=how is None and name in _DEFAULTS,
-        share=share if is_share else None, undefined=undefined,
+        proportion=proportion if is_proportion else None, undefined=undefined,
         resampled=resampled_labels if is_mean_of_labels else resampled,
     )  # fmt: skip
 
@@ -137,29 +138,29 @@ def _counted(function: Callable[[confusion_counts.Counts], Any]) -> Callable[[An
 
 
 def _balanced_accuracy(kind: TaskKind) -> Metric:
-    def undefined(part: Any, weight: np.ndarray) -> str | None:
-        found = class_counts(part, weight)
-        lacking = part.occurs & (found.actual == 0)
-        if kind == 'multilabel':  # of each label its 0 and 1
-            always = found.actual == found.total
-            lacking = lacking & (found.predicted > 0) | always & (found.predicted < found.total)
+    def undefined(part: Pairs | Labels, weight: np.ndarray) -> str | None:
+        counts = class_counts(part, weight)
+        missing = part.occurs & (counts.actual == 0)
+        if kind == 'multilabel':  # each label has the classes 0 and 1
+            always = counts.actual == counts.total
+            missing = missing & (counts.predicted > 0) | always & (counts.predicted < counts.total)
         return (
-            'some classes have no examples that count; they are left out.'
-            if lacking.any()
+            'some classes have no examples with a weight; they are left out.'
+            if missing.any()
             else None
         )
 
-    value = _counted(lambda found: confusion_counts.balanced_accuracy(found, kind))
+    value = _counted(lambda counts: confusion_counts.balanced_accuracy(counts, kind))
     return Metric(class_part, value, _CLASSIFICATION, undefined=undefined)
 
 
 def _one_class(part: Pairs, weight: np.ndarray) -> str | None:
     if not np.isnan(_counted(confusion_counts.kappa)(part, weight)):
         return None
-    return 'NaN, since labels and predictions are one and the same class.'
+    return 'NaN, since all labels and predictions are the same class.'
 
 
-# --- metrics made of rankings and rows --------------------------------------------------------
+# --- metrics from rankings and rows -----------------------------------------------------------
 
 
 def _without_both(part: ranking.Rankings, weight: np.ndarray) -> str | None:
@@ -180,13 +181,14 @@ def _without_positives(part: ranking.Rankings, weight: np.ndarray) -> str | None
 
 
 def _sides(part: ranking.Rankings, weight: np.ndarray) -> Iterable[tuple[float, float]]:
-    for order, rival, own in zip(part.order, part.rival, part.own, strict=True):
-        positive = weight[order][rival == own].sum()
+    columns = zip(part.order, part.label, part.positive_label, strict=True)
+    for order, label, positive_label in columns:
+        positive = weight[order][label == positive_label].sum()
         yield positive, weight.sum() - positive
 
 
 def _of_columns(part: ranking.Rankings, missing: int) -> str:
-    columns = len(part.own)
+    columns = len(part.positive_label)
     noun = 'classes' if len(part.classes) > 2 else 'labels'
     return '' if columns == 1 else f' for {missing} of {columns} {noun}'
 
@@ -208,7 +210,7 @@ def _too_few(part: regression.Errors, weight: np.ndarray) -> str | None:
 def _separable(part: calibration.Logits, weight: np.ndarray) -> str | None:
     if not np.isnan(calibration.calibration_slope(part, weight)):
         return None
-    return 'NaN, since the logits tell the labels apart without error, or there is only one label.'
+    return 'NaN, since the logits separate the labels perfectly, or there is only one label.'
 
 
 # --- the table --------------------------------------------------------------------------------
@@ -225,7 +227,7 @@ _LEVEL = re.compile(rf'({"|".join(_NUMBERED)})_(0?\.\d+)')
 def _of_counts(kind: TaskKind) -> dict[str, Metric]:
     found = {
         'accuracy': _rows(
-            per_row.accuracy_rows, kinds=_CLASSIFICATION, default=True, share=_sum_of_rows
+            per_row.accuracy_rows, kinds=_CLASSIFICATION, default=True, proportion=_sum_of_rows
         ),
         'balanced_accuracy': _balanced_accuracy(kind),
         'mcc': Metric(class_part, _counted(confusion_counts.mcc), _CLASSES),
@@ -254,17 +256,17 @@ def _of_probabilities() -> dict[str, Metric]:
             ranking.rankings,
             ranking.roc_auc,
             default=True,
-            resampled=ranking.roc_auc_of_some,
+            resampled=ranking.resampled_roc_auc,
             **area,
         ),
         'roc_auc_ovo': Metric(
-            ranking.rankings, ranking.roc_auc_ovo, resampled=ranking.roc_auc_ovo_of_some, **pairs
+            ranking.rankings, ranking.roc_auc_ovo, resampled=ranking.resampled_roc_auc_ovo, **pairs
         ),
         'average_precision': Metric(
             ranking.rankings,
             ranking.average_precision,
             undefined=_without_positives,
-            resampled=ranking.average_precision_of_some,
+            resampled=ranking.resampled_average_precision,
             **given,
         ),
         'log_loss': _rows(per_row.log_loss_rows, default=True, **lower),
@@ -301,7 +303,7 @@ def _of_numbers() -> dict[str, Metric]:
         'max_error': Metric(ordered, regression.max_error, **lower),
         'mape': _rows(regression.mape_rows, **lower),
         'interval_coverage': _rows(
-            regression.coverage_rows, higher_is_better=None, share=_sum_of_rows, **higher
+            regression.coverage_rows, higher_is_better=None, proportion=_sum_of_rows, **higher
         ),
         'interval_width': _rows(regression.width_rows, **lower),
     }
@@ -309,7 +311,7 @@ def _of_numbers() -> dict[str, Metric]:
 
 def _top(k: int) -> Metric:
     return _rows(
-        per_row.top_rows(k), kinds=frozenset({'multiclass'}), share=_sum_of_rows,
+        per_row.top_rows(k), kinds=frozenset({'multiclass'}), proportion=_sum_of_rows,
         needs_probabilities=True,
     )  # fmt: skip
 
@@ -322,17 +324,17 @@ def _table(kind: TaskKind) -> Mapping[str, Metric]:
 METRICS: Mapping[str, Mapping[str, Metric]] = MappingProxyType(
     {kind: _table(kind) for kind in get_args(TaskKind)}
 )
-"""The metrics by kind of task and name. Besides these there are some with a number in their name:
+"""The metrics by kind of task and name. Names with a number are valid too:
 ``'top_3_accuracy'``, ``'pinball_0.9'``, ``'interval_score_0.8'``."""
 
 _NAMES = tuple(dict.fromkeys(name for table in METRICS.values() for name in table))
-# These need a model of another form (bounds), or say the same as others do.
+# These need a model that predicts bounds, or duplicate other metrics.
 _NOT_IN_ANALYSIS = ('interval_coverage', 'interval_width', 'top_k_accuracy')
 
 
 @functools.lru_cache(maxsize=256)
 def get_metric(name: str, kind: TaskKind) -> Metric | None:
-    """The metric of a name; None if there is none for this kind of task."""
+    """Returns the metric of a name; None if there is none for this kind of task."""
     if name in METRICS[kind]:
         return METRICS[kind][name]
     if kind == 'multiclass' and top_k(name):
@@ -344,7 +346,10 @@ def get_metric(name: str, kind: TaskKind) -> Metric | None:
 
 
 def metrics_for(kind: TaskKind) -> list[str]:
-    """The names of all metrics that fit any model of a task, without other means of the same."""
+    """Returns the names of all metrics that fit any model of a task.
+
+    If a metric exists with several averages, only the default one is included.
+    """
     return [
         name
         for name in METRICS[kind]
@@ -353,16 +358,16 @@ def metrics_for(kind: TaskKind) -> list[str]:
 
 
 def default_metrics(kind: TaskKind) -> list[str]:
-    """The names of the metrics computed where none are asked for."""
+    """Returns the names of the metrics that are computed if none are requested."""
     return [name for name, metric in METRICS[kind].items() if metric.default]
 
 
 def check_metrics(metrics: Collection[Any] | None) -> list[Any] | None:
-    """Returns what was asked for as a list, a set's names in the order of `METRICS`.
+    """Returns the requested metrics as a list; names from a set get the order of `METRICS`.
 
     Raises:
-        ConfigError: if it is no list, tuple or set of names that exist, and of functions. Names
-            every problem.
+        ConfigError: if ``metrics`` is not a list, tuple or set of known names and functions. The
+            error names every problem.
     """
     if metrics is None:
         return None
@@ -373,7 +378,7 @@ def check_metrics(metrics: Collection[Any] | None) -> list[Any] | None:
             f'metrics: got {type(metrics).__name__}, expected a list of names, or None for those '
             'that fit the task.'
         )
-    _raise(unknown_name('metrics', n, _NAMES) for n in metrics if not _is_known(n))
+    _raise_errors(unknown_name('metrics', n, _NAMES) for n in metrics if not _is_metric(n))
     if isinstance(metrics, list | tuple):
         return list(dict.fromkeys(metrics))
     return sorted(metrics, key=lambda name: _NAMES.index(name) if name in _NAMES else len(_NAMES))
@@ -383,9 +388,9 @@ def check_fit(metrics: Sequence[Any], kind: TaskKind) -> None:
     """Checks that known metrics fit a task.
 
     Raises:
-        ConfigError: names every one that doesn't.
+        ConfigError: names every metric that does not.
     """
-    _raise(
+    _raise_errors(
         f'metrics: got {name!r}, but the task is {kind}; expected some of '
         f'{", ".join(METRICS[kind])}.'
         for name in metrics
@@ -393,13 +398,13 @@ def check_fit(metrics: Sequence[Any], kind: TaskKind) -> None:
     )
 
 
-def _is_known(name: Any) -> bool:
-    if isinstance(name, str):
-        return any(get_metric(name, kind) for kind in get_args(TaskKind))
-    return callable(name)
+def _is_metric(metric: Any) -> bool:
+    if isinstance(metric, str):
+        return any(get_metric(metric, kind) for kind in get_args(TaskKind))
+    return callable(metric)
 
 
-def _raise(problem: Iterable[str]) -> None:
-    found = list(problem)
-    if found:
-        raise ConfigError(found[0] if len(found) == 1 else problems('metrics:', found))
+def _raise_errors(messages: Iterable[str]) -> None:
+    errors = list(messages)
+    if errors:
+        raise ConfigError(errors[0] if len(errors) == 1 else problems('metrics:', errors))

@@ -1,74 +1,75 @@
-"""Metrics of numbers: errors, what they explain of the targets, quantiles and intervals."""
+"""Regression metrics: errors, explained variance, quantiles and intervals."""
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from thinkml.core.objectives.confusion_counts import ratio
 from thinkml.errors import ConfigError
 from thinkml.evaluation.evaluation_data import EvaluationData
+from thinkml.typing import Array
 
 
 class Errors(NamedTuple):
-    """Target less prediction, and the targets around their mean, ``(n, targets)``."""
+    """Target minus prediction, and the targets around their mean, ``(n, targets)``."""
 
-    error: Any
-    target: Any
+    error: Array
+    target: Array
 
 
 class Ordered(NamedTuple):
-    """The sizes of errors in rising order, and the rows they are of, ``(targets, n)``."""
+    """The absolute errors in rising order, and their rows, ``(targets, n)``."""
 
-    size: Any
-    order: Any
+    size: Array
+    order: Array
 
 
-def errors(scored: EvaluationData) -> Errors:
-    """What the errors' squares are summed from."""
-    target = scored.labels.reshape(len(scored), -1).astype(np.float64)
-    prediction = scored.predictions.reshape(target.shape)
+def errors(data: EvaluationData) -> Errors:
+    """Returns the part for metrics that sum errors or squared errors."""
+    target = data.labels.reshape(len(data), -1).astype(np.float64)
+    prediction = data.predictions.reshape(target.shape)
     return Errors(target - prediction, target - target.mean(axis=0))
 
 
-def ordered_errors(scored: EvaluationData) -> Ordered:
-    """What medians and largest errors are read from."""
-    size = np.abs(scored.part(errors).error).T
+def ordered_errors(data: EvaluationData) -> Ordered:
+    """Returns the part for medians and largest errors."""
+    size = np.abs(data.part(errors).error).T
     order = np.argsort(size, axis=1)
     return Ordered(np.take_along_axis(size, order, axis=1), order)
 
 
-def mse(part: Errors, weight: Any) -> Any:
-    """The mean squared error, in squared units of the target."""
+def mse(part: Errors, weight: Array) -> Array:
+    """Returns the mean squared error, in squared units of the target."""
     return (weight @ part.error**2 / weight.sum()).mean()
 
 
-def rmse(part: Errors, weight: Any) -> Any:
-    """The root of each target's mean squared error, in the target's units; the mean of these."""
+def rmse(part: Errors, weight: Array) -> Array:
+    """Returns the root mean squared error in the target's units; the mean over several targets."""
     return ((weight @ part.error**2 / weight.sum()) ** 0.5).mean()
 
 
-def mae(part: Errors, weight: Any) -> Any:
-    """The mean absolute error, in the target's units."""
+def mae(part: Errors, weight: Array) -> Array:
+    """Returns the mean absolute error, in the target's units."""
     return (weight @ abs(part.error) / weight.sum()).mean()
 
 
-def median_absolute_error(part: Ordered, weight: Any) -> Any:
-    """The median of the absolute errors, in the target's units."""
+def median_absolute_error(part: Ordered, weight: Array) -> Array:
+    """Returns the median of the absolute errors, in the target's units."""
     xp = weight.__array_namespace__()
     medians = []
     for size, order in zip(part.size, part.order, strict=True):
-        reached = xp.cumsum(weight[order])
-        half = reached[-1] / 2
-        low = size[xp.searchsorted(reached, half)]
-        above = xp.searchsorted(reached, half, side='right')
+        cumulative = xp.cumsum(weight[order])
+        half = cumulative[-1] / 2
+        low = size[xp.searchsorted(cumulative, half)]
+        above = xp.searchsorted(cumulative, half, side='right')
         medians.append((low + size[xp.clip(above, 0, len(size) - 1)]) / 2)
     return xp.stack(medians).mean()
 
 
-def max_error(part: Ordered, weight: Any) -> Any:
-    """The largest absolute error, in the target's units."""
+def max_error(part: Ordered, weight: Array) -> Array:
+    """Returns the largest absolute error, in the target's units."""
     xp = weight.__array_namespace__()
     largest = [
         (size * (weight[order] > 0)).max()
@@ -77,48 +78,48 @@ def max_error(part: Ordered, weight: Any) -> Any:
     return xp.stack(largest).mean()
 
 
-def r2(part: Errors, weight: Any) -> Any:
-    """The coefficient of determination ``1 - sum(error^2) / sum((y - mean(y))^2)``.
+def r2(part: Errors, weight: Array) -> Array:
+    """Returns the coefficient of determination ``1 - sum(error^2) / sum((y - mean(y))^2)``.
 
     1 is perfect, 0 is as good as always predicting the mean. A constant target gives 1 if predicted
-    exactly, else 0. NaN where fewer than two rows count.
+    exactly, else 0. NaN if fewer than two rows have a weight.
     """
     return _explained(weight @ part.error**2, _spread(part.target, weight), weight)
 
 
-def explained_variance(part: Errors, weight: Any) -> Any:
-    """The same, but for errors around their mean: a constant error costs nothing."""
+def explained_variance(part: Errors, weight: Array) -> Array:
+    """Returns `r2` with errors around their mean, so that a constant error has no effect."""
     return _explained(_spread(part.error, weight), _spread(part.target, weight), weight)
 
 
-def _spread(values: Any, weight: Any) -> Any:
+def _spread(values: Array, weight: Array) -> Array:
     mean = weight @ values / weight.sum()
     return weight @ (values - mean) ** 2
 
 
-def _explained(squares: Any, spread: Any, weight: Any) -> Any:
+def _explained(squares: Array, spread: Array, weight: Array) -> Array:
     xp = weight.__array_namespace__()
     score = xp.where(spread > 0, 1 - ratio(squares, spread), squares == 0).mean()
     return xp.where((weight > 0).sum() < 2, xp.nan, score)
 
 
-def mape_rows(scored: EvaluationData) -> np.ndarray:
-    """Each row's absolute error over its target."""
-    target = scored.labels.reshape(len(scored), -1).astype(np.float64)
+def mape_rows(data: EvaluationData) -> np.ndarray:
+    """Returns each row's absolute error divided by its absolute target."""
+    target = data.labels.reshape(len(data), -1).astype(np.float64)
     sizes = np.maximum(np.abs(target), np.finfo(np.float64).eps)
-    return (np.abs(scored.part(errors).error) / sizes).mean(axis=1)
+    return (np.abs(data.part(errors).error) / sizes).mean(axis=1)
 
 
 @functools.lru_cache(maxsize=256)
 def pinball_rows(quantile: float) -> Callable[[EvaluationData], np.ndarray]:
-    """Makes each row's pinball loss: what a forecast of this quantile of the target costs.
+    """Returns a function that gives each row's pinball loss for a forecast of this quantile.
 
     Reference:
         Koenker and Bassett, 1978, *Regression quantiles*.
     """
 
-    def rows(scored: EvaluationData) -> np.ndarray:
-        error = scored.part(errors).error
+    def rows(data: EvaluationData) -> np.ndarray:
+        error = data.part(errors).error
         return np.maximum(quantile * error, (quantile - 1) * error).mean(axis=1)
 
     return rows
@@ -127,39 +128,40 @@ def pinball_rows(quantile: float) -> Callable[[EvaluationData], np.ndarray]:
 # --- intervals: models that return a lower and an upper bound ----------------------------------
 
 
-def coverage_rows(scored: EvaluationData) -> np.ndarray:
-    """1 where the target is within the bounds."""
-    low, high, target = _bounds(scored)
+def coverage_rows(data: EvaluationData) -> np.ndarray:
+    """Returns 1 for each row whose target is within the bounds."""
+    low, high, target = _bounds(data)
     return ((low <= target) & (target <= high)).astype(np.float64)
 
 
-def width_rows(scored: EvaluationData) -> np.ndarray:
-    """How far apart the bounds are."""
-    low, high, _ = _bounds(scored)
+def width_rows(data: EvaluationData) -> np.ndarray:
+    """Returns the distance between the bounds of each row."""
+    low, high, _ = _bounds(data)
     return high - low
 
 
 @functools.lru_cache(maxsize=256)
 def interval_score_rows(level: float) -> Callable[[EvaluationData], np.ndarray]:
-    """Makes the interval score of bounds that are to hold a share ``level`` of the targets.
+    """Returns a function that gives each row's interval score.
 
-    The width, and ``2 / (1 - level)`` times what the target is outside.
+    The score is for bounds that should contain a fraction ``level`` of the targets: their width,
+    plus ``2 / (1 - level)`` times the distance of the target from the interval if it is outside.
 
     Reference:
         Gneiting and Raftery, 2007, *Strictly proper scoring rules, prediction, and estimation*.
     """
 
-    def rows(scored: EvaluationData) -> np.ndarray:
-        low, high, target = _bounds(scored)
+    def rows(data: EvaluationData) -> np.ndarray:
+        low, high, target = _bounds(data)
         outside = np.maximum(low - target, 0) + np.maximum(target - high, 0)
         return high - low + 2 / (1 - level) * outside
 
     return rows
 
 
-def _bounds(scored: EvaluationData) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    target = scored.labels.reshape(len(scored), -1).astype(np.float64)
-    bounds = scored.predictions.reshape(len(scored), -1).astype(np.float64)
+def _bounds(data: EvaluationData) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    target = data.labels.reshape(len(data), -1).astype(np.float64)
+    bounds = data.predictions.reshape(len(data), -1).astype(np.float64)
     if bounds.shape[1] < 2 or (target != target[:, :1]).any():
         raise ConfigError(
             'metrics: interval metrics need a model that returns the lower bound first and the '

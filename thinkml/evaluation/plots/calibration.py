@@ -1,4 +1,4 @@
-"""The calibration curve."""
+"""Calibration curve: the fraction of true cases over the predicted probability."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
@@ -19,15 +19,15 @@ from thinkml.evaluation.plots.axes import (
     NUM_WORST,
     PALE,
     PathLike,
+    add_legend,
     finish,
-    legend,
-    look,
+    line_style,
     new_axes,
-    rates,
-    short,
+    set_rate_axes,
+    shorten,
 )
 from thinkml.evaluation.result import Evaluation
-from thinkml.evaluation.threshold_counts import check_probabilities, named_columns
+from thinkml.evaluation.threshold_counts import check_probabilities, ranked_classes
 from thinkml.figures import COLOURS
 
 if TYPE_CHECKING:
@@ -36,14 +36,15 @@ if TYPE_CHECKING:
 
 
 class Reliability(NamedTuple):
-    """How often the model was right, by how sure it was.
+    """The fraction of true cases by predicted probability.
 
     Attributes:
-        name: of the label.
+        name: the name of the label.
         error: the expected calibration error.
-        counts: ``(bins,)``, the rows (or their weight) in each of `NUM_BINS` even bins.
-        predicted: their mean probability, of the bins that are not empty, as the others are.
-        true: the share of them that is true.
+        counts: ``(bins,)``, the rows (or their weight) in each of `NUM_BINS` bins of equal width.
+        predicted: the mean probability in each bin that is not empty. The other arrays have the
+            same bins.
+        true: the fraction of true cases.
         low: the lower bound of its confidence interval; NaN without confidence.
         high: the upper bound.
     """
@@ -58,30 +59,40 @@ class Reliability(NamedTuple):
 
 
 def reliabilities(evaluation: Evaluation) -> list[Reliability]:
-    """The calibration of the positive class, of the predicted class, or of each label.
+    """Returns the calibration of the positive class, of the predicted class, or of each label.
 
-    Intervals are Wilson's. With weights the rows of a bin count as ``(sum w)^2 / sum w^2`` of
-    equal weight; rows of one group count as one row, as if they were all the same.
+    Intervals are Wilson's. With weights, the rows of a bin count as ``(sum w)^2 / sum w^2`` rows of
+    equal weight. Rows of one group count as one row, as if they were all the same.
     """
-    scored, weight = evaluation.scored, evaluation.scored.weights
-    bins = scored.part(even_bins)
-    names = map(short, named_columns(evaluation)) if len(bins.bin) > 1 else ['']
-    found = []
-    for name, column, confidence, truth in zip(names, bins.bin, *confidences(scored), strict=True):
+    data, weight = evaluation.scored, evaluation.scored.weights
+    bins = data.part(even_bins)
+    names = map(shorten, ranked_classes(evaluation)) if len(bins.bin) > 1 else ['']
+    curves = []
+    for name, column, confidence, truth in zip(names, bins.bin, *confidences(data), strict=True):
         total = tally(column, weight, NUM_BINS)
         filled = total > 0
         sums = [tally(column, weight * values, NUM_BINS) for values in (confidence, truth)]
         predicted, true = (values[filled] / total[filled] for values in sums)
-        low, high = _bounds(evaluation, true, _effective(evaluation, column)[filled])
+        low, high = _bounds(evaluation, true, _effective_rows(evaluation, column)[filled])
         error = calibration_error(
             bins._replace(bin=column[None], gap=(confidence - truth)[None]), weight
         )
-        found.append(Reliability(name, float(error), total, predicted, true, low, high))
-    return found
+        curves.append(
+            Reliability(
+                name=name,
+                error=float(error),
+                counts=total,
+                predicted=predicted,
+                true=true,
+                low=low,
+                high=high,
+            )
+        )
+    return curves
 
 
-def _effective(evaluation: Evaluation, column: np.ndarray) -> np.ndarray:
-    """How many independent rows of equal weight the rows of each bin are worth."""
+def _effective_rows(evaluation: Evaluation, column: np.ndarray) -> np.ndarray:
+    """Returns the number of independent rows of equal weight that each bin's rows are worth."""
     weight, groups = evaluation.scored.weights, evaluation.resampling.groups
     if groups is not None:
         cells, index = np.unique(groups * NUM_BINS + column, return_inverse=True)
@@ -97,14 +108,14 @@ def _bounds(
     bounds = np.full((len(true), 2), np.nan)
     if confidence is not None:
         pairs = zip(true, rows, strict=True)
-        bounds[:] = [wilson(share * size, size, confidence) for share, size in pairs]
+        bounds[:] = [wilson(fraction * size, size, confidence) for fraction, size in pairs]
     return bounds[:, 0], bounds[:, 1]
 
 
 def calibration_curve(
     evaluation: Evaluation, path: PathLike | None = None, ax: 'Axes | None' = None
 ) -> 'Figure':
-    """Draws how often what was given a probability is true, see `plot_calibration`."""
+    """Draws the fraction of true cases over the probability; see `plot_calibration`."""
     check_probabilities(evaluation, 'plot_calibration')
     curves = reliabilities(evaluation)
     ax = new_axes(ax, 5, 5.2)
@@ -115,9 +126,9 @@ def calibration_curve(
         _draw_labels(ax, curves)
     _draw_counts(ax, np.sum([curve.counts for curve in curves], axis=0))
     title, xlabel = _title(evaluation)
-    rates(ax, title=title, xlabel=xlabel, ylabel='share that is true')
+    set_rate_axes(ax, title=title, xlabel=xlabel, ylabel='fraction that is true')
     ax.set_aspect('equal')
-    legend(ax, loc='best', title=None if len(curves) == 1 else 'label (ECE)')
+    add_legend(ax, loc='best', title=None if len(curves) == 1 else 'label (ECE)')
     return finish(ax, path)
 
 
@@ -147,14 +158,14 @@ def _draw_labels(ax: 'Axes', curves: Sequence[Reliability]) -> None:
             ax.plot(curve.predicted, curve.true, color=PALE, linewidth=0.6, zorder=1)
         ax.plot([], [], color=PALE, label=f'all {len(curves)}; the worst:')
     for index, curve in enumerate(named):
-        style = look(index) | {'linewidth': 1.3, 'marker': 'o', 'markersize': 3}
+        style = line_style(index) | {'linewidth': 1.3, 'marker': 'o', 'markersize': 3}
         ax.plot(curve.predicted, curve.true, **style, label=f'{curve.name} ({curve.error:.3f})')
         # Under the lines, so that several can be told apart.
         ax.vlines(curve.predicted, curve.low, curve.high, color=style['color'], alpha=0.3)
 
 
 def _draw_counts(ax: 'Axes', counts: np.ndarray) -> None:
-    """How many rows there are in each bin, along the bottom."""
+    """Draws the number of rows in each bin, along the bottom."""
     heights = 0.12 * counts / counts.max()
     left = np.arange(NUM_BINS) / NUM_BINS
     ax.bar(
@@ -164,10 +175,10 @@ def _draw_counts(ax: 'Axes', counts: np.ndarray) -> None:
 
 
 def _title(evaluation: Evaluation) -> tuple[str, str]:
-    """The title, and what the probability is of."""
+    """Returns the title and the name of the probability axis."""
     kind = evaluation.task.kind
     if kind == 'binary':
-        name = short(named_columns(evaluation)[0])
+        name = shorten(ranked_classes(evaluation)[0])
         return f'Calibration of class {name}', f'probability of class {name}'
     if kind == 'multiclass':
         return 'Calibration of the predicted class', 'probability of the predicted class'

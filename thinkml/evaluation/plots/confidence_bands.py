@@ -1,6 +1,6 @@
 """Confidence bands of curves, by the bootstrap on the host.
 
-The rows are sorted once; a resample is a count of how often each is drawn, and so a weight.
+The rows are sorted once. A resample counts how often each row is drawn; these counts are weights.
 """
 
 import dataclasses
@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from thinkml.evaluation.bootstrap import Resampling, can_vary, percentiles, units_of
+from thinkml.evaluation.bootstrap import Resampling, can_vary, make_units, percentiles
 from thinkml.evaluation.evaluation_data import EvaluationData
 from thinkml.evaluation.plots.curve_types import CurveType
 from thinkml.evaluation.result import Evaluation
 from thinkml.evaluation.threshold_counts import (
     Ranking,
     ThresholdCounts,
-    all_ladders,
-    ladder_of,
-    ranked,
+    all_threshold_counts,
+    counts_at_scores,
+    each_ranking,
 )
 
 if TYPE_CHECKING:
@@ -27,15 +27,15 @@ if TYPE_CHECKING:
 # Denser towards 0, where the curves of good models rise.
 _GRID = np.linspace(0, 1, 201) ** 2
 _MAX_RESAMPLES = 300
-_MAX_LADDERS = 6000  # of all resamples and rankings
-_MAX_VISITS = 3e7  # of rows, in all resamples and rankings
+_MAX_CURVES = 6000  # in all resamples and rankings together
+_MAX_ROW_VISITS = 3e7  # in all resamples and rankings together
 _MIN_ROWS = 2000
 _MAX_CELLS = 2000
 _SHADE = 0.2
 
 
 class Band(NamedTuple):
-    """Bounds at each ``x``, at the confidence of the evaluation."""
+    """The bounds of a curve at each ``x``, at the confidence of the evaluation."""
 
     x: np.ndarray
     low: np.ndarray
@@ -44,11 +44,11 @@ class Band(NamedTuple):
 
 
 class Cells(NamedTuple):
-    """The rows of a ranking by score, few enough cells to be gone through often.
+    """The rows of a ranking grouped by score, into few cells so that counting them is fast.
 
     Attributes:
-        cell: ``(n,)``, twice the cell of each row, 1 more for positives.
-        scores: ``(cells,)``, the lowest score of each, the highest cell first.
+        cell: ``(n,)``, twice the cell of each row, plus 1 for positives.
+        scores: ``(cells,)``, the lowest score of each cell, the highest cell first.
     """
 
     cell: np.ndarray
@@ -56,42 +56,44 @@ class Cells(NamedTuple):
 
 
 def bands(
-    evaluation: Evaluation, kinds: Sequence[CurveType], *, by_probability: bool = False
+    evaluation: Evaluation, curve_types: Sequence[CurveType], *, by_probability: bool = False
 ) -> list[Band | None]:
-    """The pointwise confidence bands of curves, each of one, or of the mean of several rankings.
+    """Returns the pointwise confidence bands of curves, or of the mean curve of several rankings.
 
-    Percentiles of resamples around their median, which is moved onto the curve. Of very many rows
-    a part is drawn from, and the bands made narrower by the root of its share.
+    The bounds are percentiles of resamples relative to their median, shifted to the curve. If there
+    are very many rows, resamples are drawn from a fraction of them, and the bands are narrowed by
+    the square root of this fraction.
 
-    Returns:
-        None for each where the evaluation is without confidence, the curve is not defined, or
-        fewer than two rows (or groups) count.
+    Returns: A band for each curve. It is None if the evaluation has no confidence, the curve is not
+    defined,
+        or fewer than two rows (or groups) have a weight.
     """
-    scored, resampling = evaluation.scored, evaluation.resampling
+    data, resampling = evaluation.scored, evaluation.resampling
     confidence = resampling.confidence
-    if confidence is None or not can_vary(resampling, scored.weight, len(scored)):
-        return [None] * len(kinds)
-    columns = 1 if scored.kind == 'binary' else scored.num_classes
-    num_resamples = max(100, min(_MAX_LADDERS // columns, _MAX_RESAMPLES))
+    if confidence is None or not can_vary(resampling, data.weight, len(data)):
+        return [None] * len(curve_types)
+    columns = 1 if data.kind == 'binary' else data.num_classes
+    num_resamples = max(100, min(_MAX_CURVES // columns, _MAX_RESAMPLES))
     num_resamples = min(resampling.num_resamples, num_resamples)
-    part, drawn, share = _some_rows(
-        scored, resampling, max(_MIN_ROWS, int(_MAX_VISITS / (num_resamples * columns)))
+    sample, sample_resampling, fraction = _subsample(
+        data, resampling, max(_MIN_ROWS, int(_MAX_ROW_VISITS / (num_resamples * columns)))
     )
-    rankings = ranked(part, by_probability=by_probability)
-    cells = [cells_of(each, part.weights) for each in rankings]
+    rankings = each_ranking(sample, by_probability=by_probability)
+    cells = [make_cells(ranking, sample.weights) for ranking in rankings]
 
-    def curves(ladders: Sequence[ThresholdCounts]) -> np.ndarray:
-        return np.stack([kind.mean_at(_GRID, ladders) for kind in kinds])
+    def curves(counts: Sequence[ThresholdCounts]) -> np.ndarray:
+        return np.stack([curve_type.mean_at(_GRID, counts) for curve_type in curve_types])
 
-    def weighted(weight: np.ndarray) -> np.ndarray:
-        return curves([_coarse(each, weight) for each in cells])
+    def resampled_curves(weight: np.ndarray) -> np.ndarray:
+        return curves([_counts_by_cell(each, weight) for each in cells])
 
-    weights = (part.weights * count for count in row_counts(drawn, len(part), num_resamples))
-    draws = np.stack([weighted(weight) for weight in weights])
-    # Rows drawn twice are tied, which moves the curves as a whole; a band is to hold its own.
-    around = percentiles(draws, confidence) - percentiles(draws, 0)
-    whole = list(all_ladders(scored, by_probability=by_probability))
-    low, high = np.clip(curves(whole) + np.sqrt(share) * around, 0, 1)
+    draws = draw_counts(sample_resampling, len(sample), num_resamples)
+    samples = np.stack([resampled_curves(sample.weights * count) for count in draws])
+    # Rows drawn twice are tied, which moves all resampled curves. The offsets from their median
+    # keep the curve itself inside the band.
+    offsets = percentiles(samples, confidence) - percentiles(samples, 0)
+    counts = list(all_threshold_counts(data, by_probability=by_probability))
+    low, high = np.clip(curves(counts) + np.sqrt(fraction) * offsets, 0, 1)
     return [
         None if np.isnan(below).all() else Band(_GRID, below, above, confidence)
         for below, above in zip(low, high, strict=True)
@@ -99,43 +101,44 @@ def bands(
 
 
 def draw_band(
-    ax: 'Axes', band: Band | None, kind: CurveType, colour: str, is_named: bool = True
+    ax: 'Axes', band: Band | None, curve_type: CurveType, colour: str, is_named: bool = True
 ) -> None:
-    """Shades the band of a curve, where there is one, and names it in the legend."""
+    """Shades the band of a curve, if there is one, and names it in the legend."""
     if band is not None:
         label = f'{100 * band.confidence:.4g}% band' if is_named else None
-        step = 'pre' if kind.is_steps else None
+        step = 'pre' if curve_type.is_steps else None
         x, low, high, _ = band
         ax.fill_between(x, low, high, step=step, color=colour, alpha=_SHADE, lw=0, label=label)
 
 
-def row_counts(resampling: Resampling, num_rows: int, num_resamples: int) -> Iterator[np.ndarray]:
+def draw_counts(resampling: Resampling, num_rows: int, num_resamples: int) -> Iterator[np.ndarray]:
     """Yields how often each row is drawn, ``(num_rows,)``, for each resample."""
-    units = units_of(resampling, num_rows)
+    units = make_units(resampling, num_rows)
     rng = np.random.default_rng(resampling.seed)
     num_units = len(units.size)
     for _ in range(num_resamples):
         if resampling.strata is None:
             chosen = rng.integers(num_units, size=num_units)
         else:
-            place = units.first + (rng.random(num_units) * units.size).astype(np.int64)
-            chosen = units.unit[place]
+            position = units.first + (rng.random(num_units) * units.size).astype(np.int64)
+            chosen = units.unit[position]
         drawn = np.bincount(chosen, minlength=num_units)
-        yield drawn if units.of_row is None else drawn[units.of_row]
+        yield drawn if units.unit_of_row is None else drawn[units.unit_of_row]
 
 
-def cells_of(ranking: Ranking, weight: np.ndarray) -> Cells:
-    """Cuts a ranking into up to `_MAX_CELLS` pieces, spread evenly along its ROC curve.
+def make_cells(ranking: Ranking, weight: np.ndarray) -> Cells:
+    """Cuts a ranking into up to `_MAX_CELLS` cells, spread evenly along its ROC curve.
 
-    Towards the top they are finer, each row its own, as precision there is that of a few rows.
+    Towards the top the cells are finer, down to one row each, since the precision there depends on
+    a few rows.
     """
     num_scores = len(ranking.ends)
     cell = np.arange(num_scores)
     scores = ranking.scores
     if num_scores > _MAX_CELLS:
         weight = weight[ranking.order]
-        places = np.log1p(np.arange(len(weight)))
-        length = places / places[-1]
+        positions = np.log1p(np.arange(len(weight)))
+        length = positions / positions[-1]
         for side in (ranking.positive, ~ranking.positive):
             total = np.cumsum(weight * side)
             length += total / (total[-1] or 1)
@@ -149,26 +152,30 @@ def cells_of(ranking: Ranking, weight: np.ndarray) -> Cells:
     return Cells(by_row, scores)
 
 
-def _coarse(cells: Cells, weight: np.ndarray) -> ThresholdCounts:
-    """The ladder of the rows' weights, one rung per cell."""
+def _counts_by_cell(cells: Cells, weight: np.ndarray) -> ThresholdCounts:
+    """Returns the threshold counts with these weights of the rows, one threshold per cell."""
     sums = np.bincount(cells.cell, weight, 2 * len(cells.scores))
-    return ladder_of(cells.scores, np.cumsum(sums[1::2]), np.cumsum(sums[::2]))
+    return counts_at_scores(cells.scores, np.cumsum(sums[1::2]), np.cumsum(sums[::2]))
 
 
-def _some_rows(
-    scored: EvaluationData, resampling: Resampling, most: int
+def _subsample(
+    data: EvaluationData, resampling: Resampling, most: int
 ) -> tuple[EvaluationData, Resampling, float]:
-    """Up to about ``most`` rows, in whole groups, how to draw them, and the share they are."""
-    if len(scored) <= most:
-        return scored, resampling, 1.0
-    groups = np.arange(len(scored)) if resampling.groups is None else resampling.groups
-    order = np.random.default_rng(resampling.seed).permutation(int(groups.max()) + 1)
-    rows = np.flatnonzero(order[groups] < most / len(scored) * len(order))
+    """Draws up to about ``most`` rows, in complete groups.
 
-    def kept(numbers: np.ndarray | None) -> np.ndarray | None:
+    Returns:
+        The rows, how to resample them, and the fraction of all rows that they are.
+    """
+    if len(data) <= most:
+        return data, resampling, 1.0
+    groups = np.arange(len(data)) if resampling.groups is None else resampling.groups
+    order = np.random.default_rng(resampling.seed).permutation(int(groups.max()) + 1)
+    rows = np.flatnonzero(order[groups] < most / len(data) * len(order))
+
+    def select(numbers: np.ndarray | None) -> np.ndarray | None:
         return None if numbers is None else np.unique(numbers[rows], return_inverse=True)[1]
 
-    part = dataclasses.replace(
-        resampling, groups=kept(resampling.groups), strata=kept(resampling.strata)
+    sample_resampling = dataclasses.replace(
+        resampling, groups=select(resampling.groups), strata=select(resampling.strata)
     )
-    return scored.take(rows), part, len(rows) / len(scored)
+    return data.take(rows), sample_resampling, len(rows) / len(data)

@@ -12,24 +12,24 @@ from thinkml.evaluation.plots.axes import (
     NUM_WORST,
     PALE,
     PathLike,
+    add_legend,
+    class_or_label,
     finish,
-    legend,
-    look,
+    line_style,
     new_axes,
-    noun,
-    rates,
-    say,
-    short,
-    thinned,
+    set_rate_axes,
+    shorten,
+    thin_points,
+    write_message,
 )
 from thinkml.evaluation.plots.confidence_bands import bands, draw_band
 from thinkml.evaluation.plots.curve_types import GAIN, PRECISION_RECALL, ROC, CurveType
 from thinkml.evaluation.result import Evaluation
 from thinkml.evaluation.threshold_counts import (
     ThresholdCounts,
-    all_ladders,
+    all_threshold_counts,
     check_probabilities,
-    named_columns,
+    ranked_classes,
 )
 from thinkml.figures import COLOURS
 
@@ -41,23 +41,23 @@ _LIFT_AT = 0.1
 
 
 class Drawing(NamedTuple):
-    """How a kind of curve is drawn.
+    """The settings to draw a type of curve with.
 
     Attributes:
-        kind: of curve.
-        number: what the legend says of each.
-        number_name: its name there.
-        corners: where the legend is of curves that are above the middle, and of those below.
+        curve_type: the type of curve.
+        number: returns the number that the legend shows for a curve.
+        number_name: the name of this number.
+        corners: the positions of the legend for curves above the middle and for those below.
     """
 
-    kind: CurveType
+    curve_type: CurveType
     number: Callable[[np.ndarray, np.ndarray], float]
     number_name: str
     corners: tuple[str, str]
 
 
 class Curve(NamedTuple):
-    """A curve and the number the legend gives."""
+    """A curve, and its number in the legend."""
 
     name: str
     x: np.ndarray
@@ -81,11 +81,11 @@ _GAIN = Drawing(GAIN, _lift, f'lift at {_LIFT_AT:.0%}', ('lower right', 'upper l
 def roc_curve(
     evaluation: Evaluation, path: PathLike | None = None, ax: 'Axes | None' = None
 ) -> 'Figure':
-    """Draws the ROC curves, see `PerformanceAnalysis.plot_roc_curve`."""
-    ladders = _ladders(evaluation, 'plot_roc_curve')
+    """Draws the ROC curves; see `PerformanceAnalysis.plot_roc_curve`."""
+    counts = _threshold_counts(evaluation, 'plot_roc_curve')
     ax = new_axes(ax, 5, 4.8)
     ax.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle=':', label='chance')
-    _draw(ax, evaluation, _ROC, ladders)
+    _draw(ax, evaluation, _ROC, counts)
     ax.set(title=_title('ROC curve', evaluation), aspect='equal')
     ax.set(xlabel='false positive rate', ylabel='true positive rate (recall)')
     return finish(ax, path)
@@ -94,12 +94,12 @@ def roc_curve(
 def precision_recall_curve(
     evaluation: Evaluation, path: PathLike | None = None, ax: 'Axes | None' = None
 ) -> 'Figure':
-    """Draws precision over recall, see `PerformanceAnalysis.plot_precision_recall_curve`."""
-    ladders = _ladders(evaluation, 'plot_precision_recall_curve')
+    """Draws precision over recall; see `PerformanceAnalysis.plot_precision_recall_curve`."""
+    counts = _threshold_counts(evaluation, 'plot_precision_recall_curve')
     ax = new_axes(ax, 5, 4.8)
-    if share := _share_of_positives(evaluation, ladders):
-        ax.axhline(share, color=GREY, linewidth=1, linestyle=':', label=f'chance ({share:.3f})')
-    _draw(ax, evaluation, _PRECISION_RECALL, ladders)
+    if rate := _positive_rate(evaluation, counts):
+        ax.axhline(rate, color=GREY, linewidth=1, linestyle=':', label=f'chance ({rate:.3f})')
+    _draw(ax, evaluation, _PRECISION_RECALL, counts)
     ax.set(title=_title('Precision-recall curve', evaluation), aspect='equal')
     ax.set(xlabel='recall', ylabel='precision')
     return finish(ax, path)
@@ -108,56 +108,62 @@ def precision_recall_curve(
 def gain_curve(
     evaluation: Evaluation, path: PathLike | None = None, ax: 'Axes | None' = None
 ) -> 'Figure':
-    """Draws the cumulative gain, see `PerformanceAnalysis.plot_gain`."""
-    ladders = _ladders(evaluation, 'plot_gain')
+    """Draws the cumulative gain; see `PerformanceAnalysis.plot_gain`."""
+    counts = _threshold_counts(evaluation, 'plot_gain')
     ax = new_axes(ax, 5, 4.8)
-    if share := _share_of_positives(evaluation, ladders):
-        ax.plot([0, share, 1], [0, 1, 1], color=GREY, linewidth=1, linestyle='--', label='perfect')
+    if rate := _positive_rate(evaluation, counts):
+        ax.plot([0, rate, 1], [0, 1, 1], color=GREY, linewidth=1, linestyle='--', label='perfect')
     ax.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle=':', label='chance')
-    _draw(ax, evaluation, _GAIN, ladders)
+    _draw(ax, evaluation, _GAIN, counts)
     ax.set(title=_title('Cumulative gain', evaluation), aspect='equal')
-    ax.set(xlabel='share of rows, highest scores first', ylabel='share of positives found')
+    ax.set(xlabel='fraction of rows, highest scores first', ylabel='fraction of positives found')
     return finish(ax, path)
 
 
-def _ladders(evaluation: Evaluation, function: str) -> list[ThresholdCounts]:
+def _threshold_counts(evaluation: Evaluation, function: str) -> list[ThresholdCounts]:
     check_probabilities(evaluation, function)
-    return list(all_ladders(evaluation.scored))
+    return list(all_threshold_counts(evaluation.scored))
 
 
-def _share_of_positives(evaluation: Evaluation, ladders: Sequence[ThresholdCounts]) -> float:
-    """0 where there are several such shares, or none."""
-    first = ladders[0]
+def _positive_rate(evaluation: Evaluation, counts: Sequence[ThresholdCounts]) -> float:
+    """Returns the fraction of positive rows of a binary evaluation; 0 if there are no such rows.
+
+    It is also 0 for other tasks, which have several such fractions.
+    """
+    first = counts[0]
     is_one = evaluation.task.kind == 'binary' and first.positives
     return first.positives / (first.positives + first.negatives) if is_one else 0.0
 
 
 def _draw(
-    ax: 'Axes', evaluation: Evaluation, drawing: Drawing, ladders: Sequence[ThresholdCounts]
+    ax: 'Axes', evaluation: Evaluation, drawing: Drawing, counts: Sequence[ThresholdCounts]
 ) -> None:
-    """Draws one curve per ranking and, of several, their mean; the band of the one or the mean."""
-    rates(ax)
-    kind = drawing.kind
+    """Draws one curve per ranking, and their mean if there are several.
+
+    The band is that of the single curve or of the mean.
+    """
+    set_rate_axes(ax)
+    curve_type = drawing.curve_type
     curves = []
-    for label, each in zip(named_columns(evaluation), ladders, strict=True):
-        if kind.is_defined(each):
-            x, y = kind.points(each)
-            curves.append(Curve(short(label), x, y, drawing.number(x, y)))
+    for label, each in zip(ranked_classes(evaluation), counts, strict=True):
+        if curve_type.is_defined(each):
+            x, y = curve_type.points(each)
+            curves.append(Curve(shorten(label), x, y, drawing.number(x, y)))
     if not curves:
-        return say(ax, 'no examples to draw a curve from')
-    [band] = bands(evaluation, [kind])
+        return write_message(ax, 'no examples to draw a curve from')
+    [band] = bands(evaluation, [curve_type])
     if evaluation.task.kind == 'binary':
         label, title = f'{drawing.number_name} = {curves[0].number:.3f}', None
-        points = thinned(curves[0].x, curves[0].y)
-        ax.plot(*points, color=COLOURS[0], linewidth=2, drawstyle=kind.drawstyle, label=label)
-        draw_band(ax, band, kind, COLOURS[0])
+        points = thin_points(curves[0].x, curves[0].y)
+        ax.plot(*points, color=COLOURS[0], linewidth=2, drawstyle=curve_type.drawstyle, label=label)
+        draw_band(ax, band, curve_type, COLOURS[0])
     else:
-        _draw_each(ax, curves, kind.drawstyle)
-        _draw_mean(ax, curves, kind, ladders)
-        draw_band(ax, band, kind, 'black')
-        title = f'{noun(evaluation)} ({drawing.number_name})'
+        _draw_each(ax, curves, curve_type.drawstyle)
+        _draw_mean(ax, curves, curve_type, counts)
+        draw_band(ax, band, curve_type, 'black')
+        title = f'{class_or_label(evaluation)} ({drawing.number_name})'
     is_above = np.mean([_area(curve.x, curve.y) for curve in curves]) >= 0.5
-    legend(ax, loc=drawing.corners[0 if is_above else 1], title=title)
+    add_legend(ax, loc=drawing.corners[0 if is_above else 1], title=title)
 
 
 def _draw_each(ax: 'Axes', curves: Sequence[Curve], drawstyle: str) -> None:
@@ -165,29 +171,29 @@ def _draw_each(ax: 'Axes', curves: Sequence[Curve], drawstyle: str) -> None:
     if len(curves) > MAX_NAMED:
         named = sorted(curves, key=lambda curve: curve.number)[:NUM_WORST]
         for curve in curves:
-            points = thinned(curve.x, curve.y)
+            points = thin_points(curve.x, curve.y)
             ax.plot(*points, color=PALE, linewidth=0.6, drawstyle=drawstyle, zorder=1)
         ax.plot([], [], color=PALE, label=f'all {len(curves)}; the worst:')
     for index, curve in enumerate(named):
         label = f'{curve.name} ({curve.number:.3f})'
-        points = thinned(curve.x, curve.y)
-        ax.plot(*points, **look(index), linewidth=1.3, drawstyle=drawstyle, label=label)
+        points = thin_points(curve.x, curve.y)
+        ax.plot(*points, **line_style(index), linewidth=1.3, drawstyle=drawstyle, label=label)
 
 
 def _draw_mean(
-    ax: 'Axes', curves: Sequence[Curve], kind: CurveType, ladders: Sequence[ThresholdCounts]
+    ax: 'Axes', curves: Sequence[Curve], curve_type: CurveType, counts: Sequence[ThresholdCounts]
 ) -> None:
     grid = np.linspace(0, 1, 501)
-    mean = kind.mean_at(grid, ladders)
-    if not kind.is_steps:  # interpolation starts above the rise at 0
+    mean = curve_type.mean_at(grid, counts)
+    if not curve_type.is_steps:  # interpolation would start above the rise at 0
         grid, mean = np.append(0, grid), np.append(0, mean)
-    left_out = f', {len(curves)} of {len(ladders)}' if len(curves) < len(ladders) else ''
+    left_out = f', {len(curves)} of {len(counts)}' if len(curves) < len(counts) else ''
     label = f'mean{left_out} ({np.mean([curve.number for curve in curves]):.3f})'
-    ax.plot(grid, mean, color='black', linewidth=2.2, drawstyle=kind.drawstyle, label=label)
+    ax.plot(grid, mean, color='black', linewidth=2.2, drawstyle=curve_type.drawstyle, label=label)
 
 
 def _title(what: str, evaluation: Evaluation) -> str:
     if evaluation.task.kind == 'binary':
-        return f'{what} of class {short(named_columns(evaluation)[0])}'
-    against = 'label' if noun(evaluation) == 'label' else 'class against the others'
+        return f'{what} of class {shorten(ranked_classes(evaluation)[0])}'
+    against = 'label' if class_or_label(evaluation) == 'label' else 'class against the others'
     return f'{what}s, each {against}' if what.endswith('curve') else f'{what} of each {against}'

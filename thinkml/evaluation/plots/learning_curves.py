@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from thinkml.errors import ConfigError, NotTrainedError, unknown_name
-from thinkml.evaluation.plots.axes import GREY, PathLike, calm, finish, legend, new_axes
+from thinkml.evaluation.plots.axes import GREY, PathLike, add_legend, finish, new_axes, style_axes
 from thinkml.figures import COLOURS
 from thinkml.history import History
 
@@ -23,20 +23,20 @@ def learning_curve(
     ax: 'Axes | None' = None,
     metric: str = 'loss',
 ) -> 'Figure':
-    """Draws a metric over the epochs of a model's trainings, see `plot_learning_curve`."""
+    """Draws a metric over the epochs of a model's trainings; see `plot_learning_curve`."""
     from matplotlib.ticker import MaxNLocator
 
-    runs = [run.copy() for run in runs if run.epochs]  # one moment of what may still be written
+    runs = [run.copy() for run in runs if run.epochs]  # a copy, as training may still add epochs
     if not runs:
         raise NotTrainedError(
             'plot_learning_curve: got a model without a recorded training, expected one that was '
             'trained by ThinkML or loaded with its history.'
         )
-    known = dict.fromkeys(name.removeprefix('val_') for run in runs for name in run)
-    if metric not in known:
-        raise ConfigError(unknown_name('metric', metric, known))
+    recorded = dict.fromkeys(name.removeprefix('val_') for run in runs for name in run)
+    if metric not in recorded:
+        raise ConfigError(unknown_name('metric', metric, recorded))
     ax = new_axes(ax, 5.6, 4)
-    calm(ax)
+    style_axes(ax)
     start = 0
     for index, run in enumerate(runs):
         if index:
@@ -46,14 +46,14 @@ def learning_curve(
     ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     several = f', {len(runs)} trainings' if len(runs) > 1 else ''
     ax.set(title=f'Learning curve{several}', xlabel='epoch', ylabel=metric)
-    # One entry per name: several trainings draw the same names.
+    # One entry per name, since several trainings draw lines of the same name.
     named = dict(zip(*reversed(ax.get_legend_handles_labels()), strict=True))
-    legend(ax, loc='best', labels=list(named), handles=list(named.values()))
+    add_legend(ax, loc='best', labels=list(named), handles=list(named.values()))
     return finish(ax, path)
 
 
 def _draw_run(ax: 'Axes', run: History, metric: str, start: int) -> None:
-    """One training; the epochs before it are ``start``."""
+    """Draws one training that follows ``start`` epochs of earlier trainings."""
     lines = {
         'training': (metric, COLOURS[0], '-', '.'),
         'validation': (f'val_{metric}', COLOURS[1], '--', 'x'),

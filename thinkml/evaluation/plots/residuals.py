@@ -1,4 +1,4 @@
-"""Residuals of a regression."""
+"""Residual plot: residuals over predictions, and their distribution."""
 
 from statistics import NormalDist
 from typing import TYPE_CHECKING, NamedTuple
@@ -12,12 +12,12 @@ from thinkml.evaluation.plots.axes import (
     NUM_WORST,
     STYLES,
     PathLike,
-    calm,
-    drawn_rows,
+    add_legend,
     finish,
-    legend,
-    look,
+    line_style,
     new_axes,
+    sample_rows,
+    style_axes,
 )
 from thinkml.evaluation.result import Evaluation
 from thinkml.figures import COLOURS
@@ -27,10 +27,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _MAX_DOTS = 4000
-_MAX_DRAWN = 6  # targets; of more only the worst
+_MAX_DRAWN = 6  # targets; with more, only the worst are drawn
 _ROWS_PER_BIN = 20
 _MAX_BINS = 20
-_MAX_SHARP = 1000  # dots that stay dots in a PDF; more become pixels
+_MAX_VECTOR_DOTS = 1000  # dots that a PDF draws as vectors; more become pixels
 _MARKERS = 'o^sDvP'
 
 
@@ -38,9 +38,9 @@ class Residuals(NamedTuple):
     """The residuals of one target, ``(n,)``.
 
     Attributes:
-        name: of the target; empty where there is one.
-        predicted: what was predicted.
-        residual: true less predicted.
+        name: the name of the target; empty if there is only one.
+        predicted: the predictions.
+        residual: the true values minus the predictions.
     """
 
     name: str
@@ -49,7 +49,7 @@ class Residuals(NamedTuple):
 
 
 class Trend(NamedTuple):
-    """The mean residual by prediction, in bins of about as many rows each.
+    """The mean residual by prediction, in bins with about the same number of rows.
 
     Attributes:
         predicted: ``(bins,)``, the mean prediction.
@@ -67,7 +67,7 @@ class Trend(NamedTuple):
 def residual_plot(
     evaluation: Evaluation, path: PathLike | None = None, ax: 'Axes | None' = None
 ) -> 'Figure':
-    """Draws residuals over predictions, and their distribution, see `plot_residuals`."""
+    """Draws residuals over predictions, and their distribution; see `plot_residuals`."""
     if evaluation.task.classes is not None:
         raise ConfigError(
             'plot_residuals: got the evaluation of a classification model, expected one of a '
@@ -76,9 +76,9 @@ def residual_plot(
     targets, weight = _residuals(evaluation), evaluation.scored.weights
     shown = _worst(targets, weight) if len(targets) > _MAX_DRAWN else targets
     ax = new_axes(ax, 6.2, 4.2)
-    calm(ax)
+    style_axes(ax)
     ax.axhline(0, color='black', linewidth=1)
-    rows = drawn_rows(weight, _MAX_DOTS // len(shown))
+    rows = sample_rows(weight, _MAX_DOTS // len(shown))
     for index, target in enumerate(shown):
         _draw_dots(ax, evaluation, target, rows, index)
     for index, target in enumerate(shown):
@@ -87,12 +87,15 @@ def residual_plot(
     ax.set(title='Residuals', xlabel=f'predicted{unit}', ylabel=f'true - predicted{unit}')
     _draw_distribution(ax, shown, weight)
     title = 'mean of' if len(shown) == len(targets) else f'mean of the worst of {len(targets)}'
-    legend(ax, loc='best', title=title if len(targets) > 1 else None)
+    add_legend(ax, loc='best', title=title if len(targets) > 1 else None)
     return finish(ax, path)
 
 
 def _residuals(evaluation: Evaluation) -> list[Residuals]:
-    """Those of each target; of several in standard deviations of the target, around its mean."""
+    """Returns the residuals of each target.
+
+    Several targets are in units of their standard deviation, around their mean.
+    """
     true, predicted = (
         values.reshape(evaluation.num_rows, -1).astype(np.float64)
         for values in (evaluation.scored.labels, evaluation.scored.predictions)
@@ -115,7 +118,7 @@ def _worst(targets: list[Residuals], weight: np.ndarray) -> list[Residuals]:
 
 
 def trend(target: Residuals, weight: np.ndarray, resampling: Resampling) -> Trend:
-    """The mean residual by prediction, with normal intervals; rows of a group are one draw."""
+    """Returns the mean residual by prediction, with normal intervals; each group is one draw."""
     order = np.argsort(target.predicted)
     order = order[weight[order] > 0]
     num_bins = int(np.clip(len(order) // _ROWS_PER_BIN, 1, _MAX_BINS))
@@ -127,7 +130,8 @@ def trend(target: Residuals, weight: np.ndarray, resampling: Resampling) -> Tren
     mean = np.bincount(bins, weight * residual) / total
     centre = np.bincount(bins, weight * predicted) / total
     if resampling.confidence is None:
-        return Trend(centre, mean, *np.full((2, num_bins), np.nan))
+        undefined = np.full(num_bins, np.nan)
+        return Trend(predicted=centre, mean=mean, low=undefined, high=undefined)
     errors = weight * (residual - mean[bins])
     if resampling.groups is not None:
         cells, index = np.unique(resampling.groups[order] * num_bins + bins, return_inverse=True)
@@ -136,13 +140,13 @@ def trend(target: Residuals, weight: np.ndarray, resampling: Resampling) -> Tren
     variance = np.bincount(bins, errors**2) / total**2 * draws / np.maximum(draws - 1, 1)
     spread = NormalDist().inv_cdf((1 + resampling.confidence) / 2) * np.sqrt(variance)
     spread[draws < 2] = np.nan
-    return Trend(centre, mean, mean - spread, mean + spread)
+    return Trend(predicted=centre, mean=mean, low=mean - spread, high=mean + spread)
 
 
 def _draw_dots(
     ax: 'Axes', evaluation: Evaluation, target: Residuals, rows: np.ndarray, index: int
 ) -> None:
-    """A dot per row; where rows are weighted and all are drawn, its area is the weight."""
+    """Draws a dot per row; if rows are weighted and all are drawn, its area is the weight."""
     weight = evaluation.scored.weights
     total = np.count_nonzero(weight)
     size = np.full(len(rows), 5.0 if target.name else 10.0)
@@ -152,25 +156,28 @@ def _draw_dots(
     ax.scatter(
         target.predicted[rows], target.residual[rows], s=size, color=COLOURS[index], linewidths=0,
         marker=_MARKERS[index], alpha=float(np.clip(10 / np.sqrt(len(rows)), 0.2, 0.7)),
-        label=None if target.name else label, rasterized=len(rows) > _MAX_SHARP,
+        label=None if target.name else label, rasterized=len(rows) > _MAX_VECTOR_DOTS,
     )  # fmt: skip
 
 
 def _draw_trend(ax: 'Axes', evaluation: Evaluation, target: Residuals, index: int) -> None:
-    """The mean residual; of one target with its band."""
-    found = trend(target, evaluation.scored.weights, evaluation.resampling)
+    """Draws the mean residual, and its band if there is only one target."""
+    line = trend(target, evaluation.scored.weights, evaluation.resampling)
     if target.name:
-        ax.plot(found.predicted, found.mean, **look(index), linewidth=1.8, label=target.name)
+        ax.plot(line.predicted, line.mean, **line_style(index), linewidth=1.8, label=target.name)
         return
-    ax.plot(found.predicted, found.mean, color=COLOURS[1], linewidth=2, label='mean')
+    ax.plot(line.predicted, line.mean, color=COLOURS[1], linewidth=2, label='mean')
     if evaluation.resampling.confidence is not None:
         label = f'{100 * evaluation.resampling.confidence:.4g}% band'
-        band = (found.predicted, found.low, found.high)
+        band = (line.predicted, line.low, line.high)
         ax.fill_between(*band, color=COLOURS[1], alpha=0.25, linewidth=0, label=label)
 
 
 def _draw_distribution(ax: 'Axes', targets: list[Residuals], weight: np.ndarray) -> None:
-    """Histograms of the residuals beside the axes, and of one the normal curve that fits it."""
+    """Draws histograms of the residuals beside the axes.
+
+    If there is one target, the normal curve with its mean and standard deviation is drawn too.
+    """
     beside = ax.inset_axes((1.02, 0, 0.22, 1), sharey=ax)
     counted = weight > 0
     num_bars = int(np.clip(2 * counted.sum() ** (1 / 3), 5, 60))
@@ -192,10 +199,10 @@ def _draw_distribution(ax: 'Axes', targets: list[Residuals], weight: np.ndarray)
 
 
 def _draw_normal(ax: 'Axes', values: np.ndarray, weight: np.ndarray, edges: np.ndarray) -> None:
-    """The normal density of the same mean and standard deviation."""
-    share = weight / weight.sum()
-    mean = share @ values
-    spread = np.sqrt(share @ (values - mean) ** 2)
+    """Draws the normal density with the same mean and standard deviation."""
+    fraction = weight / weight.sum()
+    mean = fraction @ values
+    spread = np.sqrt(fraction @ (values - mean) ** 2)
     if spread > 0:
         normal = NormalDist(float(mean), float(spread))
         grid = np.linspace(edges[0], edges[-1], 200)

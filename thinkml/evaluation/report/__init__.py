@@ -1,3 +1,3 @@
-"""Reports: an evaluation in words, as text, Markdown, a web page or data."""
+"""Reports: a written evaluation, as text, Markdown, a web page or data."""
 
 from thinkml.evaluation.report.report import Report as Report

@@ -1,4 +1,4 @@
-"""What a report says, as plain values. Everything is computed here, once; renderers lay it out."""
+"""Report content: all values of a report, computed once as plain values that renderers lay out."""
 
 import dataclasses
 import math
@@ -16,20 +16,20 @@ SCHEMA = 1
 _SCORES = ('precision', 'recall', 'f1')
 
 
-def content_of(evaluation: Evaluation, name: str | None = None) -> dict[str, Any]:
-    """Gathers all that is to be said of an evaluation.
+def describe_evaluation(evaluation: Evaluation, name: str | None = None) -> dict[str, Any]:
+    """Gathers the content of a report on an evaluation.
 
     Args:
-        evaluation: what was found.
-        name: of the data set; None for the evaluation's own.
+        evaluation: the evaluation to report.
+        name: the name of the data set; None for the name in the evaluation.
 
     Returns:
-        what JSON can take: text, numbers, lists and dicts with text as keys; NaN is None.
+        Values that JSON can hold: text, numbers, lists and dicts with text as keys; NaN is None.
     """
     task, resampling = evaluation.task, evaluation.resampling
     name = evaluation.name if name is None else name
     classes = None if task.classes is None else [str(label) for label in task.classes]
-    return plain(
+    return json_values(
         {
             'schema': SCHEMA,
             'headline': dataclasses.replace(evaluation, name=name).headline(),
@@ -61,31 +61,31 @@ def content_of(evaluation: Evaluation, name: str | None = None) -> dict[str, Any
     )
 
 
-def content_of_several(evaluations: Mapping[str, Evaluation]) -> dict[str, Any]:
-    """Gathers all that is to be said of several data sets, each under its name."""
+def describe_evaluations(evaluations: Mapping[str, Evaluation]) -> dict[str, Any]:
+    """Gathers the content of a report on several data sets, each under its name."""
     evaluations = {str(name): part for name, part in evaluations.items()}
     plural = 's' if len(evaluations) > 1 else ''
     return {
         'schema': SCHEMA,
         'headline': f'{len(evaluations)} data set{plural}: {", ".join(evaluations)}',
-        'data_sets': {name: content_of(part, name) for name, part in evaluations.items()},
+        'data_sets': {name: describe_evaluation(part, name) for name, part in evaluations.items()},
     }
 
 
-def plain(value: Any) -> Any:
-    """Turns a value and all in it into what JSON can take; NaN and infinity are None.
+def json_values(value: Any) -> Any:
+    """Converts a value and all values in it to JSON types; NaN and infinity become None.
 
     Example:
         >>> import numpy as np
-        >>> plain({1: (np.float32(0.5), np.nan), 'rows': np.arange(2)})
+        >>> json_values({1: (np.float32(0.5), np.nan), 'rows': np.arange(2)})
         {'1': [0.5, None], 'rows': [0, 1]}
     """
     if isinstance(value, np.ndarray | np.generic):
         value = value.tolist()
     if isinstance(value, Mapping):
-        return {str(key): plain(part) for key, part in value.items()}
+        return {str(key): json_values(part) for key, part in value.items()}
     if isinstance(value, list | tuple):
-        return [plain(part) for part in value]
+        return [json_values(part) for part in value]
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     return value if value is None or isinstance(value, bool | int | str) else str(value)
@@ -96,7 +96,7 @@ def _class_intervals(evaluation: Evaluation) -> dict[Any, dict[str, tuple[float,
 
 
 def _averages(evaluation: Evaluation) -> dict[str, dict[str, float]] | None:
-    """The means of the table by class, as scikit-learn has them."""
+    """Returns the means of the table by class, as in scikit-learn."""
     if evaluation.per_class is None:
         return None
     rows = evaluation.per_class.values()
@@ -110,43 +110,43 @@ def _averages(evaluation: Evaluation) -> dict[str, dict[str, float]] | None:
 
 
 def _notes(evaluation: Evaluation, classes: list[str] | None) -> list[str]:
-    """What the numbers are of, what the baseline is, and how the intervals were made."""
-    kind, scored = evaluation.task.kind, evaluation.scored
+    """Returns notes on the metrics, the baseline and the intervals."""
+    kind, data = evaluation.task.kind, evaluation.scored
     if classes is None:
-        over = [] if evaluation.task.num_outputs == 1 else ['Metrics: means over the targets.']
+        scope = [] if evaluation.task.num_outputs == 1 else ['Metrics: means over the targets.']
         base = 'Baseline: always the mean of the true values.'
     elif kind == 'multilabel':
-        over = ['Metrics: means over the labels; accuracy: all labels right.']
-        base = (
-            "Baseline: each label's most frequent value; probabilities: the shares of the labels."
-        )
+        scope = ['Metrics: means over the labels; accuracy: all labels right.']
+        base = "Baseline: each label's most frequent value; probabilities: the labels' frequencies."
     else:
-        of = f'of class {classes[1]}' if kind == 'binary' else 'means over the classes'
-        over = [f'Precision, recall and the like: {of}.']
-        most = classes[int(np.bincount(scored.labels, scored.weights).argmax())]
+        target = f'of class {classes[1]}' if kind == 'binary' else 'means over the classes'
+        scope = [f'Precision, recall and similar metrics: {target}.']
+        most = classes[int(np.bincount(data.labels, data.weights).argmax())]
         base = (
             f'Baseline: always class {most}, the most frequent; '
-            'probabilities: the shares of classes.'
+            "probabilities: the classes' frequencies."
         )
-    weighted = ['Rows count by their weights.'] if scored.weight is not None else []
-    return [*over, base, *weighted, *_on_intervals(evaluation)]
+    weighted = ['Rows count by their weights.'] if data.weight is not None else []
+    return [*scope, base, *weighted, *_interval_notes(evaluation)]
 
 
-def _on_intervals(evaluation: Evaluation) -> list[str]:
+def _interval_notes(evaluation: Evaluation) -> list[str]:
     resampling = evaluation.resampling
     if resampling.confidence is None:
         return []
     units = 'rows' if resampling.groups is None else 'groups of rows'
-    within = '' if resampling.strata is None else ', as many of each stratum as there are'
+    stratified = '' if resampling.strata is None else ', with the size of each stratum kept'
     is_simple = resampling.groups is resampling.strata is evaluation.scored.weight is None
-    shares = is_simple and any(metric.share for metric in evaluation.definitions.values())
-    wilson = "; those of simple shares by Wilson's formula" if shares else ''
+    has_proportions = is_simple and any(
+        metric.proportion for metric in evaluation.definitions.values()
+    )
+    wilson = "; simple proportions by Wilson's formula" if has_proportions else ''
     return [
         f'{percent(resampling.confidence)} intervals: percentiles of {resampling.num_resamples:,} '
-        f'bootstrap resamples of {units}{within} (seed {resampling.seed}){wilson}.'
+        f'bootstrap resamples of {units}{stratified} (seed {resampling.seed}){wilson}.'
     ]
 
 
-def percent(share: float) -> str:
-    """A share as text: ``95%``."""
-    return f'{100 * share:.6g}%'
+def percent(fraction: float) -> str:
+    """Returns a fraction as text: ``95%``."""
+    return f'{100 * fraction:.6g}%'

@@ -1,4 +1,4 @@
-"""What a report sets beside the metrics: a baseline, calibration, thresholds."""
+"""Report diagnostics: a baseline, calibration and thresholds."""
 
 import dataclasses
 from typing import Any
@@ -19,41 +19,40 @@ from thinkml.evaluation.threshold_choice import Objective, choose_threshold
 
 
 def baseline(evaluation: Evaluation) -> dict[str, float]:
-    """The metrics of a baseline that predicts the same for every row.
+    """Returns the metrics of a baseline that predicts the same for every row.
 
-    The most frequent class with the shares of the classes as probabilities, each label's most
-    frequent value, or the mean of the targets. Metrics that are functions of the user's are left
-    out.
+    The baseline predicts the most frequent class, with the classes' frequencies as probabilities;
+    each label's most frequent value; or the mean of the targets. Custom metrics are left out.
     """
-    scored, kind = _baseline(evaluation.scored), evaluation.task.kind
-    found = {name: _value(name, scored) for name in evaluation.metrics if get_metric(name, kind)}
-    in_units = kind == 'regression'  # in which 1e-13 may be a lot
+    data, kind = _baseline(evaluation.scored), evaluation.task.kind
+    values = {name: _value(name, data) for name in evaluation.metrics if get_metric(name, kind)}
+    has_units = kind == 'regression'  # 1e-13 may be a large value in these units
     return {
-        name: value if in_units and name not in _UNITLESS else round(value, 12)  # no 1e-17 for a 0
-        for name, value in found.items()
+        name: value if has_units and name not in _UNITLESS else round(value, 12)  # 1e-17 becomes 0
+        for name, value in values.items()
     }
 
 
-def _value(name: str, scored: EvaluationData) -> float:
-    metric = get_metric(name, scored.kind)
+def _value(name: str, data: EvaluationData) -> float:
+    metric = get_metric(name, data.kind)
     assert metric is not None
-    return metric.of(scored)
+    return metric.of(data)
 
 
-def _baseline(scored: EvaluationData) -> EvaluationData:
-    labels, weight = scored.labels, scored.weights
-    if scored.kind == 'regression':
+def _baseline(data: EvaluationData) -> EvaluationData:
+    labels, weight = data.labels, data.weights
+    if data.kind == 'regression':
         prediction, probabilities = np.average(labels, axis=0, weights=weight), None
-    elif scored.kind == 'multilabel':
-        shares = weight @ (labels > 0.5) / weight.sum()
-        prediction, probabilities = (shares > 0.5).astype(labels.dtype), shares
+    elif data.kind == 'multilabel':
+        probabilities = weight @ (labels > 0.5) / weight.sum()
+        prediction = (probabilities > 0.5).astype(labels.dtype)
     else:
-        shares = tally(labels, weight, scored.num_classes) / weight.sum()
-        prediction, probabilities = shares.argmax(), shares
+        probabilities = tally(labels, weight, data.num_classes) / weight.sum()
+        prediction = probabilities.argmax()
     if probabilities is not None:
-        probabilities = np.broadcast_to(probabilities, (len(scored), len(probabilities)))
+        probabilities = np.broadcast_to(probabilities, (len(data), len(probabilities)))
     return dataclasses.replace(
-        scored,
+        data,
         predictions=np.broadcast_to(prediction, labels.shape),
         probabilities=probabilities,
         outputs=None,
@@ -61,31 +60,31 @@ def _baseline(scored: EvaluationData) -> EvaluationData:
 
 
 def calibration(evaluation: Evaluation) -> dict[str, Any] | None:
-    """How often what was given a probability came true, by bins of even width; ECE.
+    """Returns the fraction of true cases by probability, in bins of equal width, and the ECE.
 
-    Of several labels the bins hold the rows of each.
+    For several labels the bins hold the rows of each.
     """
-    scored = evaluation.scored
-    if scored.probabilities is None:
+    data = evaluation.scored
+    if data.probabilities is None:
         return None
-    part, weight = scored.part(even_bins), scored.weights
-    confidence, truth = (values.ravel() for values in confidences(scored))
+    part, weight = data.part(even_bins), data.weights
+    confidence, truth = (values.ravel() for values in confidences(data))
     weight = np.tile(weight, len(part.bin))
     bins = np.ravel(part.bin)
-    totals, sums, hits = (
+    totals, sums, positives = (
         tally(bins, values, NUM_BINS) for values in (weight, weight * confidence, weight * truth)
     )
     counts = tally(bins, (weight > 0).astype(float), NUM_BINS)
     return {
         'num_bins': NUM_BINS,
-        'ece': calibration_error(part, scored.weights),
+        'ece': calibration_error(part, data.weights),
         'bins': [
             {
                 'low': index / NUM_BINS,
                 'high': (index + 1) / NUM_BINS,
                 'count': int(counts[index]),
                 'mean_probability': sums[index] / totals[index],
-                'share_true': hits[index] / totals[index],
+                'share_true': positives[index] / totals[index],
             }
             for index in np.flatnonzero(counts)
         ],
@@ -95,24 +94,25 @@ def calibration(evaluation: Evaluation) -> dict[str, Any] | None:
 _UNITLESS = ('r2', 'explained_variance')
 _BEST: dict[str, Objective] = {'best F1': 'f1', "best Youden's J": 'youden'}
 _ADVICE = (
-    'The best thresholds are those of the very rows they are measured on, which flatters them. '
+    'The best thresholds were chosen on the same rows as their metrics, which look too good. '
     'Choose a threshold on validation data (choose_threshold), then evaluate it on other data.'
 )
 
 
 def thresholds(evaluation: Evaluation) -> dict[str, Any] | None:
-    """Precision, recall and the like of the predictions, and at the best thresholds; binary only.
+    """Returns precision, recall and others, as predicted and at the best thresholds.
 
-    A row is called positive if its probability is at or above the threshold.
+    None unless the task is binary, with both classes and probabilities. A row is predicted positive
+    if its probability is at or above the threshold.
     """
-    scored = evaluation.scored
-    if scored.kind != 'binary' or scored.probabilities is None:
+    data = evaluation.scored
+    if data.kind != 'binary' or data.probabilities is None:
         return None
-    if len(np.unique(scored.labels[scored.weights > 0])) < 2:
+    if len(np.unique(data.labels[data.weights > 0])) < 2:
         return None
     scores = ('precision', 'recall', 'f1', 'specificity')
     rows: list[dict[str, Any]] = [{'rule': 'as predicted', 'threshold': 0.5}]
-    rows[0] |= {name: _value(name, scored) for name in scores}
+    rows[0] |= {name: _value(name, data) for name in scores}
     for rule, objective in _BEST.items():
         best = choose_threshold(evaluation, objective)
         rows.append({'rule': rule} | {n: getattr(best, n) for n in ('threshold', *scores)})

@@ -1,4 +1,4 @@
-"""The plots of an evaluation, as pictures inside a web page."""
+"""Embedded plots: the plots of an evaluation as images inside a web page."""
 
 import base64
 import dataclasses
@@ -20,48 +20,53 @@ if TYPE_CHECKING:
 
 Plot = tuple[Callable[[Evaluation], 'Figure'], str]
 
-_LARGE_SVG = 60_000  # characters from which on pixels may take less room
+_LARGE_SVG = 60_000  # characters; above this a PNG may be smaller
 _DPI = 144
-_SAFE = " /:;=,()!*@'$+?"  # what needs no escape in a data URL
+_SAFE = " /:;=,()!*@'$+?"  # characters that need no escape in a data URL
 
 
-def illustrated(page: Page, evaluations: Iterable[Evaluation]) -> Page:
-    """Puts the plots of an evaluation into its sections, of several into those of their parts."""
+def add_plots(page: Page, evaluations: Iterable[Evaluation]) -> Page:
+    """Returns the page with the plots of the evaluations in its sections.
+
+    A page on several data sets has parts, and each part gets the plots of its evaluation.
+    """
     if page.parts:
         pairs = zip(page.parts, evaluations, strict=True)
-        return dataclasses.replace(page, parts=[illustrated(part, [e]) for part, e in pairs])
+        return dataclasses.replace(page, parts=[add_plots(part, [e]) for part, e in pairs])
     [evaluation] = evaluations
-    found = _plots(evaluation)
+    by_section = _plots(evaluation)
     sections = [
-        dataclasses.replace(section, pictures=_drawn(found.get(section.key, []), evaluation))
+        dataclasses.replace(section, pictures=_draw(by_section.get(section.key, []), evaluation))
         for section in page.sections
     ]
     return dataclasses.replace(page, sections=sections)
 
 
 def _plots(evaluation: Evaluation) -> dict[str, list[Plot]]:
-    """What is to be drawn for each section, and what it shows in words."""
+    """Returns the plots of each section, with a description of each."""
     classes, kind = evaluation.task.classes, evaluation.task.kind
     if classes is None:
         return {'errors': [(plots.residual_plot, 'Residuals over the predicted values.')]}
-    found: dict[str, list[Plot]] = {}
+    by_section: dict[str, list[Plot]] = {}
     if kind == 'multiclass' and len(classes) > MAX_MATRIX:
-        found['confusion'] = [(plots.confusion_matrix, 'Confusion matrix, true classes in rows.')]
+        by_section['confusion'] = [
+            (plots.confusion_matrix, 'Confusion matrix, true classes in rows.')
+        ]
     if evaluation.probabilities is not None:
-        of = f' of class {classes[1]}' if kind == 'binary' else ''
-        roc = f'ROC curve{of}: true over false positive rate.{_area(evaluation, "roc_auc")}'
-        precision = f'Precision over recall{of}.{_area(evaluation, "average_precision")}'
-        found |= {
+        name = f' of class {classes[1]}' if kind == 'binary' else ''
+        roc = f'ROC curve{name}: true over false positive rate.{_area(evaluation, "roc_auc")}'
+        precision = f'Precision over recall{name}.{_area(evaluation, "average_precision")}'
+        by_section |= {
             'curves': [(plots.roc_curve, roc), (plots.precision_recall_curve, precision)],
             'calibration': [
-                (plots.calibration_curve, 'The share that came true over the probability.')
+                (plots.calibration_curve, 'The fraction of true cases over the probability.')
             ],
             'thresholds': [
-                (plots.threshold_curves, f'Precision, recall and F1{of} over the threshold.'),
-                (plots.gain_curve, f'The share{of} found over the share of rows called positive.'),
+                (plots.threshold_curves, f'Precision, recall and F1{name} over the threshold.'),
+                (plots.gain_curve, f'Recall{name} over the fraction of rows predicted positive.'),
             ],
         }
-    return found
+    return by_section
 
 
 def _area(evaluation: Evaluation, name: str) -> str:
@@ -69,27 +74,27 @@ def _area(evaluation: Evaluation, name: str) -> str:
     return '' if math.isnan(value) else f' The area below it is {number(value)}.'
 
 
-def _drawn(found: list[Plot], evaluation: Evaluation) -> list[Picture]:
-    return [_picture(draw(evaluation), alt) for draw, alt in found]
+def _draw(section_plots: list[Plot], evaluation: Evaluation) -> list[Picture]:
+    return [_picture(draw(evaluation), alt) for draw, alt in section_plots]
 
 
 def _picture(figure: 'Figure', alt: str) -> Picture:
-    """Lines, sharp at any size, unless they are so many that pixels take less room."""
+    """Encodes a figure as SVG, which is sharp at any size, or as PNG if that is smaller."""
     from matplotlib import rc_context
 
     settings: Any = {'svg.fonttype': 'none', 'svg.hashsalt': 'report'}
     with warnings.catch_warnings(), rc_context(settings):
-        # The browser has letters that the font a figure is measured with may lack.
+        # The browser has glyphs that the font used for the layout may lack.
         warnings.filterwarnings('ignore', 'Glyph .* missing from font')
-        source = _svg(_saved(figure, format='svg', metadata={'Date': None}).decode())
+        source = _svg(_save_bytes(figure, format='svg', metadata={'Date': None}).decode())
         if len(source) > _LARGE_SVG:
-            source = min(source, _png(_saved(figure, format='png', dpi=_DPI)), key=len)
+            source = min(source, _png(_save_bytes(figure, format='png', dpi=_DPI)), key=len)
     width, height = (round(96 * inches) for inches in figure.get_size_inches())
     return Picture(source, alt, width, height)
 
 
 def _svg(text: str) -> str:
-    """A data URL, the points of lines rounded to a hundredth of a point."""
+    """Returns a data URL, with the points of lines rounded to a hundredth of a point."""
     lines = re.sub(r' d="[^"]*"', lambda path: re.sub(r'(\.\d\d)\d+', r'\1', path[0]), text)
     return f'data:image/svg+xml,{quote(" ".join(lines.split()), safe=_SAFE)}'
 
@@ -98,7 +103,7 @@ def _png(data: bytes) -> str:
     return f'data:image/png;base64,{base64.b64encode(data).decode()}'
 
 
-def _saved(figure: 'Figure', **settings: Any) -> bytes:
+def _save_bytes(figure: 'Figure', **settings: Any) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, **settings)
     return buffer.getvalue()

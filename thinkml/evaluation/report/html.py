@@ -1,4 +1,4 @@
-"""A report as one web page: no script, no other file, no network."""
+"""HTML reports: one web page without scripts, other files or network access."""
 
 import html
 from collections.abc import Iterator, Sequence
@@ -7,11 +7,11 @@ from string import Template
 
 from thinkml.evaluation.report.page import Block, Cell, Items, Page, Section, Table
 
-_LONG = 24  # characters of a word
+_LONG = 24  # characters in a word
 
 
 def render_html(page: Page) -> str:
-    """Lays a report out as a web page. What users have named stays the text it is."""
+    """Lays a report out as a web page. Names given by users are escaped."""
     template = Template(Path(__file__).with_name('page.html').read_text('utf-8'))
     body = '\n'.join([*_header(page), *_sections(page, level=2), *_parts(page)])
     return template.substitute(title=_text(f'Evaluation report: {page.headline}'), body=body)
@@ -53,13 +53,13 @@ def _is_shown(section: Section) -> bool:
 
 
 def _beside(section: Section) -> Iterator[str]:
-    """Words and tables, and beside them pictures, if there are any and the page is wide."""
-    said = (line for block in section.blocks for line in _block(block, section))
+    """Yields text and tables, with pictures beside them if there are any and the page is wide."""
+    lines = (line for block in section.blocks for line in _block(block, section))
     if not section.pictures:
-        yield from said
+        yield from lines
         return
     yield '<div class="beside"><div>'
-    yield from said
+    yield from lines
     yield '</div><div class="figures">'
     for source, alt, width, height in section.pictures:
         size = f'width="{width}" height="{height}"'
@@ -77,14 +77,14 @@ def _block(block: Block, section: Section) -> Iterator[str]:
 
 
 def _table(table: Table, name: str) -> Iterator[str]:
-    """In a box of its own, in which what is too wide scrolls, by keyboard too."""
+    """Yields a table in a box that scrolls if the table is too wide, also by keyboard."""
     yield f'<div class="table" role="region" aria-label="{_text(name)}" tabindex="0"><table>'
     if table.title:
         yield f'<caption>{_text(table.title)}</caption>'
     if table.head:
         yield '<thead><tr>'
         for text, side in zip(table.head, table.align, strict=True):
-            # A header without a name has nothing to tell those who listen.
+            # A header cell without a name would be announced by screen readers.
             yield f'<th scope="col"{_side(side)}>{_name(text)}</th>' if text else '<td></td>'
         yield '</tr></thead>'
     yield from _rows('tbody', table.rows, table.align)
@@ -103,8 +103,8 @@ def _rows(tag: str, rows: Sequence[Sequence[Cell]], align: str) -> Iterator[str]
 
 def _cell(cell: Cell, side: str) -> str:
     aside = f' <span class="aside">{_text(cell.aside)}</span>' if cell.aside else ''
-    if cell.share is not None:
-        shade = f'class="r shaded" style="--share:{cell.share:.3f}"'
+    if cell.fraction is not None:
+        shade = f'class="r shaded" style="--fraction:{cell.fraction:.3f}"'
         return f'<td {shade}>{_text(cell.text)}{aside}</td>'
     return f'<td{_side(side)}>{_name(cell.text)}{aside}</td>'
 
@@ -114,7 +114,7 @@ def _side(side: str) -> str:
 
 
 def _name(text: str) -> str:
-    """A user's text in a table: what has long words may break inside them."""
+    """Returns a user's text for a table; long words may break."""
     is_long = max(map(len, text.split()), default=0) > _LONG
     return f'<span class="long">{_text(text)}</span>' if is_long else _text(text)
 

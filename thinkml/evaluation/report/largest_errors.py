@@ -1,4 +1,4 @@
-"""Where the model was wrong: the most confident errors, the largest residuals."""
+"""Largest errors: the most confident wrong predictions, the largest residuals and confusions."""
 
 from typing import Any
 
@@ -14,89 +14,92 @@ NUM_CONFUSIONS = 10
 
 
 def errors(evaluation: Evaluation) -> dict[str, Any]:
-    """The rows the model was most wrong about, and how many it was wrong about at all.
+    """Returns the largest errors of the model, and the number of all its errors.
 
-    Rows that count nothing are left out. Of several labels each is a row's error of its own; of
-    several targets a residual is large by its target's RMSE.
+    Rows with weight 0 are left out. With several labels, each label of a row can be an error. With
+    several targets, residuals are compared in units of their target's RMSE.
     """
-    scored = evaluation.scored
-    if scored.kind == 'regression':
-        return _residuals(scored)
+    data = evaluation.scored
+    if data.kind == 'regression':
+        return _residuals(data)
     classes = [str(label) for label in evaluation.task.classes or ()]
-    if scored.kind == 'multilabel':
-        return _wrong_labels(scored, classes)
-    return _wrong_classes(scored, classes)
+    if data.kind == 'multilabel':
+        return _wrong_labels(data, classes)
+    return _wrong_classes(data, classes)
 
 
-def _wrong_classes(scored: EvaluationData, classes: list[str]) -> dict[str, Any]:
-    wrong = np.flatnonzero((scored.labels != scored.predictions) & (scored.weights > 0))
-    guess, p, sure = scored.predictions[wrong], None, None
-    if scored.probabilities is not None:
-        p, sure = scored.probabilities[wrong, guess], scored.part(scores)[wrong, guess]
+def _wrong_classes(data: EvaluationData, classes: list[str]) -> dict[str, Any]:
+    wrong = np.flatnonzero((data.labels != data.predictions) & (data.weights > 0))
+    predicted, p, confidence = data.predictions[wrong], None, None
+    if data.probabilities is not None:
+        p, confidence = data.probabilities[wrong, predicted], data.part(scores)[wrong, predicted]
     rows = [
         {
             'row': int(wrong[index]),
-            'true': classes[scored.labels[wrong[index]]],
-            'predicted': classes[guess[index]],
+            'true': classes[data.labels[wrong[index]]],
+            'predicted': classes[predicted[index]],
             'probability': None if p is None else float(p[index]),
         }
-        for index in _surest(sure, len(wrong))
+        for index in _largest(confidence, len(wrong))
     ]
     return {'count': len(wrong), 'rows': rows}
 
 
-def _wrong_labels(scored: EvaluationData, labels: list[str]) -> dict[str, Any]:
-    truth, guess = scored.labels > 0.5, scored.predictions > 0.5
-    rows, columns = np.nonzero((truth != guess) & (scored.weights > 0)[:, None])
-    p = sure = None
-    if scored.probabilities is not None:
-        p = scored.probabilities[rows, columns]
-        p = sure = np.where(guess[rows, columns], p, 1 - p)
-        if scored.outputs is not None:
-            logit = scored.part(scores)[rows, columns]
-            sure = np.where(guess[rows, columns], logit, -logit)
-    found = [
+def _wrong_labels(data: EvaluationData, labels: list[str]) -> dict[str, Any]:
+    truth, predicted = data.labels > 0.5, data.predictions > 0.5
+    rows, columns = np.nonzero((truth != predicted) & (data.weights > 0)[:, None])
+    p = confidence = None
+    if data.probabilities is not None:
+        p = data.probabilities[rows, columns]
+        p = confidence = np.where(predicted[rows, columns], p, 1 - p)
+        if data.outputs is not None:
+            logit = data.part(scores)[rows, columns]
+            confidence = np.where(predicted[rows, columns], logit, -logit)
+    largest = [
         {
             'row': int(rows[index]),
             'label': labels[columns[index]],
             'true': bool(truth[rows[index], columns[index]]),
-            'predicted': bool(guess[rows[index], columns[index]]),
+            'predicted': bool(predicted[rows[index], columns[index]]),
             'probability': None if p is None else float(p[index]),
         }
-        for index in _surest(sure, len(rows))
+        for index in _largest(confidence, len(rows))
     ]
-    return {'count': len(rows), 'rows': found}
+    return {'count': len(rows), 'rows': largest}
 
 
-def _residuals(scored: EvaluationData) -> dict[str, Any]:
-    residual = scored.part(target_less_prediction).error
-    truth, guess = (a.reshape(residual.shape) for a in (scored.labels, scored.predictions))
-    scale = np.sqrt(np.average(residual**2, axis=0, weights=scored.weights))
+def _residuals(data: EvaluationData) -> dict[str, Any]:
+    residual = data.part(target_less_prediction).error
+    truth, predicted = (a.reshape(residual.shape) for a in (data.labels, data.predictions))
+    scale = np.sqrt(np.average(residual**2, axis=0, weights=data.weights))
     size = np.abs(residual) / np.where(scale > 0, scale, 1)
-    rows, columns = np.nonzero((size > 0) & (scored.weights > 0)[:, None])
-    found = [
+    rows, columns = np.nonzero((size > 0) & (data.weights > 0)[:, None])
+    largest = [
         {
             'row': int(row),
             'target': int(column),
             'true': float(truth[row, column]),
-            'predicted': float(guess[row, column]),
+            'predicted': float(predicted[row, column]),
             'residual': float(residual[row, column]),
         }
         for row, column in (
-            (rows[index], columns[index]) for index in _surest(size[rows, columns], len(rows))
+            (rows[index], columns[index]) for index in _largest(size[rows, columns], len(rows))
         )
     ]
-    return {'count': len(rows), 'rows': found}
+    return {'count': len(rows), 'rows': largest}
 
 
-def _surest(values: np.ndarray | None, count: int) -> np.ndarray:
-    """The places of the largest values, equal ones in order; the first of all if there are none."""
+def _largest(values: np.ndarray | None, count: int) -> np.ndarray:
+    """Returns the indices of the largest values, with ties in order.
+
+    If there are no values, these are the first indices.
+    """
     order = np.arange(count) if values is None else np.argsort(-values, kind='stable')
     return order[:NUM_ERRORS]
 
 
 def confusions(evaluation: Evaluation) -> list[dict[str, Any]] | None:
-    """Which class was most often taken for which; None where there is no matrix of classes."""
+    """Returns the most frequent pairs of true and predicted class; None without a class matrix."""
     matrix = evaluation.confusion_matrix
     if matrix is None or matrix.ndim == 3:
         return None
@@ -106,10 +109,10 @@ def confusions(evaluation: Evaluation) -> list[dict[str, Any]] | None:
     return [
         {
             'true': classes[true],
-            'predicted': classes[guess],
-            'count': wrong[true, guess],
-            'share': wrong[true, guess] / matrix[true].sum(),
+            'predicted': classes[predicted],
+            'count': wrong[true, predicted],
+            'share': wrong[true, predicted] / matrix[true].sum(),
         }
-        for true, guess in zip(*np.unravel_index(order, wrong.shape), strict=True)
-        if wrong[true, guess] > 0
+        for true, predicted in zip(*np.unravel_index(order, wrong.shape), strict=True)
+        if wrong[true, predicted] > 0
     ]

@@ -1,18 +1,18 @@
-"""A report as Markdown, in GitHub's flavour."""
+"""Markdown reports, in GitHub's flavour."""
 
 import re
 from collections.abc import Iterable, Iterator
 
 from thinkml.evaluation.report.page import Block, Cell, Items, Page, Table
 
-# What Markdown, its tables, formulas and HTML give a meaning; an underscore inside a word has none.
+# Characters with a meaning in Markdown, tables, formulas or HTML; underscores only at word ends.
 _SPECIAL = re.compile(r'[\\`*{}\[\]<>#|~&$]|(?<![^\W_])_|_(?![^\W_])')
 _LEADING = re.compile(r'^(\d*)([-+=.)])(?=[\s=-]|$)')  # begins a list or underlines a heading
 _BREAKS = re.compile(r'[\s\x00-\x1f\x7f-\x9f]+')
 
 
 def render_markdown(page: Page) -> str:
-    """Lays a report out as Markdown. What users have named stays the text it is."""
+    """Lays a report out as Markdown. Names given by users are escaped."""
     return '\n\n'.join(['# Evaluation report', _text(page.headline), *_parts(page, '##')]) + '\n'
 
 

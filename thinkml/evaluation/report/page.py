@@ -1,4 +1,4 @@
-"""A report's parts, before they are text, Markdown or HTML: sections of paragraphs and tables."""
+"""Report page: the sections, paragraphs and tables of a report before they are rendered."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -6,17 +6,18 @@ from typing import NamedTuple
 
 
 class Cell(NamedTuple):
-    """What stands in a table.
+    """A cell of a table.
 
     Attributes:
         text: the value.
-        aside: what goes with it, its interval for instance.
-        share: of its row's total, from 0 to 1, for a shade behind it; None for none.
+        aside: an addition to the value, such as its interval.
+        fraction: the fraction of its row's total, from 0 to 1, for a shade behind it; None for no
+            shade.
     """
 
     text: str
     aside: str = ''
-    share: float | None = None
+    fraction: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,12 +25,12 @@ class Table:
     """A table; the first cell of a row names it.
 
     Attributes:
-        head: the columns' names; empty where they need none.
-        rows: all of one length.
+        head: the names of the columns; empty if they need none.
+        rows: rows of the same length.
         align: ``'l'`` or ``'r'`` for each column.
-        title: says what the table holds, where its section has several.
+        title: the title of the table, if its section has several.
         foot: rows below a rule.
-        has_short_head: whether names of columns may be cut to keep a text table narrow.
+        has_short_head: True if names of columns may be cut to keep a text table narrow.
     """
 
     head: Sequence[str]
@@ -41,7 +42,7 @@ class Table:
 
 
 class Items(tuple[str, ...]):
-    """Sentences in a list with bullets."""
+    """Sentences in a bulleted list."""
 
 
 class Picture(NamedTuple):
@@ -49,9 +50,9 @@ class Picture(NamedTuple):
 
     Attributes:
         source: a data URL.
-        alt: what it shows, for those who don't see it.
-        width: in pixels of a page.
-        height: the same.
+        alt: a description, for people who cannot see it.
+        width: the width in CSS pixels.
+        height: the height in CSS pixels.
     """
 
     source: str
@@ -68,11 +69,11 @@ class Section:
     """A titled part of a report.
 
     Attributes:
-        key: names it, for pictures to be put into it.
-        title: what it is about.
-        blocks: paragraphs (one for each line of a string), lists and tables. A section of nothing
-            is left out.
-        pictures: shown by a web page alone.
+        key: the name of the section, by which pictures are added.
+        title: the heading.
+        blocks: paragraphs (one for each line of a string), lists and tables. A section without
+            content is left out.
+        pictures: plots, which only a web page shows.
     """
 
     key: str
@@ -83,13 +84,13 @@ class Section:
 
 @dataclasses.dataclass(frozen=True)
 class Page:
-    """A report, laid out.
+    """A report as sections.
 
     Attributes:
-        name: of the data set; empty where it has none.
-        headline: what was evaluated, in a line.
-        sections: in order.
-        parts: of a report on several data sets, one for each.
+        name: the name of the data set; empty if it has none.
+        headline: the evaluation in one line.
+        sections: the sections in order.
+        parts: one page for each data set, in a report on several.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""An evaluation in words, as a text, a page or data."""
+"""Report: a written evaluation as text, Markdown, a web page or data."""
 
 import copy
 import dataclasses
@@ -10,8 +10,8 @@ from typing import Any
 
 from thinkml.core.parallel.multiprocess import is_first_process
 from thinkml.errors import ConfigError
-from thinkml.evaluation.report.content import content_of, content_of_several
-from thinkml.evaluation.report.embedded_plots import illustrated
+from thinkml.evaluation.report.content import describe_evaluation, describe_evaluations
+from thinkml.evaluation.report.embedded_plots import add_plots
 from thinkml.evaluation.report.html import render_html
 from thinkml.evaluation.report.markdown import render_markdown
 from thinkml.evaluation.report.page import Page
@@ -21,21 +21,22 @@ from thinkml.evaluation.result import Evaluation
 from thinkml.paths import local_file
 
 _EXPECTED = (
-    'expected what evaluate(model, X_test, y_test) returned: an Evaluation, or of several data '
+    'expected the result of evaluate(model, X_test, y_test): an Evaluation, or for several data '
     'sets a dict of them by name.'
 )
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Report:
-    """An evaluation in words. Made by `ModelEvaluator.generate_report`.
+    """A written report on an evaluation, returned by `ModelEvaluator.generate_report`.
 
-    It holds the metrics with confidence intervals beside those of a baseline that knows nothing of
-    the inputs, the table by class in scikit-learn's layout, the confusion matrix (up to 20 classes;
-    the most frequent confusions of more), calibration, thresholds, the errors the model was surest
-    of, slices, warnings, and what was evaluated with what. The baseline predicts the most frequent
-    class of the evaluated data, with the shares of the classes as probabilities; in regression, the
-    mean of the targets. Several data sets stand side by side first.
+    It contains the metrics with confidence intervals and those of a baseline that ignores the
+    inputs. The table by class has scikit-learn's layout. The confusion matrix is for up to 20
+    classes; for more, the report lists the most frequent confusions. Calibration, thresholds, the
+    most confident errors, slices, warnings, and the data, versions and seed follow. The baseline
+    predicts the most frequent class of the evaluated data, with the classes' frequencies as
+    probabilities; in regression, the mean of the targets. A report on several data sets begins with
+    a comparison.
 
     ``str(report)`` is plain text.
 
@@ -53,7 +54,7 @@ class Report:
         'regression'
 
     Attributes:
-        evaluation: what is reported; of several data sets a dict by name.
+        evaluation: the evaluation; for several data sets a dict of them by name.
 
     Raises:
         ConfigError: if ``evaluation`` is something else.
@@ -71,37 +72,37 @@ class Report:
         return str(self)
 
     def to_dict(self) -> dict[str, Any]:
-        """The report as plain values that JSON can take; NaN is None, classes are text.
+        """Returns the report as plain values that JSON can hold; NaN is None, classes are text.
 
-        ``'schema'`` is a number that is raised when the meaning of a key changes. Of several data
-        sets ``'data_sets'`` holds what there is of each, by name.
+        ``'schema'`` is a number that increases when the meaning of a key changes. For several data
+        sets, ``'data_sets'`` holds the content of each, by name.
         """
         return copy.deepcopy(self._content)
 
     def to_json(self) -> str:
-        """The same as strict JSON: NaN is null."""
+        """Returns the same as strict JSON: NaN is null."""
         return json.dumps(self._content, allow_nan=False, indent=2) + '\n'
 
     def to_markdown(self) -> str:
-        """The report as Markdown with GitHub's tables."""
+        """Returns the report as Markdown with GitHub's tables."""
         return render_markdown(self._page)
 
     def to_html(self) -> str:
-        """The report with its plots as one web page, which needs no other file and no network."""
-        found = self.evaluation
-        evaluations = [found] if isinstance(found, Evaluation) else found.values()
-        return render_html(illustrated(self._page, evaluations))
+        """Returns the report with its plots as one web page that needs no other file."""
+        reported = self.evaluation
+        evaluations = [reported] if isinstance(reported, Evaluation) else reported.values()
+        return render_html(add_plots(self._page, evaluations))
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes a file, whole or not at all. Makes the directory if there is none.
+        """Writes the report to a file, atomically. Creates the directory if needed.
 
-        Of several processes the first one does.
+        With several processes, only the first writes.
 
         Args:
             path: its ending picks the format: ``.txt``, ``.md``, ``.html`` or ``.json``.
 
         Raises:
-            ConfigError: for another ending, or if the path can not be a file.
+            ConfigError: for another ending, or if the path cannot be a file.
         """
         path = local_file(path)
         formats = {
@@ -129,8 +130,8 @@ class Report:
     @functools.cached_property
     def _content(self) -> dict[str, Any]:
         if isinstance(self.evaluation, Evaluation):
-            return content_of(self.evaluation)
-        return content_of_several(self.evaluation)
+            return describe_evaluation(self.evaluation)
+        return describe_evaluations(self.evaluation)
 
     @functools.cached_property
     def _page(self) -> Page:

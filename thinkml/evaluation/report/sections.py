@@ -1,4 +1,4 @@
-"""From what a report says to sections of paragraphs and tables: words and formatted numbers."""
+"""Report sections: paragraphs and tables with formatted numbers, from the content of a report."""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -8,15 +8,15 @@ from thinkml.evaluation.report.content import percent
 from thinkml.evaluation.report.page import Block, Cell, Items, Page, Section, Table
 from thinkml.evaluation.result import number
 
-MAX_ROWS = 50  # of a table; of more the ones that matter most
-MAX_MATRIX = 20  # classes whose confusion matrix is written out
+MAX_ROWS = 50  # of a table; with more, only the most important are shown
+MAX_MATRIX = 20  # classes; with more, the confusion matrix is not written out
 _SCORES = ('precision', 'recall', 'f1')
 
 Content = Mapping[str, Any]
 
 
 def lay_out(content: Content) -> Page:
-    """Arranges what `content_of` or `content_of_several` gathered."""
+    """Arranges the content from `describe_evaluation` or `describe_evaluations` as a page."""
     if 'data_sets' in content:
         parts = content['data_sets'].values()
         return Page('', content['headline'], [_comparison(content)], [lay_out(p) for p in parts])
@@ -39,7 +39,7 @@ def lay_out(content: Content) -> Page:
 def _metrics(content: Content) -> Section:
     intervals, base = content['confidence_intervals'], content['baseline']
     rows = [
-        [Cell(name), _measured(content, name), Cell(_value(base[name]) if name in base else '')]
+        [Cell(name), _metric_cell(content, name), Cell(_value(base[name]) if name in base else '')]
         for name in content['metrics']
     ]
     head = ('', f'model [{_interval_name(content)}]' if intervals else 'model', 'baseline')
@@ -54,7 +54,7 @@ def _warnings(content: Content) -> Section | None:
 
 
 def _classes(content: Content) -> Section | None:
-    """The table by class; of very many classes only the worst."""
+    """Returns the table by class; with very many classes only the worst."""
     per_class, intervals = content['per_class'], content['per_class_intervals']
     if per_class is None:
         return None
@@ -105,7 +105,7 @@ def _confusion(content: Content) -> Section | None:
         [*_texts(row['true'], row['predicted'], _count(row['count'])), Cell(_score(row['share']))]
         for row in content['confusions']
     ]
-    head = ('true', 'predicted', 'count', 'share of true')
+    head = ('true', 'predicted', 'count', 'fraction of true')
     return Section('confusion', 'Most frequent confusions', [Table(head, rows, 'llrr')])
 
 
@@ -116,8 +116,7 @@ def _label_confusion(content: Content) -> Section:
         blocks.append(f'The {MAX_ROWS} of {len(found):,} labels with the most errors:')
         found = sorted(found, key=lambda pair: -(pair[1][0][1] + pair[1][1][0]))[:MAX_ROWS]
     rows = [
-        [Cell(name), *_shaded([hits, missed]), *_shaded([false, rest])]
-        for name, ((rest, false), (missed, hits)) in found
+        [Cell(name), *_shaded([tp, fn]), *_shaded([fp, tn])] for name, ((tn, fp), (fn, tp)) in found
     ]
     head = ('label', 'true positives', 'false negatives', 'false positives', 'true negatives')
     title = 'Right and wrong by label'
@@ -126,7 +125,7 @@ def _label_confusion(content: Content) -> Section:
 
 def _shaded(counts: Sequence[float]) -> Iterator[Cell]:
     total = sum(counts) or 1
-    return (Cell(_count(count), share=count / total) for count in counts)
+    return (Cell(_count(count), fraction=count / total) for count in counts)
 
 
 def _calibration(content: Content) -> Section | None:
@@ -142,17 +141,17 @@ def _calibration(content: Content) -> Section | None:
         )
         for row in found['bins']
     ]
-    of, true = {
-        'binary': (f'class {(content["classes"] or [""])[-1]}', 'share of the class'),
-        'multiclass': ('the predicted class', 'share right'),
-        'multilabel': ('each label', 'share with the label'),
+    target, true = {
+        'binary': (f'class {(content["classes"] or [""])[-1]}', 'fraction of the class'),
+        'multiclass': ('the predicted class', 'fraction right'),
+        'multilabel': ('each label', 'fraction with the label'),
     }[content['task']]
-    told = (
-        f'What became of the probabilities of {of}, in {found["num_bins"]} bins. '
+    note = (
+        f'Calibration of the probabilities of {target}, in {found["num_bins"]} bins. '
         f'Expected calibration error (ECE): {_value(found["ece"])}.'
     )
     table = Table(('probability', 'count', 'mean probability', true), rows, 'lrrr')
-    return Section('calibration', 'Calibration', [table, told])
+    return Section('calibration', 'Calibration', [table, note])
 
 
 def _thresholds(content: Content) -> Section | None:
@@ -169,22 +168,22 @@ def _errors(content: Content) -> Section:
     found, task = content['errors'], content['task']
     if task == 'regression':
         return _residuals(content)
-    what = f'{content["num_rows"]:,} rows'
+    total = f'{content["num_rows"]:,} rows'
     if task == 'multilabel':
-        what = f'{content["num_rows"] * len(content["classes"]):,} labels of rows'
+        total = f'{content["num_rows"] * len(content["classes"]):,} labels of rows'
     rows = found['rows']
     if not rows:
-        return Section('errors', 'Errors', [f'Predicted wrong: none of {what}.'])
-    is_sure = rows[0]['probability'] is not None
-    shown = 'the most confident' if is_sure else 'the first'
-    told = f'Predicted wrong: {found["count"]:,} of {what}'
-    told += f'; {shown}:' if len(rows) < found['count'] else ':'
+        return Section('errors', 'Errors', [f'Predicted wrong: none of {total}.'])
+    has_probabilities = rows[0]['probability'] is not None
+    shown = 'the most confident' if has_probabilities else 'the first'
+    note = f'Predicted wrong: {found["count"]:,} of {total}'
+    note += f'; {shown}:' if len(rows) < found['count'] else ':'
     label = ('label',) if task == 'multilabel' else ()
-    head = ('row', *label, 'true', 'predicted', *(['probability'] if is_sure else []))
+    head = ('row', *label, 'true', 'predicted', *(['probability'] if has_probabilities else []))
     table = [_texts(*(_error_value(row[name]) for name in head)) for row in rows]
-    align = 'r' + 'l' * (len(label) + 2) + 'r' * is_sure
-    title = 'Most confident errors' if is_sure else 'Errors'
-    return Section('errors', title, [told, Table(head, table, align)])
+    align = 'r' + 'l' * (len(label) + 2) + 'r' * has_probabilities
+    title = 'Most confident errors' if has_probabilities else 'Errors'
+    return Section('errors', title, [note, Table(head, table, align)])
 
 
 def _error_value(value: Any) -> str:
@@ -200,51 +199,51 @@ def _residuals(content: Content) -> Section:
     is_one = content['num_outputs'] == 1
     head = ('row', *([] if is_one else ['target']), 'true', 'predicted', 'residual')
     table = [_texts(*(_error_value(row[name]) for name in head)) for row in rows]
-    told = 'A residual is the true value less the predicted one.'
+    note = 'A residual is the true value minus the predicted one.'
     if not is_one:
-        told += " Ordered by size, in units of the target's RMSE."
-    return Section('errors', 'Largest residuals', [Table(head, table, 'r' * len(head)), told])
+        note += " Ordered by size, in units of the target's RMSE."
+    return Section('errors', 'Largest residuals', [Table(head, table, 'r' * len(head)), note])
 
 
 def _slices(content: Content) -> Section | None:
-    """A table for each metric, the slices below all rows."""
+    """Returns a table for each metric, with the slices below all rows."""
     slices = content['slices']
     if not slices:
         return None
     blocks: list[Block] = []
     if len(slices) > MAX_ROWS:
-        blocks.append(f'Of {len(slices):,} slices the {MAX_ROWS} with the largest gaps.')
+        blocks.append(f'The {MAX_ROWS} of {len(slices):,} slices with the largest gaps.')
     for name in content['metrics']:
-        whole = _slice_row('all rows', content, name, '')
+        all_rows = _slice_row('all rows', content, name, '')
         largest = sorted(slices, key=lambda part: -abs(part['gaps'].get(name) or 0))[:MAX_ROWS]
         rows = [
             _slice_row(part['name'], part, name, _signed(part['gaps'].get(name)))
             for part in (slices if len(slices) <= MAX_ROWS else largest)
         ]
-        blocks.append(Table(('slice', 'n', 'value', 'gap'), [whole, *rows], 'lrrr', title=name))
+        blocks.append(Table(('slice', 'n', 'value', 'gap'), [all_rows, *rows], 'lrrr', title=name))
     return Section('slices', 'Slices', blocks)
 
 
 def _slice_row(label: str, part: Content, metric: str, gap: str) -> list[Cell]:
-    value = _measured(part, metric)
+    value = _metric_cell(part, metric)
     if not part.get('is_supported', True):
         value = Cell('too few rows')
     return [Cell(label), Cell(f'{part["num_rows"]:,}'), value, Cell(gap)]
 
 
 def _comparison(content: Content) -> Section:
-    """The metrics of several data sets, side by side."""
+    """Returns the metrics of several data sets, side by side."""
     parts = content['data_sets']
     names = dict.fromkeys(name for part in parts.values() for name in part['metrics'])
     rows = [[Cell('rows'), *(Cell(f'{part["num_rows"]:,}') for part in parts.values())]]
     for name in names:
-        rows.append([Cell(name), *(_measured(part, name) for part in parts.values())])
+        rows.append([Cell(name), *(_metric_cell(part, name) for part in parts.values())])
     table = Table(('', *parts), rows, 'l' + 'r' * len(parts))
     return Section('comparison', 'Side by side', [table])
 
 
-def _measured(part: Content, metric: str) -> Cell:
-    """A metric and its interval; empty where it was not computed."""
+def _metric_cell(part: Content, metric: str) -> Cell:
+    """Returns a metric and its interval; empty if it was not computed."""
     if metric not in part['metrics']:
         return Cell('')
     interval = part['confidence_intervals'].get(metric)

@@ -1,4 +1,4 @@
-"""A report as text of up to 100 columns."""
+"""Text reports of up to 100 columns."""
 
 import textwrap
 import unicodedata
@@ -44,34 +44,37 @@ def _wrapped(text: str, bullet: str = '') -> str:
 
 
 def _table(table: Table) -> Iterator[str]:
-    """Lines up columns; those too many for the width follow below, the first one again."""
+    """Yields lines with aligned columns.
+
+    Columns that do not fit into the width follow below, with the first column repeated.
+    """
     if table.title:
         yield _line(table.title)
     longest = _MAX_HEAD
     if table.has_short_head:
         longest = 12 if len(table.head) <= 9 else 6
     rows = [[_cut(name, longest) for name in table.head]] if table.head else []
-    rows += [[_cell(cell, _MAX_NAME * (place == 0)) for place, cell in enumerate(row)]
+    rows += [[_cell(cell, _MAX_NAME * (column == 0)) for column, cell in enumerate(row)]
              for row in (*table.rows, *table.foot)]  # fmt: skip
     widths = [max(map(_width, column)) for column in zip(*rows, strict=True)]
-    for number, columns in enumerate(_fitting(widths)):
+    for number, columns in enumerate(_column_groups(widths)):
         if number:
             yield ''
-        for place, row in enumerate(rows):
-            if table.foot and place == len(rows) - len(table.foot):
+        for index, row in enumerate(rows):
+            if table.foot and index == len(rows) - len(table.foot):
                 yield ''
             cells = (_padded(row[i], widths[i], table.align[i]) for i in columns)
             yield '  '.join(cells).rstrip()
 
 
-def _fitting(widths: Sequence[int]) -> Iterator[list[int]]:
-    """The columns that fit beside the first one, in groups."""
+def _column_groups(widths: Sequence[int]) -> Iterator[list[int]]:
+    """Yields groups of columns that fit into the width beside the first one."""
     columns, used = [0], widths[0]
-    for place, width in enumerate(widths[1:], 1):
+    for index, width in enumerate(widths[1:], 1):
         if len(columns) > 1 and used + 2 + width > _WIDTH:
             yield columns
             columns, used = [0], widths[0]
-        columns.append(place)
+        columns.append(index)
         used += 2 + width
     yield columns
 
@@ -92,11 +95,11 @@ def _padded(text: str, width: int, align: str) -> str:
 
 
 def _width(text: str) -> int:
-    """The columns a terminal gives a text: two for wide characters, none for combining ones."""
+    """Returns a text's columns in a terminal: two for wide characters, none for combining ones."""
     wide = sum(unicodedata.east_asian_width(character) in 'WF' for character in text)
     return len(text) + wide - sum(unicodedata.combining(character) > 0 for character in text)
 
 
 def _line(text: str) -> str:
-    """A user's text without what breaks a line."""
+    """Returns a user's text with characters that break a line replaced by spaces."""
     return ''.join(' ' if unicodedata.category(c) in ('Cc', 'Zl', 'Zp') else c for c in text)

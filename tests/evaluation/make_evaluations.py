@@ -15,16 +15,16 @@ from thinkml.model_record import Task
 FEW = Resampling(num_resamples=50)
 
 
-def made(task, scored, metrics=None, *, resampling=FEW, **fields):
+def made(task, data, metrics=None, *, resampling=FEW, **fields):
     """The evaluation of labels and predictions."""
-    names = default_metrics(scored.kind) if metrics is None else metrics
-    definitions = {name: get_metric(name, scored.kind) for name in names}
-    values = {name: metric.of(scored) for name, metric in definitions.items()}
-    labels, predictions = scored.labels, scored.predictions
+    names = default_metrics(data.kind) if metrics is None else metrics
+    definitions = {name: get_metric(name, data.kind) for name in names}
+    values = {name: metric.of(data) for name, metric in definitions.items()}
+    labels, predictions = data.labels, data.predictions
     matrix = per_class = None
     if task.classes is not None:
-        matrix = confusion_matrix(scored)
-        counts = class_counts(scored.part(class_part), scored.weights)
+        matrix = confusion_matrix(data)
+        counts = class_counts(data.part(class_part), data.weights)
         columns = [ratio(*fraction(counts)) for fraction in (precision, recall, f1)]
         per_class = {
             label: {
@@ -35,10 +35,10 @@ def made(task, scored, metrics=None, *, resampling=FEW, **fields):
             }
             for index, label in enumerate(task.classes)
         }
-        if scored.weight is None:
+        if data.weight is None:
             for row in per_class.values():
                 row['support'] = int(row['support'])
-        if scored.kind != 'multilabel':
+        if data.kind != 'multilabel':
             labels, predictions = (np.asarray(task.classes)[a] for a in (labels, predictions))
     return Evaluation(
         task,
@@ -47,7 +47,7 @@ def made(task, scored, metrics=None, *, resampling=FEW, **fields):
         matrix,
         predictions,
         labels,
-        scored,
+        data,
         resampling=resampling,
         definitions=definitions,
         **fields,
@@ -73,25 +73,23 @@ def classification(
     values, labels = logits(n, len(classes), seed)
     kind = 'binary' if len(classes) == 2 else 'multiclass'
     shares = softmax(values)
-    scored = EvaluationData(
-        kind, len(classes), labels, shares.argmax(axis=1), shares, values, weight
-    )
-    return made(Task(kind, tuple(classes), len(classes)), scored, metrics, **fields)
+    data = EvaluationData(kind, len(classes), labels, shares.argmax(axis=1), shares, values, weight)
+    return made(Task(kind, tuple(classes), len(classes)), data, metrics, **fields)
 
 
 def binary(labels, probabilities, weight=None, **fields):
     """An evaluation of these labels, 0 and 1, and these probabilities of 1."""
     labels, p = np.asarray(labels), np.asarray(probabilities)
     shares = np.stack([1 - p, p], axis=1)
-    scored = EvaluationData('binary', 2, labels, shares.argmax(axis=1), shares, None, weight)
-    return made(Task('binary', (0, 1), 2), scored, ['accuracy'], **fields)
+    data = EvaluationData('binary', 2, labels, shares.argmax(axis=1), shares, None, weight)
+    return made(Task('binary', (0, 1), 2), data, ['accuracy'], **fields)
 
 
 def without_probabilities(evaluation):
     """The same of a model that only predicts."""
     names = [n for n, metric in evaluation.definitions.items() if not metric.needs_probabilities]
-    scored = dataclasses.replace(evaluation.scored, probabilities=None, outputs=None)
-    return made(evaluation.task, scored, names, resampling=evaluation.resampling)
+    data = dataclasses.replace(evaluation.scored, probabilities=None, outputs=None)
+    return made(evaluation.task, data, names, resampling=evaluation.resampling)
 
 
 def multilabel(labels=('red', 'green', 'blue'), n=90, seed=0, metrics=None, weight=None, **fields):
@@ -102,8 +100,8 @@ def multilabel(labels=('red', 'green', 'blue'), n=90, seed=0, metrics=None, weig
     values = 2 * truth - 1 + rng.normal(size=truth.shape)
     shares = 1 / (1 + np.exp(-values))
     guess = (values > 0).astype(np.int64)
-    scored = EvaluationData('multilabel', k, truth, guess, shares, values, weight)
-    return made(Task('multilabel', tuple(labels), k, (k,)), scored, metrics, **fields)
+    data = EvaluationData('multilabel', k, truth, guess, shares, values, weight)
+    return made(Task('multilabel', tuple(labels), k, (k,)), data, metrics, **fields)
 
 
 def regression(targets=1, n=120, seed=0, metrics=None, weight=None, **fields):
@@ -112,5 +110,5 @@ def regression(targets=1, n=120, seed=0, metrics=None, weight=None, **fields):
     shape = (n,) if targets == 1 else (n, targets)
     truth = rng.normal(50, 10, size=shape)
     guess = truth + rng.normal(size=shape)
-    scored = EvaluationData('regression', targets, truth, guess, weight=weight)
-    return made(Task('regression', None, targets, shape[1:]), scored, metrics, **fields)
+    data = EvaluationData('regression', targets, truth, guess, weight=weight)
+    return made(Task('regression', None, targets, shape[1:]), data, metrics, **fields)

@@ -6,7 +6,7 @@ from thinkml.evaluation.analysis import PerformanceAnalysis
 from thinkml.evaluation.bootstrap import Resampling
 from thinkml.history import History
 
-from .made import classification, multilabel, regression
+from .make_evaluations import classification, multilabel, regression
 
 PLAIN = Resampling(confidence=None)
 
