@@ -1,4 +1,4 @@
-"""Evaluations made by hand, of labels and probabilities a test says, without a model."""
+"""Evaluations for tests, made from chosen labels and probabilities without a model."""
 
 import dataclasses
 
@@ -15,8 +15,8 @@ from thinkml.model_record import Task
 FEW = Resampling(num_resamples=50)
 
 
-def made(task, data, metrics=None, *, resampling=FEW, **fields):
-    """The evaluation of labels and predictions."""
+def make_evaluation(task, data, metrics=None, *, resampling=FEW, **fields):
+    """Returns the evaluation of labels and predictions."""
     names = default_metrics(data.kind) if metrics is None else metrics
     definitions = {name: get_metric(name, data.kind) for name in names}
     values = {name: metric.of(data) for name, metric in definitions.items()}
@@ -55,60 +55,64 @@ def made(task, data, metrics=None, *, resampling=FEW, **fields):
 
 
 def logits(n, k, seed=0, strength=1.5):
-    """Logits ``(n, k)`` that know something of the labels ``(n,)``."""
+    """Returns logits ``(n, k)`` that are correlated with the labels ``(n,)``, and these labels."""
     rng = np.random.default_rng(seed)
     labels = rng.integers(k, size=n)
     return strength * np.eye(k)[labels] + rng.normal(size=(n, k)), labels
 
 
 def softmax(values):
-    shares = np.exp(values - values.max(axis=1, keepdims=True))
-    return shares / shares.sum(axis=1, keepdims=True)
+    probabilities = np.exp(values - values.max(axis=1, keepdims=True))
+    return probabilities / probabilities.sum(axis=1, keepdims=True)
 
 
 def classification(
     classes=('ant', 'bee', 'cat'), n=120, seed=0, metrics=None, weight=None, **fields
 ):
-    """An evaluation of one class per row: binary of two classes, else multiclass."""
+    """Returns an evaluation with one class per row: binary with two classes, else multiclass."""
     values, labels = logits(n, len(classes), seed)
     kind = 'binary' if len(classes) == 2 else 'multiclass'
-    shares = softmax(values)
-    data = EvaluationData(kind, len(classes), labels, shares.argmax(axis=1), shares, values, weight)
-    return made(Task(kind, tuple(classes), len(classes)), data, metrics, **fields)
+    probabilities = softmax(values)
+    data = EvaluationData(
+        kind, len(classes), labels, probabilities.argmax(axis=1), probabilities, values, weight
+    )
+    return make_evaluation(Task(kind, tuple(classes), len(classes)), data, metrics, **fields)
 
 
 def binary(labels, probabilities, weight=None, **fields):
-    """An evaluation of these labels, 0 and 1, and these probabilities of 1."""
+    """Returns an evaluation with these labels, 0 and 1, and these probabilities of 1."""
     labels, p = np.asarray(labels), np.asarray(probabilities)
-    shares = np.stack([1 - p, p], axis=1)
-    data = EvaluationData('binary', 2, labels, shares.argmax(axis=1), shares, None, weight)
-    return made(Task('binary', (0, 1), 2), data, ['accuracy'], **fields)
+    probabilities = np.stack([1 - p, p], axis=1)
+    data = EvaluationData(
+        'binary', 2, labels, probabilities.argmax(axis=1), probabilities, None, weight
+    )
+    return make_evaluation(Task('binary', (0, 1), 2), data, ['accuracy'], **fields)
 
 
 def without_probabilities(evaluation):
-    """The same of a model that only predicts."""
+    """Returns the same evaluation for a model that only predicts."""
     names = [n for n, metric in evaluation.definitions.items() if not metric.needs_probabilities]
     data = dataclasses.replace(evaluation.scored, probabilities=None, outputs=None)
-    return made(evaluation.task, data, names, resampling=evaluation.resampling)
+    return make_evaluation(evaluation.task, data, names, resampling=evaluation.resampling)
 
 
 def multilabel(labels=('red', 'green', 'blue'), n=90, seed=0, metrics=None, weight=None, **fields):
-    """An evaluation of several labels per row, more frequent from left to right."""
+    """Returns an evaluation with several labels per row, more frequent from left to right."""
     rng = np.random.default_rng(seed)
     k = len(labels)
     truth = (rng.random((n, k)) < np.linspace(0.2, 0.8, k)).astype(np.int64)
     values = 2 * truth - 1 + rng.normal(size=truth.shape)
-    shares = 1 / (1 + np.exp(-values))
-    guess = (values > 0).astype(np.int64)
-    data = EvaluationData('multilabel', k, truth, guess, shares, values, weight)
-    return made(Task('multilabel', tuple(labels), k, (k,)), data, metrics, **fields)
+    probabilities = 1 / (1 + np.exp(-values))
+    predictions = (values > 0).astype(np.int64)
+    data = EvaluationData('multilabel', k, truth, predictions, probabilities, values, weight)
+    return make_evaluation(Task('multilabel', tuple(labels), k, (k,)), data, metrics, **fields)
 
 
 def regression(targets=1, n=120, seed=0, metrics=None, weight=None, **fields):
-    """An evaluation of numbers: around 50, predicted with an error of about 1."""
+    """Returns an evaluation of numbers around 50, predicted with an error of about 1."""
     rng = np.random.default_rng(seed)
     shape = (n,) if targets == 1 else (n, targets)
     truth = rng.normal(50, 10, size=shape)
-    guess = truth + rng.normal(size=shape)
-    data = EvaluationData('regression', targets, truth, guess, weight=weight)
-    return made(Task('regression', None, targets, shape[1:]), data, metrics, **fields)
+    predictions = truth + rng.normal(size=shape)
+    data = EvaluationData('regression', targets, truth, predictions, weight=weight)
+    return make_evaluation(Task('regression', None, targets, shape[1:]), data, metrics, **fields)

@@ -1,4 +1,4 @@
-"""Models whose outputs are what a test says they are."""
+"""Models whose outputs a test chooses."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +8,7 @@ from thinkml.model_record import ModelRecord, Task, attach_record
 
 
 class Shifted(nnx.Module):
-    """Returns its inputs plus a parameter: the outputs are what the test says they are."""
+    """A model that returns its inputs plus a parameter, so a test chooses its outputs."""
 
     def __init__(self, shift=0.0):
         self.shift = nnx.Param(jnp.float32(shift))

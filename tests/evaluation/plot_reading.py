@@ -1,4 +1,4 @@
-"""What plots draw, read off their axes."""
+"""Plot reading: analyses to plot, and helpers that read curves and labels off the axes."""
 
 from matplotlib.collections import PolyCollection
 
@@ -12,7 +12,7 @@ PLAIN = Resampling(confidence=None)
 
 
 def analyze(kind, n=150, **settings):
-    """The analysis of an evaluation made by hand."""
+    """Returns the analysis of an evaluation from `make_evaluations`."""
     makers = {'multilabel': multilabel, 'regression': regression}
     if kind in makers:
         return PerformanceAnalysis(makers[kind](n=n, **settings))
@@ -20,8 +20,8 @@ def analyze(kind, n=150, **settings):
     return PerformanceAnalysis(classification(classes, n, **settings))
 
 
-def trained():
-    """What a training of four epochs recorded."""
+def four_epochs():
+    """Returns the history of a training of four epochs."""
     history = History()
     for epoch in range(1, 5):
         history.add_epoch({'loss': 1 / epoch, 'val_loss': 0.3 + (epoch - 2) ** 2, 'f1': 0.5})
@@ -34,7 +34,7 @@ def labels_of(ax):
 
 
 def line(ax, label):
-    """The points of the first line of that label."""
+    """Returns the points of the first line with that label."""
     found = next(each for each in ax.get_lines() if each.get_label().startswith(label))
     return found.get_xydata().T
 

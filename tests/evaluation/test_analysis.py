@@ -1,4 +1,4 @@
-"""What `analyze_performance` returns: every metric that fits, speed, and the plots."""
+"""`analyze_performance`: every metric that fits, speed, and the plots."""
 
 import subprocess
 import sys
@@ -16,7 +16,7 @@ from thinkml.evaluation.speed import Speed
 from thinkml.model_record import record_of
 
 from .models import Shifted, known, logits_and_labels
-from .plot_reading import analyze, line, trained
+from .plot_reading import analyze, four_epochs, line
 
 SPEED = ('latency_seconds', 'rows_per_second')
 
@@ -53,9 +53,9 @@ def test_speed_and_runs_are_optional():
 
 def test_learning_curves_are_those_of_the_model():
     model = known(Shifted(), 'binary', ('no', 'yes'), 2)
-    record_of(model).runs.append(trained())
+    record_of(model).runs.append(four_epochs())
     ax = analyzed(model).plot_learning_curve().axes[0]
-    np.testing.assert_allclose(line(ax, 'training')[1], trained()['loss'])
+    np.testing.assert_allclose(line(ax, 'training')[1], four_epochs()['loss'])
 
 
 def test_models_of_other_libraries():

@@ -1,4 +1,4 @@
-"""Bands are the percentiles of resampled curves."""
+"""Confidence bands are the percentiles of resampled curves."""
 
 import dataclasses
 
@@ -7,7 +7,7 @@ import pytest
 import sklearn.metrics as sk
 
 from thinkml.evaluation.bootstrap import Resampling
-from thinkml.evaluation.plots import confidence_bands as room
+from thinkml.evaluation.plots import confidence_bands
 from thinkml.evaluation.plots.confidence_bands import bands, draw_counts, make_cells
 from thinkml.evaluation.plots.curve_types import GAIN, OVER_THRESHOLD, PRECISION_RECALL, ROC
 from thinkml.evaluation.threshold_counts import all_threshold_counts, each_ranking
@@ -26,12 +26,12 @@ def some(n=80, seed=0, weighted=False, resampling=SIXTY):
     return binary(labels, probabilities, weight, resampling=resampling)
 
 
-def around(curves, own, confidence=0.95):
-    """Percentiles of curves around their median, which is moved onto ``own``."""
+def around(curves, curve, confidence=0.95):
+    """Returns percentiles of curves around their median, which is shifted to ``curve``."""
     low, middle, high = np.quantile(
         curves, [(1 - confidence) / 2, 0.5, (1 + confidence) / 2], axis=0
     )
-    return np.clip([own + low - middle, own + high - middle], 0, 1)
+    return np.clip([curve + low - middle, curve + high - middle], 0, 1)
 
 
 @pytest.mark.parametrize('weighted', [False, True])
@@ -94,9 +94,9 @@ def test_they_hold_the_curve_and_widen_with_confidence():
     evaluation = some(n=200)
     narrow = dataclasses.replace(evaluation, resampling=dataclasses.replace(SIXTY, confidence=0.5))
     for kind, wide, less in zip(KINDS, bands(evaluation, KINDS), bands(narrow, KINDS), strict=True):
-        own = kind.mean_at(wide.x, list(all_threshold_counts(evaluation.scored)))
-        drawn = ~np.isnan(own)
-        assert np.all((wide.low <= own + 1e-12) & (own <= wide.high + 1e-12), where=drawn)
+        curve = kind.mean_at(wide.x, list(all_threshold_counts(evaluation.scored)))
+        drawn = ~np.isnan(curve)
+        assert np.all((wide.low <= curve + 1e-12) & (curve <= wide.high + 1e-12), where=drawn)
         assert np.all((wide.low <= less.low) & (less.high <= wide.high), where=drawn)
         assert np.any(wide.low < less.low)
 
@@ -146,18 +146,18 @@ def test_a_part_of_very_many_rows_gives_about_the_same(grouped, monkeypatch):
     resampling = Resampling(num_resamples=200, groups=groups)
     evaluation = some(n, resampling=resampling)
     whole = bands(evaluation, [ROC, GAIN])
-    monkeypatch.setattr(room, '_MAX_ROW_VISITS', 200 * 1500)
-    monkeypatch.setattr(room, '_MIN_ROWS', 1500)
+    monkeypatch.setattr(confidence_bands, '_MAX_ROW_VISITS', 200 * 1500)
+    monkeypatch.setattr(confidence_bands, '_MIN_ROWS', 1500)
     part = bands(evaluation, [ROC, GAIN])
-    for kind, all_gather, of_some in zip((ROC, GAIN), whole, part, strict=True):
-        own = kind.mean_at(all_gather.x, list(all_threshold_counts(evaluation.scored)))
-        widths = [np.sum(band.high - band.low) for band in (all_gather, of_some)]
+    for kind, complete, subsampled in zip((ROC, GAIN), whole, part, strict=True):
+        curve = kind.mean_at(complete.x, list(all_threshold_counts(evaluation.scored)))
+        widths = [np.sum(band.high - band.low) for band in (complete, subsampled)]
         assert widths[1] == pytest.approx(widths[0], rel=0.25)
-        assert np.all((of_some.low <= own + 1e-12) & (own <= of_some.high + 1e-12))
+        assert np.all((subsampled.low <= curve + 1e-12) & (curve <= subsampled.high + 1e-12))
 
 
 def test_cells_are_pieces_of_the_ranking(monkeypatch):
-    monkeypatch.setattr(room, '_MAX_CELLS', 50)
+    monkeypatch.setattr(confidence_bands, '_MAX_CELLS', 50)
     rng = np.random.default_rng(0)
     labels = (rng.random(2000) < 0.05).astype(int)
     scores = rng.random(2000).round(3)
@@ -166,7 +166,7 @@ def test_cells_are_pieces_of_the_ranking(monkeypatch):
     cells = make_cells(ranking, weight)
     assert len(cells.scores) <= 50
     np.testing.assert_array_equal(cells.cell % 2, labels)
-    # A row's cell is the first whose lowest score is not above its own.
+    # A row's cell is the first whose lowest score is not above the row's score.
     expected = (scores[:, None] < cells.scores).sum(axis=1)
     np.testing.assert_array_equal(cells.cell // 2, expected)
     assert cells.scores[-1] == scores.min()

@@ -1,4 +1,4 @@
-"""`ModelEvaluator.evaluate` on models, against scikit-learn on what the model returns."""
+"""`ModelEvaluator.evaluate` on models, compared with scikit-learn on the same outputs."""
 
 import functools
 import os
@@ -17,13 +17,11 @@ import sklearn.metrics as sk
 from flax import nnx
 from sklearn.datasets import load_breast_cancer
 
-import thinkml.evaluation.external_models as foreign
-import thinkml.evaluation.model_outputs as predictors
 from tests.processes import simulating
 from thinkml.core import predict_outputs
 from thinkml.core.model.adapters import from_functions, from_linen
 from thinkml.errors import ConfigError, DataError, ModelTypeError, ThinkMLWarning
-from thinkml.evaluation import ModelEvaluator, compare
+from thinkml.evaluation import ModelEvaluator, compare, external_models, model_outputs
 from thinkml.evaluation.metrics.registry import metrics_for
 from thinkml.models import ModelManager
 
@@ -33,8 +31,8 @@ REPOSITORY = Path(__file__).parents[2]
 
 
 def softmax(logits):
-    shares = np.exp(logits.astype(np.float64))
-    return shares / shares.sum(axis=1, keepdims=True)
+    probabilities = np.exp(logits.astype(np.float64))
+    return probabilities / probabilities.sum(axis=1, keepdims=True)
 
 
 def test_multiclass_with_text_labels():
@@ -223,7 +221,7 @@ def test_unfit_metrics_are_refused_before_predicting(monkeypatch):
     def fail(*_):
         raise AssertionError('it predicted')
 
-    monkeypatch.setattr(predictors, 'predict_outputs', fail)
+    monkeypatch.setattr(model_outputs, 'predict_outputs', fail)
     logits, labels = logits_and_labels(10, 3)
     evaluate = ModelEvaluator().evaluate
     with pytest.raises(ConfigError, match="Did you mean 'accuracy'"):
@@ -332,21 +330,21 @@ def test_models_of_scikit_learn(name):
     kind = RandomForestRegressor if name == 'regression' else RandomForestClassifier
     model = kind(5, max_depth=3, random_state=0).fit(X, y)
     evaluation = ModelEvaluator().evaluate(model, X, y)
-    guess = model.predict(X)
+    predictions = model.predict(X)
     if name == 'regression':
-        assert evaluation['r2'] == pytest.approx(sk.r2_score(y, guess))
+        assert evaluation['r2'] == pytest.approx(sk.r2_score(y, predictions))
         return
     average = 'binary' if name == 'binary' else 'macro'
-    assert evaluation['f1'] == pytest.approx(sk.f1_score(y, guess, average=average))
-    assert evaluation['accuracy'] == pytest.approx(sk.accuracy_score(y, guess))
-    shares = model.predict_proba(X)
+    assert evaluation['f1'] == pytest.approx(sk.f1_score(y, predictions, average=average))
+    assert evaluation['accuracy'] == pytest.approx(sk.accuracy_score(y, predictions))
+    probabilities = model.predict_proba(X)
     if name == 'multilabel':
-        shares = np.stack([column[:, 1] for column in shares], axis=1)
+        probabilities = np.stack([column[:, 1] for column in probabilities], axis=1)
     elif name == 'binary':
-        shares = shares[:, 1]
-    expected = sk.roc_auc_score(y, shares, multi_class='ovr')
+        probabilities = probabilities[:, 1]
+    expected = sk.roc_auc_score(y, probabilities, multi_class='ovr')
     assert evaluation['roc_auc'] == pytest.approx(expected, rel=1e-6)
-    np.testing.assert_array_equal(evaluation.predictions, guess)
+    np.testing.assert_array_equal(evaluation.predictions, predictions)
 
 
 def test_a_regressor_of_whole_numbers_is_one():
@@ -375,12 +373,12 @@ def test_a_model_that_only_predicts():
 
 
 class Predicts:
-    """A model of another library that predicts what it is told."""
+    """A model of another library that returns the predictions it was made with."""
 
-    def __init__(self, predictions, shares=None, classes=None):
+    def __init__(self, predictions, probabilities=None, classes=None):
         self.predictions = np.asarray(predictions)
-        if shares is not None:
-            self.predict_proba = lambda X: np.asarray(shares)[X]
+        if probabilities is not None:
+            self.predict_proba = lambda X: np.asarray(probabilities)[X]
         if classes is not None:
             self.classes_ = np.asarray(classes)
 
@@ -389,7 +387,7 @@ class Predicts:
 
 
 class Short(Predicts):
-    """One that forgets the last row."""
+    """A model that leaves out the last row."""
 
     def predict(self, X):
         return super().predict(X)[:-1]
@@ -412,13 +410,15 @@ def test_models_of_many_labels_that_say_so_with_classes_of_one_axis():
 
 def test_classes_in_another_order_are_sorted():
     y = np.array(['yes', 'no', 'yes', 'yes'])
-    shares = np.array([[0.9, 0.1], [0.4, 0.6], [0.3, 0.7], [0.8, 0.2]])
-    guess = np.where(shares[:, 0] > 0.5, 'yes', 'no')
+    probabilities = np.array([[0.9, 0.1], [0.4, 0.6], [0.3, 0.7], [0.8, 0.2]])
+    predictions = np.where(probabilities[:, 0] > 0.5, 'yes', 'no')
     rows = np.arange(4)
-    one = ModelEvaluator().evaluate(Predicts(guess, shares, ['yes', 'no']), rows, y)
-    other = ModelEvaluator().evaluate(Predicts(guess, shares[:, ::-1], ['no', 'yes']), rows, y)
+    one = ModelEvaluator().evaluate(Predicts(predictions, probabilities, ['yes', 'no']), rows, y)
+    other = ModelEvaluator().evaluate(
+        Predicts(predictions, probabilities[:, ::-1], ['no', 'yes']), rows, y
+    )
     assert one.task.classes == ('no', 'yes') and one.metrics == other.metrics
-    assert one['precision'] == sk.precision_score(y, guess, pos_label='yes')
+    assert one['precision'] == sk.precision_score(y, predictions, pos_label='yes')
 
 
 @pytest.mark.parametrize('kind', ['list', 'frame', 'sparse'])
@@ -434,7 +434,7 @@ def test_rows_of_other_libraries_come_in_parts_too(kind, monkeypatch):
 
     X = np.random.default_rng(0).normal(size=(10, 2))
     given = {'list': X.tolist(), 'frame': pandas.DataFrame(X), 'sparse': sparse.csr_matrix(X)}
-    monkeypatch.setattr(foreign, '_BATCH_ROWS', 4)
+    monkeypatch.setattr(external_models, '_BATCH_ROWS', 4)
     evaluation = ModelEvaluator().evaluate(Sees([]), given[kind], (X[:, 0] > 0).astype(int))
     assert evaluation['accuracy'] == 1 and sizes == [4, 4, 2]
 
@@ -453,9 +453,9 @@ def test_a_label_that_training_never_saw_has_probability_zero():
 def test_regression_keeps_all_digits():
     rng = np.random.default_rng(0)
     y = 1.7e9 + rng.normal(size=200) * 3600
-    guess = y + rng.normal(size=200)
-    evaluation = ModelEvaluator().evaluate(Predicts(guess), np.arange(200), y)
-    assert evaluation['rmse'] == pytest.approx(sk.root_mean_squared_error(y, guess), rel=1e-9)
+    predictions = y + rng.normal(size=200)
+    evaluation = ModelEvaluator().evaluate(Predicts(predictions), np.arange(200), y)
+    assert evaluation['rmse'] == pytest.approx(sk.root_mean_squared_error(y, predictions), rel=1e-9)
 
 
 def test_classes_are_those_of_labels_and_predictions():
@@ -496,22 +496,30 @@ def test_models_of_other_libraries_that_do_not_fit(model, y, error, message):
 @pytest.mark.parametrize('kind', ['classes', 'numbers', 'labels', 'probabilities', 'library'])
 def test_an_evaluation_does_not_change_with_the_arrays_of_its_caller(kind):
     labels = np.array([0, 1, 1, 0])
-    shares = np.array([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4], [0.7, 0.3]])
+    probabilities = np.array([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4], [0.7, 0.3]])
     model, X, y = {
-        'classes': (known(Shifted(), 'binary', (0, 1), 2), shares, labels),
-        'numbers': (known(Shifted(), 'regression', None, 1), shares[:, 0], shares[:, 1].copy()),
-        'labels': (known(Shifted(), 'multilabel', (0, 1), 2, (2,)), shares, np.eye(2)[labels]),
-        'probabilities': (Predicts(labels.copy(), shares, [0, 1]), slice(None), labels),
-        'library': (Predicts(shares[:, 0]), slice(None), shares[:, 1].copy()),
+        'classes': (known(Shifted(), 'binary', (0, 1), 2), probabilities, labels),
+        'numbers': (
+            known(Shifted(), 'regression', None, 1),
+            probabilities[:, 0],
+            probabilities[:, 1].copy(),
+        ),
+        'labels': (
+            known(Shifted(), 'multilabel', (0, 1), 2, (2,)),
+            probabilities,
+            np.eye(2)[labels],
+        ),
+        'probabilities': (Predicts(labels.copy(), probabilities, [0, 1]), slice(None), labels),
+        'library': (Predicts(probabilities[:, 0]), slice(None), probabilities[:, 1].copy()),
     }[kind]
     if isinstance(X, slice):  # the model's own arrays, which `X` takes as they are
         model.predict = lambda X: model.predictions
-        model.predict_proba = lambda X: shares
+        model.predict_proba = lambda X: probabilities
         X = np.arange(4)
     evaluation = ModelEvaluator().evaluate(model, X.astype(np.float32), y)
     arrays = ('labels', 'encoded_labels', 'predictions', 'probabilities')
     before = {name: np.copy(getattr(evaluation, name)) for name in arrays}
-    for array in (y, shares, getattr(model, 'predictions', y)):
+    for array in (y, probabilities, getattr(model, 'predictions', y)):
         array[...] = 0
     for name in arrays:
         np.testing.assert_array_equal(getattr(evaluation, name), before[name])
@@ -531,7 +539,7 @@ def test_text_labels_of_batches_stay_apart_from_others(second):
         ModelEvaluator().evaluate(model, batches)
 
 
-# --- weights, own metrics, slices, several data sets ------------------------------------------
+# --- weights, custom metrics, slices, several data sets ---------------------------------------
 
 
 def case_of_three(n=300):
@@ -540,7 +548,7 @@ def case_of_three(n=300):
 
 
 def margin(logits, labels):
-    """A metric of the user's own."""
+    """A custom metric."""
     return logits.max(axis=1) - np.sort(logits, axis=1)[:, -2]
 
 
@@ -548,10 +556,10 @@ def test_sample_weights_are_those_of_scikit_learn():
     model, logits, labels = case_of_three()
     weight = np.random.default_rng(3).random(300)
     evaluation = ModelEvaluator().evaluate(model, logits, labels, sample_weight=weight)
-    guess = logits.argmax(axis=1)
+    predictions = logits.argmax(axis=1)
     expected = {
-        'accuracy': sk.accuracy_score(labels, guess, sample_weight=weight),
-        'f1': sk.f1_score(labels, guess, average='macro', sample_weight=weight),
+        'accuracy': sk.accuracy_score(labels, predictions, sample_weight=weight),
+        'f1': sk.f1_score(labels, predictions, average='macro', sample_weight=weight),
         'roc_auc': sk.roc_auc_score(
             labels, softmax(logits), multi_class='ovr', sample_weight=weight
         ),
@@ -560,7 +568,7 @@ def test_sample_weights_are_those_of_scikit_learn():
     got = {name: evaluation[name] for name in expected}
     assert got == pytest.approx(expected, rel=1e-6)
     np.testing.assert_allclose(
-        evaluation.confusion_matrix, sk.confusion_matrix(labels, guess, sample_weight=weight)
+        evaluation.confusion_matrix, sk.confusion_matrix(labels, predictions, sample_weight=weight)
     )
 
 
@@ -631,7 +639,7 @@ def test_what_training_refuses_of_a_metric_of_ones_own_evaluation_refuses_too():
     for function in (two_a_row, a_column, an_array_of_one, nothing):
         with pytest.raises(ConfigError, match=f"metrics: '{function.__name__}' returned "):
             ModelEvaluator().evaluate(model, X, y, [function])
-    # Of one logit it would take the only output for the class 0.
+    # With one logit it would take the only output for class 0.
     with pytest.raises(ConfigError, match=r"metrics: 'accuracy' failed for logits \(4,\)"):
         ModelEvaluator().evaluate(model, X, y, [Accuracy])
 
@@ -854,5 +862,5 @@ def test_the_batch_size_changes_nothing(batch_size, monkeypatch):
     model, logits, labels = case_of_three()
     expected = ModelEvaluator().evaluate(model, logits, labels).metrics
     in_batches = functools.partial(predict_outputs, batch_size=batch_size)
-    monkeypatch.setattr(predictors, 'predict_outputs', in_batches)
+    monkeypatch.setattr(model_outputs, 'predict_outputs', in_batches)
     assert ModelEvaluator().evaluate(model, logits, labels).metrics == expected

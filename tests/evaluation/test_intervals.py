@@ -1,4 +1,4 @@
-"""Confidence intervals: what they cover, how rows are drawn, and the comparison of two models."""
+"""Confidence intervals: their coverage, the draws of rows, and the comparison of two models."""
 
 import dataclasses
 
@@ -27,8 +27,10 @@ def binary_case(n, seed, shift=1.2):
     rng = np.random.default_rng(seed)
     labels = (rng.random(n) < 0.4).astype(np.int32)
     positive = 1 / (1 + np.exp(-rng.normal(shift * (labels - 0.5), 1)))
-    shares = np.stack([1 - positive, positive], axis=1).astype(np.float32)
-    return EvaluationData('binary', 2, labels, shares.argmax(axis=1).astype(np.int32), shares)
+    probabilities = np.stack([1 - positive, positive], axis=1).astype(np.float32)
+    return EvaluationData(
+        'binary', 2, labels, probabilities.argmax(axis=1).astype(np.int32), probabilities
+    )
 
 
 def metrics_of(*names, kind='binary'):
@@ -36,7 +38,7 @@ def metrics_of(*names, kind='binary'):
 
 
 def draw(resampling, num_rows):
-    """How often each row is drawn, ``(num_resamples, rows)``."""
+    """Returns how often each row is drawn, ``(num_resamples, rows)``."""
     counts = lambda parts, weight: weight  # noqa: E731
     return resample_values((counts,), (), None, resampling, num_rows)[0]
 
@@ -58,8 +60,8 @@ def test_rows_are_drawn_evenly():
     counts = draw(Resampling(num_resamples=4000), 100)
     assert np.abs(counts.mean(axis=0) - 1).max() < 0.08
     expected = scipy.stats.binom(100, 0.01).pmf(np.arange(5))
-    shares = [(counts == k).mean() for k in range(5)]
-    np.testing.assert_allclose(shares, expected, atol=0.005)
+    frequencies = [(counts == k).mean() for k in range(5)]
+    np.testing.assert_allclose(frequencies, expected, atol=0.005)
 
 
 def test_groups_are_drawn_whole():
@@ -104,10 +106,10 @@ def test_resampled_values_are_those_of_the_drawn_rows():
     samples = dict(zip(metrics, resample_values(values, parts, None, settings, 200), strict=True))
     for index, counts in enumerate(draw(settings, 200)):
         rows = np.repeat(np.arange(200), counts.astype(int))
-        y, p, guess = case.labels[rows], case.probabilities[rows, 1], case.predictions[rows]
+        y, p, predictions = case.labels[rows], case.probabilities[rows, 1], case.predictions[rows]
         expected = {
-            'accuracy': sk.accuracy_score(y, guess),
-            'f1': sk.f1_score(y, guess),
+            'accuracy': sk.accuracy_score(y, predictions),
+            'f1': sk.f1_score(y, predictions),
             'roc_auc': sk.roc_auc_score(y, p),
             'average_precision': sk.average_precision_score(y, p),
             'log_loss': sk.log_loss(y, p),
@@ -126,9 +128,9 @@ def test_intervals_are_those_of_the_scikit_learn_loop(num_loops, atol):
     loop = []
     for _ in range(num_loops):
         rows = rng.integers(400, size=400)
-        y, guess = case.labels[rows], case.predictions[rows]
+        y, predictions = case.labels[rows], case.predictions[rows]
         auc = sk.roc_auc_score(y, case.probabilities[rows, 1])
-        loop.append((sk.f1_score(y, guess), auc, sk.matthews_corrcoef(y, guess)))
+        loop.append((sk.f1_score(y, predictions), auc, sk.matthews_corrcoef(y, predictions)))
     expected = np.quantile(loop, [0.025, 0.975], axis=0).T
     np.testing.assert_allclose([found[name] for name in names], expected, atol=atol)
 
@@ -141,7 +143,7 @@ def test_wilson_equals_scipy():
     assert np.isnan(wilson(0, 0)).all()
 
 
-def test_simple_shares_have_wilsons_interval_and_weighted_ones_the_bootstraps():
+def test_simple_proportions_have_wilsons_interval_and_weighted_ones_the_bootstraps():
     case, metrics = binary_case(300, 1), metrics_of('accuracy', 'recall')
     found = metric_intervals(case, metrics, Resampling())
     true_positives = (case.labels == case.predictions).sum()
@@ -164,8 +166,10 @@ def test_undefined_resamples_are_left_out():
 def test_groups_that_agree_widen_the_interval():
     case, groups = binary_case(400, 2), np.repeat(np.arange(40), 10)
     labels = np.repeat(case.labels[::10], 10)  # ten copies of each row
-    shares = np.repeat(case.probabilities[::10], 10, axis=0)
-    case = EvaluationData('binary', 2, labels, shares.argmax(axis=1).astype(np.int32), shares)
+    probabilities = np.repeat(case.probabilities[::10], 10, axis=0)
+    case = EvaluationData(
+        'binary', 2, labels, probabilities.argmax(axis=1).astype(np.int32), probabilities
+    )
     widths = [
         np.diff(metric_intervals(case, metrics_of('f1'), Resampling(groups=g))['f1'])[0]
         for g in (None, groups)
@@ -198,8 +202,8 @@ def test_a_class_that_a_resample_lacks_does_not_count_in_it(kind):
 
 def test_labels_of_one_row_are_not_independent():
     labels = np.repeat(np.random.default_rng(0).integers(2, size=(400, 1)), 20, axis=1)
-    guess = np.where(np.random.default_rng(1).random((400, 1)) < 0.2, 1 - labels, labels)
-    case = EvaluationData('multilabel', 20, labels, guess)
+    predictions = np.where(np.random.default_rng(1).random((400, 1)) < 0.2, 1 - labels, labels)
+    case = EvaluationData('multilabel', 20, labels, predictions)
     metrics = metrics_of('precision_micro', 'precision_macro', kind='multilabel')
     micro, macro = metric_intervals(case, metrics, Resampling()).values()
     np.testing.assert_allclose(micro, macro, atol=1e-5)
@@ -209,8 +213,8 @@ def test_data_sets_of_many_classes_share_a_program(monkeypatch):
     from thinkml.evaluation.bootstrap import _resample
 
     for seed in range(3):
-        labels, guess = np.random.default_rng(seed).integers(100, size=(2, 800))
-        case = EvaluationData('multiclass', 100, labels, np.where(labels % 3, labels, guess))
+        labels, predictions = np.random.default_rng(seed).integers(100, size=(2, 800))
+        case = EvaluationData('multiclass', 100, labels, np.where(labels % 3, labels, predictions))
         metric_intervals(case, metrics_of('f1', kind='multiclass'), Resampling(num_resamples=4))
         monkeypatch.setattr(_resample, 'lower', None)  # the first one compiled it
 
@@ -227,8 +231,8 @@ def test_95_percent_intervals_cover_the_truth_95_percent_of_the_time():
         found = metric_intervals(binary_case(500, seed), metrics, settings)
         for name, (low, high) in found.items():
             covered[name] += low <= truth[name] <= high
-    shares = {name: count / simulations for name, count in covered.items()}
-    assert all(0.93 <= share <= 0.97 for share in shares.values()), shares
+    coverage = {name: count / simulations for name, count in covered.items()}
+    assert all(0.93 <= fraction <= 0.97 for fraction in coverage.values()), coverage
 
 
 # --- in an evaluation -------------------------------------------------------------------------

@@ -56,16 +56,16 @@ def make_case(kind, variant, *, weighted=False, seed=0, n=300):
         return EvaluationData(kind, targets, labels, predictions, weight=weight)
     k = 2 if kind == 'binary' else CLASSES
     if kind == 'multilabel':
-        shares = np.array([0.02, 0.1, 0.3, 0.5]) if variant == 'imbalanced' else 0.4
-        labels = (rng.random((n, k)) < shares).astype(np.float32)
+        frequencies = np.array([0.02, 0.1, 0.3, 0.5]) if variant == 'imbalanced' else 0.4
+        labels = (rng.random((n, k)) < frequencies).astype(np.float32)
         probabilities = 1 / (1 + np.exp(-(2 * labels - 1) - rng.normal(size=(n, k))))
         if variant in ('missing', 'one_class'):
             labels[:, -1] = 0 if variant == 'missing' else 1
         if variant == 'never_predicted':
             probabilities[:, 1] *= 0.4
     else:
-        shares = np.geomspace(1, 50, k) if variant == 'imbalanced' else np.ones(k)
-        labels = rng.choice(k, n, p=shares / shares.sum()).astype(np.int32)
+        frequencies = np.geomspace(1, 50, k) if variant == 'imbalanced' else np.ones(k)
+        labels = rng.choice(k, n, p=frequencies / frequencies.sum()).astype(np.int32)
         if variant == 'missing':
             labels[labels == k - 1] = 0
         if variant == 'one_class':
@@ -86,7 +86,7 @@ def make_case(kind, variant, *, weighted=False, seed=0, n=300):
         predictions = (probabilities > 0.5).astype(np.float32)
     else:
         predictions = probabilities.argmax(axis=1).astype(np.int32)
-    if weighted and variant == 'weightless':  # all rows that have the last class, or are said to
+    if weighted and variant == 'weightless':  # all rows with the last class, true or predicted
         last = (labels[:, -1] == 1) if kind == 'multilabel' else labels == k - 1
         weight[last | (predictions == k - 1 if kind != 'multilabel' else last)] = 0
     return EvaluationData(kind, k, labels, predictions, probabilities, weight=weight)
@@ -96,7 +96,7 @@ def make_regression_case(rng, variant, n):
     shape = (n, 3) if variant in ('plain', 'imbalanced', 'missing') else (n,)
     targets = rng.normal(size=shape) * 50 + 2000
     if variant in ('missing', 'one_class'):
-        targets[..., -1] = 2048  # a number whose mean is exact, or scikit-learn's R2 is noise
+        targets[..., -1] = 2048  # its mean is exact; otherwise scikit-learn's R2 is noise
     if variant == 'never_predicted':
         targets[:] = 7
     exact = variant == 'perfect'
@@ -104,11 +104,11 @@ def make_regression_case(rng, variant, n):
     return targets, predictions.astype(np.float64 if exact else np.float32)
 
 
-# --- what scikit-learn says -------------------------------------------------------------------
+# --- scikit-learn's values --------------------------------------------------------------------
 
 
 def reference(name, case):
-    """The same by scikit-learn, or from its confusion matrices where it has no such function."""
+    """Returns scikit-learn's value, or that from its confusion matrices if it has no function."""
     if name in ('top_k_accuracy', 'top_2_accuracy', 'top_3_accuracy'):
         k = {'k': 5}.get(name[4]) or int(name[4])
         ranked = np.argsort(-case.probabilities, axis=1, kind='stable')[:, :k]
@@ -172,9 +172,9 @@ def reference_of_ranking(name, case):
                 rows = np.isin(labels, (a, b))
                 if len(np.unique(labels[rows])) < 2:
                     return np.nan
-                own = None if weight is None else weight[rows]
+                row_weight = None if weight is None else weight[rows]
                 areas += [
-                    sk.roc_auc_score(labels[rows] == c, scores[rows, c], sample_weight=own)
+                    sk.roc_auc_score(labels[rows] == c, scores[rows, c], sample_weight=row_weight)
                     for c in (a, b)
                 ]
         return np.mean(areas)
@@ -187,7 +187,7 @@ def reference_of_ranking(name, case):
 
 
 def columns_of(case):
-    """Confidences and whether they were right."""
+    """Returns confidences and whether they were right."""
     if case.kind == 'binary':
         return [(case.probabilities[:, 1], case.labels == 1)]
     if case.kind == 'multiclass':
@@ -196,20 +196,22 @@ def columns_of(case):
 
 
 def reference_of_probabilities(name, case):
-    labels, shares, weight = case.labels, case.probabilities, {'sample_weight': case.weight}
+    labels, probabilities, weight = case.labels, case.probabilities, {'sample_weight': case.weight}
     match name:
         case 'log_loss':
             if case.kind == 'multilabel':
-                pairs = zip(labels.T, shares.T, strict=True)
+                pairs = zip(labels.T, probabilities.T, strict=True)
                 return np.mean([sk.log_loss(*p, labels=[0, 1], **weight) for p in pairs])
-            return sk.log_loss(labels, shares, labels=range(shares.shape[1]), **weight)
+            return sk.log_loss(
+                labels, probabilities, labels=range(probabilities.shape[1]), **weight
+            )
         case 'brier':
             if case.kind == 'multilabel':
-                pairs = zip(labels.T, shares.T, strict=True)
+                pairs = zip(labels.T, probabilities.T, strict=True)
                 return np.mean([np.average((y - p) ** 2, weights=case.weight) for y, p in pairs])
             if case.kind == 'binary':
-                return np.average((labels - shares[:, 1]) ** 2, weights=case.weight)
-            squares = ((np.eye(CLASSES)[labels] - shares) ** 2).sum(axis=1)
+                return np.average((labels - probabilities[:, 1]) ** 2, weights=case.weight)
+            squares = ((np.eye(CLASSES)[labels] - probabilities) ** 2).sum(axis=1)
             return np.average(squares, weights=case.weight)
         case 'ece' | 'ece_adaptive':
             return np.mean([reference_ece(name, *pair, case.weight) for pair in columns_of(case)])
@@ -232,7 +234,7 @@ def reference_ece(name, confidence, right, weight):
 
 
 def reference_line(confidence, right, weight):
-    """A logistic regression by a general optimizer."""
+    """Returns a logistic regression fitted by a general optimizer."""
     eps = np.finfo(np.float32).eps
     x = scipy.special.logit(np.clip(confidence, eps, 1 - eps).astype(float))
     y, weight = right * 1.0, np.ones(len(right)) if weight is None else weight
@@ -261,14 +263,14 @@ def reference_of_numbers(name, case):
         'mape': sk.mean_absolute_percentage_error,
     }
     if name in ('r2', 'explained_variance') and (case.weights > 0).sum() == 1:
-        # scikit-learn has 0 or 1 for a row beside others of weight 0, and says nothing of it.
+        # scikit-learn returns 0 or 1 for a row among others with weight 0, without a warning.
         warnings.warn('one row', UndefinedMetricWarning, stacklevel=1)
         return np.nan
     return functions[name](labels, predictions, **weight)
 
 
-# What scikit-learn issues where a value is undefined; it warns of other things too (a single
-# label in a confusion matrix), which are not about the value.
+# The warning of scikit-learn for an undefined value; its other warnings (a single label in a
+# confusion matrix) are not about the value.
 UNDEFINED = ('No positive class found', 'y_pred contains classes not in y_true')
 
 
@@ -345,7 +347,7 @@ def test_a_weight_of_two_is_a_row_twice_and_of_zero_none(kind):
     repeated = case.take(np.repeat(np.arange(len(case)), weight.astype(int)))
     for name in names_of(kind):
         metric = get_metric(name, kind)
-        if name == 'ece_adaptive':  # whose bins are quantiles of all rows
+        if name == 'ece_adaptive':  # its bins are quantiles of all rows
             continue
         assert metric.of(weighed) == pytest.approx(metric.of(repeated), rel=1e-6), name
 
@@ -366,7 +368,7 @@ def check_device(kind, names):
 
 @pytest.mark.parametrize('kind', KINDS)
 def test_the_device_computes_the_same(kind):
-    """What the bootstrap compiles is what is evaluated on the host."""
+    """The function that the bootstrap compiles has the same value as on the host."""
     names = names_of(kind)
     if kind != 'regression':  # XLA takes seconds for the lines
         names = [name for name in names if not name.startswith('calibration')]
@@ -386,8 +388,10 @@ def test_very_many_rows(dtype, num_rows):
     rng = np.random.default_rng(0)
     labels = (rng.random(num_rows) < 0.01).astype(np.int32)
     positive = np.clip(rng.normal(0.3 + 0.2 * labels, 0.1), 0, 1).round(3).astype(dtype)
-    shares = np.stack([1 - positive, positive], axis=1)
-    case = EvaluationData('binary', 2, labels, shares.argmax(axis=1).astype(np.int32), shares)
+    probabilities = np.stack([1 - positive, positive], axis=1)
+    case = EvaluationData(
+        'binary', 2, labels, probabilities.argmax(axis=1).astype(np.int32), probabilities
+    )
     for name in ('accuracy', 'f1', 'mcc', 'roc_auc', 'average_precision', 'log_loss', 'brier'):
         got, expected = METRICS['binary'][name].of(case), reference(name, case)
         np.testing.assert_allclose(got, expected, rtol=1e-6, err_msg=name)
@@ -504,7 +508,7 @@ def test_counts_on_a_device_go_on_where_float32_has_no_next_whole_number():
     assert float(tally(group, ones, 2)[0]) == num_rows
 
 
-# --- what a device sorts ----------------------------------------------------------------------
+# --- sorting on a device ----------------------------------------------------------------------
 
 
 def test_rows_are_ranked_alike_on_the_host_and_on_a_device():

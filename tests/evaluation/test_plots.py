@@ -12,7 +12,7 @@ from thinkml.evaluation.analysis import PerformanceAnalysis
 from thinkml.evaluation.plots.axes import thin_points
 
 from .make_evaluations import FEW, binary, classification
-from .plot_reading import PLAIN, analyze, has_band, labels_of, line, trained
+from .plot_reading import PLAIN, analyze, four_epochs, has_band, labels_of, line
 
 CURVES = ('plot_roc_curve', 'plot_precision_recall_curve', 'plot_gain')
 OF_CLASSES = (*CURVES, 'plot_calibration', 'plot_confusion_matrix')
@@ -25,7 +25,7 @@ EVERY = [
 
 
 def draw(plot, kind, **settings):
-    analysis = dataclasses.replace(analyze(kind), runs=[trained()])
+    analysis = dataclasses.replace(analyze(kind), runs=[four_epochs()])
     return getattr(analysis, plot)(**settings)
 
 
@@ -123,7 +123,7 @@ def test_binary_curves_have_the_area_of_the_metric():
     assert area == pytest.approx(metrics['average_precision'])
 
 
-def test_gain_is_the_share_of_positives_among_the_first_rows():
+def test_gain_is_the_fraction_of_positives_among_the_first_rows():
     evaluation = binary([1, 1, 0, 1, 0, 0, 0, 0, 0, 0], np.linspace(0.9, 0, 10))
     ax = PerformanceAnalysis(evaluation).plot_gain().axes[0]
     x, y = line(ax, 'lift at 10% = 3.333')
@@ -168,9 +168,9 @@ def test_without_positives_it_says_so(plot):
 
 def test_of_many_classes_the_worst_are_named():
     evaluation = classification(tuple(f'class {i}' for i in range(14)), 900)
-    labels, shares = evaluation.scored.labels, evaluation.probabilities
+    labels, probabilities = evaluation.scored.labels, evaluation.probabilities
     areas = {
-        name: sk.roc_auc_score(labels == index, shares[:, index])
+        name: sk.roc_auc_score(labels == index, probabilities[:, index])
         for index, name in enumerate(evaluation.task.classes)
     }
     worst = sorted(areas, key=areas.__getitem__)[:3]
@@ -221,8 +221,8 @@ def test_confusion_matrix_shows_every_count():
     ax = analysis.plot_confusion_matrix().axes[0]
     counts = np.array([int(text.get_text()) for text in ax.texts]).reshape(4, 4)
     np.testing.assert_array_equal(counts, analysis.evaluation.confusion_matrix)
-    shares = ax.get_images()[0].get_array()
-    np.testing.assert_allclose(np.sum(shares, axis=1), 1)
+    fractions = ax.get_images()[0].get_array()
+    np.testing.assert_allclose(np.sum(fractions, axis=1), 1)
     names = [label.get_text() for label in ax.get_yticklabels()]
     assert names == list(analysis.evaluation.task.classes)
     assert (ax.get_xlabel(), ax.get_ylabel()) == ('predicted', 'true')

@@ -1,4 +1,4 @@
-"""The report says what the evaluation found, beside a baseline that scikit-learn has too."""
+"""The report shows the values of the evaluation, with a baseline that scikit-learn has too."""
 
 import json
 import re
@@ -17,7 +17,7 @@ from thinkml.evaluation.metrics.registry import metrics_for
 from thinkml.evaluation.result import Slice
 from thinkml.evaluation.threshold_choice import choose_threshold
 
-from . import made
+from . import make_evaluations
 from .models import Shifted, known, logits_and_labels
 
 NONE = Resampling(confidence=None)
@@ -25,15 +25,15 @@ FEW = Resampling(num_resamples=50)
 
 
 def classification(classes=('ant', 'bee', 'cat'), n=120, resampling=NONE, **fields):
-    return made.classification(classes, n, resampling=resampling, **fields)
+    return make_evaluations.classification(classes, n, resampling=resampling, **fields)
 
 
 def multilabel(resampling=NONE, **fields):
-    return made.multilabel(resampling=resampling, **fields)
+    return make_evaluations.multilabel(resampling=resampling, **fields)
 
 
 def regression(targets=1, resampling=NONE, **fields):
-    return made.regression(targets, resampling=resampling, **fields)
+    return make_evaluations.regression(targets, resampling=resampling, **fields)
 
 
 def said(evaluation):
@@ -122,26 +122,26 @@ def test_calibration_equals_scikit_learns_curve():
     evaluation = classification(('no', 'yes'), n=400)
     found = said(evaluation)['calibration']
     truth, probability = evaluation.labels == 'yes', evaluation.probabilities[:, 1]
-    shares, means = calibration_curve(truth, probability, n_bins=15)
-    assert [row['share_true'] for row in found['bins']] == pytest.approx(shares)
+    fractions, means = calibration_curve(truth, probability, n_bins=15)
+    assert [row['share_true'] for row in found['bins']] == pytest.approx(fractions)
     assert [row['mean_probability'] for row in found['bins']] == pytest.approx(means)
     counts = [row['count'] for row in found['bins']]
     assert sum(counts) == 400
-    assert found['ece'] == pytest.approx(np.average(np.abs(shares - means), weights=counts))
+    assert found['ece'] == pytest.approx(np.average(np.abs(fractions - means), weights=counts))
 
 
 def test_calibration_is_of_the_predicted_class_and_of_each_label():
     evaluation = classification(n=300)
     right = evaluation.labels == evaluation.predictions
-    shares, _ = calibration_curve(right, evaluation.probabilities.max(axis=1), n_bins=15)
+    fractions, _ = calibration_curve(right, evaluation.probabilities.max(axis=1), n_bins=15)
     bins = said(evaluation)['calibration']['bins']
-    assert [row['share_true'] for row in bins] == pytest.approx(shares)
+    assert [row['share_true'] for row in bins] == pytest.approx(fractions)
 
     evaluation = multilabel()
     bins = said(evaluation)['calibration']['bins']
     truth, probability = evaluation.labels.ravel(), evaluation.probabilities.ravel()
-    shares, _ = calibration_curve(truth, probability, n_bins=15)
-    assert [row['share_true'] for row in bins] == pytest.approx(shares)
+    fractions, _ = calibration_curve(truth, probability, n_bins=15)
+    assert [row['share_true'] for row in bins] == pytest.approx(fractions)
 
 
 def test_thresholds_are_the_predictions_and_the_best_ones():
@@ -199,7 +199,7 @@ def test_residuals_are_the_largest_in_units_of_their_target():
     units = np.array([1, 1000])
     data = regression(targets=2).scored
     data = EvaluationData('regression', 2, data.labels * units, data.predictions * units)
-    evaluation = made.made(regression(targets=2).task, data, resampling=NONE)
+    evaluation = make_evaluations.make_evaluation(regression(targets=2).task, data, resampling=NONE)
     residual = data.labels - data.predictions
     size = np.abs(residual) / np.sqrt((residual**2).mean(axis=0))
     largest = np.sort(size, axis=None)[::-1][:10]
@@ -223,7 +223,7 @@ def test_confusions_are_the_largest_cells_off_the_diagonal():
 
 
 def test_a_model_without_probabilities_is_reported_without_what_needs_them():
-    evaluation = made.without_probabilities(classification())
+    evaluation = make_evaluations.without_probabilities(classification())
     content = said(evaluation)
     assert content['calibration'] is content['thresholds'] is None
     wrong = np.flatnonzero(evaluation.labels != evaluation.predictions)
@@ -236,7 +236,7 @@ def test_a_model_without_probabilities_is_reported_without_what_needs_them():
 
 
 def rows_of(text, title):
-    """The cells of the table that follows a line starting with ``title``, by first cell."""
+    """Returns the cells of the table after a line that starts with ``title``, by first cell."""
     lines = text[text.index(title) :].lstrip('\n').split('\n')[1:]
     table = lines[: lines.index('')] if '' in lines else lines
     return {cells[0]: cells[1:] for cells in (re.split(r'\s{2,}', line) for line in table)}
@@ -439,7 +439,7 @@ def test_json_is_strict_and_holds_what_to_dict_gives(kind):
 def test_nan_is_null():
     data = classification(n=1).scored
     task = classification().task
-    evaluation = made.made(task, data, resampling=NONE)
+    evaluation = make_evaluations.make_evaluation(task, data, resampling=NONE)
     values = json.loads(Report(evaluation).to_json())
     assert values['metrics']['roc_auc'] is None
     assert 'undefined' in str(Report(evaluation))

@@ -16,7 +16,7 @@ from thinkml.evaluation.metrics.registry import metrics_for
 from thinkml.evaluation.report import embedded_plots
 from thinkml.evaluation.result import Slice
 
-from . import made
+from . import make_evaluations
 from .test_report_formats import HOSTILE
 
 pytestmark = pytest.mark.slow
@@ -34,7 +34,7 @@ FLAGS = (
 )
 SCREENS = {'phone': (390, 844), 'desk': (1280, 900)}
 
-# The least contrast of text and what is behind it, as WCAG 2 defines it, with the text it is of.
+# The lowest contrast of a text with its background, as WCAG 2 defines it, and this text.
 CONTRAST = """
 const parse = text => text.match(/[\\d.]+/g).map(Number);
 const over = (top, below) => {
@@ -67,7 +67,7 @@ return least;
 
 @pytest.fixture(scope='module')
 def browser(tmp_path_factory):
-    """Chromium without a window, its log of requests on."""
+    """Starts Chromium without a window, with its log of requests on."""
     programs = [shutil.which(name) for name in ('chromium', 'chromedriver')]
     if not all(programs):
         why = 'chromium is missing: as root, apt-get install chromium chromium-driver'
@@ -104,7 +104,7 @@ def look(browser, path, screen='desk', scheme='light'):
 
 
 def requested(browser):
-    """The addresses the page asked for."""
+    """Returns the addresses that the page requested."""
     messages = (json.loads(line['message'])['message'] for line in browser.get_log('performance'))
     return [
         message['params']['request']['url']
@@ -116,7 +116,7 @@ def requested(browser):
 def binary(**fields):
     part = Slice('site = B', 40, {'f1': 0.5}, {'f1': (0.4, 0.6)}, {'f1': -0.2}, True)
     few = Slice('site = C', 3, {}, {}, {}, False)
-    return made.classification(
+    return make_evaluations.classification(
         ('benign', 'malignant'), 300, metrics=metrics_for('binary'),
         resampling=Resampling(num_resamples=20), slices={'site = B': part, 'site = C': few},
         warnings=('f1: no predictions of 1 of 2 classes; set to 0 there.',),
@@ -125,16 +125,18 @@ def binary(**fields):
 
 
 def many_classes():
-    return made.classification(tuple(f'class {i:02}' for i in range(20)), 600, resampling=NONE)
+    return make_evaluations.classification(
+        tuple(f'class {i:02}' for i in range(20)), 600, resampling=NONE
+    )
 
 
 REPORTS = {
     'binary': binary,
     'multiclass': many_classes,
-    'multilabel': lambda: made.multilabel(resampling=NONE),
-    'regression': lambda: made.regression(targets=2, resampling=NONE),
+    'multilabel': lambda: make_evaluations.multilabel(resampling=NONE),
+    'regression': lambda: make_evaluations.regression(targets=2, resampling=NONE),
     'several': lambda: {
-        f'site {name} of many': made.classification(
+        f'site {name} of many': make_evaluations.classification(
             ('no', 'yes'), n=60, seed=seed, resampling=NONE, weight=np.full(60, 1.5)
         )
         for seed, name in enumerate('ABCD')
@@ -144,7 +146,7 @@ REPORTS = {
 
 @pytest.fixture(scope='module', params=REPORTS)
 def saved(request, tmp_path_factory):
-    """A report and the page it was saved as."""
+    """Returns a report and the page it was saved as."""
     report = Report(REPORTS[request.param]())
     path = tmp_path_factory.mktemp('reports') / f'{request.param}.html'
     report.save(path)
@@ -208,7 +210,7 @@ def test_what_is_too_wide_scrolls_in_its_box_by_keyboard_too(browser, tmp_path):
 def test_names_of_users_run_no_script(browser, tmp_path, monkeypatch):
     monkeypatch.setattr(embedded_plots, '_plots', lambda evaluation: {})
     names = (*HOSTILE, 'x' * 300)
-    evaluation = made.classification(names, n=500, resampling=NONE, warnings=names)
+    evaluation = make_evaluations.classification(names, n=500, resampling=NONE, warnings=names)
     path = tmp_path / 'report.html'
     Report({name: evaluation for name in names[:3]}).save(path)
     look(browser, path, 'phone')

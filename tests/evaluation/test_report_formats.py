@@ -1,4 +1,4 @@
-"""Markdown and HTML lay out what the text says; names from users stay names."""
+"""Markdown and HTML lay out the content of the text; names from users are escaped."""
 
 import itertools
 import re
@@ -9,11 +9,11 @@ from markdown_it import MarkdownIt  # which Flax's rich brings along
 
 from thinkml.evaluation import Report
 from thinkml.evaluation.bootstrap import Resampling
-from thinkml.evaluation.report import embedded_plots as pictures
-from thinkml.evaluation.report import report as room
+from thinkml.evaluation.report import embedded_plots
+from thinkml.evaluation.report import report as report_module
 from thinkml.evaluation.result import Slice
 
-from . import made
+from . import make_evaluations
 
 NONE = Resampling(confidence=None)
 HOSTILE = (
@@ -36,9 +36,9 @@ HOSTILE = (
 
 
 def report_on(names, **fields):
-    """A report with these names wherever users give some."""
+    """Returns a report with these names wherever users choose names."""
     slices = {name: Slice(name, 50, {'f1': 0.5}, {}, {'f1': 0.1}, True) for name in names}
-    part = made.classification(
+    part = make_evaluations.classification(
         names, n=30 * len(names), metrics=['f1'], resampling=NONE, slices=slices,
         warnings=tuple(names), data_fingerprint=dict.fromkeys(names, names[0]), **fields,
     )  # fmt: skip
@@ -46,7 +46,7 @@ def report_on(names, **fields):
 
 
 class Outline(HTMLParser):
-    """What a page consists of: tags with attributes, and the text between them."""
+    """The parts of a page: tags with attributes, and the text between them."""
 
     def __init__(self, text):
         super().__init__()
@@ -69,8 +69,8 @@ class Outline(HTMLParser):
 
 
 def page_of(report, monkeypatch):
-    """The page without its plots, which take long and are looked at in a browser."""
-    monkeypatch.setattr(pictures, '_plots', lambda evaluation: {})
+    """Returns the page without its plots, which take long and are checked in a browser."""
+    monkeypatch.setattr(embedded_plots, '_plots', lambda evaluation: {})
     return Outline(report.to_html())
 
 
@@ -119,7 +119,7 @@ def test_the_page_can_be_read_without_seeing_it(monkeypatch):
 
 
 def test_plots_are_embedded_and_described():
-    evaluation = made.classification(('no', 'yes'), resampling=NONE)
+    evaluation = make_evaluations.classification(('no', 'yes'), resampling=NONE)
     html = Report(evaluation).to_html()
     found = Outline(html).named('img')
     assert len(found) == 5
@@ -134,10 +134,15 @@ def test_plots_are_embedded_and_described():
 @pytest.mark.parametrize(
     ('evaluation', 'count'),
     [
-        (lambda: made.classification(tuple(range(25)), n=500, resampling=NONE), 4),
-        (lambda: made.multilabel(resampling=NONE), 3),
-        (lambda: made.regression(resampling=NONE), 1),
-        (lambda: made.without_probabilities(made.classification(resampling=NONE)), 0),
+        (lambda: make_evaluations.classification(tuple(range(25)), n=500, resampling=NONE), 4),
+        (lambda: make_evaluations.multilabel(resampling=NONE), 3),
+        (lambda: make_evaluations.regression(resampling=NONE), 1),
+        (
+            lambda: make_evaluations.without_probabilities(
+                make_evaluations.classification(resampling=NONE)
+            ),
+            0,
+        ),
     ],
 )
 def test_every_task_has_the_plots_that_fit_it(evaluation, count):
@@ -148,7 +153,7 @@ def test_every_task_has_the_plots_that_fit_it(evaluation, count):
 
 
 def tokens_of(text):
-    """What a Markdown reader makes of a text, the parts of lines too."""
+    """Returns the tokens of a Markdown parser for a text, with the parts of lines."""
     for token in MarkdownIt('commonmark').enable(['table', 'strikethrough']).parse(text):
         yield token
         yield from token.children or ()
@@ -178,7 +183,7 @@ def test_tables_of_markdown_have_as_many_cells_in_each_row():
 
 
 def test_markdown_stays_legible_where_nothing_is_special():
-    evaluation = made.classification(('no', 'yes'), resampling=NONE)
+    evaluation = make_evaluations.classification(('no', 'yes'), resampling=NONE)
     markdown = Report(evaluation).to_markdown()
     assert markdown.startswith('# Evaluation report\n\nbinary, 2 classes (no, yes), 120 rows\n')
     assert f'| roc_auc | {evaluation["roc_auc"]:.4f} | 0.5000 |' in markdown
@@ -189,7 +194,9 @@ def test_markdown_stays_legible_where_nothing_is_special():
 
 
 def test_every_format_tells_the_same_numbers(monkeypatch):
-    evaluation = made.classification(('no', 'yes'), resampling=Resampling(num_resamples=20))
+    evaluation = make_evaluations.classification(
+        ('no', 'yes'), resampling=Resampling(num_resamples=20)
+    )
     report = Report(evaluation)
     page = ' '.join(page_of(report, monkeypatch).texts)
     low, high = evaluation.confidence_intervals['f1']
@@ -202,9 +209,11 @@ def test_every_format_tells_the_same_numbers(monkeypatch):
 
 def test_the_evaluation_is_gone_through_once(monkeypatch):
     calls = []
-    gather = room.describe_evaluation
-    monkeypatch.setattr(room, 'describe_evaluation', lambda *args: calls.append(1) or gather(*args))
-    report = Report(made.regression(resampling=NONE))
+    gather = report_module.describe_evaluation
+    monkeypatch.setattr(
+        report_module, 'describe_evaluation', lambda *args: calls.append(1) or gather(*args)
+    )
+    report = Report(make_evaluations.regression(resampling=NONE))
     for render in (str, Report.to_markdown, Report.to_html, Report.to_json, Report.to_dict):
         render(report)
     assert len(calls) == 1
@@ -212,7 +221,7 @@ def test_the_evaluation_is_gone_through_once(monkeypatch):
 
 def test_names_cannot_break_the_lines_of_a_text():
     names = ('two\nlines', 'tab\tand\x1b[31m', 'line\u2028separator')
-    evaluation = made.classification(names, n=90, metrics=['f1'], resampling=NONE)
+    evaluation = make_evaluations.classification(names, n=90, metrics=['f1'], resampling=NONE)
     text = str(Report(evaluation))
     assert text.startswith('multiclass, 3 classes (two lines, tab and [31m, line separator), 90')
     assert '\x1b' not in text

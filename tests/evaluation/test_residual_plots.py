@@ -13,7 +13,7 @@ from thinkml.evaluation.plots.residuals import trend
 from thinkml.history import History
 
 from .make_evaluations import FEW, regression
-from .plot_reading import PLAIN, analyze, has_band, labels_of, line, trained
+from .plot_reading import PLAIN, analyze, four_epochs, has_band, labels_of, line
 
 # --- regression -------------------------------------------------------------------------------
 
@@ -114,11 +114,11 @@ def test_learning_curves_are_what_was_recorded():
     second = History()
     second.add_epoch({'loss': 0.2, 'accuracy': 0.9})
     second.add_epoch({'loss': float('nan'), 'accuracy': 0.95})
-    analysis = PerformanceAnalysis(analyze('binary').evaluation, runs=[trained(), second])
+    analysis = PerformanceAnalysis(analyze('binary').evaluation, runs=[four_epochs(), second])
     ax = analysis.plot_learning_curve().axes[0]
     assert labels_of(ax) == ['training', 'validation', 'best epoch']
     np.testing.assert_allclose(line(ax, 'training'), [[1, 2, 3, 4], [1, 1 / 2, 1 / 3, 1 / 4]])
-    np.testing.assert_allclose(line(ax, 'validation')[1], trained()['val_loss'])
+    np.testing.assert_allclose(line(ax, 'validation')[1], four_epochs()['val_loss'])
     np.testing.assert_allclose(line(ax, 'best epoch')[0], [2, 2])
     assert ax.get_ylabel() == 'loss'
     drawn = [each.get_xydata().tolist() for each in ax.get_lines()]

@@ -1,4 +1,4 @@
-"""Logits far beyond where probabilities round to 0 or 1 rank as scikit-learn ranks the logits."""
+"""Saturated probabilities: rows are ranked by logits where probabilities round to 0 or 1."""
 
 import matplotlib.figure
 import numpy as np
@@ -29,7 +29,7 @@ def evaluate(outputs, labels, kind, metrics, **settings):
 
 
 def case(kind, k, *, scale=30, shift=0, n=80, seed=0):
-    """Outputs whose probabilities are 0 or 1 in any float, and labels that they often miss."""
+    """Returns outputs whose probabilities are 0 or 1 in any float, and labels they often miss."""
     rng = np.random.default_rng(seed)
     outputs = rng.normal(size=(n, k))
     noisy = outputs + rng.normal(size=outputs.shape)
@@ -41,7 +41,7 @@ def case(kind, k, *, scale=30, shift=0, n=80, seed=0):
 
 
 def logits_of(outputs, kind):
-    """The logit of each class or label against the others, in float64."""
+    """Returns the logit of each class or label against the others, in float64."""
     z = outputs.astype(np.float64)
     if kind == 'multilabel':
         return z
@@ -51,7 +51,7 @@ def logits_of(outputs, kind):
 
 
 def columns_of(outputs, labels, kind):
-    """Whether rows are positive, and the logits that rank them."""
+    """Returns which rows are positive, and the logits that rank them."""
     logits = logits_of(outputs, kind)
     if kind == 'multilabel':
         return list(zip(labels.T, logits.T, strict=True))
@@ -147,7 +147,7 @@ def test_the_calibration_slope_is_that_of_the_logits(kind, k):
 
 def test_adaptive_bins_hold_as_many_rows_each():
     logits = np.append(np.linspace(1, 3, 65), np.linspace(40, 80, 85)).astype(np.float32)
-    labels = (np.arange(150) < 140).astype(np.int64)  # the surest are wrong
+    labels = (np.arange(150) < 140).astype(np.int64)  # the most confident are wrong
     evaluation = evaluate(logits[:, None], labels, 'binary', ['ece_adaptive'])
     bins = np.arange(150) // 10  # the logits rise
     gaps = scipy.special.expit(logits.astype(np.float64)) - labels
@@ -156,7 +156,7 @@ def test_adaptive_bins_hold_as_many_rows_each():
 
 
 def curve(figure: matplotlib.figure.Figure):
-    """The points of the model's curve, which is the line of the most points."""
+    """Returns the points of the model's curve, which is the line with the most points."""
     lines = [line.get_xydata() for line in figure.axes[0].get_lines()]
     return max(lines, key=len)
 
@@ -188,7 +188,7 @@ def test_thresholds_are_probabilities_that_rows_reach():
     assert (
         (predict_proba(model, LOGITS[:, None])[:, 1] >= chosen.threshold) == (LOGITS >= 22)
     ).all()
-    # From a logit of 37 on, a probability is 1 in float64 too: no threshold divides these rows.
+    # For logits of at least 37, the probability is 1 in float64 too: no threshold separates them.
     beyond = np.float32([-1, 0, 50, 51, 52, 53])
     evaluation = ModelEvaluator().evaluate(model, beyond[:, None], np.array([0, 0, 0, 1, 1, 1]))
     chosen = choose_threshold(evaluation)
@@ -227,7 +227,7 @@ def test_two_saturated_models_are_told_apart():
 
 
 class Probable:
-    """A model of another library: it gives probabilities alone."""
+    """A model of another library, which returns only probabilities."""
 
     classes_ = np.array([0, 1])
 

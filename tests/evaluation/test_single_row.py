@@ -1,4 +1,4 @@
-"""One row that counts says nothing of how others would be: no explained variance, no interval."""
+"""With a single row that counts, explained variance and intervals are undefined."""
 
 import dataclasses
 
@@ -11,7 +11,7 @@ from thinkml.evaluation.bootstrap import Resampling, can_vary
 from thinkml.evaluation.plots.confidence_bands import bands
 from thinkml.evaluation.plots.curve_types import GAIN
 
-from . import made
+from . import make_evaluations
 from .models import Shifted, known
 
 NAMES = ['r2', 'explained_variance', 'mse', 'mae', 'median_absolute_error']
@@ -91,8 +91,11 @@ def test_a_resample_without_a_row_of_the_slice_is_left_out():
         model, logits, labels, ['f1_macro', 'ece', 'mcc'], slices={'two': mask}, min_support=1
     )
     found = evaluation.slices['two']
-    guess = (p > 0.5).astype(int)[:2]
-    one_each = [float(guess[0] == 0), float(guess[1] == 1)]  # the F1 of either row alone
+    predictions = (p > 0.5).astype(int)[:2]
+    one_each = [
+        float(predictions[0] == 0),
+        float(predictions[1] == 1),
+    ]  # the F1 of either row alone
     low, high = found.confidence_intervals['f1_macro']
     assert min(*one_each, found.metrics['f1_macro']) <= low <= high
     assert not is_nan(found.confidence_intervals['ece'])
@@ -109,22 +112,24 @@ def test_one_row_of_two_models():
 
 
 def test_one_row_of_a_classifier():
-    evaluation = made.classification(n=1, metrics=['accuracy', 'log_loss', 'brier', 'f1'])
+    evaluation = make_evaluations.classification(
+        n=1, metrics=['accuracy', 'log_loss', 'brier', 'f1']
+    )
     low, high = evaluation.confidence_intervals['accuracy']  # Wilson's, which one row has
     assert low < high
     for name in ('log_loss', 'brier', 'f1'):
         assert is_nan(evaluation.confidence_intervals[name])
     assert all(is_nan(row['f1']) for row in evaluation.per_class_intervals.values())
-    weighted = made.classification(
+    weighted = make_evaluations.classification(
         n=5, metrics=['accuracy', 'log_loss'], weight=np.array([0.5, 0, 0, 0, 0])
     )
     assert all(map(is_nan, weighted.confidence_intervals.values()))
 
 
 def test_a_curve_of_one_row_has_no_band():
-    evaluation = made.binary([1], [0.7])
+    evaluation = make_evaluations.binary([1], [0.7])
     assert bands(evaluation, [GAIN]) == [None]
-    two = made.binary([1, 0], [0.7, 0.2])
+    two = make_evaluations.binary([1, 0], [0.7, 0.2])
     assert bands(two, [GAIN]) != [None]
     weighted = dataclasses.replace(two.scored, weight=np.array([1.0, 0.0]))
     assert bands(dataclasses.replace(two, scored=weighted), [GAIN]) == [None]

@@ -1,4 +1,4 @@
-"""Speed is what the clock says, without compiling."""
+"""Speed is measured by the clock, without compilation."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +10,7 @@ from thinkml.evaluation.speed import Speed, measure_speed
 
 
 class Machine:
-    """A model and a clock: each kind of call takes what it is told, the first one far longer."""
+    """A model and a clock: each kind of call takes a set time, the first one far longer."""
 
     def __init__(self, fixed, per_row, compiling=30.0):
         self.now, self.fixed, self.per_row, self.compiling = 0.0, fixed, per_row, compiling
@@ -57,7 +57,7 @@ def test_calls_end_with_the_budget():
         Speed(21.0, 5 / 25.0, 5)
     )
     assert slow.sizes == [1, 1, 5, 5]
-    quick = Machine(fixed=0.0, per_row=0.0)  # quicker than the clock can see
+    quick = Machine(fixed=0.0, per_row=0.0)  # faster than the clock can measure
     assert measure_speed(quick.predict, np.zeros((5, 2)), clock=quick.clock).latency_seconds > 0
     assert len(quick.sizes) == 2 * (1 + 100)
 

@@ -1,4 +1,4 @@
-"""Thresholds and calibration are drawn as scikit-learn has them."""
+"""Threshold and calibration plots show scikit-learn's values."""
 
 import dataclasses
 

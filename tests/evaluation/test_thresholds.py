@@ -1,4 +1,4 @@
-"""The chosen threshold is the best of all, by every objective."""
+"""The chosen threshold is the best one, by every objective."""
 
 import dataclasses
 
@@ -22,7 +22,7 @@ SETTINGS = {
 
 
 def rows(n=60, seed=0, levels=12, weighted=False):
-    """Labels, probabilities with ties, and weights, some of them 0."""
+    """Returns labels, probabilities with ties, and weights, some of them 0."""
     rng = np.random.default_rng(seed)
     labels = rng.integers(2, size=n)
     probabilities = np.round(np.clip(0.25 * labels + rng.random(n) * 0.7, 0, 1) * levels) / levels
@@ -30,7 +30,7 @@ def rows(n=60, seed=0, levels=12, weighted=False):
 
 
 def measured(labels, probabilities, weight, threshold):
-    """Precision, recall, F1 and specificity at a threshold, scikit-learn's."""
+    """Returns precision, recall, F1 and specificity at a threshold, by scikit-learn."""
     called = probabilities >= threshold
     settings = {'sample_weight': weight, 'zero_division': 0}
     return {
@@ -42,7 +42,7 @@ def measured(labels, probabilities, weight, threshold):
 
 
 def best_of_all(labels, probabilities, weight, objective):
-    """The best threshold of all, tried one by one from the highest."""
+    """Returns the best threshold, found by trying all from the highest down."""
     weight = np.ones(len(labels)) if weight is None else weight
     tried = []
     for threshold in [np.inf, *np.unique(probabilities[weight > 0])[::-1]]:

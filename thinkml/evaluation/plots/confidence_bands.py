@@ -64,9 +64,9 @@ def bands(
     are very many rows, resamples are drawn from a fraction of them, and the bands are narrowed by
     the square root of this fraction.
 
-    Returns: A band for each curve. It is None if the evaluation has no confidence, the curve is not
-    defined,
-        or fewer than two rows (or groups) have a weight.
+    Returns:
+        A band for each curve. It is None if the evaluation has no confidence, the curve is not
+        defined, or fewer than two rows (or groups) have a weight.
     """
     data, resampling = evaluation.scored, evaluation.resampling
     confidence = resampling.confidence
