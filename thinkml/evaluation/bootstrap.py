@@ -87,7 +87,8 @@ def make_units(resampling: Resampling, num_rows: int) -> Units:
 def can_vary(resampling: Resampling, weight: np.ndarray | None, num_rows: int) -> bool:
     """Returns True if resamples differ in more than their scale.
 
-    At least two units must have a weight, and not all of these may be alone in their stratum.
+    At least two units must have a weight above 0, and not all of these may be alone in their
+    stratum.
     """
     units = make_units(resampling, num_rows)
     counts = _weights(weight, num_rows) > 0
@@ -105,7 +106,7 @@ def resample_values(
 ) -> list[np.ndarray]:
     """Returns each value under every resample, ``(num_resamples, ...)``.
 
-    A value is NaN in a resample in which no row has a weight.
+    A value is NaN in a resample in which no row has a weight above 0.
 
     Args:
         values: functions ``(parts, weight) -> value`` of JAX arrays.

@@ -145,7 +145,7 @@ def _balanced_accuracy(kind: TaskKind) -> Metric:
             always = counts.actual == counts.total
             missing = missing & (counts.predicted > 0) | always & (counts.predicted < counts.total)
         return (
-            'some classes have no examples with a weight; they are left out.'
+            'some classes have no examples with a weight above 0; they are left out.'
             if missing.any()
             else None
         )

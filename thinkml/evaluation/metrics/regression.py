@@ -82,7 +82,7 @@ def r2(part: Errors, weight: Array) -> Array:
     """Returns the coefficient of determination ``1 - sum(error^2) / sum((y - mean(y))^2)``.
 
     1 is perfect, 0 is as good as always predicting the mean. A constant target gives 1 if predicted
-    exactly, else 0. NaN if fewer than two rows have a weight.
+    exactly, else 0. NaN if fewer than two rows have a weight above 0.
     """
     return _explained(weight @ part.error**2, _spread(part.target, weight), weight)
 

@@ -66,7 +66,7 @@ def bands(
 
     Returns:
         A band for each curve. It is None if the evaluation has no confidence, the curve is not
-        defined, or fewer than two rows (or groups) have a weight.
+        defined, or fewer than two rows (or groups) have a weight above 0.
     """
     data, resampling = evaluation.scored, evaluation.resampling
     confidence = resampling.confidence
