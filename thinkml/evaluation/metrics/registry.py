@@ -242,13 +242,13 @@ def _of_counts(kind: TaskKind) -> dict[str, Metric]:
 
 
 def _of_probabilities() -> dict[str, Metric]:
-    given: dict[str, Any] = {'kinds': _CLASSIFICATION, 'needs_probabilities': True}
-    lower: dict[str, Any] = given | {'higher_is_better': False}
-    slope: dict[str, Any] = given | {
+    higher: dict[str, Any] = {'kinds': _CLASSIFICATION, 'needs_probabilities': True}
+    lower: dict[str, Any] = higher | {'higher_is_better': False}
+    slope: dict[str, Any] = higher | {
         'kinds': _CLASSIFICATION - {'multiclass'}, 'higher_is_better': None,
         'undefined': _separable,
     }  # fmt: skip
-    area: dict[str, Any] = given | {'undefined': _without_both}
+    area: dict[str, Any] = higher | {'undefined': _without_both}
     pairs: dict[str, Any] = area | {'kinds': frozenset({'multiclass'})}
     error = calibration.calibration_error
     return {
@@ -267,7 +267,7 @@ def _of_probabilities() -> dict[str, Metric]:
             ranking.average_precision,
             undefined=_without_positives,
             resampled=ranking.resampled_average_precision,
-            **given,
+            **higher,
         ),
         'log_loss': _rows(per_row.log_loss_rows, default=True, **lower),
         'brier': _rows(per_row.brier_rows, **lower),

@@ -160,7 +160,7 @@ def _draw_labels(ax: 'Axes', curves: Sequence[Reliability]) -> None:
     for index, curve in enumerate(named):
         style = line_style(index) | {'linewidth': 1.3, 'marker': 'o', 'markersize': 3}
         ax.plot(curve.predicted, curve.true, **style, label=f'{curve.name} ({curve.error:.3f})')
-        # Under the lines, so that several can be told apart.
+        # Under the lines, so that several curves stay distinct.
         ax.vlines(curve.predicted, curve.low, curve.high, color=style['color'], alpha=0.3)
 
 

@@ -192,8 +192,8 @@ def _draw_mean(
     ax.plot(grid, mean, color='black', linewidth=2.2, drawstyle=curve_type.drawstyle, label=label)
 
 
-def _title(what: str, evaluation: Evaluation) -> str:
+def _title(name: str, evaluation: Evaluation) -> str:
     if evaluation.task.kind == 'binary':
-        return f'{what} of class {shorten(ranked_classes(evaluation)[0])}'
+        return f'{name} of class {shorten(ranked_classes(evaluation)[0])}'
     against = 'label' if class_or_label(evaluation) == 'label' else 'class against the others'
-    return f'{what}s, each {against}' if what.endswith('curve') else f'{what} of each {against}'
+    return f'{name}s, each {against}' if name.endswith('curve') else f'{name} of each {against}'
