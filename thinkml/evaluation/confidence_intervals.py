@@ -111,7 +111,7 @@ def class_intervals(
     is_simple = data.weight is None and resampling.groups is None and resampling.strata is None
     bounds: dict[str, Any] = {}
     if is_simple:
-        counts = data.part(class_part).whole
+        counts = data.part(class_part).full_counts
         for name, proportion in proportions.items():
             pairs = zip(*proportion(counts), strict=True)
             bounds[name] = np.transpose([wilson(*pair, confidence) for pair in pairs])

@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
 from thinkml.core.objectives.confusion_counts import f1, precision, ratio, recall
@@ -30,7 +29,7 @@ def evaluate_model(
     X_test: Inputs,
     y_test: Labels,
     settings: Settings,
-    devices: Sequence[jax.Device] | None,
+    devices: Sequence[Any] | None,
     name: str = '',
     *,
     default: Callable[[TaskKind], list[str]] = default_metrics,

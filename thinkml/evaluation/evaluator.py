@@ -50,7 +50,7 @@ class ModelEvaluator:
         ...
     """
 
-    def __init__(self, *, devices: Sequence[jax.Device] | None = None):
+    def __init__(self, *, devices: Sequence[Any] | None = None):
         self._devices = _check_devices(devices)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -242,7 +242,7 @@ class ModelEvaluator:
         return predict, first_rows
 
 
-def _check_devices(devices: Sequence[jax.Device] | None) -> list[jax.Device] | None:
+def _check_devices(devices: Sequence[Any] | None) -> list[Any] | None:
     if devices is None:
         return None
     checked = list(devices) if isinstance(devices, Iterable) else []

@@ -1,8 +1,8 @@
 """Model outputs: runs any model on any data, and pairs its predictions with the true labels."""
 
 from collections.abc import Sequence
+from typing import Any
 
-import jax
 import numpy as np
 
 from thinkml.core import make_predict, num_outputs, predict_outputs
@@ -34,7 +34,7 @@ from thinkml.typing import Inputs, Labels, Model, PyTree
 
 
 def open_model(
-    model: Model, X_test: Inputs, y_test: Labels, devices: Sequence[jax.Device] | None = None
+    model: Model, X_test: Inputs, y_test: Labels, devices: Sequence[Any] | None = None
 ) -> EvaluationInput:
     """Checks a model and the data it is evaluated on.
 
@@ -77,7 +77,7 @@ def _open_batches(
     X_test: Inputs,
     y_test: Labels,
     input_spec: InputSpec | None,
-    devices: Sequence[jax.Device] | None,
+    devices: Sequence[Any] | None,
 ) -> EvaluationInput:
     if not isinstance(y_test, str | None):
         raise DataError(
