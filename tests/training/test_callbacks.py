@@ -23,7 +23,7 @@ from thinkml.training import (
     TensorBoard,
     TrainingConfig,
 )
-from thinkml.training.callbacks.base import make_callbacks
+from thinkml.training.callbacks.dispatch import make_callbacks
 from thinkml.training.callbacks.loggers import LearningRateMonitor
 
 
@@ -119,22 +119,20 @@ def test_what_was_started_is_ended_whatever_fails():
 
 def test_callbacks_are_those_given_in_their_order():
     own = lambda run: None  # noqa: E731
-    made, checkpoint = make_callbacks(
-        [own, 'lr_monitor', 'checkpoint', 'progress', 'lr_monitor', own], False, 'constant'
-    )
+    names = [own, 'lr_monitor', 'checkpoint', 'progress', 'lr_monitor', own]
+    made, checkpoint = make_callbacks(TrainingConfig(callbacks=names))
     assert made[0] is own and isinstance(made[1], LearningRateMonitor) and len(made) == 2
     assert checkpoint == Checkpoint()
 
 
 def test_an_object_says_in_detail_what_its_name_says():
     detailed = Checkpoint(keep=5), EarlyStopping(patience=3), TensorBoard('elsewhere')
-    made, checkpoint = make_callbacks(
-        ['checkpoint', 'early_stopping', 'tensorboard', *detailed], True, 'constant'
-    )
+    names = ['checkpoint', 'early_stopping', 'tensorboard', *detailed]
+    made, checkpoint = make_callbacks(TrainingConfig(callbacks=names, early_stopping=True))
     assert checkpoint == detailed[0] and made[0] == detailed[1] and len(made) == 2
-    assert made[1].logger == detailed[2]
+    assert made[1] == detailed[2]
     with pytest.raises(ConfigError, match='got 2 Checkpoints'):
-        make_callbacks([Checkpoint(), Checkpoint('other')], False, 'constant')
+        make_callbacks(TrainingConfig(callbacks=[Checkpoint(), Checkpoint('other')]))
 
 
 # --- what is written --------------------------------------------------------------------------

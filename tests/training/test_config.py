@@ -9,8 +9,9 @@ import pytest
 
 from thinkml.errors import ConfigError
 from thinkml.training import EarlyStopping, ModelTrainer, TrainingConfig
-from thinkml.training.callbacks.base import BY_NAME
-from thinkml.training.config_validation import CALLBACKS, ELSEWHERE, OF_TRAIN
+from thinkml.training.callback import CALLBACKS, Callback
+from thinkml.training.callbacks.dispatch import make_callbacks
+from thinkml.training.config_validation import ELSEWHERE, OF_TRAIN
 
 
 class Misspelt:
@@ -53,8 +54,10 @@ def test_it_is_frozen_equal_by_value_and_can_be_copied():
         config.epochs = 5
 
 
-def test_each_callback_name_stands_for_something():
-    assert set(CALLBACKS) == {*BY_NAME, 'progress'}  # the bar is the trainer's own
+def test_each_callback_name_stands_for_a_callback():
+    made, checkpoint = make_callbacks(TrainingConfig(callbacks=[*CALLBACKS, 'progress']))
+    assert all(isinstance(each, Callback) for each in (*made, checkpoint))
+    assert len(made) + 1 == len(CALLBACKS)
 
 
 def test_every_problem_is_reported_at_once():

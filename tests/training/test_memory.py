@@ -21,7 +21,9 @@ from thinkml.training import (
 )
 from thinkml.training import train_loop as fit
 from thinkml.training.callbacks import early_stopping
-from thinkml.training.program import prepare
+from thinkml.training.data_feed import make_feed
+from thinkml.training.program import make_parts
+from thinkml.training.training_setup import TrainRequest, make_setup
 
 pytestmark = pytest.mark.compiled
 
@@ -292,27 +294,27 @@ def test_rows_that_will_come_are_planned_for():
 # --- what the compiler is asked ---------------------------------------------------------------
 
 
-def planned(model, problem, config):
-    return list(memory_plan._plans(model, problem, config, None))
+def planned(model, setup, config, layout):
+    return list(memory_plan._plans(model, setup, config, layout))
 
 
 @pytest.mark.parametrize('ask', [planned, tuning.largest_batch_size])
 def test_the_program_whose_memory_is_asked_for_computes_as_the_one_that_runs(ask, monkeypatch):
     images, labels = np.ones((32, 8, 8, 1), np.float32), np.arange(32) % 3
     model, config = SmallCNN(nnx.Rngs(0)), TrainingConfig(batch_size=32)
-    problem = memory_plan.make_setup(model, memory_plan.TrainRequest(images, labels), config)
+    setup = make_setup(model, TrainRequest(images, labels), config)
     programs, memory_of = [], jax.stages.Compiled.memory_analysis
     monkeypatch.setattr(tuning, 'device_budget', lambda: 10**9)
     monkeypatch.setattr(
         jax.stages.Compiled, 'memory_analysis',
         lambda program: programs.append(program) or memory_of(program),
     )  # fmt: skip
-    ask(model, problem, config)
+    ask(model, setup, config, None)
 
-    prepared = prepare(model, problem, config)
-    step, metrics = prepared.program.train_step, prepared.program.metrics
-    block = next(iter(prepared.feed.blocks(0, 0)))
-    carry = prepared.state, empty_metrics(metrics)
+    parts = make_parts(model, setup, config, *make_feed(setup, config))
+    step, metrics = parts.program.train_step, parts.program.metrics
+    block = next(iter(parts.feed.blocks(0, 0)))
+    carry = parts.state, empty_metrics(metrics)
     run = _run_steps.lower(step, True, None, block.data, block.plan, carry, 0, 1).compile()
     # What YNNPACK computes; one convolution more of it without the options.
     asked, ran = (program.as_text().count('__ynn_fusion') for program in (programs[-1], run))

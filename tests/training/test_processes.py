@@ -308,7 +308,7 @@ def stopped():
     settings = SETTINGS | {'epochs': 10_000, 'steps_per_dispatch': None}
     trainer = DistributedTrainer(TrainingConfig(**settings, callbacks=[stop]), num_gpus=2)
     trained(trainer)
-    return trainer._latest.history.epochs, trainer._latest.history.events
+    return trainer._result.history.epochs, trainer._result.history.events
 
 
 def test_one_process_that_stops_stops_all(together):

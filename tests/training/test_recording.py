@@ -24,10 +24,10 @@ from thinkml.training import (
     EarlyStopping,
     ModelTrainer,
     TrainingConfig,
-    program,
     run_warnings,
+    train_loop,
 )
-from thinkml.training import train_loop as fit
+from thinkml.training import train as training
 from thinkml.training.callbacks import device_stats
 
 
@@ -64,8 +64,8 @@ def clock(monkeypatch):
     """A training whose dispatches take 2 s, and whose epochs wait 3 s for their data."""
     clock = Clock()
     monkeypatch.setattr(loop, 'time', clock)
-    monkeypatch.setattr(fit, 'time', clock)
-    step_losses, make_feed = loop.Chunk.step_losses, program.make_feed
+    monkeypatch.setattr(train_loop, 'time', clock)
+    step_losses, make_feed = loop.Chunk.step_losses, training.make_feed
 
     def slow_losses(chunk):
         if chunk.started_at == clock.now:  # not yet waited for
@@ -86,7 +86,7 @@ def clock(monkeypatch):
         return SlowFeed(feed), validation
 
     monkeypatch.setattr(loop.Chunk, 'step_losses', slow_losses)
-    monkeypatch.setattr(program, 'make_feed', make_slow_feed)
+    monkeypatch.setattr(training, 'make_feed', make_slow_feed)
     clock.feed_class = SlowFeed
     return clock
 

@@ -33,7 +33,7 @@ UNUSED = (
     'thinkml.core.active.acquisition', 'thinkml.core.active.clustering',
     'thinkml.core.active.selection', 'thinkml.core.model.exported_forward',
     'thinkml.evaluation', 'thinkml.models', 'thinkml.monitoring.monitor',
-    'thinkml.training.active', 'thinkml.training.distributed', 'thinkml.training.transfer.learner',
+    'thinkml.training.active', 'thinkml.training.transfer.learner',
     'matplotlib', 'tensorboardX', 'sklearn', 'scipy', 'pandas', 'dm_pix', 'tensorflow', 'torch',
 )  # fmt: skip
 

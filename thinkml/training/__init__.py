@@ -15,7 +15,7 @@ from thinkml.core import MixUp as MixUp
 from thinkml.core import RandomCrop as RandomCrop
 from thinkml.core import RandomFlip as RandomFlip
 from thinkml.core import RandomRotation as RandomRotation
-from thinkml.training.callbacks.base import Callback as Callback
+from thinkml.training.callback import Callback as Callback
 from thinkml.training.callbacks.checkpoint import Checkpoint as Checkpoint
 from thinkml.training.callbacks.early_stopping import EarlyStopping as EarlyStopping
 from thinkml.training.callbacks.loggers import CSVLogger as CSVLogger
@@ -26,6 +26,7 @@ from thinkml.training.callbacks.profiler import Profiler as Profiler
 from thinkml.training.callbacks.reduce_lr import ReduceLROnPlateau as ReduceLROnPlateau
 from thinkml.training.config import TrainingConfig as TrainingConfig
 from thinkml.training.run import Run as Run
+from thinkml.training.trainer import DistributedTrainer as DistributedTrainer
 from thinkml.training.trainer import ModelTrainer as ModelTrainer
 
 if TYPE_CHECKING:
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
     from thinkml.training.active.learner import ActiveLearner as ActiveLearner
     from thinkml.training.active.strategies import DiverseBatches as DiverseBatches
     from thinkml.training.checkpoint_weights import load_checkpoint as load_checkpoint
-    from thinkml.training.distributed import DistributedTrainer as DistributedTrainer
     from thinkml.training.memory_plan import Plan as Plan
     from thinkml.training.memory_plan import PlannedArray as PlannedArray
     from thinkml.training.memory_plan import PlannedPart as PlannedPart
@@ -46,7 +46,6 @@ __getattr__, __dir__ = lazy.names(__name__, {
     'thinkml.training.active.history': 'ActiveHistory ActiveQuery',
     'thinkml.training.active.learner': 'ActiveLearner',
     'thinkml.training.active.strategies': 'DiverseBatches',
-    'thinkml.training.distributed': 'DistributedTrainer',
     'thinkml.training.checkpoint_weights': 'load_checkpoint',
     'thinkml.training.memory_plan': 'Plan PlannedArray PlannedPart',
     'thinkml.training.transfer.learner': 'TransferLearner',

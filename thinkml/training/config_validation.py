@@ -10,20 +10,8 @@ from thinkml.core import OPTIMIZERS, SCHEDULES, make_optimizer
 from thinkml.core.model.mixed_precision import get_compute_dtype
 from thinkml.errors import ConfigError, did_you_mean, is_number, is_whole, unknown_name
 from thinkml.paths import path_problem
+from thinkml.training.callback import CALLBACKS, HOOKS, has_hooks
 
-# What these names stand for is in callbacks.py, which needs to know a config.
-CALLBACKS = (
-    'checkpoint',
-    'csv',
-    'device_stats',
-    'early_stopping',
-    'lr_monitor',
-    'profiler',
-    'progress',
-    'tensorboard',
-    'throughput',
-)
-HOOKS = ('on_train_start', 'on_chunk_end', 'on_epoch_end', 'on_train_end')
 ON_NAN = ('ignore', 'raise', 'restore')
 
 # What other libraries call our settings.
@@ -195,8 +183,9 @@ def _callback_problems(callbacks: Any) -> list[str]:
     found = []
     for callback in callbacks:
         if isinstance(callback, str):
-            if callback not in CALLBACKS:
-                found.append(unknown_name('callbacks', callback, CALLBACKS))
+            names = (*CALLBACKS, 'progress')  # the progress bar belongs to the trainer
+            if callback not in names:
+                found.append(unknown_name('callbacks', callback, names))
         elif unknown := [n for n in dir(callback) if n.startswith('on_') and n not in HOOKS]:
             found.append(unknown_name('callbacks', unknown[0], HOOKS))
         elif isinstance(callback, type):
@@ -216,9 +205,7 @@ def _callback_problems(callbacks: Any) -> list[str]:
 
 
 def _is_callback(value: Any) -> bool:
-    # Loggers and Checkpoint have no hooks of their own.
-    is_own = type(value).__module__.startswith('thinkml.training.')
-    return is_own or callable(value) or any(hasattr(value, hook) for hook in HOOKS)
+    return callable(value) or has_hooks(value)
 
 
 def _called(callback: Any) -> list[Callable[..., Any]]:

@@ -28,7 +28,8 @@ from thinkml.data.sample_weights import in_float32
 from thinkml.data.stream import Arrays, row_bytes
 from thinkml.errors import ConfigError
 from thinkml.training.config import TrainingConfig
-from thinkml.training.train_loop import Validation
+from thinkml.training.random_keys import run_keys
+from thinkml.training.run import Validation
 from thinkml.training.training_setup import Examples, Stream, TrainingSetup, with_advice
 
 
@@ -41,7 +42,7 @@ class Placement(enum.Enum):
 
 
 def make_feed(
-    problem: TrainingSetup, config: TrainingConfig, shuffle_key: jax.Array, layout: Layout | None
+    setup: TrainingSetup, config: TrainingConfig, layout: Layout | None = None
 ) -> tuple[Feed, Validation | None]:
     """Chooses for the data: what fits stays on the device, what doesn't is streamed.
 
@@ -52,7 +53,8 @@ def make_feed(
         ConfigError: for a share of batches whose number nobody knows.
     """
     budget = device_budget(config.device_data_bytes, layout)
-    train, val = problem.train, problem.val
+    shuffle_key = run_keys(config.seed).shuffle
+    train, val = setup.train, setup.val
     if isinstance(train, Stream):
         feed = BatchFeed(
             train.batches, functools.partial(_encode, train),
@@ -82,7 +84,7 @@ def make_feed(
 
 
 def planned_placements(
-    problem: TrainingSetup, config: TrainingConfig, layout: Layout | None
+    setup: TrainingSetup, config: TrainingConfig, layout: Layout | None
 ) -> Iterator[tuple[str, Placement, int, int]]:
     """Where `make_feed` would put rows, without putting them there.
 
@@ -90,12 +92,12 @@ def planned_placements(
         the argument, where its rows would be, the bytes of all of them, and those of a device.
     """
     budget = device_budget(config.device_data_bytes, layout)
-    for argument, examples in (('X_train', problem.train), ('X_val', problem.val)):
+    for argument, examples in (('X_train', setup.train), ('X_val', setup.val)):
         is_shared = (
             argument == 'X_val'
             and isinstance(examples, Examples)
-            and isinstance(problem.train, Examples)
-            and examples.x is problem.train.x
+            and isinstance(setup.train, Examples)
+            and examples.x is setup.train.x
         )
         if not isinstance(examples, Examples) or is_shared:
             continue

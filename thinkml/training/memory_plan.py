@@ -6,17 +6,13 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
 from thinkml.checkpoint.filesystem import readable
-from thinkml.core import Batch, TrainState, functionalize, get_compute_dtype
+from thinkml.core import TrainState, functionalize, get_compute_dtype
 from thinkml.core.parallel.sharding import Layout
 from thinkml.core.train.batch_feed import steps_of
-from thinkml.core.train.step import TrainStep
-from thinkml.core.xla.jit import Jit
 from thinkml.data.device_placement import free_bytes
-from thinkml.training.callbacks.base import make_callbacks, recorded_for
 from thinkml.training.config import TrainingConfig
 from thinkml.training.data_feed import planned_placements
 from thinkml.training.program import (
@@ -25,8 +21,10 @@ from thinkml.training.program import (
     make_program,
     num_parts,
     optimizer_of,
+    step_memory,
 )
-from thinkml.training.training_setup import Examples, TrainingSetup, TrainRequest, make_setup
+from thinkml.training.training_setup import Examples, TrainingSetup
+from thinkml.typing import Model
 
 _WHOLE, _PARTS = 'on each device', 'in parts'
 
@@ -162,27 +160,22 @@ _ACTIVATIONS = 'gradients, activations'
 
 
 def make_plan(
-    model: Any, asked: TrainRequest, config: TrainingConfig, layout: Layout | None
+    model: Model, setup: TrainingSetup, config: TrainingConfig, layout: Layout | None
 ) -> Plan:
     """Plans a training as it would be done; nothing is put on the devices.
 
     Args:
         model: the user's object.
-        asked: what is to be learned.
+        setup: the data, the task and the objective.
         config: the settings.
-        layout: the devices, where there are several.
-
-    Raises:
-        ThinkMLError: as `ModelTrainer.train` does for the same arguments.
+        layout: the devices.
     """
-    callbacks, _ = make_callbacks(config.callbacks, config.early_stopping, config.lr_schedule)
-    problem = make_setup(model, asked, config, recorded_for(callbacks))
-    *_, plan = _plans(model, problem, config, layout)
+    *_, plan = _plans(model, setup, config, layout)
     return plan
 
 
 def reduce_memory(
-    model: Any, problem: TrainingSetup, config: TrainingConfig, layout: Layout | None
+    model: Model, setup: TrainingSetup, config: TrainingConfig, layout: Layout | None
 ) -> tuple[MemorySavings, str | None]:
     """Chooses what is done so that a training fits the devices, before anything is put there.
 
@@ -195,9 +188,9 @@ def reduce_memory(
     """
     asked_for = MemorySavings(remat=bool(config.remat))
     free = free_bytes(layout)
-    if free is None or _need_at_most(problem, config, layout) <= free:
+    if free is None or _need_at_most(setup, config, layout) <= free:
         return asked_for, None
-    first, *others = _plans(model, problem, config, layout)
+    first, *others = _plans(model, setup, config, layout)
     plan = others[-1] if others else first
     if not plan.fits:
         return asked_for, f'this training may not fit, it is tried as it is asked for.\n{first}'
@@ -220,29 +213,29 @@ _LEAST_ROWS = 8
 _OF_PARAMS = 10
 
 
-def _need_at_most(problem: TrainingSetup, config: TrainingConfig, layout: Layout | None) -> int:
+def _need_at_most(setup: TrainingSetup, config: TrainingConfig, layout: Layout | None) -> int:
     """Bytes of a device that a training is far from exceeding, without tracing it."""
-    rows = _steps_of(problem, config).batch_size
-    data = sum(of_device for *_, of_device in planned_placements(problem, config, layout))
-    footprint = problem.footprint
+    rows = _steps_of(setup, config).batch_size
+    data = sum(of_device for *_, of_device in planned_placements(setup, config, layout))
+    footprint = setup.footprint
     return data + _OF_PARAMS * footprint.params + _OF_FORWARD * rows * footprint.row
 
 
 def _plans(
-    model: Any, problem: TrainingSetup, config: TrainingConfig, layout: Layout | None
+    model: Model, setup: TrainingSetup, config: TrainingConfig, layout: Layout | None
 ) -> Iterable[Plan]:
     """Plans that take less and less, until one fits; one alone where nothing would help."""
-    plan = _plan(model, problem, config, layout, MemorySavings(remat=bool(config.remat)))
+    plan = _plan(model, setup, config, layout, MemorySavings(remat=bool(config.remat)))
     yield plan
     kept = plan.bytes_per_device - _activations_of(plan)
     if plan.fits is not False or plan.free_bytes is None or kept > plan.free_bytes:
         return
     if config.remat is None:
-        again = _plan(model, problem, config, layout, MemorySavings(remat=True))
+        again = _plan(model, setup, config, layout, MemorySavings(remat=True))
         if again.bytes_per_device < plan.bytes_per_device:
             plan = again
             yield plan
-    batch_size = _steps_of(problem, config).batch_size
+    batch_size = _steps_of(setup, config).batch_size
     before = num_parts(batch_size, config, MemorySavings())
     num_devices = 1 if layout is None else layout.num_devices
     for parts in range(2 * before, batch_size // (_LEAST_ROWS * num_devices) + 1, before):
@@ -251,7 +244,7 @@ def _plans(
         if batch_size % (parts * num_devices) or parts < 2 * before * plan.saving.micro_batches:
             continue
         saving = plan.saving._replace(micro_batches=parts // before)
-        again = _plan(model, problem, config, layout, saving)
+        again = _plan(model, setup, config, layout, saving)
         if again.bytes_per_device >= plan.bytes_per_device:
             return
         plan = again
@@ -271,27 +264,25 @@ def _savings(saving: MemorySavings) -> Iterable[str]:
 
 
 def _plan(
-    model: Any,
-    problem: TrainingSetup,
+    model: Model,
+    setup: TrainingSetup,
     config: TrainingConfig,
     layout: Layout | None,
     saving: MemorySavings,
 ) -> Plan:
-    state, apply = _state_of(model, problem, config)
-    steps = _steps_of(problem, config)
-    program = make_program(
-        problem, apply, optimizer_of(config), steps, None, config, layout, saving
-    )
+    state, apply = _state_of(model, setup, config)
+    steps = _steps_of(setup, config)
+    program = make_program(setup, apply, optimizer_of(config), steps, None, config, layout, saving)
     arrays = tuple(_planned(state, layout))
     metrics = jax.eval_shape(program.metrics.empty)
     of_metrics = sum(map(_num_bytes, jax.tree.leaves(metrics)))
-    memory = step_memory(program.train_step, state, problem, steps.batch_size, layout)
+    memory = step_memory(program.train_step, state, setup, steps.batch_size, layout)
     activations = 0 if memory is None else memory.temp_size_in_bytes
     parts = [
         *_parts_of_state(arrays, config),
         *(
             PlannedPart(argument, where.value, whole, of_device)
-            for argument, where, whole, of_device in planned_placements(problem, config, layout)
+            for argument, where, whole, of_device in planned_placements(setup, config, layout)
         ),
         PlannedPart('metrics of an epoch', _WHOLE, of_metrics, of_metrics),
         PlannedPart(_ACTIVATIONS, 'a part on each device', None, activations),
@@ -310,8 +301,8 @@ class _Steps(NamedTuple):
     batch_size: int
 
 
-def _steps_of(problem: TrainingSetup, config: TrainingConfig) -> _Steps:
-    train = problem.train
+def _steps_of(setup: TrainingSetup, config: TrainingConfig) -> _Steps:
+    train = setup.train
     if isinstance(train, Examples):
         rows = train.room or len(train.rows)
         batch_size = min(config.batch_size * config.accumulate_steps, rows)
@@ -321,13 +312,13 @@ def _steps_of(problem: TrainingSetup, config: TrainingConfig) -> _Steps:
     return _Steps(None if count is None else math.ceil(count / config.accumulate_steps), rows)
 
 
-def _state_of(model: Any, problem: TrainingSetup, config: TrainingConfig) -> tuple[TrainState, Any]:
+def _state_of(model: Model, setup: TrainingSetup, config: TrainingConfig) -> tuple[TrainState, Any]:
     """Shapes and dtypes of the state, and the forward pass."""
     found = []
 
     def make(key: jax.Array) -> TrainState:
         functional = functionalize(
-            model, problem.spec, key, compute_dtype=get_compute_dtype(config.precision)
+            model, setup.spec, key, compute_dtype=get_compute_dtype(config.precision)
         )
         found.append(functional.apply)
         return initial_state(functional, optimizer_of(config), key, config, 1, None)
@@ -372,32 +363,6 @@ def _summed(name: str, arrays: list[PlannedArray]) -> PlannedPart:
         name, placed,
         sum(array.num_bytes for array in arrays), sum(array.bytes_per_device for array in arrays),
     )  # fmt: skip
-
-
-def step_memory(
-    step: TrainStep,
-    state: TrainState,
-    problem: TrainingSetup,
-    batch_size: int,
-    layout: Layout | None,
-) -> Any:
-    """XLA's sizes of the compiled step, which updates its state in place; None where it has none.
-
-    The temporary ones are gradients and activations. Of the state shapes and dtypes are read.
-    """
-
-    def placed(leaf: Any, sharding: Any) -> Any:
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-
-    def rows(leaf: Any) -> Any:
-        return jax.ShapeDtypeStruct((batch_size, *leaf.shape[1:]), leaf.dtype)
-
-    weight: Any = jax.ShapeDtypeStruct((batch_size,), jnp.float32)
-    batch = Batch(jax.tree.map(rows, problem.spec), rows(problem.labels), weight)
-    if layout is not None:
-        state = jax.tree.map(placed, state, layout.state_sharding(state))
-        batch = jax.tree.map(lambda leaf: placed(leaf, layout.replicated), batch)
-    return Jit(step, donate_argnums=(0,)).lower(state, batch).compile().memory_analysis()
 
 
 def _num_bytes(leaf: Any) -> int:

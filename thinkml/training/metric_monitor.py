@@ -7,6 +7,7 @@ from typing import Any, Literal
 from thinkml.core import is_higher_better
 from thinkml.core.objectives.metric_names import TRAINING_ONLY_METRICS
 from thinkml.errors import ConfigError, is_number, is_whole, unknown_name
+from thinkml.training.callback import BuiltInCallback
 from thinkml.training.run import Run
 
 Mode = Literal['min', 'max']
@@ -114,3 +115,35 @@ def improvement_problems(monitor: Any, mode: Any, min_delta: Any, patience: Any)
             'acts on the first epoch without improvement.'
         )
     return found
+
+
+class MonitoringCallback(BuiltInCallback):
+    """The base of callbacks that act on one metric; subclasses have these attributes as settings.
+
+    Attributes:
+        monitor: the name of the metric in the history; None for the default.
+        mode: ``'min'`` or ``'max'``; None for what suits the metric.
+        min_delta: an improvement is larger than this.
+    """
+
+    monitor: str | None
+    mode: Mode | None
+    min_delta: float
+    _monitor: MetricMonitor
+
+    def monitor_among(self, metric_names: tuple[str, ...]) -> MetricMonitor:
+        """Returns the monitor of the metric, from the names that an epoch records.
+
+        Raises:
+            ConfigError: if the metric is not among them.
+        """
+        return monitor_for(self.monitor, self.mode, metric_names, self.min_delta)
+
+    @property
+    def watched_name(self) -> str:
+        """Returns the name of the metric, once a run has started."""
+        return self._monitor.name
+
+    def check(self, metric_names: tuple[str, ...]) -> None:
+        """Raises a `ConfigError` if the metric is not recorded."""
+        self.monitor_among(metric_names)

@@ -1,16 +1,16 @@
-"""From a checked problem to what `fit` runs: the program, the state, the feed."""
+"""The program of a run: its compiled functions and its first state."""
 
 import dataclasses
-import functools
 import math
 from typing import Any, NamedTuple, Protocol
 
 import jax
-import numpy as np
+import jax.numpy as jnp
 import optax
 from clu.metrics import Collection
 
 from thinkml.core import (
+    Batch,
     Feed,
     FunctionalModel,
     TrainState,
@@ -25,15 +25,17 @@ from thinkml.core import (
 from thinkml.core.model.adapters import ApplyFn
 from thinkml.core.model.partly_frozen import learning_rates_of, scaled_updates
 from thinkml.core.parallel.sharding import Layout, unreplicate
+from thinkml.core.train.step import TrainStep
 from thinkml.core.xla.jit import Jit
 from thinkml.data import capacity
 from thinkml.errors import ConfigError
 from thinkml.model_record import record_of
 from thinkml.training.config import TrainingConfig
-from thinkml.training.data_feed import make_feed
 from thinkml.training.optimizer_state import take_up
-from thinkml.training.train_loop import Program, Validation
+from thinkml.training.random_keys import run_keys
+from thinkml.training.run import Program, Validation
 from thinkml.training.training_setup import TrainingSetup
+from thinkml.typing import Model
 
 
 class Steps(Protocol):
@@ -58,16 +60,16 @@ class MemorySavings(NamedTuple):
     micro_batches: int = 1
 
 
-class PreparedRun(NamedTuple):
-    """What a run consists of before its first step.
+class RunParts(NamedTuple):
+    """A run before its first step, in parts.
 
     Attributes:
-        functional: the model taken apart.
-        program: the functions.
+        functional: the model as functions and arrays.
+        program: the functions that are compiled.
         state: the state before the first step.
         feed: the training batches.
         validation: what is evaluated after each epoch; None for nothing.
-        total_steps: of the whole run; None where only the end of an epoch tells.
+        total_steps: steps of the whole run; None if only the end of an epoch tells.
     """
 
     functional: FunctionalModel
@@ -78,44 +80,51 @@ class PreparedRun(NamedTuple):
     total_steps: int | None
 
 
-def prepare(
-    model: Any,
-    problem: TrainingSetup,
+def make_parts(
+    model: Model,
+    setup: TrainingSetup,
     config: TrainingConfig,
+    feed: Feed,
+    validation: Validation | None,
     layout: Layout | None = None,
-    saving: MemorySavings = MemorySavings(),  # noqa: B008 (immutable)
-) -> PreparedRun:
-    """Puts the data in its place and makes the program and the state.
+    savings: MemorySavings = MemorySavings(),  # noqa: B008 (immutable)
+) -> RunParts:
+    """Makes the program and the first state of a run.
+
+    Args:
+        model: the user's object.
+        setup: the data, the task and the objective.
+        config: the settings.
+        feed: the training batches.
+        validation: what is evaluated after each epoch; None for nothing.
+        layout: the devices.
+        savings: how memory is saved.
 
     Raises:
-        ConfigError: if the schedule needs a length that nobody knows.
-        DataError: if the data can't be read.
+        ConfigError: if the schedule needs a number of steps that is unknown.
     """
-    settings: Any = jax.config  # whose names type checkers don't know
-    # This setting is not in the key of JAX's compiled programs.
-    implementation = settings.jax_default_prng_impl
-    init_key, step_key, shuffle_key = _keys(np.uint32(config.seed), implementation)
+    keys = run_keys(config.seed)
     dtype = get_compute_dtype(config.precision)
-    functional = functionalize(model, problem.spec, init_key, compute_dtype=dtype)
-    feed, validation = make_feed(problem, config, shuffle_key, layout)
+    functional = functionalize(model, setup.spec, keys.init, compute_dtype=dtype)
     total_steps = _total_steps(feed, config)
     tx = optimizer_of(config)
     rates = learning_rates_of(functional)
     tx = tx if rates is None else scaled_updates(tx, rates)
-    state = initial_state(functional, tx, step_key, config, total_steps, layout)
+    state = initial_state(functional, tx, keys.step, config, total_steps, layout)
     record = record_of(model)
     if record.continues and record.optimizer is not None:
         state = take_up(state, record.optimizer)
-    program = make_program(problem, functional.apply, tx, feed, validation, config, layout, saving)
+    program = make_program(setup, functional.apply, tx, feed, validation, config, layout, savings)
     if layout is not None:
         functional = _written_unreplicated(functional, layout)
-    return PreparedRun(functional, program, state, feed, validation, total_steps)
-
-
-@functools.partial(Jit, static_argnums=(1,))
-def _keys(seed: jax.typing.ArrayLike, implementation: str) -> tuple[jax.Array, ...]:
-    """Of the initial parameters, the steps and the order of the rows."""
-    return tuple(jax.random.split(jax.random.key(seed, impl=implementation), 3))
+    return RunParts(
+        functional=functional,
+        program=program,
+        state=state,
+        feed=feed,
+        validation=validation,
+        total_steps=total_steps,
+    )
 
 
 def optimizer_of(config: TrainingConfig) -> optax.GradientTransformation:
@@ -191,39 +200,39 @@ def _hyperparams(config: TrainingConfig, total_steps: int | None) -> dict[str, f
 
 
 def make_program(
-    problem: TrainingSetup,
+    setup: TrainingSetup,
     apply: ApplyFn,
     tx: Any,
     feed: Steps,
     validation: Validation | None,
     config: TrainingConfig,
     layout: Layout | None,
-    saving: MemorySavings,
+    savings: MemorySavings,
 ) -> Program:
     """The functions of a run.
 
     Args:
-        problem: what is learned.
+        setup: the data, the task and the objective.
         apply: the model's forward pass.
         tx: the optimizer.
         feed: the batches; their number and size are read.
         validation: what is evaluated after each epoch; None for nothing.
         config: the settings.
         layout: the devices, where there are several.
-        saving: what is done to take less memory.
+        savings: how memory is saved.
     """
-    objective = problem.objective
+    objective = setup.objective
     metrics = _metrics(
-        (*objective.metrics, *objective.training_metrics), problem, _rows_of_epoch(feed, config),
+        (*objective.metrics, *objective.training_metrics), setup, _rows_of_epoch(feed, config),
         'X_train',
     )  # fmt: skip
     eval_metrics = metrics
     if validation is not None:
-        eval_metrics = _metrics(objective.metrics, problem, validation.capacity, 'X_val')
+        eval_metrics = _metrics(objective.metrics, setup, validation.capacity, 'X_val')
     train_step = make_train_step(
         apply, objective.loss_fn, tx, metrics,
-        augment=objective.augment, remat=saving.remat,
-        accumulate_steps=num_parts(feed.batch_size, config, saving),
+        augment=objective.augment, remat=savings.remat,
+        accumulate_steps=num_parts(feed.batch_size, config, savings),
         layout=layout,
     )  # fmt: skip
     eval_step = make_eval_step(apply, objective.loss_fn, eval_metrics, layout=layout)
@@ -231,9 +240,9 @@ def make_program(
 
 
 def _metrics(
-    metrics: tuple[Any, ...], problem: TrainingSetup, rows: int | None, argument: str
+    metrics: tuple[Any, ...], setup: TrainingSetup, rows: int | None, argument: str
 ) -> type[Collection]:
-    task = problem.task
+    task = setup.task
     try:
         return make_metrics(metrics, kind=task.kind, num_outputs=task.num_outputs, capacity=rows)
     except ConfigError as error:
@@ -256,7 +265,33 @@ def _rows_of_epoch(feed: Steps, config: TrainingConfig) -> int | None:
     return math.ceil(rows / feed.batch_size) * feed.batch_size
 
 
-def num_parts(batch_size: int, config: TrainingConfig, saving: MemorySavings) -> int:
+def num_parts(batch_size: int, config: TrainingConfig, savings: MemorySavings) -> int:
     """Parts of a step; a data set smaller than a step has as many as divide it."""
     parts = math.gcd(batch_size, config.accumulate_steps)
-    return math.gcd(batch_size, parts * saving.micro_batches)
+    return math.gcd(batch_size, parts * savings.micro_batches)
+
+
+def step_memory(
+    step: TrainStep,
+    state: TrainState,
+    setup: TrainingSetup,
+    batch_size: int,
+    layout: Layout | None,
+) -> Any:
+    """XLA's sizes of the compiled step, which updates its state in place; None where it has none.
+
+    The temporary ones are gradients and activations. Of the state shapes and dtypes are read.
+    """
+
+    def placed(leaf: Any, sharding: Any) -> Any:
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+    def rows(leaf: Any) -> Any:
+        return jax.ShapeDtypeStruct((batch_size, *leaf.shape[1:]), leaf.dtype)
+
+    weight: Any = jax.ShapeDtypeStruct((batch_size,), jnp.float32)
+    batch = Batch(jax.tree.map(rows, setup.spec), rows(setup.labels), weight)
+    if layout is not None:
+        state = jax.tree.map(placed, state, layout.state_sharding(state))
+        batch = jax.tree.map(lambda leaf: placed(leaf, layout.replicated), batch)
+    return Jit(step, donate_argnums=(0,)).lower(state, batch).compile().memory_analysis()

@@ -3,16 +3,18 @@
 import dataclasses
 import math
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from clu.metrics import Collection
 
-from thinkml.core import Position, TrainState, get_learning_rate
+from thinkml.core import DeviceData, Position, TrainState, get_learning_rate
 from thinkml.core.model.adapters import arrays_in, no_arrays
-from thinkml.core.parallel.sharding import put_like
+from thinkml.core.parallel.sharding import Layout, put_like
 from thinkml.core.train.optimizers import set_hyperparams
+from thinkml.core.train.step import EvalStep, TrainStep
 from thinkml.core.xla.jit import Jit
 from thinkml.errors import ConfigError, is_number
 from thinkml.monitoring import History
@@ -37,6 +39,38 @@ def _taken(new: Any, old: Any) -> Any:
         )
     arrays = jax.tree.map(lambda array, like: jnp.asarray(array, like.dtype), new, old)
     return jax.tree.map(put_like, copy_arrays(arrays), old)
+
+
+class Program(NamedTuple):
+    """The functions that a run compiles, the metric collections they fill, and the devices.
+
+    Attributes:
+        train_step: the training step, see `thinkml.core.make_train_step`.
+        metrics: the metrics of training.
+        eval_step: the evaluation step, see `thinkml.core.make_eval_step`.
+        eval_metrics: the metrics of validation.
+        layout: the placement of arrays on the devices.
+    """
+
+    train_step: TrainStep
+    metrics: type[Collection]
+    eval_step: EvalStep
+    eval_metrics: type[Collection]
+    layout: Layout | None
+
+
+class Validation(NamedTuple):
+    """What is evaluated after each epoch.
+
+    Attributes:
+        read: returns the data, in one piece or in several.
+        batch_size: rows at a time.
+        capacity: the number of rows, filler rows included; None if it is unknown.
+    """
+
+    read: Callable[[], DeviceData | Iterable[DeviceData]]
+    batch_size: int
+    capacity: int | None
 
 
 class Times(NamedTuple):

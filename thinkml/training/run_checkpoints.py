@@ -20,11 +20,10 @@ from thinkml.errors import (
 from thinkml.model_record import record_of
 from thinkml.monitoring import History
 from thinkml.paths import local_directory
+from thinkml.training.callback import has_state
 from thinkml.training.callbacks.checkpoint import Checkpoint
-from thinkml.training.callbacks.early_stopping import EarlyStopping
-from thinkml.training.callbacks.reduce_lr import ReduceLROnPlateau
 from thinkml.training.function_digests import changed_functions
-from thinkml.training.metric_monitor import monitor_for
+from thinkml.training.metric_monitor import MonitoringCallback, monitor_for
 from thinkml.training.run import EpochEnd, Run
 from thinkml.training.run_directory import is_lost, new_directory, newest_directory
 
@@ -160,9 +159,9 @@ class Checkpoints:
     def _watched_by(self, callbacks: list[Any]) -> dict[str, str]:
         """The metric each of ours watches, and the mode, by the name of the callback."""
         watching = {
-            name: monitor_for(callback.monitor, callback.mode, self._metric_names)
+            name: callback.monitor_among(self._metric_names)
             for name, callback in _stateful(callbacks).items()
-            if isinstance(callback, EarlyStopping | ReduceLROnPlateau)
+            if isinstance(callback, MonitoringCallback)
         }
         watching['Checkpoint'] = self._best
         return {name: f'{metric.name} ({metric.mode})' for name, metric in watching.items()}
@@ -365,7 +364,7 @@ def _stateful(callbacks: list[Any]) -> dict[str, Any]:
     """The callbacks whose state goes into the checkpoints, by a name that each run gives them."""
     found: dict[str, Any] = {}
     for callback in callbacks:
-        if hasattr(callback, 'state_dict'):
+        if has_state(callback):
             name = type(callback).__name__
             count = sum(known.split(' ')[0] == name for known in found)
             found[f'{name} {count + 1}' if count else name] = callback

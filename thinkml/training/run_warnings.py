@@ -7,7 +7,7 @@ from typing import Any
 from thinkml.core import Feed, ResidentFeed
 from thinkml.errors import warn_user
 from thinkml.training.callbacks.early_stopping import EarlyStopping
-from thinkml.training.callbacks.reduce_lr import ReduceLROnPlateau
+from thinkml.training.metric_monitor import MonitoringCallback
 from thinkml.training.run import Run
 from thinkml.training.run_checkpoints import Checkpoints
 
@@ -89,7 +89,7 @@ def warn_of_monitors(
         missing: the labels that no row of ``'train'`` and of ``'val'`` has.
     """
     by_name: dict[str, list[str]] = {}
-    watching = [c for c in run.callbacks if isinstance(c, EarlyStopping | ReduceLROnPlateau)]
+    watching = [c for c in run.callbacks if isinstance(c, MonitoringCallback)]
     for one in (*watching, *([] if checkpoints is None else [checkpoints])):
         by_name.setdefault(one.watched_name, []).append(type(one).__name__.removesuffix('s'))
     is_reported = any(_KEY in text for _, text in run.history.events)

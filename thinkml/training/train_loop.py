@@ -1,106 +1,66 @@
-"""fit: the one ordered loop under everything that trains."""
+"""The training loop: chunks of steps, epochs, callbacks, checkpoints, and how a run ends."""
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from clu.metrics import Collection
 
-from thinkml.core import Chunk, DeviceData, Feed, evaluate, train_chunks
+from thinkml.core import Chunk, Feed, evaluate, train_chunks
 from thinkml.core.objectives.streaming_metrics import compute
 from thinkml.core.parallel.multiprocess import all_gather
-from thinkml.core.parallel.sharding import Layout
-from thinkml.core.train.step import EvalStep, TrainStep
 from thinkml.core.xla.jit import holding_programs
 from thinkml.errors import DivergedError, warn_user
 from thinkml.monitoring import ProgressBar
-from thinkml.training.callbacks.base import after_chunk, after_epoch, started
+from thinkml.training.callbacks.dispatch import after_chunk, after_epoch, started
 from thinkml.training.divergence import is_finite, last_finite_state, likely_causes
-from thinkml.training.run import EpochEnd, Run, copy_arrays
+from thinkml.training.program import RunParts
+from thinkml.training.run import EpochEnd, Program, Run, copy_arrays
 from thinkml.training.run_checkpoints import Checkpoints, load_states
 from thinkml.training.run_warnings import warn_of_validation, warn_of_waiting, warn_of_weights
 from thinkml.training.signals import Signals
 
 
-class Program(NamedTuple):
-    """The functions a run is compiled from, the metric collections they fill, and the devices.
+class Training(NamedTuple):
+    """A run with everything that its loop needs.
 
     Attributes:
-        layout: where the arrays are, on several devices; None for one.
+        run: the run.
+        parts: the program, the data and the first state.
+        checkpoints: where the run is saved; None for nowhere.
+        callback_states: what callbacks remembered in the checkpoint that the run is resumed from.
     """
 
-    train_step: TrainStep
-    metrics: type[Collection]
-    eval_step: EvalStep
-    eval_metrics: type[Collection]
-    layout: Layout | None
+    run: Run
+    parts: RunParts
+    checkpoints: Checkpoints | None
+    callback_states: dict[str, list[Any]]
 
 
-class Validation(NamedTuple):
-    """What is evaluated after each epoch.
-
-    Attributes:
-        read: gives the data, whole or in parts.
-        batch_size: rows at a time.
-        capacity: rows in all, with those that fill up; None where nobody knows.
-    """
-
-    read: Callable[[], DeviceData | Iterable[DeviceData]]
-    batch_size: int
-    capacity: int | None
-
-
-def fit(
-    run: Run,
-    program: Program,
-    feed: Feed,
-    validation: Validation | None,
-    progress: ProgressBar,
-    checkpoints: Checkpoints | None,
-    callback_states: dict[str, list[Any]],
-    signals: Signals,
-) -> None:
-    """Trains ``run.state`` from ``run.position`` to the end of the run, recording on the way.
+def fit(training: Training, progress: ProgressBar, signals: Signals) -> None:
+    """Trains ``run.state`` from ``run.position`` to the end of the run, and records it.
 
     Ctrl-C ends the run after the chunk in progress: the state and the history stay as far as they
-    got, and the history is marked interrupted. So does SIGTERM where it is noted.
+    got, and the history is marked as interrupted. SIGTERM does the same if it is caught.
 
     Raises:
-        KeyboardInterrupt: for a second Ctrl-C, the run marked likewise.
+        KeyboardInterrupt: for a second Ctrl-C, the run marked in the same way.
     """
+    run, parts, checkpoints, callback_states = training
     started_at, seconds_before = time.perf_counter(), run.history.seconds
-    ended_by, diverged, failed = None, None, True
+    failed = True
     try:
         with holding_programs(), started(run.callbacks, run), progress:
             load_states(run.callbacks, callback_states)
             _keep_state(run)
-            for chunk in _chunks(run, program, feed, checkpoints):
-                _record_chunk(run, chunk, progress, feed)
-                warn_of_waiting(run, feed)
-                if run.kept is not None and not is_finite(chunk):
-                    diverged = chunk
-                    break
-                after_chunk(run.callbacks, run)
-                if chunk.ends_epoch:
-                    _end_epoch(run, program, chunk.metrics, validation, progress)
-                run.history.seconds = seconds_before + time.perf_counter() - started_at
-                if checkpoints is not None:
-                    checkpoints.save_if_due(run)
-                ended_by = _agreed_end(run, _ended_by(run, signals, started_at), program)
-                if ended_by is not None or run.stop_reason is not None:
-                    break
-                chunk.state = run.state
-                _keep_state(run)
+            ended_by, diverged = _train_chunks(
+                training, progress, signals, started_at, seconds_before
+            )
             if diverged is not None:
                 _go_back(run, diverged)
             else:
-                if checkpoints is not None:
-                    checkpoints.save(run)
-                # After the save: a run that goes on from it goes on with the epoch.
-                partial = run.position.metrics
-                if partial is not None and ended_by not in _SIGNALS:
-                    _end_epoch(run, program, partial, validation, progress)
+                _finish(training, progress, ended_by)
             if ended_by is not None:
                 _note_end(run, ended_by, checkpoints)
         failed = False
@@ -110,10 +70,55 @@ def fit(
         if is_second:
             raise
     finally:
-        # A process that fails alone must not wait for the others, which know nothing of it.
-        if checkpoints is not None and not (failed and _spans_processes(program)):
+        # A process that fails alone must not wait for the others, which do not know of it.
+        if checkpoints is not None and not (failed and _spans_processes(parts.program)):
             checkpoints.wait()
         run.history.seconds = seconds_before + time.perf_counter() - started_at
+
+
+def _train_chunks(
+    training: Training,
+    progress: ProgressBar,
+    signals: Signals,
+    started_at: float,
+    seconds_before: float,
+) -> tuple[str | None, Chunk | None]:
+    """Trains and records chunk after chunk.
+
+    Returns:
+        The reason if the run was ended from outside, and the chunk in which it diverged, if it did.
+    """
+    run, parts, checkpoints, _ = training
+    for chunk in _chunks(run, parts.program, parts.feed, checkpoints):
+        _record_chunk(run, chunk, progress, parts.feed)
+        warn_of_waiting(run, parts.feed)
+        if run.kept is not None and not is_finite(chunk):
+            return None, chunk
+        after_chunk(run.callbacks, run)
+        if chunk.ends_epoch:
+            _end_epoch(run, parts, chunk.metrics, progress)
+        run.history.seconds = seconds_before + time.perf_counter() - started_at
+        if checkpoints is not None:
+            checkpoints.save_if_due(run)
+        ended_by = _agreed_end(run, _ended_by(run, signals, started_at), parts.program)
+        if ended_by is not None or run.stop_reason is not None:
+            return ended_by, None
+        chunk.state = run.state
+        _keep_state(run)
+    return None, None
+
+
+def _finish(training: Training, progress: ProgressBar, ended_by: str | None) -> None:
+    """Saves the run, and then ends an epoch of which only some steps were trained.
+
+    In this order, because a run that is resumed from the checkpoint continues the epoch.
+    """
+    run, parts, checkpoints, _ = training
+    if checkpoints is not None:
+        checkpoints.save(run)
+    partial = run.position.metrics
+    if partial is not None and ended_by not in _SIGNALS:
+        _end_epoch(run, parts, partial, progress)
 
 
 def _chunks(
@@ -160,15 +165,9 @@ def _record_chunk(run: Run, chunk: Chunk, progress: ProgressBar, feed: Feed) -> 
     progress.advance(len(losses), examples, chunk.epoch + 1, {'loss': float(losses.mean())})
 
 
-def _end_epoch(
-    run: Run,
-    program: Program,
-    measured: Collection,
-    validation: Validation | None,
-    progress: ProgressBar,
-) -> None:
-    """Measures and records the epoch, and tells the callbacks."""
-    metrics = compute(measured) | _validate(run, program, validation)
+def _end_epoch(run: Run, parts: RunParts, measured: Collection, progress: ProgressBar) -> None:
+    """Computes and records the metrics of an epoch, and calls the callbacks."""
+    metrics = compute(measured) | _validate(run, parts)
     run.epoch += 1
     run.history.add_epoch(metrics)
     if metrics.get('val_loss', math.inf) < run.best_val_loss:
@@ -181,7 +180,8 @@ def _end_epoch(
     run.epoch_ends.append(EpochEnd(rate, now, len(run.history)))
 
 
-def _validate(run: Run, program: Program, validation: Validation | None) -> dict[str, float]:
+def _validate(run: Run, parts: RunParts) -> dict[str, float]:
+    program, validation = parts.program, parts.validation
     if validation is None:
         return {}
     metrics = evaluate(

@@ -13,8 +13,8 @@ from thinkml.data import device_budget
 from thinkml.errors import ConfigError, warn_user
 from thinkml.figures import give_to_pyplot, new_figure, save_figure
 from thinkml.training.config import TrainingConfig
-from thinkml.training.memory_plan import step_memory
-from thinkml.training.program import MemorySavings, PreparedRun, prepare
+from thinkml.training.data_feed import make_feed
+from thinkml.training.program import MemorySavings, RunParts, make_parts, step_memory
 from thinkml.training.training_setup import TrainingSetup
 
 if TYPE_CHECKING:
@@ -65,10 +65,10 @@ class LearningRateRange:
 
 def learning_rate_range(
     model: Any,
-    problem: TrainingSetup,
+    setup: TrainingSetup,
     config: TrainingConfig,
     layout: Layout | None,
-    saving: MemorySavings,
+    savings: MemorySavings,
 ) -> LearningRateRange:
     """Trains a copy of the model for 100 steps, at rates from 1e-6 to 10, and looks at the loss.
 
@@ -83,17 +83,19 @@ def learning_rate_range(
     constant = dataclasses.replace(
         config, learning_rate=_LOWEST, lr_schedule='constant', warmup_steps=None
     )
-    rates, losses = _measure(prepare(model, problem, constant, layout, saving))
+    feed, validation = make_feed(setup, constant, layout)
+    parts = make_parts(model, setup, constant, feed, validation, layout, savings)
+    rates, losses = _measure(parts)
     smooth = _smoothed(losses)
     return LearningRateRange(rates, smooth, _suggested(rates, smooth))
 
 
-def _measure(prepared: PreparedRun) -> tuple[np.ndarray, np.ndarray]:
+def _measure(parts: RunParts) -> tuple[np.ndarray, np.ndarray]:
     """The loss of each step at its rate, until it diverges."""
     rates, losses = np.geomspace(_LOWEST, _HIGHEST, _STEPS), []
     chunks = train_chunks(
-        prepared.program.train_step, prepared.program.metrics, prepared.state, prepared.feed,
-        epochs=_STEPS, max_steps=_STEPS, steps_per_dispatch=1, layout=prepared.program.layout,
+        parts.program.train_step, parts.program.metrics, parts.state, parts.feed,
+        epochs=_STEPS, max_steps=_STEPS, steps_per_dispatch=1, layout=parts.program.layout,
     )  # fmt: skip
     for rate, chunk in zip(np.append(rates[1:], _HIGHEST), chunks, strict=False):
         losses.append(float(chunk.step_losses()[0]))
@@ -126,37 +128,43 @@ def _suggested(rates: np.ndarray, losses: np.ndarray) -> float:
     return float(min(rates[int(np.argmin(slopes))], rates[lowest] / 10))
 
 
-def largest_batch_size(model: Any, problem: TrainingSetup, config: TrainingConfig) -> int:
-    """The largest power of two whose training step fits the device's memory.
+def largest_batch_size(
+    model: Any, setup: TrainingSetup, config: TrainingConfig, layout: Layout | None
+) -> int:
+    """Returns the largest power of two whose training step fits in device memory.
 
-    What a step needs is asked of the compiler, so nothing runs out of memory on the way. It is
-    nearly a line in the batch size: two sizes tell where to look.
+    The compiler reports what a step takes, so nothing runs out of memory on the way. The memory is
+    nearly linear in the batch size: two sizes tell where to look.
     """
-    # Of accumulated batches only one is in memory at a time.
-    saving = MemorySavings(remat=bool(config.remat))
+    # Only one of several accumulated batches is in memory at a time.
+    savings = MemorySavings(remat=bool(config.remat))
     alone = dataclasses.replace(config, accumulate_steps=1)
-    prepared = prepare(model, problem, alone, saving=saving)
-    budget = device_budget()
-    limit = prepared.feed.batch_size * (prepared.feed.steps_per_epoch or 1)
+    feed, validation = make_feed(setup, alone, layout)
+    parts = make_parts(model, setup, alone, feed, validation, layout, savings)
+    budget = device_budget(layout=layout)
+    limit = feed.batch_size * (feed.steps_per_epoch or 1)
     limit //= config.accumulate_steps
     largest = 2 ** (max(1, limit).bit_length() - 1)
-    if budget is None or largest < 32:
+    small = 16 * (1 if layout is None else layout.num_devices)
+    if budget is None or largest < 2 * small:
         return largest
-    small, double = (_step_bytes(prepared, problem, size) for size in (16, 32))
-    per_row = max(1.0, (double - small) / 16)
-    fitting = max(1, int((budget - small) / per_row))
+    less, more = (_step_bytes(parts, setup, size, layout) for size in (small, 2 * small))
+    per_row = max(1.0, (more - less) / small)
+    fitting = max(1, int((budget - less) / per_row))
     size = min(largest, 2 ** (fitting.bit_length() - 1))
-    while size > 1 and _step_bytes(prepared, problem, size) > budget:
+    while size > 1 and _step_bytes(parts, setup, size, layout) > budget:
         size //= 2
     return size
 
 
-def _step_bytes(prepared: PreparedRun, problem: TrainingSetup, batch_size: int) -> int:
-    """Memory a training step takes beside its state: its own, and a copy of it to go back to."""
-    memory = step_memory(prepared.program.train_step, prepared.state, problem, batch_size, None)
+def _step_bytes(
+    parts: RunParts, setup: TrainingSetup, batch_size: int, layout: Layout | None
+) -> int:
+    """Returns the memory that a step takes beside its state: its own, and a copy of the state."""
+    memory = step_memory(parts.program.train_step, parts.state, setup, batch_size, layout)
     if memory is None:
         raise ConfigError(
-            f'find_batch_size: the compiler for {jax.devices()[0].platform} does not tell how much '
-            'memory a step takes. Try powers of two yourself.'
+            f'find_batch_size: the compiler for {jax.devices()[0].platform} does not report how '
+            'much memory a step takes. Try powers of two yourself.'
         )
     return memory.temp_size_in_bytes + memory.output_size_in_bytes

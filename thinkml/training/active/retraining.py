@@ -29,7 +29,7 @@ from thinkml.model_record import InputSpec, Task, attach_record, record_of, reco
 from thinkml.training.active.pool import Pool
 from thinkml.training.active.pool_predictions import Ensemble
 from thinkml.training.config import TrainingConfig
-from thinkml.training.train import Latest, train
+from thinkml.training.train import train
 from thinkml.training.training_setup import TrainRequest, probe_of
 
 _LEAST_ROOM = 64
@@ -193,7 +193,7 @@ class Retraining:
             loss_fn=settings.loss_fn, class_weights=settings.class_weights,
             augmentation=settings.augmentation, rows=np.arange(len(y)), known=self._inputs,
         )  # fmt: skip
-        history = train(Latest(), model, asked, config, resume=False, progress=False)
+        history = train(model, asked, config).history
         if history.interrupted:  # a training ends early then; all of the learning is to end
             raise KeyboardInterrupt
         return {n: v for n, v in history.last().items() if not n.startswith('val_')}

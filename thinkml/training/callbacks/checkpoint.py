@@ -5,11 +5,12 @@ from pathlib import Path
 
 from thinkml.errors import ConfigError, is_number, is_whole, problems
 from thinkml.paths import path_problem
+from thinkml.training.callback import BuiltInCallback
 from thinkml.training.metric_monitor import Mode, monitor_problems
 
 
 @dataclasses.dataclass(unsafe_hash=True)
-class Checkpoint:
+class Checkpoint(BuiltInCallback):
     """Saves the whole state of a run, from which ``train(..., resume=True)`` goes on.
 
     Each run has a directory of its own, ``run-1``, ``run-2`` and so on, in which the newest

@@ -4,16 +4,19 @@ import math
 from typing import Any
 
 from thinkml.errors import warn_user
+from thinkml.training.callback import BuiltInCallback
 from thinkml.training.run import Run
 
 
-class Throughput:
+class Throughput(BuiltInCallback):
     """Records how long a step took, and the share of the time that went by waiting for data.
 
     ``history['step_seconds']`` is the mean over an epoch's steps; validation, checkpoints and other
     callbacks are not in it. ``history['input_wait']`` is between 0 and 1. Both are NaN for an
     epoch of which nothing is left beside the run's first dispatch, which compiles.
     """
+
+    order = -1  # before callbacks that read what it records
 
     def on_train_start(self, run: Run) -> None:
         self._before = run.times
@@ -28,7 +31,7 @@ class Throughput:
         )
 
 
-class DeviceStats:
+class DeviceStats(BuiltInCallback):
     """Records the memory of the device, of the fullest where there are several.
 
     ``history['bytes_in_use']`` is what is taken when an epoch ends, and
@@ -37,6 +40,8 @@ class DeviceStats:
     Warns:
         ThinkMLWarning: when training starts, if the device does not tell.
     """
+
+    order = -1  # before callbacks that read what it records
 
     def on_train_start(self, run: Run) -> None:
         if not _memory(run):

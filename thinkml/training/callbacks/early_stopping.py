@@ -5,12 +5,12 @@ import math
 from typing import Any
 
 from thinkml.errors import ConfigError, is_whole, problems, warn_user
-from thinkml.training.metric_monitor import Mode, improvement_problems, monitor_for
+from thinkml.training.metric_monitor import Mode, MonitoringCallback, improvement_problems
 from thinkml.training.run import Run, copy_arrays
 
 
 @dataclasses.dataclass(unsafe_hash=True)
-class EarlyStopping:
+class EarlyStopping(MonitoringCallback):
     """Stops when a metric has stopped improving, and puts the best epoch's parameters back.
 
     Attributes:
@@ -53,17 +53,8 @@ class EarlyStopping:
         if found:
             raise ConfigError(problems('EarlyStopping can not be used:', found))
 
-    @property
-    def watched_name(self) -> str:
-        """The name of the metric that is watched, once a run has started."""
-        return self._monitor.name
-
-    def check(self, metric_names: tuple[str, ...]) -> None:
-        """Raises a `ConfigError` if what it is to watch is not recorded."""
-        monitor_for(self.monitor, self.mode, metric_names)
-
     def on_train_start(self, run: Run) -> None:
-        self._monitor = monitor_for(self.monitor, self.mode, run.metric_names, self.min_delta)
+        self._monitor = self.monitor_among(run.metric_names)
         if self.monitor is None and self._monitor.name == 'loss':
             warn_user(
                 'early_stopping: there is no validation data, so it watches the training loss, '

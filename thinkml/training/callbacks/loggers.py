@@ -7,7 +7,7 @@ import itertools
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from thinkml.checkpoint.filesystem import open_directory
 from thinkml.core.parallel.multiprocess import is_first_process
@@ -22,28 +22,75 @@ from thinkml.monitoring import (
 )
 from thinkml.monitoring.writers import check_table, read_rows
 from thinkml.paths import local_directory
+from thinkml.training.callback import BuiltInCallback
 from thinkml.training.run import Run
 from thinkml.training.run_directory import RunTable, new_directory, newest_directory
 
 
-class Logger(Protocol):
-    """Where a run's values go. `LoggerCallback` makes a callback of it."""
+class LoggerCallback(BuiltInCallback):
+    """The base of loggers: callbacks that write each epoch's values, in the first process.
 
-    def check(self) -> Path | None:
-        """Returns where it writes to; None for a service.
+    Attributes:
+        place: the file or directory that it writes, once it is checked; None for a service.
+    """
+
+    records = ('grad_norm',)
+    place: Path | None = None
+
+    def find_place(self) -> Path | None:
+        """Returns the file or directory that it will write; None for a service.
 
         Raises:
             ConfigError: if nothing can be written there.
         """
-        ...
+        raise NotImplementedError
 
     def open(self, run: Run) -> Writer:
         """Opens the writer, at ``run.step`` steps."""
-        ...
+        raise NotImplementedError
+
+    def check(self, metric_names: tuple[str, ...]) -> None:
+        """Raises a `ConfigError` if nothing can be written where it is to write."""
+        self.place = self.find_place()
+
+    def on_train_start(self, run: Run) -> None:
+        try:
+            self._writer = self.open(run) if is_first_process() else None
+        except OSError as error:
+            raise ConfigError(
+                f'callbacks: {type(self).__name__} can not write where it is to ({error}). '
+                'Choose another place, or make it writable and free some space.'
+            ) from error
+
+    def on_epoch_end(self, run: Run) -> None:
+        if self._writer is not None:
+            values = _with_rate(run.learning_rate, run.history.last())
+            with self._failures(f'epoch {run.epoch}'):
+                self._writer.write(run.step, values)
+
+    def on_train_end(self, run: Run) -> None:
+        if self._writer is None:
+            return
+        with self._failures('the results'):
+            if run.history.epochs:
+                self._writer.hyperparameters(run.settings, run.history.last())
+        with self._failures('its last values'):
+            self._writer.close()
+
+    @contextlib.contextmanager
+    def _failures(self, what: str) -> Iterator[None]:
+        """Makes a warning of an error: a training is worth more than its log."""
+        try:
+            yield
+        except OSError as error:
+            warn_user(
+                f'callbacks: {type(self).__name__} could not write {what} ({error}). The '
+                'model and the history are whole.'
+            )
 
 
 @dataclasses.dataclass(unsafe_hash=True)
-class TensorBoard:
+class TensorBoard(LoggerCallback):
     """Writes each epoch's values, the learning rate and the gradients' norm to event files.
 
     Attributes:
@@ -53,7 +100,7 @@ class TensorBoard:
 
     directory: str | Path = 'logs'
 
-    def check(self) -> Path | None:
+    def find_place(self) -> Path | None:
         """Returns the directory.
 
         Raises:
@@ -90,7 +137,7 @@ def _directory_of_run(root: Path, name: str | None, run_id: str) -> Path | None:
 
 
 @dataclasses.dataclass(unsafe_hash=True)
-class CSVLogger:
+class CSVLogger(LoggerCallback):
     """Writes each epoch's values, the learning rate and the gradients' norm to a table.
 
     Attributes:
@@ -101,7 +148,7 @@ class CSVLogger:
 
     path: str | Path = 'logs/history.csv'
 
-    def check(self) -> Path | None:
+    def find_place(self) -> Path | None:
         """Returns the path of the table.
 
         Raises:
@@ -154,7 +201,7 @@ class _MovingTable:
 
 
 @dataclasses.dataclass(unsafe_hash=True)
-class WandB:
+class WandB(LoggerCallback):
     """Sends each epoch's values and the settings to Weights & Biases.
 
     Attributes:
@@ -168,7 +215,7 @@ class WandB:
     project: str | None = None
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False)
 
-    def check(self) -> None:
+    def find_place(self) -> None:
         """Returns None: W&B says itself what it can't take."""
 
     def open(self, run: Run) -> Writer:
@@ -180,7 +227,7 @@ class WandB:
 
 
 @dataclasses.dataclass(unsafe_hash=True)
-class MLflow:
+class MLflow(LoggerCallback):
     """Sends each epoch's values and the settings to MLflow.
 
     Attributes:
@@ -194,7 +241,7 @@ class MLflow:
     experiment: str | None = None
     tracking_uri: str | None = None
 
-    def check(self) -> None:
+    def find_place(self) -> None:
         """Returns None: MLflow says itself what it can't take."""
 
     def open(self, run: Run) -> Writer:
@@ -238,60 +285,7 @@ def _with_rate(rate: float | None, values: dict[str, float]) -> dict[str, float]
     return values if rate is None else values | {'learning_rate': rate}
 
 
-class LoggerCallback:
-    """A `Logger` as a callback, of the first process.
-
-    Attributes:
-        place: where it writes to, known once it was checked; None for a service.
-    """
-
-    records = ('grad_norm',)
-
-    def __init__(self, logger: Logger):
-        self.logger = logger
-        self.place: Path | None = None
-
-    def check(self, metric_names: tuple[str, ...]) -> None:
-        """Raises a `ConfigError` if the logger can't write where it is to."""
-        self.place = self.logger.check()
-
-    def on_train_start(self, run: Run) -> None:
-        try:
-            self._writer = self.logger.open(run) if is_first_process() else None
-        except OSError as error:
-            raise ConfigError(
-                f'callbacks: {type(self.logger).__name__} can not write where it is to ({error}). '
-                'Choose another place, or make it writable and free some space.'
-            ) from error
-
-    def on_epoch_end(self, run: Run) -> None:
-        if self._writer is not None:
-            values = _with_rate(run.learning_rate, run.history.last())
-            with self._failures(f'epoch {run.epoch}'):
-                self._writer.write(run.step, values)
-
-    def on_train_end(self, run: Run) -> None:
-        if self._writer is None:
-            return
-        with self._failures('the results'):
-            if run.history.epochs:
-                self._writer.hyperparameters(run.settings, run.history.last())
-        with self._failures('its last values'):
-            self._writer.close()
-
-    @contextlib.contextmanager
-    def _failures(self, what: str) -> Iterator[None]:
-        """Makes a warning of an error: a training is worth more than its log."""
-        try:
-            yield
-        except OSError as error:
-            warn_user(
-                f'callbacks: {type(self.logger).__name__} could not write {what} ({error}). The '
-                'model and the history are whole.'
-            )
-
-
-class LearningRateMonitor:
+class LearningRateMonitor(BuiltInCallback):
     """Records the learning rate of each epoch's last step as ``history['learning_rate']``.
 
     Warns:

@@ -9,11 +9,12 @@ from jax._src import profiler
 from thinkml.core.parallel.multiprocess import is_first_process
 from thinkml.errors import ConfigError, is_whole, warn_user
 from thinkml.paths import local_directory
+from thinkml.training.callback import BuiltInCallback
 from thinkml.training.run import Run
 
 
 @dataclasses.dataclass(unsafe_hash=True)
-class Profiler:
+class Profiler(BuiltInCallback):
     """Traces one dispatch of steps with JAX's profiler.
 
     The first dispatches compile; the trace is of the one after ``skip`` of them. Look at it with

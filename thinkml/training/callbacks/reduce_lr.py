@@ -5,12 +5,12 @@ from typing import Any
 
 from thinkml.core import scale_learning_rate
 from thinkml.errors import ConfigError, is_number, is_whole, problems
-from thinkml.training.metric_monitor import Mode, improvement_problems, monitor_for
+from thinkml.training.metric_monitor import Mode, MonitoringCallback, improvement_problems
 from thinkml.training.run import Run
 
 
 @dataclasses.dataclass(unsafe_hash=True)
-class ReduceLROnPlateau:
+class ReduceLROnPlateau(MonitoringCallback):
     """Lowers the learning rate when a metric has stopped improving.
 
     Attributes:
@@ -51,17 +51,8 @@ class ReduceLROnPlateau:
         if found:
             raise ConfigError(problems('ReduceLROnPlateau can not be used:', found))
 
-    @property
-    def watched_name(self) -> str:
-        """The name of the metric that is watched, once a run has started."""
-        return self._monitor.name
-
-    def check(self, metric_names: tuple[str, ...]) -> None:
-        """Raises a `ConfigError` if what it is to watch is not recorded."""
-        monitor_for(self.monitor, self.mode, metric_names)
-
     def on_train_start(self, run: Run) -> None:
-        self._monitor = monitor_for(self.monitor, self.mode, run.metric_names, self.min_delta)
+        self._monitor = self.monitor_among(run.metric_names)
         self._waited_since = 0
         scale_learning_rate(run.state.opt_state, 1.0)  # raises where there is no rate to lower
 

@@ -33,7 +33,13 @@ from thinkml.models.transfer_model import TransferModel
 from thinkml.models.zoo import check_weights
 from thinkml.monitoring import History
 from thinkml.training.config import TrainingConfig
-from thinkml.training.train import Latest, check_config, check_switches, train
+from thinkml.training.train import (
+    TrainResult,
+    check_config,
+    check_switches,
+    open_training,
+    run_training,
+)
 from thinkml.training.training_setup import TrainRequest, check_pixels_of, probe_of
 from thinkml.training.transfer.backbone import (
     Backbone,
@@ -151,13 +157,13 @@ class TransferLearner:
         self.lora_rank = lora_rank
         self.cache_bytes = cache_bytes
         self.loaded: Any = None
-        self._latest = Latest()
+        self._result: TrainResult | None = None
         self._summary: Table | None = None
 
     @property
     def history(self) -> History | None:
         """Of the last run; None before."""
-        return self._latest.history
+        return None if self._result is None else self._result.history
 
     def fine_tune(
         self,
@@ -244,16 +250,16 @@ class TransferLearner:
         is_head_alone = not trained and not low_rank
         config = self._config(epochs, of_base=bool(trained) and bool(parts.head))
         head_epochs = config.epochs if is_head_alone else min(self.head_epochs, config.epochs)
-        self._latest = latest = Latest()
+        self._result = None
         rest: TrainingConfig | None = config
         if head_epochs and parts.head:
             first = dataclasses.replace(config, epochs=head_epochs)
-            self._train_head(latest, parts, asked, data, first, progress)
-            rest = _left_of(config, latest)
+            result = self._train_head(parts, asked, data, first, progress)
+            rest = _left_of(config, result)
         if rest is not None and head_epochs < config.epochs:
             rest = dataclasses.replace(rest, epochs=config.epochs - head_epochs)
             frozen = PartlyFrozen(parts.model, rates, low_rank, self.lora_rank or 0)
-            self._train(latest, frozen, asked, rest, progress)
+            self._train_unfrozen(frozen, asked, rest, progress)
         return parts.model
 
     def summary(self) -> Table:
@@ -272,7 +278,11 @@ class TransferLearner:
         Raises:
             NotTrainedError: before the first epoch has ended.
         """
-        return self._latest.metrics()
+        if self._result is None:
+            raise NotTrainedError(
+                'get_metrics: no epoch was trained yet. Call fine_tune(...) first.'
+            )
+        return self._result.metrics()
 
     def _config(self, epochs: int | None, *, of_base: bool) -> TrainingConfig:
         config = self.config
@@ -321,26 +331,28 @@ class TransferLearner:
         return parts_of_trained(model, data.probe) if was_trained else parts_of_new(model)
 
     def _train(
-        self,
-        latest: Latest,
-        model: Any,
-        asked: TrainRequest,
-        config: TrainingConfig,
-        progress: bool,
-    ) -> None:
-        """Trains what `PartlyFrozen` leaves of a model; the record is that of the whole."""
+        self, model: Any, asked: TrainRequest, config: TrainingConfig, progress: bool
+    ) -> TrainResult:
+        with open_training(model, asked, config) as opened:
+            self._result = opened.result  # now, so that it is there after an interruption
+            run_training(opened, progress=progress)
+        return opened.result
+
+    def _train_unfrozen(
+        self, model: PartlyFrozen, asked: TrainRequest, config: TrainingConfig, progress: bool
+    ) -> TrainResult:
+        """Trains the parameters that are not frozen; the record is that of the whole model."""
         attach_record(model, record_of(model.model))
-        train(latest, model, asked, config, resume=False, progress=progress)
+        return self._train(model, asked, config, progress)
 
     def _train_head(
         self,
-        latest: Latest,
         parts: LayerGroups,
         asked: TrainRequest,
         data: '_Data',
         config: TrainingConfig,
         progress: bool,
-    ) -> None:
+    ) -> TrainResult:
         whole = None
         if not (
             data.rows is None
@@ -351,8 +363,7 @@ class TransferLearner:
             whole = as_headed(parts, data.probe)
         if whole is None or data.rows is None:
             frozen = PartlyFrozen(parts.model, dict.fromkeys(parts.head, 1.0))
-            self._train(latest, frozen, asked, config, progress)
-            return
+            return self._train_unfrozen(frozen, asked, config, progress)
         so_far = record_of(parts.model)
         if so_far.runs:
             known = dataclasses.replace(so_far, runs=list(so_far.runs), input_spec=None)
@@ -365,11 +376,12 @@ class TransferLearner:
                 rows, targets = open_data(asked.X_val, asked.y_val, 'X_val', 'y_val', data.inputs)
                 cached = cached._replace(X_val=features.of(whole, rows, 'val'), y_val=targets)
             try:
-                train(latest, whole.head, cached, config, resume=False, progress=progress)
+                result = self._train(whole.head, cached, config, progress)
             except KeyboardInterrupt:  # which keeps what was learned
                 self._describe_whole(parts, whole.head, data)
                 raise
         self._describe_whole(parts, whole.head, data)
+        return result
 
     def _describe_whole(self, parts: LayerGroups, head: nnx.Module, data: '_Data') -> None:
         """Makes what is known of a trained head known of the whole model."""
@@ -386,10 +398,10 @@ class TransferLearner:
         parts.model.eval()
 
 
-def _left_of(config: TrainingConfig, latest: Latest) -> TrainingConfig | None:
+def _left_of(config: TrainingConfig, result: TrainResult) -> TrainingConfig | None:
     """Returns the settings with what a first run leaves of their limits; None for nothing."""
-    history = latest.history
-    if latest.was_stopped or history is None:
+    history = result.history
+    if result.was_stopped:
         return None
     steps, seconds = config.max_steps, config.max_seconds
     if steps is not None:

@@ -1,0 +1,76 @@
+"""Settings of a run as plain values, and a line that describes the run."""
+
+import re
+from typing import Any
+
+import jax
+import numpy as np
+
+from thinkml.training.config import TrainingConfig
+from thinkml.training.program import MemorySavings
+from thinkml.training.run import Run
+from thinkml.training.run_checkpoints import Checkpoints
+from thinkml.training.training_setup import Examples, TrainingSetup, TrainRequest
+
+
+def run_settings(
+    config: TrainingConfig, setup: TrainingSetup, request: TrainRequest, savings: MemorySavings
+) -> dict[str, Any]:
+    """Returns what a run is made of; a run that is resumed must agree with it."""
+    objective = setup.objective
+    settings = config.to_dict()
+    del settings['remat']
+    # Written only when not the default, so that runs saved by older versions still resume.
+    saved = {name: value for name, value in savings._asdict().items() if value > 1 or value is True}
+    return (
+        settings
+        | saved
+        | {
+            'loss_fn': objective.loss_name,
+            'metrics': [*objective.metric_names, *objective.training_metrics],
+            'class_weights': None if request.class_weights is None else str(request.class_weights),
+            'augmentation': None if objective.augment is None else _described(request.augmentation),
+            'task': str(setup.task),
+            'data': setup.fingerprint,
+            'validation': setup.val_fingerprint,
+        }
+    )
+
+
+def _described(augmentation: Any) -> str:
+    if isinstance(augmentation, list | tuple):
+        return f'[{", ".join(map(_described, augmentation))}]'
+    # Without addresses, which differ between processes.
+    return getattr(augmentation, '__qualname__', None) or re.sub(
+        r' at 0x\w+', '', repr(augmentation)
+    )
+
+
+def describe_run(run: Run, setup: TrainingSetup, checkpoints: Checkpoints | None) -> str:
+    """Returns one line on what is about to be trained, with what was inferred."""
+    config = run.config
+    parameters = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(run.state.params))
+    parts = [
+        str(setup.task),
+        _rows_of(setup),
+        f'{parameters:,} parameters',
+        f'{setup.objective.loss_name}, {_optimizer_of(config)}',
+        jax.devices()[0].platform,
+    ]
+    if run.resumed and checkpoints is not None:
+        parts.append(f'resumed after {run.step:,} steps from {checkpoints.directory}')
+    return '; '.join(parts)
+
+
+def _rows_of(setup: TrainingSetup) -> str:
+    train, val = setup.train, setup.val
+    rows = f'{len(train.rows):,} rows' if isinstance(train, Examples) else 'batches'
+    shown = f'{rows} of {setup.inputs}'
+    return shown + (f', {len(val.rows):,} for validation' if isinstance(val, Examples) else '')
+
+
+def _optimizer_of(config: TrainingConfig) -> str:
+    if not isinstance(config.optimizer, str):
+        return 'a custom optimizer'
+    rate = config.learning_rate
+    return f'{config.optimizer} {rate:g}' if isinstance(rate, int | float) else config.optimizer
