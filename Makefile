@@ -10,7 +10,7 @@ PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-
 UNOPTIMIZED := --xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1
 UNFUSED := --xla_cpu_use_fusion_emitters=false
 
-.PHONY: quickstart test test-slow test-newest coverage lint types docs bench clean
+.PHONY: quickstart test test-slow test-newest coverage lint types docs wheel bench clean
 
 quickstart: .venv/.examples  ## train, monitor, evaluate, save and load a model on real data
 	$(BIN)/python examples/01_first_model.py
@@ -51,6 +51,16 @@ types: .venv/.dev
 docs: .venv/.docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
+# What a user installs: the README's example runs with the wheel alone.
+wheel: .venv/.dev
+	rm -rf dist .venv-wheel
+	$(BIN)/python -m build
+	$(BIN)/python -m venv .venv-wheel
+	.venv-wheel/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+		"$$(ls dist/*.whl)[examples]"
+	sed -n '/^```python/,/^```/{/^```/d;p}' README.md > dist/readme.py
+	cd dist && ../.venv-wheel/bin/python readme.py
+
 bench: .venv/.bench  ## ThinkML beside its peers, then each part by itself
 	$(BIN)/python benchmarks/race.py
 	$(BIN)/python benchmarks/startup.py
@@ -65,7 +75,7 @@ bench: .venv/.bench  ## ThinkML beside its peers, then each part by itself
 	$(BIN)/python benchmarks/transfer.py --rows 128 --turns 3
 
 clean:
-	rm -rf .venv .venv-newest site build dist .pytest_cache .ruff_cache .coverage*
+	rm -rf .venv .venv-newest .venv-wheel site build dist .pytest_cache .ruff_cache .coverage*
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # One stamp per extra. A venv that could not be finished is removed, so that the next try is clean.

@@ -6,7 +6,16 @@ import platform
 import subprocess
 import sys
 
-_LIBRARIES = ('thinkml', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
+# Each library by its name in records, and the distribution that it is installed from.
+_DISTRIBUTIONS = {
+    'thinkml': 'thinkml-jax',
+    'jax': 'jax',
+    'jaxlib': 'jaxlib',
+    'flax': 'flax',
+    'optax': 'optax',
+    'orbax-checkpoint': 'orbax-checkpoint',
+    'numpy': 'numpy',
+}
 
 
 def library_versions() -> dict[str, str]:
@@ -18,9 +27,9 @@ def library_versions() -> dict[str, str]:
         True
     """
     found = {'python': platform.python_version()}
-    for name in _LIBRARIES:
+    for name, distribution in _DISTRIBUTIONS.items():
         try:
-            found[name] = importlib.metadata.version(name)
+            found[name] = importlib.metadata.version(distribution)
         except importlib.metadata.PackageNotFoundError:  # a checkout that is not installed
             continue
     return found

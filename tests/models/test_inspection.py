@@ -151,7 +151,7 @@ def test_safetensors_go_out_and_come_back(model, root, tmp_path):
 def test_without_safetensors_it_says_what_to_install(model, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, 'safetensors', None)
     monkeypatch.setitem(sys.modules, 'safetensors.numpy', None)
-    with pytest.raises(ImportError, match=r"pip install 'thinkml\[safetensors\]'"):
+    with pytest.raises(ImportError, match='pip install safetensors'):
         save_safetensors(model, tmp_path / 'x.safetensors')
 
 

@@ -277,7 +277,7 @@ def test_impossible_start_steps_are_refused(tmp_path, writer, start_step):
 
 @pytest.mark.parametrize(('writer', 'package'), [(WandbWriter, 'wandb'), (MlflowWriter, 'mlflow')])
 def test_what_to_install_is_said(writer, package, monkeypatch, tmp_path):
-    message = rf"{writer.__name__}: needs .* {package}, .*: pip install 'thinkml\[{package}\]'"
+    message = rf'{writer.__name__}: needs .* {package}, .*: pip install {package}'
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(ConfigError, match=message):
         writer()

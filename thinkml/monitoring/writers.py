@@ -377,6 +377,6 @@ def _optional(package: str, needed_by: str) -> Any:
     if spec is None or spec.origin is None:
         raise ConfigError(
             f'{needed_by}: needs the package {package}, which is not installed. Install it: '
-            f"pip install 'thinkml[{package}]'."
+            f'pip install {package}.'
         )
     return importlib.import_module(package)

@@ -27,10 +27,10 @@ class Callback:
     the run is called when an epoch ends.
 
     Hooks are called in the order of the config's list, those with a lower ``order`` first. When
-    an epoch ends, ``on_chunk_end`` of all callbacks is called, then ``on_epoch_end``. Each gets
-    the `Run`: its ``model``, ``config``, ``history``, ``state``, ``epoch`` and ``stop(reason)``. The
-    state is on the device and donated to the next chunk: copy what you keep. To continue with another
-    state, assign to ``run.state``, or change the arrays of ``run.model``.
+    an epoch ends, ``on_chunk_end`` of all callbacks is called, then ``on_epoch_end``. Each hook
+    gets the `Run`: its ``model``, ``config``, ``history``, ``state``, ``epoch`` and
+    ``stop(reason)``. The state is on the device and donated to the next chunk: copy what you keep.
+    To continue with another state, assign to ``run.state``, or change the arrays of ``run.model``.
 
     What ``state_dict()`` returns, a pytree of arrays and numbers whose structure stays the same,
     goes into the checkpoints. ``load_state_dict(state)`` is called after ``on_train_start`` in a

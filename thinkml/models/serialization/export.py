@@ -152,6 +152,6 @@ def _safetensors() -> types.ModuleType:
         import safetensors.numpy
     except ImportError as error:
         raise ImportError(
-            "safetensors is not installed. Install it with pip install 'thinkml[safetensors]'."
+            'safetensors is not installed. Install it with pip install safetensors.'
         ) from error
     return safetensors
