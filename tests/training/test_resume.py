@@ -701,7 +701,7 @@ def test_a_disk_that_is_full_for_a_while_costs_checkpoints_but_no_training(tmp_p
             resource.setrlimit(resource.RLIMIT_FSIZE, limit)
 
     try:
-        with pytest.warns(ThinkMLWarning, match='The training goes on') as caught:
+        with pytest.warns(ThinkMLWarning, match='The training continues') as caught:
             finished = run(
                 tmp_path, callbacks=[FullDisk()], checkpoint={'keep': 100, 'every_steps': 1},
                 steps_per_dispatch=1,
@@ -730,7 +730,7 @@ def test_a_directory_that_vanishes_costs_no_training(tmp_path, uninterrupted):
                 (tmp_path / 'run-1').rename(tmp_path / 'moved')
                 (tmp_path / 'run-1').write_text('')
 
-    with pytest.warns(ThinkMLWarning, match='The training goes on'):
+    with pytest.warns(ThinkMLWarning, match='The training continues'):
         finished = run(tmp_path, callbacks=[Vanish()], steps_per_dispatch=3)
     gc.collect()
     assert finished == uninterrupted

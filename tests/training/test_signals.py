@@ -61,7 +61,7 @@ def test_sigterm_saves_at_the_next_border_and_reaches_the_users_handler(
     assert terminated == [signal.SIGTERM]
     assert stopped.history.interrupted and stopped.history.steps == step
     told = capsys.readouterr().err
-    assert f'terminated, saved after {step} steps; resume=True goes on from {tmp_path}' in told
+    assert f'terminated, saved after {step} steps; resume=True continues from {tmp_path}' in told
     checkpointer = Checkpointer(tmp_path / 'run-1')
     assert checkpointer.latest_sound() == step
     resumed = run(tmp_path, resume=True, epochs=2)
@@ -165,7 +165,7 @@ def test_a_process_that_is_told_to_end_saves_says_where_and_ends(tmp_path):
         told, errors = process.stdout.read(), process.stderr.read()
     assert process.returncode == -signal.SIGTERM, errors
     last = int((first + told).split()[-1])
-    (said,) = re.findall(r'saved after ([\d,]+) steps; resume=True goes on from (.*)\.', errors)
+    (said,) = re.findall(r'saved after ([\d,]+) steps; resume=True continues from (.*)\.', errors)
     assert said == (f'{last:,}', str(tmp_path / 'run-1'))
     assert Checkpointer(tmp_path / 'run-1').latest_sound() == last
 

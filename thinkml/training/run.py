@@ -19,16 +19,17 @@ from thinkml.core.xla.jit import Jit
 from thinkml.errors import ConfigError, is_number
 from thinkml.monitoring import History
 from thinkml.training.config import TrainingConfig
+from thinkml.typing import PyTree
 
 # What a run keeps of its state must be copied: the state is donated to the next chunk.
 copy_arrays = Jit(lambda tree: jax.tree.map(jnp.copy, tree))
 
 
-def _taken(new: Any, old: Any) -> Any:
-    """Copies of arrays, in the place of others.
+def _copied_like(new: PyTree, old: PyTree) -> PyTree:
+    """Returns copies of arrays, with the dtypes and shardings of others.
 
     Raises:
-        ConfigError: if they have another structure or other shapes.
+        ConfigError: if structure or shapes differ.
     """
     shapes = (jax.tree.map(jnp.shape, tree) for tree in (new, old))
     if operator.ne(*shapes):
@@ -74,12 +75,12 @@ class Validation(NamedTuple):
 
 
 class Times(NamedTuple):
-    """Where the time of some steps went; validation, checkpoints and callbacks are not in it.
+    """The time that some steps took, without validation, checkpoints and callbacks.
 
     Attributes:
-        steps: how many.
-        step_seconds: how long the device took for them.
-        input_seconds: how long it waited for their data, at rest.
+        steps: the number of steps.
+        step_seconds: the time that the device computed.
+        input_seconds: the time that it waited for data.
     """
 
     steps: int = 0
@@ -88,16 +89,16 @@ class Times(NamedTuple):
 
     @property
     def seconds(self) -> float:
-        """Both together."""
+        """Returns the sum of both times."""
         return self.step_seconds + self.input_seconds
 
     @property
     def input_share(self) -> float:
-        """The share of the time that was waited; NaN of no time."""
+        """Returns the fraction of the time that was spent waiting; NaN if no time passed."""
         return self.input_seconds / self.seconds if self.seconds else math.nan
 
     def plus(self, steps: int, step_seconds: float, input_seconds: float) -> 'Times':
-        """With further steps."""
+        """Returns the times with further steps."""
         return Times(
             self.steps + steps,
             self.step_seconds + step_seconds,
@@ -105,18 +106,18 @@ class Times(NamedTuple):
         )
 
     def since(self, earlier: 'Times') -> 'Times':
-        """Without those that were there earlier."""
+        """Returns the times without those of earlier steps."""
         steps, step_seconds, input_seconds = earlier
         return self.plus(-steps, -step_seconds, -input_seconds)
 
 
 class EpochEnd(NamedTuple):
-    """The end of an epoch, as a logger saw it beside the history.
+    """The end of an epoch: what a logger needs beside the history.
 
     Attributes:
-        learning_rate: of the epoch's last step; None for an optimizer that keeps its own.
+        learning_rate: the rate of the epoch's last step; None for an optimizer that keeps its own.
         time: seconds since 1970.
-        num_metrics: how many of the history's names there were.
+        num_metrics: the number of names in the history at that time.
     """
 
     learning_rate: float | None
@@ -124,44 +125,45 @@ class EpochEnd(NamedTuple):
     num_metrics: int
 
 
-# Schedules that leave the rate as it is set.
+# Schedules that do not change the rate.
 _UNSCHEDULED = ('constant', 'reduce_on_plateau')
 
 
 @dataclasses.dataclass(repr=False)
 class Run:
-    """A training run in progress: what callbacks see.
+    """A training run in progress, as callbacks see it.
 
     Attributes:
-        user_model: the user's object as it was before the run, until ``model`` is asked for.
-        write: puts parameters and model state into it.
+        user_model: the user's object, with the arrays from before the run until ``model`` is read.
+        write: writes parameters and model state into it.
         config: the settings.
         history: what was recorded so far.
         state: the current training state, on the device.
-        metric_names: the names an epoch records.
-        callbacks: those with hooks.
-        settings: of the run, as plain values: those of the config, the loss, the data.
-        epoch: epochs finished.
+        metric_names: the names that an epoch records.
+        callbacks: the callbacks of the run, in the order of their calls.
+        settings: the settings as plain values: those of the config, the loss, the data.
+        functions: the digests of the user's functions, see `function_digests`.
+        epoch: the number of finished epochs.
         position: where the next chunk begins.
-        stop_reason: why the run is to end before its last epoch; None while it is not.
-        is_early_stopped: whether early stopping is that reason.
+        stop_reason: why the run ends before its last epoch; None while it continues.
+        is_early_stopped: True if early stopping is that reason.
         continued_at: epochs that were finished when a run that had been stopped was continued.
-        best_val_loss: the lowest so far, that of ``history.best_epoch``.
+        best_val_loss: the lowest validation loss so far, that of ``history.best_epoch``.
         best_arrays: parameters and model state to end with instead of the last ones; None for
             the last.
-        resumed: whether it goes on from a checkpoint.
-        epoch_ends: one for each epoch; None for those of a checkpoint that did not keep them yet.
-        logs: the names of the directories and tables that loggers write for this run, by what the
-            loggers were given.
-        kept: a copy of the state before the steps in progress, to go back to if they fail; None
-            where none is kept.
-        compiled: whether a first dispatch is done.
-        times: of the steps in this process after that one, which compiles.
-        waits: whether a warning has said that the run waits for its data.
+        resumed: True if it continues from a checkpoint.
+        epoch_ends: one for each epoch; None for epochs from a checkpoint that did not keep them.
+        logs: the names of the directories and tables that loggers write for this run, by the
+            place that the loggers were given.
+        kept: a copy of the state before the steps in progress, to return to if they fail; None
+            if none is kept.
+        compiled: True after the first dispatch, which compiles.
+        times: the time that the later steps in this process took.
+        waits: True once a warning has said that the run waits for its data.
         read: returns the arrays that are in the user's object, see `FunctionalModel`.
-        shown: those that were there when the object was last shown or the run began.
-        is_shown: whether a callback has asked for ``model``.
-        is_checked: whether the object is still the model it was since then.
+        shown: the arrays that were there when the object was last shown, or the run began.
+        is_shown: True if a callback has read ``model``.
+        is_checked: True if the object was checked since then to be the same model.
     """
 
     user_model: Any
@@ -172,6 +174,7 @@ class Run:
     metric_names: tuple[str, ...]
     callbacks: list[Any] = dataclasses.field(default_factory=list)
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)
+    functions: dict[str, str] = dataclasses.field(default_factory=dict)
     epoch: int = 0
     position: Position = Position()  # noqa: RUF009 (immutable)
     stop_reason: str | None = None
@@ -196,10 +199,10 @@ class Run:
 
     @property
     def model(self) -> Any:
-        """The user's object, with copies of the parameters as they are now, in eval mode.
+        """Returns the user's object, with copies of the current parameters, in eval mode.
 
-        In ``on_train_end``, those that the training ends with. Arrays that a callback changes in it
-        are trained on; another change is a `ConfigError`.
+        In ``on_train_end``, the parameters are those that the training ends with. Training
+        continues with arrays that a callback changes in it; another change is a `ConfigError`.
         """
         self.take_changes()
         self.write(*copy_arrays(self._arrays))
@@ -226,10 +229,10 @@ class Run:
         return len(now) != len(self.shown) or not all(same)
 
     def take_changes(self) -> None:
-        """Continues with the arrays that a callback has put into the object it was shown.
+        """Continues with the arrays that a callback has put into the object.
 
         Raises:
-            ConfigError: if it can't.
+            ConfigError: if they can not be trained.
         """
         if not self.is_shown or (self.is_checked and not self.is_changed):
             return
@@ -238,7 +241,7 @@ class Run:
         try:
             found = self.read()
         except ConfigError:
-            if is_changed:  # the object may have no place for what was trained
+            if is_changed:  # the object may lack a place for the trained arrays
                 self.write = lambda params, model_state: None
             raise
         if not is_changed or found is None:
@@ -249,7 +252,7 @@ class Run:
                 'parameters (ema_decay). Change what is trained: run.state = run.state.replace('
                 'params=...).'
             )
-        params, model_state = arrays = _taken(found, self._arrays)
+        params, model_state = arrays = _copied_like(found, self._arrays)
         if self.best_arrays is not None:
             self.best_arrays = arrays
         else:
@@ -257,15 +260,15 @@ class Run:
 
     @property
     def step(self) -> int:
-        """Steps done."""
+        """Returns the number of steps done."""
         return self.history.steps
 
     @property
     def learning_rate(self) -> float | None:
-        """The rate of the last step; None for an optimizer that keeps its own.
+        """Returns the rate of the last step; None for an optimizer that keeps its own.
 
-        Assign to it for the steps that follow. A rate that follows a schedule, and one that an
-        optimizer keeps, can't be assigned, which is a `ConfigError`.
+        Assign to it to change the rate of the following steps. A rate that follows a schedule, or
+        that an optimizer keeps, can not be assigned, which is a `ConfigError`.
         """
         rate = get_learning_rate(self.state.opt_state)
         return None if rate is None else float(rate)
@@ -278,16 +281,16 @@ class Run:
         if callable(config.learning_rate) or config.lr_schedule not in _UNSCHEDULED:
             raise ConfigError(
                 f'learning_rate: got {rate!r} from a callback, but the rate follows a schedule, '
-                "which gives it again in each step. Use lr_schedule='constant', or a function "
+                "which sets it in each step. Use lr_schedule='constant', or a function "
                 'step -> rate as learning_rate.'
             )
         held = getattr(self.state.opt_state, 'hyperparams', {})
-        # What ReduceLROnPlateau has multiplied it by so far is in the new rate.
+        # The new rate replaces what ReduceLROnPlateau has made of the old one.
         scale = {name: 1.0 for name in held if name == 'learning_rate_scale'}
         opt_state = set_hyperparams(self.state.opt_state, learning_rate=float(rate), **scale)
         self.state = self.state.replace(opt_state=opt_state)
 
     def stop(self, reason: str) -> None:
-        """Ends the run with this chunk of steps and notes the reason in the history's events."""
+        """Ends the run after this chunk of steps, and adds the reason to the history's events."""
         self.stop_reason = reason
         self.history.events.append((self.epoch, reason))

@@ -1,9 +1,9 @@
-"""Checkpoints of a run: when they are due, what is in them, and how a run continues from one."""
+"""Checkpoints of a run: when they are saved, what they contain, and how a run resumes from one."""
 
 import copy
 import time
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
 import jax
 import numpy as np
@@ -14,34 +14,33 @@ from thinkml.core.parallel.multiprocess import all_gather, broadcast_number, bro
 from thinkml.errors import (
     CheckpointError,
     ConfigError,
-    problems,
     warn_user,
 )
 from thinkml.model_record import record_of
 from thinkml.monitoring import History
 from thinkml.paths import local_directory
-from thinkml.training.callback import has_state
+from thinkml.training.callback_states import states_of
 from thinkml.training.callbacks.checkpoint import Checkpoint
-from thinkml.training.function_digests import changed_functions
-from thinkml.training.metric_monitor import MonitoringCallback, monitor_for
+from thinkml.training.metric_monitor import MetricMonitor, monitor_for
 from thinkml.training.run import EpochEnd, Run
 from thinkml.training.run_directory import is_lost, new_directory, newest_directory
+from thinkml.training.same_run import monitored_metrics
 
 
 class Checkpoints:
     """The checkpoints of one run.
 
     Args:
-        settings: when they are due and how many stay.
-        directory: of all runs, or of the one to resume, where the settings name none.
-        resume: whether to go on with the newest run there.
-        metric_names: the names an epoch records.
+        settings: when checkpoints are saved and how many are kept.
+        directory: the directory of all runs, or of the run to resume, if the settings name none.
+        resume: True continues with the newest run there.
+        metric_names: the names that an epoch records.
 
     Raises:
         CheckpointError: if nothing can be written there, another process trains the run, or there
             are checkpoints to resume from and none is sound.
-        ConfigError: if the metric that tells the best is not recorded, or the directory is that of
-            one run and a new one is to begin.
+        ConfigError: if the metric that tells the best is not recorded, or a new run would begin in
+            the directory of another one.
     """
 
     def __init__(
@@ -75,7 +74,7 @@ class Checkpoints:
         self._saved_at = time.monotonic()
 
     def _claimed(self, root: Path, resume: bool) -> Path:
-        """The directory of this run, locked, so that no other process trains the same run."""
+        """Returns the directory of this run, locked against other processes that train the run."""
         try:
             directory = _directory_to_resume(root, resume)
             if directory is not None:
@@ -91,95 +90,49 @@ class Checkpoints:
             self._lock = filesystem.lock(directory)
         except CheckpointError:
             raise
-        except OSError:  # the same place can not be opened, which `Checkpointer` words
+        except OSError:  # `Checkpointer` raises an error for it that says more
             return root / 'run-1'
         return directory
 
     def close(self) -> None:
-        """Lets other processes train the run."""
+        """Releases the lock of the run's directory."""
         filesystem.unlock(self._lock)
         self._lock = None
 
     @property
     def directory(self) -> Path:
-        """Where this run's checkpoints are."""
+        """Returns the directory of this run's checkpoints."""
         return self._checkpointer.directory
 
     @property
     def border_every(self) -> int | None:
-        """Steps after which a dispatch must end."""
+        """Returns the number of steps after which a dispatch must end."""
         return self._settings.every_steps
 
     @property
-    def resumed_settings(self) -> dict[str, Any] | None:
-        """The `Run.settings` of the run to go on with; None where a run begins."""
-        return None if self._found is None else self._found[1]['settings']
+    def saved(self) -> dict[str, Any] | None:
+        """Returns the metadata of the checkpoint to resume from; None if a new run begins."""
+        return None if self._found is None else self._found[1]
 
-    def check_same_run(
-        self,
-        settings: dict[str, Any],
-        callbacks: list[Any],
-        functions: dict[str, str],
-        *,
-        fixed_length: bool,
-    ) -> None:
-        """Compares a run with the one it is to go on with, if there is one.
-
-        Args:
-            settings: of the run, see `Run`.
-            callbacks: of the run.
-            functions: from `function_digests`.
-            fixed_length: whether the learning rate depends on how long the run is.
-
-        Raises:
-            ConfigError: if they are different runs; names each difference.
-        """
-        self._functions = functions
-        self._watched = self._watched_by(callbacks)
-        if self._found is None:
-            return
-        _, saved = self._found
-        found = _differences(saved['settings'], settings, fixed_length)
-        found += changed_functions(saved.get('functions', {}), functions)
-        found += _changed_monitors(saved.get('watched', {}), self._watched)
-        before, now = sorted(saved['callbacks']), sorted(_stateful(callbacks))
-        if before != now:
-            found.append(
-                f'callbacks: those with a state are {_listed(before)} in the checkpoint, '
-                f'{_listed(now)} now.'
-            )
-        if found:
-            headline = (
-                f'resume: the run in {self.directory} is another one. Train with what it was begun '
-                'with, pass the directory of the run you mean as checkpoint_dir, or begin a new '
-                'run with resume=False:'
-            )
-            raise ConfigError(problems(headline, found))
-
-    def _watched_by(self, callbacks: list[Any]) -> dict[str, str]:
-        """The metric each of ours watches, and the mode, by the name of the callback."""
-        watching = {
-            name: callback.monitor_among(self._metric_names)
-            for name, callback in _stateful(callbacks).items()
-            if isinstance(callback, MonitoringCallback)
-        }
-        watching['Checkpoint'] = self._best
-        return {name: f'{metric.name} ({metric.mode})' for name, metric in watching.items()}
+    @property
+    def monitor(self) -> MetricMonitor:
+        """Returns the monitor of the metric that tells the best checkpoint."""
+        return self._best
 
     def check_space(self, state: Any) -> None:
-        """Raises a `CheckpointError` if the disk has no room for a state like this."""
+        """Raises a `CheckpointError` if the disk has too little space for a state like this."""
         leaves = [leaf for leaf in jax.tree.leaves(state) if hasattr(leaf, 'nbytes')]
         self._checkpointer.check_space(sum(leaf.nbytes for leaf in leaves))
 
     def restore(self, run: Run, empty_metrics: Any) -> dict[str, list[Any]]:
-        """Puts a run to where its newest sound checkpoint is, if it has any.
+        """Restores a run from its newest sound checkpoint, if there is one.
 
         Args:
-            run: as it is before its first step.
-            empty_metrics: an epoch's metrics before anything was measured.
+            run: the run before its first step.
+            empty_metrics: an epoch's metrics before the first step.
 
         Returns:
-            what `load_states` takes; empty where there is no checkpoint.
+            The states of the callbacks, for `load_states`; empty without a checkpoint.
 
         Raises:
             CheckpointError: if the model or the optimizer have other arrays than the saved ones.
@@ -218,11 +171,11 @@ class Checkpoints:
 
     @property
     def watched_name(self) -> str:
-        """The name of the metric that tells the best."""
+        """Returns the name of the metric that tells the best checkpoint."""
         return self._best.name
 
     def save_if_due(self, run: Run) -> None:
-        """Saves the run if it is time to."""
+        """Saves the run if a checkpoint is due."""
         settings = self._settings
         minutes = (time.monotonic() - self._saved_at) / 60
         if (
@@ -236,11 +189,11 @@ class Checkpoints:
             self.save(run)
 
     def save(self, run: Run) -> None:
-        """Saves the run, unless that step is saved already.
+        """Saves the run, unless this step is saved already.
 
-        A failure is a warning: training goes on, and the next checkpoint is tried.
+        A failure becomes a warning: training continues, and the next checkpoint is tried.
         """
-        self.wait()  # first: if the one before has failed, this one must not fail with it
+        self.wait()  # before anything else, so that an earlier failure does not end this save
         if run.step == self._saved_step:
             return
         self._best_before = copy.copy(self._best)
@@ -253,29 +206,29 @@ class Checkpoints:
             self._failed(error)
 
     def wait(self) -> None:
-        """Waits for what is being written."""
+        """Waits until everything is written."""
         failure = None
         try:
             self._checkpointer.wait()
         except CheckpointError as error:
             failure = error
-        # In all processes alike: each decides by it whether a step is still to be saved.
+        # The same in all processes, since it decides whether a step is saved again.
         failed = [process for process, code in enumerate(all_gather(failure is not None)) if code]
         if failed:
             self._failed(failure or CheckpointError(f'process {failed[0]} could not save.'))
 
     def end_of(self, run: Run) -> str:
-        """Says where a run that ends now is saved, after it was."""
+        """Returns where a run that ends now is saved, for a message."""
         self.wait()
         if run.step == self._saved_step:
-            return f'saved after {run.step:,} steps; resume=True goes on from {self.directory}'
+            return f'saved after {run.step:,} steps; resume=True continues from {self.directory}'
         return f'not saved after {run.step:,} steps; older checkpoints may be in {self.directory}'
 
     def _metadata_of(self, run: Run) -> dict[str, Any]:
         return {
             'callbacks': {
                 name: [[leaf.shape, leaf.dtype.name] for leaf in leaves]
-                for name, leaves in _states_of(run.callbacks).items()
+                for name, leaves in states_of(run.callbacks).items()
             },
             'epoch': run.position.epoch,
             'step': run.position.step,
@@ -291,8 +244,8 @@ class Checkpoints:
             'model': self._described(run),
             'epoch_ends': run.epoch_ends,
             'logs': run.logs,
-            'functions': self._functions,
-            'watched': self._watched,
+            'functions': run.functions,
+            'watched': monitored_metrics(run.callbacks, self._best, self._metric_names),
         }
 
     def _described(self, run: Run) -> Any:
@@ -305,13 +258,13 @@ class Checkpoints:
         return encode(values, ('record',))
 
     def _failed(self, error: CheckpointError) -> None:
-        # Neither a step nor a best that is not on disk may keep the next one from it.
+        # A step and a best value that are not on disk must not count as saved.
         self._saved_step, self._best = -1, self._best_before
-        warn_user(f'{error} The training goes on; what it learns is in memory.')
+        warn_user(f'{error} The training continues; what it learns is in memory.')
 
 
 def _directory_to_resume(root: Path, resume: bool) -> Path | None:
-    """The run that ``checkpoint_dir`` names, or the newest one in it; None to begin a new one."""
+    """Returns the run that ``checkpoint_dir`` names, or the newest in it; None for a new run."""
     if is_checkpoint(root):
         raise ConfigError(
             f'checkpoint_dir: {root} is one checkpoint of a run. Pass the directory of the run, '
@@ -337,135 +290,10 @@ def _ends_epoch(run: Run) -> bool:
     return run.position.step == 0
 
 
-def load_states(callbacks: list[Any], saved: dict[str, list[Any]]) -> None:
-    """Gives callbacks back what they remembered, after they were started.
-
-    Args:
-        callbacks: of the run.
-        saved: from `Checkpoints.restore`, of the same callbacks; empty for nothing.
-
-    Raises:
-        ConfigError: if a state has another structure than the saved one, or can't be saved.
-    """
-    now = _states_of(callbacks)  # so that what can't be saved is told before the first step
-    for name, leaves in saved.items():
-        if len(now[name]) != len(leaves):
-            raise ConfigError(
-                f'callbacks: the state_dict() of {name} has {len(now[name])} values, expected '
-                f'{len(leaves)} as in the checkpoint: its structure must stay the same.'
-            )
-        callback = _stateful(callbacks)[name]
-        before, structure = jax.tree.flatten(callback.state_dict())
-        restored = [_as_before(*pair) for pair in zip(before, leaves, strict=True)]
-        callback.load_state_dict(jax.tree.unflatten(structure, restored))
-
-
-def _stateful(callbacks: list[Any]) -> dict[str, Any]:
-    """The callbacks whose state goes into the checkpoints, by a name that each run gives them."""
-    found: dict[str, Any] = {}
-    for callback in callbacks:
-        if has_state(callback):
-            name = type(callback).__name__
-            count = sum(known.split(' ')[0] == name for known in found)
-            found[f'{name} {count + 1}' if count else name] = callback
-    return found
-
-
-def _states_of(callbacks: list[Any]) -> dict[str, list[Any]]:
-    """The leaves of their states: the structure is known to them alone."""
-    return {
-        name: [_as_array(name, leaf) for leaf in jax.tree.leaves(callback.state_dict())]
-        for name, callback in _stateful(callbacks).items()
-    }
-
-
 def _arrays_of(run: Run) -> dict[str, Any]:
     return {
         'state': run.state,
         'metrics': run.position.metrics,
         'step_loss': run.history.step_loss,
-        'callbacks': _states_of(run.callbacks),
+        'callbacks': states_of(run.callbacks),
     }
-
-
-def _as_array(name: str, value: Any) -> Any:
-    """Python's numbers with all their digits, which JAX would cut, and keys as numbers."""
-    if isinstance(value, bool | int | float):
-        return np.asarray(value)
-    if not isinstance(value, jax.Array | np.ndarray | np.generic):
-        raise ConfigError(
-            f'callbacks: the state_dict() of {name} holds a {type(value).__name__}, expected '
-            'arrays and numbers.'
-        )
-    return jax.random.key_data(value) if _is_key(value) else value
-
-
-def _as_before(before: Any, restored: Any) -> Any:
-    if isinstance(before, bool | int | float | np.generic):
-        return type(before)(restored)
-    if _is_key(before):
-        return jax.random.wrap_key_data(restored, impl=jax.random.key_impl(before))
-    return restored
-
-
-def _is_key(value: Any) -> TypeGuard[jax.Array]:
-    return isinstance(value, jax.Array) and jax.numpy.issubdtype(value.dtype, jax.dtypes.prng_key)
-
-
-# What may be another in the run that goes on.
-MAY_CHANGE = (
-    'callbacks',
-    'checkpoint_dir',
-    'device_data_bytes',
-    'epochs',
-    'max_steps',
-    'max_time',
-    'on_nan',
-    'remat',
-    'steps_per_dispatch',
-)
-_LENGTH = ('epochs', 'max_steps')
-
-
-def _differences(saved: dict[str, Any], now: dict[str, Any], fixed_length: bool) -> list[str]:
-    """What two runs differ in and must not, a sentence each."""
-    free = [name for name in MAY_CHANGE if not (fixed_length and name in _LENGTH)]
-    saved, now = _flat(saved), _flat(now)
-    different = [
-        name
-        for name in saved | now
-        if name not in free and (name in saved, saved.get(name)) != (name in now, now.get(name))
-    ]
-    return [_difference(name, saved, now) for name in different]
-
-
-def _difference(name: str, saved: dict[str, Any], now: dict[str, Any]) -> str:
-    why = ''
-    if name in _LENGTH:
-        why = f', which lr_schedule={now["lr_schedule"]!r} depends on'
-    elif name.endswith('.sha256'):
-        why = ': other values, another order or other weights'
-    return f'{name}: {saved.get(name)!r} in the checkpoint, {now.get(name)!r} now{why}.'
-
-
-def _changed_monitors(saved: dict[str, str], now: dict[str, str]) -> list[str]:
-    """Names callbacks that would compare a metric with the best of another, a sentence each."""
-    return [
-        f'callbacks: {name} watched {saved[name]} in the checkpoint, {now[name]} now: the best '
-        'value so far is of another metric.'
-        for name in saved.keys() & now.keys()
-        if saved[name] != now[name]
-    ]
-
-
-def _flat(settings: dict[str, Any]) -> dict[str, Any]:
-    """Each value by its name, those in a dict by both names."""
-    return {
-        f'{name}.{part}' if part else name: value
-        for name, values in settings.items()
-        for part, value in (values.items() if isinstance(values, dict) else [('', values)])
-    }
-
-
-def _listed(names: list[str]) -> str:
-    return ', '.join(names) or 'none'

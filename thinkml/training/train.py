@@ -45,6 +45,7 @@ from thinkml.training.run import Run
 from thinkml.training.run_checkpoints import Checkpoints
 from thinkml.training.run_settings import describe_run, run_settings
 from thinkml.training.run_warnings import warn_of_monitors
+from thinkml.training.same_run import check_same_run, monitored_metrics
 from thinkml.training.signals import Signals, noted_signals
 from thinkml.training.train_loop import Training, fit, note_interrupt
 from thinkml.training.training_setup import Examples, TrainingSetup, TrainRequest, make_setup
@@ -145,23 +146,32 @@ def open_training(
         checkpoints = _open_checkpoints(checkpoint, config, resume, names)
         if checkpoints is not None:
             at_end.callback(checkpoints.close)
-        resumed = None if checkpoints is None else checkpoints.resumed_settings
+        saved = None if checkpoints is None else checkpoints.saved
+        resumed = None if saved is None else saved['settings']
         savings, note = _memory_savings(model, setup, config, layout, resumed)
         config, rates = _with_learning_rate(model, setup, config, layout, savings, resumed)
         settings = run_settings(config, setup, request, savings)
+        functions = {}
         if checkpoints is not None:
-            checkpoints.check_same_run(
-                settings, callbacks, function_digests(model, setup, request, config),
-                fixed_length=needs_length(config),
-            )  # fmt: skip
+            functions = function_digests(model, setup, request, config)
+            _check_resumed(checkpoints, config, settings, callbacks, functions, names)
         feed, validation = make_feed(setup, config, layout)
         parts = make_parts(model, setup, config, feed, validation, layout, savings)
         if layout is not None and layout.spans_processes:
             check_same_everywhere(settings, parts.functional)
         run = Run(
-            _unfrozen(model), parts.functional.write, config, History(), parts.state, names,
-            callbacks, settings, read=parts.functional.read, shown=arrays_in(_unfrozen(model)),
-        )  # fmt: skip
+            user_model=_unfrozen(model),
+            write=parts.functional.write,
+            config=config,
+            history=History(),
+            state=parts.state,
+            metric_names=names,
+            callbacks=callbacks,
+            settings=settings,
+            functions=functions,
+            read=parts.functional.read,
+            shown=arrays_in(_unfrozen(model)),
+        )
         callback_states: dict[str, list[Any]] = {}
         if checkpoints is not None:
             checkpoints.check_space(run.state)
@@ -210,6 +220,24 @@ def _open_checkpoints(
             'config.'
         )
     return None
+
+
+def _check_resumed(
+    checkpoints: Checkpoints,
+    config: TrainingConfig,
+    settings: dict[str, Any],
+    callbacks: list[Any],
+    functions: dict[str, str],
+    names: tuple[str, ...],
+) -> None:
+    """Raises a `ConfigError` if the run that is resumed is another one."""
+    if checkpoints.saved is None:
+        return
+    check_same_run(
+        checkpoints.saved, settings, callbacks, functions,
+        monitored_metrics(callbacks, checkpoints.monitor, names),
+        fixed_length=needs_length(config), directory=str(checkpoints.directory),
+    )  # fmt: skip
 
 
 def _memory_savings(

@@ -13,11 +13,12 @@ from thinkml.core.parallel.multiprocess import all_gather
 from thinkml.core.xla.jit import holding_programs
 from thinkml.errors import DivergedError, warn_user
 from thinkml.monitoring import ProgressBar
+from thinkml.training.callback_states import load_states
 from thinkml.training.callbacks.dispatch import after_chunk, after_epoch, started
 from thinkml.training.divergence import is_finite, last_finite_state, likely_causes
 from thinkml.training.program import RunParts
 from thinkml.training.run import EpochEnd, Program, Run, copy_arrays
-from thinkml.training.run_checkpoints import Checkpoints, load_states
+from thinkml.training.run_checkpoints import Checkpoints
 from thinkml.training.run_warnings import warn_of_validation, warn_of_waiting, warn_of_weights
 from thinkml.training.signals import Signals
 
