@@ -85,7 +85,7 @@ def one_device():
     from thinkml.core.parallel.sharding import Layout, data_mesh
     from thinkml.training import DistributedTrainer, ModelTrainer
     from thinkml.training.train import Latest, train
-    from thinkml.training.training_setup import TrainRequest
+    from thinkml.training.training_data import TrainRequest
 
     class OnMesh:
         """The layout's path, which `DistributedTrainer` leaves out for one device."""

@@ -23,7 +23,8 @@ from thinkml.training import train_loop as fit
 from thinkml.training.callbacks import early_stopping
 from thinkml.training.data_feed import make_feed
 from thinkml.training.program import make_parts
-from thinkml.training.training_setup import TrainRequest, make_setup
+from thinkml.training.training_data import TrainRequest
+from thinkml.training.training_setup import make_setup
 
 pytestmark = pytest.mark.compiled
 

@@ -26,7 +26,8 @@ from thinkml.training import (
 )
 from thinkml.training.function_digests import function_digests
 from thinkml.training.run_checkpoints import Checkpoints
-from thinkml.training.training_setup import TrainRequest, make_setup
+from thinkml.training.training_data import TrainRequest
+from thinkml.training.training_setup import make_setup
 
 X = np.random.default_rng(0).normal(size=(100, 4)).astype(np.float32)
 Y = (X[:, 0] > 0).astype(int) + (X[:, 1] > 0.8)

@@ -30,7 +30,8 @@ from thinkml.errors import ConfigError
 from thinkml.training.config import TrainingConfig
 from thinkml.training.random_keys import run_keys
 from thinkml.training.run import Validation
-from thinkml.training.training_setup import Examples, Stream, TrainingSetup, with_advice
+from thinkml.training.training_data import Examples, Stream, with_advice
+from thinkml.training.training_setup import TrainingSetup
 
 
 class Placement(enum.Enum):

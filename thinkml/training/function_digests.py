@@ -17,7 +17,8 @@ from jax.extend.core import ClosedJaxpr
 from thinkml.core import functionalize, make_optimizer, metric_name
 from thinkml.core.objectives.probe_sizes import PROBE_ROWS
 from thinkml.training.config import TrainingConfig
-from thinkml.training.training_setup import TrainingSetup, TrainRequest, probe_of
+from thinkml.training.training_data import TrainRequest
+from thinkml.training.training_setup import TrainingSetup, probe_of
 from thinkml.versions import library_versions
 
 # The key of the versions that digests depend on: those of others are not compared.
@@ -47,7 +48,7 @@ def function_digests(
     x = probe_of(problem.inputs, PROBE_ROWS)
 
     digests = {VERSIONS: _versions()}
-    if objective.is_own_loss:
+    if objective.is_custom_loss:
         gradient = jax.value_and_grad(
             lambda logits, labels: objective.loss_fn(logits, labels).sum()
         )

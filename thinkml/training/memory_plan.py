@@ -23,7 +23,8 @@ from thinkml.training.program import (
     optimizer_of,
     step_memory,
 )
-from thinkml.training.training_setup import Examples, TrainingSetup
+from thinkml.training.training_data import Examples
+from thinkml.training.training_setup import TrainingSetup
 from thinkml.typing import Model
 
 _WHOLE, _PARTS = 'on each device', 'in parts'

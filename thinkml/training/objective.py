@@ -1,4 +1,4 @@
-"""What training descends along and what it records: loss, metrics and augmentation, checked."""
+"""The objective of a training: loss, metrics and augmentation, checked."""
 
 import dataclasses
 import functools
@@ -29,24 +29,24 @@ class Objective:
     """A loss, metrics and an augmentation that fit a task.
 
     Attributes:
-        loss_fn: per example.
-        loss_name: for the record.
-        is_own_loss: whether the loss is the user's own.
-        metrics: of training and validation, accuracy first for classification.
-        training_metrics: those besides that only training has.
-        augment: of the training batches; None for nothing.
+        loss_fn: the loss of each example.
+        loss_name: the name of the loss, for the record.
+        is_custom_loss: True if the user wrote the loss.
+        metrics: the metrics of training and validation, accuracy first for classification.
+        training_metrics: further metrics, of training alone.
+        augment: the augmentation of training batches; None for none.
     """
 
     loss_fn: LossFn
     loss_name: str
-    is_own_loss: bool
+    is_custom_loss: bool
     metrics: tuple[Any, ...]
     training_metrics: tuple[str, ...]
     augment: AugmentFn | None
 
     @property
     def metric_names(self) -> tuple[str, ...]:
-        """The names of the metrics that training and validation have."""
+        """Returns the names of the metrics that training and validation record."""
         return tuple(map(metric_name, self.metrics))
 
 
@@ -60,22 +60,22 @@ def make_objective(
     augmentation: Any,
     training_metrics: Sequence[str] = (),
 ) -> Objective:
-    """Checks what the user asked for and puts defaults where nothing was asked.
+    """Checks the loss, the metrics and the augmentation, and fills in defaults.
 
     Args:
-        task: what the outputs mean.
+        task: the meaning of the outputs.
         x: the inputs, or `jax.ShapeDtypeStruct` of them.
         y: encoded targets, or the first of them.
-        loss_fn: a name, a function, or None for the task's usual one.
+        loss_fn: a name, a function, or None for the default of the task.
         metrics: a list of names, functions and classes, or None.
         augmentation: see `thinkml.core.make_augmentation`.
-        training_metrics: those of training alone that are wanted besides.
+        training_metrics: further metrics of training alone.
 
     Raises:
-        ConfigError: for what is unknown, does not fit the task, or can't be traced.
+        ConfigError: for one that is unknown, does not fit the task, or can not be traced.
     """
-    asked = _check_metrics(metrics, task)
-    wanted = dict.fromkeys((*(m for m in asked if m in TRAINING_ONLY_METRICS), *training_metrics))
+    recorded = _check_metrics(metrics, task)
+    of_training = [metric for metric in recorded if metric in TRAINING_ONLY_METRICS]
     augment = make_augmentation(augmentation, x, task.kind, task.num_outputs)
     labels = jax.ShapeDtypeStruct((PROBE_ROWS, *y.shape[1:]), y.dtype)
     augmented = labels if augment is None else _check_augmentation(augment, x, labels)
@@ -83,16 +83,16 @@ def make_objective(
     if augmented.shape != labels.shape and decides(loss_fn) == 'classification':
         raise ConfigError(
             f'loss_fn: got {_loss_name(loss_fn, task)!r} beside an augmentation that mixes '
-            "classes, whose shares it can't take. Use 'cross_entropy'."
+            "classes, whose probabilities it can't take. Use 'cross_entropy'."
         )
-    for targets in {labels, augmented}:  # validation has the labels as they are
+    for targets in {labels, augmented}:  # validation has labels without augmentation
         _try_loss(chosen, task, labels, targets)
     return Objective(
         loss_fn=chosen,
         loss_name=_loss_name(loss_fn, task),
-        is_own_loss=loss_fn is not None and decides(loss_fn) is None,
-        metrics=tuple(metric for metric in asked if metric not in TRAINING_ONLY_METRICS),
-        training_metrics=tuple(wanted),
+        is_custom_loss=loss_fn is not None and decides(loss_fn) is None,
+        metrics=tuple(metric for metric in recorded if metric not in TRAINING_ONLY_METRICS),
+        training_metrics=tuple(dict.fromkeys((*of_training, *training_metrics))),
         augment=augment,
     )
 
@@ -136,7 +136,7 @@ def _choose_loss(loss_fn: Any, task: Task) -> LossFn:
 
 
 def _check_augmentation(augment: AugmentFn, x: Any, labels: Any) -> Any:
-    """The labels as they are after it."""
+    """Checks an augmentation; returns the shape and dtype of labels after it."""
     rows = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct((PROBE_ROWS, *leaf.shape[1:]), leaf.dtype), x
     )
@@ -145,7 +145,7 @@ def _check_augmentation(augment: AugmentFn, x: Any, labels: Any) -> Any:
 
 
 def _try_loss(loss_fn: LossFn, task: Task, labels: Any, targets: Any) -> None:
-    """Traces the loss on the shapes it will get, so that it can't fail in a compiled program."""
+    """Traces the loss on the shapes it will get, so that it does not fail in a compiled program."""
     width = () if labels.ndim == 1 and task.num_outputs == 1 else (task.num_outputs,)
     logits = jax.ShapeDtypeStruct((PROBE_ROWS, *width), np.float32)
     try:
@@ -155,7 +155,7 @@ def _try_loss(loss_fn: LossFn, task: Task, labels: Any, targets: Any) -> None:
     except Exception as error:
         others = {*logits.shape[1:], *targets.shape[1:]}
         shown = functools.partial(with_rows, others=others)
-        after = '' if targets == labels else ', which augmentation makes of the labels'
+        after = '' if targets == labels else ' after augmentation'
         raise ConfigError(
             f'loss_fn: it failed for logits {shown(logits.shape)} and labels '
             f'{shown(targets.shape)} {targets.dtype}{after}: {type(error).__name__}: '
@@ -163,31 +163,31 @@ def _try_loss(loss_fn: LossFn, task: Task, labels: Any, targets: Any) -> None:
         ) from error
 
 
-# What an epoch records besides metrics, in the history or beside it in tables.
-_TAKEN = ('step', 'learning_rate', *sorted(MACHINE_VALUES))
+# Names of other values that histories and tables contain.
+_RESERVED = ('step', 'learning_rate', *sorted(MACHINE_VALUES))
 
 
 def _problem_with_name(metric: Any) -> str | None:
-    """Why a metric of this name would mix with other values; None if it would not."""
+    """Returns a sentence if the name of a metric is that of another value; else None."""
     name = metric_name(metric)
     if name.startswith('val_'):
-        what = 'names with val_ are those of the validation data'
-    elif name in _TAKEN:
-        what = 'which is the name of something else in histories, curves and tables'
+        what = 'names that begin with val_ belong to validation'
+    elif name in _RESERVED:
+        what = 'histories and tables use this name for something else'
     else:
         return None
     return f'metrics: got one called {name!r}; {what}. Give it another name.'
 
 
 def _check_metrics(metrics: Any, task: Task) -> tuple[Any, ...]:
-    """What to record, in the order asked for."""
+    """Returns the metrics to record, in the order of the list."""
     if metrics is not None and (isinstance(metrics, str) or not isinstance(metrics, Sequence)):
         raise ConfigError(f"metrics: got {metrics!r}, expected a list, for instance ['accuracy'].")
     always = ('accuracy',) if task.is_classification else ()
-    asked = [metric for metric in metrics or () if metric not in ('loss', *always)]
-    found = [check_metric(metric, task.kind, task.num_outputs) for metric in asked]
+    given = [metric for metric in metrics or () if metric not in ('loss', *always)]
+    found = [check_metric(metric, task.kind, task.num_outputs) for metric in given]
     found = [problem for problem in found if problem]
-    found = found or [problem for metric in asked if (problem := _problem_with_name(metric))]
+    found = found or [problem for metric in given if (problem := _problem_with_name(metric))]
     if found:
         raise ConfigError(found[0] if len(found) == 1 else problems('metrics:', found))
-    return (*always, *dict.fromkeys(asked))
+    return (*always, *dict.fromkeys(given))

@@ -10,7 +10,8 @@ from thinkml.training.config import TrainingConfig
 from thinkml.training.program import MemorySavings
 from thinkml.training.run import Run
 from thinkml.training.run_checkpoints import Checkpoints
-from thinkml.training.training_setup import Examples, TrainingSetup, TrainRequest
+from thinkml.training.training_data import Examples, TrainRequest
+from thinkml.training.training_setup import TrainingSetup
 
 
 def run_settings(

@@ -48,7 +48,8 @@ from thinkml.training.run_warnings import warn_of_monitors
 from thinkml.training.same_run import check_same_run, monitored_metrics
 from thinkml.training.signals import Signals, noted_signals
 from thinkml.training.train_loop import Training, fit, note_interrupt
-from thinkml.training.training_setup import Examples, TrainingSetup, TrainRequest, make_setup
+from thinkml.training.training_data import Examples, TrainRequest
+from thinkml.training.training_setup import TrainingSetup, make_setup
 from thinkml.training.tuning import LearningRateRange, learning_rate_range
 from thinkml.typing import Model
 

@@ -22,7 +22,8 @@ from thinkml.training.train import (
     open_training,
     run_training,
 )
-from thinkml.training.training_setup import TrainRequest, make_setup
+from thinkml.training.training_data import TrainRequest
+from thinkml.training.training_setup import make_setup
 from thinkml.training.tuning import LearningRateRange, largest_batch_size, learning_rate_range
 from thinkml.typing import Inputs, Labels, Model
 

@@ -30,7 +30,8 @@ from thinkml.training.active.pool import Pool
 from thinkml.training.active.pool_predictions import Ensemble
 from thinkml.training.config import TrainingConfig
 from thinkml.training.train import train
-from thinkml.training.training_setup import TrainRequest, probe_of
+from thinkml.training.training_data import TrainRequest
+from thinkml.training.training_setup import probe_of
 
 _LEAST_ROOM = 64
 

@@ -40,7 +40,8 @@ from thinkml.training.train import (
     open_training,
     run_training,
 )
-from thinkml.training.training_setup import TrainRequest, check_pixels_of, probe_of
+from thinkml.training.training_data import TrainRequest
+from thinkml.training.training_setup import check_pixels_of, probe_of
 from thinkml.training.transfer.backbone import (
     Backbone,
     Role,

@@ -1,0 +1,306 @@
+"""Training and validation data: opened, checked and encoded."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+
+from thinkml.core.objectives.losses import decides
+from thinkml.data import (
+    Batches,
+    Rows,
+    check_lengths,
+    check_targets,
+    class_weight_table,
+    encode_targets,
+    example_weights,
+    fingerprint,
+    is_batches,
+    open_batches,
+    open_data,
+    some_rows,
+    split_rows,
+    with_ranges,
+)
+from thinkml.data.sample_weights import shift_of
+from thinkml.errors import ConfigError, DataError
+from thinkml.model_record import InputSpec, Task
+from thinkml.training.config import TrainingConfig
+from thinkml.typing import PyTree
+
+R = TypeVar('R')
+
+
+class Examples(NamedTuple):
+    """Rows with their encoded targets.
+
+    Attributes:
+        x: the inputs of all rows.
+        y: the encoded targets of all rows.
+        rows: the rows to use.
+        weight: the weight of each row's loss, float32, for all rows; None if all are 1.
+        room: the number of rows that may be used in later trainings, if that number grows; else
+            None.
+    """
+
+    x: Rows
+    y: np.ndarray
+    rows: np.ndarray
+    weight: np.ndarray | None
+    room: int | None = None
+
+
+class Stream(NamedTuple):
+    """Batches from a source, and how to encode them.
+
+    Attributes:
+        batches: the source.
+        task: the meaning of the labels.
+        class_table: the weight of each class; None if all are 1.
+        weight_shift: the power of 2 that the weights of all batches are multiplied by.
+        advice: a sentence for errors about unknown labels; empty if the task was known before.
+    """
+
+    batches: Batches
+    task: Task
+    class_table: np.ndarray | None = None
+    weight_shift: int = 0
+    advice: str = ''
+
+
+class TrainRequest(NamedTuple):
+    """The arguments of ``train`` that say what is to be learned, as the user passed them.
+
+    Attributes:
+        rows: the rows of ``X_train`` to use; None for all. Data sets that grow within an array of
+            one size share compiled programs, also while they are smaller than a batch.
+        known: the inputs of earlier trainings; None for those in the model's record.
+    """
+
+    X_train: Any
+    y_train: Any
+    X_val: Any = None
+    y_val: Any = None
+    loss_fn: Any = None
+    metrics: Sequence[Any] | None = None
+    class_weights: Any = None
+    sample_weight: Any = None
+    augmentation: Any = None
+    groups: Any = None
+    rows: np.ndarray | None = None
+    known: InputSpec | None = None
+
+
+class InputData(NamedTuple):
+    """Training inputs and labels, before the task is known.
+
+    Attributes:
+        batches: the source of batches; None for rows.
+        x: the rows, or the inputs of the first batch.
+        inputs: the shape, dtype and range of a row of inputs.
+        targets: the labels, or those of the first batch.
+        labels_from: the name of the labels, for errors.
+        advice: a sentence for errors about labels, if only the first batch was looked at.
+    """
+
+    batches: Batches | None
+    x: Rows | PyTree
+    inputs: InputSpec
+    targets: np.ndarray
+    labels_from: str = 'y_train'
+    advice: str = ''
+
+
+def open_inputs(
+    request: TrainRequest, config: TrainingConfig, names: InputSpec | None
+) -> InputData:
+    """Opens the inputs and labels of a training.
+
+    Args:
+        request: the arguments of ``train``.
+        config: the settings.
+        names: the names of columns that the model was trained on; None for any.
+
+    Raises:
+        DataError: for inputs or labels that can not be trained on.
+    """
+    if is_batches(request.X_train):
+        batches, x, targets = open_stream(request, config, names)
+        return InputData(
+            batches=batches,
+            x=x,
+            inputs=with_ranges(batches.inputs, x),
+            targets=targets,
+            labels_from=f'{batches.argument}, batch 1',
+            advice=first_batch_advice(request.loss_fn),
+        )
+    x, targets = open_data(request.X_train, request.y_train, like=names)
+    targets = check_targets(targets, 'y_train')
+    check_lengths({'X_train': x, 'y_train': targets})
+    return InputData(batches=None, x=x, inputs=with_ranges(x.inputs, some_rows(x)), targets=targets)
+
+
+def open_stream(
+    request: TrainRequest, config: TrainingConfig, names: InputSpec | None
+) -> tuple[Batches, Any, np.ndarray]:
+    """Returns the source of batches, and the inputs and labels of its first batch."""
+    label = _label_of_batches(request.y_train, 'y_train')
+    for name in ('sample_weight', 'groups'):
+        if getattr(request, name) is not None:
+            raise DataError(
+                f'{name}: got one beside batches, expected none. Let each batch be (inputs, '
+                'labels, weights).'
+                if name == 'sample_weight'
+                else f'{name}: got them beside batches, which hold out no rows. Pass X_val.'
+            )
+    batches = open_batches(request.X_train, 'X_train', label=label, like=names)
+    if config.learning_rate == 'auto':
+        _check_again(batches, "learning_rate='auto', which reads some of it before training")
+    _check_epochs(batches, config)
+    first = batches.peek()
+    return batches, first.x, check_targets(first.y, 'X_train, batch 1')
+
+
+def _label_of_batches(y: Any, argument: str) -> str | None:
+    """Returns the name of the labels within batches; None to find them."""
+    if not (y is None or isinstance(y, str)):
+        raise DataError(
+            f'{argument}: got a {type(y).__name__} beside batches, which hold their labels '
+            'themselves. Leave it out, or pass the name of the labels; validation data goes by '
+            'name, X_val=...'
+        )
+    return y
+
+
+def _check_epochs(batches: Batches, config: TrainingConfig) -> None:
+    # With max_steps the first epoch may be all there is.
+    if config.epochs > 1 and config.max_steps is None:
+        _check_again(batches, f'epochs={config.epochs}')
+
+
+def _check_again(batches: Batches, needed_for: str) -> None:
+    """Raises a `DataError` for an iterator that is needed more than once."""
+    if batches.has_one_epoch:
+        raise DataError(
+            f'{batches.argument}: got an iterator, which is used up after one epoch, with '
+            f'{needed_for}. Pass the function that makes it, without calling it, or an object '
+            'with __iter__.'
+        )
+
+
+def first_batch_advice(loss_fn: Any) -> str:
+    """Returns how labels may be misread, if only the first batch was looked at."""
+    regression = (
+        '' if decides(loss_fn) else "; where they are numbers to predict, pass loss_fn='mse'"
+    )
+    return (
+        'The task is read from batch 1 alone: let it have each of the classes (shuffle the '
+        f'source){regression}.'
+    )
+
+
+def with_advice(advice: str, function: Callable[..., R], *args: Any, **kwargs: Any) -> R:
+    """Calls a function that checks labels, and adds a sentence to its errors."""
+    try:
+        return function(*args, **kwargs)
+    except DataError as error:
+        if not advice:
+            raise
+        raise DataError(f'{error} {advice}') from error
+
+
+def make_stream(
+    batches: Batches, task: Task, request: TrainRequest, config: TrainingConfig, advice: str
+) -> Stream:
+    """Returns a source of batches with the weights of its classes."""
+    if config.validation_split != 0 and request.X_val is None:
+        raise ConfigError(
+            f'validation_split: got {config.validation_split!r} for batches, from which no rows '
+            'can be held out. Pass X_val, another source of batches or arrays.'
+        )
+    shift = _weight_shift(batches)
+    if request.class_weights is None:
+        return Stream(batches, task, weight_shift=shift, advice=advice)
+    if request.class_weights == 'balanced':
+        raise DataError(
+            "class_weights: got 'balanced' for batches, whose classes can not be counted before "
+            'training. Pass a dict of a weight for each label.'
+        )
+    table = class_weight_table(np.zeros(0, np.int32), task, request.class_weights)
+    return Stream(batches, task, table, shift, advice)
+
+
+def _weight_shift(batches: Batches) -> int:
+    """Returns the shift of the first batch, so that a resumed run has the same one."""
+    weight = batches.peek().weight
+    return 0 if weight is None else shift_of(weight)
+
+
+def make_examples(
+    x: Rows, y: np.ndarray, task: Task, request: TrainRequest, config: TrainingConfig
+) -> tuple[Examples, Examples | None]:
+    """Returns the rows to train on, and those held out for validation."""
+    rows, rows_val = np.arange(len(x)) if request.rows is None else request.rows, None
+    room = None if request.rows is None else len(x)
+    order, share = config.held_out
+    if request.X_val is None and request.y_val is None and share > 0:
+        parts = split_rows(y[rows], task, share, config.seed, order=order, groups=request.groups)
+        rows, rows_val = (rows[part] for part in parts)
+    elif request.groups is not None:
+        raise ConfigError(
+            'groups: got them where no rows are held out, expected TrainingConfig('
+            'validation_split=...) and no X_val.'
+        )
+    weight = example_weights(y, task, request.class_weights, request.sample_weight, rows=rows)
+    if rows_val is None:
+        return Examples(x, y, rows, weight, room), None
+    if weight is not None:
+        # Class weights change what is learned, not what is true: validation ignores them.
+        alone = example_weights(y, task, None, request.sample_weight)
+        weight[rows_val] = 1 if alone is None else alone[rows_val]
+        if not weight[rows_val].any():
+            raise DataError(
+                f'sample_weight: got weight 0 for each of the {len(rows_val):,} rows held out for '
+                'validation, expected some above 0, whose mean val_loss is. Hold out other '
+                'rows (validation_split, seed), or pass X_val and y_val.'
+            )
+    return Examples(x, y, rows, weight, room), Examples(x, y, rows_val, weight)
+
+
+def open_validation(
+    request: TrainRequest, inputs: InputSpec, task: Task, config: TrainingConfig
+) -> Examples | Stream | None:
+    """Opens and encodes the validation data; returns None if there is none."""
+    X_val, y_val = request.X_val, request.y_val
+    if X_val is None and y_val is None:
+        return None
+    if y_val is None and isinstance(request.y_train, str):
+        y_val = request.y_train
+    if X_val is not None and is_batches(X_val):
+        batches = open_batches(X_val, 'X_val', label=_label_of_batches(y_val, 'y_val'), like=inputs)
+        _check_epochs(batches, config)
+        # The labels are checked now, and not after the first epoch.
+        encode_targets(batches.peek().y, task, 'X_val, batch 1')
+        return Stream(batches, task, weight_shift=_weight_shift(batches))
+    if X_val is None or (y_val is None and not _holds_labels(request)):
+        missing, given = ('X_val', 'y_val') if X_val is None else ('y_val', 'X_val')
+        raise DataError(f'{missing}: got None together with {given}, expected both or neither.')
+    x, targets = open_data(X_val, y_val, 'X_val', 'y_val', like=inputs)
+    targets = check_targets(targets, 'y_val')
+    check_lengths({'X_val': x, 'y_val': targets})
+    return Examples(x, encode_targets(targets, task, 'y_val'), np.arange(len(x)), None)
+
+
+def _holds_labels(request: TrainRequest) -> bool:
+    """Returns True if labels come with the inputs, as in the training data."""
+    return request.y_train is None or isinstance(request.y_train, str)
+
+
+def identify(data: Examples | Stream | None, *, in_part: bool) -> dict[str, Any]:
+    """Returns what identifies a data set: a fingerprint, or for batches their number and inputs."""
+    if data is None:
+        return {}
+    if isinstance(data, Stream):
+        # Without a hash: a source may yield another first batch in another process.
+        return {'batches': data.batches.num_batches, 'inputs': str(data.batches.inputs)}
+    return fingerprint(data.x, data.y, data.weight, rows=data.rows if in_part else None)
