@@ -50,15 +50,15 @@ def test_the_bytes_of_the_state_are_those_of_a_training(strategy):
 
 def test_with_fsdp_a_device_has_an_eighth():
     kernel = next(a for a in plan_of_wide(strategy='fsdp').arrays if a.name == 'params/up/kernel')
-    assert (kernel.shape, kernel.placed) == ((64, 512), 'in parts')
+    assert (kernel.shape, kernel.placed) == ((64, 512), 'sharded')
     assert kernel.num_bytes == 64 * 512 * 4 == 8 * kernel.bytes_per_device
     mirrored = next(a for a in plan_of_wide().arrays if a.name == 'params/up/kernel')
-    assert (mirrored.placed, mirrored.bytes_per_device) == ('on each device', kernel.num_bytes)
+    assert (mirrored.placed, mirrored.bytes_per_device) == ('replicated', kernel.num_bytes)
 
 
 @pytest.mark.parametrize(
     ('bytes_', 'placed'),
-    [(None, 'on each device'), (20_000, 'a part on each device'), (4_000, 'on the host, streamed')],
+    [(None, 'replicated'), (20_000, 'sharded'), (4_000, 'on the host, streamed')],
 )
 def test_the_placement_of_the_data(bytes_, placed):
     plan = plan_of_wide(device_data_bytes=bytes_)
@@ -86,8 +86,8 @@ def test_larger_batches_take_more_and_accumulated_ones_do_not():
 
 def test_no_copy_is_kept_if_no_step_can_be_undone():
     names = {part.name for part in plan_of(on_nan='ignore').parts}
-    assert 'copy to go back to' not in names
-    assert 'copy to go back to' in {part.name for part in plan_of_wide().parts}
+    assert 'copy to return to' not in names
+    assert 'copy to return to' in {part.name for part in plan_of_wide().parts}
 
 
 def test_a_model_that_fits_nowhere_is_planned_without_being_made(monkeypatch):

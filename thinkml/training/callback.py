@@ -7,7 +7,7 @@ from thinkml.typing import PyTree
 
 HOOKS = ('on_train_start', 'on_chunk_end', 'on_epoch_end', 'on_train_end')
 
-# Where the class of each name is. They are imported when a run uses them.
+# The class of each name, imported when a run uses it.
 CALLBACKS = {
     'checkpoint': 'thinkml.training.callbacks.checkpoint:Checkpoint',
     'csv': 'thinkml.training.callbacks.loggers:CSVLogger',
@@ -32,8 +32,8 @@ class Callback:
     ``stop(reason)``. The state is on the device and donated to the next chunk: copy what you keep.
     To continue with another state, assign to ``run.state``, or change the arrays of ``run.model``.
 
-    What ``state_dict()`` returns, a pytree of arrays and numbers whose structure stays the same,
-    goes into the checkpoints. ``load_state_dict(state)`` is called after ``on_train_start`` in a
+    ``state_dict()`` returns a pytree of arrays and numbers, whose structure stays the same. It goes
+    into the checkpoints. ``load_state_dict(state)`` is called after ``on_train_start`` in a
     run that is resumed. A subclass that has a state defines both.
 
     Attributes:
@@ -63,16 +63,16 @@ class Callback:
         """Raises a `ConfigError` if it can not work in a run that records these metrics."""
 
     def on_train_start(self, run: Any) -> None:
-        """Called before the first step."""
+        """Runs before the first step."""
 
     def on_chunk_end(self, run: Any) -> None:
-        """Called after each chunk of steps."""
+        """Runs after each chunk of steps."""
 
     def on_epoch_end(self, run: Any) -> None:
-        """Called after each epoch, once its metrics are in the history."""
+        """Runs after each epoch, once its metrics are in the history."""
 
     def on_train_end(self, run: Any) -> None:
-        """Called at the end, also after an interruption or an error."""
+        """Runs at the end, also after an interruption or an error."""
 
     def state_dict(self) -> PyTree:
         """Returns what it remembers, for checkpoints."""

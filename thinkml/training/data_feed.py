@@ -1,4 +1,4 @@
-"""What a problem's data is trained and validated from: on the device, or streamed to it."""
+"""Data feeds: training and validation data on the device, or streamed to it."""
 
 import enum
 import functools
@@ -35,23 +35,23 @@ from thinkml.training.training_setup import TrainingSetup
 
 
 class Placement(enum.Enum):
-    """Where the rows of a data set are."""
+    """The placement of the rows of a data set."""
 
-    EACH_DEVICE = 'on each device'
-    PARTED = 'a part on each device'
+    REPLICATED = 'replicated'
+    SHARDED = 'sharded'
     HOST = 'on the host, streamed'
 
 
 def make_feed(
     setup: TrainingSetup, config: TrainingConfig, layout: Layout | None = None
 ) -> tuple[Feed, Validation | None]:
-    """Chooses for the data: what fits stays on the device, what doesn't is streamed.
+    """Puts data that fits onto the device, and streams data that does not.
 
-    Of several devices each has all of it, or, where that does not fit, a part. Training data comes
-    first; validation data may have what is left.
+    On several devices the data is replicated if it fits, else its rows are sharded. Training data
+    comes first; validation data may use the memory that is left.
 
     Raises:
-        ConfigError: for a share of batches whose number nobody knows.
+        ConfigError: for a fraction of batches whose number is unknown.
     """
     budget = device_budget(config.device_data_bytes, layout)
     shuffle_key = run_keys(config.seed).shuffle
@@ -87,10 +87,10 @@ def make_feed(
 def planned_placements(
     setup: TrainingSetup, config: TrainingConfig, layout: Layout | None
 ) -> Iterator[tuple[str, Placement, int, int]]:
-    """Where `make_feed` would put rows, without putting them there.
+    """Yields where `make_feed` would put rows, without putting them there.
 
     Yields:
-        the argument, where its rows would be, the bytes of all of them, and those of a device.
+        The argument, the placement of its rows, their bytes in all, and their bytes per device.
     """
     budget = device_budget(config.device_data_bytes, layout)
     for argument, examples in (('X_train', setup.train), ('X_val', setup.val)):
@@ -106,14 +106,14 @@ def planned_placements(
         of_device = bytes_to_put(examples, where, layout)
         if where is Placement.HOST:
             of_device = min(of_device, streamed_bytes(examples, config, budget, layout))
-        yield argument, where, num_bytes(examples, Placement.EACH_DEVICE, None), of_device
+        yield argument, where, num_bytes(examples, Placement.REPLICATED, None), of_device
         budget = _less(budget, of_device)
 
 
 def streamed_bytes(
     examples: Examples, config: TrainingConfig, budget: int | None, layout: Layout | None
 ) -> int:
-    """Bytes of a device that streamed rows take at most."""
+    """Returns the bytes of a device that streamed rows take at most."""
     return StreamedFeed(
         examples.x, examples.y, rows=examples.rows, weight=examples.weight,
         batch_size=config.batch_size * config.accumulate_steps, shuffle_key=None, budget=budget,
@@ -122,24 +122,24 @@ def streamed_bytes(
 
 
 def choose_placement(examples: Examples, budget: int | None, layout: Layout | None) -> Placement:
-    """Where the rows go, given the bytes that data may take on a device."""
-    for where in (Placement.EACH_DEVICE, Placement.PARTED):
+    """Returns the placement of rows, given the bytes that data may take on a device."""
+    for where in (Placement.REPLICATED, Placement.SHARDED):
         if budget is None or bytes_to_put(examples, where, layout) <= budget:
             return where
     return Placement.HOST
 
 
 def num_bytes(examples: Examples, where: Placement, layout: Layout | None) -> int:
-    """Bytes of a device that all rows take, with those that fill up to the capacity."""
+    """Returns the bytes of a device that all rows take, with filler rows up to the capacity."""
     x, y, _, weight, _ = examples
-    num_devices = 1 if layout is None or where is Placement.EACH_DEVICE else layout.num_devices
+    num_devices = 1 if layout is None or where is Placement.REPLICATED else layout.num_devices
     count = capacity(len(x))
-    # The plan, 4 bytes a row, is whole on each device.
+    # The index plan, 4 bytes a row, is replicated.
     return -(-count // num_devices) * (row_bytes(x, y, weight) - 4) + 4 * count
 
 
 def bytes_to_put(examples: Examples, where: Placement, layout: Layout | None) -> int:
-    """The same without those that are on the device already."""
+    """Returns the bytes that rows will take, without arrays that are on the device already."""
     arrays = examples.x.arrays if layout is None else None
     there = [leaf.nbytes for leaf in jax.tree.leaves(arrays) if isinstance(leaf, jax.Array)]
     return num_bytes(examples, where, layout) - sum(there)
@@ -149,7 +149,7 @@ def _placed(
     examples: Examples, rows: np.ndarray, where: Placement, layout: Layout | None
 ) -> DeviceData:
     x, y, _, weight, _ = examples
-    return place(x, y, rows, weight, layout, parted=where is Placement.PARTED)
+    return place(x, y, rows, weight, layout, parted=where is Placement.SHARDED)
 
 
 def _less(budget: int | None, num_bytes: int) -> int | None:
@@ -157,7 +157,7 @@ def _less(budget: int | None, num_bytes: int) -> int | None:
 
 
 def _limit(config: TrainingConfig, steps: int | None) -> int | None:
-    """Steps after which an epoch ends, of ``steps`` there are."""
+    """Returns the number of steps after which an epoch ends; ``steps`` is how many there are."""
     limit = config.limit_train_batches
     if config.fast_dev_run:
         return int(config.fast_dev_run)
@@ -165,8 +165,8 @@ def _limit(config: TrainingConfig, steps: int | None) -> int | None:
         return limit
     if steps is None:
         raise ConfigError(
-            f'limit_train_batches: got the share {limit} of batches whose number nobody knows '
-            'before they end. Pass a whole number of steps, or give the source a __len__.'
+            f'limit_train_batches: got the fraction {limit} of batches whose number is '
+            'unknown before they end. Pass a whole number of steps, or give the source a __len__.'
         )
     return max(1, int(limit * steps))
 
@@ -193,9 +193,9 @@ def _validation(
             lambda: batch_parts(val.batches, encode, batch_size, limit, layout), batch_size,
             None if count is None else count * batch_size,
         )  # fmt: skip
-    # By capacity, so that another split finds the compiled program.
+    # By the capacity, so that splits of similar sizes share a compiled program.
     batch_size = min(inference_batch_size(val.x.spec), capacity(len(val.x)))
-    rows = _some_that_count(val, batch_size) if config.fast_dev_run else val.rows
+    rows = _first_weighted_rows(val, batch_size) if config.fast_dev_run else val.rows
     make = functools.partial(
         Validation, batch_size=batch_size,
         capacity=math.ceil(capacity(len(val.x)) / batch_size) * batch_size,
@@ -207,14 +207,14 @@ def _validation(
     return make(lambda: data)
 
 
-def _some_that_count(val: Examples, count: int) -> np.ndarray:
-    """The first rows of which the loss has a mean."""
+def _first_weighted_rows(val: Examples, count: int) -> np.ndarray:
+    """Returns the first rows whose weight is above 0, so that the loss has a mean."""
     rows = val.rows if val.weight is None else val.rows[val.weight[val.rows] > 0]
     return rows[:count]
 
 
 def _encode(stream: Stream, batch: HostBatch, argument: str) -> Arrays:
-    """A batch as the device takes it."""
+    """Returns the inputs, encoded labels and weights of a batch, for the device."""
     y = with_advice(stream.advice, encode_targets, batch.y, stream.task, argument)
     weight = np.ones(len(y), np.float32)
     if batch.weight is not None:

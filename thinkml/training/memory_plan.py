@@ -1,4 +1,4 @@
-"""What a training will take of the devices, before anything is put there."""
+"""Memory plans: how much device memory a training will take, and how to reduce it."""
 
 import dataclasses
 import math
@@ -27,7 +27,7 @@ from thinkml.training.training_data import Examples
 from thinkml.training.training_setup import TrainingSetup
 from thinkml.typing import Model
 
-_WHOLE, _PARTS = 'on each device', 'in parts'
+_REPLICATED, _SHARDED = 'replicated', 'sharded'
 
 
 class PlannedArray(NamedTuple):
@@ -35,11 +35,11 @@ class PlannedArray(NamedTuple):
 
     Attributes:
         name: its path, such as ``'params/layers/0/kernel'``.
-        shape: of the whole array.
-        dtype: its name.
-        placed: how it is on the devices, in words.
-        num_bytes: of the whole array.
-        bytes_per_device: of the part that a device has.
+        shape: the shape of the whole array.
+        dtype: the name of its dtype.
+        placed: its placement on the devices, in words.
+        num_bytes: the bytes of the whole array.
+        bytes_per_device: the bytes that each device holds.
     """
 
     name: str
@@ -51,13 +51,13 @@ class PlannedArray(NamedTuple):
 
 
 class PlannedPart(NamedTuple):
-    """A part of what a training needs.
+    """A part of the memory that a training needs.
 
     Attributes:
-        name: what it is.
-        placed: how it is on the devices, in words.
-        num_bytes: of all of it; None for what exists on a device only.
-        bytes_per_device: of what a device has of it.
+        name: a description.
+        placed: its placement on the devices, in words.
+        num_bytes: the bytes in all; None for a part that exists per device only.
+        bytes_per_device: the bytes that each device holds.
     """
 
     name: str
@@ -68,15 +68,15 @@ class PlannedPart(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Plan:
-    """What a training will take of each device; printed, a table.
+    """The device memory that a training will take; it prints as a table.
 
     Attributes:
         parts: parameters, optimizer state, data, activations and what else is needed.
         arrays: each array of the state.
         num_devices: how many devices train.
-        platform: of what kind they are.
-        free_bytes: what each device has left now; None where nobody says.
-        saving: what is done so that it fits.
+        platform: the kind of the devices.
+        free_bytes: the free memory of each device now; None if it is unknown.
+        saving: how memory is saved so that the training fits.
     """
 
     parts: tuple[PlannedPart, ...]
@@ -88,12 +88,12 @@ class Plan:
 
     @property
     def bytes_per_device(self) -> int:
-        """What a device needs in all."""
+        """Returns the bytes that a device needs in all."""
         return sum(part.bytes_per_device for part in self.parts)
 
     @property
     def fits(self) -> bool | None:
-        """Whether that is free; None where nobody says."""
+        """Returns True if they are free; None if that is unknown."""
         return None if self.free_bytes is None else self.bytes_per_device <= self.free_bytes
 
     def to_dict(self) -> dict[str, Any]:
@@ -129,7 +129,7 @@ class Plan:
 
     def _verdict(self) -> str:
         if self.free_bytes is None:
-            return 'How much is free on a device is not known.'
+            return 'The free memory of a device is unknown.'
         free = f'{readable(self.free_bytes)} are free on each'
         return f'It fits: {free}.' if self.fits else f'It does not fit: {free}. {_remedies(self)}'
 
@@ -152,7 +152,7 @@ def _remedies(plan: Plan) -> str:
             'Most of it is activations: lower batch_size and raise accumulate_steps, or set '
             "precision='bfloat16'."
         )
-    if largest.placed == _PARTS:
+    if largest.placed == _SHARDED:
         return 'Most of it is the model: use more devices.'
     return "Most of it is the model: use DistributedTrainer(strategy='fsdp') on more devices."
 
@@ -178,44 +178,44 @@ def make_plan(
 def reduce_memory(
     model: Model, setup: TrainingSetup, config: TrainingConfig, layout: Layout | None
 ) -> tuple[MemorySavings, str | None]:
-    """Chooses what is done so that a training fits the devices, before anything is put there.
+    """Chooses how to save memory so that a training fits on the devices, before anything is placed.
 
-    Where it fits by far, as is usual, nothing is traced or compiled for that. Rematerialisation
-    comes first, which changes no number; batches in parts come next. Where nothing helps, it is
-    tried as it was asked for: what is free is not known for sure, and may become more.
+    If it fits by far, as is usual, nothing is traced or compiled for that. Rematerialization comes
+    first, since it changes no result; then batches are computed in parts. If nothing helps, the
+    training is tried as it is: free memory is an estimate, and may grow.
 
     Returns:
-        what is done, and a sentence about it for the user; None where nothing need be done.
+        How memory is saved, and a sentence about it for the user; None if nothing is done.
     """
-    asked_for = MemorySavings(remat=bool(config.remat))
+    default = MemorySavings(remat=bool(config.remat))
     free = free_bytes(layout)
     if free is None or _need_at_most(setup, config, layout) <= free:
-        return asked_for, None
+        return default, None
     first, *others = _plans(model, setup, config, layout)
     plan = others[-1] if others else first
     if not plan.fits:
-        return asked_for, f'this training may not fit, it is tried as it is asked for.\n{first}'
+        return default, f'this training may not fit, it is tried as it is.\n{first}'
     if not others:
-        return asked_for, None
-    told = ' and '.join(_savings(plan.saving))
+        return default, None
+    sentence = ' and '.join(_savings(plan.saving))
     norms = ' BatchNorm sees one part at a time.' if plan.saving.micro_batches > 1 else ''
     return plan.saving, (
-        f'{told}, so that the training takes {readable(plan.bytes_per_device)} of each device and '
-        f'not {readable(first.bytes_per_device)}, of which {readable(free)} are free.{norms}'
+        f'{sentence}, so that the training takes {readable(plan.bytes_per_device)} of each device '
+        f'instead of {readable(first.bytes_per_device)}; {readable(free)} are free.{norms}'
     )
 
 
-# By how much more than the outputs of its forward pass a step may take: gradients, what XLA keeps
-# twice, the patches of a convolution.
+# A step may take so many times the outputs of its forward pass: gradients, copies that XLA makes,
+# the patches of a convolution.
 _OF_FORWARD = 16
-# Of a part on a device: of fewer, BatchNorm's means say little.
+# The least rows of a part on a device: BatchNorm's means of fewer rows are too noisy.
 _LEAST_ROWS = 8
-# Parameters, the optimizer's moments, an average, gradients; and a copy to go back to.
+# Parameters, the optimizer's moments, an average, gradients; and a copy to return to.
 _OF_PARAMS = 10
 
 
 def _need_at_most(setup: TrainingSetup, config: TrainingConfig, layout: Layout | None) -> int:
-    """Bytes of a device that a training is far from exceeding, without tracing it."""
+    """Returns a rough upper bound of the bytes per device, without tracing the training."""
     rows = _steps_of(setup, config).batch_size
     data = sum(of_device for *_, of_device in planned_placements(setup, config, layout))
     footprint = setup.footprint
@@ -225,7 +225,7 @@ def _need_at_most(setup: TrainingSetup, config: TrainingConfig, layout: Layout |
 def _plans(
     model: Model, setup: TrainingSetup, config: TrainingConfig, layout: Layout | None
 ) -> Iterable[Plan]:
-    """Plans that take less and less, until one fits; one alone where nothing would help."""
+    """Yields plans that take less and less, until one fits; one alone if nothing would help."""
     plan = _plan(model, setup, config, layout, MemorySavings(remat=bool(config.remat)))
     yield plan
     kept = plan.bytes_per_device - _activations_of(plan)
@@ -257,7 +257,7 @@ def _activations_of(plan: Plan) -> int:
 
 
 def _savings(saving: MemorySavings) -> Iterable[str]:
-    """What is done, in words."""
+    """Yields how memory is saved, in words."""
     if saving.remat:
         yield 'activations are computed again for the gradient (remat)'
     if saving.micro_batches > 1:
@@ -285,8 +285,8 @@ def _plan(
             PlannedPart(argument, where.value, whole, of_device)
             for argument, where, whole, of_device in planned_placements(setup, config, layout)
         ),
-        PlannedPart('metrics of an epoch', _WHOLE, of_metrics, of_metrics),
-        PlannedPart(_ACTIVATIONS, 'a part on each device', None, activations),
+        PlannedPart('metrics of an epoch', _REPLICATED, of_metrics, of_metrics),
+        PlannedPart(_ACTIVATIONS, 'sharded', None, activations),
     ]
     return Plan(
         tuple(parts), arrays,
@@ -314,7 +314,7 @@ def _steps_of(setup: TrainingSetup, config: TrainingConfig) -> _Steps:
 
 
 def _state_of(model: Model, setup: TrainingSetup, config: TrainingConfig) -> tuple[TrainState, Any]:
-    """Shapes and dtypes of the state, and the forward pass."""
+    """Returns the shapes and dtypes of the state, and the forward pass."""
     found = []
 
     def make(key: jax.Array) -> TrainState:
@@ -330,11 +330,11 @@ def _state_of(model: Model, setup: TrainingSetup, config: TrainingConfig) -> tup
 def _planned(state: TrainState, layout: Layout | None) -> Iterable[PlannedArray]:
     for path, leaf in jax.tree_util.tree_leaves_with_path(state):
         num_bytes = of_device = _num_bytes(leaf)
-        placed = _WHOLE
+        placed = _REPLICATED
         if layout is not None:
             sharding: NamedSharding = layout.state_sharding(leaf)
             of_device = math.prod(sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
-            placed = _WHOLE if sharding.is_fully_replicated else _PARTS
+            placed = _REPLICATED if sharding.is_fully_replicated else _SHARDED
         name = jax.tree_util.keystr(path, simple=True, separator='/')
         yield PlannedArray(name, leaf.shape, leaf.dtype.name, placed, num_bytes, of_device)
 
@@ -351,15 +351,15 @@ def _parts_of_state(
     arrays: tuple[PlannedArray, ...], config: TrainingConfig
 ) -> Iterable[PlannedPart]:
     for prefix, name in _KINDS.items():
-        own = [array for array in arrays if array.name.split('/')[0] == prefix]
-        if own:
-            yield _summed(name, own)
+        found = [array for array in arrays if array.name.split('/')[0] == prefix]
+        if found:
+            yield _summed(name, found)
     if config.on_nan != 'ignore':
-        yield _summed('copy to go back to', list(arrays))
+        yield _summed('copy to return to', list(arrays))
 
 
 def _summed(name: str, arrays: list[PlannedArray]) -> PlannedPart:
-    placed = _PARTS if any(array.placed == _PARTS for array in arrays) else _WHOLE
+    placed = _SHARDED if any(array.placed == _SHARDED for array in arrays) else _REPLICATED
     return PlannedPart(
         name, placed,
         sum(array.num_bytes for array in arrays), sum(array.bytes_per_device for array in arrays),

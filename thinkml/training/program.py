@@ -39,7 +39,7 @@ from thinkml.typing import Model
 
 
 class Steps(Protocol):
-    """How an epoch is cut, see `thinkml.core.Feed`."""
+    """The steps of an epoch, see `thinkml.core.Feed`."""
 
     @property
     def steps_per_epoch(self) -> int | None: ...
@@ -49,11 +49,11 @@ class Steps(Protocol):
 
 
 class MemorySavings(NamedTuple):
-    """What a training does to take less memory.
+    """The ways in which a training saves memory.
 
     Attributes:
-        remat: whether activations are computed again for the gradient, and not kept.
-        micro_batches: parts in which each batch is computed, one after another.
+        remat: True computes activations again for the gradient instead of keeping them.
+        micro_batches: the number of parts in which each batch is computed, one after another.
     """
 
     remat: bool = False
@@ -128,7 +128,7 @@ def make_parts(
 
 
 def optimizer_of(config: TrainingConfig) -> optax.GradientTransformation:
-    """The optax transformation that the settings name."""
+    """Returns the optax transformation that the settings name."""
     return make_optimizer(
         config.optimizer,
         schedule=_schedule(config),
@@ -144,7 +144,7 @@ def initial_state(
     total_steps: int | None,
     layout: Layout | None,
 ) -> TrainState:
-    """The state before the first step."""
+    """Returns the state before the first step."""
     return init_state(
         functional.params, functional.model_state, tx, key,
         ema_decay=config.ema_decay, layout=layout, **_hyperparams(config, total_steps),
@@ -159,7 +159,7 @@ def _written_unreplicated(functional: FunctionalModel, layout: Layout) -> Functi
 
 
 def needs_length(config: TrainingConfig) -> bool:
-    """Whether the learning rate depends on how long the run is."""
+    """Returns True if the learning rate depends on the length of the run."""
     return _schedule(config) != 'constant' and not callable(config.learning_rate)
 
 
@@ -176,7 +176,7 @@ def _total_steps(feed: Feed, config: TrainingConfig) -> int | None:
         return steps if config.max_steps is None else min(steps, config.max_steps)
     if config.max_steps is None and needs_length(config):
         raise ConfigError(
-            f'lr_schedule: got {config.lr_schedule!r} for batches whose number nobody knows '
+            f'lr_schedule: got {config.lr_schedule!r} for batches whose number is unknown '
             'before they end. Set max_steps, give the source a __len__, or use '
             "'reduce_on_plateau'."
         )
@@ -209,16 +209,16 @@ def make_program(
     layout: Layout | None,
     savings: MemorySavings,
 ) -> Program:
-    """The functions of a run.
+    """Returns the functions that a run compiles.
 
     Args:
         setup: the data, the task and the objective.
         apply: the model's forward pass.
         tx: the optimizer.
-        feed: the batches; their number and size are read.
+        feed: the batches; only their number and size are used.
         validation: what is evaluated after each epoch; None for nothing.
         config: the settings.
-        layout: the devices, where there are several.
+        layout: the devices.
         savings: how memory is saved.
     """
     objective = setup.objective
@@ -255,7 +255,7 @@ def _metrics(
 
 
 def _rows_of_epoch(feed: Steps, config: TrainingConfig) -> int | None:
-    """Room for all rows of an epoch, the same for data sets of nearly the same length."""
+    """Returns a capacity for the rows of an epoch; data sets of similar lengths share it."""
     steps = feed.steps_per_epoch
     if steps is None and isinstance(config.limit_train_batches, int):
         steps = config.limit_train_batches
@@ -266,7 +266,7 @@ def _rows_of_epoch(feed: Steps, config: TrainingConfig) -> int | None:
 
 
 def num_parts(batch_size: int, config: TrainingConfig, savings: MemorySavings) -> int:
-    """Parts of a step; a data set smaller than a step has as many as divide it."""
+    """Returns the parts of a step; for a data set smaller than a step, a number that divides it."""
     parts = math.gcd(batch_size, config.accumulate_steps)
     return math.gcd(batch_size, parts * savings.micro_batches)
 
@@ -278,9 +278,10 @@ def step_memory(
     batch_size: int,
     layout: Layout | None,
 ) -> Any:
-    """XLA's sizes of the compiled step, which updates its state in place; None where it has none.
+    """Returns XLA's memory analysis of the compiled step; None if the compiler has none.
 
-    The temporary ones are gradients and activations. Of the state shapes and dtypes are read.
+    The step updates its state in place. Temporary memory is that of gradients and activations. Only
+    shapes and dtypes of ``state`` are used.
     """
 
     def placed(leaf: Any, sharding: Any) -> Any:

@@ -21,7 +21,7 @@ from thinkml.monitoring import History
 from thinkml.training.config import TrainingConfig
 from thinkml.typing import PyTree
 
-# What a run keeps of its state must be copied: the state is donated to the next chunk.
+# A run keeps copies of its state, because the state is donated to the next chunk.
 copy_arrays = Jit(lambda tree: jax.tree.map(jnp.copy, tree))
 
 
@@ -61,7 +61,7 @@ class Program(NamedTuple):
 
 
 class Validation(NamedTuple):
-    """What is evaluated after each epoch.
+    """The evaluation after each epoch.
 
     Attributes:
         read: returns the data, in one piece or in several.

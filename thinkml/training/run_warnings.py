@@ -1,4 +1,4 @@
-"""Warnings of a run that goes on but should not be left alone."""
+"""Warnings about a run in progress that needs attention."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -12,10 +12,10 @@ from thinkml.training.run import Run
 from thinkml.training.run_checkpoints import Checkpoints
 
 _KEY = 'validation loss'
-# Told once the run has had so much time: the beginning fills queues and caches.
+# The warning comes after this time, because the beginning of a run fills queues and caches.
 _WAIT_AFTER_SECONDS = 30.0
-_WAIT_SHARE = 0.3
-# Epochs after the best one, of which the last few must all be clearly worse than it.
+_WAIT_FRACTION = 0.3
+# Epochs after the best one. The last few of them must all be clearly worse.
 _RISING_EPOCHS = 20
 _RISEN_EPOCHS = 5
 
@@ -24,22 +24,22 @@ def warn_of_waiting(run: Run, feed: Feed) -> None:
     """Warns, once, of a run that spends much of its time waiting for data from the host."""
     if isinstance(feed, ResidentFeed):
         return
-    share, seconds = run.times.input_share, run.times.seconds
-    if run.waits or seconds < _WAIT_AFTER_SECONDS or not share >= _WAIT_SHARE:
+    fraction, seconds = run.times.input_share, run.times.seconds
+    if run.waits or seconds < _WAIT_AFTER_SECONDS or not fraction >= _WAIT_FRACTION:
         return
     run.waits = True
     warn_user(
-        f'The run waits for its input: {share:.0%} of the first {seconds:.0f} s of training went '
-        'by with the device at rest. Let more workers read (num_workers of a DataLoader), do less '
-        'to each example on the host (augmentation= runs on the device), or keep the data decoded, '
-        'in memory or in a memory-mapped file.'
+        f'The run waits for its input: the device was idle for {fraction:.0%} of the first '
+        f'{seconds:.0f} s of training. Let more workers read (num_workers of a DataLoader), do '
+        'less to each example on the host (augmentation= runs on the device), or keep the data '
+        'decoded, in memory or in a memory-mapped file.'
     )
 
 
 def warn_of_validation(run: Run) -> None:
     """Warns, once, of a validation loss that is not finite, or that rises for long.
 
-    It becomes an event of the history, by which a run that is resumed knows that it was told.
+    It becomes an event of the history, so that a resumed run does not repeat it.
     """
     if 'val_loss' not in run.history or any(_KEY in text for _, text in run.history.events):
         return
@@ -67,7 +67,7 @@ def warn_of_validation(run: Run) -> None:
 def warn_of_weights(run: Run) -> None:
     """Warns, once, of an epoch whose rows all have weight 0, so that its loss is NaN."""
     event = 'training loss has no row that counts'
-    # Steps of weight 0 have loss 0. A loss that is NaN itself is NaN in its steps too.
+    # Steps of weight 0 have loss 0. If the loss function returns NaN, its steps are NaN, too.
     has_no_row = math.isnan(run.history[-1, 'loss']) and math.isfinite(run.history.step_loss[-1])
     if has_no_row and all(event != text for _, text in run.history.events):
         run.history.events.append((run.epoch, event))
@@ -81,11 +81,11 @@ def warn_of_weights(run: Run) -> None:
 def warn_of_monitors(
     run: Run, checkpoints: Checkpoints | None, missing: Mapping[str, Sequence[Any]]
 ) -> None:
-    """Warns of a watched metric that was NaN at the end, so that nothing was decided by it.
+    """Warns of a monitored metric that was NaN at the end, so that it decided nothing.
 
     Args:
         run: a run that has ended.
-        checkpoints: those of the run, the best of which is told by a metric too.
+        checkpoints: the checkpoints of the run; a metric tells the best of them, too.
         missing: the labels that no row of ``'train'`` and of ``'val'`` has.
     """
     by_name: dict[str, list[str]] = {}
@@ -114,7 +114,7 @@ def warn_of_monitors(
 
 
 def _has_risen(run: Run, best: int) -> bool:
-    """Whether validation has lost much of what it had gained by its best epoch, for long."""
+    """Returns True if the validation loss has been well above its best value for many epochs."""
     history = run.history
     if run.epoch - best < _RISING_EPOCHS or any(
         isinstance(callback, EarlyStopping) for callback in run.callbacks

@@ -317,7 +317,7 @@ def run_training(opened: OpenTraining, *, progress: bool) -> None:
 
 
 def _close(opened: OpenTraining, signals: Signals, *, is_shown: bool, was_trained: bool) -> None:
-    """Reports how a run ended, and leaves a run of several processes that was told to end."""
+    """Reports how a run ended, and leaves a run of several processes after SIGTERM."""
     run, _, checkpoints, _ = opened.training
     if signals.interrupted:
         note_interrupt(run)

@@ -141,14 +141,14 @@ def _chunks(
 
 
 def _is_complete(run: Run) -> bool:
-    """Whether all is trained that was asked for."""
+    """Returns True if all requested epochs or steps are trained."""
     max_steps = run.config.max_steps
     return run.epoch >= run.config.epochs or (max_steps is not None and run.step >= max_steps)
 
 
 def _keep_state(run: Run) -> None:
-    """Keeps a copy to go back to if the next chunk diverges, in place of the one before."""
-    run.kept = None  # first, so that there are never two
+    """Keeps a copy to return to if the next chunk diverges, in place of the earlier copy."""
+    run.kept = None  # first, so that there are never two copies
     if run.config.on_nan != 'ignore':
         run.kept = copy_arrays(run.state)
 
@@ -193,13 +193,13 @@ def _validate(run: Run, parts: RunParts) -> dict[str, float]:
 
 
 def _go_back(run: Run, chunk: Chunk) -> None:
-    """Puts the run back to its last finite state, and says what happened.
+    """Returns the run to its last finite state, and reports what happened.
 
     Raises:
         DivergedError: if the config asks for it.
     """
     assert run.kept is not None
-    run.state = chunk.state = run.kept  # the broken state makes room for those computed again
+    run.state = chunk.state = run.kept  # frees the memory of the broken state
     run.state, gradient_was_bad = last_finite_state(chunk, run.kept)
     step = int(run.state.step) + 1
     losses = run.history.step_loss[:step]
@@ -220,7 +220,7 @@ _SIGNALS = ('interrupted', 'terminated')
 
 
 def _ended_by(run: Run, signals: Signals, started_at: float) -> str | None:
-    """What ends the run from outside, if anything does."""
+    """Returns the reason if the run is ended from outside; else None."""
     if signals.interrupted:
         return 'interrupted'
     if signals.terminated:
@@ -235,23 +235,23 @@ def _spans_processes(program: Program) -> bool:
     return program.layout is not None and program.layout.spans_processes
 
 
-# The later ones count where processes differ.
+# If processes differ, the later entry counts.
 _ENDS = (None, 'max_time is over', 'terminated', 'interrupted')
 
 
 def _agreed_end(run: Run, ended_by: str | None, program: Program) -> str | None:
-    """What ends the run in all of its processes: a signal, a clock or a callback of any of them."""
+    """Returns why the run ends in all processes: a signal, the clock or a callback of one."""
     if not _spans_processes(program):
         return ended_by
-    told = all_gather(2 * _ENDS.index(ended_by) + (run.stop_reason is not None))
-    stopped = [process for process, code in enumerate(told) if code % 2]
+    codes = all_gather(2 * _ENDS.index(ended_by) + (run.stop_reason is not None))
+    stopped = [process for process, code in enumerate(codes) if code % 2]
     if stopped and run.stop_reason is None:
         run.stop(f'process {stopped[0]} ended the run')
-    return _ENDS[max(code // 2 for code in told)]
+    return _ENDS[max(code // 2 for code in codes)]
 
 
 def note_interrupt(run: Run) -> None:
-    """Notes a Ctrl-C that came when the run was about to end anyway."""
+    """Marks a run as interrupted that a Ctrl-C reached when it was about to end anyway."""
     if not run.history.interrupted:
         _note_end(run, 'interrupted', None)
 

@@ -118,7 +118,7 @@ class ModelTrainer:
 
     @property
     def _layout(self) -> Layout | None:
-        """None for the device that JAX uses by default: then it is the same program."""
+        """Returns None for the default device, so that its programs are those of one device."""
         if self._devices is None or (
             self._devices == [jax.devices()[0]] and jax.process_count() == 1
         ):
@@ -178,9 +178,10 @@ class ModelTrainer:
                 ``CrossEntropy(label_smoothing=0.1)``, or a function ``(logits, labels)`` that
                 returns a scalar or a value per example. None: cross-entropy for classes, mean
                 squared error for numbers.
-            metrics: values to record besides the loss: names, functions ``(logits, labels)`` and
-                CLU metrics, see `thinkml.core.make_metrics`. ``'accuracy'`` is always recorded for
-                classification. Weights count in the loss alone.
+            metrics: values to record in addition to the loss: names, functions
+                ``(logits, labels)`` and CLU metrics, see `thinkml.core.make_metrics`.
+                ``'accuracy'`` is always recorded for classification. Weights count in the loss
+                alone.
             class_weights: a dict of a weight for each label (those left out count 1), or
                 ``'balanced'``. They count in training, not in validation.
             sample_weight: a weight for each row.

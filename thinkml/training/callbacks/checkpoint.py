@@ -1,4 +1,4 @@
-"""Checkpoint: the settings of a run's checkpoints."""
+"""Checkpoint: when a run is saved, and how many checkpoints are kept."""
 
 import dataclasses
 from pathlib import Path
@@ -11,22 +11,22 @@ from thinkml.training.metric_monitor import Mode, monitor_problems
 
 @dataclasses.dataclass(unsafe_hash=True)
 class Checkpoint(BuiltInCallback):
-    """Saves the whole state of a run, from which ``train(..., resume=True)`` goes on.
+    """A callback that saves the state of a run, so that ``train(..., resume=True)`` continues it.
 
-    Each run has a directory of its own, ``run-1``, ``run-2`` and so on, in which the newest
-    checkpoints stay, and the best of those that were saved at the end of an epoch. They are written
-    in the background while training goes on. One is written at the end of the run too, when it is
-    interrupted (Ctrl-C), and when the process is told to end (SIGTERM).
+    Each run has its directory, ``run-1``, ``run-2`` and so on. It keeps the newest checkpoints, and
+    the best of those that were saved at the end of an epoch. They are written in the background
+    while training continues. Another one is written at the end of the run, when it is interrupted
+    (Ctrl-C), and when the process is asked to end (SIGTERM).
 
     Attributes:
-        directory: in place of the config's ``checkpoint_dir``; None for that.
-        keep: how many of the newest stay.
+        directory: the directory; None for the config's ``checkpoint_dir``.
+        keep: how many of the newest checkpoints are kept.
         every_epochs: epochs from one checkpoint to the next.
-        every_steps: besides, steps from one to the next; None for none.
-        every_minutes: besides, minutes from one to the next; None for none.
-        monitor: the metric that tells which is best; None is ``'val_loss'``, or ``'loss'`` without
-            validation data.
-        mode: ``'min'`` or ``'max'``; None is what the metric asks for.
+        every_steps: also after so many steps; None for no.
+        every_minutes: also after so many minutes; None for no.
+        monitor: the metric that tells the best checkpoint; None for ``'val_loss'``, or ``'loss'``
+            without validation data.
+        mode: ``'min'`` or ``'max'``; None for what suits the metric.
 
     Raises:
         ConfigError: for impossible settings.

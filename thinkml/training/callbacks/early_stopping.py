@@ -11,19 +11,19 @@ from thinkml.training.run import Run, copy_arrays
 
 @dataclasses.dataclass(unsafe_hash=True)
 class EarlyStopping(MonitoringCallback):
-    """Stops when a metric has stopped improving, and puts the best epoch's parameters back.
+    """A callback that ends a run when a metric stops improving, and restores the best parameters.
 
     Attributes:
-        monitor: a name in the history; None is ``'val_loss'``, or ``'loss'`` with a warning where
-            there is no validation data.
-        mode: ``'min'`` or ``'max'``; None is what the metric asks for: ``'max'`` for accuracy,
+        monitor: a name in the history; None for ``'val_loss'``, or for ``'loss'``, with a warning,
+            if there is no validation data.
+        mode: ``'min'`` or ``'max'``; None for what suits the metric: ``'max'`` for accuracy,
             ``'min'`` for losses and errors.
         min_delta: an improvement, which ``patience`` waits for, is larger than this. The best epoch
-            is that of the best value, however little it gained.
+            has the best value, however small its improvement.
         patience: epochs without improvement before stopping.
-        start_from_epoch: epochs to wait before anything is watched. A run that ends within them
+        start_from_epoch: epochs before the metric is monitored. A run that ends within them
             has no best epoch and keeps the last parameters.
-        restore_best: put the best epoch's parameters back at the end.
+        restore_best: True restores the parameters of the best epoch at the end.
 
     Raises:
         ConfigError: for impossible settings.
@@ -80,19 +80,21 @@ class EarlyStopping(MonitoringCallback):
             run.history.best_epoch = self._monitor.epoch
             run.best_arrays = self._best_arrays
         elif self.restore_best and run.best_arrays is None:
-            run.history.best_epoch = None  # that of the lowest val_loss, which was not watched
+            run.history.best_epoch = (
+                None  # it would be that of the lowest val_loss, which was not monitored
+            )
         self._best_arrays = None
 
     def state_dict(self) -> dict[str, Any]:
-        """What it remembers, for checkpoints."""
+        """Returns what it remembers, for checkpoints."""
         return self._monitor.state_dict() | {'arrays': self._best_arrays}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on from what `state_dict` returned."""
+        """Continues from what `state_dict` returned."""
         self._monitor.load_state_dict(state)
         self._best_arrays = state['arrays']
 
     def _keep(self, run: Run) -> None:
-        self._best_arrays = None  # first, so that there are never two
+        self._best_arrays = None  # first, so that there are never two copies
         if self.restore_best:
             self._best_arrays = copy_arrays((run.state.eval_params, run.state.model_state))

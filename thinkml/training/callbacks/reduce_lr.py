@@ -11,14 +11,14 @@ from thinkml.training.run import Run
 
 @dataclasses.dataclass(unsafe_hash=True)
 class ReduceLROnPlateau(MonitoringCallback):
-    """Lowers the learning rate when a metric has stopped improving.
+    """A callback that lowers the learning rate when a metric stops improving.
 
     Attributes:
-        monitor: a name in the history; None is ``'val_loss'``, or ``'loss'`` without validation
+        monitor: a name in the history; None for ``'val_loss'``, or ``'loss'`` without validation
             data.
-        factor: what the rate is multiplied by, between 0 and 1.
+        factor: the rate is multiplied by this number, between 0 and 1.
         patience: epochs without improvement before that.
-        mode: ``'min'`` or ``'max'``; None is what the metric asks for.
+        mode: ``'min'`` or ``'max'``; None for what suits the metric.
         min_delta: an improvement is larger than this.
         cooldown: epochs to wait after each time.
         min_rate: the rate is not lowered below this.
@@ -54,7 +54,7 @@ class ReduceLROnPlateau(MonitoringCallback):
     def on_train_start(self, run: Run) -> None:
         self._monitor = self.monitor_among(run.metric_names)
         self._waited_since = 0
-        scale_learning_rate(run.state.opt_state, 1.0)  # raises where there is no rate to lower
+        scale_learning_rate(run.state.opt_state, 1.0)  # raises if there is no rate to lower
 
     def on_epoch_end(self, run: Run) -> None:
         self._monitor.improves(run)
@@ -70,10 +70,10 @@ class ReduceLROnPlateau(MonitoringCallback):
         self._waited_since = run.epoch + self.cooldown
 
     def state_dict(self) -> dict[str, Any]:
-        """What it remembers, for checkpoints."""
+        """Returns what it remembers, for checkpoints."""
         return self._monitor.state_dict() | {'waited_since': self._waited_since}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on from what `state_dict` returned."""
+        """Continues from what `state_dict` returned."""
         self._monitor.load_state_dict(state)
         self._waited_since = state['waited_since']
