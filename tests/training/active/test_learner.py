@@ -21,7 +21,7 @@ from thinkml.model_record import record_of
 from thinkml.models import from_functions, from_linen, predict, predict_proba
 from thinkml.training import ActiveLearner, Callback, DiverseBatches, ModelTrainer
 from thinkml.training.active.retraining import Retraining
-from thinkml.training.active.stopping import kappa
+from thinkml.training.active.stopping import prediction_agreement
 from thinkml.training.active.strategies import STRATEGIES
 
 
@@ -446,7 +446,7 @@ def test_texts_need_all_classes_or_their_names():
     names = np.array(['ant', 'bee', 'cat'])[Y]
     learner = learner_of()
     learner.start(X[POOL], X[LABELED][:4], ['ant', 'bee', 'ant', 'bee'])
-    with pytest.warns(ThinkMLWarning, match='2 different labels so far, and the model has 3'):
+    with pytest.warns(ThinkMLWarning, match='got 2 different labels so far, but the model has 3'):
         rows = learner.query()
     learner.teach(rows, names[POOL][rows])
     named = learner_of(classes=['cat', 'ant', 'bee'])
@@ -473,13 +473,13 @@ def test_a_plan_for_a_small_pool_takes_all_of_it():
     with pytest.warns(ThinkMLWarning, match='11 rows were chosen'):
         history = learner.train(X[LABELED], Y[LABELED], X[30:41], progress=False)
     assert [len(query.indices) for query in history] == [8, 3]
-    assert history.stop_reason == 'all rows of the pool were asked for'
+    assert history.stop_reason == 'all rows of the pool were queried'
 
 
 def test_the_pool_may_end():
     history = experiment(learner_of(query_size=70), 5)
     assert [len(query.indices) for query in history] == [70, 70, 30]
-    assert history.stop_reason == 'all rows of the pool were asked for'
+    assert history.stop_reason == 'all rows of the pool were queried'
     learner = started(learner_of(query_size=200))
     assert len(learner.query()) == 170 and len(learner.query()) == 0
 
@@ -494,7 +494,9 @@ def test_no_gain_ends_it():
     history = experiment(learner_of(patience=2), 15)
     values = history.learning_curve('val_accuracy')[1]
     best = int(np.argmax(values))
-    assert len(values) - 1 - best == 2 and 'has not gained for 2 iterations' in history.stop_reason
+    assert (
+        len(values) - 1 - best == 2 and 'has not improved for 2 iterations' in history.stop_reason
+    )
 
 
 def test_who_asks_and_teaches_is_told_when_to_stop():
@@ -522,10 +524,10 @@ def test_agreement_is_cohens_kappa(labels):
     one, other = RNG.integers(0, 3, (2, 200))
     other[:150] = one[:150]
     expected = cohen_kappa_score(one, other)
-    assert kappa(labels(one), labels(other)) == pytest.approx(expected)
+    assert prediction_agreement(labels(one), labels(other)) == pytest.approx(expected)
     pairs = np.stack([one > 0, one > 1], axis=1), np.stack([other > 0, other > 1], axis=1)
-    assert kappa(*pairs) == pytest.approx(expected)
-    assert kappa(one * 0, one * 0) == 1
+    assert prediction_agreement(*pairs) == pytest.approx(expected)
+    assert prediction_agreement(one * 0, one * 0) == 1
 
 
 def test_predictions_that_are_stable_end_it():

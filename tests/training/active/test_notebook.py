@@ -56,7 +56,7 @@ def test_the_row_itself_is_shown_and_classes_must_be_known():
     assert [button.description for button in buttons.children[:-1]] == ['0', '1', '2']
     learner = ActiveLearner(mlp(6, 3), config=CONFIG)
     learner.start(X[POOL])
-    with pytest.raises(ConfigError, match='it is not known which labels there are'):
+    with pytest.raises(ConfigError, match='the possible labels are not known yet'):
         learner.ask_in_notebook()
     with pytest.raises(ConfigError, match='n: got 0'):
         learner_of().ask_in_notebook(0)

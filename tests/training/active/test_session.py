@@ -109,16 +109,16 @@ def test_damage_is_told(tmp_path):
             loaded(path)
     events.write_bytes(content)
     (path / 'session.json').write_text('{}')
-    with pytest.raises(DataError, match='holds no session that can be read'):
+    with pytest.raises(DataError, match='holds no readable session'):
         loaded(path)
 
 
 def test_other_data_and_other_weights_are_told(tmp_path):
     path = tmp_path / 'session'
     taught(path).close()
-    with pytest.raises(DataError, match='X_unlabeled: it is not the data of the session'):
+    with pytest.raises(DataError, match='X_unlabeled: got data with the fingerprint'):
         loaded(path, data=(X[POOL][::-1], *DATA[1:]))
-    with pytest.raises(DataError, match='X_labeled: it is not the data of the session'):
+    with pytest.raises(DataError, match='X_labeled: got data with the fingerprint'):
         loaded(path, data=(X[POOL],))
     with pytest.warns(ThinkMLWarning, match='its weights are not those'):
         loaded(path, seed=1)
@@ -216,7 +216,7 @@ def test_a_closed_session_takes_no_label(tmp_path):
 def test_a_copy_of_the_process_does_not_write(tmp_path, monkeypatch):
     learner = saved(tmp_path / 'session')
     monkeypatch.setattr(os, 'getpid', lambda: -1)
-    with pytest.raises(DataError, match='belongs to the process this is a copy of'):
+    with pytest.raises(DataError, match='belongs to the process that this one forked from'):
         learner.teach([0], [1])
 
 
@@ -246,7 +246,7 @@ def test_what_failed_to_be_loaded_takes_no_label_and_holds_no_lock(tmp_path):
     saved(path).close()
     (path / 'events.jsonl').rename(tmp_path / 'away')
     learner = new_learner()
-    with pytest.raises(DataError, match='holds no session that can be read'):
+    with pytest.raises(DataError, match='holds no readable session'):
         learner.load(path, X[POOL])
     with pytest.raises(DataError, match='teach: there is no pool yet'):
         learner.teach([0], [1])
@@ -279,7 +279,7 @@ def test_a_killed_process_has_lost_no_label(seconds, tmp_path):
 def test_a_session_with_a_label_in_a_column_can_be_loaded(tmp_path):
     """As an older ThinkML stored what `y[[6], None]` gives, beside labels of other calls."""
     learner = taught(tmp_path / 'session', rounds=0)
-    learner._session.book.note({'event': 'teach', 'indices': [0, 1], 'labels': [[1], 0]})
+    learner._session.store.record({'event': 'teach', 'indices': [0, 1], 'labels': [[1], 0]})
     learner.close()
     learner = loaded(tmp_path / 'session')
     assert learner.labels == {0: 1, 1: 0} and len(learner.query()) == 5

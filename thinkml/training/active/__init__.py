@@ -1,1 +1,1 @@
-"""Active learning: which rows are worth a label, asked for, kept and learned from."""
+"""Active learning: choosing which rows to label, storing the labels, and training on them."""

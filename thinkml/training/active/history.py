@@ -1,4 +1,4 @@
-"""What an active learning recorded: who was asked for what, and what it brought."""
+"""ActiveHistory: the recorded queries of active learning and the metrics after each."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,19 +19,20 @@ Status = Literal['awaiting_labels', 'labeled', 'skipped', 'trained']
 
 @dataclasses.dataclass
 class ActiveQuery:
-    """A batch of rows that labels were asked for.
+    """A batch of rows for which labels were requested.
 
     Attributes:
-        indices: int64 ``[rows]``, of the pool as it was passed in.
-        scores: float32 ``[rows]``, how much the strategy wanted each; NaN where it gives none.
+        indices: int64 ``[rows]``, rows of the pool as it was passed.
+        scores: float32 ``[rows]``, the strategy's score of each row; NaN if it gives none.
         status: ``'awaiting_labels'`` until each row has its label or was skipped, then
-            ``'labeled'``, and ``'trained'`` once the model was trained with them; ``'skipped'`` if
+            ``'labeled'``, and ``'trained'`` once the model was trained on them; ``'skipped'`` if
             no row has a label.
-        num_labels: labels that the model was trained on after this query; None before.
-        metrics: of that training: those of its last epoch, and ``val_...`` of the validation data.
-        agreement: Cohen's kappa of the models before and after on the pool; NaN where it is not
-            measured.
-        seconds: what choosing the rows and the training took.
+        num_labels: the number of labels that the model was trained on after this query; None
+            before.
+        metrics: the metrics of that training's last epoch, and ``val_...`` of the validation data.
+        agreement: Cohen's kappa on the pool between the models before and after this query; NaN
+            if it was not measured.
+        seconds: the time that choosing the rows and the training took.
     """
 
     indices: np.ndarray
@@ -52,14 +53,15 @@ class ActiveQuery:
 
 @dataclasses.dataclass
 class ActiveHistory(Sequence[ActiveQuery]):
-    """The queries of an active learning, oldest first.
+    """The queries of active learning, oldest first.
 
     Attributes:
-        start: labels and metrics of the training before the first query; None for none.
-        queries: one for each iteration.
-        stop_reason: why it is time to stop, or what ended all before the last iteration; None
-            for nothing.
-        baseline: the history of the same with rows chosen at random; None for none.
+        start: the number of labels and the metrics of the training before the first query; None
+            for none.
+        queries: one query for each iteration.
+        stop_reason: the reason to stop, or the reason why it ended before the last iteration; None
+            for none.
+        baseline: the history of the same experiment with rows chosen at random; None for none.
 
     Example:
         >>> import numpy as np
@@ -94,10 +96,11 @@ class ActiveHistory(Sequence[ActiveQuery]):
         return iter(self.queries)
 
     def learning_curve(self, metric: str | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """Returns numbers of labels, and the metric of the model trained on them.
+        """Returns the numbers of labels, and the metric of the model trained on each.
 
         Args:
-            metric: None for ``'val_accuracy'``, ``'val_rmse'`` or what else there is first.
+            metric: its name; None for ``'val_accuracy'``, ``'val_rmse'``, or else the first one
+                that was recorded.
 
         Raises:
             DataError: if nothing was trained yet.
@@ -107,7 +110,7 @@ class ActiveHistory(Sequence[ActiveQuery]):
         points += [(q.num_labels, q.metrics) for q in self.queries if q.num_labels is not None]
         if not points:
             raise DataError('learning_curve: no model was trained yet, so there is no curve.')
-        metric = _chosen(metric, points[-1][1])
+        metric = _choose_metric(metric, points[-1][1])
         curve = dict((count, values[metric]) for count, values in points if metric in values)
         return np.array(list(curve)), np.array(list(curve.values()))
 
@@ -133,14 +136,14 @@ class ActiveHistory(Sequence[ActiveQuery]):
         ax: 'Axes | None' = None,
         path: 'str | os.PathLike[str] | None' = None,
     ) -> 'Figure':
-        """Draws the metric over the number of labels, and the baseline where there is one.
+        """Draws the metric over the number of labels, and the baseline if there is one.
 
         Args:
             *others: histories of the same experiment with other seeds. With them the lines are
-                means, and what is shaded their 95 % intervals (of Student's t).
+                means, and the shaded areas their 95 % intervals (of Student's t).
             metric: as in `learning_curve`.
             ax: axes to draw into; None makes a figure.
-            path: a file to write to as well.
+            path: a file to save the figure to; None saves nothing.
 
         Raises:
             DataError: if nothing was trained yet, or the histories have no number of labels in
@@ -149,7 +152,7 @@ class ActiveHistory(Sequence[ActiveQuery]):
         """
         from thinkml.training.active.learning_curve import draw_learning_curves
 
-        metric = metric or _chosen(None, self._last_metrics())
+        metric = metric or _choose_metric(None, self._last_metrics())
         runs = [self, *others]
         curves = {'active': [run.learning_curve(metric) for run in runs]}
         baselines = [run.baseline.learning_curve(metric) for run in runs if run.baseline]
@@ -166,7 +169,7 @@ class ActiveHistory(Sequence[ActiveQuery]):
         return {
             'start': None if self.start is None else list(self.start),
             'queries': [
-                {name: plain(value) for name, value in vars(query).items()}
+                {name: to_json_value(value) for name, value in vars(query).items()}
                 for query in self.queries
             ],
             'stop_reason': self.stop_reason,
@@ -181,28 +184,29 @@ class ActiveHistory(Sequence[ActiveQuery]):
         lines += [f'{number}: {query}' for number, query in enumerate(self.queries, start=1)]
         if self.stop_reason:
             lines.append(f'ended: {self.stop_reason}')
-        return '\n'.join(lines) or 'nothing was asked yet'
+        return '\n'.join(lines) or 'no queries yet'
 
     __repr__ = __str__
 
 
-def plain(value: Any) -> Any:
-    """A value as JSON has it: lists for arrays, None for NaN."""
+def to_json_value(value: Any) -> Any:
+    """Returns a value as JSON represents it: lists for arrays, None for NaN."""
     if isinstance(value, np.ndarray | np.generic):
         value = value.tolist()
     if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
+        return [to_json_value(item) for item in value]
     if isinstance(value, dict):
-        return {name: plain(item) for name, item in value.items()}
+        return {name: to_json_value(item) for name, item in value.items()}
     return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
-_FIRST = ('val_accuracy', 'val_rmse', 'val_f1', 'accuracy', 'loss')
+_PREFERRED_METRICS = ('val_accuracy', 'val_rmse', 'val_f1', 'accuracy', 'loss')
 
 
-def _chosen(metric: str | None, known: Mapping[str, float]) -> str:
+def _choose_metric(metric: str | None, recorded: Mapping[str, float]) -> str:
     if metric is None:
-        return next((name for name in (*_FIRST, *known) if name in known), 'val_accuracy')
-    if metric not in known:
-        raise ConfigError(unknown_name('metric', metric, known))
+        candidates = (*_PREFERRED_METRICS, *recorded)
+        return next((name for name in candidates if name in recorded), 'val_accuracy')
+    if metric not in recorded:
+        raise ConfigError(unknown_name('metric', metric, recorded))
     return metric

@@ -1,28 +1,33 @@
-"""Labelling in a notebook: a row at a time, a button for each label."""
+"""Labelling widget for notebooks: one row at a time, with a button for each label."""
 
 import functools
 import io
 from collections.abc import Callable, Sequence
-from typing import Any
+from types import ModuleType
+from typing import Any, TypeAlias
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from thinkml.errors import ConfigError
 
+# ipywidgets is optional, so its types can't be imported.
+Widget: TypeAlias = Any
 
-def asking_widget(
+
+def labelling_widget(
     rows: Sequence[int],
     classes: Sequence[Any],
-    show: Callable[[int], Any],
+    show: Callable[[int], str | ArrayLike],
     answer: Callable[[int, Any], None],
-) -> Any:
-    """Makes a widget that shows rows one after another, with a button for each label.
+) -> Widget:
+    """Returns a widget that shows rows one after another, with a button for each label.
 
     Args:
         rows: rows of the pool.
         classes: the labels.
-        show: gives what is shown of a row: text, or the array of an image.
-        answer: is called with a row and its label, None for one that can't be told.
+        show: returns the content to show for a row: text, or the array of an image.
+        answer: is called with a row and its label; with None if the user can't tell.
 
     Raises:
         ConfigError: if ipywidgets is not installed.
@@ -35,33 +40,33 @@ def asking_widget(
             'pip install ipywidgets.'
         ) from error
     waiting = list(rows)
-    head, place = widgets.HTML(), widgets.VBox()
+    head, content = widgets.HTML(), widgets.VBox()
 
     def show_next() -> None:
         if not waiting:
-            head.value, place.children, buttons.children = 'Done.', (), ()
+            head.value, content.children, buttons.children = 'Done.', (), ()
             return
         head.value = f'Row {waiting[0]}, {len(waiting)} to go'
-        place.children = (_shown(widgets, show(waiting[0])),)
+        content.children = (_render(widgets, show(waiting[0])),)
 
-    def clicked(label: Any, _button: Any) -> None:
+    def on_click(label: Any, _button: Widget) -> None:
         answer(waiting[0], label)
-        waiting.pop(0)  # only once the answer was taken
+        waiting.pop(0)  # only once the answer was accepted
         show_next()
 
-    made = []
+    label_buttons = []
     for label in (*classes, None):
         text = "can't tell" if label is None else str(label)
         button = widgets.Button(description=text, button_style='' if label is None else 'info')
-        button.on_click(functools.partial(clicked, label))
-        made.append(button)
-    buttons = widgets.HBox(made, layout=widgets.Layout(flex_flow='row wrap'))
+        button.on_click(functools.partial(on_click, label))
+        label_buttons.append(button)
+    buttons = widgets.HBox(label_buttons, layout=widgets.Layout(flex_flow='row wrap'))
     show_next()
-    return widgets.VBox([head, place, buttons])
+    return widgets.VBox([head, content, buttons])
 
 
-def _shown(widgets: Any, content: Any) -> Any:
-    """A widget of a text or an image."""
+def _render(widgets: ModuleType, content: str | ArrayLike) -> Widget:
+    """Returns a widget that shows a text or an image."""
     if isinstance(content, str):
         return widgets.Textarea(content, disabled=True, layout=widgets.Layout(width='40em'))
     image = np.asarray(content)
@@ -79,5 +84,5 @@ def _shown(widgets: Any, content: Any) -> Any:
 
 
 def is_image(array: np.ndarray) -> bool:
-    """Whether it is grey, or has channels at its end."""
+    """Returns True for a grey image, or one whose last axis is channels."""
     return array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (1, 3, 4))

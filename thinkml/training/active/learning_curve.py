@@ -1,4 +1,4 @@
-"""The plot of learning curves over the number of labels."""
+"""Learning curves: plots of a metric over the number of labels."""
 
 import functools
 import os
@@ -23,16 +23,16 @@ def draw_learning_curves(
     ax: 'Axes | None',
     path: str | os.PathLike[str] | None,
 ) -> 'Figure':
-    """Draws a line for each name: the mean of its curves, with their interval.
+    """Draws a line for each name: the mean of its curves, with their 95 % interval.
 
     Raises:
-        DataError: if the curves of a name share no point.
+        DataError: if the curves of a name have no number of labels in common.
     """
     from matplotlib.ticker import MaxNLocator
 
     means = {name: mean_curve(repeats) for name, repeats in curves.items()}
     ax = new_figure(5.6, 4).add_subplot() if ax is None else ax
-    figure = ax.figure.figure  # of a subfigure, the whole
+    figure = ax.figure.figure  # the whole figure, also for axes of a subfigure
     styles = ('-', '--', '-.', ':')
     title = 'Learning curve'
     for index, (name, (counts, mean, half)) in enumerate(means.items()):
@@ -56,12 +56,12 @@ def draw_learning_curves(
 
 
 def mean_curve(repeats: Sequence[Curve]) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    """The mean of curves where all have a point, and half the width of its 95 % interval.
+    """Returns the mean of curves where all have a point, and half the width of its 95 % interval.
 
-    The interval is that of Student's t; None for one curve.
+    The interval is that of Student's t; it is None for one curve.
 
     Raises:
-        DataError: if no point is shared.
+        DataError: if the curves have no number of labels in common.
     """
     from scipy.special import stdtrit
 

@@ -1,9 +1,8 @@
-"""What models say of rows: probabilities, features, and how they disagree."""
+"""Predictions for a pool: probabilities, features, and how much models disagree."""
 
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 import numpy as np
@@ -18,106 +17,115 @@ from thinkml.core import (
 from thinkml.data import Rows, decode, log_probabilities, probabilities
 from thinkml.errors import DataError, ModelTypeError
 from thinkml.model_record import Task
+from thinkml.typing import Inputs, Model
 
-# Passes with dropout are kept for this many rows at a time.
-_DRAWN_ROWS = 2**16
+# Passes with dropout are in memory for this many rows at a time.
+_ROWS_PER_BLOCK = 2**16
 
 
 @dataclasses.dataclass(frozen=True)
 class PoolPredictions:
-    """Models, and the rows they are asked about; each thing is computed when it is first read.
+    """Predictions of models for the rows of a pool; each is computed when it is first read.
 
     Attributes:
-        models: trained alike; several are an ensemble.
-        task: what they predict; None where nothing was learned yet.
+        models: models that were trained alike; several are an ensemble.
+        task: the task they predict; None if nothing was learned yet.
         rows: all rows of the pool.
-        first: the rows that have labels from the beginning; None for none.
-        num_draws: passes with dropout, where there is one model.
-        key: of the dropout.
+        initial_rows: the rows that have labels from the beginning; None for none.
+        num_draws: passes with dropout if there is one model.
+        key: the key of the dropout.
     """
 
-    models: Sequence[Any]
+    models: Sequence[Model]
     task: Task | None
     rows: Rows
-    first: Rows | None
+    initial_rows: Rows | None
     num_draws: int
     key: jax.Array
 
     @functools.cached_property
     def outputs(self) -> np.ndarray:
-        """Raw outputs of each model, ``[models, rows, outputs]``.
+        """The raw outputs of each model, ``[models, rows, outputs]``.
 
         Raises:
             DataError: if they are not finite.
         """
-        return _finite(np.stack([_flat(self._outputs_of(model)) for model in self.models]))
+        outputs = [_flatten(self._predict(model)) for model in self.models]
+        return _check_finite(np.stack(outputs))
 
-    def _outputs_of(self, model: Any) -> np.ndarray:
+    def _predict(self, model: Model) -> np.ndarray:
         return predict_outputs(model, self.rows, argument='X_unlabeled')
 
     @functools.cached_property
     def _outputs_and_features(self) -> np.ndarray:
-        return _finite(self._outputs_of(WithFeatures(self.models[0])))
+        return _check_finite(self._predict(WithFeatures(self.models[0])))
 
     @property
     def features(self) -> np.ndarray:
-        """What the last layer of the (first) model takes, ``[rows, features]``."""
+        """The inputs of the last layer of the (first) model, ``[rows, features]``."""
         return self._outputs_and_features[:, self.num_outputs :]
 
     @functools.cached_property
     def has_features(self) -> bool:
-        """Whether the (first) model has any."""
+        """True if the (first) model has features."""
         try:
             self.check_features()
         except ModelTypeError:
             return False
         return True
 
-    def features_of_known(self, available: np.ndarray) -> np.ndarray:
-        """Features of the rows that others are to be unlike: labelled, asked for, or skipped.
+    def reference_features(self, available: np.ndarray) -> np.ndarray:
+        """Returns features of the rows that a query is to differ from.
+
+        These are the initial rows, and rows that were labelled, queried or skipped.
 
         Args:
             available: bool ``[rows]``, False for these rows of the pool.
         """
-        of_pool = self.features[~available]
-        return of_pool if self.first is None else np.concatenate([self._first_features, of_pool])
+        pool_features = self.features[~available]
+        if self.initial_rows is None:
+            return pool_features
+        return np.concatenate([self._initial_features, pool_features])
 
     @functools.cached_property
-    def _first_features(self) -> np.ndarray:
-        return predict_outputs(WithFeatures(self.models[0]), self.first)[:, self.num_outputs :]
+    def _initial_features(self) -> np.ndarray:
+        outputs = predict_outputs(WithFeatures(self.models[0]), self.initial_rows)
+        return outputs[:, self.num_outputs :]
 
     @functools.cached_property
     def num_outputs(self) -> int:
-        """Numbers a model returns for a row."""
+        """The number of outputs of a model for a row."""
         return num_outputs(self.models[0], self.rows.spec, 'X_unlabeled')
 
     @property
-    def _outputs_found(self) -> np.ndarray:
-        """The outputs, from the pass that found the features if there was one."""
-        known = '_outputs_and_features' in vars(self) and len(self.models) == 1
-        return self._outputs_and_features[None, :, : self.num_outputs] if known else self.outputs
+    def _reused_outputs(self) -> np.ndarray:
+        """The outputs, from the pass that computed the features if there was one."""
+        is_computed = '_outputs_and_features' in vars(self) and len(self.models) == 1
+        if not is_computed:
+            return self.outputs
+        return self._outputs_and_features[None, :, : self.num_outputs]
 
     @functools.cached_property
     def probabilities(self) -> np.ndarray:
-        """The mean of the models' probabilities of the classes, ``[rows, classes]``."""
+        """The mean of the models' class probabilities, ``[rows, classes]``."""
         assert self.task is not None
-        return mean_probabilities(self._outputs_found, self.task)
+        return mean_probabilities(self._reused_outputs, self.task)
 
     @functools.cached_property
     def log_probabilities(self) -> np.ndarray:
-        """The logarithms of the mean probabilities, as `log_probabilities` lays them out."""
+        """The logarithms of the mean probabilities, in the layout of `log_probabilities`."""
         assert self.task is not None
-        of_each = [log_probabilities(one, self.task) for one in self._outputs_found]
-        return np.logaddexp.reduce(of_each) - np.log(len(of_each))
+        per_model = [log_probabilities(outputs, self.task) for outputs in self._reused_outputs]
+        return np.logaddexp.reduce(per_model) - np.log(len(per_model))
 
     @property
     def predictions(self) -> np.ndarray:
-        """Labels or numbers, ``[rows, ...]``."""
+        """The predicted labels or numbers, ``[rows, ...]``."""
         assert self.task is not None
         return mean_predictions(self.outputs, self.task)
 
     def check_features(self) -> None:
-        """Raises a `ModelTypeError` for a model that has none."""
+        """Raises a `ModelTypeError` for a model without features."""
         num_outputs(WithFeatures(self.models[0]), self.rows.spec, 'X_unlabeled')
 
     def check_draws(self) -> None:
@@ -125,80 +133,80 @@ class PoolPredictions:
         if len(self.models) == 1:
             WithDropout(self.models[0], 1, self.key).functionalize(self.rows.spec, self.key)
 
-    def by_draws(self, score: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-        """Scores each row by how models or passes with dropout differ.
+    def score_draws(self, score: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+        """Returns a score for each row by how models or passes with dropout differ.
 
         Args:
-            score: takes ``[draws, some rows, ...]``: logarithms of the classes' probabilities, as
-                `thinkml.data.log_probabilities` has them, or outputs of a regression; returns
-                ``[some rows]``.
+            score: a function that takes ``[draws, some rows, ...]`` and returns ``[some rows]``.
+                It gets the logarithms of the classes' probabilities, in the layout of
+                `thinkml.data.log_probabilities`, or the outputs of a regression.
         """
         if len(self.models) > 1:
-            return score(self._meant(self.outputs))
+            return score(self._score_inputs(self.outputs))
         predict = make_predict(WithDropout(self.models[0], self.num_draws, self.key), self.rows)
         scores = []
-        for start in range(0, len(self.rows), _DRAWN_ROWS):
-            stop = min(start + _DRAWN_ROWS, len(self.rows))
+        for start in range(0, len(self.rows), _ROWS_PER_BLOCK):
+            stop = min(start + _ROWS_PER_BLOCK, len(self.rows))
             outputs = predict(self.rows.part(start, stop))
             outputs = outputs.reshape(stop - start, self.num_draws, -1)
-            scores.append(score(self._meant(np.moveaxis(outputs, 1, 0))))
+            scores.append(score(self._score_inputs(np.moveaxis(outputs, 1, 0))))
         return np.concatenate(scores)
 
-    def _meant(self, outputs: np.ndarray) -> np.ndarray:
+    def _score_inputs(self, outputs: np.ndarray) -> np.ndarray:
         assert self.task is not None
         if not self.task.is_classification:
             return outputs
-        return np.stack([log_probabilities(one, self.task) for one in outputs])
+        return np.stack([log_probabilities(draw, self.task) for draw in outputs])
 
 
 def mean_probabilities(outputs: np.ndarray, task: Task) -> np.ndarray:
-    """Probabilities ``[rows, classes]`` of outputs ``[models, rows, outputs]``."""
+    """Returns probabilities ``[rows, classes]`` for outputs ``[models, rows, outputs]``."""
     return np.mean([probabilities(one, task) for one in outputs], axis=0)
 
 
 def mean_predictions(outputs: np.ndarray, task: Task) -> np.ndarray:
-    """Labels or numbers of outputs ``[models, rows, outputs]``, by the mean over the models."""
+    """Returns labels or numbers for outputs ``[models, rows, outputs]``, by the models' mean."""
     if len(outputs) == 1 or not task.is_classification:
         return decode(outputs.mean(0), task)
     mean = mean_probabilities(outputs, task)
-    # As outputs that decode the same: of one class or label, above 0 is yes.
+    # Converted to outputs that decode to the same: for one class or label, above 0 means yes.
     yes_or_no = task.kind == 'multilabel' or task.num_outputs == 1
     return decode(mean[:, -task.num_outputs :] - 0.5 if yes_or_no else mean, task)
 
 
 class Ensemble:
-    """Models that predict together: the mean of their probabilities, or of their numbers.
+    """Models that predict together: by the mean of their probabilities, or of their numbers.
 
     Attributes:
         classes_: the labels in the order of the probabilities.
     """
 
-    def __init__(self, models: Sequence[Any], task: Task, open_rows: Callable[[Any], Rows]):
-        self._models, self._task, self._open = models, task, open_rows
+    def __init__(self, models: Sequence[Model], task: Task, open_rows: Callable[[Inputs], Rows]):
+        self._models, self._task, self._open_rows = models, task, open_rows
         if task.classes is not None:
             self.classes_ = np.asarray(task.classes)
 
-    def _outputs(self, X: Any) -> np.ndarray:
-        rows = self._open(X)
-        return np.stack([_flat(predict_outputs(model, rows)) for model in self._models])
+    def _outputs(self, X: Inputs) -> np.ndarray:
+        rows = self._open_rows(X)
+        return np.stack([_flatten(predict_outputs(model, rows)) for model in self._models])
 
-    def predict_proba(self, X: Any) -> np.ndarray:
-        """``[rows, classes]``."""
+    def predict_proba(self, X: Inputs) -> np.ndarray:
+        """Returns probabilities ``[rows, classes]``."""
         return mean_probabilities(self._outputs(X), self._task)
 
-    def predict(self, X: Any) -> np.ndarray:
-        """``[rows]``."""
+    def predict(self, X: Inputs) -> np.ndarray:
+        """Returns predictions ``[rows]``."""
         return mean_predictions(self._outputs(X), self._task)
 
 
-def _finite(outputs: np.ndarray) -> np.ndarray:
+def _check_finite(outputs: np.ndarray) -> np.ndarray:
     if not np.isfinite(outputs).all():
         raise DataError(
-            'model: it returns NaN or infinite values for the pool, so nothing can be chosen by '
+            'model: it returns NaN or infinite values for the pool, so no rows can be chosen by '
             'them: its training has diverged. Lower the learning_rate.'
         )
     return outputs
 
 
-def _flat(outputs: np.ndarray) -> np.ndarray:
+def _flatten(outputs: np.ndarray) -> np.ndarray:
     return outputs.reshape(len(outputs), -1)

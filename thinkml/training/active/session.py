@@ -1,4 +1,4 @@
-"""One pool, what was asked of it, and what was learned."""
+"""Session: one pool with its queries, its labels and the models that learn from them."""
 
 import dataclasses
 import time
@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from numpy.typing import ArrayLike
 
 from thinkml.core.active.selection import Selection, at_random
 from thinkml.errors import ModelTypeError
@@ -13,13 +14,14 @@ from thinkml.training.active.label_store import LabelStore
 from thinkml.training.active.pool import Pool
 from thinkml.training.active.pool_predictions import PoolPredictions
 from thinkml.training.active.retraining import Retraining
-from thinkml.training.active.stopping import StoppingRules, kappa
+from thinkml.training.active.stopping import StoppingRules, prediction_agreement
 from thinkml.training.active.strategies import Strategy, check_strategy, select_typical
+from thinkml.typing import Labels
 
 
 @dataclasses.dataclass(frozen=True)
 class QuerySettings:
-    """How rows are chosen, see `ActiveLearner`."""
+    """Settings of how rows are chosen, see `ActiveLearner`."""
 
     strategy: Strategy
     stopping: StoppingRules
@@ -28,143 +30,152 @@ class QuerySettings:
 
 
 class Session:
-    """One pool, what was asked of it, and what was learned.
+    """One pool with its queries, its labels and the models that learn from them.
 
     Args:
         pool: the rows.
-        learning: the models.
-        asking: how rows are chosen.
+        retraining: the models and how they are trained.
+        settings: how rows are chosen.
 
     Attributes:
         pool: as passed.
-        learning: as passed.
-        book: the questions and labels.
+        retraining: as passed.
+        store: the queries and labels.
 
     Raises:
         ConfigError: for a strategy or a stopping rule that does not fit the task.
         ModelTypeError: for a model that lacks what the strategy needs.
     """
 
-    def __init__(self, pool: Pool, learning: Retraining, asking: QuerySettings):
+    def __init__(self, pool: Pool, retraining: Retraining, settings: QuerySettings):
         self.pool = pool
-        self.learning = learning
-        self.book = LabelStore(len(pool.rows))
-        self._asking = asking
-        self._num_fitted = -1  # changes of labels that the models know of
-        self._view: PoolPredictions | None = None
-        self._predictions: np.ndarray | None = None
+        self.retraining = retraining
+        self.store = LabelStore(len(pool.rows))
+        self._settings = settings
+        self._num_changes_trained = -1  # label changes that the last training included
+        self._pool_predictions: PoolPredictions | None = None
+        self._last_predictions: np.ndarray | None = None
         self._check()
 
     def _check(self) -> None:
-        learning, asking = self.learning, self._asking
-        asking.stopping.check(learning.task, has_validation=learning.has_validation)
-        check_strategy(asking.strategy, learning.models, self.pool.rows, learning.task)
+        retraining, settings = self.retraining, self._settings
+        settings.stopping.check(retraining.task, has_validation=retraining.has_validation)
+        check_strategy(settings.strategy, retraining.models, self.pool.rows, retraining.task)
 
-    def anew(self) -> 'Session':
-        """The same before anything was asked, the models with their first weights."""
-        self.learning.reset()
-        return Session(self.pool, self.learning, self._asking)
+    def restart(self) -> 'Session':
+        """Returns a new session with the same pool; the models get their initial weights back."""
+        self.retraining.reset()
+        return Session(self.pool, self.retraining, self._settings)
 
-    def about(self) -> dict[str, Any]:
-        """What identifies the data."""
-        return self.pool.about()
+    def fingerprints(self) -> dict[str, Any]:
+        """Returns the fingerprints of the data, by argument."""
+        return self.pool.fingerprints()
 
-    def weights(self) -> dict[str, str]:
-        """What identifies the weights that the session began with."""
-        return {'weights': self.learning.weights_hash}
+    def weights_hash(self) -> dict[str, str]:
+        """Returns the hash of the weights that the session began with, as ``'weights'``."""
+        return {'weights': self.retraining.weights_hash}
 
     # --- labels -----------------------------------------------------------------------------------
 
     @property
     def num_labels(self) -> int:
-        """Of the beginning and those given."""
-        first = self.pool.first_labels
-        return len(self.book.labels) + (0 if first is None else len(first))
+        """The number of initial plus added labels."""
+        initial = self.pool.initial_labels
+        return len(self.store.labels) + (0 if initial is None else len(initial))
 
-    def teach(self, indices: Any, y: Any, argument: str = 'y') -> None:
-        """Takes labels, all of them or none; where one is missing the row is skipped."""
+    def teach(self, indices: ArrayLike, y: Labels, argument: str = 'y') -> None:
+        """Adds all of the labels or none; a row whose label is missing is skipped."""
         rows = self.pool.check_rows(indices)
-        labels = self.pool.check_labels(y, rows, self.learning.task, self.book.labels, argument)
-        self._note_labels(rows, labels)
+        labels = self.pool.check_labels(y, rows, self.retraining.task, self.store.labels, argument)
+        self._record_labels(rows, labels)
 
-    def skip(self, indices: Any) -> None:
-        """Notes that rows get no label."""
+    def skip(self, indices: ArrayLike) -> None:
+        """Records that rows get no label."""
         rows = self.pool.check_rows(indices)
-        self._note_labels(rows, [None] * len(rows))
+        self._record_labels(rows, [None] * len(rows))
 
-    def _note_labels(self, rows: list[int], labels: list[Any]) -> None:
+    def _record_labels(self, rows: list[int], labels: list[Any]) -> None:
         if rows:
-            self.book.note({'event': 'teach', 'indices': rows, 'labels': labels})
+            self.store.record({'event': 'teach', 'indices': rows, 'labels': labels})
 
     # --- training ---------------------------------------------------------------------------------
 
-    def fit_if_due(self) -> None:
-        """Trains if there are labels that the models don't know of."""
-        if self._num_fitted != self.book.num_changes:
+    def fit_if_needed(self) -> None:
+        """Trains if labels changed since the last training."""
+        if self._num_changes_trained != self.store.num_changes:
             self.fit()
 
     def fit(self) -> dict[str, float]:
         """Trains on all labels, and returns the metrics, see `ActiveLearner.fit`."""
-        began = time.perf_counter()
-        num_changes, labels = self.book.num_changes, dict(self.book.labels)
-        self._view = None
-        x, y = self.pool.labeled(labels)
-        metrics = self.learning.fit(x, y)
-        self._num_fitted = num_changes  # others may have come meanwhile
+        start = time.perf_counter()
+        num_changes, labels = self.store.num_changes, dict(self.store.labels)
+        self._pool_predictions = None
+        x, y = self.pool.labeled_rows(labels)
+        metrics = self.retraining.fit(x, y)
+        self._num_changes_trained = num_changes  # other threads may add labels meanwhile
         if metrics is not None and y is not None:
-            self._note_fit(metrics, len(y), began)
-        self.book.history.stop_reason = self._asking.stopping.reason(
-            self.book.history, len(labels), self.learning.metric if metrics else None
+            self._record_fit(metrics, len(y), start)
+        self.store.history.stop_reason = self._settings.stopping.stop_reason(
+            self.store.history, len(labels), self.retraining.metric if metrics else None
         )
         return metrics or {}
 
-    def _note_fit(self, metrics: dict[str, float], num_labels: int, began: float) -> None:
+    def _record_fit(self, metrics: dict[str, float], num_labels: int, start: float) -> None:
         self._check()  # now that the task is known
         agreement = float('nan')
-        if self._asking.stopping.min_agreement is not None:
-            before, self._predictions = self._predictions, self.view.predictions
+        if self._settings.stopping.min_agreement is not None:
+            before, self._last_predictions = (
+                self._last_predictions,
+                self.pool_predictions.predictions,
+            )
             if before is not None:
-                agreement = kappa(before, self._predictions)
-        self.book.note(
+                agreement = prediction_agreement(before, self._last_predictions)
+        self.store.record(
             {
                 'event': 'fit', 'num_labels': num_labels, 'metrics': metrics,
-                'agreement': agreement, 'seconds': time.perf_counter() - began,
+                'agreement': agreement, 'seconds': time.perf_counter() - start,
             }
         )  # fmt: skip
 
-    # --- asking -----------------------------------------------------------------------------------
+    # --- queries ----------------------------------------------------------------------------------
 
     @property
-    def view(self) -> PoolPredictions:
-        """What the models say of the pool; computed once for each training."""
-        if self._view is None:
-            key = jax.random.fold_in(jax.random.key(self._asking.seed + 1), self.book.num_queries)
-            self._view = PoolPredictions(
-                self.learning.models, self.learning.task, self.pool.rows, self.pool.first,
-                self._asking.num_draws, key,
-            )  # fmt: skip
-        return self._view
+    def pool_predictions(self) -> PoolPredictions:
+        """The models' predictions for the pool; computed once for each training."""
+        if self._pool_predictions is None:
+            seed, num_queries = self._settings.seed + 1, self.store.num_queries
+            self._pool_predictions = PoolPredictions(
+                models=self.retraining.models,
+                task=self.retraining.task,
+                rows=self.pool.rows,
+                initial_rows=self.pool.initial_rows,
+                num_draws=self._settings.num_draws,
+                key=jax.random.fold_in(jax.random.key(seed), num_queries),
+            )
+        return self._pool_predictions
 
-    def ask(self, strategy: Strategy, count: int) -> np.ndarray:
-        """Chooses rows and notes that they were asked for; none where the pool is at its end."""
-        began = time.perf_counter()
-        chosen = self.choose(strategy, count)
-        if len(chosen.indices):
-            self.note_query(chosen, time.perf_counter() - began)
-        return chosen.indices
+    def query(self, strategy: Strategy, count: int) -> np.ndarray:
+        """Selects rows and records the query; returns none once the pool is exhausted."""
+        start = time.perf_counter()
+        selection = self.select(strategy, count)
+        if len(selection.indices):
+            self.record_query(selection, time.perf_counter() - start)
+        return selection.indices
 
-    def note_query(self, chosen: Selection, seconds: float) -> None:
-        """Notes that rows were asked for, and what it took to choose them."""
-        indices, scores = chosen
-        self.book.note({'event': 'query', 'indices': indices, 'scores': scores, 'seconds': seconds})
+    def record_query(self, selection: Selection, seconds: float) -> None:
+        """Records a query, and the seconds that selecting its rows took."""
+        indices, scores = selection
+        self.store.record(
+            {'event': 'query', 'indices': indices, 'scores': scores, 'seconds': seconds}
+        )
 
-    def choose(self, strategy: Strategy, count: int) -> Selection:
-        """Chooses rows: by the strategy, or typical ones as long as no model has learned."""
-        available = self.book.available
-        key = jax.random.fold_in(jax.random.key(self._asking.seed), self.book.num_queries)
-        if self.learning.has_learned or strategy.name == 'random':
-            return strategy.select(self.view, count, key, available)
+    def select(self, strategy: Strategy, count: int) -> Selection:
+        """Selects rows by the strategy, or typical rows as long as no model is trained."""
+        available = self.store.available
+        key = jax.random.fold_in(jax.random.key(self._settings.seed), self.store.num_queries)
+        if self.retraining.is_trained or strategy.name == 'random':
+            return strategy.select(self.pool_predictions, count, key, available)
         try:
-            return select_typical(self.view, count, key, available)
-        except ModelTypeError:  # no features to tell what is typical
+            return select_typical(self.pool_predictions, count, key, available)
+        except ModelTypeError:  # the model has no features, by which rows are typical
             return at_random(len(available), count, key, available)

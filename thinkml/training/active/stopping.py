@@ -1,4 +1,4 @@
-"""When more labels are no longer worth their price."""
+"""Stopping rules: when more labels are no longer worth their price."""
 
 import dataclasses
 
@@ -9,17 +9,17 @@ from thinkml.errors import ConfigError
 from thinkml.model_record import Task
 from thinkml.training.active.history import ActiveHistory
 
-_AGREEMENTS = 3
+_NUM_AGREEMENTS = 3
 
 
 @dataclasses.dataclass(frozen=True)
 class StoppingRules:
-    """Rules that end an active learning, see `ActiveLearner`; None for none.
+    """Rules that end active learning, see `ActiveLearner`; a rule that is None is off.
 
     Attributes:
-        max_labels: a budget.
-        patience: iterations without gain.
-        min_agreement: of predictions that are stable.
+        max_labels: the budget of labels.
+        patience: iterations without improvement.
+        min_agreement: the agreement from which on predictions count as stable.
     """
 
     max_labels: int | None
@@ -30,8 +30,8 @@ class StoppingRules:
         """Raises a `ConfigError` for rules that can't work."""
         if self.patience is not None and not has_validation:
             raise ConfigError(
-                f'patience: got {self.patience} without X_val and y_val, expected them: it watches '
-                'the first of their metrics.'
+                f'patience: got {self.patience} without X_val and y_val, expected them: it '
+                'monitors the first of their metrics.'
             )
         if self.min_agreement is not None and task is not None and not task.is_classification:
             raise ConfigError(
@@ -39,41 +39,47 @@ class StoppingRules:
                 'None: agreement is that of classes. Pass patience or max_labels.'
             )
 
-    def reason(self, history: ActiveHistory, num_given: int, metric: str | None) -> str | None:
-        """Says why it is time to stop, if it is.
+    def stop_reason(self, history: ActiveHistory, num_added: int, metric: str | None) -> str | None:
+        """Returns the reason to stop; None to continue.
 
         Args:
-            history: so far.
-            num_given: labels that were given.
-            metric: the validation metric that is to gain; None where it was not measured.
+            history: the history so far.
+            num_added: the number of labels that were added to the initial ones.
+            metric: the validation metric that is to improve; None if it was not measured.
         """
-        if self.max_labels is not None and num_given >= self.max_labels:
-            return f'{num_given} labels were given (max_labels={self.max_labels})'
+        if self.max_labels is not None and num_added >= self.max_labels:
+            return f'{num_added} labels were given (max_labels={self.max_labels})'
         if self.patience is not None and metric is not None:
             values = history.learning_curve(metric)[1]
             values = values if is_higher_better(metric.removeprefix('val_')) else -values
-            waited = len(values) - 1 - int(np.argmax(values))
-            if waited >= self.patience:
-                return f'{metric} has not gained for {waited} iterations'
+            num_without_gain = len(values) - 1 - int(np.argmax(values))
+            if num_without_gain >= self.patience:
+                return f'{metric} has not improved for {num_without_gain} iterations'
         if self.min_agreement is not None:
             trained = [query for query in history.queries if query.status != 'skipped']
-            last = [query.agreement for query in trained[-_AGREEMENTS:]]
-            if len(last) == _AGREEMENTS and np.mean(last) >= self.min_agreement:
+            last = [query.agreement for query in trained[-_NUM_AGREEMENTS:]]
+            if len(last) == _NUM_AGREEMENTS and np.mean(last) >= self.min_agreement:
                 return f'predictions are stable (agreement {np.mean(last):.3f})'
         return None
 
 
-def kappa(one: np.ndarray, other: np.ndarray) -> float:
-    """Cohen's kappa of two raters; 1 where both always say the same one thing.
+def prediction_agreement(first: np.ndarray, second: np.ndarray) -> float:
+    """Returns Cohen's kappa of two models' predictions; 1 if both always predict the same class.
+
+    Unlike `thinkml.core.objectives.confusion_counts.kappa` it takes the predictions themselves,
+    also rows of several labels.
 
     Reference:
         Cohen, 1960, *A coefficient of agreement for nominal scales*.
     """
-    both = np.concatenate([one, other])
-    by_row = None if both.ndim == 1 else 0  # which compares bytes, many times slower
-    labels, codes = np.unique(both, axis=by_row, return_inverse=True)
-    first, second = codes.reshape(2, -1)
-    agree = float(np.mean(first == second))
-    shares = [np.bincount(part, minlength=len(labels)) / len(part) for part in (first, second)]
-    by_chance = float(shares[0] @ shares[1])
-    return 1.0 if by_chance == 1 else (agree - by_chance) / (1 - by_chance)
+    both = np.concatenate([first, second])
+    axis = None if both.ndim == 1 else 0  # rows are compared as bytes, which is many times slower
+    classes, codes = np.unique(both, axis=axis, return_inverse=True)
+    first_codes, second_codes = codes.reshape(2, -1)
+    agreement = float(np.mean(first_codes == second_codes))
+    fractions = [
+        np.bincount(part, minlength=len(classes)) / len(part)
+        for part in (first_codes, second_codes)
+    ]
+    chance = float(fractions[0] @ fractions[1])
+    return 1.0 if chance == 1 else (agreement - chance) / (1 - chance)

@@ -1,13 +1,14 @@
-"""Strategies: which rows are worth a label."""
+"""Strategies: functions that choose the rows to label next."""
 
 import dataclasses
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from numpy.typing import ArrayLike
 
 from thinkml.core.active.acquisition import (
     log_bald,
@@ -27,10 +28,13 @@ from thinkml.core.active.selection import (
     k_center_greedy,
     typiclust,
 )
+from thinkml.data import Rows
 from thinkml.errors import ConfigError, DataError, is_whole, unknown_name
 from thinkml.model_record import Task
 from thinkml.training.active.pool_predictions import PoolPredictions
+from thinkml.typing import Model
 
+LogScore = Callable[..., Any]
 Score = Callable[[PoolPredictions], np.ndarray]
 Select = Callable[[PoolPredictions, int, jax.Array, np.ndarray], Selection]
 
@@ -44,13 +48,13 @@ class Strategy:
     """A way to choose rows.
 
     Attributes:
-        name: for messages and files.
-        select: ``(view, count, key, available) -> Selection``.
-        kinds: the tasks it is for.
-        score: the logarithm of each row's score, where rows are chosen by it alone; None where they
-            are chosen together. It ranks also rows whose scores round to 0.
-        needs_features: whether it reads them.
-        needs_draws: whether it reads how models, or passes with dropout, differ.
+        name: the name in messages and files.
+        select: ``(predictions, count, key, available) -> Selection``.
+        kinds: the kinds of task it supports.
+        score: returns the logarithm of each row's score if rows are chosen by it alone; None if
+            they are chosen together. Logarithms also rank rows whose scores round to 0.
+        needs_features: True if it reads the features.
+        needs_draws: True if it reads how models, or passes with dropout, differ.
     """
 
     name: str
@@ -62,19 +66,19 @@ class Strategy:
 
 
 class DiverseBatches:
-    """A strategy whose batches are spread out: rows of high score that are not alike.
+    """A strategy that chooses diverse batches: rows of high score that are unlike each other.
 
-    Of ``oversample`` times as many rows as are asked for, those of the highest scores, clusters are
-    made, and of each the row nearest to its centre is taken.
+    The candidates are the rows with the highest scores, ``oversample`` times as many as are
+    requested. They are clustered, and the row nearest to each cluster's centre is chosen.
 
     Args:
-        strategy: the name of one that scores each row: ``'uncertainty'``, ``'margin'``,
+        strategy: the name of a strategy that scores each row: ``'uncertainty'``, ``'margin'``,
             ``'entropy'``, ``'bald'``, ``'variation_ratio'``, ``'variance'`` or
             ``'expected_gradient_length'``.
-        oversample: how many candidates there are for each row.
+        oversample: the number of candidates for each row to choose.
 
     Raises:
-        ConfigError: for a strategy that is unknown or scores no rows.
+        ConfigError: for a strategy that is unknown or does not score rows.
 
     Example:
         >>> from flax import nnx
@@ -87,7 +91,7 @@ class DiverseBatches:
     """
 
     def __init__(self, strategy: str = 'margin', oversample: int = 10):
-        scoring = [name for name, known in STRATEGIES.items() if known.score is not None]
+        scoring = [name for name, entry in STRATEGIES.items() if entry.score is not None]
         if strategy not in scoring:
             raise ConfigError(unknown_name('strategy', strategy, scoring))
         if not is_whole(oversample) or oversample < 1:
@@ -102,55 +106,69 @@ class DiverseBatches:
 
 
 def make_strategy(strategy: Any) -> Strategy:
-    """Makes a strategy of what the user named.
+    """Returns the strategy that the user passed by name, as an object or as a function.
 
     Raises:
-        ConfigError: for what is none.
+        ConfigError: for anything else.
     """
     if isinstance(strategy, DiverseBatches):
-        return spread_out(STRATEGIES[strategy.strategy], strategy.oversample)
+        return diversify(STRATEGIES[strategy.strategy], strategy.oversample)
     if isinstance(strategy, str) and strategy in STRATEGIES:
         return STRATEGIES[strategy]
     if callable(strategy) and not inspect.isclass(strategy):
-        return _own(strategy)
+        return _custom_strategy(strategy)
     if isinstance(strategy, str):
         raise ConfigError(unknown_name('strategy', strategy, STRATEGIES))
     raise ConfigError(
         f'strategy: got {strategy!r}, expected a name, DiverseBatches(...), or a function '
-        '(probabilities, key) or (features, key) that returns the rows in their order.'
+        '(probabilities, key) or (features, key) that returns the order of the rows.'
     )
 
 
-def check_strategy(strategy: Strategy, models: Any, rows: Any, task: Task | None) -> None:
-    """Raises what would fail later: a task, a model without features, one without dropout."""
+def check_strategy(
+    strategy: Strategy, models: Sequence[Model], rows: Rows, task: Task | None
+) -> None:
+    """Checks that a strategy supports the task, and the models have what it needs.
+
+    Raises:
+        ConfigError: for a task that the strategy does not support.
+        ModelTypeError: for a model without the features or the dropout that the strategy needs.
+    """
     if task is not None and task.kind not in strategy.kinds:
-        fitting = [name for name, known in STRATEGIES.items() if task.kind in known.kinds]
+        fitting = [name for name, entry in STRATEGIES.items() if task.kind in entry.kinds]
         raise ConfigError(
             f'strategy: got {strategy.name!r} for {task.in_words}, expected one of '
             f'{", ".join(fitting)}.'
         )
-    view = PoolPredictions(models, task, rows, None, 1, jax.random.key(0))
+    predictions = PoolPredictions(
+        models=models,
+        task=task,
+        rows=rows,
+        initial_rows=None,
+        num_draws=1,
+        key=jax.random.key(0),
+    )
     if strategy.needs_features:
-        view.check_features()
+        predictions.check_features()
     if strategy.needs_draws:
-        view.check_draws()
+        predictions.check_draws()
 
 
-def spread_out(strategy: Strategy, oversample: int = 10) -> Strategy:
-    """The same, with batches of rows that are not alike; itself where it sees to that.
+def diversify(strategy: Strategy, oversample: int = 10) -> Strategy:
+    """Returns a strategy with diverse batches; the same one if it chooses rows together anyway.
 
-    Rows are alike by their features, by their outputs where the model has no features.
+    Rows are compared by their features, or by their outputs if the model has no features.
     """
     score = strategy.score
     if score is None:
         return strategy
 
     def select(
-        view: PoolPredictions, count: int, key: jax.Array, available: np.ndarray
+        predictions: PoolPredictions, count: int, key: jax.Array, available: np.ndarray
     ) -> Selection:
-        by = view.features if view.has_features else view.outputs[0]
-        scores = np.exp(score(view))
-        return diverse(scores, by, count, key, available, oversample=oversample)
+        vectors = predictions.features if predictions.has_features else predictions.outputs[0]
+        scores = np.exp(score(predictions))
+        return diverse(scores, vectors, count, key, available, oversample=oversample)
 
     return dataclasses.replace(
         strategy, name=f'diverse {strategy.name}', select=select, score=None, needs_features=True
@@ -161,91 +179,94 @@ def _by_score(
     name: str, score: Score, kinds: frozenset[str], *, features: bool = False, draws: bool = False
 ) -> Strategy:
     def select(
-        view: PoolPredictions, count: int, key: jax.Array, available: np.ndarray
+        predictions: PoolPredictions, count: int, key: jax.Array, available: np.ndarray
     ) -> Selection:
-        logarithms = score(view)
+        logarithms = score(predictions)
         [rows, _] = highest(logarithms, count, available)
         return Selection(rows, np.exp(logarithms[rows]).astype(np.float32))
 
     return Strategy(name, select, kinds, score, needs_features=features, needs_draws=draws)
 
 
-def _of_probabilities(log_score: Callable[..., Any]) -> Score:
-    def of_view(view: PoolPredictions) -> np.ndarray:
-        return _each_label(log_score, view.log_probabilities, task=view.task)
+def _score_probabilities(log_score: LogScore) -> Score:
+    def score(predictions: PoolPredictions) -> np.ndarray:
+        return _mean_over_labels(log_score, predictions.log_probabilities, task=predictions.task)
 
-    return of_view
-
-
-def _of_draws(log_score: Callable[..., Any]) -> Score:
-    def of_view(view: PoolPredictions) -> np.ndarray:
-        return view.by_draws(functools.partial(_each_label, log_score, task=view.task))
-
-    return of_view
+    return score
 
 
-def _each_label(
-    log_score: Callable[..., Any], values: np.ndarray, *, task: Task | None
-) -> np.ndarray:
+def _score_draws(log_score: LogScore) -> Score:
+    def score(predictions: PoolPredictions) -> np.ndarray:
+        score_block = functools.partial(_mean_over_labels, log_score, task=predictions.task)
+        return predictions.score_draws(score_block)
+
+    return score
+
+
+def _mean_over_labels(log_score: LogScore, values: np.ndarray, *, task: Task | None) -> np.ndarray:
     """Scores ``[..., rows, classes]``; for ``[..., rows, labels, 2]`` the mean over the labels."""
     if task is None or task.kind != 'multilabel':
-        return _computed(log_score, values)
+        return _compute(log_score, values)
     *draws, rows, labels, _ = values.shape
-    of_each = _computed(log_score, values.reshape(*draws, rows * labels, 2))
-    return np.logaddexp.reduce(of_each.reshape(rows, labels), axis=1) - np.log(labels)
+    label_scores = _compute(log_score, values.reshape(*draws, rows * labels, 2))
+    return np.logaddexp.reduce(label_scores.reshape(rows, labels), axis=1) - np.log(labels)
 
 
-def _computed(log_score: Callable[..., Any], *arrays: np.ndarray) -> np.ndarray:
+def _compute(log_score: LogScore, *arrays: np.ndarray) -> np.ndarray:
     """Computes logarithms in float32 on the device, and returns them in float64."""
-    of_device = (np.asarray(array, np.float32) for array in arrays)
-    return np.asarray(log_score(*of_device), np.float64)
+    inputs = (np.asarray(array, np.float32) for array in arrays)
+    return np.asarray(log_score(*inputs), np.float64)
 
 
 def _log_variation_ratio(log_p: np.ndarray) -> np.ndarray:
-    return _log(variation_ratio(np.exp(log_p)))
+    return _log_or_minus_inf(variation_ratio(np.exp(log_p)))
 
 
 def _log_variance(outputs: np.ndarray) -> np.ndarray:
-    return _log(variance(outputs))
+    return _log_or_minus_inf(variance(outputs))
 
 
-def _log(scores: np.ndarray) -> np.ndarray:
+def _log_or_minus_inf(scores: np.ndarray) -> np.ndarray:
     with np.errstate(divide='ignore'):
         return np.log(scores, dtype=np.float64)
 
 
-def _log_gradient_lengths(view: PoolPredictions) -> np.ndarray:
-    features = view.features  # first: the outputs then come from the same pass
-    return _computed(log_expected_gradient_length, view.log_probabilities, features)
+def _log_gradient_lengths(predictions: PoolPredictions) -> np.ndarray:
+    features = predictions.features  # read first, so that the outputs come from the same pass
+    return _compute(log_expected_gradient_length, predictions.log_probabilities, features)
 
 
 def _select_at_random(
-    view: PoolPredictions, count: int, key: jax.Array, available: np.ndarray
+    predictions: PoolPredictions, count: int, key: jax.Array, available: np.ndarray
 ) -> Selection:
-    return at_random(len(view.rows), count, key, available)
+    return at_random(len(predictions.rows), count, key, available)
 
 
 def _select_core_set(
-    view: PoolPredictions, count: int, key: jax.Array, available: np.ndarray
+    predictions: PoolPredictions, count: int, key: jax.Array, available: np.ndarray
 ) -> Selection:
-    return k_center_greedy(view.features, count, view.features_of_known(available), available)
+    return k_center_greedy(
+        predictions.features, count, predictions.reference_features(available), available
+    )
 
 
 def _select_badge(
-    view: PoolPredictions, count: int, key: jax.Array, available: np.ndarray
+    predictions: PoolPredictions, count: int, key: jax.Array, available: np.ndarray
 ) -> Selection:
-    features = view.features
-    return badge(view.probabilities, features, count, key, available)
+    features = predictions.features
+    return badge(predictions.probabilities, features, count, key, available)
 
 
 def select_typical(
-    view: PoolPredictions, count: int, key: jax.Array, available: np.ndarray
+    predictions: PoolPredictions, count: int, key: jax.Array, available: np.ndarray
 ) -> Selection:
-    """Rows that are typical of the data, each of another part of it; needs no labels."""
-    return typiclust(view.features, count, key, view.features_of_known(available), available)
+    """Selects rows that are typical of the data, each from a different part; needs no labels."""
+    return typiclust(
+        predictions.features, count, key, predictions.reference_features(available), available
+    )
 
 
-def _own(function: Callable[..., Any]) -> Strategy:
+def _custom_strategy(function: Callable[..., ArrayLike]) -> Strategy:
     names = [
         name
         for name, parameter in inspect.signature(function).parameters.items()
@@ -260,14 +281,14 @@ def _own(function: Callable[..., Any]) -> Strategy:
     name = getattr(function, '__name__', type(function).__name__)
 
     def select(
-        view: PoolPredictions, count: int, key: jax.Array, available: np.ndarray
+        predictions: PoolPredictions, count: int, key: jax.Array, available: np.ndarray
     ) -> Selection:
         [candidates] = np.nonzero(available)
         if reads_features:
-            values = view.features
+            values = predictions.features
         else:
-            is_regression = view.task is not None and view.task.kind == 'regression'
-            values = view.outputs.mean(0) if is_regression else view.probabilities
+            is_regression = predictions.task is not None and predictions.task.kind == 'regression'
+            values = predictions.outputs.mean(0) if is_regression else predictions.probabilities
         order = np.asarray(function(values[candidates], key))
         _check_order(order, len(candidates), name)
         chosen = candidates[order[:count]]
@@ -284,20 +305,20 @@ def _check_order(order: np.ndarray, num_rows: int, name: str) -> None:
         or (len(order) and not 0 <= order.min() <= order.max() < num_rows)
     ):
         raise DataError(
-            f'strategy: {name} returned {order.dtype} of shape {order.shape}, expected the numbers '
-            f'of rows, each once and from 0 to {num_rows - 1}, those worth most first.'
+            f'strategy: {name} returned {order.dtype} of shape {order.shape}, expected the indices '
+            f'of rows, each once and from 0 to {num_rows - 1}, the best first.'
         )
 
 
 STRATEGIES: Mapping[str, Strategy] = {
     strategy.name: strategy
     for strategy in (
-        _by_score('uncertainty', _of_probabilities(log_least_confident), _LABELS),
-        _by_score('margin', _of_probabilities(log_margin), _LABELS),
-        _by_score('entropy', _of_probabilities(log_entropy), _LABELS),
-        _by_score('bald', _of_draws(log_bald), _LABELS, draws=True),
-        _by_score('variation_ratio', _of_draws(_log_variation_ratio), _LABELS, draws=True),
-        _by_score('variance', _of_draws(_log_variance), frozenset({'regression'}), draws=True),
+        _by_score('uncertainty', _score_probabilities(log_least_confident), _LABELS),
+        _by_score('margin', _score_probabilities(log_margin), _LABELS),
+        _by_score('entropy', _score_probabilities(log_entropy), _LABELS),
+        _by_score('bald', _score_draws(log_bald), _LABELS, draws=True),
+        _by_score('variation_ratio', _score_draws(_log_variation_ratio), _LABELS, draws=True),
+        _by_score('variance', _score_draws(_log_variance), frozenset({'regression'}), draws=True),
         _by_score('expected_gradient_length', _log_gradient_lengths, _CLASSES, features=True),
         Strategy('random', _select_at_random),
         Strategy('core_set', _select_core_set, needs_features=True),
