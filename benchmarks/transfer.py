@@ -27,7 +27,7 @@ from thinkml.core import Batch, get_loss, init_state, make_metrics, make_optimiz
 from thinkml.core.model.partly_frozen import PartlyFrozen
 from thinkml.models import TransferModel, create
 from thinkml.training import TrainingConfig, TransferLearner
-from thinkml.training.transfer.layer_groups import chosen, parts_of_headed, rates_of
+from thinkml.training.transfer.layer_groups import groups_of_headed, rate_factors, select_layers
 
 SIZE, NUM_CLASSES, BATCH_SIZE, EPOCHS = 64, 10, 32, 3
 
@@ -72,8 +72,8 @@ def epoch_seconds(layers, keeps_features, X, y):
 def cost_of_step(layers, X, y):
     """Returns the operations of a compiled step, and the bytes of the optimizer's state."""
     model = TransferModel(*new_model())
-    parts = parts_of_headed(model, X[:2])
-    rates = rates_of(parts, chosen(parts.layers, layers), 1.0)
+    parts = groups_of_headed(model, X[:2])
+    rates = rate_factors(parts, select_layers(parts.layers, layers), 1.0)
     functional = PartlyFrozen(model, rates).functionalize(X, jax.random.key(0))
     tx = make_optimizer('adam')
     state = init_state(

@@ -26,7 +26,7 @@ from thinkml.training import (
     TensorBoard,
     TrainingConfig,
 )
-from thinkml.training.transfer.backbone import load_base
+from thinkml.training.transfer.backbone import load_backbone
 
 
 def linear():
@@ -59,7 +59,7 @@ def save_weights(path):
 def save_model(path):
     ModelManager().save_model(linear(), path)
     ModelManager().load_model(path)
-    load_base(path)
+    load_backbone(path)
 
 
 def save_named_model(path):
@@ -155,7 +155,7 @@ def test_schemes_are_refused_before_anything_is_done(home, name, scheme, count_c
 
 READERS = {
     'load_model': lambda path: ModelManager().load_model(path),
-    'base_model': lambda path: load_base(path),
+    'base_model': lambda path: load_backbone(path),
     'weights': lambda path: create('resnet18', 2, weights=path),
     'load_safetensors': lambda path: load_safetensors(path, into=linear()),
     'load': lambda path: learner().load(path, X[POOL]),

@@ -42,9 +42,9 @@ from thinkml.models import (
     save_safetensors,
 )
 from thinkml.training import EarlyStopping, ModelTrainer, TrainingConfig, TransferLearner
-from thinkml.training.transfer.backbone import open_base, role_of
+from thinkml.training.transfer.backbone import infer_role, make_backbone
 from thinkml.training.transfer.feature_cache import FeatureCache
-from thinkml.training.transfer.layer_groups import parts_of_headed
+from thinkml.training.transfer.layer_groups import groups_of_headed
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(120, 8, 8, 3)).astype(np.float32)
@@ -173,7 +173,7 @@ def test_what_is_frozen_stays_bit_for_bit_and_the_rest_moves(layers, expected):
 
 def test_frozen_statistics_are_used_and_kept():
     model = TransferModel(base(), nnx.Linear(16, 3, rngs=nnx.Rngs(0)))
-    parts = parts_of_headed(model, X[:13])
+    parts = groups_of_headed(model, X[:13])
     frozen = PartlyFrozen(model, dict.fromkeys(parts.head, 1.0))
     functional = frozen.functionalize(X, jax.random.key(0))
     in_training, state = functional.apply(
@@ -210,7 +210,7 @@ def test_dropout_of_a_head_is_random_in_training_and_that_of_a_frozen_base_is_no
 def test_the_compiled_step_has_no_gradient_of_frozen_convolutions(layers, expected, monkeypatch):
     monkeypatch.setattr('thinkml.core.train.step.fast_convolutions', lambda function: function)
     whole = TransferModel(base(), nnx.Linear(16, 3, rngs=nnx.Rngs(0)))
-    parts = parts_of_headed(whole, X[:13])
+    parts = groups_of_headed(whole, X[:13])
     trained = [p for layer in parts.layers[4 - layers :] for p in layer.params]
     frozen = PartlyFrozen(whole, dict.fromkeys([*parts.head, *trained], 1.0))
     functional = frozen.functionalize(X, jax.random.key(0))
@@ -513,8 +513,10 @@ def no_weights(tmp_path, monkeypatch):
 
 def test_features_of_a_whole_model_are_kept_where_its_head_is_a_dense_layer(monkeypatch):
     computed = []
-    of = FeatureCache.of
-    monkeypatch.setattr(FeatureCache, 'of', lambda *args: computed.append(args[-1]) or of(*args))
+    compute = FeatureCache.compute
+    monkeypatch.setattr(
+        FeatureCache, 'compute', lambda *args: computed.append(args[-1]) or compute(*args)
+    )
     kept, other = Small(3, seed=4), Small(3, seed=4)
     learner, model = fine_tuned(0, model=kept, X_val=X[:40], y_val=Y[:40])
     assert model is kept and computed == ['train', 'val']
@@ -540,7 +542,7 @@ class Squeezed(Small):
 
 
 def test_a_last_layer_that_is_squeezed_stays(monkeypatch):
-    monkeypatch.setattr(FeatureCache, 'of', None)
+    monkeypatch.setattr(FeatureCache, 'compute', None)
     numbers = (X, X[:, 0, 0, 0])
     start = base()
     _, model = fine_tuned(0, of=start, model=Squeezed(), data=numbers)
@@ -560,7 +562,7 @@ def test_features_are_not_kept_where_there_is_dropout_before_the_head(monkeypatc
                 x = block(x)
             return self.head(self.dropout(self.last(x).mean((1, 2))))
 
-    monkeypatch.setattr(FeatureCache, 'of', None)
+    monkeypatch.setattr(FeatureCache, 'compute', None)
     start = base()
     _, model = fine_tuned(0, of=start, model=Dropped())
     assert moved(start, model) == set() and moved(model, Dropped()) >= {'head'}
@@ -627,10 +629,12 @@ class Traced(Flat):
 
 def test_what_a_model_is_is_told_by_shapes(count_compiles):
     rows = jax.ShapeDtypeStruct((13, 8, 8, 3), np.float32)
-    of = open_base(base(), rows)
+    of = make_backbone(base(), rows)
     roles = []
     for model, expected in ((mlp(16, 3), 'head'), (Small(3), 'model'), (Traced(), 'model')):
-        assert count_compiles(lambda model=model: roles.append(role_of(model, of, rows, None))) == 0
+        assert (
+            count_compiles(lambda model=model: roles.append(infer_role(model, of, rows, None))) == 0
+        )
         assert roles.pop() == expected
 
 
@@ -681,7 +685,7 @@ def test_what_was_learned_of_some_digits_helps_with_others(digits):
 @pytest.mark.parametrize(
     ('options', 'match'),
     [
-        ({'fine_tune_layers': -1}, 'fine_tune_layers: got -1, expected how many'),
+        ({'fine_tune_layers': -1}, 'fine_tune_layers: got -1, expected the number'),
         ({'fine_tune_layers': 'last'}, "fine_tune_layers: got 'last'"),
         ({'layer_decay': 0}, 'layer_decay: got 0, expected more than 0'),
         ({'head_epochs': 1.5}, 'head_epochs: got 1.5'),

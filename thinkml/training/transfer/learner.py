@@ -1,13 +1,14 @@
-"""TransferLearner: what one model has learned, taken over by another."""
+"""TransferLearner: fine-tunes a pretrained model."""
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import jax
 import numpy as np
 from flax import nnx
+from numpy.typing import ArrayLike
 
 from thinkml.core.model.partly_frozen import PartlyFrozen
 from thinkml.core.model.training_lock import check_not_trained
@@ -46,58 +47,59 @@ from thinkml.training.transfer.backbone import (
     Backbone,
     Role,
     check_layout,
-    check_part,
-    load_base,
-    open_base,
-    role_of,
+    check_module,
+    infer_role,
+    load_backbone,
+    make_backbone,
     shared_tensors,
-    take_over,
+    transfer_weights,
 )
-from thinkml.training.transfer.feature_cache import kept_features
+from thinkml.training.transfer.feature_cache import open_feature_cache
 from thinkml.training.transfer.layer_groups import (
     LayerGroups,
-    as_headed,
-    check_layers,
-    chosen,
+    check_fine_tune_layers,
+    groups_of_headed,
+    groups_of_sharing,
+    groups_of_trained,
+    groups_of_untrained,
     low_rank_targets,
-    parts_of_headed,
-    parts_of_new,
-    parts_of_sharing,
-    parts_of_trained,
-    rates_of,
-    summary_of,
+    rate_factors,
+    select_layers,
+    split_head,
+    summary_table,
 )
+from thinkml.typing import Inputs, Labels, Model, PyTree
 
 
 class TransferLearner:
-    """Fine-tunes a pretrained model for a task of one's own.
+    """A learner that fine-tunes a pretrained model for your task.
 
     Args:
-        base_model: what was trained before: a name of `thinkml.models.list_models` with pretrained
-            weights, the path of a saved model, or an NNX module. It stays as it is.
-        fine_tune_layers: what of the base is trained besides the head: the last so many of its
+        base_model: the pretrained model: a name of `thinkml.models.list_models` with pretrained
+            weights, the path of a saved model, or an NNX module. It is not changed.
+        fine_tune_layers: the layers of the base to train besides the head: the number of its last
             layers (a convolution or dense layer with its normalisation is one), ``'all'``, or
-            patterns of their names such as ``['stages.3.*']``. What is frozen has no gradients and
-            no optimizer state, and its BatchNorm keeps to its stored statistics.
+            patterns of their names such as ``['stages.3.*']``. Frozen layers have no gradients and
+            no optimizer state, and their BatchNorm uses its stored statistics.
         config: the settings; None for the defaults of `TrainingConfig`, with a tenth of the
-            learning rate where layers of the base are trained.
-        weights: of an architecture: ``'auto'`` for pretrained ones if they can be found or
-            downloaded, and random ones with a warning if not; ``'required'`` to make that an
+            learning rate if layers of the base are trained.
+        weights: the weights of an architecture: ``'auto'`` for pretrained ones if they can be found
+            or downloaded, and random ones with a warning if not; ``'required'`` to make that an
             error; the path of a file; None for random ones.
         layer_decay: the learning rate of each layer is this times that of the layer after it
-            (discriminative learning rates); 1 for the same everywhere.
-        head_epochs: how many of the epochs, the first ones, train the head alone, so that what
-            flows back from a random head does no harm to the base (gradual unfreezing).
-        lora_rank: train updates of this rank to the kernels of all dense and attention layers of
-            the base that are frozen otherwise (LoRA); None for none. They are added to the kernels
-            in the end.
-        cache_bytes: how much memory the features may take that a base gives while it is frozen
-            altogether, and which are computed only once; more go to files.
+            (discriminative learning rates); 1 for the same rate in all layers.
+        head_epochs: the number of epochs at the start that train the head alone, so that gradients
+            from a random head do no harm to the base (gradual unfreezing).
+        lora_rank: the rank of trained updates to the kernels of all dense and attention layers of
+            the base that are frozen otherwise (LoRA); None for none. The updates are added to the
+            kernels at the end.
+        cache_bytes: the memory for the features of an entirely frozen base, which are computed only
+            once; features beyond it are stored in files.
 
     Attributes:
         config: the settings; None for the defaults.
-        loaded: what was loaded: of pretrained weights, or of the base into a whole model, by name;
-            None where nothing was.
+        loaded: the loaded tensors by name, from pretrained weights or from the base into a whole
+            model; None if nothing was loaded.
 
     Raises:
         ConfigError: for settings that are impossible.
@@ -126,7 +128,7 @@ class TransferLearner:
 
     def __init__(
         self,
-        base_model: Any,
+        base_model: str | os.PathLike[str] | Model,
         fine_tune_layers: int | Literal['all'] | Sequence[str] = 0,
         *,
         config: TrainingConfig | None = None,
@@ -137,7 +139,7 @@ class TransferLearner:
         cache_bytes: int = 2**31,
     ):
         check_config(config)
-        check_layers(fine_tune_layers)
+        check_fine_tune_layers(fine_tune_layers)
         for name, value, least in (
             ('head_epochs', head_epochs, 0),
             ('lora_rank', 1 if lora_rank is None else lora_rank, 1),
@@ -163,46 +165,47 @@ class TransferLearner:
 
     @property
     def history(self) -> History | None:
-        """Of the last run; None before."""
+        """The history of the last run; None before the first."""
         return None if self._result is None else self._result.history
 
     def fine_tune(
         self,
-        model: Any = None,
-        X_train: Any = None,
-        y_train: Any = None,
-        X_val: Any = None,
-        y_val: Any = None,
+        model: Model | None = None,
+        X_train: Inputs = None,
+        y_train: Labels = None,
+        X_val: Inputs = None,
+        y_val: Labels = None,
         *,
         epochs: int | None = None,
         role: Role | None = None,
         loss_fn: str | LossFn | None = None,
         metrics: Sequence[Any] | None = None,
-        class_weights: Any = None,
-        sample_weight: Any = None,
+        class_weights: Mapping[Any, float] | str | None = None,
+        sample_weight: ArrayLike | None = None,
         augmentation: Any = None,
-        groups: Any = None,
+        groups: ArrayLike | None = None,
         progress: bool = True,
     ) -> nnx.Module:
         """Fine-tunes, and returns a model that is ready to predict.
 
         Images of whole numbers from 0 to 255 are normalised as the architecture's pretrained
-        weights expect; images of floats are taken to be normalised already. A whole model of one's
-        own gets them as they are. Columns of frames go by the names the base was trained on.
+        weights expect; images of floats are assumed to be normalised already. A whole model that
+        you pass gets images unchanged. Columns of frames are matched by the names that the base
+        was trained on.
 
         Args:
             model: None for a linear head with an output for each class; a head, which takes
                 features ``[rows, features]`` and is put onto the base; or a whole model, which
-                takes ``X_train``: what it shares with the base, by name and shape, is loaded from
-                there. A whole model that shares nothing with the base is fine-tuned by itself,
-                with a warning: its last layers if it was trained before, else all of it. Which of
-                them it is, is decided by shapes. Trained in place.
+                takes ``X_train``: the tensors that it shares with the base, by name and shape, are
+                loaded from there. A whole model that shares nothing with the base is fine-tuned by
+                itself, with a warning: its last layers if it was trained before, else all of it.
+                Shapes decide if it is a head or a whole model. It is trained in place.
             X_train: as in `ModelTrainer.train`.
             y_train: as in `ModelTrainer.train`.
             X_val: as in `ModelTrainer.train`.
             y_val: as in `ModelTrainer.train`.
-            epochs: in place of ``config.epochs``.
-            role: ``'head'`` or ``'model'``, where shapes leave open what ``model`` is.
+            epochs: the number of epochs; None for ``config.epochs``.
+            role: ``'head'`` or ``'model'``, if shapes leave open what ``model`` is; else None.
             loss_fn: as in `ModelTrainer.train`.
             metrics: as in `ModelTrainer.train`.
             class_weights: as in `ModelTrainer.train`.
@@ -212,59 +215,68 @@ class TransferLearner:
             progress: as in `ModelTrainer.train`.
 
         Returns:
-            the whole model: ``model`` itself if it is one, else the base and the head as a
+            The whole model: ``model`` itself if it is one, else the base and the head as a
             `thinkml.models.TransferModel`.
 
         Warns:
             PretrainedWeightsWarning: if no pretrained weights were found.
-            ThinkMLWarning: if ``model`` shares nothing with the base, or is a whole model that
-                gets images that are not normalised; for images on another scale than those the
+            ThinkMLWarning: if ``model`` shares nothing with the base, or is a whole model and the
+                images are not normalised; if the images are on another scale than those that the
                 base was trained on.
 
         Raises:
-            DataError: for data or a model that fit neither each other nor the base.
-            ConfigError: for settings that are impossible, or if it is open what ``model`` is.
-            ModelTypeError: for a model that is no NNX module.
-            WeightsError: if the weights are required and not to be found, or don't fit.
+            DataError: for data or a model that match neither each other nor the base.
+            ConfigError: for settings that are impossible, or if the role of ``model`` is ambiguous.
+            ModelTypeError: for a model that is not an NNX module.
+            WeightsError: if required weights are not found, or if weights do not fit the model.
         """
         check_switches(progress=progress)
         if model is not None:
-            check_part(model)
+            check_module(model)
             check_not_trained(model)
-        asked = TrainRequest(
-            X_train, y_train, X_val, y_val, loss_fn, metrics, class_weights, sample_weight,
-            augmentation, groups,
-        )  # fmt: skip
-        base_model = load_base(self.base_model)
-        data = _Data.opened(asked, _known_inputs(model, base_model))
-        asked = asked._replace(known=data.inputs)
-        parts = self._parts(model, role, asked, data, base_model)
-        trained = chosen(parts.layers, self.fine_tune_layers)
-        rates = rates_of(parts, trained, self.layer_decay)
+        request = TrainRequest(
+            X_train=X_train,
+            y_train=y_train,
+            X_val=X_val,
+            y_val=y_val,
+            loss_fn=loss_fn,
+            metrics=metrics,
+            class_weights=class_weights,
+            sample_weight=sample_weight,
+            augmentation=augmentation,
+            groups=groups,
+        )
+        base_model = load_backbone(self.base_model)
+        data = _TrainingData.open(request, _trained_input_spec(model, base_model))
+        request = request._replace(known=data.inputs)
+        layer_groups = self._make_layer_groups(model, role, request, data, base_model)
+        trained = select_layers(layer_groups.layers, self.fine_tune_layers)
+        rates = rate_factors(layer_groups, trained, self.layer_decay)
         if not rates and self.lora_rank is None:
             raise ConfigError(
-                'fine_tune_layers: got 0 for a model that is fine-tuned by itself, so that nothing '
-                'would be trained. Pass how many of its last layers to train.'
+                'fine_tune_layers: got 0 for a model that is fine-tuned by itself, so nothing '
+                'would be trained. Pass the number of its last layers to train.'
             )
-        low_rank = {} if self.lora_rank is None else low_rank_targets(parts, rates)
-        self._summary = summary_of(parts, rates, low_rank)
-        is_head_alone = not trained and not low_rank
-        config = self._config(epochs, of_base=bool(trained) and bool(parts.head))
-        head_epochs = config.epochs if is_head_alone else min(self.head_epochs, config.epochs)
+        low_rank = {} if self.lora_rank is None else low_rank_targets(layer_groups, rates)
+        self._summary = summary_table(layer_groups, rates, low_rank)
+        trains_head_only = not trained and not low_rank
+        trains_base = bool(trained) and bool(layer_groups.head)
+        config = self._make_config(epochs, trains_base=trains_base)
+        head_epochs = config.epochs if trains_head_only else min(self.head_epochs, config.epochs)
         self._result = None
-        rest: TrainingConfig | None = config
-        if head_epochs and parts.head:
-            first = dataclasses.replace(config, epochs=head_epochs)
-            result = self._train_head(parts, asked, data, first, progress)
-            rest = _left_of(config, result)
-        if rest is not None and head_epochs < config.epochs:
-            rest = dataclasses.replace(rest, epochs=config.epochs - head_epochs)
-            frozen = PartlyFrozen(parts.model, rates, low_rank, self.lora_rank or 0)
-            self._train_unfrozen(frozen, asked, rest, progress)
-        return parts.model
+        remaining: TrainingConfig | None = config
+        if head_epochs and layer_groups.head:
+            head_config = dataclasses.replace(config, epochs=head_epochs)
+            result = self._train_head(layer_groups, request, data, head_config, progress)
+            remaining = _remaining_config(config, result)
+        if remaining is not None and head_epochs < config.epochs:
+            remaining = dataclasses.replace(remaining, epochs=config.epochs - head_epochs)
+            frozen = PartlyFrozen(layer_groups.model, rates, low_rank, self.lora_rank or 0)
+            self._train_unfrozen(frozen, request, remaining, progress)
+        return layer_groups.model
 
     def summary(self) -> Table:
-        """Returns a table of the layers of the model last fine-tuned: what of it was trained.
+        """Returns a table of the layers of the last fine-tuned model, and which were trained.
 
         Raises:
             NotTrainedError: before `fine_tune`.
@@ -285,122 +297,129 @@ class TransferLearner:
             )
         return self._result.metrics()
 
-    def _config(self, epochs: int | None, *, of_base: bool) -> TrainingConfig:
+    def _make_config(self, epochs: int | None, *, trains_base: bool) -> TrainingConfig:
         config = self.config
         if config is None:
             config = TrainingConfig()
-            if of_base:
+            if trains_base:
                 config = dataclasses.replace(config, learning_rate=config.learning_rate / 10)
         return config if epochs is None else dataclasses.replace(config, epochs=epochs)
 
-    def _parts(
-        self, model: Any, role: Role | None, asked: TrainRequest, data: '_Data', base_model: Any
+    def _make_layer_groups(
+        self,
+        model: Model | None,
+        role: Role | None,
+        request: TrainRequest,
+        data: '_TrainingData',
+        base_model: str | Model,
     ) -> LayerGroups:
         is_path = isinstance(self.base_model, str | os.PathLike)
-        base = open_base(base_model, data.probe, str(self.base_model) if is_path else None)
+        base = make_backbone(base_model, data.probe, str(self.base_model) if is_path else None)
         if model is None:
-            model, role = _linear_head(base, data, asked, self.config), 'head'
+            model, role = _linear_head(base, data, request, self.config), 'head'
         else:
-            role = role_of(model, base, data.probe, role)
+            role = infer_role(model, base, data.probe, role)
         if role == 'head':
             check_layout(base, data.probe)
             model = base.with_head(model)
         check_pixels_of(model, data.inputs)
         if role == 'head':
             self.loaded = base.load(self.weights)
-            return parts_of_headed(model, data.probe)
+            return groups_of_headed(model, data.probe)
         if shared := shared_tensors(model, base):
             self.loaded = None
             if base.load(self.weights) or base.is_pretrained:
-                self.loaded = take_over(model, base, shared)
+                self.loaded = transfer_weights(model, base, shared)
             normalises = isinstance(model, TransferModel) and model.standardises_pixels
-            if base.normalised and data.raw_values and not normalises:
+            if base.normalisation and data.raw_values and not normalises:
                 warn_user(
-                    f'X_train: {data.raw_values}, which a whole model gets as they are, not '
+                    f'X_train: {data.raw_values}, which a whole model gets unchanged, not '
                     f'normalised as {base.name} expects. Pass get_preprocessing({base.name!r})('
                     'X_train).'
                 )
-            return parts_of_sharing(model, shared, data.probe)
+            return groups_of_sharing(model, shared, data.probe)
         self.loaded = None
         was_trained = bool(record_of(model).runs)
         warn_user(
             f'model: it has no tensor in common with {base.name}, so it is fine-tuned by itself: '
-            + ('its last layers.' if was_trained else 'all of it, from what it has.')
+            + ('its last layers.' if was_trained else 'all of it, from its present weights.')
             + f' Pass a head, which takes features (rows, {base.num_features}), or None, to put '
             'one onto the base.'
         )
-        return parts_of_trained(model, data.probe) if was_trained else parts_of_new(model)
+        return groups_of_trained(model, data.probe) if was_trained else groups_of_untrained(model)
 
     def _train(
-        self, model: Any, asked: TrainRequest, config: TrainingConfig, progress: bool
+        self, model: Model, request: TrainRequest, config: TrainingConfig, progress: bool
     ) -> TrainResult:
-        with open_training(model, asked, config) as opened:
-            self._result = opened.result  # now, so that it is there after an interruption
-            run_training(opened, progress=progress)
-        return opened.result
+        with open_training(model, request, config) as training:
+            self._result = training.result  # set first, so that it is there after an interruption
+            run_training(training, progress=progress)
+        return training.result
 
     def _train_unfrozen(
-        self, model: PartlyFrozen, asked: TrainRequest, config: TrainingConfig, progress: bool
+        self, model: PartlyFrozen, request: TrainRequest, config: TrainingConfig, progress: bool
     ) -> TrainResult:
-        """Trains the parameters that are not frozen; the record is that of the whole model."""
+        """Trains the parameters that are not frozen, with the record of the whole model."""
         attach_record(model, record_of(model.model))
-        return self._train(model, asked, config, progress)
+        return self._train(model, request, config, progress)
 
     def _train_head(
         self,
-        parts: LayerGroups,
-        asked: TrainRequest,
-        data: '_Data',
+        groups: LayerGroups,
+        request: TrainRequest,
+        data: '_TrainingData',
         config: TrainingConfig,
         progress: bool,
     ) -> TrainResult:
-        whole = None
+        """Trains the head alone, on features that are computed once if possible."""
+        headed = None
         if not (
             data.rows is None
-            or asked.augmentation
+            or request.augmentation
             or config.fast_dev_run
-            or is_batches(asked.X_val)
+            or is_batches(request.X_val)
         ):
-            whole = as_headed(parts, data.probe)
-        if whole is None or data.rows is None:
-            frozen = PartlyFrozen(parts.model, dict.fromkeys(parts.head, 1.0))
-            return self._train_unfrozen(frozen, asked, config, progress)
-        so_far = record_of(parts.model)
-        if so_far.runs:
-            known = dataclasses.replace(so_far, runs=list(so_far.runs), input_spec=None)
-            attach_record(whole.head, known)
-        with kept_features(self.cache_bytes) as features:
-            cached = asked._replace(
-                X_train=features.of(whole, data.rows, 'train'), y_train=data.targets, known=None
-            )
-            if asked.X_val is not None:
-                rows, targets = open_data(asked.X_val, asked.y_val, 'X_val', 'y_val', data.inputs)
-                cached = cached._replace(X_val=features.of(whole, rows, 'val'), y_val=targets)
+            headed = split_head(groups, data.probe)
+        if headed is None or data.rows is None:
+            frozen = PartlyFrozen(groups.model, dict.fromkeys(groups.head, 1.0))
+            return self._train_unfrozen(frozen, request, config, progress)
+        record = record_of(groups.model)
+        if record.runs:
+            head_record = dataclasses.replace(record, runs=list(record.runs), input_spec=None)
+            attach_record(headed.head, head_record)
+        with open_feature_cache(self.cache_bytes) as cache:
+            features = cache.compute(headed, data.rows, 'train')
+            cached = request._replace(X_train=features, y_train=data.targets, known=None)
+            if request.X_val is not None:
+                rows, targets = open_data(
+                    request.X_val, request.y_val, 'X_val', 'y_val', data.inputs
+                )
+                cached = cached._replace(X_val=cache.compute(headed, rows, 'val'), y_val=targets)
             try:
-                result = self._train(whole.head, cached, config, progress)
-            except KeyboardInterrupt:  # which keeps what was learned
-                self._describe_whole(parts, whole.head, data)
+                result = self._train(headed.head, cached, config, progress)
+            except KeyboardInterrupt:  # the model keeps what it learned until then
+                self._copy_record(headed.head, groups, data)
                 raise
-        self._describe_whole(parts, whole.head, data)
+        self._copy_record(headed.head, groups, data)
         return result
 
-    def _describe_whole(self, parts: LayerGroups, head: nnx.Module, data: '_Data') -> None:
-        """Makes what is known of a trained head known of the whole model."""
-        learned = record_of(head)
-        assert learned.task is not None and data.rows is not None
-        labels = encode_targets(data.targets, learned.task, 'y_train')
+    def _copy_record(self, head: nnx.Module, groups: LayerGroups, data: '_TrainingData') -> None:
+        """Copies the record of a trained head to the whole model."""
+        head_record = record_of(head)
+        assert head_record.task is not None and data.rows is not None
+        labels = encode_targets(data.targets, head_record.task, 'y_train')
         record = dataclasses.replace(
-            learned,
+            head_record,
             input_spec=data.inputs,
             optimizer=None,
             data_fingerprint=fingerprint(data.rows, labels),
         )
-        attach_record(parts.model, record)
-        parts.model.eval()
+        attach_record(groups.model, record)
+        groups.model.eval()
 
 
-def _left_of(config: TrainingConfig, result: TrainResult) -> TrainingConfig | None:
-    """Returns the settings with what a first run leaves of their limits; None for nothing."""
+def _remaining_config(config: TrainingConfig, result: TrainResult) -> TrainingConfig | None:
+    """Returns the settings with the limits that a first run leaves; None if it ends training."""
     history = result.history
     if result.was_stopped:
         return None
@@ -409,94 +428,104 @@ def _left_of(config: TrainingConfig, result: TrainResult) -> TrainingConfig | No
         steps -= history.steps
     if seconds is not None:
         seconds -= history.seconds
-    if any(left is not None and left <= 0 for left in (steps, seconds)):
+    if any(limit is not None and limit <= 0 for limit in (steps, seconds)):
         return None
     return dataclasses.replace(config, max_steps=steps, max_time=seconds)
 
 
 @dataclasses.dataclass(frozen=True)
-class _Data:
-    """What is known of the training data before it is encoded.
+class _TrainingData:
+    """Training data before its targets are encoded.
 
     Attributes:
-        inputs: what a row of the inputs looks like.
-        rows: the inputs; None where they come in batches.
-        targets: as the user has them, of the first batch where they come in batches.
+        inputs: the names, shapes, dtypes and ranges of a row of the inputs.
+        rows: the inputs; None if they come in batches.
+        targets: the user's targets; those of the first batch if they come in batches.
     """
 
     inputs: InputSpec
     rows: Rows | None
-    targets: Any
+    targets: np.ndarray
 
     @classmethod
-    def opened(cls, asked: TrainRequest, known: InputSpec | None) -> '_Data':
-        names = None if known is None else known.names_alone()
-        if asked.X_train is None:
+    def open(cls, request: TrainRequest, trained_spec: InputSpec | None) -> '_TrainingData':
+        """Opens and checks the training data of a request.
+
+        Args:
+            request: the arguments of `TransferLearner.fine_tune`.
+            trained_spec: the inputs that the base was trained on; None if they are not known.
+
+        Raises:
+            DataError: for data that can't be used, or can be read only once.
+        """
+        names = None if trained_spec is None else trained_spec.names_alone()
+        if request.X_train is None:
             raise DataError('X_train: got None, expected the inputs to fine-tune on.')
-        if is_batches(asked.X_train):
-            batches = open_batches(asked.X_train, 'X_train', label=asked.y_train, like=names)
+        if is_batches(request.X_train):
+            batches = open_batches(request.X_train, 'X_train', label=request.y_train, like=names)
             if batches.has_one_epoch:
                 raise DataError(
-                    'X_train: got an iterator, which is used up once it is looked at. Pass the '
+                    'X_train: got an iterator, which can be read only once. Pass the '
                     'function that makes it, without calling it, or an object with __iter__.'
                 )
             first = batches.peek()
             rows, targets = None, check_targets(first.y, 'X_train, batch 1')
             inputs = with_ranges(batches.inputs, first.x)
         else:
-            rows, targets = open_data(asked.X_train, asked.y_train, like=names)
+            rows, targets = open_data(request.X_train, request.y_train, like=names)
             targets = check_targets(targets, 'y_train')
             inputs = with_ranges(rows.inputs, some_rows(rows))
-        if known is not None:
-            warn_of_other_ranges(inputs, known, 'X_train')
+        if trained_spec is not None:
+            warn_of_other_ranges(inputs, trained_spec, 'X_train')
         return cls(inputs, rows, targets)
 
     @property
     def raw_values(self) -> str | None:
-        """The values in words, where they are not those of normalised pictures; else None."""
+        """A description of the values if they are not those of normalised images; else None."""
         parts = jax.tree.leaves(self.inputs.arrays)
         if all(np.issubdtype(part.dtype, np.integer) for part in parts):
             return 'whole numbers'
-        spans = [part.range for part in parts if part.range is not None]
-        largest = max((abs(value) for span in spans for value in span), default=0)
+        ranges = [part.range for part in parts if part.range is not None]
+        largest = max((abs(value) for limits in ranges for value in limits), default=0)
         return f'values of up to {largest:.4g}' if largest > LARGEST_STANDARDISED else None
 
     @property
-    def probe(self) -> Any:
+    def probe(self) -> PyTree:
         """A few rows of the inputs, as shapes and dtypes."""
         return probe_of(self.inputs, PROBE_ROWS)
 
 
-def _known_inputs(model: Any, base_model: Any) -> InputSpec | None:
-    """Returns what a whole model, or the base, was trained on before.
+def _trained_input_spec(model: Model | None, base_model: str | Model) -> InputSpec | None:
+    """Returns the inputs that a whole model, or the base, was trained on before.
 
-    A head was trained on features, which are plain rows of numbers and say nothing of the inputs.
+    A head was trained on features: plain rows of numbers, which do not describe the inputs.
     """
-    own, of_base = (
+    model_spec, base_spec = (
         record_of(part).input_spec if isinstance(part, nnx.Module) else None
         for part in (model, base_model)
     )
-    is_whole = own is not None and (own.has_columns or _are_pictures(own))
-    return own if is_whole and not (of_base and of_base.has_columns) else of_base
+    is_whole_model = model_spec is not None and (model_spec.has_columns or _are_images(model_spec))
+    return model_spec if is_whole_model and not (base_spec and base_spec.has_columns) else base_spec
 
 
-def _are_pictures(spec: InputSpec) -> bool:
+def _are_images(spec: InputSpec) -> bool:
     return any(len(part.shape) > 1 for part in jax.tree.leaves(spec.arrays))
 
 
 def _linear_head(
-    base: Backbone, data: _Data, asked: TrainRequest, config: TrainingConfig | None
+    base: Backbone, data: _TrainingData, request: TrainRequest, config: TrainingConfig | None
 ) -> nnx.Linear:
-    """A dense layer with an output for each class, label or number of the targets."""
+    """Returns a dense layer with an output for each class, label or number of the targets."""
     if data.rows is None:
         raise DataError(
-            'model: got None for batches, of which only the first was looked at, so the number of '
-            f'classes is open. Pass nnx.Linear({base.num_features}, classes, rngs=nnx.Rngs(0)).'
+            'model: got None for batches, of which only the first was read, so the '
+            f'number of classes is not known. Pass '
+            f'nnx.Linear({base.num_features}, classes, rngs=nnx.Rngs(0)).'
         )
     targets = np.asarray(data.targets)
     if targets.ndim == 2 and targets.shape[1] > 1:
         outputs = targets.shape[1]
-    elif decides(asked.loss_fn) == 'regression' or not _are_labels(targets):
+    elif decides(request.loss_fn) == 'regression' or not _are_labels(targets):
         outputs = 1
     else:
         outputs = max(2, len(np.unique(targets)))
