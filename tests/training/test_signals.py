@@ -19,7 +19,7 @@ from thinkml.errors import ThinkMLWarning
 from thinkml.model_record import record_of
 from thinkml.models import predict
 from thinkml.training import ModelTrainer, TrainingConfig
-from thinkml.training.signals import noted_signals
+from thinkml.training.signals import catch_signals
 
 
 @pytest.fixture
@@ -233,9 +233,9 @@ def test_ctrl_c_while_callbacks_end_is_noted(epochs):
 
 def test_a_later_ctrl_c_waits_until_the_arrays_are_written():
     steps = []
-    with pytest.raises(KeyboardInterrupt), noted_signals(terminate=False) as signals:
+    with pytest.raises(KeyboardInterrupt), catch_signals(terminate=False) as signals:
         signal.raise_signal(signal.SIGINT)
-        with signals.held():
+        with signals.deferred():
             signal.raise_signal(signal.SIGINT)
             signal.raise_signal(signal.SIGINT)
             steps.append('written')
@@ -244,7 +244,7 @@ def test_a_later_ctrl_c_waits_until_the_arrays_are_written():
 
 
 def test_only_the_first_ctrl_c_is_noted():
-    with pytest.raises(KeyboardInterrupt), noted_signals(terminate=False) as signals:
+    with pytest.raises(KeyboardInterrupt), catch_signals(terminate=False) as signals:
         signal.raise_signal(signal.SIGINT)
         assert signals.interrupted and not signals.terminated
         signal.raise_signal(signal.SIGINT)
@@ -253,8 +253,8 @@ def test_only_the_first_ctrl_c_is_noted():
 
 def test_sigterm_is_sent_on_once_the_handlers_are_back(terminated):
     handler = signal.getsignal(signal.SIGTERM)
-    with noted_signals(terminate=True) as outer:
-        with noted_signals(terminate=True) as inner:
+    with catch_signals(terminate=True) as outer:
+        with catch_signals(terminate=True) as inner:
             signal.raise_signal(signal.SIGTERM)
             signal.raise_signal(signal.SIGTERM)
             assert inner.terminated and not outer.terminated
@@ -267,7 +267,7 @@ def test_somebody_elses_handler_of_ctrl_c_stays(terminated):
     found = []
     before = signal.signal(signal.SIGINT, lambda number, frame: found.append(number))
     try:
-        with noted_signals(terminate=False) as signals:
+        with catch_signals(terminate=False) as signals:
             signal.raise_signal(signal.SIGINT)
             signal.raise_signal(signal.SIGTERM)
     finally:
@@ -280,7 +280,7 @@ def test_in_another_thread_nothing_is_touched():
     handlers = []
 
     def look():
-        with noted_signals(terminate=True):
+        with catch_signals(terminate=True):
             handlers.extend(map(signal.getsignal, (signal.SIGINT, signal.SIGTERM)))
 
     thread = threading.Thread(target=look)

@@ -28,7 +28,7 @@ from thinkml.evaluation import ModelEvaluator
 from thinkml.model_record import record_of
 from thinkml.models import from_functions, from_linen, predict, predict_proba
 from thinkml.training import EarlyStopping, ModelTrainer, TrainingConfig
-from thinkml.training.signals import noted_signals
+from thinkml.training.signals import catch_signals
 
 pytestmark = pytest.mark.compiled
 
@@ -434,7 +434,7 @@ def test_a_real_sigint_at_any_moment_keeps_what_was_learned():
 
 
 def test_a_second_ctrl_c_is_raised_at_once():
-    with pytest.raises(KeyboardInterrupt), noted_signals(terminate=True) as signals:
+    with pytest.raises(KeyboardInterrupt), catch_signals(terminate=True) as signals:
         os.kill(os.getpid(), signal.SIGINT)
         assert signals.interrupted and not signals.terminated
         os.kill(os.getpid(), signal.SIGINT)

@@ -1,10 +1,11 @@
-"""load_checkpoint: the weights of a run's checkpoint, put into a model."""
+"""load_checkpoint: loads the weights of a run's checkpoint into a model."""
 
 import os
 from pathlib import Path
 from typing import Any, Literal
 
 import jax
+import numpy as np
 
 from thinkml.checkpoint import Checkpointer
 from thinkml.checkpoint.checkpointer import has_checkpoints, is_checkpoint
@@ -26,32 +27,34 @@ from thinkml.models.serialization.json_values import decode
 from thinkml.paths import local_path
 from thinkml.training.run_directory import newest_directory
 from thinkml.training.training_setup import probe_of
+from thinkml.typing import Model, PyTree
 
 Which = Literal['best', 'latest'] | int
 
 
-def load_checkpoint(path: str | os.PathLike[str], model: Any, which: Which = 'best') -> Any:
-    """Puts the weights of a checkpoint into a model, in place, and what is known of them.
+def load_checkpoint(path: str | os.PathLike[str], model: Model, which: Which = 'best') -> Model:
+    """Loads the weights and the record of a checkpoint into a model, in place.
 
-    The model is then as the training left it at that step: in eval mode, with the moving average
-    of the parameters if there is one, with its classes and its history. The state of the optimizer
-    is not loaded: ``train(..., resume=True)`` continues a run.
+    The model then has the state of that step: in eval mode, with the moving average of the
+    parameters if there is one, with its classes and its history. The state of the optimizer is not
+    loaded: ``train(..., resume=True)`` continues a run.
 
     Args:
-        path: the directory of a run, such as ``'checkpoints/run-1'``; of all runs, for the newest;
-            or of one checkpoint, ``'checkpoints/run-1/120'``, whatever ``which`` says.
-        model: a model of the same structure as the trained one; its own weights are replaced.
-        which: ``'best'``, by the validation loss or what `Checkpoint` monitors; ``'latest'``; or
-            a step.
+        path: the directory of a run, such as ``'checkpoints/run-1'``; the directory of all runs,
+            for the newest; or the directory of one checkpoint, ``'checkpoints/run-1/120'``, which
+            overrides ``which``.
+        model: a model of the same structure as the trained one; its weights are replaced.
+        which: ``'best'``, by the validation loss or the metric that `Checkpoint` monitors;
+            ``'latest'``; or a step.
 
     Returns:
-        the model.
+        The model.
 
     Raises:
-        CheckpointError: if there is no such checkpoint, it is damaged, or it does not fit the
-            model. Names each array that does not.
-        ConfigError: for another value of ``which`` or what is not a path, or if the model is being
-            trained.
+        CheckpointError: if there is no such checkpoint, if it is damaged, or if it does not fit the
+            model. Names each array that differs.
+        ConfigError: for another value of ``which``, for a ``path`` that is not a path, or if the
+            model is being trained.
         ModelTypeError: for an object that is not a model.
 
     Example:
@@ -70,32 +73,33 @@ def load_checkpoint(path: str | os.PathLike[str], model: Any, which: Which = 'be
         True
     """
     check_not_trained(model)
-    directory, step = _located(path, which)
+    directory, which = _find_run(path, which)
     checkpointer = Checkpointer.to_read(directory)
-    step = _step_of(checkpointer, step)
-    saved, about = checkpointer.restore(step, None, ('state/params/', 'state/model_state/',
-                                                    'state/ema/params/', 'step_loss'))  # fmt: skip
-    record = _record_of(about, saved['step_loss'])
+    step = _find_step(checkpointer, which)
+    prefixes = ('state/params/', 'state/model_state/', 'state/ema/params/', 'step_loss')
+    saved, metadata = checkpointer.restore(step, None, prefixes)
+    record = _make_record(metadata, saved['step_loss'])
     spec = None if record.input_spec is None else probe_of(record.input_spec, PROBE_ROWS)
     functional = functionalize(model, spec, jax.random.key(0))
     arrays = _model_arrays(saved)
-    expected = _named(functional.params) | _named(functional.model_state)
+    expected = _by_name(functional.params) | _by_name(functional.model_state)
     differing = [
-        f'{name}: {_worded(arrays.get(name))} in the checkpoint, {_worded(expected.get(name))} in '
-        'the model'
+        f'{name}: {_describe(arrays.get(name))} in the checkpoint, '
+        f'{_describe(expected.get(name))} in the model'
         for name in sorted(arrays.keys() | expected.keys())
-        if _worded(arrays.get(name)) != _worded(expected.get(name))
+        if _describe(arrays.get(name)) != _describe(expected.get(name))
     ]
     if differing:
         headline = f'model: step {step} in {directory} is of another model. These differ:'
         raise CheckpointError(problems(headline, differing[:10]))
-    functional.write(*(_filled(t, arrays) for t in (functional.params, functional.model_state)))
+    trees = (functional.params, functional.model_state)
+    functional.write(*(_fill(tree, arrays) for tree in trees))
     attach_record(model, record)
     return model
 
 
-def _located(path: str | os.PathLike[str], which: Which) -> tuple[Path, Which]:
-    """The directory of the run, and which of its checkpoints."""
+def _find_run(path: str | os.PathLike[str], which: Which) -> tuple[Path, Which]:
+    """Returns the directory of the run, and which of its checkpoints to load."""
     if not (which in ('best', 'latest') or is_whole(which)):
         raise ConfigError(f"which: got {which!r}, expected 'best', 'latest' or a step.")
     directory = local_path(path)
@@ -116,7 +120,7 @@ def _located(path: str | os.PathLike[str], which: Which) -> tuple[Path, Which]:
     return directory, which
 
 
-def _step_of(checkpointer: Checkpointer, which: Which) -> int:
+def _find_step(checkpointer: Checkpointer, which: Which) -> int:
     if which == 'latest':
         step = checkpointer.latest_sound()
         assert step is not None
@@ -137,26 +141,30 @@ def _step_of(checkpointer: Checkpointer, which: Which) -> int:
     return int(which)
 
 
-def _record_of(about: dict[str, Any], step_loss: Any) -> ModelRecord:
-    """Returns the record of the weights; older checkpoints have no task."""
-    known = decode(about.get('model', {}))
-    task, inputs = known.get('task'), known.get('input_spec')
-    settings = about['settings']
+def _make_record(metadata: dict[str, Any], step_loss: jax.Array) -> ModelRecord:
+    """Returns the record of the weights; checkpoints of older versions have no task."""
+    record = decode(metadata.get('model', {}))
+    task, inputs = record.get('task'), record.get('input_spec')
+    settings = metadata['settings']
     data = ('data', 'validation')
     return ModelRecord(
         task=None if task is None else Task.from_dict(task),
         input_spec=None if inputs is None else InputSpec.from_dict(inputs),
-        runs=[History.from_dict(about['history'], step_loss)],
+        runs=[History.from_dict(metadata['history'], step_loss)],
         config={name: value for name, value in settings.items() if name not in data},
         data_fingerprint=settings.get('data'),
     )
 
 
 def _model_arrays(saved: dict[str, Any]) -> dict[str, Any]:
-    """The arrays of a model by their names in it, those of the moving average where it is."""
+    """Returns the arrays of a model by name; the moving average of parameters if there is one."""
 
     def under(prefix: str) -> dict[str, Any]:
-        return {n.removeprefix(prefix): a for n, a in saved.items() if n.startswith(prefix)}
+        return {
+            name.removeprefix(prefix): array
+            for name, array in saved.items()
+            if name.startswith(prefix)
+        }
 
     params = under('state/params/')
     averages = under('state/ema/params/')
@@ -164,15 +172,15 @@ def _model_arrays(saved: dict[str, Any]) -> dict[str, Any]:
     return merged_low_rank(params, under('state/model_state/'))
 
 
-def _named(tree: Any) -> dict[str, Any]:
+def _by_name(tree: PyTree) -> dict[str, Any]:
     paths = jax.tree_util.tree_leaves_with_path(tree)
     return {jax.tree_util.keystr(path, simple=True, separator='/'): leaf for path, leaf in paths}
 
 
-def _filled(tree: Any, arrays: dict[str, Any]) -> Any:
-    leaves = [put_like(arrays[name], leaf) for name, leaf in _named(tree).items()]
+def _fill(tree: PyTree, arrays: dict[str, Any]) -> PyTree:
+    leaves = [put_like(arrays[name], leaf) for name, leaf in _by_name(tree).items()]
     return jax.tree.unflatten(jax.tree.structure(tree), leaves)
 
 
-def _worded(array: Any) -> str:
+def _describe(array: jax.Array | np.ndarray | None) -> str:
     return 'missing' if array is None else f'{array.dtype}{list(array.shape)}'

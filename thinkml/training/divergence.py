@@ -1,4 +1,4 @@
-"""A loss that became NaN or infinite: the last finite state, and what is likely wrong."""
+"""Divergence: the last finite state before a loss became NaN or infinite, and likely causes."""
 
 import numpy as np
 
@@ -9,7 +9,7 @@ from thinkml.training.run import copy_arrays
 
 
 def is_finite(chunk: Chunk) -> bool:
-    """Whether the losses of a chunk and the model after it are finite."""
+    """Returns True if the losses of a chunk and the model after it are finite."""
     return chunk.is_finite and bool(chunk.state_is_finite)
 
 
@@ -17,41 +17,40 @@ def last_finite_state(chunk: Chunk, before: TrainState) -> tuple[TrainState, boo
     """Returns the last state whose parameters are finite.
 
     Args:
-        chunk: that is not finite.
-        before: a copy of the state before the chunk, which was.
+        chunk: a chunk that is not finite.
+        before: a copy of the finite state before the chunk.
 
     Returns:
-        that state, and whether it was a gradient, not the loss, that was not finite in the step
-        after it.
+        The state, and True if in the step after it a gradient was not finite while the loss was.
     """
 
     def after(steps: int) -> TrainState:
         return chunk.rerun(copy_arrays(before), steps)
 
-    # The state that the last finite loss left. Parameters that few rows use (an embedding's) may
-    # be broken long before a loss is.
+    # The state after the last finite loss. Parameters that few rows use (an embedding's) may be
+    # NaN long before a loss is.
     last = int(chunk.num_done) - (not chunk.is_finite)
     state = after(last)
     if last == 0 or _is_finite(state):
         return state, False
-    del state  # makes room for the next one
-    finite, broken = 0, last
-    while broken - finite > 1:
-        middle = (finite + broken) // 2
+    del state  # frees memory for the next one
+    finite, not_finite = 0, last
+    while not_finite - finite > 1:
+        middle = (finite + not_finite) // 2
         if _is_finite(after(middle)):
             finite = middle
         else:
-            broken = middle
+            not_finite = middle
     return after(finite), True
 
 
 def likely_causes(losses: np.ndarray, gradient_was_bad: bool, precision: str) -> str:
-    """Words what is likely wrong, a sentence or two.
+    """Returns one or two sentences on the likely causes.
 
     Args:
-        losses: of the steps up to the bad one.
-        gradient_was_bad: whether a gradient was not finite while the loss still was.
-        precision: of the run.
+        losses: the losses of the steps up to the one that is not finite.
+        gradient_was_bad: True if a gradient was not finite while the loss still was.
+        precision: the precision of the run.
     """
     before = losses[-21:-1]
     if gradient_was_bad:
@@ -67,7 +66,7 @@ def likely_causes(losses: np.ndarray, gradient_was_bad: bool, precision: str) ->
     if len(losses) == 1:
         so_far, remedy = 'No step was taken before', ''
     else:
-        so_far, remedy = 'The step before was fine', 'lower the learning_rate, '
+        so_far, remedy = 'The step before was finite', 'lower the learning_rate, '
     if precision != 'float32':
         return f"{so_far}: try precision='float32' instead of {precision!r}."
     return (

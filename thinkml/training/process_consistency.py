@@ -1,4 +1,4 @@
-"""Whether the processes of a run train the same model on the same data."""
+"""Process consistency: checks that all processes train the same model on the same data."""
 
 import hashlib
 import json
@@ -11,17 +11,18 @@ import numpy as np
 from thinkml.core import FunctionalModel
 from thinkml.core.parallel.multiprocess import all_gather
 from thinkml.errors import ConfigError, problems
+from thinkml.typing import PyTree
 
 
 def check_same_everywhere(settings: Mapping[str, Any], functional: FunctionalModel) -> None:
-    """Compares what each process was given: a run of different ones has no meaning.
+    """Checks that all processes have the same settings, data and initial model.
 
     Args:
-        settings: of the run, see `Run`.
-        functional: the model as each process has made it.
+        settings: the settings of the run, see `Run`.
+        functional: the model that this process made.
 
     Raises:
-        ConfigError: if they differ; in all processes, and names what differs in which.
+        ConfigError: if they differ, in all processes. Names the differences and the processes.
     """
     config = {name: value for name, value in settings.items() if name not in _DATA}
     hashes = {
@@ -41,7 +42,7 @@ def check_same_everywhere(settings: Mapping[str, Any], functional: FunctionalMod
             found.append(f'{name}: not the same in process {processes} as in process 0.')
     if found:
         headline = (
-            'The processes of this run were given different things. Let each pass the same data, '
+            'The processes of this run got different arguments. Pass the same data in each, '
             'and make the model from the same seed:'
         )
         raise ConfigError(problems(headline, found))
@@ -51,19 +52,20 @@ _DATA = ('data', 'validation')
 
 
 def _hash(value: Any) -> int:
-    return _number(hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()))
+    text = json.dumps(value, sort_keys=True, default=str)
+    return _as_int(hashlib.sha256(text.encode()).digest())
 
 
-def _hash_of_arrays(tree: Any) -> int:
+def _hash_of_arrays(tree: PyTree) -> int:
     digest = hashlib.sha256()
     for leaf in jax.tree.leaves(tree):
-        # One that is on several processes' devices already is the same for all of them.
+        # An array on the devices of several processes is the same for all of them anyway.
         if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable:
             array = np.ascontiguousarray(leaf)
             digest.update(f'{array.shape} {array.dtype}'.encode())
             digest.update(array.view(np.uint8).reshape(-1).data)
-    return _number(digest)
+    return _as_int(digest.digest())
 
 
-def _number(digest: Any) -> int:
-    return int.from_bytes(digest.digest()[:7])
+def _as_int(digest: bytes) -> int:
+    return int.from_bytes(digest[:7])

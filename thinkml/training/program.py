@@ -31,7 +31,7 @@ from thinkml.data import capacity
 from thinkml.errors import ConfigError
 from thinkml.model_record import record_of
 from thinkml.training.config import TrainingConfig
-from thinkml.training.optimizer_state import take_up
+from thinkml.training.optimizer_state import restore_optimizer
 from thinkml.training.random_keys import run_keys
 from thinkml.training.run import Program, Validation
 from thinkml.training.training_setup import TrainingSetup
@@ -113,7 +113,7 @@ def make_parts(
     state = initial_state(functional, tx, keys.step, config, total_steps, layout)
     record = record_of(model)
     if record.continues and record.optimizer is not None:
-        state = take_up(state, record.optimizer)
+        state = restore_optimizer(state, record.optimizer)
     program = make_program(setup, functional.apply, tx, feed, validation, config, layout, savings)
     if layout is not None:
         functional = _written_unreplicated(functional, layout)

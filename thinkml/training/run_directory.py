@@ -1,4 +1,4 @@
-"""A directory and a table of its own for each run."""
+"""Run directories: a separate directory and table for each run."""
 
 import contextlib
 import os
@@ -8,18 +8,18 @@ from pathlib import Path
 
 from thinkml.checkpoint.filesystem import locked
 
-# Seconds that a run waits for another one which begins in the same folder.
-_PATIENCE = 1
+# Seconds that a run waits for another one that starts in the same folder.
+_LOCK_SECONDS = 1
 _NAME = re.compile(r'run-([1-9][0-9]*)')
 
 
 def new_directory(root: Path) -> Path:
     """Makes ``root/run-N`` for a new run, and returns its path.
 
-    Runs that begin at the same time get different ones.
+    Runs that start at the same time get different directories.
 
     Raises:
-        OSError: if it can't be made.
+        OSError: if the directory can't be made.
     """
     root.mkdir(parents=True, exist_ok=True)
     number = max(_numbers(root), default=0) + 1
@@ -32,14 +32,14 @@ def new_directory(root: Path) -> Path:
 
 
 def is_filled(directory: Path) -> bool:
-    """Returns True if a directory holds something that is not hidden."""
+    """Returns True if a directory holds a file or directory that is not hidden."""
     return any(directory.glob('[!.]*'))
 
 
 def newest_directory(root: Path, is_run: Callable[[Path], bool] = is_filled) -> Path | None:
     """Returns the newest ``root/run-N`` that holds a run, else the newest; None for none.
 
-    A run that failed before it left anything is not a run to continue.
+    A run that failed before it wrote anything can not be continued.
 
     Args:
         root: the directory of all runs.
@@ -51,7 +51,7 @@ def newest_directory(root: Path, is_run: Callable[[Path], bool] = is_filled) -> 
 
 
 def is_lost(directory: Path, is_run: Callable[[Path], bool]) -> bool:
-    """Returns True for a path like ``root/run-N`` that does not exist beside those of runs."""
+    """Returns True for a missing path ``root/run-N`` if ``root`` holds other runs."""
     root = directory.parent
     is_named = _NAME.fullmatch(directory.name) and not directory.exists()
     return bool(is_named) and any(is_run(root / f'run-{number}') for number in _numbers(root))
@@ -62,19 +62,19 @@ def _numbers(root: Path) -> list[int]:
 
 
 class RunTable:
-    """The file of a run's table: at a path, until the table of a later run takes its place there.
+    """The file of a run's table: at a path, until a later run's table replaces it there.
 
-    Then it is beside the path: ``history.csv`` becomes ``history-1.csv``, the table after that
-    ``history-2.csv``. A run writes to its own table wherever that is.
+    Then it is moved beside the path: ``history.csv`` becomes ``history-1.csv``, the next table
+    ``history-2.csv``. A run continues to write to its table after it was moved.
 
     Args:
-        path: of the newest run's table.
-        name: of this run's table when it is not the newest any more, as an earlier process of the
-            run had it; None where that is not known. A table that is lost is begun again.
+        path: the path of the newest run's table.
+        name: the name of this run's table once it is not the newest any more, as an earlier process
+            of the run recorded it; None if that is not known. A lost table is started again.
         is_own: returns True for a file that may be this run's table; None for a new run.
 
     Attributes:
-        name: the same, of this run.
+        name: the name of this run's table once it is not the newest any more.
 
     Raises:
         OSError: if nothing can be written there.
@@ -84,8 +84,10 @@ class RunTable:
         self._path = path
         path.parent.mkdir(parents=True, exist_ok=True)
         with contextlib.ExitStack() as stack:
-            with contextlib.suppress(TimeoutError):  # held for something that takes longer
-                stack.enter_context(locked(path.parent, _PATIENCE))
+            with contextlib.suppress(
+                TimeoutError
+            ):  # the lock is held by something that takes longer
+                stack.enter_context(locked(path.parent, _LOCK_SECONDS))
             newest = self._next().name
             self.name = name or newest
             file = path if self.name == newest else path.with_name(self.name)
@@ -98,12 +100,12 @@ class RunTable:
 
     @property
     def path(self) -> Path:
-        """The path of the table now."""
+        """The present path of the table."""
         moved = self._path.with_name(self.name)
         return moved if moved.exists() else self._path
 
     def _next(self) -> Path:
-        """Returns where the table at the path is moved to when another one takes its place."""
+        """Returns the path that the table is moved to when another one replaces it."""
         stem, suffix = self._path.stem, self._path.suffix
         name = re.compile(f'{re.escape(stem)}-([1-9][0-9]*){re.escape(suffix)}')
         files = (path.name for path in self._path.parent.iterdir())

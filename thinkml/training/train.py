@@ -47,6 +47,7 @@ from thinkml.training.run_settings import describe_run, run_settings
 from thinkml.training.run_warnings import warn_of_monitors
 from thinkml.training.same_run import check_same_run, monitored_metrics
 from thinkml.training.signals import Signals, noted_signals
+from thinkml.training.signals import Signals, catch_signals
 from thinkml.training.train_loop import Training, fit, note_interrupt
 from thinkml.training.training_data import Examples, TrainRequest
 from thinkml.training.training_setup import TrainingSetup, make_setup
@@ -299,7 +300,7 @@ def run_training(opened: OpenTraining, *, progress: bool) -> None:
         print(describe_run(run, opened.setup, checkpoints), file=sys.stderr)
     # A SIGTERM that was caught is sent again at the end of this block.
     with (
-        noted_signals(checkpoints is not None) as signals,
+        catch_signals(checkpoints is not None) as signals,
         _recorded(run, opened.setup),
         translate_connection_errors(),
     ):
@@ -308,10 +309,10 @@ def run_training(opened: OpenTraining, *, progress: bool) -> None:
             fit(opened.training, bar, signals)
         except BaseException:
             if run.step > first_step:
-                with signals.held():
+                with signals.deferred():
                     _write_back(run, opened.layout)
             raise
-        with signals.held():
+        with signals.deferred():
             _write_back(run, opened.layout)
         _close(opened, signals, is_shown=is_shown, was_trained=run.step > first_step)
 

@@ -519,7 +519,7 @@ def _linear_head(
     if data.rows is None:
         raise DataError(
             'model: got None for batches, of which only the first was read, so the '
-            f'number of classes is not known. Pass '
+            'number of classes is not known. Pass '
             f'nnx.Linear({base.num_features}, classes, rngs=nnx.Rngs(0)).'
         )
     targets = np.asarray(data.targets)
