@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from thinkml.errors import ConfigError, is_number, problems
-from thinkml.training.config_validation import meant, seconds_of, setting_problems
+from thinkml.training.config_validation import seconds_of, setting_problems, suggest_setting
 
-_LAST_SHARE = 0.2
+_LAST_FRACTION = 0.2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,63 +19,65 @@ class TrainingConfig:
     """Settings of a training run. Immutable; equal settings give equal runs.
 
     Attributes:
-        batch_size: examples computed at a time; a step takes ``batch_size * accumulate_steps``. A
-            smaller data set trains as one batch. Sources that make their own batches (a
-            ``DataLoader``) decide for themselves.
-        epochs: passes over the training data.
-        learning_rate: of the optimizer, the peak of its schedule; ``'auto'`` finds one by a range
-            test before training; a function ``step -> rate`` is a schedule of your own. Another
-            number needs no new compiled program.
+        batch_size: the number of examples in a batch; a step takes
+            ``batch_size * accumulate_steps`` of them. A smaller data set trains as one batch. Data
+            sources that come in batches (a ``DataLoader``) set their own batch size.
+        epochs: the number of passes over the training data.
+        learning_rate: the learning rate of the optimizer, the peak of its schedule; ``'auto'``
+            finds one by a range test before training; a function ``step -> rate`` is a custom
+            schedule. A different number does not need a new compilation.
         optimizer: an optax optimizer by name (``'adam'``, ``'adamw'``, ``'sgd'``, ``'momentum'``,
-            ``'lion'``, ``'muon'`` and others); a function ``learning_rate -> transformation``,
-            such as ``optax.adamax``; or an optax transformation that has its own learning rate.
-        early_stopping: True stops when the validation loss has not fallen for 10 epochs and puts
-            the best epoch's parameters back; an `EarlyStopping` says it in detail.
-        validation_split: share of the training rows, between 0 and 1, held out for validation
-            where no validation data is passed: random rows, stratified by class. ``'last'`` holds
-            out the last 20 % in their order, ``('last', 0.1)`` another share of them: for rows in
-            order of time. 0 holds out none.
+            ``'lion'``, ``'muon'`` and others); a function ``learning_rate -> transformation``, such
+            as ``optax.adamax``; or an optax transformation that has its own learning rate.
+        early_stopping: True stops when the validation loss has not improved for 10 epochs and
+            restores the best epoch's parameters; an `EarlyStopping` has more settings.
+        validation_split: the fraction of the training rows, between 0 and 1, held out for
+            validation if no validation data is passed: random rows, stratified by class. For rows
+            in order of time, ``'last'`` holds out the last 20 % and ``('last', 0.1)`` another
+            fraction of them. 0 holds out none.
         callbacks: ``'checkpoint'``, ``'tensorboard'``, ``'csv'``, ``'early_stopping'``,
-            ``'lr_monitor'``, ``'throughput'``, ``'device_stats'``, ``'profiler'``,
-            ``'progress'``, objects (see `Callback`), or functions called with the `Run` after each
-            epoch.
-        lr_schedule: how the rate goes over the run: ``'constant'``, ``'cosine'``,
+            ``'lr_monitor'``, ``'throughput'``, ``'device_stats'``, ``'profiler'``, ``'progress'``,
+            objects (see `Callback`), or functions called with the `Run` after each epoch.
+        lr_schedule: the schedule of the learning rate: ``'constant'``, ``'cosine'``,
             ``'warmup_cosine'``, ``'linear'``, ``'exponential'``, ``'one_cycle'``, or
             ``'reduce_on_plateau'``, which is `ReduceLROnPlateau` with its defaults.
-        warmup_steps: steps in which the rate rises; None is the schedule's own share.
-        weight_decay: decoupled, of matrices and kernels only (norms and biases are left out); None
-            is the optimizer's own.
-        gradient_clip_norm: the gradients' global norm is cut to this; None for no limit.
-        accumulate_steps: batches of ``batch_size`` whose gradients make one step. BatchNorm,
-            dropout and augmentation see each batch by itself.
-        ema_decay: of a moving average of the parameters, which is evaluated and kept; None for
-            none. 0.999 is usual. In a run's first steps the decay is smaller, ``t / (t + 9)`` after
-            ``t`` steps, so that the initial parameters are not part of the average.
+        warmup_steps: the number of steps in which the rate rises; None for the schedule's default.
+        weight_decay: decoupled weight decay of matrices and kernels only (norms and biases are left
+            out); None for the optimizer's default.
+        gradient_clip_norm: the limit to which the gradients' global norm is clipped; None for no
+            limit.
+        accumulate_steps: the number of batches of ``batch_size`` whose gradients make one step.
+            BatchNorm, dropout and augmentation treat each batch separately.
+        ema_decay: the decay of a moving average of the parameters, which is evaluated and kept;
+            None for none. 0.999 is usual. In a run's first steps the decay is smaller,
+            ``t / (t + 9)`` after ``t`` steps, so that the initial parameters are not part of the
+            average.
         precision: ``'float32'``, or ``'bf16'`` for matrix products and convolutions in bfloat16;
             parameters and their updates stay float32.
-        on_nan: what to do when a loss is NaN or infinite: ``'restore'`` stops with a warning, at
-            the last finite state; ``'raise'`` raises a `DivergedError` there; ``'ignore'`` goes
-            on, and keeps no copy of the state to go back to.
-        checkpoint_dir: where ``'checkpoint'`` saves, each run into ``run-1``, ``run-2`` and so on;
-            ``resume=True`` continues the newest, or the one whose directory this is.
-        max_steps: steps after which the run ends; None for no limit.
-        max_time: time after which it ends, at the next border between dispatches: seconds, a
+        on_nan: the action when a loss is NaN or infinite: ``'restore'`` stops with a warning, at
+            the last finite state; ``'raise'`` raises a `DivergedError` there; ``'ignore'``
+            continues, and keeps no copy of the state to return to.
+        checkpoint_dir: the directory in which ``'checkpoint'`` saves, each run in ``run-1``,
+            ``run-2`` and so on; ``resume=True`` continues the newest, or the one whose directory
+            this is.
+        max_steps: the number of steps after which the run ends; None for no limit.
+        max_time: the time after which the run ends, at the end of the current dispatch: seconds, a
             `datetime.timedelta` or ``'HH:MM:SS'``; None for no limit.
-        limit_train_batches: steps after which an epoch ends, as a number, or as a share (a float
-            up to 1) of all there are. None for all.
-        fast_dev_run: True trains one step and evaluates one batch, without checkpoints and logs,
-            to see whether everything runs; a number takes as many steps.
-        device_data_bytes: memory of the device that training data may take; data that needs more
-            is streamed. None is 70 % of what is free.
-        seed: of the initialisation, the shuffling, dropout, augmentation and the split.
-        steps_per_dispatch: training steps per compiled call; None picks at most about two
-            seconds' worth.
-        remat: True computes activations again for the gradient and does not keep them, which takes
-            less memory and a third more time; None does so where the training does not fit
+        limit_train_batches: the number of steps after which an epoch ends, or a fraction (a float
+            up to 1) of its steps. None for all.
+        fast_dev_run: True trains one step and evaluates one batch, without checkpoints and logs, to
+            check that everything runs; a number trains that many steps.
+        device_data_bytes: the device memory that training data may take; larger data is streamed.
+            None for 70 % of the free memory.
+        seed: the seed of the initialisation, the shuffling, dropout, augmentation and the split.
+        steps_per_dispatch: the number of training steps per compiled call; None chooses a number
+            that takes at most about two seconds.
+        remat: True recomputes activations for the gradient instead of storing them, which takes
+            less memory and a third more time; None does so only if training would not fit in memory
             otherwise.
 
     Raises:
-        ConfigError: naming every unknown field and impossible value at once.
+        ConfigError: for unknown fields and impossible values. Names all of them at once.
 
     Example:
         >>> from thinkml.training import TrainingConfig
@@ -109,17 +111,18 @@ class TrainingConfig:
     remat: bool | None = None
 
     def __new__(cls, *args: Any, **settings: Any) -> 'TrainingConfig':
-        # Ahead of __init__, so that misspelt fields are reported together with bad values.
-        known = list(_defaults(cls))
+        # Before __init__, so that misspelt fields are reported together with bad values.
+        defaults = _defaults(cls)
+        names = list(defaults)
         found = [
-            f'{name}: unknown setting.{meant(name, known)}'
+            f'{name}: unknown setting.{suggest_setting(name, names)}'
             for name in settings
-            if name not in known
+            if name not in names
         ]
         if found:
-            given = dict(zip(known, args, strict=False)) | settings
-            defaults = _defaults(cls)
-            found += setting_problems({n: given.get(n, defaults[n]) for n in known}, defaults)
+            passed = dict(zip(names, args, strict=False)) | settings
+            values = {name: passed.get(name, defaults[name]) for name in names}
+            found += setting_problems(values, defaults)
             raise ConfigError(problems('TrainingConfig can not be used:', found))
         return super().__new__(cls)
 
@@ -127,7 +130,7 @@ class TrainingConfig:
         found = setting_problems(vars(self), _defaults(type(self)))
         if found:
             raise ConfigError(problems('TrainingConfig can not be used:', found))
-        # Plain numbers: numpy's would be recorded as text, and compiled for anew.
+        # Plain numbers: numpy's would be recorded as text, and compiled for again.
         for name, kind in _NUMBERS.items():
             value = getattr(self, name)
             if is_number(value):
@@ -141,14 +144,14 @@ class TrainingConfig:
 
     @property
     def held_out(self) -> tuple[Literal['random', 'last'], float]:
-        """``validation_split`` as ``('random' or 'last', share)``."""
+        """``validation_split`` as ``('random' or 'last', fraction)``."""
         split = self.validation_split
         if split == 'last':
-            return 'last', _LAST_SHARE
+            return 'last', _LAST_FRACTION
         return ('last', split[1]) if isinstance(split, tuple | list) else ('random', split)
 
     def to_dict(self) -> dict[str, Any]:
-        """The settings as plain values; objects by their description."""
+        """Returns the settings as plain values; objects by their description."""
         return {name: _plain(value) for name, value in vars(self).items()}
 
 
@@ -184,7 +187,7 @@ def _plain(value: Any) -> Any:
         return [_plain(item) for item in value]
     if value is None or isinstance(value, bool | int | float | str):
         return value
-    # The name of a function, which is the same in every process; its repr is not.
     if isinstance(value, Path):
         return str(value)
+    # The name of a function is the same in every process; its repr is not.
     return value.__qualname__ if inspect.isroutine(value) else re.sub(r' at 0x\w+', '', repr(value))

@@ -57,8 +57,8 @@ OF_TRAIN = {
 }
 
 
-def meant(name: str, known: list[str]) -> str:
-    """What an unknown setting's name may have meant, a sentence."""
+def suggest_setting(name: str, known: list[str]) -> str:
+    """What an unknown setting's name may have suggest_setting, a sentence."""
     if name in ELSEWHERE:
         return f' Here it is {ELSEWHERE[name]}.'
     if name in OF_TRAIN:

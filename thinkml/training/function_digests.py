@@ -1,4 +1,4 @@
-"""Digests of the functions a run is made with, by which a resumed run recognises them."""
+"""Function digests: hashes of the user's functions, by which a resumed run recognises them."""
 
 import dis
 import functools
@@ -19,33 +19,34 @@ from thinkml.core.objectives.probe_sizes import PROBE_ROWS
 from thinkml.training.config import TrainingConfig
 from thinkml.training.training_data import TrainRequest
 from thinkml.training.training_setup import TrainingSetup, probe_of
+from thinkml.typing import Model, PyTree
 from thinkml.versions import library_versions
 
-# The key of the versions that digests depend on: those of others are not compared.
+# The key of the library versions. Digests of other versions are not compared.
 VERSIONS = 'versions'
 
 
 def function_digests(
-    model: Any, problem: TrainingSetup, asked: TrainRequest, config: TrainingConfig
+    model: Model, setup: TrainingSetup, request: TrainRequest, config: TrainingConfig
 ) -> dict[str, str]:
     """Returns a digest of each function or object that the user wrote, by argument.
 
-    It is that of the computation as JAX traces it, with all numbers in it, so that it is the same
-    in every process and whatever the function is called. A metric that is computed on the host
-    can't be traced: the digest is that of its code and of the values that it uses.
+    The digest is that of the computation as JAX traces it, including all numbers in it. So it is
+    the same in every process and does not depend on the function's name. A metric that is computed
+    on the host can't be traced: its digest is that of its code and of the values that it uses.
 
     Args:
         model: the user's object.
-        problem: what is learned.
-        asked: what the user asked for.
+        setup: the data, task and objective.
+        request: the arguments of ``train``.
         config: the settings.
     """
-    objective, task = problem.objective, problem.task
-    width = (task.num_outputs,) if problem.labels.ndim > 1 or task.num_outputs > 1 else ()
+    objective, task = setup.objective, setup.task
+    width = (task.num_outputs,) if setup.labels.ndim > 1 or task.num_outputs > 1 else ()
     logits = jax.ShapeDtypeStruct((PROBE_ROWS, *width), np.float32)
-    labels = jax.ShapeDtypeStruct((PROBE_ROWS, *problem.labels.shape[1:]), problem.labels.dtype)
+    labels = jax.ShapeDtypeStruct((PROBE_ROWS, *setup.labels.shape[1:]), setup.labels.dtype)
     key = jax.eval_shape(lambda: jax.random.key(0))
-    x = probe_of(problem.inputs, PROBE_ROWS)
+    x = probe_of(setup.inputs, PROBE_ROWS)
 
     digests = {VERSIONS: _versions()}
     if objective.is_custom_loss:
@@ -53,7 +54,7 @@ def function_digests(
             lambda logits, labels: objective.loss_fn(logits, labels).sum()
         )
         digests['loss_fn'] = _traced(gradient, logits, labels)
-    if objective.augment is not None and any(map(_is_users, _items(asked.augmentation))):
+    if objective.augment is not None and any(map(_is_custom, _items(request.augmentation))):
         digests['augmentation'] = _traced(objective.augment, key, x, labels)
     if callable(config.learning_rate):
         step = jax.ShapeDtypeStruct((), jnp.int32)
@@ -63,20 +64,20 @@ def function_digests(
         params = jax.eval_shape(lambda key: functionalize(model, x, key).params, key)
         update = lambda params: tx.update(params, tx.init(params), params)  # noqa: E731
         digests['optimizer'] = _traced(update, params)
-    for metric in filter(_is_users, objective.metrics):
-        digests[f'metrics.{metric_name(metric)}'] = _of_metric(metric, logits, labels)
+    for metric in filter(_is_custom, objective.metrics):
+        digests[f'metrics.{metric_name(metric)}'] = _metric_digest(metric, logits, labels)
     return digests
 
 
 def _versions() -> str:
-    found = library_versions()
+    versions = library_versions()
     names = ('thinkml', 'jax', 'optax')
     python = f'Python {sys.version_info.major}.{sys.version_info.minor}'
-    return ', '.join([python, *(f'{name} {found[name]}' for name in names if name in found)])
+    return ', '.join([python, *(f'{name} {versions[name]}' for name in names if name in versions)])
 
 
 def changed_functions(saved: dict[str, str], now: dict[str, str]) -> list[str]:
-    """Names functions that compute something else than in the checkpoint, a sentence each."""
+    """Returns a sentence for each function that computes something else than in the checkpoint."""
     if saved.get(VERSIONS) != now[VERSIONS]:
         return []
     return [
@@ -94,19 +95,19 @@ def _items(augmentation: Any) -> Iterator[Any]:
         yield augmentation
 
 
-def _is_users(function: Any) -> bool:
-    """Returns True for what ThinkML does not name or define itself."""
-    defined = function if hasattr(function, '__qualname__') else type(function)
-    return callable(function) and not str(defined.__module__).startswith('thinkml.')
+def _is_custom(function: object) -> bool:
+    """Returns True for a function or callable object that ThinkML does not define itself."""
+    definition = function if hasattr(function, '__qualname__') else type(function)
+    return callable(function) and not str(definition.__module__).startswith('thinkml.')
 
 
-def _of_metric(metric: Any, logits: Any, labels: Any) -> str:
+def _metric_digest(metric: Any, logits: jax.ShapeDtypeStruct, labels: jax.ShapeDtypeStruct) -> str:
     weight = jax.ShapeDtypeStruct(logits.shape[:1], np.float32)
     mask = jax.ShapeDtypeStruct(logits.shape[:1], np.bool_)
     if not isinstance(metric, type):
         return _traced(metric, logits, labels, otherwise=metric)
     return _traced(
-        lambda logits, labels, losses, weight, mask: _computed(
+        lambda logits, labels, losses, weight, mask: _compute_metric(
             metric, logits=logits, labels=labels, losses=losses, weight=weight, mask=mask
         ),
         logits, labels, weight, weight, mask,
@@ -114,27 +115,29 @@ def _of_metric(metric: Any, logits: Any, labels: Any) -> str:
     )  # fmt: skip
 
 
-def _computed(metric: Any, **step: Any) -> Any:
-    one = metric.from_model_output(**step)
-    return one.merge(one).compute()
+def _compute_metric(metric: Any, **step: jax.Array) -> PyTree:
+    part = metric.from_model_output(**step)
+    return part.merge(part).compute()
 
 
-def _traced(function: Callable[..., Any], *shapes: Any, otherwise: Any = None) -> str:
-    """The digest of a function's program; of code where it can't be traced."""
+def _traced(function: Callable[..., Any], *shapes: PyTree, otherwise: Any = None) -> str:
+    """Returns the digest of a function's program, or of code if it can't be traced."""
     try:
         program = jax.make_jaxpr(function)(*shapes)
     except Exception:
-        # Training says what is wrong with a function that has to be traced.
+        # Training raises the error if the function has to be traced.
         return _digest(_code(otherwise))
-    return _digest([re.sub(r'0x\w+', '', str(program.jaxpr)), *map(_array, _constants(program))])
+    return _digest(
+        [re.sub(r'0x\w+', '', str(program.jaxpr)), *map(_describe_array, _constants(program))]
+    )
 
 
 def _digest(parts: Iterable[Any]) -> str:
     return hashlib.sha256(repr(list(parts)).encode()).hexdigest()
 
 
-def _constants(program: ClosedJaxpr) -> Iterator[Any]:
-    """The arrays in a program, and in the programs it calls."""
+def _constants(program: ClosedJaxpr) -> Iterator[jax.Array | np.ndarray]:
+    """Yields the arrays in a program, and in the programs that it calls."""
     yield from program.consts
     for equation in program.jaxpr.eqns:
         for value in jax.tree.leaves(list(equation.params.values()), is_leaf=_is_program):
@@ -142,11 +145,11 @@ def _constants(program: ClosedJaxpr) -> Iterator[Any]:
                 yield from _constants(value)
 
 
-def _is_program(value: Any) -> bool:
+def _is_program(value: object) -> bool:
     return isinstance(value, ClosedJaxpr)
 
 
-def _array(value: Any) -> Any:
+def _describe_array(value: jax.Array | np.ndarray | np.generic) -> tuple[Any, ...]:
     if isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
         value = jax.random.key_data(value)
     if isinstance(value, jax.Array) and not value.is_fully_addressable:
@@ -160,7 +163,8 @@ def _code(value: Any, seen: dict[int, Any] | None = None) -> list[Any]:
 
     Args:
         value: any object.
-        seen: by id, what has been described. A function may refer to itself, a method to its class.
+        seen: the objects that were described already, by id. A function may refer to itself, a
+            method to its class.
     """
     if isinstance(value, _PLAIN):
         return [repr(value)]
@@ -173,14 +177,14 @@ def _code(value: Any, seen: dict[int, Any] | None = None) -> list[Any]:
     if isinstance(value, types.CodeType):
         return [value.co_code, value.co_names, *map(described, value.co_consts)]
     if isinstance(value, types.FunctionType):
-        parts = (value.__code__, value.__defaults__, value.__kwdefaults__, _used_by(value))
+        parts = (value.__code__, value.__defaults__, value.__kwdefaults__, _used_values(value))
         return [*map(described, parts)]
     if isinstance(value, types.MethodType):
         return [described(value.__func__), described(value.__self__)]
     if isinstance(value, functools.partial):
         return [*map(described, (value.func, value.args, value.keywords))]
     if isinstance(value, np.ndarray | np.generic | jax.Array):
-        return [*_array(value)]
+        return [*_describe_array(value)]
     if isinstance(value, list | tuple):
         return [*map(described, value)]
     if isinstance(value, set | frozenset):
@@ -188,27 +192,31 @@ def _code(value: Any, seen: dict[int, Any] | None = None) -> list[Any]:
     if isinstance(value, dict):
         return [[str(name), described(item)] for name, item in value.items()]
     if isinstance(value, type):
-        return [value.__qualname__, described(_defined_by(value))]
+        return [value.__qualname__, described(_class_members(value))]
     if hasattr(value, '__wrapped__'):
         return described(value.__wrapped__)
     if not callable(value):
-        return [type(value).__qualname__, described(_settings_of(value))]
-    return [described(type(value)), described(_settings_of(value))]
+        return [type(value).__qualname__, described(_unchanged_attributes(value))]
+    return [described(type(value)), described(_unchanged_attributes(value))]
 
 
-def _used_by(function: types.FunctionType) -> dict[str, Any]:
-    """The values that a function uses and does not change, and the functions of its module."""
+def _used_values(function: types.FunctionType) -> dict[str, Any]:
+    """Returns values that a function uses and does not change, and functions of its module."""
     code, module = function.__code__, function.__globals__
-    used = {name: module[name] for name in sorted(_names_in(code)) if name in module}
-    used = {n: v for n, v in used.items() if isinstance(v, _DATA) or _is_of(v, function.__module__)}
+    used = {name: module[name] for name in sorted(_names_used(code)) if name in module}
+    used = {
+        n: v
+        for n, v in used.items()
+        if isinstance(v, _DATA) or _is_defined_in(v, function.__module__)
+    }
     cells = zip(code.co_freevars, function.__closure__ or (), strict=True)
     used |= {name: cell.cell_contents for name, cell in cells if cell != types.CellType()}
     return _unchanged(used, [code])
 
 
-def _defined_by(cls: type) -> dict[str, Any]:
-    """The functions and values of a class, and of its bases in the same module."""
-    found = {}
+def _class_members(cls: type) -> dict[str, Any]:
+    """Returns the functions and values of a class, and of its bases in the same module."""
+    members = {}
     for base in (base for base in cls.__mro__ if base.__module__ == cls.__module__):
         for name, value in vars(base).items():
             value = getattr(value, '__func__', getattr(value, 'fget', value))
@@ -216,50 +224,55 @@ def _defined_by(cls: type) -> dict[str, Any]:
                 getattr(getattr(value, '__code__', None), 'co_filename', '') == '<string>'
             )
             is_setting = isinstance(value, _DATA) and not name.startswith('__')
-            if is_setting or (_is_of(value, cls.__module__) and not is_generated):
-                found[f'{base.__qualname__}.{name}'] = value
-    return found
+            if is_setting or (_is_defined_in(value, cls.__module__) and not is_generated):
+                members[f'{base.__qualname__}.{name}'] = value
+    return members
 
 
-def _settings_of(value: Any) -> dict[str, Any]:
-    """The attributes of an object that its methods do not change."""
+def _unchanged_attributes(value: Any) -> dict[str, Any]:
+    """Returns the attributes of an object that its methods do not change."""
     settings = {n: v for n, v in getattr(value, '__dict__', {}).items() if isinstance(v, _DATA)}
     methods = {n: v for n, v in vars(type(value)).items() if isinstance(v, types.FunctionType)}
     methods.pop('__init__', None)
     return _unchanged(settings, [method.__code__ for method in methods.values()])
 
 
-def _is_of(value: Any, module: str) -> bool:
+def _is_defined_in(value: object, module: str) -> bool:
     """Returns True for a function or a class that a module defines."""
     return callable(value) and getattr(value, '__module__', None) == module
 
 
 def _unchanged(values: dict[str, Any], codes: Iterable[types.CodeType]) -> dict[str, Any]:
-    """The values that code does not change: a counter, or a list that is added to, is a state."""
+    """Returns the values that code does not change.
+
+    The others, such as a counter or a list that is appended to, are state.
+    """
     operations = [
-        op for code in codes for part in _parts(code) for op in dis.get_instructions(part)
+        op for code in codes for part in _nested_code(code) for op in dis.get_instructions(part)
     ]
     stored = {op.argval for op in operations if op.opname.startswith('STORE_')}
-    fills = any(op.opname == 'STORE_SUBSCR' or op.argval in _FILLING for op in operations)
+    mutates = any(
+        op.opname == 'STORE_SUBSCR' or op.argval in _MUTATING_METHODS for op in operations
+    )
     return {
         name: value
         for name, value in values.items()
-        if name not in stored and not (fills and isinstance(value, list | dict | set))
+        if name not in stored and not (mutates and isinstance(value, list | dict | set))
     }
 
 
-def _names_in(code: types.CodeType) -> set[str]:
-    return {name for part in _parts(code) for name in part.co_names}
+def _names_used(code: types.CodeType) -> set[str]:
+    return {name for part in _nested_code(code) for name in part.co_names}
 
 
-def _parts(code: types.CodeType) -> Iterator[types.CodeType]:
-    """The code of a function, and of those within it."""
+def _nested_code(code: types.CodeType) -> Iterator[types.CodeType]:
+    """Yields the code of a function, and of the functions within it."""
     yield code
     for value in code.co_consts:
         if isinstance(value, types.CodeType):
-            yield from _parts(value)
+            yield from _nested_code(value)
 
 
 _PLAIN = bool | int | float | complex | str | bytes | None
 _DATA = _PLAIN | np.ndarray | np.generic | jax.Array | list | tuple | dict | set | frozenset
-_FILLING = {'append', 'add', 'extend', 'insert', 'setdefault', 'update', 'pop', 'clear'}
+_MUTATING_METHODS = {'append', 'add', 'extend', 'insert', 'setdefault', 'update', 'pop', 'clear'}
