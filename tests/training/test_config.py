@@ -11,7 +11,7 @@ from thinkml.errors import ConfigError
 from thinkml.training import EarlyStopping, ModelTrainer, TrainingConfig
 from thinkml.training.callback import CALLBACKS, Callback
 from thinkml.training.callbacks.dispatch import make_callbacks
-from thinkml.training.config_validation import ELSEWHERE, OF_TRAIN
+from thinkml.training.config_validation import NAMES_ELSEWHERE, TRAIN_ARGUMENTS
 
 
 class Misspelt:
@@ -139,8 +139,8 @@ def test_early_stopping_settings(settings):
         ({'max_time': '1h'}, "'HH:MM:SS'"),
         ({'max_time': '00:00:00'}, 'above 0'),
         ({'max_time': datetime.timedelta(seconds=-1)}, 'above 0'),
-        ({'limit_train_batches': 1.5}, 'share above 0 and up to 1'),
-        ({'limit_train_batches': '10%'}, 'share above 0 and up to 1'),
+        ({'limit_train_batches': 1.5}, 'fraction above 0 and up to 1'),
+        ({'limit_train_batches': '10%'}, 'fraction above 0 and up to 1'),
         ({'fast_dev_run': 'yes'}, 'True, False or a number of steps'),
         ({'device_data_bytes': '1GB'}, 'a number of bytes'),
         ({'callbacks': [EarlyStopping]}, r'got the class EarlyStopping, .*: EarlyStopping\(\)'),
@@ -192,7 +192,7 @@ def test_names_of_other_libraries_lead_to_ours():
     assert 'lr: unknown setting. Here it is learning_rate.' in message
     assert 'class_weight: unknown setting. It is an argument of train: train(..., class' in message
     parameters = inspect.signature(ModelTrainer.train).parameters
-    assert all(set(names.split(', ')) <= set(parameters) for names in OF_TRAIN.values())
+    assert all(set(names.split(', ')) <= set(parameters) for names in TRAIN_ARGUMENTS.values())
     fields = {field.name for field in dataclasses.fields(TrainingConfig)}
-    assert {name.partition('=')[0] for name in ELSEWHERE.values()} <= fields
-    assert not fields & {*ELSEWHERE, *OF_TRAIN}
+    assert {name.partition('=')[0] for name in NAMES_ELSEWHERE.values()} <= fields
+    assert not fields & {*NAMES_ELSEWHERE, *TRAIN_ARGUMENTS}

@@ -271,7 +271,8 @@ def test_what_only_training_has_is_not_said_to_miss_validation_data(name, valida
         {'callbacks': [ReduceLROnPlateau(monitor=f'val_{name}')]},
         {'callbacks': [Checkpoint(monitor=f'val_{name}')], 'checkpoint_dir': tmp_path},
     ):
-        with pytest.raises(ConfigError, match=f'of the steps of training.*Watch {name!r}') as error:
+        match = f'a metric of training steps.*Monitor {name!r}'
+        with pytest.raises(ConfigError, match=match) as error:
             train(asked={'metrics': [name], **validation}, **settings)
         assert 'no validation data' not in str(error.value)
 

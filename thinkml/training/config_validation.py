@@ -1,4 +1,4 @@
-"""What can be wrong with the settings of a run, told before anything is trained."""
+"""Validation of `TrainingConfig`: finds all problems with the settings before training."""
 
 import datetime
 import inspect
@@ -14,8 +14,8 @@ from thinkml.training.callback import CALLBACKS, HOOKS, has_hooks
 
 ON_NAN = ('ignore', 'raise', 'restore')
 
-# What other libraries call our settings.
-ELSEWHERE = {
+# Names of our settings in other libraries.
+NAMES_ELSEWHERE = {
     'accumulate_grad_batches': 'accumulate_steps',
     'bf16': "precision='bf16'",
     'clipnorm': 'gradient_clip_norm',
@@ -40,7 +40,7 @@ ELSEWHERE = {
     'use_ema': 'ema_decay',
     'warmup_ratio': 'warmup_steps',
 }
-OF_TRAIN = {
+TRAIN_ARGUMENTS = {
     'augmentation': 'augmentation',
     'class_weight': 'class_weights',
     'class_weights': 'class_weights',
@@ -58,21 +58,33 @@ OF_TRAIN = {
 
 
 def suggest_setting(name: str, known: list[str]) -> str:
-    """What an unknown setting's name may have suggest_setting, a sentence."""
-    if name in ELSEWHERE:
-        return f' Here it is {ELSEWHERE[name]}.'
-    if name in OF_TRAIN:
-        return f' It is an argument of train: train(..., {OF_TRAIN[name]}=...).'
+    """Returns a sentence with the setting that an unknown name may stand for."""
+    if name in NAMES_ELSEWHERE:
+        return f' Here it is {NAMES_ELSEWHERE[name]}.'
+    if name in TRAIN_ARGUMENTS:
+        return f' It is an argument of train: train(..., {TRAIN_ARGUMENTS[name]}=...).'
     return did_you_mean(name, known)
 
 
 def setting_problems(settings: dict[str, Any], defaults: dict[str, Any]) -> list[str]:
-    """All that is wrong with the settings, a sentence each.
+    """Returns a sentence for each problem with the settings.
 
     Args:
-        settings: of a `TrainingConfig`, by name.
-        defaults: of all of them.
+        settings: the settings of a `TrainingConfig`, by name.
+        defaults: the defaults of all settings.
     """
+    found = _value_problems(settings)
+    if (problem := path_problem(settings['checkpoint_dir'], 'checkpoint_dir')) is not None:
+        found.append(problem)
+    if settings['on_nan'] not in ON_NAN:
+        found.append(unknown_name('on_nan', settings['on_nan'], ON_NAN))
+    found += _precision_problems(settings['precision'])
+    found += _schedule_problems(settings)
+    found += _optimizer_problems(settings, defaults)
+    return found + _callback_problems(settings['callbacks'])
+
+
+def _value_problems(settings: dict[str, Any]) -> list[str]:
     count = 'a whole number of at least 1'
     checks: list[tuple[str, Callable[[Any], bool], str]] = [
         ('batch_size', _is_count, count),
@@ -81,7 +93,8 @@ def setting_problems(settings: dict[str, Any], defaults: dict[str, Any]) -> list
         (
             'validation_split',
             _is_split,
-            "a share from 0 up to but not including 1 (0.2 is 20 %), 'last' or ('last', share)",
+            "a fraction from 0 up to but not including 1 (0.2 is 20 %), 'last' or "
+            "('last', fraction)",
         ),
         (
             'early_stopping',
@@ -92,7 +105,7 @@ def setting_problems(settings: dict[str, Any], defaults: dict[str, Any]) -> list
         ('weight_decay', _or_none(_is_not_negative), 'None or a number of at least 0'),
         ('gradient_clip_norm', _or_none(_is_positive), 'None or a number above 0'),
         ('accumulate_steps', _is_count, count),
-        ('ema_decay', _or_none(_is_share), 'None or a number between 0 and 1'),
+        ('ema_decay', _or_none(_is_fraction), 'None or a number between 0 and 1'),
         ('max_steps', _or_none(_is_count), f'None or {count}'),
         (
             'max_time',
@@ -102,7 +115,7 @@ def setting_problems(settings: dict[str, Any], defaults: dict[str, Any]) -> list
         (
             'limit_train_batches',
             _or_none(_is_limit),
-            'None, a whole number of steps of at least 1, or a share above 0 and up to 1.0',
+            'None, a whole number of steps of at least 1, or a fraction above 0 and up to 1.0',
         ),
         ('fast_dev_run', _is_natural_or_bool, 'True, False or a number of steps'),
         ('device_data_bytes', _or_none(_is_count), 'None or a number of bytes'),
@@ -110,19 +123,11 @@ def setting_problems(settings: dict[str, Any], defaults: dict[str, Any]) -> list
         ('steps_per_dispatch', _or_none(_is_count), f'None or {count}'),
         ('remat', _or_none(lambda value: isinstance(value, bool)), 'None, True or False'),
     ]
-    found = [
+    return [
         f'{name}: got {settings[name]!r}, expected {expected}.'
         for name, is_valid, expected in checks
         if not is_valid(settings[name])
     ]
-    if (problem := path_problem(settings['checkpoint_dir'], 'checkpoint_dir')) is not None:
-        found.append(problem)
-    if settings['on_nan'] not in ON_NAN:
-        found.append(unknown_name('on_nan', settings['on_nan'], ON_NAN))
-    found += _precision_problems(settings['precision'])
-    found += _schedule_problems(settings)
-    found += _optimizer_problems(settings, defaults)
-    return found + _callback_problems(settings['callbacks'])
 
 
 def _precision_problems(precision: Any) -> list[str]:
@@ -135,21 +140,21 @@ def _precision_problems(precision: Any) -> list[str]:
 
 def _schedule_problems(settings: dict[str, Any]) -> list[str]:
     schedule, rate = settings['lr_schedule'], settings['learning_rate']
-    known = (*SCHEDULES, 'reduce_on_plateau')
+    names = (*SCHEDULES, 'reduce_on_plateau')
     if callable(schedule):
         return [f'lr_schedule: got {schedule!r}, expected a name. Pass it as learning_rate=...']
-    if schedule not in known:
-        return [unknown_name('lr_schedule', schedule, known)]
+    if schedule not in names:
+        return [unknown_name('lr_schedule', schedule, names)]
     if not callable(rate):
         return []
     found = [
-        f'{name}: got {settings[name]!r} beside a learning_rate that is a function of the step, '
-        f'expected one of the two. Leave {name} out, or pass a number as learning_rate.'
-        for name, alone in (
+        f'{name}: got {settings[name]!r} together with a learning_rate that is a function of the '
+        f'step, expected one of the two. Leave {name} out, or pass a number as learning_rate.'
+        for name, allowed in (
             ('lr_schedule', ('constant', 'reduce_on_plateau')),
             ('warmup_steps', (None,)),
         )
-        if settings[name] not in alone
+        if settings[name] not in allowed
     ]
     try:
         make_optimizer('sgd', schedule=rate)
@@ -161,8 +166,8 @@ def _schedule_problems(settings: dict[str, Any]) -> list[str]:
 def _optimizer_problems(settings: dict[str, Any], defaults: dict[str, Any]) -> list[str]:
     optimizer = settings['optimizer']
     if isinstance(optimizer, str):
-        known = optimizer in OPTIMIZERS
-        return [] if known else [unknown_name('optimizer', optimizer, OPTIMIZERS)]
+        is_known = optimizer in OPTIMIZERS
+        return [] if is_known else [unknown_name('optimizer', optimizer, OPTIMIZERS)]
     try:
         make_optimizer(optimizer)
     except ConfigError as error:
@@ -190,10 +195,10 @@ def _callback_problems(callbacks: Any) -> list[str]:
             found.append(unknown_name('callbacks', unknown[0], HOOKS))
         elif isinstance(callback, type):
             name = callback.__name__
-            found.append(f'callbacks: got the class {name}, expected an object of it: {name}().')
-        elif unfit := [c for c in _called(callback) if not _takes_run(c)]:
+            found.append(f'callbacks: got the class {name}, expected an instance of it: {name}().')
+        elif wrong := [hook for hook in _hooks_of(callback) if not _takes_run(hook)]:
             found.append(
-                f'callbacks: got {unfit[0]!r} with the signature {inspect.signature(unfit[0])}, '
+                f'callbacks: got {wrong[0]!r} with the signature {inspect.signature(wrong[0])}, '
                 'expected one argument, the run.'
             )
         elif not _is_callback(callback):
@@ -208,8 +213,8 @@ def _is_callback(value: Any) -> bool:
     return callable(value) or has_hooks(value)
 
 
-def _called(callback: Any) -> list[Callable[..., Any]]:
-    """What will be called with the run."""
+def _hooks_of(callback: object) -> list[Callable[..., Any]]:
+    """Returns the functions that will be called with the run."""
     hooks = [getattr(callback, hook) for hook in HOOKS if hasattr(callback, hook)]
     return hooks or ([callback] if callable(callback) else [])
 
@@ -217,7 +222,7 @@ def _called(callback: Any) -> list[Callable[..., Any]]:
 def _takes_run(function: Callable[..., Any]) -> bool:
     try:
         signature = inspect.signature(function)
-    except ValueError:  # of a function written in C, nobody knows
+    except ValueError:  # a function written in C has no signature
         return True
     try:
         signature.bind(None)
@@ -227,7 +232,7 @@ def _takes_run(function: Callable[..., Any]) -> bool:
 
 
 def seconds_of(time: Any) -> float:
-    """A time in seconds."""
+    """Returns a time in seconds."""
     if isinstance(time, datetime.timedelta):
         return time.total_seconds()
     if isinstance(time, str):
@@ -248,7 +253,7 @@ def _is_not_negative(value: Any) -> bool:
     return is_number(value) and value >= 0
 
 
-def _is_share(value: Any) -> bool:
+def _is_fraction(value: Any) -> bool:
     return is_number(value) and 0 < value < 1
 
 
@@ -270,7 +275,7 @@ def _is_rate(value: Any) -> bool:
 
 def _is_split(value: Any) -> bool:
     if isinstance(value, tuple | list):
-        return len(value) == 2 and value[0] == 'last' and _is_share(value[1])
+        return len(value) == 2 and value[0] == 'last' and _is_fraction(value[1])
     return value == 'last' if isinstance(value, str) else is_number(value) and 0 <= value < 1
 
 

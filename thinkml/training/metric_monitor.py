@@ -17,16 +17,17 @@ Mode = Literal['min', 'max']
 class MetricMonitor:
     """The best value of a metric so far, and the last value that counts as an improvement.
 
-    A metric that gains less than ``min_delta`` in each epoch still has a best value, its last one.
+    A metric that improves by less than ``min_delta`` in each epoch still has a best value: its
+    last one.
 
     Attributes:
-        name: of the metric in the history.
+        name: the name of the metric in the history.
         mode: ``'min'`` or ``'max'``.
         min_delta: an improvement is larger than this.
-        best: the best value; the worst possible before the first.
-        epoch: the epoch it came in; 0 before the first.
-        reference: the value of the last improvement, which the next one is measured from.
-        improved: the epoch it came in; 0 before the first.
+        best: the best value; the worst possible value before the first epoch.
+        epoch: the epoch of the best value; 0 before the first.
+        reference: the value of the last improvement, from which the next one is measured.
+        improved: the epoch of the last improvement; 0 before the first.
     """
 
     name: str
@@ -41,7 +42,7 @@ class MetricMonitor:
         self.best = self.reference = math.inf if self.mode == 'min' else -math.inf
 
     def improves(self, run: Run) -> bool:
-        """Notes the value of the last epoch; returns True if it is the best so far."""
+        """Records the value of the last epoch; returns True if it is the best so far."""
         value = run.history.last()[self.name]
         if self._gain(value, self.reference) > self.min_delta:
             self.reference, self.improved = value, run.epoch
@@ -54,11 +55,11 @@ class MetricMonitor:
         return before - value if self.mode == 'min' else value - before
 
     def state_dict(self) -> dict[str, float]:
-        """Returns what it remembers, for checkpoints."""
+        """Returns its state, for checkpoints."""
         return {name: getattr(self, name) for name in ('best', 'epoch', 'reference', 'improved')}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continues from what `state_dict` returned; ignores what else is there."""
+        """Restores a state from `state_dict`; ignores other entries."""
         for name in self.state_dict():
             setattr(self, name, state[name])
 
@@ -66,36 +67,40 @@ class MetricMonitor:
 def monitor_for(
     monitor: str | None, mode: Mode | None, metric_names: tuple[str, ...], min_delta: float = 0.0
 ) -> MetricMonitor:
-    """What is to be watched among the names that an epoch records.
+    """Returns the monitor of a metric, from the names that an epoch records.
 
     Raises:
-        ConfigError: if it is not among them.
+        ConfigError: if the metric is not among them.
     """
     name = monitor or ('val_loss' if 'val_loss' in metric_names else 'loss')
-    of_training = name.removeprefix('val_')
-    if name not in metric_names and name != of_training and of_training in TRAINING_ONLY_METRICS:
+    training_name = name.removeprefix('val_')
+    if (
+        name not in metric_names
+        and name != training_name
+        and training_name in TRAINING_ONLY_METRICS
+    ):
         raise ConfigError(
-            f'monitor: got {name!r}, but {of_training} is of the steps of training, and validation '
-            f'takes none. Watch {of_training!r}, and ask for it: metrics=[{of_training!r}].'
+            f'monitor: got {name!r}, but {training_name} is a metric of training steps, and '
+            f'validation has none. Monitor {training_name!r}: metrics=[{training_name!r}].'
         )
-    if name not in metric_names and of_training in metric_names:
+    if name not in metric_names and training_name in metric_names:
         raise ConfigError(
             f'monitor: got {name!r}, but there is no validation data. Pass X_val and y_val, or '
-            f'validation_split, or watch {of_training!r}.'
+            f'validation_split, or monitor {training_name!r}.'
         )
     if name not in metric_names:
         raise ConfigError(unknown_name('monitor', name, metric_names))
     higher = is_higher_better(name)
     if mode is None and higher is None:
         raise ConfigError(
-            f"mode: got None for {name!r}, a metric of your own, expected 'min' or 'max': whether "
-            'smaller or larger values are better.'
+            f"mode: got None for {name!r}, a custom metric, expected 'min' if smaller values are "
+            "better, or 'max' if larger ones are."
         )
     return MetricMonitor(name, mode or ('max' if higher else 'min'), min_delta)
 
 
-def monitor_problems(monitor: Any, mode: Any) -> list[str]:
-    """All that is wrong with these settings, a sentence each."""
+def monitor_problems(monitor: object, mode: object) -> list[str]:
+    """Returns a sentence for each problem with these settings."""
     found = []
     if not isinstance(monitor, str | None):
         found.append(f"monitor: got {monitor!r}, expected a metric's name, such as 'val_loss'.")
@@ -104,8 +109,8 @@ def monitor_problems(monitor: Any, mode: Any) -> list[str]:
     return found
 
 
-def improvement_problems(monitor: Any, mode: Any, min_delta: Any, patience: Any) -> list[str]:
-    """The same, with what an improvement is and how long to wait for one."""
+def improvement_problems(monitor: object, mode: object, min_delta: Any, patience: Any) -> list[str]:
+    """Returns a sentence for each problem with these settings, ``patience`` included."""
     found = monitor_problems(monitor, mode)
     if not (is_number(min_delta) and min_delta >= 0):
         found.append(f'min_delta: got {min_delta!r}, expected a number of at least 0.')
@@ -118,11 +123,11 @@ def improvement_problems(monitor: Any, mode: Any, min_delta: Any, patience: Any)
 
 
 class MonitoringCallback(BuiltInCallback):
-    """The base of callbacks that act on one metric; subclasses have these attributes as settings.
+    """The base class of callbacks that act on one metric, with these settings.
 
     Attributes:
         monitor: the name of the metric in the history; None for the default.
-        mode: ``'min'`` or ``'max'``; None for what suits the metric.
+        mode: ``'min'`` or ``'max'``; None for the mode that suits the metric.
         min_delta: an improvement is larger than this.
     """
 

@@ -1,8 +1,8 @@
-"""Finding a learning rate and a batch size before training."""
+"""Tuning: finds a learning rate and a batch size before training."""
 
 import dataclasses
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
@@ -16,19 +16,20 @@ from thinkml.training.config import TrainingConfig
 from thinkml.training.data_feed import make_feed
 from thinkml.training.program import MemorySavings, RunParts, make_parts, step_memory
 from thinkml.training.training_setup import TrainingSetup
+from thinkml.typing import Model
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _LOWEST, _HIGHEST, _STEPS = 1e-6, 10.0, 100
 _SMOOTHING = 0.9
-# Past this many times the lowest loss it will not come back.
+# A loss above this multiple of the lowest one will not recover.
 _DIVERGED = 4.0
 
 
 @dataclasses.dataclass(frozen=True)
 class LearningRateRange:
-    """What a learning-rate range test measured.
+    """The result of a learning-rate range test.
 
     Attributes:
         rates: the rate of each step, rising.
@@ -48,7 +49,7 @@ class LearningRateRange:
         """Draws the loss over the rate, with the suggestion.
 
         Args:
-            path: where to save the figure; the ending chooses the format. None saves nothing.
+            path: the file to save the figure to, in the format of its ending; None saves nothing.
         """
         figure = new_figure(6.4, 4)
         axes = figure.add_subplot()
@@ -64,13 +65,13 @@ class LearningRateRange:
 
 
 def learning_rate_range(
-    model: Any,
+    model: Model,
     setup: TrainingSetup,
     config: TrainingConfig,
     layout: Layout | None,
     savings: MemorySavings,
 ) -> LearningRateRange:
-    """Trains a copy of the model for 100 steps, at rates from 1e-6 to 10, and looks at the loss.
+    """Trains a copy of the model for 100 steps at rates from 1e-6 to 10, and records the loss.
 
     Raises:
         ConfigError: if the optimizer has its own learning rate.
@@ -86,12 +87,12 @@ def learning_rate_range(
     feed, validation = make_feed(setup, constant, layout)
     parts = make_parts(model, setup, constant, feed, validation, layout, savings)
     rates, losses = _measure(parts)
-    smooth = _smoothed(losses)
-    return LearningRateRange(rates, smooth, _suggested(rates, smooth))
+    smooth = _smooth(losses)
+    return LearningRateRange(rates, smooth, _suggest_rate(rates, smooth))
 
 
 def _measure(parts: RunParts) -> tuple[np.ndarray, np.ndarray]:
-    """The loss of each step at its rate, until it diverges."""
+    """Returns the rates, and the loss of the step at each, until the loss diverges."""
     rates, losses = np.geomspace(_LOWEST, _HIGHEST, _STEPS), []
     chunks = train_chunks(
         parts.program.train_step, parts.program.metrics, parts.state, parts.feed,
@@ -99,7 +100,7 @@ def _measure(parts: RunParts) -> tuple[np.ndarray, np.ndarray]:
     )  # fmt: skip
     for rate, chunk in zip(np.append(rates[1:], _HIGHEST), chunks, strict=False):
         losses.append(float(chunk.step_losses()[0]))
-        if not losses[-1] <= _DIVERGED * max(np.min(_smoothed(np.array(losses))), 1e-6):
+        if not losses[-1] <= _DIVERGED * max(np.min(_smooth(np.array(losses))), 1e-6):
             break
         opt_state = set_learning_rate(chunk.state.opt_state, float(rate))
         chunk.state = chunk.state.replace(opt_state=opt_state)
@@ -107,34 +108,34 @@ def _measure(parts: RunParts) -> tuple[np.ndarray, np.ndarray]:
     return rates[: len(losses)][finite], np.array(losses)[finite]
 
 
-def _smoothed(losses: np.ndarray) -> np.ndarray:
-    """An exponential moving average, with the weight of the missing past taken out."""
+def _smooth(losses: np.ndarray) -> np.ndarray:
+    """Returns an exponential moving average, corrected for the missing values before the first."""
     weights = _SMOOTHING ** np.arange(len(losses))
     sums = [np.dot(weights[: n + 1][::-1], losses[: n + 1]) for n in range(len(losses))]
     return np.array(sums) / np.cumsum(weights)
 
 
-def _suggested(rates: np.ndarray, losses: np.ndarray) -> float:
+def _suggest_rate(rates: np.ndarray, losses: np.ndarray) -> float:
     lowest = int(np.argmin(losses)) if len(losses) else 0
     if lowest < 2:
         warn_user(
             f"learning_rate: got 'auto', but the loss falls at no rate from {_LOWEST:g} to "
-            f'{_HIGHEST:g}, so 0.001 is taken. Check that inputs and targets belong together and '
+            f'{_HIGHEST:g}, so 0.001 is used. Check that inputs and targets belong together and '
             'are scaled.'
         )
         return 0.001
     slopes = np.gradient(losses[: lowest + 1], np.log(rates[: lowest + 1]))
-    # Smoothing moves both to the right.
+    # Smoothing shifts both candidates to higher rates.
     return float(min(rates[int(np.argmin(slopes))], rates[lowest] / 10))
 
 
 def largest_batch_size(
-    model: Any, setup: TrainingSetup, config: TrainingConfig, layout: Layout | None
+    model: Model, setup: TrainingSetup, config: TrainingConfig, layout: Layout | None
 ) -> int:
     """Returns the largest power of two whose training step fits in device memory.
 
     The compiler reports what a step takes, so nothing runs out of memory on the way. The memory is
-    nearly linear in the batch size: two sizes tell where to look.
+    nearly linear in the batch size: two sizes give an estimate.
     """
     # Only one of several accumulated batches is in memory at a time.
     savings = MemorySavings(remat=bool(config.remat))

@@ -1,7 +1,8 @@
-"""What adds values of the machine to the history: the time of a step, the device's memory."""
+"""Device statistics: callbacks that record step times and device memory in the history."""
 
 import math
-from typing import Any
+
+import jax
 
 from thinkml.errors import warn_user
 from thinkml.training.callback import BuiltInCallback
@@ -9,11 +10,11 @@ from thinkml.training.run import Run
 
 
 class Throughput(BuiltInCallback):
-    """Records how long a step took, and the share of the time that went by waiting for data.
+    """A callback that records the time of a step and the fraction of it spent waiting for data.
 
-    ``history['step_seconds']`` is the mean over an epoch's steps; validation, checkpoints and other
-    callbacks are not in it. ``history['input_wait']`` is between 0 and 1. Both are NaN for an
-    epoch of which nothing is left beside the run's first dispatch, which compiles.
+    ``history['step_seconds']`` is the mean over an epoch's steps, without validation, checkpoints
+    and other callbacks. ``history['input_wait']`` is between 0 and 1. The run's first dispatch is
+    left out, since it compiles; both are NaN for an epoch without other steps.
     """
 
     order = -1  # before callbacks that read what it records
@@ -32,13 +33,13 @@ class Throughput(BuiltInCallback):
 
 
 class DeviceStats(BuiltInCallback):
-    """Records the memory of the device, of the fullest where there are several.
+    """A callback that records the memory of the device; the largest values of several devices.
 
-    ``history['bytes_in_use']`` is what is taken when an epoch ends, and
-    ``history['peak_bytes_in_use']`` the most that was, since the process began.
+    ``history['bytes_in_use']`` is the memory in use at the end of an epoch, and
+    ``history['peak_bytes_in_use']`` the peak since the process started.
 
     Warns:
-        ThinkMLWarning: when training starts, if the device does not tell.
+        ThinkMLWarning: when training starts, if the device does not report its memory.
     """
 
     order = -1  # before callbacks that read what it records
@@ -46,8 +47,8 @@ class DeviceStats(BuiltInCallback):
     def on_train_start(self, run: Run) -> None:
         if not _memory(run):
             warn_user(
-                "callbacks: 'device_stats' records nothing, as a device of the kind "
-                f'{_devices(run)[0].platform!r} does not tell how its memory is used.'
+                "callbacks: 'device_stats' records nothing, since devices of the kind "
+                f'{_devices(run)[0].platform!r} do not report their memory.'
             )
 
     def on_epoch_end(self, run: Run) -> None:
@@ -58,9 +59,11 @@ def _memory(run: Run) -> dict[str, float]:
     stats = [device.memory_stats() or {} for device in _devices(run)]
     names = ('bytes_in_use', 'peak_bytes_in_use')
     return {
-        name: max(of[name] for of in stats) for name in names if all(name in of for of in stats)
+        name: max(device[name] for device in stats)
+        for name in names
+        if all(name in device for device in stats)
     }
 
 
-def _devices(run: Run) -> list[Any]:
+def _devices(run: Run) -> list[jax.Device]:
     return [shard.device for shard in run.state.step.addressable_shards]

@@ -1,4 +1,4 @@
-"""What writes a run's values somewhere: event files, a table, W&B, MLflow, the history."""
+"""Loggers: callbacks that write metrics to TensorBoard, CSV, W&B, MLflow or the history."""
 
 import contextlib
 import dataclasses
@@ -28,29 +28,29 @@ from thinkml.training.run_directory import RunTable, new_directory, newest_direc
 
 
 class LoggerCallback(BuiltInCallback):
-    """The base of loggers: callbacks that write each epoch's values, in the first process.
+    """The base class of loggers, which write each epoch's values in the first process.
 
     Attributes:
-        place: the file or directory that it writes, once it is checked; None for a service.
+        place: the file or directory that it writes, set by `check`; None for a service.
     """
 
     records = ('grad_norm',)
     place: Path | None = None
 
     def find_place(self) -> Path | None:
-        """Returns the file or directory that it will write; None for a service.
+        """Returns the file or directory that it writes; None for a service.
 
         Raises:
-            ConfigError: if nothing can be written there.
+            ConfigError: if it can't be written.
         """
         raise NotImplementedError
 
     def open(self, run: Run) -> Writer:
-        """Opens the writer, at ``run.step`` steps."""
+        """Returns a writer that starts at ``run.step`` steps."""
         raise NotImplementedError
 
     def check(self, metric_names: tuple[str, ...]) -> None:
-        """Raises a `ConfigError` if nothing can be written where it is to write."""
+        """Raises a `ConfigError` if its file or directory can't be written."""
         self.place = self.find_place()
 
     def on_train_start(self, run: Run) -> None:
@@ -58,8 +58,8 @@ class LoggerCallback(BuiltInCallback):
             self._writer = self.open(run) if is_first_process() else None
         except OSError as error:
             raise ConfigError(
-                f'callbacks: {type(self).__name__} can not write where it is to ({error}). '
-                'Choose another place, or make it writable and free some space.'
+                f'callbacks: {type(self).__name__} can not write to its destination ({error}). '
+                'Choose another path, or make this one writable and free some space.'
             ) from error
 
     def on_epoch_end(self, run: Run) -> None:
@@ -79,23 +79,23 @@ class LoggerCallback(BuiltInCallback):
 
     @contextlib.contextmanager
     def _failures(self, what: str) -> Iterator[None]:
-        """Makes a warning of an error: a training is worth more than its log."""
+        """Turns errors into warnings: training is worth more than its log."""
         try:
             yield
         except OSError as error:
             warn_user(
                 f'callbacks: {type(self).__name__} could not write {what} ({error}). The '
-                'model and the history are whole.'
+                'model and the history are complete.'
             )
 
 
 @dataclasses.dataclass(unsafe_hash=True)
 class TensorBoard(LoggerCallback):
-    """Writes each epoch's values, the learning rate and the gradients' norm to event files.
+    """A logger that writes metrics, learning rate and gradient norm to TensorBoard event files.
 
     Attributes:
-        directory: where to, each run into ``run-1``, ``run-2`` and so on; look at them with
-            ``tensorboard --logdir logs``. A run that is resumed continues its own.
+        directory: the directory of all runs, each in ``run-1``, ``run-2`` and so on; view them with
+            ``tensorboard --logdir logs``. A resumed run continues its directory.
     """
 
     directory: str | Path = 'logs'
@@ -104,21 +104,21 @@ class TensorBoard(LoggerCallback):
         """Returns the directory.
 
         Raises:
-            ConfigError: if it can't be one.
+            ConfigError: if the path can't be a directory.
         """
         return local_directory(self.directory)
 
     def open(self, run: Run) -> Writer:
-        """Opens the writer, at ``run.step`` steps."""
-        root, known = local_directory(self.directory), f'directory {self.directory}'
+        """Returns a writer that starts at ``run.step`` steps."""
+        root, key = local_directory(self.directory), f'directory {self.directory}'
         run_id = run.logs.setdefault('id', uuid.uuid4().hex)
         earlier = _earlier_epochs(run)
-        directory = _directory_of_run(root, run.logs.get(known), run_id)
+        directory = _directory_of_run(root, run.logs.get(key), run_id)
         if directory is None and earlier is None:
             directory = newest_directory(root)
         directory = directory or new_directory(root)
-        run.logs[known] = directory.name
-        open_directory(directory)  # an error now, not after the first epoch
+        run.logs[key] = directory.name
+        open_directory(directory)  # raises an error now, not after the first epoch
         if earlier is None:
             return EventWriter(directory, run.history.epoch_ends[-1], run_id)
         writer = EventWriter(directory, run_id=run_id)
@@ -128,7 +128,7 @@ class TensorBoard(LoggerCallback):
 
 
 def _directory_of_run(root: Path, name: str | None, run_id: str) -> Path | None:
-    """Returns the directory with a run's event files, else the one of its name if it has none."""
+    """Returns the directory with a run's event files, else the one of that name without files."""
     for path in root.glob(f'run-*/*/*.tfevents.*{run_id}'):
         return path.parents[1]
     if name is None or any((root / name).rglob('*.tfevents.*')):
@@ -138,12 +138,12 @@ def _directory_of_run(root: Path, name: str | None, run_id: str) -> Path | None:
 
 @dataclasses.dataclass(unsafe_hash=True)
 class CSVLogger(LoggerCallback):
-    """Writes each epoch's values, the learning rate and the gradients' norm to a table.
+    """A logger that writes metrics, learning rate and gradient norm to a CSV table.
 
     Attributes:
-        path: of the file. A new run takes its place; the table of the run before stays beside it,
-            as ``history-1.csv``, the one after that as ``history-2.csv`` and so on. A run that is
-            resumed continues its own table.
+        path: the path of the file. A new run replaces it; the table of the run before is moved to
+            ``history-1.csv``, the next one to ``history-2.csv`` and so on. A resumed run continues
+            its table.
     """
 
     path: str | Path = 'logs/history.csv'
@@ -157,12 +157,12 @@ class CSVLogger(LoggerCallback):
         return check_table(self.path)
 
     def open(self, run: Run) -> Writer:
-        """Opens the writer, at ``run.step`` steps."""
-        path, known = check_table(self.path), f'path {self.path}'
+        """Returns a writer that starts at ``run.step`` steps."""
+        path, key = check_table(self.path), f'path {self.path}'
         earlier = _earlier_epochs(run)
         is_own = functools.partial(_is_table_of, run.history) if run.resumed else None
-        table = RunTable(path, run.logs.get(known), is_own)
-        run.logs[known] = table.name
+        table = RunTable(path, run.logs.get(key), is_own)
+        run.logs[key] = table.name
         if earlier is None:
             return _MovingTable(table, CSVWriter(table.path, run.history.epoch_ends[-1]))
         writer = CSVWriter(table.path)
@@ -172,17 +172,17 @@ class CSVLogger(LoggerCallback):
 
 
 def _is_table_of(history: History, path: Path) -> bool:
-    """Returns True if the rows of a table are those of a run, as far as it has recorded any."""
+    """Returns True if the rows of a table match the epochs that a run has recorded."""
     losses = dict(zip(map(str, history.epoch_ends), history.get('loss', ()), strict=False))
     rows = read_rows(path)
-    known = [row for row in rows if int(row['step']) <= max(history.epoch_ends, default=0)]
-    if rows and losses and not known:
+    recorded = [row for row in rows if int(row['step']) <= max(history.epoch_ends, default=0)]
+    if rows and losses and not recorded:
         return False
-    return all(row.get('loss') == str(losses.get(row['step'])) for row in known)
+    return all(row.get('loss') == str(losses.get(row['step'])) for row in recorded)
 
 
 class _MovingTable:
-    """Writes to a run's table, which a later run moves."""
+    """A writer of a run's table, which a later run may move."""
 
     def __init__(self, table: RunTable, writer: CSVWriter):
         self._table, self._writer = table, writer
@@ -196,17 +196,17 @@ class _MovingTable:
 
     def close(self) -> None:
         self._writer.close()
-        if not read_rows(self._table.path):  # the run ended before its first epoch did
+        if not read_rows(self._table.path):  # the run ended before its first epoch
             self._table.path.unlink(missing_ok=True)
 
 
 @dataclasses.dataclass(unsafe_hash=True)
 class WandB(LoggerCallback):
-    """Sends each epoch's values and the settings to Weights & Biases.
+    """A logger that sends each epoch's values and the settings to Weights & Biases.
 
     Attributes:
-        project: where the run is listed; None is W&B's own default.
-        settings: anything else for ``wandb.init``, such as ``{'mode': 'offline'}``.
+        project: the project of the run; None for W&B's default.
+        settings: further arguments of ``wandb.init``, such as ``{'mode': 'offline'}``.
 
     Raises:
         ConfigError: when training starts, if the package ``wandb`` is not installed.
@@ -216,23 +216,23 @@ class WandB(LoggerCallback):
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False)
 
     def find_place(self) -> None:
-        """Returns None: W&B says itself what it can't take."""
+        """Returns None: W&B checks its arguments itself."""
 
     def open(self, run: Run) -> Writer:
-        """Opens the writer, at ``run.step`` steps."""
+        """Returns a writer that starts at ``run.step`` steps."""
         writer = WandbWriter(self.project, **self.settings)
-        # A run that is named continues there, with the epochs that it has.
+        # A run that the user names continues in W&B, which has its epochs already.
         is_named = not self.settings.keys().isdisjoint(('id', 'resume'))
         return writer if is_named else _with_earlier(writer, run)
 
 
 @dataclasses.dataclass(unsafe_hash=True)
 class MLflow(LoggerCallback):
-    """Sends each epoch's values and the settings to MLflow.
+    """A logger that sends each epoch's values and the settings to MLflow.
 
     Attributes:
-        experiment: its name; None is MLflow's default.
-        tracking_uri: a server or a local store; None is what MLflow is set to.
+        experiment: the name of the experiment; None for MLflow's default.
+        tracking_uri: a server or a local store; None for MLflow's present setting.
 
     Raises:
         ConfigError: when training starts, if the package ``mlflow`` is not installed.
@@ -242,15 +242,15 @@ class MLflow(LoggerCallback):
     tracking_uri: str | None = None
 
     def find_place(self) -> None:
-        """Returns None: MLflow says itself what it can't take."""
+        """Returns None: MLflow checks its arguments itself."""
 
     def open(self, run: Run) -> Writer:
-        """Opens the writer, at ``run.step`` steps."""
+        """Returns a writer that starts at ``run.step`` steps."""
         return _with_earlier(MlflowWriter(self.experiment, self.tracking_uri), run)
 
 
 def _with_earlier(writer: WandbWriter | MlflowWriter, run: Run) -> Writer:
-    """Writes the epochs that a resumed run has recorded to a service's run, if that is new."""
+    """Writes the recorded epochs of a resumed run to a service's run if that is new."""
     if writer.is_ours:
         for step, values, _ in _earlier_epochs(run) or ():
             writer.write(step, values)
@@ -264,10 +264,11 @@ class _Epoch(NamedTuple):
 
 
 def _earlier_epochs(run: Run) -> list[_Epoch] | None:
-    """Returns what loggers were given for the epochs that a resumed run has recorded.
+    """Returns the values that loggers wrote for the recorded epochs of a resumed run.
 
-    All of it is written again, which makes up for what a kill, a deletion or another run took. None
-    where an older checkpoint does not hold it; then what is on disk is kept.
+    All of them are written again, which replaces values that were lost by a kill, a deletion or
+    another run. None if a checkpoint of an older version does not hold them; then the files on disk
+    are kept.
     """
     earlier = []
     for step, values, end in zip(
@@ -281,23 +282,23 @@ def _earlier_epochs(run: Run) -> list[_Epoch] | None:
 
 
 def _with_rate(rate: float | None, values: dict[str, float]) -> dict[str, float]:
-    """An epoch's values, with the learning rate unless the optimizer keeps its own."""
+    """Returns an epoch's values, with the learning rate unless the optimizer has its own."""
     return values if rate is None else values | {'learning_rate': rate}
 
 
 class LearningRateMonitor(BuiltInCallback):
-    """Records the learning rate of each epoch's last step as ``history['learning_rate']``.
+    """A callback that records each epoch's last learning rate as ``history['learning_rate']``.
 
     Warns:
-        ThinkMLWarning: when training starts, if the optimizer does not tell its rate.
+        ThinkMLWarning: when training starts, if the optimizer does not expose its rate.
     """
 
     def on_train_start(self, run: Run) -> None:
         if run.learning_rate is None:
             warn_user(
-                "callbacks: 'lr_monitor' records nothing, as the optimizer has its learning rate "
-                'built in. Pass a name, a function learning_rate -> transformation, or one made '
-                'with optax.inject_hyperparams.'
+                "callbacks: 'lr_monitor' records nothing, since the optimizer has its learning "
+                'rate built in. Pass a name, a function learning_rate -> transformation, or one '
+                'made with optax.inject_hyperparams.'
             )
 
     def on_epoch_end(self, run: Run) -> None:

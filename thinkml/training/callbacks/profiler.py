@@ -1,4 +1,4 @@
-"""Profiler: a trace of some steps, for TensorBoard's profile page or Perfetto."""
+"""Profiler: a trace of some steps for TensorBoard's profile page or Perfetto."""
 
 import dataclasses
 from pathlib import Path
@@ -15,14 +15,14 @@ from thinkml.training.run import Run
 
 @dataclasses.dataclass(unsafe_hash=True)
 class Profiler(BuiltInCallback):
-    """Traces one dispatch of steps with JAX's profiler.
+    """A callback that traces one dispatch of steps with JAX's profiler.
 
-    The first dispatches compile; the trace is of the one after ``skip`` of them. Look at it with
+    The first dispatches compile, so ``skip`` of them are not traced. View the trace with
     ``tensorboard --logdir logs`` (its profile plugin), or in https://ui.perfetto.dev.
 
     Attributes:
-        directory: where to.
-        skip: dispatches before it.
+        directory: the directory of the trace.
+        skip: the number of dispatches before the traced one.
 
     Raises:
         ConfigError: for impossible settings.
@@ -41,7 +41,7 @@ class Profiler(BuiltInCallback):
             )
 
     def check(self, metric_names: tuple[str, ...]) -> None:
-        """Raises a `ConfigError` if the directory can't be one."""
+        """Raises a `ConfigError` if the path can't be a directory."""
         local_directory(self.directory)
 
     def on_train_start(self, run: Run) -> None:
@@ -60,9 +60,9 @@ class Profiler(BuiltInCallback):
             self._stop()
         if self._dispatches <= self.skip:
             warn_user(
-                f'callbacks: the profiler has no trace, as the run ended after {self._dispatches} '
-                f'dispatches and it skips {self.skip}. Pass Profiler(skip=0), or train with '
-                'steps_per_dispatch=1.'
+                'callbacks: the profiler has no trace, since the run ended after '
+                f'{self._dispatches} dispatches and it skips {self.skip}. Pass Profiler(skip=0), '
+                'or train with steps_per_dispatch=1.'
             )
 
     def _trace_if_due(self) -> None:
@@ -74,6 +74,6 @@ class Profiler(BuiltInCallback):
         self._is_tracing = False
         try:
             jax.profiler.stop_trace()
-        except (OSError, RuntimeError) as error:  # JAX's own is a RuntimeError
-            profiler._profile_state.reset()  # which stop_trace does only if it succeeds
+        except (OSError, RuntimeError) as error:  # JAX raises a RuntimeError
+            profiler._profile_state.reset()  # stop_trace resets it only if it succeeds
             warn_user(f'callbacks: the profiler could not write its trace ({error}).')
