@@ -141,7 +141,7 @@ def _find_step(checkpointer: Checkpointer, which: Which) -> int:
     return int(which)
 
 
-def _make_record(metadata: dict[str, Any], step_loss: jax.Array) -> ModelRecord:
+def _make_record(metadata: dict[str, Any], step_loss: np.ndarray | None) -> ModelRecord:
     """Returns the record of the weights; checkpoints of older versions have no task."""
     record = decode(metadata.get('model', {}))
     task, inputs = record.get('task'), record.get('input_spec')

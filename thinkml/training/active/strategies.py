@@ -8,7 +8,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from numpy.typing import ArrayLike
 
 from thinkml.core.active.acquisition import (
     log_bald,
@@ -266,7 +265,7 @@ def select_typical(
     )
 
 
-def _custom_strategy(function: Callable[..., ArrayLike]) -> Strategy:
+def _custom_strategy(function: Callable[..., Any]) -> Strategy:
     names = [
         name
         for name, parameter in inspect.signature(function).parameters.items()
