@@ -57,13 +57,13 @@ TRAIN_ARGUMENTS = {
 }
 
 
-def suggest_setting(name: str, known: list[str]) -> str:
+def suggest_setting(name: str, names: list[str]) -> str:
     """Returns a sentence with the setting that an unknown name may stand for."""
     if name in NAMES_ELSEWHERE:
         return f' Here it is {NAMES_ELSEWHERE[name]}.'
     if name in TRAIN_ARGUMENTS:
         return f' It is an argument of train: train(..., {TRAIN_ARGUMENTS[name]}=...).'
-    return did_you_mean(name, known)
+    return did_you_mean(name, names)
 
 
 def setting_problems(settings: dict[str, Any], defaults: dict[str, Any]) -> list[str]:

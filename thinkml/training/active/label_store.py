@@ -34,7 +34,7 @@ class LabelStore:
         labels: the label of each row that has one, in the order they were added.
         skipped: the rows that will not be queried again.
         history: the queries.
-        num_changes: how often labels were added, changed or removed.
+        num_changes: the number of times that labels were added, changed or removed.
     """
 
     def __init__(self, num_rows: int):

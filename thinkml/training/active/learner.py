@@ -34,14 +34,14 @@ from thinkml.typing import Inputs, Labels, Model
 class ActiveLearner:
     """A learner that chooses which rows to label next, and trains a model on the labels.
 
-    `train` runs a number of iterations, with labels that are known (an experiment) or from a
+    `train` runs a number of iterations. The labels are passed (an experiment) or come from a
     function. `start`, `query`, `teach` and `skip` do the same step by step, over days if needed.
     After `save`, every label is written to disk at once; `load` continues a saved session.
 
     Args:
         model: as in `ModelTrainer.train`, trained in place; or a list of models with different
             initial weights, an ensemble, which predicts by its mean.
-        strategy: how rows are chosen: a name, a `DiverseBatches` or a function. By the model's
+        strategy: the rule to choose rows: a name, a `DiverseBatches` or a function. By the model's
             uncertainty: ``'uncertainty'`` (least confident), ``'margin'``, ``'entropy'``. By how
             passes with dropout, or the models of an ensemble, differ: ``'bald'``,
             ``'variation_ratio'``, and for regression ``'variance'``. By the gradient that a label

@@ -55,7 +55,7 @@ _METRICS = {
 
 @dataclasses.dataclass(frozen=True)
 class RetrainingSettings:
-    """Settings of how models are trained, see `ActiveLearner`."""
+    """Settings of training, see `ActiveLearner`."""
 
     config: TrainingConfig
     classes: Sequence[Any] | None
@@ -70,7 +70,7 @@ class Retraining:
 
     Args:
         models: the user's objects.
-        settings: how they are trained.
+        settings: the settings of training.
         pool: the rows.
         X_val: see `ActiveLearner.train`.
         y_val: see `ActiveLearner.train`.

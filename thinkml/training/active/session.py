@@ -21,7 +21,7 @@ from thinkml.typing import Labels
 
 @dataclasses.dataclass(frozen=True)
 class QuerySettings:
-    """Settings of how rows are chosen, see `ActiveLearner`."""
+    """Settings of queries, see `ActiveLearner`."""
 
     strategy: Strategy
     stopping: StoppingRules
@@ -35,7 +35,7 @@ class Session:
     Args:
         pool: the rows.
         retraining: the models and how they are trained.
-        settings: how rows are chosen.
+        settings: the settings of queries.
 
     Attributes:
         pool: as passed.
