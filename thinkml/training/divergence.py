@@ -64,7 +64,7 @@ def likely_causes(losses: np.ndarray, gradient_was_bad: bool, precision: str) ->
             'the learning_rate, or set gradient_clip_norm=1.0.'
         )
     if len(losses) == 1:
-        so_far, remedy = 'No step was done before', ''
+        so_far, remedy = 'No step was taken before', ''
     else:
         so_far, remedy = 'The step before was finite', 'lower the learning_rate, '
     if precision != 'float32':
