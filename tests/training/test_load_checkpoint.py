@@ -1,4 +1,4 @@
-"""Weights of checkpoints, put into models; runs that were stopped, continued."""
+"""Loading the weights of checkpoints into models, and continuing runs that were stopped."""
 
 import jax
 import numpy as np
@@ -35,7 +35,7 @@ def train(model, directory, *callbacks, resume=False, keep=9, **settings):
 
 
 class Watches:
-    """Keeps what the model predicts after each epoch, by the steps done."""
+    """A callback that keeps the model's predictions after each epoch, by step."""
 
     def __init__(self):
         self.shares = {}
@@ -159,12 +159,12 @@ def test_a_run_that_was_stopped_is_continued_on_request(tmp_path, run):
     _, shares, *_ = run
     model, watches = net(), Watches()
     assert train(model, tmp_path, stops).epochs == 2
-    assert train(net(), tmp_path, stops, resume=True).epochs == 2  # it has ended
+    assert train(net(), tmp_path, stops, resume=True).epochs == 2  # the run has ended
     history = train(net(), tmp_path, watches, resume='continue')
     assert history.epochs == 4 and sorted(watches.shares) == sorted(shares)[2:]
     for step, share in watches.shares.items():
         np.testing.assert_array_equal(share, shares[step])
-    assert train(net(), tmp_path, resume='continue').epochs == 4  # nothing is left
+    assert train(net(), tmp_path, resume='continue').epochs == 4  # no epochs are left
 
 
 def test_early_stopping_waits_anew_and_a_kill_in_between_changes_nothing(tmp_path):
@@ -176,7 +176,7 @@ def test_early_stopping_waits_anew_and_a_kill_in_between_changes_nothing(tmp_pat
     for resume in (False, True, 'continue'):
         history = train(net(), tmp_path, resume=resume, **settings)
         ends.append(history.epochs)
-    # The first epoch is an improvement on nothing.
+    # The first epoch counts as an improvement.
     assert ends == [3, 3, 5]
     assert [epoch for epoch, text in history.events if 'early stopping' in text] == [3, 5]
 

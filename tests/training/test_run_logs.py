@@ -1,4 +1,4 @@
-"""Curves and tables: each run writes its own, whole, however often it is stopped."""
+"""Loggers: each run writes complete curves and tables, however often it is stopped."""
 
 import csv
 import shutil
@@ -50,7 +50,7 @@ def table(path):
 
 
 def points(directory, wall_time=False):
-    """The curves that TensorBoard shows."""
+    """Returns the curves that TensorBoard shows."""
     shown = {}
     for name in ('train', 'validation'):
         accumulator = EventAccumulator(str(directory / name)).Reload()
@@ -64,7 +64,7 @@ def points(directory, wall_time=False):
 
 
 class Crash:
-    """Ends a run as a failure does, after so many steps."""
+    """A callback that fails after a number of steps."""
 
     def __init__(self, step):
         self.step = step
@@ -81,14 +81,14 @@ def crashed(step, checkpoint_dir, **settings):
 
 @pytest.fixture
 def logs(tmp_path, monkeypatch):
-    """The folder of the logs, of runs that begin in an empty one."""
+    """Changes to an empty directory, and returns the directory of the logs."""
     monkeypatch.chdir(tmp_path)
     return tmp_path / 'logs'
 
 
 @pytest.fixture(scope='module')
 def uninterrupted(tmp_path_factory):
-    """The table and the curves of a run that was not stopped."""
+    """Returns the table and the curves of a run that was not stopped."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp('whole'))
         train('checkpoints', epochs=4)
@@ -96,7 +96,7 @@ def uninterrupted(tmp_path_factory):
 
 
 def quick():
-    """Another run that shares the logs, with checkpoints of its own."""
+    """Trains another run that shares the logs but not the checkpoints."""
     return train('quick', epochs=1, seed=7)
 
 
@@ -127,7 +127,7 @@ def test_each_run_of_one_directory_of_checkpoints_has_its_own(logs, uninterrupte
 def test_what_was_deleted_in_between_is_filled_in(logs, uninterrupted, is_followed):
     crashed(10, 'checkpoints', epochs=4)
     shutil.rmtree(logs)
-    if is_followed:  # it gets the names that the first one had
+    if is_followed:  # it gets the names of the first one
         quick()
     train('checkpoints', epochs=4, resume=True)
     run = logs / ('run-2' if is_followed else 'run-1')
@@ -139,7 +139,7 @@ def test_what_was_deleted_in_between_is_filled_in(logs, uninterrupted, is_follow
 def test_a_table_of_longer_epochs_is_not_taken_for_ones_own(logs, uninterrupted):
     crashed(10, 'checkpoints', epochs=4)
     shutil.rmtree(logs)
-    train('other', epochs=1, batch_size=2)  # its one row is of a later step
+    train('other', epochs=1, batch_size=2)  # its only row is of a later step
     train('checkpoints', epochs=4, resume=True)
     assert [row['step'] for row in table(logs / 'history-1.csv')] == ['40']
     assert table(logs / 'history.csv') == uninterrupted[0]
@@ -191,7 +191,7 @@ def test_points_that_a_kill_took_are_filled_in(logs, uninterrupted):
     crashed(10, 'checkpoints', epochs=4)
     before = points(logs / 'run-1', wall_time=True)['train', 'loss']
     for path in (*logs.rglob('*.tfevents.*'), logs / 'history.csv'):
-        path.write_bytes(path.read_bytes()[:150])  # what had got to the disk
+        path.write_bytes(path.read_bytes()[:150])  # the part that was written to disk
     train('checkpoints', epochs=4, resume=True)
     assert (table(logs / 'history.csv'), points(logs / 'run-1')) == uninterrupted
     after = points(logs / 'run-1', wall_time=True)['train', 'loss']
@@ -202,7 +202,7 @@ def test_points_that_a_kill_took_are_filled_in(logs, uninterrupted):
 
 @pytest.mark.parametrize('is_active', [False, True])
 def test_a_service_gets_the_epochs_before_in_a_new_run(logs, is_active, monkeypatch):
-    """A run that is active already has them."""
+    """A run that is active already has the epochs."""
     sent = []
 
     class Service:
@@ -247,7 +247,7 @@ def test_each_epoch_is_in_the_files_when_it_has_ended(logs):
 
 
 class Meanwhile:
-    """Trains something else while a run is in progress, and records a value from then on."""
+    """A callback that trains another run meanwhile, and records a value from then on."""
 
     def on_epoch_end(self, run):
         if run.epoch == 2:
@@ -266,7 +266,7 @@ def test_runs_at_once_do_not_mix(logs, uninterrupted):
 
 
 def test_a_table_may_be_in_the_directory_of_its_run(logs, uninterrupted):
-    """Which is locked while the run is trained."""
+    """The checkpoint directory is locked while the run is trained."""
     table_of_run = [CSVLogger('checkpoints/run-1/history.csv')]
     train('checkpoints', epochs=2)
     train('checkpoints/run-1', epochs=4, resume=True, callbacks=table_of_run)
@@ -289,7 +289,7 @@ def test_a_new_run_leaves_the_tables_of_earlier_ones(logs):
     assert found == {'history-1.csv': 1, 'history-2.csv': 2, 'history.csv': 3}
     with pytest.raises(RuntimeError, match='crash'):
         train(callbacks=[Crash(1)], steps_per_dispatch=1)
-    assert not (logs / 'history.csv').exists()  # it ended before it had a row
+    assert not (logs / 'history.csv').exists()  # the run ended before its first row
 
 
 def test_each_training_of_active_and_transfer_learning_has_its_own(logs):
@@ -305,7 +305,7 @@ def test_each_training_of_active_and_transfer_learning_has_its_own(logs):
 
 
 def test_checkpoints_from_before_runs_knew_their_logs(logs, uninterrupted, monkeypatch):
-    """They continue the newest ones, and lose nothing that is there."""
+    """They continue the newest logs, and lose none of their values."""
     new = Checkpoints._metadata_of
 
     def old(self, run):
@@ -319,7 +319,7 @@ def test_checkpoints_from_before_runs_knew_their_logs(logs, uninterrupted, monke
     assert (table(logs / 'history.csv'), points(logs / 'run-1')) == uninterrupted
 
 
-# --- what can't be written ----------------------------------------------------------------------
+# --- unwritable paths ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""A run is resumed with the functions and the monitors it was begun with, whatever their names."""
+"""A resumed run must have the functions and monitors that it was started with."""
 
 import functools
 import json
@@ -44,7 +44,7 @@ def make_loss(scale=1.0, weights=(1.0, 2.0, 1.0)):
 
 
 def make_loss_of_gradient(factor):
-    """Losses of the same values, with gradients that differ."""
+    """Returns losses of the same values with different gradients."""
 
     @jax.custom_vjp
     def scaled(x):
@@ -83,7 +83,7 @@ def make_clu_metric(factor=1.0):
 
 
 class Noise:
-    """An augmentation whose repr says nothing of its settings."""
+    """An augmentation whose repr does not show its settings."""
 
     def __init__(self, size=0.1):
         self.size = size
@@ -120,7 +120,7 @@ def train(directory, *, resume=False, arguments=None, checkpoint=None, **setting
 
 @pytest.fixture(scope='module')
 def begun(tmp_path_factory):
-    """A run with functions of the user's in every argument."""
+    """Trains a run with custom functions in every argument."""
     directory = tmp_path_factory.mktemp('begun')
     train(directory, arguments=asked(), learning_rate=make_rate(), optimizer=make_optimizer())
     return directory
@@ -335,7 +335,7 @@ def test_what_thinkml_names_has_no_digest():
 
 
 def print_digests():
-    """In a process of its own."""
+    """Prints digests; a test calls it in other processes."""
     print(json.dumps(digests(**asked(), learning_rate=make_rate(), optimizer=make_optimizer())))
 
 

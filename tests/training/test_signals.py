@@ -24,7 +24,7 @@ from thinkml.training.signals import catch_signals
 
 @pytest.fixture
 def terminated():
-    """A handler of the user's own for SIGTERM, which notes what it finds."""
+    """Installs a custom handler of SIGTERM, which records what it finds."""
     found = []
     before = signal.signal(signal.SIGTERM, lambda number, frame: found.append(number))
     yield found
@@ -57,7 +57,7 @@ def test_sigterm_saves_at_the_next_border_and_reaches_the_users_handler(
 ):
     settings = {'steps_per_dispatch': 1, 'epochs': 2, 'checkpoint': {'every_epochs': 9}}
     stopped = run(tmp_path, callbacks=[Sends(signal.SIGTERM, at)], **settings)
-    step = 1 if at == 'start' else at  # what compiles is not cut short
+    step = 1 if at == 'start' else at  # compilation is not interrupted
     assert terminated == [signal.SIGTERM]
     assert stopped.history.interrupted and stopped.history.steps == step
     told = capsys.readouterr().err
@@ -161,7 +161,7 @@ def test_a_process_that_is_told_to_end_saves_says_where_and_ends(tmp_path):
     with worker(tmp_path) as process:
         first = process.stdout.readline()
         process.terminate()
-        # Not `communicate`, which does not give what `readline` has read beyond its line.
+        # Not `communicate`, which does not return what `readline` has read beyond its line.
         told, errors = process.stdout.read(), process.stderr.read()
     assert process.returncode == -signal.SIGTERM, errors
     last = int((first + told).split()[-1])
@@ -181,7 +181,7 @@ def test_without_checkpoints_sigterm_is_what_it_was():
 
 
 class CtrlC:
-    """Sends Ctrl-C in one of the hooks, as often as asked."""
+    """A callback that sends Ctrl-C in one of the hooks, a number of times."""
 
     def __init__(self, hook, times):
         self.hook, self.times = hook, times

@@ -1,4 +1,4 @@
-"""TransferLearner: what is frozen, what is trained, what a model is taken for."""
+"""TransferLearner: which layers are frozen or trained, and the role of the passed model."""
 
 import dataclasses
 import functools
@@ -62,7 +62,7 @@ class Block(nnx.Module):
 
 
 class Small(nnx.Module):
-    """Four convolutions; features where there are no classes."""
+    """Four convolutions; returns features if there are no classes."""
 
     def __init__(self, num_classes=None, seed=0):
         rngs = nnx.Rngs(seed)
@@ -82,7 +82,7 @@ NAMES = ['blocks.0.conv', 'blocks.1.conv', 'blocks.2.conv', 'last.conv']
 
 
 def base(seed=0):
-    """One whose statistics are not the initial ones."""
+    """Returns a base whose BatchNorm statistics are not the initial ones."""
     return nnx.clone(_base(seed))
 
 
@@ -104,7 +104,7 @@ def arrays_of(model):
 
 
 def moved(before, after):
-    """The modules whose arrays have changed."""
+    """Returns the modules whose arrays have changed."""
     before, after = arrays_of(before), arrays_of(after)
     return {name.rsplit('.', 1)[0] for name in before if (before[name] != after[name]).any()}
 
@@ -163,7 +163,7 @@ def test_what_is_frozen_stays_bit_for_bit_and_the_rest_moves(layers, expected):
     assert isinstance(model, TransferModel)
     of_layers = {name.removesuffix('conv') + part for name in expected for part in ('conv', 'norm')}
     assert moved(before, model.base) == of_layers
-    assert moved(before, base()) == set()  # the caller's own
+    assert moved(before, base()) == set()  # the user's object
     table = learner.summary()
     assert table['layer'] == [f'base.{name}' for name in NAMES] + ['head']
     assert [row['layer'] for row in table.rows if row['trained'] == 'yes'] == [
@@ -223,7 +223,7 @@ def test_the_compiled_step_has_no_gradient_of_frozen_convolutions(layers, expect
     batch = Batch(jnp.asarray(X[:32]), jnp.asarray(Y[:32]), jnp.ones(32))
     program = jax.jit(step).lower(state, batch).compile().as_text()
     make_train_step.cache_clear()
-    # Four forward; of each trained one the kernel's gradient, and all but the first one's input's.
+    # Four forward; a kernel gradient for each trained one, and input gradients except the first's.
     assert len(re.findall(r' = \S+ convolution\(', program)) == expected
     num_trained = sum(leaf.size for leaf in jax.tree.leaves(functional.params))
     moments = sum(leaf.size for leaf in jax.tree.leaves(state.opt_state) if leaf.ndim)
@@ -532,7 +532,7 @@ def test_features_of_a_whole_model_are_kept_where_its_head_is_a_dense_layer(monk
 
 
 class Squeezed(Small):
-    """Its last layer is not the last thing that is done."""
+    """A model whose last layer is not its last operation."""
 
     def __init__(self):
         super().__init__(1, seed=4)
@@ -569,7 +569,7 @@ def test_features_are_not_kept_where_there_is_dropout_before_the_head(monkeypatc
 
 
 class Flat(nnx.Module):
-    """Shares nothing with the others."""
+    """A model that shares no tensors with the others."""
 
     def __init__(self, seed=0):
         rngs = nnx.Rngs(seed)
@@ -620,7 +620,7 @@ def test_a_model_that_may_be_either_needs_a_role():
 
 
 class Traced(Flat):
-    """Can't be computed: only shapes go through it."""
+    """A model that can't be computed, only traced."""
 
     def __call__(self, x):
         assert isinstance(x, jax.core.Tracer)

@@ -1,4 +1,4 @@
-"""Teaches label after label, and tells each once it is on disk. It is killed on the way."""
+"""Adds labels one by one, and prints each once it is on disk. The test kills this process."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Learning curves of what was recorded."""
+"""Learning curves of recorded queries."""
 
 import json
 

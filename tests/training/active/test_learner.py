@@ -1,4 +1,4 @@
-"""ActiveLearner: who is asked for what, and what becomes of the answers."""
+"""ActiveLearner: which rows are queried, and how labels are stored and learned."""
 
 import dataclasses
 import signal
@@ -187,13 +187,13 @@ def test_labels_in_an_array_with_room_are_learned_as_in_one_of_their_size():
     config = dataclasses.replace(CONFIG, validation_split=0.2)
     expected = ModelTrainer(config).train(model, X[LABELED], Y[LABELED], progress=False)
     for name, values in dict(record_of(learner.model).runs[-1]).items():
-        # Evaluation is another program for another room, which rounds sums otherwise.
+        # Evaluation of another padded size is another program, which rounds sums differently.
         tolerance = 1e-6 if name.startswith('val_') else 0
         np.testing.assert_allclose(values, expected[name], rtol=tolerance, err_msg=name)
     np.testing.assert_array_equal(predict_proba(learner.model, X), predict_proba(model, X))
 
 
-# --- who labels ---------------------------------------------------------------------------------
+# --- labels ---------------------------------------------------------------------------------
 
 
 def test_an_oracle_is_asked_and_may_abstain():
@@ -347,7 +347,7 @@ def test_a_label_that_is_corrected_does_not_change_what_was_measured():
 
 
 class CtrlC(Callback):
-    """Comes in the last epoch of one training."""
+    """Raises Ctrl-C in the last epoch of one training."""
 
     def __init__(self, training):
         self.left = CONFIG.epochs * training
@@ -383,7 +383,7 @@ def test_ctrl_c_while_callbacks_end_ends_all_of_it():
     assert len(trainings) == 2 and len(learner.labels) == 8
 
 
-# --- beginnings and ends ------------------------------------------------------------------------
+# --- start and end ------------------------------------------------------------------------------
 
 
 def test_a_cold_start_asks_for_typical_rows_until_there_are_classes():
@@ -430,7 +430,7 @@ def test_typical_rows_come_from_different_clusters():
         learner = learner_of('margin', seed=seed)
         learner.start(blobs)
         found.append(len(set(learner.query(5) // 40)))
-    assert np.mean(found) >= 4.5  # by chance 3.4, with a standard error of 0.3
+    assert np.mean(found) >= 4.5  # at random 3.4, with a standard error of 0.3
 
 
 def test_a_cold_start_without_features_is_random():
@@ -583,7 +583,7 @@ def test_passes_with_dropout_keep_to_the_statistics():
     draws = draws.reshape(20, 400, 3)
     assert draws.std(axis=1).min() > 0.01
     alone = predict_outputs(WithDropout(model, 400, jax.random.key(0)), X[:1]).reshape(400, 3)
-    np.testing.assert_allclose(alone, draws[0], atol=1e-5)  # no statistics of the batch
+    np.testing.assert_allclose(alone, draws[0], atol=1e-5)  # no batch statistics
     model.eval()
     np.testing.assert_allclose(draws.mean(axis=1), model(X[:20]), atol=0.2)
 
@@ -604,7 +604,7 @@ def test_several_labels_a_row():
 
 
 def sure_learner(strategy, kernels, y):
-    """Models whose outputs are the one column times their kernels, and a pool of sure rows."""
+    """Returns models that multiply the one column by their kernels, and a pool of certain rows."""
     models = [nnx.Linear(1, len(kernel), use_bias=False, rngs=nnx.Rngs(0)) for kernel in kernels]
     for model, kernel in zip(models, kernels, strict=True):
         model.kernel[...] = jnp.array([kernel])
@@ -872,7 +872,7 @@ def test_a_label_must_be_like_those_before_also_at_a_cold_start(wrong):
     with pytest.raises(DataError, match=r'^y: '):
         learner.teach([1], [wrong])
     assert learner.labels == {0: 'a'}
-    learner.update_label(0, wrong)  # all of them may change
+    learner.update_label(0, wrong)  # all labels may change
     learner.start(X[POOL], X[LABELED], np.array(['a', 'b', 'c'])[Y[LABELED]])
     with pytest.raises(DataError, match=r'^y: '):
         learner.teach([1], [wrong])
@@ -896,7 +896,7 @@ def test_there_must_be_a_pool_first():
         learner_of().train(X[LABELED], Y[LABELED])
 
 
-# --- labels in other shapes, and none ---------------------------------------------------------
+# --- labels in other shapes, or missing --------------------------------------------------------
 
 
 @pytest.mark.parametrize(

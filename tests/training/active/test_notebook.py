@@ -1,4 +1,4 @@
-"""Labels given by clicks."""
+"""The labelling widget for notebooks."""
 
 import numpy as np
 import pytest

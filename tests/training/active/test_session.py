@@ -137,7 +137,7 @@ def test_one_process_at_a_time_and_no_overwriting(tmp_path):
         loaded(tmp_path / 'nothing')
 
 
-# --- what may happen to a file ------------------------------------------------------------------
+# --- damaged and missing files ------------------------------------------------------------------
 
 
 def saved(path, learner=None):
@@ -149,7 +149,7 @@ def saved(path, learner=None):
 
 @pytest.fixture
 def almost_full():
-    """Limits the size of files, as a disk that gets full does: the last write takes a part."""
+    """Limits the size of files like a full disk: the last write is incomplete."""
     resource = pytest.importorskip('resource')
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
@@ -270,14 +270,14 @@ def test_a_killed_process_has_lost_no_label(seconds, tmp_path):
     assert process.returncode == -signal.SIGKILL
     learner = ActiveLearner(mlp(6, 3), 'random', config=CONFIG)
     learner.load(path, X[POOL])
-    # A line that was cut off is one whose end did not get through the pipe.
+    # The end of an incomplete line did not get through the pipe.
     whole = [line.split() for line in told if line.endswith('\n')]
     assert len(whole) >= 5
     assert {int(row): int(label) for row, label in whole}.items() <= learner.labels.items()
 
 
 def test_a_session_with_a_label_in_a_column_can_be_loaded(tmp_path):
-    """As an older ThinkML stored what `y[[6], None]` gives, beside labels of other calls."""
+    """Older versions stored the labels of `y[[6], None]` like this, beside those of other calls."""
     learner = taught(tmp_path / 'session', rounds=0)
     learner._session.store.record({'event': 'teach', 'indices': [0, 1], 'labels': [[1], 0]})
     learner.close()
