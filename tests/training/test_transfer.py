@@ -703,7 +703,11 @@ def test_settings_are_checked(options, match):
 @pytest.mark.parametrize(
     ('arguments', 'error', 'match'),
     [
-        ({'layers': ['block.*']}, ConfigError, r"got 'block.\*', which matches none of .* last.conv"),
+        (
+            {'layers': ['block.*']},
+            ConfigError,
+            r"got 'block.\*', which matches none of .*last.conv",
+        ),
         ({'of': 'resnet51'}, ConfigError, "base_model: got 'resnet51'.*Did you mean 'resnet50'"),
         ({'of': 'mlp'}, ConfigError, "no pretrained weights of 'mlp'"),
         ({'of': lambda x: x}, ModelTypeError, 'base_model: got a function'),

@@ -139,12 +139,12 @@ class TrainingConfig:
 
     @property
     def max_seconds(self) -> float | None:
-        """``max_time`` in seconds."""
+        """Returns ``max_time`` in seconds."""
         return None if self.max_time is None else seconds_of(self.max_time)
 
     @property
     def held_out(self) -> tuple[Literal['random', 'last'], float]:
-        """``validation_split`` as ``('random' or 'last', fraction)``."""
+        """Returns ``validation_split`` as ``('random' or 'last', fraction)``."""
         split = self.validation_split
         if split == 'last':
             return 'last', _LAST_FRACTION

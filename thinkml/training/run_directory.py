@@ -100,7 +100,7 @@ class RunTable:
 
     @property
     def path(self) -> Path:
-        """The present path of the table."""
+        """Returns the present path of the table."""
         moved = self._path.with_name(self.name)
         return moved if moved.exists() else self._path
 

@@ -46,7 +46,6 @@ from thinkml.training.run_checkpoints import Checkpoints
 from thinkml.training.run_settings import describe_run, run_settings
 from thinkml.training.run_warnings import warn_of_monitors
 from thinkml.training.same_run import check_same_run, monitored_metrics
-from thinkml.training.signals import Signals, noted_signals
 from thinkml.training.signals import Signals, catch_signals
 from thinkml.training.train_loop import Training, fit, note_interrupt
 from thinkml.training.training_data import Examples, TrainRequest

@@ -146,8 +146,7 @@ class ActiveHistory(Sequence[ActiveQuery]):
             path: a file to save the figure to; None saves nothing.
 
         Raises:
-            DataError: if nothing was trained yet, or the histories have no number of labels in
-                common.
+            DataError: if nothing was trained yet, or the histories share no point.
             ConfigError: for a metric that was not recorded.
         """
         from thinkml.training.active.learning_curve import draw_learning_curves

@@ -52,18 +52,18 @@ class LabelStore:
 
     @property
     def num_queries(self) -> int:
-        """The number of queries so far."""
+        """Returns the number of queries so far."""
         return len(self.history)
 
     @property
     def waiting(self) -> np.ndarray:
-        """The queried rows that have no label and were not skipped."""
+        """Returns the queried rows that have no label and were not skipped."""
         queried = list(self._query_by_row)  # a copy, since other threads may add queries
         return np.array([row for row in queried if not self._is_answered(row)], np.int64)
 
     @property
     def available(self) -> np.ndarray:
-        """True for each row that can still be queried, bool ``[rows]``."""
+        """Returns a mask of the rows that can still be queried, bool ``[rows]``."""
         available = np.ones(self._num_rows, bool)
         for rows in (self.labels, self.skipped, self._query_by_row):
             available[list(rows)] = False

@@ -172,7 +172,7 @@ class ActiveLearner:
 
     @property
     def history(self) -> ActiveHistory:
-        """The queries, and the metrics after each.
+        """Returns the queries, and the metrics after each.
 
         Raises:
             DataError: before `start`.
@@ -181,7 +181,7 @@ class ActiveLearner:
 
     @property
     def labels(self) -> dict[int, Any]:
-        """The labels that were added, by row of the pool, in the order they were added.
+        """Returns the labels that were added, by row of the pool, in the order they were added.
 
         Raises:
             DataError: before `start`.
@@ -190,7 +190,7 @@ class ActiveLearner:
 
     @property
     def waiting(self) -> np.ndarray:
-        """The queried rows that have no label yet and were not skipped.
+        """Returns the queried rows that have no label yet and were not skipped.
 
         Raises:
             DataError: before `start`.

@@ -26,7 +26,7 @@ def draw_learning_curves(
     """Draws a line for each name: the mean of its curves, with their 95 % interval.
 
     Raises:
-        DataError: if the curves of a name have no number of labels in common.
+        DataError: if the curves of a name share no point.
     """
     from matplotlib.ticker import MaxNLocator
 
@@ -61,7 +61,7 @@ def mean_curve(repeats: Sequence[Curve]) -> tuple[np.ndarray, np.ndarray, np.nda
     The interval is that of Student's t; it is None for one curve.
 
     Raises:
-        DataError: if the curves have no number of labels in common.
+        DataError: if the curves share no point.
     """
     from scipy.special import stdtrit
 

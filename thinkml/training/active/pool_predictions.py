@@ -45,7 +45,7 @@ class PoolPredictions:
 
     @functools.cached_property
     def outputs(self) -> np.ndarray:
-        """The raw outputs of each model, ``[models, rows, outputs]``.
+        """Returns the raw outputs of each model, ``[models, rows, outputs]``.
 
         Raises:
             DataError: if they are not finite.
@@ -62,12 +62,12 @@ class PoolPredictions:
 
     @property
     def features(self) -> np.ndarray:
-        """The inputs of the last layer of the (first) model, ``[rows, features]``."""
+        """Returns the inputs of the last layer of the (first) model, ``[rows, features]``."""
         return self._outputs_and_features[:, self.num_outputs :]
 
     @functools.cached_property
     def has_features(self) -> bool:
-        """True if the (first) model has features."""
+        """Returns True if the (first) model has features."""
         try:
             self.check_features()
         except ModelTypeError:
@@ -94,12 +94,12 @@ class PoolPredictions:
 
     @functools.cached_property
     def num_outputs(self) -> int:
-        """The number of outputs of a model for a row."""
+        """Returns the number of outputs of a model for a row."""
         return num_outputs(self.models[0], self.rows.spec, 'X_unlabeled')
 
     @property
     def _reused_outputs(self) -> np.ndarray:
-        """The outputs, from the pass that computed the features if there was one."""
+        """Returns the outputs, from the pass that computed the features if there was one."""
         is_computed = '_outputs_and_features' in vars(self) and len(self.models) == 1
         if not is_computed:
             return self.outputs
@@ -107,20 +107,20 @@ class PoolPredictions:
 
     @functools.cached_property
     def probabilities(self) -> np.ndarray:
-        """The mean of the models' class probabilities, ``[rows, classes]``."""
+        """Returns the mean of the models' class probabilities, ``[rows, classes]``."""
         assert self.task is not None
         return mean_probabilities(self._reused_outputs, self.task)
 
     @functools.cached_property
     def log_probabilities(self) -> np.ndarray:
-        """The logarithms of the mean probabilities, in the layout of `log_probabilities`."""
+        """Returns logarithms of the mean probabilities, in the layout of `log_probabilities`."""
         assert self.task is not None
         per_model = [log_probabilities(outputs, self.task) for outputs in self._reused_outputs]
         return np.logaddexp.reduce(per_model) - np.log(len(per_model))
 
     @property
     def predictions(self) -> np.ndarray:
-        """The predicted labels or numbers, ``[rows, ...]``."""
+        """Returns the predicted labels or numbers, ``[rows, ...]``."""
         assert self.task is not None
         return mean_predictions(self.outputs, self.task)
 

@@ -136,7 +136,7 @@ class Retraining:
 
     @property
     def weights_hash(self) -> str:
-        """The hash of the initial weights."""
+        """Returns the hash of the initial weights."""
         digest = hashlib.sha256()
         for initial in self._initial:
             for leaf in jax.tree.leaves(initial.arrays):
@@ -145,12 +145,12 @@ class Retraining:
 
     @property
     def has_validation(self) -> bool:
-        """True if there is validation data."""
+        """Returns True if there is validation data."""
         return self._validation is not None
 
     @property
     def metric(self) -> str | None:
-        """The validation metric that is to improve; None without validation data or task."""
+        """Returns the validation metric that is to improve; None if there is none yet."""
         if self._validation is None or self.task is None:
             return None
         return f'val_{metric_name(self._metrics(self.task)[0])}'

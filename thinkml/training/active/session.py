@@ -79,7 +79,7 @@ class Session:
 
     @property
     def num_labels(self) -> int:
-        """The number of initial plus added labels."""
+        """Returns the number of initial plus added labels."""
         initial = self.pool.initial_labels
         return len(self.store.labels) + (0 if initial is None else len(initial))
 
@@ -141,7 +141,7 @@ class Session:
 
     @property
     def pool_predictions(self) -> PoolPredictions:
-        """The models' predictions for the pool; computed once for each training."""
+        """Returns the models' predictions for the pool; computed once for each training."""
         if self._pool_predictions is None:
             seed, num_queries = self._settings.seed + 1, self.store.num_queries
             self._pool_predictions = PoolPredictions(

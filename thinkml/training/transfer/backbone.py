@@ -236,7 +236,7 @@ def shared_tensors(model: nnx.Module, base: Backbone) -> dict[ParameterPath, Par
 
 @dataclasses.dataclass(frozen=True)
 class TransferredWeights:
-    """Names of the tensors that a whole model got from a base.
+    """The names of the tensors that a whole model got from a base.
 
     Attributes:
         source: the name of the base.

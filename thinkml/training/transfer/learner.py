@@ -77,8 +77,8 @@ class TransferLearner:
     Args:
         base_model: the pretrained model: a name of `thinkml.models.list_models` with pretrained
             weights, the path of a saved model, or an NNX module. It is not changed.
-        fine_tune_layers: the layers of the base to train besides the head: the number of its last
-            layers (a convolution or dense layer with its normalisation is one), ``'all'``, or
+        fine_tune_layers: the layers of the base to train in addition to the head: the number of its
+            last layers (a convolution or dense layer with its normalisation is one), ``'all'``, or
             patterns of their names such as ``['stages.3.*']``. Frozen layers have no gradients and
             no optimizer state, and their BatchNorm uses its stored statistics.
         config: the settings; None for the defaults of `TrainingConfig`, with a tenth of the
@@ -165,7 +165,7 @@ class TransferLearner:
 
     @property
     def history(self) -> History | None:
-        """The history of the last run; None before the first."""
+        """Returns the history of the last run; None before the first."""
         return None if self._result is None else self._result.history
 
     def fine_tune(
@@ -186,7 +186,7 @@ class TransferLearner:
         groups: ArrayLike | None = None,
         progress: bool = True,
     ) -> nnx.Module:
-        """Fine-tunes, and returns a model that is ready to predict.
+        """Trains the head and the chosen layers, and returns a model that is ready to predict.
 
         Images of whole numbers from 0 to 255 are normalised as the architecture's pretrained
         weights expect; images of floats are assumed to be normalised already. A whole model that
@@ -481,7 +481,7 @@ class _TrainingData:
 
     @property
     def raw_values(self) -> str | None:
-        """A description of the values if they are not those of normalised images; else None."""
+        """Describes the values if they are not those of normalised images; None if they are."""
         parts = jax.tree.leaves(self.inputs.arrays)
         if all(np.issubdtype(part.dtype, np.integer) for part in parts):
             return 'whole numbers'
@@ -491,7 +491,7 @@ class _TrainingData:
 
     @property
     def probe(self) -> PyTree:
-        """A few rows of the inputs, as shapes and dtypes."""
+        """Returns a few rows of the inputs, as shapes and dtypes."""
         return probe_of(self.inputs, PROBE_ROWS)
 
 
