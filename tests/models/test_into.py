@@ -205,7 +205,9 @@ def test_an_optimizer_that_does_not_fit_or_is_missing(tmp_path):
     path = MANAGER.save_model(model, tmp_path / 'model', include_optimizer=True)
     loaded = MANAGER.load_model(path, include_optimizer=True)
     before = np.asarray(loaded.kernel[...])
-    with pytest.raises(ConfigError, match='optimizer: its state in the model file belongs to another'):
+    with pytest.raises(
+        ConfigError, match='optimizer: its state in the model file belongs to another'
+    ):
         ModelTrainer(TrainingConfig(epochs=1, optimizer=optax.sgd(0.1, momentum=0.9))).train(
             loaded, X, Y, progress=False
         )
