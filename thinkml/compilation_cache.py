@@ -213,7 +213,7 @@ def prune(root: Path, max_bytes: int) -> None:
 def _install_programs(directory: Path) -> bool:
     """Makes JAX read and write this directory through `Programs`; returns True on success.
 
-    JAX has no public way to set this. Where it fails, JAX's own class writes the programs.
+    JAX has no public way to set this. If it fails, JAX's class writes the programs.
     """
     try:
         from jax._src import compilation_cache

@@ -122,17 +122,17 @@ class History(Mapping[str, list[float]]):
 
     @property
     def epochs(self) -> int:
-        """The number of finished epochs."""
+        """Returns the number of finished epochs."""
         return len(self.epoch_ends)
 
     @property
     def steps(self) -> int:
-        """The number of recorded steps."""
+        """Returns the number of recorded steps."""
         return self._steps
 
     @property
     def step_loss(self) -> np.ndarray:
-        """The training loss of every step so far, float32 of shape ``(steps,)``."""
+        """Returns the training loss of every step so far, float32 of shape ``(steps,)``."""
         steps = self._steps  # before the array: a writer may replace it by a longer one
         return self._losses[:steps].copy()
 

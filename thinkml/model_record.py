@@ -86,12 +86,12 @@ class Task:
 
     @property
     def is_one_hot(self) -> bool:
-        """True if the user passes each label as a row with a single 1."""
+        """Returns True if the user passes each label as a row with a single 1."""
         return self.kind in ('binary', 'multiclass') and self.target_shape not in ((), (1,))
 
     @property
     def in_words(self) -> str:
-        """The task as a noun phrase for error messages."""
+        """Returns the task as a noun phrase for error messages."""
         kind, _, parts = str(self).partition(', ')
         return f'{kind}{" classification" if self.is_classification else ""} with {parts}'
 
@@ -210,7 +210,7 @@ class InputSpec:
 
     @property
     def has_columns(self) -> bool:
-        """True if at least one array has column names."""
+        """Returns True if at least one array has column names."""
         return bool(_column_names(self.arrays))
 
     def map(self, function: Callable[..., Any], *others: PyTree) -> 'InputSpec':

@@ -140,7 +140,7 @@ class Batches:
 
     @property
     def inputs(self) -> InputSpec:
-        """The description of one row of the inputs on the device."""
+        """Returns the description of one row of the inputs on the device."""
         if self._inputs is None:
             self.peek()
         assert self._inputs is not None
@@ -148,7 +148,7 @@ class Batches:
 
     @property
     def num_batches(self) -> int | None:
-        """The number of batches per epoch; None if the source does not report it."""
+        """Returns the number of batches per epoch; None if the source does not report it."""
         try:
             return len(self._source)
         except (TypeError, NotImplementedError):
@@ -156,7 +156,7 @@ class Batches:
 
     @property
     def has_one_epoch(self) -> bool:
-        """True if the source is an iterator, which can't be read again."""
+        """Returns True if the source is an iterator, which can't be read again."""
         self.peek()
         return self._is_used_up
 

@@ -63,7 +63,7 @@ class Rows:
 
     @property
     def spec(self) -> PyTree:
-        """The shape ``[rows, ...]`` and dtype of each array, as a `jax.ShapeDtypeStruct`."""
+        """Returns the shape ``[rows, ...]`` and dtype of each array (`jax.ShapeDtypeStruct`)."""
         return jax.tree.map(
             lambda part: jax.ShapeDtypeStruct((self.num_rows, *part.shape), jnp.dtype(part.dtype)),
             self.inputs.arrays,
@@ -71,7 +71,7 @@ class Rows:
 
     @property
     def num_bytes(self) -> int:
-        """The size of all rows on the device."""
+        """Returns the size of all rows on the device."""
         return sum(
             math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(self.spec)
         )

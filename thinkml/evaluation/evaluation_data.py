@@ -42,7 +42,7 @@ class EvaluationData:
 
     @property
     def weights(self) -> np.ndarray:
-        """The weight of each example, float64 ``(n,)``."""
+        """Returns the weight of each example, float64 ``(n,)``."""
         return np.ones(len(self)) if self.weight is None else self.weight
 
     def __getstate__(self) -> dict[str, Any]:

@@ -80,7 +80,7 @@ class Evaluation:
 
     @property
     def num_rows(self) -> int:
-        """The number of rows evaluated."""
+        """Returns the number of rows evaluated."""
         return len(self.labels)
 
     @property
@@ -90,12 +90,12 @@ class Evaluation:
 
     @property
     def encoded_labels(self) -> np.ndarray:
-        """The true labels encoded as in `EvaluationData`, for example as class indices."""
+        """Returns the true labels encoded as in `EvaluationData`, for example as class indices."""
         return self.scored.labels
 
     @functools.cached_property
     def confidence_intervals(self) -> dict[str, Interval]:
-        """``(low, high)`` of each metric, computed on first use; empty without confidence.
+        """Returns ``(low, high)`` of each metric, computed on first use; empty without confidence.
 
         The bounds are percentiles of the bootstrap. Wilson's formula is used for simple proportions
         (such as accuracy) if the rows are independent and count alike.
@@ -104,7 +104,7 @@ class Evaluation:
 
     @functools.cached_property
     def per_class_intervals(self) -> dict[Any, dict[str, Interval]]:
-        """The intervals of ``precision``, ``recall`` and ``f1`` by class (or label)."""
+        """Returns the intervals of ``precision``, ``recall`` and ``f1`` by class (or label)."""
         return class_intervals(self.scored, tuple(self.per_class or ()), self.resampling)
 
     def __getitem__(self, name: str) -> float:

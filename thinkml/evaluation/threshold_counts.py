@@ -49,34 +49,34 @@ class ThresholdCounts:
 
     @property
     def positives(self) -> float:
-        """The number (or weight) of all positive rows."""
+        """Returns the number (or weight) of all positive rows."""
         return float(self.true_positives[-1])
 
     @property
     def negatives(self) -> float:
-        """The number (or weight) of all other rows."""
+        """Returns the number (or weight) of all other rows."""
         return float(self.false_positives[-1])
 
     @property
     def precision(self) -> np.ndarray:
-        """The fraction of predicted positives that are positive; 0 if there are none."""
+        """Returns the fraction of predicted positives that are positive; 0 if there are none."""
         return ratio(self.true_positives, self.true_positives + self.false_positives)
 
     @property
     def recall(self) -> np.ndarray:
-        """The fraction of positives that are predicted positive; NaN without positives."""
+        """Returns the fraction of positives that are predicted positive; NaN without positives."""
         return self.true_positives / (self.positives or np.nan)
 
     @property
     def f1(self) -> np.ndarray:
-        """The harmonic mean of precision and recall: ``2 tp / (2 tp + fp + fn)``."""
+        """Returns the harmonic mean of precision and recall: ``2 tp / (2 tp + fp + fn)``."""
         return ratio(
             2 * self.true_positives, self.true_positives + self.false_positives + self.positives
         )
 
     @property
     def false_positive_rate(self) -> np.ndarray:
-        """The fraction of negatives that are predicted positive; NaN without negatives."""
+        """Returns the fraction of negatives that are predicted positive; NaN without negatives."""
         return self.false_positives / (self.negatives or np.nan)
 
 

@@ -32,7 +32,7 @@ _STRATEGIES = ('mirrored', 'fsdp')
 
 
 class ModelTrainer:
-    """Trains models on arrays, frames, files and streams, on one device or several.
+    """A trainer of models on arrays, frames, files and streams, on one device or several.
 
     The number of devices changes a result by rounding only: ``batch_size`` is the number of rows
     that all devices compute together, BatchNorm sees the whole batch, sums are over the whole

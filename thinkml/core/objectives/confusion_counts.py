@@ -1,6 +1,6 @@
 """Metrics from confusion counts: precision, recall, F1 and others, by class and averaged.
 
-The functions take NumPy and JAX arrays, and compute with the library of their inputs. Where the
+The functions take NumPy and JAX arrays, and compute with the library of their inputs. If the
 denominator is 0 they return 0, like scikit-learn.
 """
 
@@ -13,7 +13,7 @@ Array: TypeAlias = Any
 
 
 class Counts(NamedTuple):
-    """Counts by class (or label), floats ``[classes]``.
+    """The confusion counts by class (or label), floats ``[classes]``.
 
     Attributes:
         true_positives: the number of examples of the class that were predicted as the class.

@@ -32,7 +32,7 @@ class ClassLogits(NamedTuple):
 
     @property
     def predictions(self) -> jax.Array:
-        """The predicted indices, in the shape of the labels; the first one of equal logits."""
+        """Returns the predicted indices, in the shape of the labels; of equal logits, the first."""
         return jnp.argmax(self.logits, axis=-1).astype(jnp.int32)
 
 

@@ -73,12 +73,12 @@ class Feed(Protocol):
 
     @property
     def steps_per_epoch(self) -> int | None:
-        """The number of steps in an epoch; None if it is unknown until the epoch ends."""
+        """Returns the number of steps in an epoch; None if it is unknown until the epoch ends."""
         ...
 
     @property
     def batch_size(self) -> int:
-        """The number of examples in a step."""
+        """Returns the number of examples in a step."""
         ...
 
     def blocks(self, epoch: int, first: int, source: SourcePosition = None) -> Iterator[Block]:

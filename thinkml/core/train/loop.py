@@ -88,12 +88,12 @@ class Chunk:
 
     @property
     def is_finite(self) -> bool:
-        """True if the losses of all finished steps are finite."""
+        """Returns True if the losses of all finished steps are finite."""
         return bool(np.isfinite(self.step_losses()).all())
 
     @property
     def position(self) -> Position:
-        """The position of the run after this chunk."""
+        """Returns the position of the run after this chunk."""
         if self.ends_epoch:
             return Position(self.epoch + 1)
         return Position(epoch=self.epoch, step=self.last, metrics=self.metrics, source=self.source)

@@ -78,7 +78,7 @@ class TrainState(struct.PyTreeNode):
 
     @property
     def eval_params(self) -> PyTree:
-        """The parameters to evaluate and save: the moving average if there is one."""
+        """Returns the parameters to evaluate and save: the moving average if there is one."""
         if self.ema is None:
             return self.params
 

@@ -25,7 +25,7 @@ class CurveType(NamedTuple):
 
     @property
     def drawstyle(self) -> str:
-        """The draw style in matplotlib's terms."""
+        """Returns the draw style in matplotlib's terms."""
         return 'steps-pre' if self.is_steps else 'default'
 
     def is_defined(self, counts: ThresholdCounts) -> bool:
