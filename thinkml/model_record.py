@@ -264,7 +264,7 @@ def _arrays_to_dict(arrays: PyTree) -> dict[str, Any]:
     return arrays.to_dict()
 
 
-def _arrays_from_dict(values: object) -> PyTree:
+def _arrays_from_dict(values: Any) -> PyTree:
     match values:
         case {'dict': dict() as parts} if parts and len(values) == 1:
             return {name: _arrays_from_dict(part) for name, part in parts.items()}

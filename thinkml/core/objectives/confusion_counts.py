@@ -72,7 +72,7 @@ def average(
     counts: Counts,
     kind: TaskKind,
     how: str | None,
-    which: Array | None = None,
+    which: Array = None,
 ) -> Array:
     """Returns one number from a ratio per class.
 

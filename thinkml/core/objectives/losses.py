@@ -297,7 +297,7 @@ _DECISIONS: dict[Hashable, Decision] = {
 }
 
 
-def decides(loss_fn: str | LossFn | None) -> Decision | None:
+def decides(loss_fn: object) -> Decision | None:
     """Returns the kind of task that a loss implies.
 
     Args:

@@ -161,14 +161,12 @@ def _top_accuracy(name: str, outputs: per_example.ClassLogits) -> jax.Array:
     return per_example.top_accuracy(outputs, top_k(name) or 1)
 
 
-def _grad_norm(grads: PyTree = None, **_) -> dict[str, jax.Array | None]:
+def _grad_norm(grads: PyTree = None, **_) -> dict[str, Any]:
     _check_is_training('grad_norm', grads)
     return _step_value(_norm(grads), True)
 
 
-def _update_ratio(
-    params: PyTree = None, updates: PyTree = None, **_
-) -> dict[str, jax.Array | None]:
+def _update_ratio(params: PyTree = None, updates: PyTree = None, **_) -> dict[str, Any]:
     _check_is_training('update_ratio', updates)
     size = _norm(params)
     return _step_value(_norm(updates) / size, size > 0)  # undefined if all parameters are zero
@@ -189,7 +187,7 @@ def _norm(tree: PyTree) -> jax.Array:
     return jnp.sqrt(sum(jnp.sum(column) for column in jax.lax.optimization_barrier(columns)))
 
 
-def _step_value(value: jax.Array, weight: npt.ArrayLike) -> dict[str, jax.Array | None]:
+def _step_value(value: jax.Array, weight: npt.ArrayLike) -> dict[str, Any]:
     # A step has one value, so the examples' mask does not apply.
     return {'value': value, 'weight': jnp.asarray(weight, jnp.float32), 'mask': None}
 

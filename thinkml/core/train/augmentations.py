@@ -13,12 +13,12 @@ fast but takes a second longer to compile.
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import numpy.typing as npt
+from jax.typing import DTypeLike
 
 from thinkml.errors import ConfigError, is_number, is_whole, problems, unknown_name
 from thinkml.typing import PyTree
@@ -217,7 +217,7 @@ class ColorJitter:
         changed = _in_dtype(white * jnp.clip(changed, 0, 1), x.dtype)
         return jnp.concatenate([changed, x[..., colors:]], axis=3), y
 
-    def _change(self, image: jax.Array, draws: jax.Array) -> jax.Array:
+    def _change(self, image: Any, draws: jax.Array) -> jax.Array:  # Any: dm-pix returns chex's type
         import dm_pix
 
         in_color = image.shape[2] == 3
@@ -410,7 +410,7 @@ def _as_floats(x: jax.Array) -> jax.Array:
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
-def _in_dtype(values: jax.Array, dtype: npt.DTypeLike) -> jax.Array:
+def _in_dtype(values: jax.Array, dtype: DTypeLike) -> jax.Array:
     is_integer = jnp.issubdtype(dtype, jnp.integer)
     return (jnp.round(values) if is_integer else values).astype(dtype)
 

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy.typing as npt
 import optax
+from jax.typing import DTypeLike
 
 from thinkml.core.parallel.sharding import put_like
 from thinkml.core.train.schedules import SCHEDULES, Schedule
@@ -338,7 +338,7 @@ def _with_hyperparams(
     return optax.GradientTransformationExtraArgs(init, update)  # pyright: ignore
 
 
-def _dtype(name: str) -> npt.DTypeLike:
+def _dtype(name: str) -> DTypeLike:
     return jnp.int32 if name in _STEPS else jnp.float32
 
 
@@ -396,25 +396,25 @@ def set_hyperparams(opt_state: PyTree, **numbers: float | None) -> PyTree:
         9.999...e-05
     """
     hyperparams = getattr(opt_state, 'hyperparams', {})
-    numbers = {name: value for name, value in numbers.items() if value is not None}
-    for name in numbers:
+    values = {name: value for name, value in numbers.items() if value is not None}
+    for name in values:
         if name not in hyperparams and name not in _MISSING_REASONS:
             raise ConfigError(unknown_name('hyperparams', name, [*_MISSING_REASONS, *hyperparams]))
         if name not in hyperparams:
             raise ConfigError(f'{name}: {_MISSING_REASONS[name]}')
-    changed = {name: _like(hyperparams[name], value, name) for name, value in numbers.items()}
+    changed = {name: _like(hyperparams[name], value, name) for name, value in values.items()}
     return opt_state._replace(hyperparams=hyperparams | changed) if changed else opt_state
 
 
-def _like(old: jax.Array | None, value: npt.ArrayLike, name: str) -> jax.Array:
+def _like(old: jax.Array | None, value: float, name: str) -> jax.Array:
     """Returns a new array, never the caller's, with the old one's dtype and shape.
 
     The old one has an axis more if it holds the values of several states.
     """
     if old is None:
         return jnp.array(value, _dtype(name))
-    value = jnp.broadcast_to(jnp.asarray(value), jnp.shape(old))
-    return put_like(jnp.array(value, jnp.result_type(old)), old)
+    array = jnp.broadcast_to(jnp.asarray(value), jnp.shape(old))
+    return put_like(jnp.array(array, jnp.result_type(old)), old)
 
 
 def set_learning_rate(opt_state: PyTree, learning_rate: float) -> PyTree:
