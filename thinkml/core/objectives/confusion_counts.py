@@ -4,12 +4,10 @@ The functions take NumPy and JAX arrays, and compute with the library of their i
 denominator is 0 they return 0, like scikit-learn.
 """
 
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple
 
 from thinkml.model_record import TaskKind
-
-Array: TypeAlias = Any
-"""An array of NumPy or JAX; the result belongs to the same library."""
+from thinkml.typing import Array
 
 
 class Counts(NamedTuple):
