@@ -92,19 +92,19 @@ class PretrainedWeightsWarning(ThinkMLWarning):
     """A warning that a model has random weights where pretrained ones were requested."""
 
 
-def did_you_mean(name: object, choices: Iterable[str]) -> str:
-    """Returns ``" Did you mean 'adam'?"`` if a choice is close to ``name``, else an empty text."""
-    choices = list(choices)
-    same = [choice for choice in choices if choice.casefold() == str(name).casefold()]
-    close = same or difflib.get_close_matches(str(name), choices, n=1)
+def did_you_mean(name: object, known: Iterable[str]) -> str:
+    """Returns ``" Did you mean 'adam'?"`` if a known name is close to ``name``, else ``""``."""
+    known = list(known)
+    same = [other for other in known if other.casefold() == str(name).casefold()]
+    close = same or difflib.get_close_matches(str(name), known, n=1)
     return f' Did you mean {close[0]!r}?' if close else ''
 
 
-def unknown_name(argument: str, name: object, choices: Iterable[str]) -> str:
-    """Returns the message for a name that is not one of the choices."""
-    choices = sorted(choices)
-    listed = ', '.join(choices)
-    return f'{argument}: got {name!r}, expected one of {listed}.{did_you_mean(name, choices)}'
+def unknown_name(argument: str, name: object, known: Iterable[str]) -> str:
+    """Returns the message for a name that is not one of the known ones."""
+    known = sorted(known)
+    listed = ', '.join(known)
+    return f'{argument}: got {name!r}, expected one of {listed}.{did_you_mean(name, known)}'
 
 
 def problems(headline: str, found: list[str]) -> str:
