@@ -194,7 +194,7 @@ def test_draws_of_another_shape_are_refused(score):
 def test_predictions_of_another_shape_are_refused():
     with pytest.raises(DataError, match=r'^draws: got shape \(1, 5\)'):
         variance(np.ones((1, 5)))
-    with pytest.raises(DataError, match=r'^draws: NaN or infinite'):
+    with pytest.raises(DataError, match=r'^draws: got NaN or infinite'):
         variance(np.full((3, 5), np.inf))
 
 

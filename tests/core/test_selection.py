@@ -504,7 +504,7 @@ def test_features_and_labels_must_fit():
     with pytest.raises(ConfigError, match=r'^num_rows: got 0'):
         at_random(0, 3, KEY)
     X[4, 2] = np.nan
-    with pytest.raises(DataError, match=r'^features: NaN or infinite'):
+    with pytest.raises(DataError, match=r'^features: got NaN or infinite'):
         typiclust(X, 3, KEY)
 
 
