@@ -10,6 +10,7 @@ from flax import nnx
 from tests.core.test_loop import METRICS, feed_of, prepare, problem
 from tests.models_for_tests import DropoutBatchNorm, mlp
 from thinkml.core import functionalize, get_loss, make_eval_step
+from thinkml.core.parallel.sharding import ONE_DEVICE
 from thinkml.core.train.loop import _run_eval, _run_steps, empty_metrics
 from thinkml.data import place
 
@@ -53,7 +54,7 @@ def test_a_chunk_updates_its_state_in_place(model, options):
     block = next(iter(feed_of(x, y).blocks(0, 0)))
     carry = (state, empty_metrics(METRICS))
     arguments = (block.data, block.plan, carry, 0, 3)
-    assert_updated_in_place(_run_steps, (step, True, None), arguments, 2)
+    assert_updated_in_place(_run_steps, (step, True, ONE_DEVICE), arguments, 2)
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves((block.data, block.plan)))
 
 
@@ -64,4 +65,4 @@ def test_an_evaluation_updates_its_totals_in_place():
     arguments = (
         empty_metrics(METRICS), functional.params, functional.model_state, place(x, y),
     )  # fmt: skip
-    assert_updated_in_place(_run_eval, (step, 8, None), arguments, 0)
+    assert_updated_in_place(_run_eval, (step, 8, ONE_DEVICE), arguments, 0)

@@ -8,6 +8,7 @@ from flax import nnx
 
 from tests.core.test_remat import Deep
 from tests.models_for_tests import DropoutBatchNorm, SmallCNN, mlp
+from thinkml.core.parallel.sharding import ONE_DEVICE
 from thinkml.core.train.loop import _run_steps, empty_metrics
 from thinkml.errors import ThinkMLWarning
 from thinkml.training import (
@@ -124,8 +125,9 @@ def with_free(monkeypatch, num_bytes):
 
 def deep_plan(**settings):
     config = TrainingConfig(**{'batch_size': 512, 'epochs': 1, 'optimizer': 'sgd'} | settings)
-    asked = memory_plan.TrainRequest(DEEP_X, DEEP_Y)
-    return memory_plan.make_plan(deep(), asked, config, None)
+    model = deep()
+    setup = make_setup(model, TrainRequest(DEEP_X, DEEP_Y), config)
+    return memory_plan.make_plan(model, setup, config, ONE_DEVICE)
 
 
 def train_deep(model=None, **settings):
@@ -250,15 +252,15 @@ def test_what_is_on_the_device_already_takes_no_further_room():
     found = []
     for rows in (DEEP_X, jnp.asarray(DEEP_X)):
         config = TrainingConfig(batch_size=64, device_data_bytes=DEEP_X.nbytes // 2)
-        problem = memory_plan.make_setup(deep(), memory_plan.TrainRequest(rows, DEEP_Y), config)
+        setup = make_setup(deep(), TrainRequest(rows, DEEP_Y), config)
         found += [
-            where.name for _, where, *_ in memory_plan.planned_placements(problem, config, None)
+            where.name for _, where, *_ in memory_plan.planned_placements(setup, config, ONE_DEVICE)
         ]
-    assert found == ['HOST', 'EACH_DEVICE']
+    assert found == ['HOST', 'REPLICATED']
 
 
 def test_a_larger_batch_is_found_with_rematerialisation(monkeypatch):
-    monkeypatch.setattr('thinkml.training.tuning.device_budget', lambda: 2_000_000)
+    monkeypatch.setattr('thinkml.training.tuning.device_budget', lambda layout: 2_000_000)
     sizes = [
         ModelTrainer(TrainingConfig(optimizer='sgd', remat=remat)).find_batch_size(
             deep(), DEEP_X, DEEP_Y
@@ -287,8 +289,9 @@ def test_a_rate_is_found_with_rematerialisation_where_it_is_needed(monkeypatch, 
 def test_rows_that_will_come_are_planned_for():
     """Active learning's training set grows up to the pool, and so does its batch."""
     config = TrainingConfig(batch_size=512, epochs=1, optimizer='sgd')
-    few = memory_plan.TrainRequest(DEEP_X, DEEP_Y, rows=np.arange(8))
-    planned = memory_plan.make_plan(deep(), few, config, None)
+    model = deep()
+    few = make_setup(model, TrainRequest(DEEP_X, DEEP_Y, rows=np.arange(8)), config)
+    planned = memory_plan.make_plan(model, few, config, ONE_DEVICE)
     assert planned.bytes_per_device == deep_plan().bytes_per_device
 
 
@@ -305,18 +308,18 @@ def test_the_program_whose_memory_is_asked_for_computes_as_the_one_that_runs(ask
     model, config = SmallCNN(nnx.Rngs(0)), TrainingConfig(batch_size=32)
     setup = make_setup(model, TrainRequest(images, labels), config)
     programs, memory_of = [], jax.stages.Compiled.memory_analysis
-    monkeypatch.setattr(tuning, 'device_budget', lambda: 10**9)
+    monkeypatch.setattr(tuning, 'device_budget', lambda layout: 10**9)
     monkeypatch.setattr(
         jax.stages.Compiled, 'memory_analysis',
         lambda program: programs.append(program) or memory_of(program),
     )  # fmt: skip
-    ask(model, setup, config, None)
+    ask(model, setup, config, ONE_DEVICE)
 
     parts = make_parts(model, setup, config, *make_feed(setup, config))
     step, metrics = parts.program.train_step, parts.program.metrics
     block = next(iter(parts.feed.blocks(0, 0)))
     carry = parts.state, empty_metrics(metrics)
-    run = _run_steps.lower(step, True, None, block.data, block.plan, carry, 0, 1).compile()
+    run = _run_steps.lower(step, True, ONE_DEVICE, block.data, block.plan, carry, 0, 1).compile()
     # What YNNPACK computes; one convolution more of it without the options.
     asked, ran = (program.as_text().count('__ynn_fusion') for program in (programs[-1], run))
     assert asked == ran

@@ -427,7 +427,9 @@ def test_the_largest_batch_that_fits(monkeypatch):
     assert trainer.find_batch_size(mlp(4, 3), X, y) == 2048
     sizes = []
     for budget in (100_000, 400_000, 1_600_000):
-        monkeypatch.setattr('thinkml.training.tuning.device_budget', lambda budget=budget: budget)
+        monkeypatch.setattr(
+            'thinkml.training.tuning.device_budget', lambda layout, budget=budget: budget
+        )
         sizes.append(trainer.find_batch_size(mlp(4, 3, hidden=64), X, y))
     assert sizes == sorted(sizes) and sizes[0] < sizes[-1] <= 2048
     assert all(size & (size - 1) == 0 for size in sizes)

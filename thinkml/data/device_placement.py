@@ -9,12 +9,11 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.typing import ArrayLike
 from numpy.typing import DTypeLike
 
 from thinkml.core import DeviceData
 from thinkml.core.parallel.multiprocess import all_min
-from thinkml.core.parallel.sharding import Layout, ShardedRows, put_global
+from thinkml.core.parallel.sharding import ONE_DEVICE, Layout
 from thinkml.data.rows import Rows
 from thinkml.errors import DataError
 from thinkml.typing import PyTree
@@ -34,7 +33,7 @@ def place(
     y: np.ndarray,
     rows: np.ndarray | None = None,
     weight: np.ndarray | None = None,
-    layout: Layout | None = None,
+    layout: Layout = ONE_DEVICE,
     *,
     parted: bool = False,
 ) -> DeviceData:
@@ -50,36 +49,37 @@ def place(
         y: encoded targets ``[rows, ...]``.
         rows: the rows to use; None for all.
         weight: float32 ``[rows]``, the weight of each example's loss; None if all are 1.
-        layout: the devices; None for a single one.
+        layout: the devices.
         parted: True to shard the rows over the devices, False to replicate them. With True, each
             process reads only the rows of its devices.
 
     Raises:
         DataError: if the arrays don't fit into the device's memory.
     """
-    if layout is None:
+    if layout.num_devices == 1:
         check_fits({'x': x, 'y': y})
     count = capacity(len(y))
     used = np.arange(len(y)) if rows is None else rows
     read = functools.partial(_read, x, y, weight)
-    if parted and layout is not None:
+    parted = parted and layout.num_devices > 1
+    if parted:
         positions = np.arange(-(-count // layout.num_devices) * layout.num_devices)
         arrays = put_parts(read, positions, len(y), layout)
     else:
         inputs = x.all() if isinstance(x, Rows) and x.arrays is not None else x
         inputs = _read_padded(inputs, count) if isinstance(inputs, Rows) else inputs
         arrays = jax.tree.map(
-            lambda array: put(
-                array if isinstance(array, jax.Array) else padded(array, count), layout
+            lambda array: layout.put(
+                array if isinstance(array, jax.Array) else padded(array, count)
             ),
             (inputs, y, weight),
         )
     x_placed, y_placed, weight_placed = arrays
     return DeviceData(
         x=x_placed, y=y_placed, weight=weight_placed,
-        rows=put(padded(used.astype(np.int32), count), layout),
-        num_rows=put(np.int32(len(used)), layout),
-        parted=ShardedRows(layout.mesh, aligned=False) if parted and layout is not None else None,
+        rows=layout.put(padded(used.astype(np.int32), count)),
+        num_rows=layout.put(np.int32(len(used))),
+        parted=layout.sharded_rows(aligned=False) if parted else None,
     )  # fmt: skip
 
 
@@ -93,11 +93,6 @@ def _read(
     else:
         x = x.take(rows)
     return x, y[rows], None if weight is None else weight[rows]
-
-
-def put(array: ArrayLike, layout: Layout | None) -> jax.Array:
-    """Puts an array on the device, or on all devices of a layout."""
-    return jax.device_put(array) if layout is None else put_global(array, layout.replicated)
 
 
 def put_parts(
@@ -132,11 +127,11 @@ def put_parts(
     return jax.tree.map(global_array, *shards)
 
 
-def select(data: DeviceData, rows: np.ndarray, layout: Layout | None = None) -> DeviceData:
+def select(data: DeviceData, rows: np.ndarray, layout: Layout = ONE_DEVICE) -> DeviceData:
     """Returns a placed data set with other rows in use; the arrays are shared."""
     return data.replace(
-        rows=put(padded(rows.astype(np.int32), len(data.rows)), layout),
-        num_rows=put(np.int32(len(rows)), layout),
+        rows=layout.put(padded(rows.astype(np.int32), len(data.rows))),
+        num_rows=layout.put(np.int32(len(rows))),
     )
 
 
@@ -146,32 +141,32 @@ def capacity(num_rows: int) -> int:
     return -(-num_rows // granularity) * granularity
 
 
-def device_budget(limit: int | None = None, layout: Layout | None = None) -> int | None:
+def device_budget(limit: int | None = None, layout: Layout = ONE_DEVICE) -> int | None:
     """Returns the bytes that data may take on a device; None if neither is known nor limited.
 
     This is the memory free now, less a reserve for parameters, optimizer state and activations.
 
     Args:
         limit: the maximum; None for no limit.
-        layout: the devices, if there are several; the one with the least free memory counts.
+        layout: the devices; the one with the least free memory counts.
     """
     free = free_bytes(layout)
     budgets = [limit, None if free is None else int(free * (1 - _RESERVED_FRACTION))]
     return min((budget for budget in budgets if budget is not None), default=None)
 
 
-def free_bytes(layout: Layout | None = None) -> int | None:
+def free_bytes(layout: Layout = ONE_DEVICE) -> int | None:
     """Returns the free bytes on each device; None if the device does not report them.
 
     Args:
-        layout: the devices, if there are several; the one with the least free memory counts.
+        layout: the devices; the one with the least free memory counts.
     """
-    devices = jax.local_devices()[:1] if layout is None else layout.mesh.local_devices
+    devices = layout.local_devices
     all_free = [free for device in devices if (free := _free_bytes(device)) is not None]
     # All devices that are simulated on a CPU share its memory.
     sharing = len(devices) if devices[0].platform == 'cpu' else 1
     free = min(all_free) // sharing if all_free else None
-    return free if layout is None else all_min(free)
+    return all_min(free) if layout.spans_processes else free
 
 
 def fits(num_bytes: int, limit: int | None = None) -> bool:

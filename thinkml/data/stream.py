@@ -13,10 +13,10 @@ import jax
 import numpy as np
 
 from thinkml.core import Block, DeviceData
-from thinkml.core.parallel.sharding import Layout, ShardedRows
+from thinkml.core.parallel.sharding import ONE_DEVICE, Layout, ShardedRows
 from thinkml.core.train.batch_feed import epoch_order, steps_of
 from thinkml.data.batches import Batches, BatchIterator, HostBatch
-from thinkml.data.device_placement import capacity, padded, put, put_parts
+from thinkml.data.device_placement import capacity, padded, put_parts
 from thinkml.data.rows import Rows
 from thinkml.errors import DataError
 from thinkml.typing import PyTree
@@ -53,7 +53,7 @@ class StreamedFeed:
         budget: bytes of device memory for the blocks; None for a default. The memory of four steps
             is used in any case.
         limit_steps: the maximum number of steps per epoch; None for all.
-        layout: the devices; None for a single one.
+        layout: the devices.
 
     Attributes:
         num_bytes: the maximum size of the blocks on a device, in bytes.
@@ -70,7 +70,7 @@ class StreamedFeed:
         shuffle_key: jax.Array | None,
         budget: int | None = None,
         limit_steps: int | None = None,
-        layout: Layout | None = None,
+        layout: Layout = ONE_DEVICE,
     ):
         self._x, self._y, self._weight = x, y, weight
         self._rows = np.arange(len(x)) if rows is None else rows
@@ -98,7 +98,7 @@ class StreamedFeed:
             yield block
             start += steps
             steps = max(1, int(_BLOCK_SECONDS / step_seconds))
-            if _is_shared(self._layout):
+            if self._layout.spans_processes:
                 steps = self._block_steps
 
     def _block(self, order: np.ndarray, start: int, steps: int) -> Block:
@@ -133,7 +133,7 @@ class BatchFeed:
         budget: bytes of device memory for the blocks; None for a default. The memory of four steps
             is used in any case.
         limit_steps: the maximum number of steps per epoch; None for all.
-        layout: the devices; None for a single one.
+        layout: the devices.
 
     Attributes:
         num_bytes: the maximum size of the blocks on a device, in bytes.
@@ -147,7 +147,7 @@ class BatchFeed:
         accumulate_steps: int = 1,
         budget: int | None = None,
         limit_steps: int | None = None,
-        layout: Layout | None = None,
+        layout: Layout = ONE_DEVICE,
     ):
         self._batches, self._encode, self._layout = batches, encode, layout
         self._accumulate_steps, self._limit_steps = accumulate_steps, limit_steps
@@ -180,7 +180,9 @@ class BatchFeed:
         for step, is_last in _mark_last(itertools.islice(all_steps, self._remaining(first))):
             steps.append(step)
             is_short = step.num_rows < self.batch_size
-            is_late = time.perf_counter() - begin > _BLOCK_SECONDS and not _is_shared(self._layout)
+            is_late = (
+                time.perf_counter() - begin > _BLOCK_SECONDS and not self._layout.spans_processes
+            )
             if is_last or is_short or is_late or len(steps) == self._block_steps:
                 yield self._block(steps, start, is_last)
                 start, begin = start + len(steps), time.perf_counter()
@@ -246,11 +248,6 @@ def _check_weighted(
         )
 
 
-def _is_shared(layout: Layout | None) -> bool:
-    """Returns True if other processes make blocks of the same steps, each with its own clock."""
-    return layout is not None and layout.spans_processes
-
-
 class _Step(NamedTuple):
     """The batches of a step, and the position of their source after them."""
 
@@ -309,9 +306,9 @@ def block_steps(step_bytes: int, steps_per_epoch: int | None, budget: int | None
     return max_steps if steps_per_epoch is None else min(max_steps, steps_per_epoch)
 
 
-def _bytes_of_step(batch_size: int, row_bytes: int, layout: Layout | None) -> int:
+def _bytes_of_step(batch_size: int, row_bytes: int, layout: Layout) -> int:
     """Returns the bytes of the rows of one step on each device."""
-    return row_bytes * (batch_size if layout is None else -(-batch_size // layout.num_devices))
+    return row_bytes * -(-batch_size // layout.num_devices)
 
 
 def block_of(
@@ -323,7 +320,7 @@ def block_of(
     start: int,
     last: int,
     ends_epoch: bool,
-    layout: Layout | None = None,
+    layout: Layout = ONE_DEVICE,
 ) -> Block:
     """Puts consecutive rows on the device, padded to a block of ``shape``.
 
@@ -335,14 +332,12 @@ def block_of(
         start: see `Block`.
         last: see `Block`.
         ends_epoch: see `Block`.
-        layout: the devices, each of which gets its rows of every step; None for a single one.
+        layout: the devices, each of which gets its rows of every step.
     """
     arrangement = arrange_block(*shape, layout)
-    if layout is None:
+    if layout.num_devices == 1:
         count = len(arrangement.positions)
-        arrays = jax.tree.map(
-            lambda array: jax.device_put(padded(array, count)), read(slice(0, size))
-        )
+        arrays = jax.tree.map(lambda array: layout.put(padded(array, count)), read(slice(0, size)))
     else:
         arrays = put_parts(read, arrangement.positions, size, layout)
     x, y, weight = arrays
@@ -350,7 +345,7 @@ def block_of(
         x=x,
         y=y,
         rows=arrangement.rows,
-        num_rows=put(np.int32(num_rows), layout),
+        num_rows=layout.put(np.int32(num_rows)),
         weight=weight,
         parted=arrangement.parted,
     )
@@ -376,7 +371,7 @@ class _Arrangement(NamedTuple):
 
 
 @functools.lru_cache(maxsize=8)
-def arrange_block(steps: int, batch_size: int, layout: Layout | None) -> _Arrangement:
+def arrange_block(steps: int, batch_size: int, layout: Layout) -> _Arrangement:
     """Arranges the rows of a block for the devices.
 
     If the number of devices divides the batch size, the rows of each device lie together;
@@ -384,10 +379,10 @@ def arrange_block(steps: int, batch_size: int, layout: Layout | None) -> _Arrang
     """
     positions = np.arange(steps * batch_size, dtype=np.int32)
     plan, parted = positions.reshape(steps, batch_size), None
-    if layout is not None:
-        num_devices = layout.num_devices
-        parted = ShardedRows(layout.mesh, aligned=batch_size % num_devices == 0)
-        if parted.aligned:
+    num_devices = layout.num_devices
+    if num_devices > 1:
+        parted = layout.sharded_rows(aligned=batch_size % num_devices == 0)
+        if batch_size % num_devices == 0:
             by_device = positions.reshape(steps, num_devices, -1).swapaxes(0, 1)
             plan = np.argsort(by_device.ravel()).astype(np.int32).reshape(steps, batch_size)
             positions = by_device.ravel()
@@ -395,8 +390,8 @@ def arrange_block(steps: int, batch_size: int, layout: Layout | None) -> _Arrang
             positions = np.arange(-(-len(positions) // num_devices) * num_devices, dtype=np.int32)
     return _Arrangement(
         positions=positions,
-        plan=put(plan, layout),
-        rows=put(plan.ravel(), layout),
+        plan=layout.put(plan),
+        rows=layout.put(plan.ravel()),
         parted=parted,
     )
 
@@ -407,7 +402,7 @@ def row_parts(
     weight: np.ndarray | None,
     rows: np.ndarray,
     part_rows: int,
-    layout: Layout | None = None,
+    layout: Layout = ONE_DEVICE,
 ) -> Iterator[DeviceData]:
     """Yields rows on the device in parts of ``part_rows`` rows, for an evaluation."""
 
@@ -428,7 +423,7 @@ def batch_parts(
     encode: Callable[[HostBatch, str], Arrays],
     part_rows: int,
     limit: int | None = None,
-    layout: Layout | None = None,
+    layout: Layout = ONE_DEVICE,
 ) -> Iterator[DeviceData]:
     """Yields batches on the device one by one, for an evaluation.
 
@@ -455,7 +450,7 @@ def batch_parts(
 
 
 def _part(
-    read: Callable[[Any], Arrays], num_rows: int, part_rows: int, layout: Layout | None
+    read: Callable[[Any], Arrays], num_rows: int, part_rows: int, layout: Layout
 ) -> DeviceData:
     return block_of(
         read, num_rows, num_rows=num_rows, shape=(1, part_rows), start=0, last=1,

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from thinkml.core import DeviceData, Feed, ResidentFeed, inference_batch_size
-from thinkml.core.parallel.sharding import Layout
+from thinkml.core.parallel.sharding import ONE_DEVICE, Layout
 from thinkml.core.train.batch_feed import steps_of
 from thinkml.data import (
     BatchFeed,
@@ -43,7 +43,7 @@ class Placement(enum.Enum):
 
 
 def make_feed(
-    setup: TrainingSetup, config: TrainingConfig, layout: Layout | None = None
+    setup: TrainingSetup, config: TrainingConfig, layout: Layout = ONE_DEVICE
 ) -> tuple[Feed, Validation | None]:
     """Puts data that fits onto the device, and streams data that does not.
 
@@ -76,7 +76,7 @@ def make_feed(
     data = _placed(train, train.rows, where, layout)
     feed = ResidentFeed(
         data, num_rows=len(train.rows), batch_size=batch_size,
-        shuffle_key=shuffle_key if layout is None else layout.put(shuffle_key), limit_steps=limit,
+        shuffle_key=layout.put(shuffle_key), limit_steps=limit,
         room=train.room,
     )  # fmt: skip
     shared = data if isinstance(val, Examples) and val.x is train.x else None
@@ -85,7 +85,7 @@ def make_feed(
 
 
 def planned_placements(
-    setup: TrainingSetup, config: TrainingConfig, layout: Layout | None
+    setup: TrainingSetup, config: TrainingConfig, layout: Layout
 ) -> Iterator[tuple[str, Placement, int, int]]:
     """Yields where `make_feed` would put rows, without putting them there.
 
@@ -106,12 +106,12 @@ def planned_placements(
         of_device = bytes_to_put(examples, where, layout)
         if where is Placement.HOST:
             of_device = min(of_device, streamed_bytes(examples, config, budget, layout))
-        yield argument, where, num_bytes(examples, Placement.REPLICATED, None), of_device
+        yield argument, where, num_bytes(examples, Placement.REPLICATED, ONE_DEVICE), of_device
         budget = _less(budget, of_device)
 
 
 def streamed_bytes(
-    examples: Examples, config: TrainingConfig, budget: int | None, layout: Layout | None
+    examples: Examples, config: TrainingConfig, budget: int | None, layout: Layout
 ) -> int:
     """Returns the bytes of a device that streamed rows take at most."""
     return StreamedFeed(
@@ -121,7 +121,7 @@ def streamed_bytes(
     ).num_bytes  # fmt: skip
 
 
-def choose_placement(examples: Examples, budget: int | None, layout: Layout | None) -> Placement:
+def choose_placement(examples: Examples, budget: int | None, layout: Layout) -> Placement:
     """Returns the placement of rows, given the bytes that data may take on a device."""
     for where in (Placement.REPLICATED, Placement.SHARDED):
         if budget is None or bytes_to_put(examples, where, layout) <= budget:
@@ -129,25 +129,23 @@ def choose_placement(examples: Examples, budget: int | None, layout: Layout | No
     return Placement.HOST
 
 
-def num_bytes(examples: Examples, where: Placement, layout: Layout | None) -> int:
+def num_bytes(examples: Examples, where: Placement, layout: Layout) -> int:
     """Returns the bytes of a device that all rows take, with filler rows up to the capacity."""
     x, y, _, weight, _ = examples
-    num_devices = 1 if layout is None or where is Placement.REPLICATED else layout.num_devices
+    num_devices = 1 if where is Placement.REPLICATED else layout.num_devices
     count = capacity(len(x))
     # The index plan, 4 bytes a row, is replicated.
     return -(-count // num_devices) * (row_bytes(x, y, weight) - 4) + 4 * count
 
 
-def bytes_to_put(examples: Examples, where: Placement, layout: Layout | None) -> int:
+def bytes_to_put(examples: Examples, where: Placement, layout: Layout) -> int:
     """Returns the bytes that rows will take, without arrays that are on the device already."""
-    arrays = examples.x.arrays if layout is None else None
+    arrays = examples.x.arrays if layout.mesh is None else None
     there = [leaf.nbytes for leaf in jax.tree.leaves(arrays) if isinstance(leaf, jax.Array)]
     return num_bytes(examples, where, layout) - sum(there)
 
 
-def _placed(
-    examples: Examples, rows: np.ndarray, where: Placement, layout: Layout | None
-) -> DeviceData:
+def _placed(examples: Examples, rows: np.ndarray, where: Placement, layout: Layout) -> DeviceData:
     x, y, _, weight, _ = examples
     return place(x, y, rows, weight, layout, parted=where is Placement.SHARDED)
 
@@ -180,7 +178,7 @@ def _validation(
     shared: Any,
     config: TrainingConfig,
     budget: int | None,
-    layout: Layout | None,
+    layout: Layout,
 ) -> Validation | None:
     if val is None:
         return None

@@ -10,7 +10,7 @@ from jax.sharding import NamedSharding
 
 from thinkml.checkpoint.filesystem import readable
 from thinkml.core import TrainState, functionalize, get_compute_dtype
-from thinkml.core.parallel.sharding import Layout
+from thinkml.core.parallel.sharding import ONE_DEVICE, Layout
 from thinkml.core.train.batch_feed import steps_of
 from thinkml.data.device_placement import free_bytes
 from thinkml.training.config import TrainingConfig
@@ -160,9 +160,7 @@ def _remedies(plan: Plan) -> str:
 _ACTIVATIONS = 'gradients, activations'
 
 
-def make_plan(
-    model: Model, setup: TrainingSetup, config: TrainingConfig, layout: Layout | None
-) -> Plan:
+def make_plan(model: Model, setup: TrainingSetup, config: TrainingConfig, layout: Layout) -> Plan:
     """Plans a training as it would be done; nothing is put on the devices.
 
     Args:
@@ -176,7 +174,7 @@ def make_plan(
 
 
 def reduce_memory(
-    model: Model, setup: TrainingSetup, config: TrainingConfig, layout: Layout | None
+    model: Model, setup: TrainingSetup, config: TrainingConfig, layout: Layout
 ) -> tuple[MemorySavings, str | None]:
     """Chooses how to save memory so that a training fits on the devices, before anything is placed.
 
@@ -214,7 +212,7 @@ _LEAST_ROWS = 8
 _OF_PARAMS = 10
 
 
-def _need_at_most(setup: TrainingSetup, config: TrainingConfig, layout: Layout | None) -> int:
+def _need_at_most(setup: TrainingSetup, config: TrainingConfig, layout: Layout) -> int:
     """Returns a rough upper bound of the bytes per device, without tracing the training."""
     rows = _steps_of(setup, config).batch_size
     data = sum(of_device for *_, of_device in planned_placements(setup, config, layout))
@@ -223,7 +221,7 @@ def _need_at_most(setup: TrainingSetup, config: TrainingConfig, layout: Layout |
 
 
 def _plans(
-    model: Model, setup: TrainingSetup, config: TrainingConfig, layout: Layout | None
+    model: Model, setup: TrainingSetup, config: TrainingConfig, layout: Layout
 ) -> Iterable[Plan]:
     """Yields plans that take less and less, until one fits; one alone if nothing would help."""
     plan = _plan(model, setup, config, layout, MemorySavings(remat=bool(config.remat)))
@@ -238,7 +236,7 @@ def _plans(
             yield plan
     batch_size = _steps_of(setup, config).batch_size
     before = num_parts(batch_size, config, MemorySavings())
-    num_devices = 1 if layout is None else layout.num_devices
+    num_devices = layout.num_devices
     for parts in range(2 * before, batch_size // (_LEAST_ROWS * num_devices) + 1, before):
         if plan.fits:
             return
@@ -268,7 +266,7 @@ def _plan(
     model: Model,
     setup: TrainingSetup,
     config: TrainingConfig,
-    layout: Layout | None,
+    layout: Layout,
     saving: MemorySavings,
 ) -> Plan:
     state, apply = _state_of(model, setup, config)
@@ -290,7 +288,7 @@ def _plan(
     ]
     return Plan(
         tuple(parts), arrays,
-        num_devices=1 if layout is None else layout.num_devices,
+        num_devices=layout.num_devices,
         platform=jax.devices()[0].platform,
         free_bytes=free_bytes(layout),
         saving=saving,
@@ -322,16 +320,16 @@ def _state_of(model: Model, setup: TrainingSetup, config: TrainingConfig) -> tup
             model, setup.spec, key, compute_dtype=get_compute_dtype(config.precision)
         )
         found.append(functional.apply)
-        return initial_state(functional, optimizer_of(config), key, config, 1, None)
+        return initial_state(functional, optimizer_of(config), key, config, 1, ONE_DEVICE)
 
     return jax.eval_shape(make, jax.eval_shape(lambda: jax.random.key(0))), found[0]
 
 
-def _planned(state: TrainState, layout: Layout | None) -> Iterable[PlannedArray]:
+def _planned(state: TrainState, layout: Layout) -> Iterable[PlannedArray]:
     for path, leaf in jax.tree_util.tree_leaves_with_path(state):
         num_bytes = of_device = _num_bytes(leaf)
         placed = _REPLICATED
-        if layout is not None:
+        if layout.mesh is not None:
             sharding: NamedSharding = layout.state_sharding(leaf)
             of_device = math.prod(sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
             placed = _REPLICATED if sharding.is_fully_replicated else _SHARDED

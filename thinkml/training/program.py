@@ -24,7 +24,7 @@ from thinkml.core import (
 )
 from thinkml.core.model.adapters import ApplyFn
 from thinkml.core.model.partly_frozen import learning_rates_of, scaled_updates
-from thinkml.core.parallel.sharding import Layout, unreplicate
+from thinkml.core.parallel.sharding import ONE_DEVICE, Layout, unreplicate
 from thinkml.core.train.step import TrainStep
 from thinkml.core.xla.jit import Jit
 from thinkml.data import capacity
@@ -86,7 +86,7 @@ def make_parts(
     config: TrainingConfig,
     feed: Feed,
     validation: Validation | None,
-    layout: Layout | None = None,
+    layout: Layout = ONE_DEVICE,
     savings: MemorySavings = MemorySavings(),  # noqa: B008 (immutable)
 ) -> RunParts:
     """Makes the program and the first state of a run.
@@ -115,8 +115,7 @@ def make_parts(
     if record.continues and record.optimizer is not None:
         state = restore_optimizer(state, record.optimizer)
     program = make_program(setup, functional.apply, tx, feed, validation, config, layout, savings)
-    if layout is not None:
-        functional = _written_unreplicated(functional, layout)
+    functional = _written_unreplicated(functional, layout)
     return RunParts(
         functional=functional,
         program=program,
@@ -142,7 +141,7 @@ def initial_state(
     key: jax.Array,
     config: TrainingConfig,
     total_steps: int | None,
-    layout: Layout | None,
+    layout: Layout,
 ) -> TrainState:
     """Returns the state before the first step."""
     return init_state(
@@ -206,7 +205,7 @@ def make_program(
     feed: Steps,
     validation: Validation | None,
     config: TrainingConfig,
-    layout: Layout | None,
+    layout: Layout,
     savings: MemorySavings,
 ) -> Program:
     """Returns the functions that a run compiles.
@@ -276,7 +275,7 @@ def step_memory(
     state: TrainState,
     setup: TrainingSetup,
     batch_size: int,
-    layout: Layout | None,
+    layout: Layout,
 ) -> Any:
     """Returns XLA's memory analysis of the compiled step; None if the compiler has none.
 
@@ -292,7 +291,7 @@ def step_memory(
 
     weight: Any = jax.ShapeDtypeStruct((batch_size,), jnp.float32)
     batch = Batch(jax.tree.map(rows, setup.spec), rows(setup.labels), weight)
-    if layout is not None:
+    if layout.mesh is not None:
         state = jax.tree.map(placed, state, layout.state_sharding(state))
         batch = jax.tree.map(lambda leaf: placed(leaf, layout.replicated), batch)
     return Jit(step, donate_argnums=(0,)).lower(state, batch).compile().memory_analysis()

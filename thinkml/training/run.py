@@ -57,7 +57,7 @@ class Program(NamedTuple):
     metrics: type[Collection]
     eval_step: EvalStep
     eval_metrics: type[Collection]
-    layout: Layout | None
+    layout: Layout
 
 
 class Validation(NamedTuple):

@@ -23,7 +23,7 @@ from thinkml.core.parallel.multiprocess import (
     shutdown,
     translate_connection_errors,
 )
-from thinkml.core.parallel.sharding import Layout, unreplicate
+from thinkml.core.parallel.sharding import ONE_DEVICE, Layout, unreplicate
 from thinkml.core.train.loop import empty_metrics
 from thinkml.errors import ConfigError, NotTrainedError, warn_user
 from thinkml.model_record import record_of, record_to_change
@@ -94,7 +94,7 @@ class OpenTraining(NamedTuple):
 
     setup: TrainingSetup
     training: Training
-    layout: Layout | None
+    layout: Layout
     result: TrainResult
 
 
@@ -102,7 +102,7 @@ def train(
     model: Model,
     request: TrainRequest,
     config: TrainingConfig,
-    layout: Layout | None = None,
+    layout: Layout = ONE_DEVICE,
     *,
     resume: Resume = False,
     progress: bool = False,
@@ -128,7 +128,7 @@ def open_training(
     model: Model,
     request: TrainRequest,
     config: TrainingConfig,
-    layout: Layout | None = None,
+    layout: Layout = ONE_DEVICE,
     *,
     resume: Resume = False,
 ) -> Iterator[OpenTraining]:
@@ -158,7 +158,7 @@ def open_training(
             _check_resumed(checkpoints, config, settings, callbacks, functions, names)
         feed, validation = make_feed(setup, config, layout)
         parts = make_parts(model, setup, config, feed, validation, layout, savings)
-        if layout is not None and layout.spans_processes:
+        if layout.spans_processes:
             check_same_everywhere(settings, parts.functional)
         run = Run(
             user_model=_unfrozen(model),
@@ -245,7 +245,7 @@ def _memory_savings(
     model: Model,
     setup: TrainingSetup,
     config: TrainingConfig,
-    layout: Layout | None,
+    layout: Layout,
     resumed: dict[str, Any] | None,
 ) -> tuple[MemorySavings, str | None]:
     """Returns how memory is saved, with a note on it. A resumed run saves it as it did before."""
@@ -259,7 +259,7 @@ def _with_learning_rate(
     model: Model,
     setup: TrainingSetup,
     config: TrainingConfig,
-    layout: Layout | None,
+    layout: Layout,
     savings: MemorySavings,
     resumed: dict[str, Any] | None,
 ) -> tuple[TrainingConfig, LearningRateRange | None]:
@@ -321,7 +321,7 @@ def _close(opened: OpenTraining, signals: Signals, *, is_shown: bool, was_traine
     run, _, checkpoints, _ = opened.training
     if signals.interrupted:
         note_interrupt(run)
-    if checkpoints is not None and opened.layout is not None and opened.layout.spans_processes:
+    if checkpoints is not None and opened.layout.spans_processes:
         signals.terminated = any(all_gather_at_end(signals.terminated))
     warn_of_monitors(run, checkpoints, _missing_labels(opened.setup))
     opened.result.was_stopped = run.stop_reason is not None and not run.is_early_stopped
@@ -373,7 +373,7 @@ def _missing_labels(setup: TrainingSetup) -> dict[str, list[Any]]:
     return missing
 
 
-def _write_back(run: Run, layout: Layout | None) -> None:
+def _write_back(run: Run, layout: Layout) -> None:
     """Writes the trained arrays into the user's object."""
     # A dispatch that failed, or a second Ctrl-C, took the donated arrays with it.
     states = [state for state in (run.state, run.kept) if state is not None and _is_usable(state)]

@@ -232,7 +232,7 @@ def _ended_by(run: Run, signals: Signals, started_at: float) -> str | None:
 
 
 def _spans_processes(program: Program) -> bool:
-    return program.layout is not None and program.layout.spans_processes
+    return program.layout.spans_processes
 
 
 # If processes differ, the later entry counts.

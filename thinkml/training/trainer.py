@@ -7,7 +7,7 @@ import jax
 
 from thinkml.core.objectives.losses import LossFn
 from thinkml.core.parallel.multiprocess import initialize
-from thinkml.core.parallel.sharding import Layout, data_mesh
+from thinkml.core.parallel.sharding import ONE_DEVICE, Layout, data_mesh
 from thinkml.errors import ConfigError, NotTrainedError, unknown_name
 from thinkml.monitoring import History
 from thinkml.training.callbacks.dispatch import make_callbacks, metrics_recorded_for
@@ -117,12 +117,12 @@ class ModelTrainer:
         return jax.local_devices()[:1] if self._devices is None else self._devices
 
     @property
-    def _layout(self) -> Layout | None:
-        """Returns None for the default device, so that its programs are those of one device."""
+    def _layout(self) -> Layout:
+        """Returns the placement of arrays. The default device alone has no mesh."""
         if self._devices is None or (
             self._devices == [jax.devices()[0]] and jax.process_count() == 1
         ):
-            return None
+            return ONE_DEVICE
         return Layout(data_mesh(self._devices), shards_state=self.strategy == 'fsdp')
 
     @property

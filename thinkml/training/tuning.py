@@ -68,7 +68,7 @@ def learning_rate_range(
     model: Model,
     setup: TrainingSetup,
     config: TrainingConfig,
-    layout: Layout | None,
+    layout: Layout,
     savings: MemorySavings,
 ) -> LearningRateRange:
     """Trains a copy of the model for 100 steps at rates from 1e-6 to 10, and records the loss.
@@ -130,7 +130,7 @@ def _suggest_rate(rates: np.ndarray, losses: np.ndarray) -> float:
 
 
 def largest_batch_size(
-    model: Model, setup: TrainingSetup, config: TrainingConfig, layout: Layout | None
+    model: Model, setup: TrainingSetup, config: TrainingConfig, layout: Layout
 ) -> int:
     """Returns the largest power of two whose training step fits in device memory.
 
@@ -146,7 +146,7 @@ def largest_batch_size(
     limit = feed.batch_size * (feed.steps_per_epoch or 1)
     limit //= config.accumulate_steps
     largest = 2 ** (max(1, limit).bit_length() - 1)
-    small = 16 * (1 if layout is None else layout.num_devices)
+    small = 16 * layout.num_devices
     if budget is None or largest < 2 * small:
         return largest
     less, more = (_step_bytes(parts, setup, size, layout) for size in (small, 2 * small))
@@ -158,9 +158,7 @@ def largest_batch_size(
     return size
 
 
-def _step_bytes(
-    parts: RunParts, setup: TrainingSetup, batch_size: int, layout: Layout | None
-) -> int:
+def _step_bytes(parts: RunParts, setup: TrainingSetup, batch_size: int, layout: Layout) -> int:
     """Returns the memory that a step takes beside its state: its own, and a copy of the state."""
     memory = step_memory(parts.program.train_step, parts.state, setup, batch_size, layout)
     if memory is None:

@@ -12,7 +12,7 @@ import numpy as np
 from thinkml.core.model.adapters import ApplyFn
 from thinkml.core.model.embedding_lookups import Lookup, check_lookups, with_lookups
 from thinkml.core.model.functional import functionalize
-from thinkml.core.parallel.sharding import Layout, data_mesh, layout_of, put_global, replicate
+from thinkml.core.parallel.sharding import ONE_DEVICE, Layout, data_mesh, layout_of, replicate
 from thinkml.core.xla.cpu_convolutions import fast_convolutions
 from thinkml.core.xla.jit import Jit
 from thinkml.typing import Model, PyTree
@@ -130,17 +130,16 @@ def make_predict(
     """
     functional = functionalize(model, getattr(x, 'spec', x), jax.random.key(0))
     arrays = (functional.params, functional.model_state)
-    layout = layout_of(arrays) or _layout_on(devices)
-    if layout is None:
-        arrays = jax.device_put(arrays, jax.local_devices()[0])
-    else:  # sharded arrays stay sharded
-        arrays = jax.tree.map(put_global, arrays, layout.state_sharding(arrays))
+    layout = layout_of(arrays) or _layout_on(devices)  # sharded arrays stay sharded
+    if layout.num_devices == 1:
+        arrays = jax.device_put(arrays, layout.local_devices[0])
+    arrays = layout.put_state(arrays)
     return functools.partial(_by_batches, functional.apply, layout, arrays, batch_size, argument)
 
 
 def _by_batches(
     apply: ApplyFn,
-    layout: Layout | None,
+    layout: Layout,
     arrays: PyTree,
     batch_size: int | None,
     argument: str,
@@ -151,14 +150,11 @@ def _by_batches(
     if batch_size is None:
         # For few rows it is a power of two as well, so that similar numbers share a program.
         batch_size = min(inference_batch_size(spec), 2 ** (num_rows - 1).bit_length())
-    if layout is not None:
-        batch_size = -(-batch_size // layout.num_devices) * layout.num_devices
+    batch_size = -(-batch_size // layout.num_devices) * layout.num_devices
     parts = []
     for first in range(0, num_rows, batch_size):
         batch = _padded(take(np.arange(first, min(first + batch_size, num_rows))), batch_size)
-        if layout is not None:
-            batch = jax.tree.map(lambda leaf: put_global(leaf, layout.rows), batch)
-        parts.append(_forward(apply, layout, *arrays, batch))
+        parts.append(_forward(apply, layout, *arrays, layout.put_rows(batch)))
         if len(parts) > 1:  # waits for the previous batch, so that inputs don't pile up
             parts[-2] = jax.device_get(parts[-2])
     outputs, reads = zip(*jax.device_get(parts), strict=True)
@@ -166,11 +162,11 @@ def _by_batches(
     return np.concatenate(outputs)[:num_rows]
 
 
-def _layout_on(devices: Sequence[Any] | None) -> Layout | None:
-    """Returns the layout on some devices; None for the default device alone."""
+def _layout_on(devices: Sequence[jax.Device] | None) -> Layout:
+    """Returns the layout on some devices; None for those of this process."""
     local = jax.local_devices()
     devices = local if devices is None else list(devices)
-    return None if devices == local[:1] else Layout(data_mesh(devices))
+    return ONE_DEVICE if devices == local[:1] else Layout(data_mesh(devices))
 
 
 def _take(x: PyTree, rows: np.ndarray) -> PyTree:
@@ -185,7 +181,7 @@ def _padded(x: PyTree, batch_size: int) -> PyTree:
 
 @functools.partial(Jit, static_argnums=(0, 1))
 def _forward(
-    apply: ApplyFn, layout: Layout | None, params: PyTree, model_state: PyTree, x: PyTree
+    apply: ApplyFn, layout: Layout, params: PyTree, model_state: PyTree, x: PyTree
 ) -> tuple[jax.Array, list[Lookup]]:
     forward = functools.partial(eval_outputs, apply)
     outputs, reads = with_lookups(forward, params, model_state, x)

@@ -34,14 +34,15 @@ def data_mesh(devices: Sequence[Any]) -> Mesh:
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """The shardings of a run's arrays on a mesh with one axis (see `data_mesh`).
+    """The placement of a run's arrays: on one device, or on a mesh with one axis.
 
     A step is written for one device and unsharded arrays. The compiler partitions it by these
     shardings: each device computes its rows of a batch, and sums over the batch are summed over the
     devices. The results equal those of one device, up to the order of summation.
 
     Attributes:
-        mesh: the devices of all processes.
+        mesh: the devices of all processes, see `data_mesh`; None for the device that JAX uses by
+            default. Programs and arrays are then those of JAX without shardings.
         shards_state: True if the parameters and the optimizer's state are sharded too (FSDP), each
             array along its longest axis that the number of devices divides. False replicates them.
 
@@ -51,36 +52,47 @@ class Layout:
         >>> layout = Layout(data_mesh(jax.devices()))
         >>> layout.replicated.is_fully_replicated
         True
+        >>> Layout().num_devices
+        1
 
     Reference:
         Xu et al., 2021, *GSPMD: general and scalable parallelization for ML computation graphs*.
     """
 
-    mesh: Mesh
+    mesh: Mesh | None = None
     shards_state: bool = False
 
     @property
     def num_devices(self) -> int:
         """Returns the number of devices of all processes."""
-        return self.mesh.size
+        return 1 if self.mesh is None else self.mesh.size
+
+    @property
+    def local_devices(self) -> list[jax.Device]:
+        """Returns the devices of this process."""
+        return jax.local_devices()[:1] if self.mesh is None else list(self.mesh.local_devices)
 
     @property
     def spans_processes(self) -> bool:
         """Returns True if the devices belong to several processes, which must run the same code."""
-        return self.mesh.is_multi_process
+        return self.mesh is not None and self.mesh.is_multi_process
 
     @property
     def rows(self) -> NamedSharding:
-        """Returns the sharding of arrays along their first axis."""
-        return NamedSharding(self.mesh, PartitionSpec(_AXIS))
+        """Returns the sharding of arrays along their first axis, on a mesh."""
+        return self._sharding(_AXIS)
 
     @property
     def replicated(self) -> NamedSharding:
-        """Returns the sharding of replicated arrays."""
-        return NamedSharding(self.mesh, PartitionSpec())
+        """Returns the sharding of replicated arrays, on a mesh."""
+        return self._sharding()
+
+    def _sharding(self, *axes: str | None) -> NamedSharding:
+        assert self.mesh is not None, 'one device has no shardings'
+        return NamedSharding(self.mesh, PartitionSpec(*axes))
 
     def state_sharding(self, state: PyTree) -> PyTree:
-        """Returns the sharding of each array of a training state, by its shape."""
+        """Returns the sharding of each array of a training state, by its shape, on a mesh."""
         return jax.tree.map(lambda leaf: self._shape_sharding(leaf.shape), state)
 
     def _shape_sharding(self, shape: tuple[int, ...]) -> NamedSharding:
@@ -88,11 +100,33 @@ class Layout:
         if not self.shards_state or not divisible or math.prod(shape) < _SMALLEST_SHARDED:
             return self.replicated
         longest = max(divisible, key=lambda axis: shape[axis])
-        return NamedSharding(self.mesh, PartitionSpec(*[None] * longest, _AXIS))
+        return self._sharding(*[None] * longest, _AXIS)
 
     def put(self, tree: PyTree) -> PyTree:
-        """Replicates arrays, which every process must have, on all devices."""
+        """Puts arrays, which every process must have, on the device, or on each of the mesh."""
+        if self.mesh is None:
+            return jax.tree.map(jax.device_put, tree)
         return jax.tree.map(lambda leaf: put_global(leaf, self.replicated), tree)
+
+    def put_state(self, state: PyTree) -> PyTree:
+        """Puts the arrays of a training state where they are trained."""
+        if self.mesh is None:
+            return state
+        return jax.tree.map(put_global, state, self.state_sharding(state))
+
+    def put_rows(self, batch: PyTree) -> PyTree:
+        """Shards the rows of a batch, which every process must have, over the devices."""
+        if self.mesh is None:
+            return batch
+        return jax.tree.map(lambda leaf: put_global(leaf, self.rows), batch)
+
+    def sharded_rows(self, *, aligned: bool) -> 'ShardedRows | None':
+        """Returns how rows are sharded over the devices; None for one device."""
+        return None if self.mesh is None else ShardedRows(self.mesh, aligned=aligned)
+
+
+ONE_DEVICE = Layout()
+"""The layout of the device that JAX uses by default."""
 
 
 def put_global(array: Any, sharding: Sharding) -> jax.Array:
@@ -120,12 +154,12 @@ def put_like(array: Any, old: Any) -> Any:
     return array if is_on_one_device else put_global(array, old.sharding)
 
 
-def unreplicate(layout: Layout | None, tree: PyTree) -> PyTree:
+def unreplicate(layout: Layout, tree: PyTree) -> PyTree:
     """Returns replicated arrays on the default device, as after a training on one device.
 
     Each process can then use a model alone. Sharded arrays stay sharded.
     """
-    if layout is None or layout.shards_state:
+    if layout.mesh is None or layout.shards_state:
         return tree
     return jax.tree.map(_on_default_device, tree)
 
@@ -141,24 +175,24 @@ def _on_default_device(array: jax.Array) -> jax.Array:
 # --- in traced functions ----------------------------------------------------------------------
 
 
-def split_rows(layout: Layout | None, tree: PyTree, axis: int = 0) -> PyTree:
+def split_rows(layout: Layout, tree: PyTree, axis: int = 0) -> PyTree:
     """Constrains the rows, which are along ``axis``, to be sharded over the devices."""
-    if layout is None:
+    if layout.mesh is None:
         return tree
     rows = NamedSharding(layout.mesh, PartitionSpec(*[None] * axis, _AXIS))
     return jax.lax.with_sharding_constraint(tree, jax.tree.map(lambda _: rows, tree))
 
 
-def replicate(layout: Layout | None, tree: PyTree) -> PyTree:
+def replicate(layout: Layout, tree: PyTree) -> PyTree:
     """Constrains arrays to be replicated on the devices."""
-    if layout is None:
+    if layout.mesh is None:
         return tree
     return jax.lax.with_sharding_constraint(tree, jax.tree.map(lambda _: layout.replicated, tree))
 
 
-def pin_state(layout: Layout | None, state: PyTree) -> PyTree:
+def pin_state(layout: Layout, state: PyTree) -> PyTree:
     """Constrains a training state to keep the shardings of the layout."""
-    if layout is None:
+    if layout.mesh is None:
         return state
     return jax.lax.with_sharding_constraint(state, layout.state_sharding(state))
 

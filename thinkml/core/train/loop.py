@@ -14,7 +14,7 @@ from clu.metrics import Collection
 
 from thinkml.core.objectives.streaming_metrics import compute
 from thinkml.core.parallel.multiprocess import broadcast_number
-from thinkml.core.parallel.sharding import Layout, pin_state, replicate
+from thinkml.core.parallel.sharding import ONE_DEVICE, Layout, pin_state, replicate
 from thinkml.core.train.batch_feed import DeviceData, Feed, SourcePosition, take
 from thinkml.core.train.state import TrainState
 from thinkml.core.train.step import EvalStep, TrainStep
@@ -111,7 +111,7 @@ def train_chunks(
     border_every: int | None = None,
     stop_nonfinite: bool = True,
     steps_per_dispatch: int | None = None,
-    layout: Layout | None = None,
+    layout: Layout = ONE_DEVICE,
 ) -> Iterator[Chunk]:
     """Trains and yields after each dispatch.
 
@@ -146,7 +146,7 @@ def train_chunks(
             first = block.first
             while first < block.last and steps_done < last_step:
                 steps = pace.steps_from(steps_done, block.last - first)
-                if layout is not None and layout.spans_processes:
+                if layout.spans_processes:
                     steps = broadcast_number(steps)
                 steps = min(steps, last_step - steps_done)
                 last = int(min(block.last, first + steps))
@@ -219,7 +219,7 @@ class _Pace:
 
 
 @functools.partial(Jit, static_argnums=(0, 1))
-def empty_metrics(metrics: type[Collection], layout: Layout | None = None) -> Collection:
+def empty_metrics(metrics: type[Collection], layout: Layout = ONE_DEVICE) -> Collection:
     """Returns an epoch's metrics before its first step."""
     return replicate(layout, metrics.empty())
 
@@ -228,7 +228,7 @@ def empty_metrics(metrics: type[Collection], layout: Layout | None = None) -> Co
 def _run_steps(
     step: TrainStep,
     stop_nonfinite: bool,
-    layout: Layout | None,
+    layout: Layout,
     data: DeviceData,
     plan: jax.Array,
     carry: tuple[TrainState, Collection],
@@ -267,7 +267,7 @@ def all_finite(tree: PyTree) -> jax.Array:
 def _rerun(
     run: Callable[..., tuple[TrainState, *tuple[PyTree, ...]]],
     metrics: type[Collection],
-    layout: Layout | None,
+    layout: Layout,
     first: int,
     state: TrainState,
     num_steps: int,
@@ -283,7 +283,7 @@ def evaluate(
     data: DeviceData | Iterable[DeviceData],
     *,
     batch_size: int,
-    layout: Layout | None = None,
+    layout: Layout = ONE_DEVICE,
 ) -> dict[str, float]:
     """Returns the metrics over a data set as plain floats.
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
-from thinkml.core.parallel.sharding import Layout, pin_state, put_global
+from thinkml.core.parallel.sharding import ONE_DEVICE, Layout, pin_state
 from thinkml.core.train.optimizers import set_hyperparams
 from thinkml.core.xla.jit import Jit
 from thinkml.typing import PyTree
@@ -96,7 +96,7 @@ def init_state(
     learning_rate: float | None = None,
     *,
     ema_decay: float | None = None,
-    layout: Layout | None = None,
+    layout: Layout = ONE_DEVICE,
     **hyperparams: float | None,
 ) -> TrainState:
     """Creates the state before the first step, from copies of the given arrays.
@@ -122,15 +122,13 @@ def init_state(
         0
     """
     hyperparams = {'learning_rate': learning_rate} | hyperparams
-    if layout is not None:
-        arrays = (params, model_state, key)
-        params, model_state, key = jax.tree.map(put_global, arrays, layout.state_sharding(arrays))
+    params, model_state, key = layout.put_state((params, model_state, key))
     return _init_state(tx.init, layout, params, model_state, key, hyperparams, ema_decay)
 
 
 def _init(
     init_optimizer: Callable[[PyTree], PyTree],
-    layout: Layout | None,
+    layout: Layout,
     params: PyTree,
     model_state: PyTree,
     key: jax.Array,

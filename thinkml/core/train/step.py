@@ -12,7 +12,7 @@ from clu.metrics import Collection
 from thinkml.core.model.adapters import ApplyFn
 from thinkml.core.model.forward import eval_outputs
 from thinkml.core.objectives.losses import LossFn
-from thinkml.core.parallel.sharding import Layout, pin_state, replicate, split_rows
+from thinkml.core.parallel.sharding import ONE_DEVICE, Layout, pin_state, replicate, split_rows
 from thinkml.core.train.state import TrainState
 from thinkml.core.xla.cpu_convolutions import fast_convolutions
 from thinkml.core.xla.rematerialization import rematerialized
@@ -58,7 +58,7 @@ def make_train_step(
     augment: AugmentFn | None = None,
     accumulate_steps: int = 1,
     remat: bool = False,
-    layout: Layout | None = None,
+    layout: Layout = ONE_DEVICE,
 ) -> TrainStep:
     """Returns the pure ``train_step(state, batch) -> (state, StepOutput)``.
 
@@ -178,7 +178,7 @@ def make_eval_step(
     loss_fn: LossFn,
     metrics: type[Collection],
     *,
-    layout: Layout | None = None,
+    layout: Layout = ONE_DEVICE,
 ) -> EvalStep:
     """Returns the pure ``eval_step(params, model_state, batch) -> metrics``, in eval mode.
 
