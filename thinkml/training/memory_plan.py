@@ -154,7 +154,7 @@ def _remedies(plan: Plan) -> str:
         )
     if largest.placed == _SHARDED:
         return 'Most of it is the model: use more devices.'
-    return "Most of it is the model: use DistributedTrainer(strategy='fsdp') on more devices."
+    return "Most of it is the model: use ModelTrainer(strategy='fsdp') on more devices."
 
 
 _ACTIVATIONS = 'gradients, activations'
