@@ -24,9 +24,9 @@ def choose_devices(devices: int | Sequence[Any] | None, argument: str) -> list[A
     there = jax.devices()
     if devices is None:
         return there
-    if isinstance(devices, Sequence) and not isinstance(devices, str):
+    if not isinstance(devices, int | str) and isinstance(devices, Sequence):
         return _checked(list(devices), there, argument)
-    if not (is_whole(devices) and devices >= 1):
+    if not (is_whole(devices) and int(devices) >= 1):
         raise ConfigError(
             f'{argument}: got {devices!r}, expected a whole number of at least 1, or None for all '
             f'devices ({len(there)}).'

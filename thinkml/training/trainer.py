@@ -99,9 +99,10 @@ class ModelTrainer:
 
     def __getstate__(self) -> dict[str, Any]:
         # Devices belong to a process: a copy in another one finds its own.
-        is_listed = isinstance(self._requested, Sequence)
-        ids = {'_requested': [device.id for device in self._requested]} if is_listed else {}
-        return {name: value for name, value in vars(self).items() if name != '_devices'} | ids
+        state = {name: value for name, value in vars(self).items() if name != '_devices'}
+        if isinstance(self._requested, Sequence):
+            state['_requested'] = [device.id for device in self._requested]
+        return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)

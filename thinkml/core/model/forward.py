@@ -162,7 +162,7 @@ def _by_batches(
     return np.concatenate(outputs)[:num_rows]
 
 
-def _layout_on(devices: Sequence[jax.Device] | None) -> Layout:
+def _layout_on(devices: Sequence[Any] | None) -> Layout:
     """Returns the layout on some devices; None for those of this process."""
     local = jax.local_devices()
     devices = local if devices is None else list(devices)

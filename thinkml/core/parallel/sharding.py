@@ -68,7 +68,7 @@ class Layout:
         return 1 if self.mesh is None else self.mesh.size
 
     @property
-    def local_devices(self) -> list[jax.Device]:
+    def local_devices(self) -> list[Any]:
         """Returns the devices of this process."""
         return jax.local_devices()[:1] if self.mesh is None else list(self.mesh.local_devices)
 
