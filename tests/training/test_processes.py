@@ -499,12 +499,12 @@ def too_late():
 @pytest.mark.slow
 def test_a_trainer_that_comes_too_late_says_so():
     for result in results_of(run_together(calling(too_late), 2)):
-        assert 'Make the DistributedTrainer before the model' in result
+        assert 'Create the DistributedTrainer before the model' in result
 
 
 def test_a_coordinator_that_comes_too_late_says_so():
     jax.devices()
-    with pytest.raises(ProcessError, match='Make the DistributedTrainer before the model'):
+    with pytest.raises(ProcessError, match='Create the DistributedTrainer before the model'):
         DistributedTrainer(coordinator='localhost:1', num_processes=2, process_id=0)
 
 
@@ -533,7 +533,7 @@ def test_a_process_alone_is_no_run_of_several(environment, is_one, monkeypatch):
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     if is_one:
-        with pytest.raises(ProcessError, match='Make the DistributedTrainer before the model'):
+        with pytest.raises(ProcessError, match='Create the DistributedTrainer before the model'):
             DistributedTrainer()
     else:
         assert len(DistributedTrainer().devices) >= 1
