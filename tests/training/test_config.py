@@ -169,7 +169,7 @@ def test_a_schedule_of_ones_own_is_tried(rate, says):
 
 
 def test_a_schedule_of_ones_own_stands_alone():
-    with pytest.raises(ConfigError, match=r'(?s)- lr_schedule: .*- warmup_steps: got 5 beside'):
+    with pytest.raises(ConfigError, match=r'(?s)- lr_schedule: .*- warmup_steps: got 5 together'):
         TrainingConfig(learning_rate=lambda step: 0.1, lr_schedule='cosine', warmup_steps=5)
     TrainingConfig(learning_rate=lambda step: 0.1, lr_schedule='reduce_on_plateau')
 
