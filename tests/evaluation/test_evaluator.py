@@ -467,7 +467,7 @@ def test_classes_are_those_of_labels_and_predictions():
 @pytest.mark.parametrize(
     ('model', 'y', 'error', 'message'),
     [
-        (Predicts([0.2, 0.7, 0.9]), [0, 1, 1], DataError, 'model: predict returned numbers with'),
+        (Predicts([0.2, 0.7, 0.9]), [0, 1, 1], DataError, 'predict returned floating-point'),
         (
             Predicts([0, 1, 2], classes=[0, 1, 2]), np.eye(3), DataError,
             r'y_test: got shape \(3, 3\).*y_test.argmax',

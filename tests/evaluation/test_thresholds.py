@@ -145,7 +145,7 @@ def test_data_on_which_none_can_be_chosen(labels, objective, settings, message):
         (
             'recall',
             {'min_recall': 0.9},
-            "min_recall: got 0.9, expected None: it is for 'precision'",
+            "min_recall: got 0.9, expected None: it is only for 'precision'",
         ),
         ('recall', {'min_recall': 0.9}, 'min_precision: got None'),
     ],
