@@ -264,7 +264,7 @@ def test_labels_by_name():
         ((Pairs(X, [None] * 23), None), 'y_train: got 23 missing values of 23'),
         (
             (Pairs([X, X[:2]], [0, 1]), None),
-            r'X_train\[0\]: got examples that are no arrays of one',
+            r'X_train\[0\]: got examples that are not arrays of one',
         ),
         ((Pairs([], []), None), 'X_train: got a data set of 0 examples'),
     ],

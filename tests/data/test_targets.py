@@ -212,8 +212,8 @@ def test_a_known_task_is_kept_where_the_data_fit_it():
 @pytest.mark.parametrize(
     ('task', 'y', 'says'),
     [
-        (Task('multiclass', ('a', 'b'), 2), ['a', 'z', 'y'], r"does not know: \['y', 'z'\]"),
-        (Task('binary', (0, 1), 1), [0, 2], r'does not know: \[2\]'),
+        (Task('multiclass', ('a', 'b'), 2), ['a', 'z', 'y'], r"was not trained on: \['y', 'z'\]"),
+        (Task('binary', (0, 1), 1), [0, 2], r'was not trained on: \[2\]'),
         (Task('binary', (0, 1), 1), ['a'], 'got dtype <U1'),
         (Task('multilabel', (0, 1), 2, (2,)), [[0, 3]], 'other values than 0 and 1'),
         (Task('multiclass', (0, 1, 2), 3, (3,)), [[1, 1, 0]], 'not one-hot'),

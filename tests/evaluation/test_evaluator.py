@@ -813,7 +813,7 @@ def test_undefined_values_are_warned_of_and_recorded():
         ({'stratify': ['x', None, 'y'] * 100}, DataError, 'stratify: got 100 missing'),
         ({'stratify': ['x', 7, 'y'] * 100}, DataError, r'stratify: got text .*\(7 at row 1\)'),
         ({'slices': {'a': ['x', np.nan, 'y'] * 100}}, DataError, "slices: 'a': got 100 missing"),
-        ({'slices': {'a': [1, '1', 2] * 100}}, DataError, "slices: 'a': got text beside other"),
+        ({'slices': {'a': [1, '1', 2] * 100}}, DataError, "slices: 'a': got text mixed with other"),
         ({'slices': {'a = 0': np.ones(300, bool), 'a': np.zeros(300, int)}}, DataError, "'a = 0'"),
         ({'metrics': [lambda a, b: 0.0, lambda a, b: 1.0]}, ConfigError, "two called 'lambda'"),
         ({'groups': np.arange(300) // 30, 'stratify': True}, DataError, 'stratify: got groups'),

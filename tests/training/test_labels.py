@@ -74,9 +74,9 @@ def test_the_text_nan_is_warned_of():
 @pytest.mark.parametrize(
     ('labels', 'says'),
     [
-        ([True, 2], 'got bool .* int .* expected values of one kind, since True would be 1'),
-        ([5, 2**63, 2**63 + 1], 'of which NumPy makes floats'),
-        (np.array([5, 2**63, 2**63 + 1], np.uint64), 'expected them within int64. Make text'),
+        ([True, 2], 'got bool .* int .* expected values of one kind, since True would become 1'),
+        ([5, 2**63, 2**63 + 1], 'which NumPy converts to floats'),
+        (np.array([5, 2**63, 2**63 + 1], np.uint64), 'expected them within int64. Convert labels'),
     ],
 )
 def test_labels_that_become_other_ones_are_refused(labels, says):

@@ -586,7 +586,7 @@ BAD_CALLS = {
     'y missing': (lambda X, y: (X, None), 'y_train: got None'),
     'one side of validation': (lambda X, y: (X, y, X), 'y_val: got None together with X_val'),
     'other validation shape': (lambda X, y: (X, y, X[:, :2], y), 'X_val: got rows of shape'),
-    'new validation label': (lambda X, y: (X, y, X, y + 5), 'y_val: got labels the model does'),
+    'new validation label': (lambda X, y: (X, y, X, y + 5), 'y_val: got labels the model was'),
 }  # fmt: skip
 
 
