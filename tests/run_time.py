@@ -31,6 +31,7 @@ LARGER = {
         'tests/training/test_trainer.py': 40,
         'tests/training/test_memory.py': 30,
         'tests/test_checkpoint.py': 25,
+        'tests/test_pages.py': 25,  # trainings of four pages
         'tests/test_documented_workflow.py': 25,
         'tests/training/test_options.py': 25,
         'tests/core/test_optimizers.py': 22,
