@@ -535,7 +535,7 @@ def test_text_labels_of_batches_stay_apart_from_others(second):
     def batches():
         yield from ((np.zeros((2, 2), np.float32), part) for part in parts)
 
-    with pytest.raises(DataError, match=r'X_test, labels: got (text beside|. missing)'):
+    with pytest.raises(DataError, match=r'X_test, labels: got (text mixed|. missing)'):
         ModelEvaluator().evaluate(model, batches)
 
 
