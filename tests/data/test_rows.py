@@ -93,17 +93,17 @@ def test_a_list_or_a_tuple_of_no_arrays_is_rows():
         ({'train': Pairs()}, r"X_train: got a dict of the data sets train, .*: X_train\['train'\]"),
         (scipy.sparse.csr_matrix((0, 3)), r'X_train: got a sparse array of shape \(0, 3\)'),
         (scipy.sparse.csr_matrix(X.astype(complex)), 'X_train: got dtype complex'),
-        (pd.DataFrame({'a': [1, 2], 'b': ['x', 'y']}), r'X_train: got columns .* numbers: b \('),
-        (pl.DataFrame({'a': [1, 2], 'b': ['x', 'y']}), r'X_train: got columns .* numbers: b \(S'),
+        (pd.DataFrame({'a': [1, 2], 'b': ['x', 'y']}), r'X_train: got columns .* numeric: b \('),
+        (pl.DataFrame({'a': [1, 2], 'b': ['x', 'y']}), r'X_train: got columns .* numeric: b \(S'),
         (
             pd.DataFrame({'a': [1, 2], 'b': [7, '?']}),
-            r"numbers: b \(object: int \(7 at row 0\), str \('\?' at row 1\)\)",
+            r"numeric: b \(object: int \(7 at row 0\), str \('\?' at row 1\)\)",
         ),
         (pd.DataFrame({'t': pd.date_range('2026', periods=2)}), r't \(datetime64.*days since a'),
         (pd.DataFrame({'a': pd.array([1, None], 'Int64')}), r'X_train: got 1 NaN .* \(1, 0\)'),
         (pl.DataFrame({'a': [1.0, None], 'b': [True, False]}), r'X_train: got 1 NaN .* \(1, 0\)'),
         (pa.table({'a': [1, None], 'b': [True, False]}), r'X_train: got 1 NaN .* \(1, 0\)'),
-        (pa.table({'a': [1, 2], 'b': ['x', 'y']}), r'X_train: got columns .* numbers: b \(string'),
+        (pa.table({'a': [1, 2], 'b': ['x', 'y']}), r'X_train: got columns .* numeric: b \(string'),
     ],
 )  # fmt: skip
 def test_what_can_not_be_inputs_is_named(given, says):
