@@ -364,7 +364,7 @@ def test_probabilities_are_told_beside_a_custom_loss_and_in_an_evaluation(
     if kind == 'functions':
         kernel = np.asarray(model.layers[0].kernel[...])
         model = from_functions(lambda key, x: {'w': kernel}, lambda p, x: activation(x @ p['w']))
-    with pytest.warns(ThinkMLWarning, match=r'model: it(s| ends).*take.* for logits'):
+    with pytest.warns(ThinkMLWarning, match=r'model: it(s| ends).*expect logits'):
         ModelEvaluator().evaluate(model, X, y % 2, metrics=['accuracy'], confidence=None)
     with pytest.warns(ThinkMLWarning, match='model: it.*apply it in the loss'):
         train(model, X, y % 2, epochs=1, loss_fn=loss_on_probabilities)
