@@ -21,7 +21,14 @@ import numpy as np
 
 from thinkml.data.arrays import as_array
 from thinkml.data.dataframes import is_frame
-from thinkml.data.example_datasets import LABELS, find_label, is_array, is_items, is_parts, without
+from thinkml.data.map_style_datasets import (
+    LABELS,
+    find_label,
+    is_array,
+    is_items,
+    is_parts,
+    without,
+)
 from thinkml.data.rows import check_tree
 from thinkml.data.sample_weights import check_sample_weight
 from thinkml.data.targets import refuse_parts

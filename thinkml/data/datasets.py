@@ -6,7 +6,7 @@ import numpy as np
 
 from thinkml.data.arrays import as_array, check_lengths
 from thinkml.data.dataframes import column_names, is_frame, take_column, take_columns
-from thinkml.data.example_datasets import (
+from thinkml.data.map_style_datasets import (
     find_label,
     is_items,
     read_labels,

@@ -19,8 +19,8 @@ from thinkml.data.dataframes import (
     is_named_row,
     stack_frames,
 )
-from thinkml.data.example_datasets import collate, is_array
 from thinkml.data.input_range import check_range
+from thinkml.data.map_style_datasets import collate, is_array
 from thinkml.data.numeric_checks import (
     as_dtype_of,
     check_for_device,

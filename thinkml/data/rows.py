@@ -10,15 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from thinkml.data.dataframes import is_frame
-from thinkml.data.example_datasets import (
-    ExampleDataset,
-    inputs_alone,
-    is_array,
-    is_items,
-    num_items,
-    read_items,
-    refuse_several,
-)
 from thinkml.data.input_arrays import (
     FirstRows,
     InputArray,
@@ -28,6 +19,15 @@ from thinkml.data.input_arrays import (
     open_array,
     row_bytes_of,
     sample_rows,
+)
+from thinkml.data.map_style_datasets import (
+    ExampleDataset,
+    inputs_alone,
+    is_array,
+    is_items,
+    num_items,
+    read_items,
+    refuse_several,
 )
 from thinkml.errors import DataError, did_you_mean
 from thinkml.model_record import ArraySpec, ColumnNames, InputSpec

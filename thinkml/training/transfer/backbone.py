@@ -16,7 +16,7 @@ from thinkml.core.model.layer_inspection import last_dense
 from thinkml.core.objectives.probe_sizes import PROBE_ROWS
 from thinkml.data import is_batches
 from thinkml.data.dataframes import is_frame
-from thinkml.data.example_datasets import is_array
+from thinkml.data.map_style_datasets import is_array
 from thinkml.errors import ConfigError, DataError, ModelTypeError, unknown_name
 from thinkml.models import ModelManager
 from thinkml.models.transfer_model import PassThrough, TransferModel

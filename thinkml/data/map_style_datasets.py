@@ -1,4 +1,4 @@
-"""Data sets of examples, which return one example per index, inputs and label together.
+"""Map-style data sets, which return one example per index, inputs and label together.
 
 Supported are Hugging Face data sets, torch's map-style data sets, Grain's data sources, and any
 other object with a length and an example per index.
