@@ -13,6 +13,7 @@ import pytest
 
 from thinkml import compilation_cache
 from thinkml.compilation_cache import Programs, prune
+from thinkml.environment import user_cache_directory
 
 ROOT = Path(__file__).parents[1]
 SETTINGS: Any = jax.config
@@ -267,7 +268,7 @@ def test_each_platform_has_its_place(platform, place, monkeypatch, tmp_path):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(sys, 'platform', platform)
     monkeypatch.setattr(Path, 'home', lambda: tmp_path)
-    assert compilation_cache.user_cache_directory() == tmp_path / place
+    assert user_cache_directory() == tmp_path / place
 
 
 def test_other_processors_have_directories_of_their_own(monkeypatch):

@@ -19,9 +19,10 @@ from typing import Any
 
 import jax
 
+from thinkml.environment import COMPILATION_CACHE, is_switched_off, user_cache_directory
+
 _log = logging.getLogger(__name__)
 
-_OFF = ('0', 'false', 'no', 'off')
 
 # The least recently used programs are removed first.
 MAX_BYTES = 1 << 30
@@ -40,7 +41,7 @@ def switch_on() -> Path | None:
     """
     settings: Any = jax.config  # type checkers do not know its names
     if (
-        os.environ.get('THINKML_COMPILATION_CACHE', '').lower() in _OFF
+        is_switched_off(COMPILATION_CACHE)
         or settings.jax_compilation_cache_dir is not None
         or not settings.jax_enable_compilation_cache
     ):
@@ -62,21 +63,6 @@ def switch_on() -> Path | None:
         if getattr(settings, setting) == default:  # else the user has set it
             jax.config.update(setting, minimum)
     return directory
-
-
-def user_cache_directory() -> Path:
-    """Returns the platform's directory for a user's cache files.
-
-    Raises:
-        RuntimeError: if the user has no home directory.
-    """
-    if sys.platform == 'win32':
-        return Path(os.environ.get('LOCALAPPDATA') or Path.home() / 'AppData' / 'Local')
-    if sys.platform == 'darwin':
-        return Path.home() / 'Library' / 'Caches'
-    configured = Path(os.environ.get('XDG_CACHE_HOME', ''))
-    # The specification ignores relative paths: https://specifications.freedesktop.org/basedir
-    return configured if configured.is_absolute() else Path.home() / '.cache'
 
 
 def _private_directory(directory: Path) -> Path:

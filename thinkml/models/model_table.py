@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from thinkml.errors import ConfigError, unknown_name
+from thinkml.text_table import aligned_lines
 
 if TYPE_CHECKING:
     import pandas
@@ -91,15 +92,10 @@ class Table:
     def __str__(self) -> str:
         if not self.columns:
             return '(no rows)'
-        columns = [self._aligned(name) for name in self.columns]
-        lines = ['  '.join(cells).rstrip() for cells in zip(*columns, strict=True)]
+        cells = [[_cell(row.get(name)) for name in self.columns] for row in self.rows]
+        numeric = [index for index, name in enumerate(self.columns) if self._is_numeric(name)]
+        lines = aligned_lines([[_cell(name) for name in self.columns], *cells], right=numeric)
         return '\n'.join(lines if self.rows else [*lines, '(no rows)'])
-
-    def _aligned(self, column: str) -> list[str]:
-        cells = [_cell(column), *map(_cell, self[column])]
-        width = max(map(len, cells))
-        side = str.rjust if self._is_numeric(column) else str.ljust
-        return [side(cell, width) for cell in cells]
 
     def _is_numeric(self, column: str) -> bool:
         values = [value for value in self[column] if value is not None]

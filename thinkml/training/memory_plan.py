@@ -13,6 +13,7 @@ from thinkml.core import TrainState, functionalize, get_compute_dtype
 from thinkml.core.parallel.sharding import ONE_DEVICE, Layout
 from thinkml.core.train.batch_feed import steps_of
 from thinkml.data.device_placement import free_bytes
+from thinkml.text_table import aligned_lines
 from thinkml.training.config import TrainingConfig
 from thinkml.training.data_feed import planned_placements
 from thinkml.training.program import (
@@ -123,7 +124,14 @@ class Plan:
         rows.append(('together', '', '', readable(self.bytes_per_device)))
         devices = f'{self.num_devices} device{"s" * (self.num_devices > 1)} ({self.platform})'
         saving = [f'{sentence}.' for sentence in _savings(self.saving)]
-        return '\n'.join([devices, *_aligned(rows), *saving, self._verdict()])
+        return '\n'.join(
+            [
+                devices,
+                *(f'  {line}' for line in aligned_lines(rows, right=(2, 3))),
+                *saving,
+                self._verdict(),
+            ]
+        )
 
     __repr__ = __str__
 
@@ -132,15 +140,6 @@ class Plan:
             return 'The free memory of a device is unknown.'
         free = f'{readable(self.free_bytes)} are free on each'
         return f'It fits: {free}.' if self.fits else f'It does not fit: {free}. {_remedies(self)}'
-
-
-def _aligned(rows: list[tuple[str, ...]]) -> Iterable[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for name, placed, whole, part in rows:
-        yield (
-            f'  {name:<{widths[0]}}  {placed:<{widths[1]}}  '
-            f'{whole:>{widths[2]}}  {part:>{widths[3]}}'
-        ).rstrip()
 
 
 def _remedies(plan: Plan) -> str:

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from thinkml.environment import cache_home
 from thinkml.errors import PretrainedWeightsWarning, WeightsError
 from thinkml.models import save_safetensors
 from thinkml.models.pretrained.keras_file import read_keras_file
 from thinkml.models.pretrained.weight_sources import (
     Source,
-    cache_home,
     download_advice,
     find_weights,
 )

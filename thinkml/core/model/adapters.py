@@ -13,6 +13,7 @@ from flax import nnx
 
 from thinkml.core.model.mixed_precision import DType, cast_floats, linen_dtype, set_nnx_dtype
 from thinkml.core.model.train_eval_modes import switch, to_training
+from thinkml.core.model.tree_paths import set_at
 from thinkml.errors import ConfigError, ModelTypeError
 from thinkml.model_record import without_references
 from thinkml.typing import Model, PyTree
@@ -140,7 +141,7 @@ class _NNXApply:
                 value = jax.random.split(value, shape) if shape else value
             else:
                 value = jnp.zeros(shape, jnp.uint32)
-            _set_path(tree, path, value)
+            set_at(tree, path, value)
         return tree
 
 
@@ -312,12 +313,6 @@ def _select_like(tree: Mapping, template: Mapping) -> dict:
         name: _select_like(tree[name], value) if isinstance(value, Mapping) else tree[name]
         for name, value in template.items()
     }
-
-
-def _set_path(tree: dict, path: VariablePath, value: Any) -> None:
-    for name in path[:-1]:
-        tree = tree.setdefault(name, {})
-    tree[path[-1]] = value
 
 
 # --- flax.linen -------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from thinkml.core.model.adapters import (
     functionalize_nnx,
 )
 from thinkml.core.model.mixed_precision import DType
+from thinkml.core.model.tree_paths import get_at, replaced_at
 from thinkml.typing import PyTree
 
 
@@ -66,7 +67,7 @@ class PartlyFrozen:
         targets = tuple(sorted(self.low_rank.items(), key=str))
         factors = {
             _name(path): _factors(
-                _get(functional.model_state, path),
+                get_at(functional.model_state, path),
                 num_inputs,
                 self.rank,
                 jax.random.fold_in(key, index),
@@ -100,7 +101,7 @@ class _LowRankApply:
         updated = _add_updates(model_state, params['low_rank'], self.paths)
         outputs, new_state = self.apply(params['own'], updated, x, key=key, train=train)
         for path in self.paths:
-            new_state = _set(new_state, path, _get(model_state, path))
+            new_state = replaced_at(new_state, path, get_at(model_state, path))
         return outputs, new_state
 
 
@@ -113,9 +114,9 @@ def _factors(kernel: jax.Array, num_inputs: int, rank: int, key: jax.Array) -> d
 
 def _add_updates(model_state: PyTree, factors: PyTree, paths: tuple[VariablePath, ...]) -> PyTree:
     for path in paths:
-        kernel, parts = _get(model_state, path), factors[_name(path)]
+        kernel, parts = get_at(model_state, path), factors[_name(path)]
         update = (parts['down'] @ parts['up']).reshape(kernel.shape)
-        model_state = _set(model_state, path, kernel + update)
+        model_state = replaced_at(model_state, path, kernel + update)
     return model_state
 
 
@@ -141,17 +142,6 @@ def merged_low_rank(params: Mapping[str, Any], model_state: Mapping[str, Any]) -
 
 def _name(path: VariablePath) -> str:
     return '/'.join(map(str, path))
-
-
-def _get(tree: PyTree, path: VariablePath) -> PyTree:
-    return functools.reduce(lambda part, name: part[name], path, tree)
-
-
-def _set(tree: PyTree, path: VariablePath, value: PyTree) -> PyTree:
-    """Returns a copy of nested dicts with another value at a path."""
-    if not path:
-        return value
-    return {**tree, path[0]: _set(tree[path[0]], path[1:], value)}
 
 
 def _rate_tree(params: PyTree, rates: Mapping[VariablePath, float]) -> PyTree:

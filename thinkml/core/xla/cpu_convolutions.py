@@ -34,6 +34,8 @@ import numpy as np
 from jax import lax
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, jaxpr_as_fun, primitives
 
+from thinkml.environment import FAST_CONVOLUTIONS, is_switched_off
+
 # Computes an equation's result from the equation and its operands.
 Rule = Callable[..., jax.Array]
 
@@ -120,7 +122,7 @@ def compiler_options() -> dict[str, str]:
 
 
 def _is_enabled() -> bool:
-    return jax.default_backend() == 'cpu' and os.environ.get('THINKML_FAST_CONVOLUTIONS') != '0'
+    return jax.default_backend() == 'cpu' and not is_switched_off(FAST_CONVOLUTIONS)
 
 
 _YNNPACK = 'xla_cpu_experimental_ynn_fusion_type'

@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from thinkml.environment import cache_home
 from thinkml.errors import PretrainedWeightsWarning, WeightsError, warn_user
 
 
@@ -62,11 +63,6 @@ class Source:
     def is_pinned(self) -> bool:
         """Returns True if the commit and the full hash of the file are given."""
         return self.revision is not None and self.sha256 is not None and len(self.sha256) == 64
-
-
-def cache_home() -> Path:
-    """Returns ``$THINKML_HOME``, or ``~/.cache/thinkml``: the parent of the folder ``weights``."""
-    return Path(os.environ.get('THINKML_HOME') or '~/.cache/thinkml').expanduser()
 
 
 def find_weights(sources: Sequence[Source]) -> Path | None:

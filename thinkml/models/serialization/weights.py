@@ -10,6 +10,7 @@ from flax import nnx
 from thinkml.core.model.adapters import FunctionModel, LinenModel
 from thinkml.core.model.exported_forward import ExportedModel
 from thinkml.core.model.functional import not_a_model
+from thinkml.core.model.tree_paths import set_at
 from thinkml.errors import ModelFileError, ModelTypeError, problems
 from thinkml.models.serialization.array_index import ArrayNames, ArrayTaker, is_array
 from thinkml.models.serialization.attribute_codec import decode_special
@@ -71,7 +72,7 @@ def fill(model: Model, arrays: Mapping[str, Any], source: str) -> None:
         for path, leaf in nnx.to_flat_state(nnx.state(model)):
             value = leaf.get_value() if isinstance(leaf, nnx.Variable) else leaf
             if is_array(value):
-                _set(values, path, arrays[names.add(path, value)])
+                set_at(values, path, arrays[names.add(path, value)])
         nnx.update(model, values)
         model.eval()
         return
@@ -125,9 +126,3 @@ def _tree_of(model: Model) -> PyTree:
             'module, module.init(key, x)), from_functions(init, apply, init(key, x)).'
         )
     return tree
-
-
-def _set(tree: dict[Any, Any], path: tuple[Any, ...], value: Any) -> None:
-    for key in path[:-1]:
-        tree = tree.setdefault(key, {})
-    tree[path[-1]] = value
