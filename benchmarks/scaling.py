@@ -84,7 +84,7 @@ def one_device():
 
     from thinkml.core.parallel.sharding import Layout, data_mesh
     from thinkml.training import DistributedTrainer, ModelTrainer
-    from thinkml.training.train import Latest, train
+    from thinkml.training.train import train
     from thinkml.training.training_data import TrainRequest
 
     class OnMesh:
@@ -95,10 +95,7 @@ def one_device():
 
         def train(self, model, x, y, progress):
             layout = Layout(data_mesh(jax.devices()[:1]))
-            asked = TrainRequest(x, y)
-            return train(
-                Latest(), model, asked, self.config, layout, resume=False, progress=progress
-            )
+            return train(model, TrainRequest(x, y), self.config, layout, progress=progress).history
 
     sides = {
         'DistributedTrainer(num_gpus=1)': lambda config: DistributedTrainer(config, num_gpus=1),
