@@ -10,7 +10,7 @@ import sklearn.metrics as sk
 from clu import metrics as clu_metrics
 from flax import struct
 
-from thinkml.core.objectives.metric_names import metric_name
+from thinkml.core.objectives.metric_table import metric_name
 from thinkml.core.objectives.streaming_metrics import (
     CLASSIFICATION_METRICS,
     REGRESSION_METRICS,

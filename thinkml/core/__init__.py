@@ -21,9 +21,9 @@ from thinkml.core.objectives.losses import Focal as Focal
 from thinkml.core.objectives.losses import Huber as Huber
 from thinkml.core.objectives.losses import get_loss as get_loss
 from thinkml.core.objectives.losses import weighted_mean as weighted_mean
-from thinkml.core.objectives.metric_names import check_metric as check_metric
-from thinkml.core.objectives.metric_names import is_higher_better as is_higher_better
-from thinkml.core.objectives.metric_names import metric_name as metric_name
+from thinkml.core.objectives.metric_table import check_metric as check_metric
+from thinkml.core.objectives.metric_table import is_higher_better as is_higher_better
+from thinkml.core.objectives.metric_table import metric_name as metric_name
 from thinkml.core.objectives.streaming_metrics import WeightedMean as WeightedMean
 from thinkml.core.objectives.streaming_metrics import compute as compute
 from thinkml.core.objectives.streaming_metrics import make_metrics as make_metrics

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from thinkml.core.objectives.confusion_counts import f1, precision, ratio, recall
-from thinkml.core.objectives.metric_names import metric_name
+from thinkml.core.objectives.metric_table import metric_name
 from thinkml.errors import ConfigError, warn_user
 from thinkml.evaluation.bootstrap import Resampling
 from thinkml.evaluation.evaluation_data import EvaluationData

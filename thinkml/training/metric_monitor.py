@@ -5,7 +5,7 @@ import math
 from typing import Any, Literal
 
 from thinkml.core import is_higher_better
-from thinkml.core.objectives.metric_names import TRAINING_ONLY_METRICS
+from thinkml.core.objectives.metric_table import TRAINING_ONLY_METRICS
 from thinkml.errors import ConfigError, is_number, is_whole, unknown_name
 from thinkml.training.callback import BuiltInCallback
 from thinkml.training.run import Run

@@ -16,7 +16,7 @@ from thinkml.core import (
     metric_name,
 )
 from thinkml.core.objectives.losses import CLASSIFICATION_LOSSES, REGRESSION_LOSSES, LossFn, decides
-from thinkml.core.objectives.metric_names import TRAINING_ONLY_METRICS
+from thinkml.core.objectives.metric_table import TRAINING_ONLY_METRICS
 from thinkml.core.objectives.probe_sizes import PROBE_ROWS, with_rows
 from thinkml.core.train.step import AugmentFn
 from thinkml.errors import ConfigError, problems, unknown_name

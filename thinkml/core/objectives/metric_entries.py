@@ -20,7 +20,7 @@ from thinkml.core.objectives.accumulators import (
 )
 from thinkml.core.objectives.confusion_counts import Counts
 from thinkml.core.objectives.losses import mae, mse
-from thinkml.core.objectives.metric_names import (
+from thinkml.core.objectives.metric_table import (
     STEP_KEYWORDS,
     Metric,
     check_metric,

@@ -29,11 +29,11 @@ from thinkml.core.objectives.metric_entries import (
     make_entry,
     mean_class,
 )
-from thinkml.core.objectives.metric_names import CLASSIFICATION_METRICS as CLASSIFICATION_METRICS
-from thinkml.core.objectives.metric_names import REGRESSION_METRICS as REGRESSION_METRICS
-from thinkml.core.objectives.metric_names import TRAINING_ONLY_METRICS as TRAINING_ONLY_METRICS
-from thinkml.core.objectives.metric_names import Metric, check_metric, metric_name
-from thinkml.core.objectives.metric_names import is_higher_better as is_higher_better
+from thinkml.core.objectives.metric_table import CLASSIFICATION_METRICS as CLASSIFICATION_METRICS
+from thinkml.core.objectives.metric_table import REGRESSION_METRICS as REGRESSION_METRICS
+from thinkml.core.objectives.metric_table import TRAINING_ONLY_METRICS as TRAINING_ONLY_METRICS
+from thinkml.core.objectives.metric_table import Metric, check_metric, metric_name
+from thinkml.core.objectives.metric_table import is_higher_better as is_higher_better
 from thinkml.core.objectives.per_example import class_indices
 from thinkml.core.xla.jit import Jit
 from thinkml.errors import ConfigError, is_whole, problems, unknown_name

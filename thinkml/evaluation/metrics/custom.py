@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from clu import metrics as clu_metrics
 
-from thinkml.core.objectives.metric_names import check_metric, metric_name
+from thinkml.core.objectives.metric_table import check_metric, metric_name
 from thinkml.core.objectives.streaming_metrics import one_number, value_of
 from thinkml.errors import ConfigError
 from thinkml.evaluation.evaluation_data import EvaluationData

@@ -10,7 +10,7 @@ from typing import Any, get_args
 import numpy as np
 
 from thinkml.core.objectives import confusion_counts
-from thinkml.core.objectives.metric_names import top_k
+from thinkml.core.objectives.metric_table import top_k
 from thinkml.errors import ConfigError, problems, unknown_name
 from thinkml.evaluation.evaluation_data import EvaluationData
 from thinkml.evaluation.metrics import calibration, per_row, ranking, regression

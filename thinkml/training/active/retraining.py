@@ -12,7 +12,7 @@ import numpy as np
 from thinkml.core import functionalize, num_outputs
 from thinkml.core.model.training_lock import check_not_trained
 from thinkml.core.objectives.losses import LossFn, decides
-from thinkml.core.objectives.metric_names import metric_name
+from thinkml.core.objectives.metric_table import metric_name
 from thinkml.core.objectives.probe_sizes import PROBE_ROWS
 from thinkml.data import (
     check_lengths,

@@ -52,7 +52,7 @@ def is_higher_better(name: str) -> bool | None:
         True or False, or None for a custom metric, whose direction is unknown.
 
     Example:
-        >>> from thinkml.core.objectives.metric_names import is_higher_better
+        >>> from thinkml.core.objectives.metric_table import is_higher_better
         >>> is_higher_better('val_roc_auc'), is_higher_better('loss'), is_higher_better('mine')
         (True, False, None)
     """
@@ -76,7 +76,7 @@ def metric_name(metric: Metric) -> str:
 
     Example:
         >>> from clu.metrics import Accuracy
-        >>> from thinkml.core.objectives.metric_names import metric_name
+        >>> from thinkml.core.objectives.metric_table import metric_name
         >>> metric_name('f1'), metric_name(Accuracy), metric_name(lambda logits, labels: 0)
         ('f1', 'accuracy', 'lambda')
     """
@@ -101,7 +101,7 @@ def check_metric(
         num_outputs: the number of values the model returns per example; None does not check it.
 
     Example:
-        >>> from thinkml.core.objectives.metric_names import check_metric
+        >>> from thinkml.core.objectives.metric_table import check_metric
         >>> check_metric('top_3_accuracy', 'multiclass', num_outputs=10)
         >>> check_metric('top_3_accuracy', 'binary')
         "metrics: got 'top_3_accuracy' for a binary task, which has no top 3; expected 'accuracy'."
