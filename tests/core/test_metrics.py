@@ -10,23 +10,20 @@ import sklearn.metrics as sk
 from clu import metrics as clu_metrics
 from flax import struct
 
-from thinkml.core.objectives.metric_table import metric_name
-from thinkml.core.objectives.streaming_metrics import (
-    CLASSIFICATION_METRICS,
-    REGRESSION_METRICS,
+from thinkml.core.objectives.metric_table import (
     TRAINING_ONLY_METRICS,
     check_metric,
-    compute,
     is_higher_better,
-    make_metrics,
+    metric_name,
+    metric_names,
 )
+from thinkml.core.objectives.streaming_metrics import compute, make_metrics
 from thinkml.errors import ConfigError
 
 NAMES = {
-    'classification': tuple(
-        n for n in CLASSIFICATION_METRICS if n not in {*TRAINING_ONLY_METRICS, 'top_k_accuracy'}
-    ),
-    'regression': tuple(n for n in REGRESSION_METRICS if n not in TRAINING_ONLY_METRICS),
+    # Binary and multilabel tasks have all metrics of classification but top-k.
+    'classification': metric_names('binary', in_training=True, in_evaluation=True),
+    'regression': metric_names('regression', in_training=True, in_evaluation=True),
 }
 AVERAGES = ('macro', 'micro', 'weighted')
 
@@ -774,7 +771,8 @@ def test_a_metric_that_is_no_number():
 
 def test_every_name_can_be_made_and_says_which_way_is_better():
     lower = {'log_loss', 'brier', 'mse', 'mae', 'rmse', *TRAINING_ONLY_METRICS}
-    for kind, names in (('multiclass', CLASSIFICATION_METRICS), ('regression', REGRESSION_METRICS)):
+    for kind in ('multiclass', 'regression'):
+        names = metric_names(kind, in_training=True)
         make_metrics(names, kind=kind, num_outputs=9, capacity=8)
         for name in names:
             assert check_metric(name, kind, 9) is None
@@ -782,6 +780,10 @@ def test_every_name_can_be_made_and_says_which_way_is_better():
     assert is_higher_better('val_top_3_accuracy') is True
     assert is_higher_better('loss') is False
     assert is_higher_better('val_margin') is None
+    # Metrics of evaluation alone have a direction too, unless the best value is in between.
+    assert is_higher_better('val_mcc') is True
+    assert is_higher_better('val_pinball_0.9') is False
+    assert is_higher_better('val_calibration_slope') is None
 
 
 def test_names_of_own_metrics():

@@ -21,10 +21,13 @@ from thinkml.core.objectives.accumulators import (
 from thinkml.core.objectives.confusion_counts import Counts
 from thinkml.core.objectives.losses import mae, mse
 from thinkml.core.objectives.metric_table import (
+    METRIC_TABLE,
     STEP_KEYWORDS,
     Metric,
+    MetricSpec,
     check_metric,
     metric_name,
+    metric_spec,
     top_k,
 )
 from thinkml.core.objectives.per_example import classify
@@ -130,19 +133,34 @@ def _compute(state: clu_metrics.Metric) -> jax.Array:
 
 
 def _named_entry(name: str, shape: Shape) -> Entry:
-    if name in _TRAINING_METRICS:
-        return Entry(name, _TRAINING_METRICS[name], _compute)
-    if name in ('rmse', 'r2'):
-        (num_targets,) = shape.require(name, 'num_outputs')
-        return Entry('_residuals', _residuals(num_targets), lambda sums: getattr(sums, name)())
-    if name in _ERRORS or name in _PER_EXAMPLE or top_k(name):
-        return Entry(name, mean_class(_per_example(name, shape.kind)), _compute)
-    if name in _RANKINGS:
-        kind, *_ = shape.require(name, 'kind', 'num_outputs', 'capacity')
-        read = functools.partial(_ranking_value, name, kind)
-        return Entry('_collected', _row_collector(shape), read)
+    spec = metric_spec(name)
+    assert spec is not None  # `check_metric` accepted the name
+    return _COMPUTATIONS[spec.base_name](name, shape)
+
+
+def _step_entry(name: str, shape: Shape) -> Entry:
+    del shape  # a step has one value
+    return Entry(name, _TRAINING_METRICS[name], _compute)
+
+
+def _residuals_entry(name: str, shape: Shape) -> Entry:
+    (num_targets,) = shape.require(name, 'num_outputs')
+    return Entry('_residuals', _residuals(num_targets), lambda sums: getattr(sums, name)())
+
+
+def _mean_entry(name: str, shape: Shape) -> Entry:
+    return Entry(name, mean_class(_per_example(name, shape.kind)), _compute)
+
+
+def _ranking_entry(name: str, shape: Shape) -> Entry:
+    kind, *_ = shape.require(name, 'kind', 'num_outputs', 'capacity')
+    read = functools.partial(_ranking_value, name, kind)
+    return Entry('_collected', _row_collector(shape), read)
+
+
+def _counts_entry(name: str, shape: Shape) -> Entry:
     kind, num_outputs = shape.require(name, 'kind', 'num_outputs')
-    read = functools.partial(_counts_value, name, kind)
+    read = functools.partial(_counts_value, METRIC_TABLE[name], kind)
     return Entry('_class_counts', _class_counts(kind, num_outputs), read)
 
 
@@ -241,17 +259,17 @@ def _class_counts(kind: TaskKind, num_outputs: int) -> type[clu_metrics.Metric]:
     return class_counts(num_classes).from_fun(truth_and_prediction)
 
 
-def _counts_value(name: str, kind: TaskKind, sums: Any) -> jax.Array:
+def _counts_value(spec: MetricSpec, kind: TaskKind, sums: Any) -> jax.Array:
     by_class = Counts(
         true_positives=sums.true_positives.astype(jnp.float32),
         predicted=sums.predicted.astype(jnp.float32),
         actual=sums.actual.astype(jnp.float32),
         total=sums.num_examples.astype(jnp.float32),
     )
-    if name == 'balanced_accuracy':
+    if spec.name == 'balanced_accuracy':
         return confusion_counts.balanced_accuracy(by_class, kind)
-    fraction, _, how = name.partition('_')
-    return confusion_counts.average(_FRACTIONS[fraction](by_class), by_class, kind, how or None)
+    fraction = _FRACTIONS[spec.base_name](by_class)
+    return confusion_counts.average(fraction, by_class, kind, spec.average)
 
 
 def _row_collector(shape: Shape) -> type[clu_metrics.Metric]:
@@ -267,6 +285,16 @@ def _ranking_value(name: str, kind: TaskKind, rows: Any) -> jax.Array:
     (scores, low), positive = per_example.one_vs_rest(outputs)
     area = jnp.mean(_RANKINGS[name](scores, positive, rows.mask, low))
     return jnp.where(rows.position > len(rows.mask), jnp.nan, area)
+
+
+# By the names of the metric table, without averages.
+_COMPUTATIONS: dict[str, Callable[[str, Shape], Entry]] = {
+    **dict.fromkeys((*_FRACTIONS, 'balanced_accuracy'), _counts_entry),
+    **dict.fromkeys((*_PER_EXAMPLE, *_ERRORS, 'top_k_accuracy'), _mean_entry),
+    **dict.fromkeys(_RANKINGS, _ranking_entry),
+    **dict.fromkeys(('rmse', 'r2'), _residuals_entry),
+    **dict.fromkeys(_TRAINING_METRICS, _step_entry),
+}
 
 
 # --- custom metrics ---------------------------------------------------------------------------

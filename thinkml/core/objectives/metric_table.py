@@ -1,10 +1,15 @@
-"""Metric names: all names, those that fit a task, and the direction in which each is better."""
+"""Metric table: the names, tasks and directions of all metrics of training and of evaluation.
+
+The computations are attached by name: the streaming ones of training in `metric_entries`, the exact
+ones of evaluation in `thinkml.evaluation.metrics.registry`.
+"""
 
 import functools
 import inspect
 import re
-from collections.abc import Callable, Hashable
-from typing import Any
+from collections.abc import Callable, Hashable, Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple, get_args
 
 import jax
 from clu import metrics as clu_metrics
@@ -16,30 +21,229 @@ Metric = str | type[clu_metrics.Metric] | Callable[[Any, Any], Any]
 
 # The keywords of a metric's from_model_output; the last three are None in an evaluation.
 STEP_KEYWORDS = ('logits', 'labels', 'losses', 'weight', 'mask', 'grads', 'params', 'updates')
-TRAINING_ONLY_METRICS = ('grad_norm', 'update_ratio')
-CLASSIFICATION_METRICS = (
-    'accuracy',
-    'balanced_accuracy',
-    'top_k_accuracy',
-    'precision',
-    'recall',
-    'f1',
-    *(
-        f'{name}_{how}'
-        for name in ('precision', 'recall', 'f1')
-        for how in ('macro', 'micro', 'weighted')
+
+_KINDS: frozenset[TaskKind] = frozenset(get_args(TaskKind))
+_REGRESSION: frozenset[TaskKind] = frozenset({'regression'})
+_MULTICLASS: frozenset[TaskKind] = frozenset({'multiclass'})
+_CLASSES: frozenset[TaskKind] = frozenset({'binary', 'multiclass'})
+_LABELS: frozenset[TaskKind] = frozenset({'binary', 'multilabel'})
+_CLASSIFICATION = _KINDS - _REGRESSION
+
+
+class MetricSpec(NamedTuple):
+    """A row of the table: the name of a metric, and where and how it is used.
+
+    Attributes:
+        name: the metric's name. Metrics whose names differ in a number have one row, which has a
+            letter in place of the number: ``'top_k_accuracy'``, ``'pinball_q'``.
+        tasks: the kinds of tasks that it fits.
+        higher_is_better: True if larger values are better, False if smaller ones are; None if the
+            best value is in between.
+        in_training: True if training can record it.
+        in_evaluation: True if an evaluation can compute it.
+        in_analysis: True if an analysis of any model that fits the task includes it.
+        is_default: True if an evaluation computes it when no metrics are requested.
+        active_learning_tasks: the kinds of tasks for which active learning measures it by default.
+        needs_probabilities: True if predictions alone are not enough for an evaluation.
+        average: ``'macro'``, ``'micro'`` or ``'weighted'`` if the name ends in this average over
+            classes or labels, else None.
+        pattern: a regular expression that matches the names with a number, which is its group;
+            None for one name.
+        default_number: the number if the name has the letter in its place; None if the name then is
+            not valid.
+    """
+
+    name: str
+    tasks: frozenset[TaskKind]
+    higher_is_better: bool | None = True
+    in_training: bool = False
+    in_evaluation: bool = True
+    in_analysis: bool = True
+    is_default: bool = False
+    active_learning_tasks: frozenset[TaskKind] = frozenset()
+    needs_probabilities: bool = False
+    average: str | None = None
+    pattern: str | None = None
+    default_number: int | None = None
+
+    @property
+    def base_name(self) -> str:
+        """Returns the name without the average: ``'f1'`` for ``'f1_macro'``."""
+        return self.name if self.average is None else self.name.removesuffix(f'_{self.average}')
+
+
+# fmt: off
+_CLASS_FRACTIONS = (
+    MetricSpec(name='precision', tasks=_CLASSIFICATION, in_training=True, is_default=True),
+    MetricSpec(name='recall', tasks=_CLASSIFICATION, in_training=True, is_default=True),
+    MetricSpec(
+        name='f1', tasks=_CLASSIFICATION, in_training=True, is_default=True,
+        active_learning_tasks=frozenset({'multilabel'}),
     ),
-    'roc_auc',
-    'average_precision',
-    'log_loss',
-    'brier',
-    *TRAINING_ONLY_METRICS,
+    MetricSpec(name='specificity', tasks=_CLASSIFICATION),
+    MetricSpec(name='npv', tasks=_CLASSIFICATION),
 )
-REGRESSION_METRICS = ('mse', 'mae', 'rmse', 'r2', *TRAINING_ONLY_METRICS)
-_LOWER_IS_BETTER = frozenset(
-    {'loss', 'log_loss', 'brier', 'mse', 'mae', 'rmse', *TRAINING_ONLY_METRICS}
+_SPECS = (
+    # Counts of classes.
+    MetricSpec(
+        name='accuracy', tasks=_CLASSIFICATION, in_training=True, is_default=True,
+        active_learning_tasks=_CLASSIFICATION,
+    ),
+    MetricSpec(name='balanced_accuracy', tasks=_CLASSIFICATION, in_training=True),
+    MetricSpec(name='mcc', tasks=_CLASSES),
+    MetricSpec(name='kappa', tasks=_CLASSES),
+    *_CLASS_FRACTIONS,
+    *(
+        spec._replace(
+            name=f'{spec.name}_{average}', average=average, in_analysis=False, is_default=False,
+            active_learning_tasks=frozenset(),
+        )
+        for average in ('macro', 'micro', 'weighted')
+        for spec in _CLASS_FRACTIONS
+    ),
+
+    # Probabilities.
+    MetricSpec(
+        name='roc_auc', tasks=_CLASSIFICATION, in_training=True, is_default=True,
+        needs_probabilities=True,
+    ),
+    MetricSpec(name='roc_auc_ovo', tasks=_MULTICLASS, needs_probabilities=True),
+    MetricSpec(
+        name='average_precision', tasks=_CLASSIFICATION, in_training=True, needs_probabilities=True
+    ),
+    MetricSpec(
+        name='log_loss', tasks=_CLASSIFICATION, higher_is_better=False, in_training=True,
+        is_default=True, active_learning_tasks=_CLASSES, needs_probabilities=True,
+    ),
+    MetricSpec(
+        name='brier', tasks=_CLASSIFICATION, higher_is_better=False, in_training=True,
+        needs_probabilities=True,
+    ),
+    # An analysis leaves it out, since it duplicates other metrics.
+    MetricSpec(
+        name='top_k_accuracy', tasks=_MULTICLASS, in_training=True, in_analysis=False,
+        needs_probabilities=True, pattern=r'top_(k|[1-9]\d*)_accuracy', default_number=5,
+    ),
+    MetricSpec(
+        name='ece', tasks=_CLASSIFICATION, higher_is_better=False, needs_probabilities=True
+    ),
+    MetricSpec(
+        name='ece_adaptive', tasks=_CLASSIFICATION, higher_is_better=False, needs_probabilities=True
+    ),
+    MetricSpec(
+        name='calibration_slope', tasks=_LABELS, higher_is_better=None, needs_probabilities=True
+    ),
+    MetricSpec(
+        name='calibration_intercept', tasks=_LABELS, higher_is_better=None, needs_probabilities=True
+    ),
+
+    # Regression.
+    MetricSpec(
+        name='rmse', tasks=_REGRESSION, higher_is_better=False, in_training=True, is_default=True,
+        active_learning_tasks=_REGRESSION,
+    ),
+    MetricSpec(
+        name='mae', tasks=_REGRESSION, higher_is_better=False, in_training=True, is_default=True
+    ),
+    MetricSpec(name='mse', tasks=_REGRESSION, higher_is_better=False, in_training=True),
+    MetricSpec(
+        name='r2', tasks=_REGRESSION, in_training=True, is_default=True,
+        active_learning_tasks=_REGRESSION,
+    ),
+    MetricSpec(name='explained_variance', tasks=_REGRESSION),
+    MetricSpec(name='median_absolute_error', tasks=_REGRESSION, higher_is_better=False),
+    MetricSpec(name='max_error', tasks=_REGRESSION, higher_is_better=False),
+    MetricSpec(name='mape', tasks=_REGRESSION, higher_is_better=False),
+    MetricSpec(
+        name='pinball_q', tasks=_REGRESSION, higher_is_better=False, in_analysis=False,
+        pattern=r'pinball_(0?\.\d+)',
+    ),
+    # An analysis leaves these out, since they need a model that predicts bounds.
+    MetricSpec(
+        name='interval_coverage', tasks=_REGRESSION, higher_is_better=None, in_analysis=False
+    ),
+    MetricSpec(
+        name='interval_width', tasks=_REGRESSION, higher_is_better=False, in_analysis=False
+    ),
+    MetricSpec(
+        name='interval_score_level', tasks=_REGRESSION, higher_is_better=False, in_analysis=False,
+        pattern=r'interval_score_(0?\.\d+)',
+    ),
+
+    # Training steps, which an evaluation does not have.
+    MetricSpec(
+        name='grad_norm', tasks=_KINDS, higher_is_better=False, in_training=True,
+        in_evaluation=False, in_analysis=False,
+    ),
+    MetricSpec(
+        name='update_ratio', tasks=_KINDS, higher_is_better=False, in_training=True,
+        in_evaluation=False, in_analysis=False,
+    ),
 )
-_TOP = re.compile(r'top_(k|[1-9]\d*)_accuracy')
+# fmt: on
+
+METRIC_TABLE: Mapping[str, MetricSpec] = MappingProxyType({spec.name: spec for spec in _SPECS})
+"""The metrics by name, in the order in which results list them."""
+
+
+def metric_spec(name: str) -> MetricSpec | None:
+    """Returns the row of a metric that users can name; None if there is none.
+
+    Example:
+        >>> from thinkml.core.objectives.metric_table import metric_spec
+        >>> metric_spec('top_3_accuracy').name, metric_spec('pinball_0.9').higher_is_better
+        ('top_k_accuracy', False)
+        >>> metric_spec('pinball_q')
+    """
+    spec = METRIC_TABLE.get(name)
+    if spec is not None and spec.pattern is None:
+        return spec
+    return next((s for s in _SPECS if s.pattern and re.fullmatch(s.pattern, name)), None)
+
+
+def metric_number(name: str) -> int | float | None:
+    """Returns the number in a metric's name: 0.9 for ``'pinball_0.9'``; None without one."""
+    spec = metric_spec(name)
+    if spec is None or spec.pattern is None:
+        return None
+    if name == spec.name:
+        return spec.default_number
+    match = re.fullmatch(spec.pattern, name)
+    assert match is not None
+    return float(match[1]) if '.' in match[1] else int(match[1])
+
+
+def metric_names(
+    task: TaskKind | None = None,
+    *,
+    in_training: bool | None = None,
+    in_evaluation: bool | None = None,
+) -> tuple[str, ...]:
+    """Returns the names of metrics, in the order of the table.
+
+    Names with a number are valid too, but not listed.
+
+    Args:
+        task: a kind of task that the metrics fit; None for any.
+        in_training: True for the metrics that training can record, False for the others.
+        in_evaluation: True for the metrics that an evaluation can compute, False for the others.
+
+    Example:
+        >>> from thinkml.core.objectives.metric_table import metric_names
+        >>> metric_names('regression', in_training=True, in_evaluation=True)
+        ('rmse', 'mae', 'mse', 'r2')
+    """
+    return tuple(
+        spec.name
+        for spec in _SPECS
+        if (task is None or task in spec.tasks)
+        and in_training in (None, spec.in_training)
+        and in_evaluation in (None, spec.in_evaluation)
+        and metric_spec(spec.name) is not None
+    )
+
+
+TRAINING_ONLY_METRICS = metric_names(in_training=True, in_evaluation=False)
 
 
 def is_higher_better(name: str) -> bool | None:
@@ -49,7 +253,8 @@ def is_higher_better(name: str) -> bool | None:
         name: the metric's name in the history, which may begin with ``'val_'``.
 
     Returns:
-        True or False, or None for a custom metric, whose direction is unknown.
+        True or False, or None for a custom metric, whose direction is unknown, and for a metric
+        whose best value is in between.
 
     Example:
         >>> from thinkml.core.objectives.metric_table import is_higher_better
@@ -57,18 +262,20 @@ def is_higher_better(name: str) -> bool | None:
         (True, False, None)
     """
     name = name.removeprefix('val_')
-    if name in _LOWER_IS_BETTER:
+    if name == 'loss':  # always recorded, so it is not a metric that users name
         return False
-    names = (*CLASSIFICATION_METRICS, *REGRESSION_METRICS)
-    return True if name in names or top_k(name) else None
+    spec = metric_spec(name)
+    return None if spec is None else spec.higher_is_better
 
 
 def top_k(name: str) -> int | None:
     """Returns the ``k`` of ``'top_3_accuracy'``, 5 for ``'top_k_accuracy'``, None for others."""
-    match = _TOP.fullmatch(name)
-    if match is None:
+    spec = metric_spec(name)
+    if spec is None or spec.name != 'top_k_accuracy':
         return None
-    return 5 if match[1] == 'k' else int(match[1])
+    number = metric_number(name)
+    assert isinstance(number, int)
+    return number
 
 
 def metric_name(metric: Metric) -> str:
@@ -108,15 +315,15 @@ def check_metric(
     """
     if not isinstance(metric, str):
         return _check_custom(metric)
-    names = {
-        None: (*CLASSIFICATION_METRICS, *REGRESSION_METRICS),
-        'regression': REGRESSION_METRICS,
-    }.get(kind, CLASSIFICATION_METRICS)
-    k = top_k(metric)
-    if metric not in names and not (k and 'top_k_accuracy' in names):
-        sentence = unknown_name('metrics', metric, set(names))
+    # All classification tasks list the same names, since top-k has an error of its own.
+    tasks = {None: _KINDS, 'regression': _REGRESSION}.get(kind, _CLASSIFICATION)
+    spec = metric_spec(metric)
+    if spec is None or not spec.in_training or not spec.tasks & tasks:
+        names = {n for n in metric_names(in_training=True) if METRIC_TABLE[n].tasks & tasks}
+        sentence = unknown_name('metrics', metric, names)
         return f'{sentence} The task is {kind}.' if kind else sentence
-    if k and kind in ('binary', 'multilabel'):
+    k = top_k(metric)
+    if k and kind is not None and kind not in spec.tasks:
         return (
             f"metrics: got {metric!r} for a {kind} task, which has no top {k}; expected 'accuracy'."
         )

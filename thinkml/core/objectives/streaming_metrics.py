@@ -29,11 +29,7 @@ from thinkml.core.objectives.metric_entries import (
     make_entry,
     mean_class,
 )
-from thinkml.core.objectives.metric_table import CLASSIFICATION_METRICS as CLASSIFICATION_METRICS
-from thinkml.core.objectives.metric_table import REGRESSION_METRICS as REGRESSION_METRICS
-from thinkml.core.objectives.metric_table import TRAINING_ONLY_METRICS as TRAINING_ONLY_METRICS
 from thinkml.core.objectives.metric_table import Metric, check_metric, metric_name
-from thinkml.core.objectives.metric_table import is_higher_better as is_higher_better
 from thinkml.core.objectives.per_example import class_indices
 from thinkml.core.xla.jit import Jit
 from thinkml.errors import ConfigError, is_whole, problems, unknown_name
@@ -77,9 +73,9 @@ def make_metrics(
     ``single_from_model_output`` takes these keywords for a batch: ``logits`` (float32, ``[batch]``
     or ``[batch, k]``), ``labels`` (encoded), ``losses`` and ``weight`` (float32 ``[batch]``), and
     ``mask`` (``[batch]``, 0 for padding, else not 0). Without a mask, rows of weight 0 are padding.
-    For `TRAINING_ONLY_METRICS` it also takes ``grads``, ``updates``, and the ``params`` after the
-    update. The loss is weighted by ``weight``; in all metrics each example counts once. Sums and
-    counts are exact for up to 2**31 - 1 examples and do not depend on the batches.
+    For the metrics of training only it also takes ``grads``, ``updates``, and the ``params`` after
+    the update. The loss is weighted by ``weight``; in all metrics each example counts once. Sums
+    and counts are exact for up to 2**31 - 1 examples and do not depend on the batches.
 
     Names for classification:
 
@@ -98,16 +94,14 @@ def make_metrics(
 
     Names for training only: ``'grad_norm'``, the gradients' global norm, and ``'update_ratio'``,
     the norm of a step's update divided by that of the parameters (about 1e-3 if training goes
-    well). Both are means over the steps. Leave `TRAINING_ONLY_METRICS` out of the metrics of an
-    evaluation.
+    well). Both are means over the steps. Leave them out of the metrics of an evaluation.
 
     The values of a function ``(logits, labels)`` that returns one per example are averaged over the
     epoch. A function may also return a single number, or be one that JAX can't trace, such as those
     of scikit-learn. It is then called once, on the host, with NumPy arrays of the entire epoch. It
     needs ``kind``, ``num_outputs`` and ``capacity``, and only `compute` returns its value. A class
-    of
-    `clu.metrics.Metric` receives the keywords above, with a boolean ``mask``. Labels of binary and
-    multiclass tasks are class indices; for class probabilities, the index of the largest one.
+    of `clu.metrics.Metric` receives the keywords above, with a boolean ``mask``. Labels of binary
+    and multiclass tasks are class indices; for class probabilities, the index of the largest one.
 
     The scores and labels for ranking metrics and functions of an entire epoch are kept on the
     device, once for all of these: ``capacity * (4 * num_outputs + 5)`` bytes for class indices. If

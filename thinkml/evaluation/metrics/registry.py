@@ -1,16 +1,24 @@
-"""Metric registry: the metrics by name, with their definitions, tasks and undefined cases."""
+"""Metric registry: the definition of each metric of an evaluation, and its undefined cases.
+
+Names, tasks, directions and defaults come from `thinkml.core.objectives.metric_table`.
+"""
 
 import dataclasses
 import functools
-import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 
 from thinkml.core.objectives import confusion_counts
-from thinkml.core.objectives.metric_table import top_k
+from thinkml.core.objectives.metric_table import (
+    METRIC_TABLE,
+    MetricSpec,
+    metric_names,
+    metric_number,
+    metric_spec,
+)
 from thinkml.errors import ConfigError, problems, unknown_name
 from thinkml.evaluation.evaluation_data import EvaluationData
 from thinkml.evaluation.metrics import calibration, per_row, ranking, regression
@@ -18,11 +26,6 @@ from thinkml.evaluation.metrics.class_counts import Labels, Pairs, class_counts,
 from thinkml.evaluation.metrics.per_row import mean_of_rows
 from thinkml.model_record import TaskKind
 from thinkml.typing import Array
-
-_KINDS = frozenset(get_args(TaskKind))
-_CLASSES = frozenset({'binary', 'multiclass'})
-_CLASSIFICATION = _KINDS - {'regression'}
-_REGRESSION = frozenset({'regression'})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,9 +71,20 @@ class Metric:
         return None if note is None else f'{name}: {note}'
 
 
+class _Computation(NamedTuple):
+    """The attributes of a `Metric` that the metric table does not have."""
+
+    part: Callable[[EvaluationData], Any]
+    value: Callable[[Any, Any], Any]
+    proportion: Callable[[Any, np.ndarray], tuple[float, float]] | None = None
+    is_biased: bool = False
+    resampled: Callable[[Any, Any], Any] | None = None
+    undefined: Callable[[Any, np.ndarray], str | None] | None = None
+
+
 # --- metrics from counts ----------------------------------------------------------------------
 
-_MISSING = {
+_FRACTIONS = {
     'precision': ('no predictions of', confusion_counts.precision),
     'recall': ('no examples of', confusion_counts.recall),
     'f1': ('neither examples nor predictions of', confusion_counts.f1),
@@ -79,8 +93,9 @@ _MISSING = {
 }
 
 
-def _fraction(name: str, how: str | None, kind: TaskKind) -> Metric:
-    missing, fraction = _MISSING[name]
+def _fraction(spec: MetricSpec, kind: TaskKind) -> _Computation:
+    how = spec.average
+    missing, fraction = _FRACTIONS[spec.base_name]
 
     def value(part: Pairs | Labels, weight: Array) -> Array:
         counts = class_counts(part, weight)
@@ -122,22 +137,24 @@ def _fraction(name: str, how: str | None, kind: TaskKind) -> Metric:
         ratios = confusion_counts.ratio(*in_resample)
         return confusion_counts.ratio((ratios * counted).sum(), counted.sum())
 
-    is_proportion = name != 'f1' and (
+    is_proportion = spec.base_name != 'f1' and (
         (how == 'micro' and kind != 'multilabel') or (how is None and kind == 'binary')
     )
     is_mean_of_labels = kind == 'multilabel' and how in (None, 'macro')
-    return Metric(
-        class_part, value, _CLASSIFICATION, default=how is None and name in _DEFAULTS,
-        proportion=proportion if is_proportion else None, undefined=undefined,
+    return _Computation(
+        part=class_part,
+        value=value,
+        proportion=proportion if is_proportion else None,
+        undefined=undefined,
         resampled=resampled_labels if is_mean_of_labels else resampled,
-    )  # fmt: skip
+    )
 
 
 def _counted(function: Callable[[confusion_counts.Counts], Any]) -> Callable[[Any, Any], Any]:
     return lambda part, weight: function(class_counts(part, weight))
 
 
-def _balanced_accuracy(kind: TaskKind) -> Metric:
+def _balanced_accuracy(kind: TaskKind) -> _Computation:
     def undefined(part: Pairs | Labels, weight: np.ndarray) -> str | None:
         counts = class_counts(part, weight)
         missing = part.occurs & (counts.actual == 0)
@@ -151,7 +168,7 @@ def _balanced_accuracy(kind: TaskKind) -> Metric:
         )
 
     value = _counted(lambda counts: confusion_counts.balanced_accuracy(counts, kind))
-    return Metric(class_part, value, _CLASSIFICATION, undefined=undefined)
+    return _Computation(part=class_part, value=value, undefined=undefined)
 
 
 def _one_class(part: Pairs, weight: np.ndarray) -> str | None:
@@ -193,10 +210,6 @@ def _of_columns(part: ranking.Rankings, missing: int) -> str:
     return '' if columns == 1 else f' for {missing} of {columns} {noun}'
 
 
-def _rows(rows: Callable[[EvaluationData], np.ndarray], **settings: Any) -> Metric:
-    return Metric(rows, mean_of_rows, **settings)
-
-
 def _sum_of_rows(part: np.ndarray, weight: np.ndarray) -> tuple[float, float]:
     return float(weight @ part), float(weight.sum())
 
@@ -213,136 +226,117 @@ def _separable(part: calibration.Logits, weight: np.ndarray) -> str | None:
     return 'NaN, since the logits separate the labels perfectly, or there is only one label.'
 
 
-# --- the table --------------------------------------------------------------------------------
+# --- the metrics by name ----------------------------------------------------------------------
 
-_DEFAULTS = ('precision', 'recall', 'f1')
-_HOWS = ('macro', 'micro', 'weighted')
-_NUMBERED = {
-    'pinball': regression.pinball_rows,
-    'interval_score': regression.interval_score_rows,
+# By the names of the metric table; those that depend on more than the name are in `_computation`.
+_COMPUTATIONS = {
+    'accuracy': _Computation(
+        part=per_row.accuracy_rows, value=mean_of_rows, proportion=_sum_of_rows
+    ),
+    'mcc': _Computation(part=class_part, value=_counted(confusion_counts.mcc)),
+    'kappa': _Computation(
+        part=class_part, value=_counted(confusion_counts.kappa), undefined=_one_class
+    ),
+    'roc_auc': _Computation(
+        part=ranking.rankings,
+        value=ranking.roc_auc,
+        resampled=ranking.resampled_roc_auc,
+        undefined=_without_both,
+    ),
+    'roc_auc_ovo': _Computation(
+        part=ranking.rankings,
+        value=ranking.roc_auc_ovo,
+        resampled=ranking.resampled_roc_auc_ovo,
+        undefined=_without_both,
+    ),
+    'average_precision': _Computation(
+        part=ranking.rankings,
+        value=ranking.average_precision,
+        resampled=ranking.resampled_average_precision,
+        undefined=_without_positives,
+    ),
+    'log_loss': _Computation(part=per_row.log_loss_rows, value=mean_of_rows),
+    'brier': _Computation(part=per_row.brier_rows, value=mean_of_rows),
+    'ece': _Computation(
+        part=calibration.even_bins, value=calibration.calibration_error, is_biased=True
+    ),
+    'ece_adaptive': _Computation(
+        part=calibration.filled_bins, value=calibration.calibration_error, is_biased=True
+    ),
+    'calibration_slope': _Computation(
+        part=calibration.logits, value=calibration.calibration_slope, undefined=_separable
+    ),
+    'calibration_intercept': _Computation(
+        part=calibration.logits, value=calibration.calibration_intercept, undefined=_separable
+    ),
+    'rmse': _Computation(part=regression.errors, value=regression.rmse),
+    'mae': _Computation(part=regression.errors, value=regression.mae),
+    'mse': _Computation(part=regression.errors, value=regression.mse),
+    'r2': _Computation(part=regression.errors, value=regression.r2, undefined=_too_few),
+    'explained_variance': _Computation(
+        part=regression.errors, value=regression.explained_variance, undefined=_too_few
+    ),
+    'median_absolute_error': _Computation(
+        part=regression.ordered_errors, value=regression.median_absolute_error
+    ),
+    'max_error': _Computation(part=regression.ordered_errors, value=regression.max_error),
+    'mape': _Computation(part=regression.mape_rows, value=mean_of_rows),
+    'interval_coverage': _Computation(
+        part=regression.coverage_rows, value=mean_of_rows, proportion=_sum_of_rows
+    ),
+    'interval_width': _Computation(part=regression.width_rows, value=mean_of_rows),
 }
-_LEVEL = re.compile(rf'({"|".join(_NUMBERED)})_(0?\.\d+)')
 
 
-def _of_counts(kind: TaskKind) -> dict[str, Metric]:
-    found = {
-        'accuracy': _rows(
-            per_row.accuracy_rows, kinds=_CLASSIFICATION, default=True, proportion=_sum_of_rows
-        ),
-        'balanced_accuracy': _balanced_accuracy(kind),
-        'mcc': Metric(class_part, _counted(confusion_counts.mcc), _CLASSES),
-        'kappa': Metric(
-            class_part, _counted(confusion_counts.kappa), _CLASSES, undefined=_one_class
-        ),
-    }
-    for how in (None, *_HOWS):
-        for name in _MISSING:
-            found[name if how is None else f'{name}_{how}'] = _fraction(name, how, kind)
-    return found
+def _computation(spec: MetricSpec, kind: TaskKind, number: Any) -> _Computation:
+    if spec.base_name in _FRACTIONS:
+        return _fraction(spec, kind)
+    match spec.name:
+        case 'balanced_accuracy':
+            return _balanced_accuracy(kind)
+        case 'top_k_accuracy':
+            return _Computation(
+                part=per_row.top_rows(number), value=mean_of_rows, proportion=_sum_of_rows
+            )
+        case 'pinball_q':
+            return _Computation(part=regression.pinball_rows(number), value=mean_of_rows)
+        case 'interval_score_level':
+            return _Computation(part=regression.interval_score_rows(number), value=mean_of_rows)
+        case name:
+            return _COMPUTATIONS[name]
 
 
-def _of_probabilities() -> dict[str, Metric]:
-    higher: dict[str, Any] = {'kinds': _CLASSIFICATION, 'needs_probabilities': True}
-    lower: dict[str, Any] = higher | {'higher_is_better': False}
-    slope: dict[str, Any] = higher | {
-        'kinds': _CLASSIFICATION - {'multiclass'}, 'higher_is_better': None,
-        'undefined': _separable,
-    }  # fmt: skip
-    area: dict[str, Any] = higher | {'undefined': _without_both}
-    pairs: dict[str, Any] = area | {'kinds': frozenset({'multiclass'})}
-    error = calibration.calibration_error
-    return {
-        'roc_auc': Metric(
-            ranking.rankings,
-            ranking.roc_auc,
-            default=True,
-            resampled=ranking.resampled_roc_auc,
-            **area,
-        ),
-        'roc_auc_ovo': Metric(
-            ranking.rankings, ranking.roc_auc_ovo, resampled=ranking.resampled_roc_auc_ovo, **pairs
-        ),
-        'average_precision': Metric(
-            ranking.rankings,
-            ranking.average_precision,
-            undefined=_without_positives,
-            resampled=ranking.resampled_average_precision,
-            **higher,
-        ),
-        'log_loss': _rows(per_row.log_loss_rows, default=True, **lower),
-        'brier': _rows(per_row.brier_rows, **lower),
-        'top_k_accuracy': _top(5),
-        'ece': Metric(calibration.even_bins, error, is_biased=True, **lower),
-        'ece_adaptive': Metric(calibration.filled_bins, error, is_biased=True, **lower),
-        'calibration_slope': Metric(calibration.logits, calibration.calibration_slope, **slope),
-        'calibration_intercept': Metric(
-            calibration.logits, calibration.calibration_intercept, **slope
-        ),
-    }
+def _metric(name: str, kind: TaskKind) -> Metric | None:
+    spec = metric_spec(name)
+    if spec is None or not spec.in_evaluation or kind not in spec.tasks:
+        return None
+    return Metric(
+        **_computation(spec, kind, metric_number(name))._asdict(),
+        kinds=spec.tasks,
+        higher_is_better=spec.higher_is_better,
+        default=spec.is_default,
+        needs_probabilities=spec.needs_probabilities,
+    )
 
 
-def _of_numbers() -> dict[str, Metric]:
-    higher: dict[str, Any] = {'kinds': _REGRESSION}
-    lower: dict[str, Any] = higher | {'higher_is_better': False}
-    errors, ordered = regression.errors, regression.ordered_errors
-    return {
-        'rmse': Metric(errors, regression.rmse, default=True, **lower),
-        'mae': Metric(errors, regression.mae, default=True, **lower),
-        'mse': Metric(errors, regression.mse, **lower),
-        'r2': Metric(
-            errors,
-            regression.r2,
-            default=True,
-            undefined=_too_few,
-            **higher,
-        ),
-        'explained_variance': Metric(
-            errors, regression.explained_variance, undefined=_too_few, **higher
-        ),
-        'median_absolute_error': Metric(ordered, regression.median_absolute_error, **lower),
-        'max_error': Metric(ordered, regression.max_error, **lower),
-        'mape': _rows(regression.mape_rows, **lower),
-        'interval_coverage': _rows(
-            regression.coverage_rows, higher_is_better=None, proportion=_sum_of_rows, **higher
-        ),
-        'interval_width': _rows(regression.width_rows, **lower),
-    }
-
-
-def _top(k: int) -> Metric:
-    return _rows(
-        per_row.top_rows(k), kinds=frozenset({'multiclass'}), proportion=_sum_of_rows,
-        needs_probabilities=True,
-    )  # fmt: skip
-
-
-def _table(kind: TaskKind) -> Mapping[str, Metric]:
-    found = _of_counts(kind) | _of_probabilities() | _of_numbers()
-    return MappingProxyType({name: m for name, m in found.items() if kind in m.kinds})
+def _metrics_of(kind: TaskKind) -> Mapping[str, Metric]:
+    metrics = {name: _metric(name, kind) for name in metric_names(kind, in_evaluation=True)}
+    return MappingProxyType({name: metric for name, metric in metrics.items() if metric})
 
 
 METRICS: Mapping[str, Mapping[str, Metric]] = MappingProxyType(
-    {kind: _table(kind) for kind in get_args(TaskKind)}
+    {kind: _metrics_of(kind) for kind in get_args(TaskKind)}
 )
 """The metrics by kind of task and name. Names with a number are valid too:
 ``'top_3_accuracy'``, ``'pinball_0.9'``, ``'interval_score_0.8'``."""
 
 _NAMES = tuple(dict.fromkeys(name for table in METRICS.values() for name in table))
-# These need a model that predicts bounds, or duplicate other metrics.
-_NOT_IN_ANALYSIS = ('interval_coverage', 'interval_width', 'top_k_accuracy')
 
 
 @functools.lru_cache(maxsize=256)
 def get_metric(name: str, kind: TaskKind) -> Metric | None:
     """Returns the metric of a name; None if there is none for this kind of task."""
-    if name in METRICS[kind]:
-        return METRICS[kind][name]
-    if kind == 'multiclass' and top_k(name):
-        return _top(top_k(name) or 1)
-    if kind == 'regression' and (found := _LEVEL.fullmatch(name)):
-        rows = _NUMBERED[found[1]]
-        return _rows(rows(float(found[2])), kinds=_REGRESSION, higher_is_better=False)
-    return None
+    return METRICS[kind].get(name) or _metric(name, kind)
 
 
 def metrics_for(kind: TaskKind) -> list[str]:
@@ -350,11 +344,7 @@ def metrics_for(kind: TaskKind) -> list[str]:
 
     If a metric exists with several averages, only the default one is included.
     """
-    return [
-        name
-        for name in METRICS[kind]
-        if name not in _NOT_IN_ANALYSIS and name.rpartition('_')[2] not in _HOWS
-    ]
+    return [name for name in METRICS[kind] if METRIC_TABLE[name].in_analysis]
 
 
 def default_metrics(kind: TaskKind) -> list[str]:

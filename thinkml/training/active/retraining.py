@@ -12,7 +12,7 @@ import numpy as np
 from thinkml.core import functionalize, num_outputs
 from thinkml.core.model.training_lock import check_not_trained
 from thinkml.core.objectives.losses import LossFn, decides
-from thinkml.core.objectives.metric_table import metric_name
+from thinkml.core.objectives.metric_table import METRIC_TABLE, metric_name
 from thinkml.core.objectives.probe_sizes import PROBE_ROWS
 from thinkml.data import (
     check_lengths,
@@ -29,6 +29,7 @@ from thinkml.model_record import (
     InputSpec,
     ModelRecord,
     Task,
+    TaskKind,
     attach_record,
     record_of,
     record_to_change,
@@ -44,13 +45,6 @@ from thinkml.typing import Inputs, Labels, Model, PyTree
 _MIN_PADDED_ROWS = 64
 
 Retrain = Literal['reset', 'warm']
-
-_METRICS = {
-    'binary': ('accuracy', 'log_loss'),
-    'multiclass': ('accuracy', 'log_loss'),
-    'multilabel': ('accuracy', 'f1'),
-    'regression': ('rmse', 'r2'),
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -232,7 +226,7 @@ class Retraining:
         return {f'val_{name}': value for name, value in evaluation.metrics.items()}
 
     def _metrics(self, task: Task) -> Sequence[str]:
-        return self._settings.metrics or _METRICS[task.kind]
+        return self._settings.metrics or _default_metrics(task.kind)
 
     def _initial_task(self, pool: Pool, pool_labels: np.ndarray | None) -> Task | None:
         if self._settings.classes is not None:
@@ -277,6 +271,11 @@ class Retraining:
                 'label for each output. Pass all possible labels, ActiveLearner(classes=[...]), or '
                 'use whole numbers from 0 as labels.'
             )
+
+
+def _default_metrics(kind: TaskKind) -> tuple[str, ...]:
+    """Returns the names of the metrics that are measured if none are requested."""
+    return tuple(s.name for s in METRIC_TABLE.values() if kind in s.active_learning_tasks)
 
 
 def trained_input_spec(models: Sequence[Model]) -> InputSpec | None:
