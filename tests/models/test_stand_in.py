@@ -102,7 +102,7 @@ def test_it_can_be_evaluated_and_saved_again_but_not_trained(saved, code, tmp_pa
     evaluation = ModelEvaluator().evaluate(loaded, X, Y)
     np.testing.assert_array_equal(evaluation.probabilities, expected)
     assert len(record_of(loaded).runs[0]['loss']) == 2
-    with pytest.raises(ModelTypeError, match='can be evaluated and asked for predictions, but not'):
+    with pytest.raises(ModelTypeError, match='It can predict and be evaluated, but not be trained'):
         ModelTrainer(TrainingConfig(epochs=1)).train(loaded, X, Y, progress=False)
     again = ModelManager().load_model(ModelManager().save_model(loaded, tmp_path / 'again'))
     np.testing.assert_array_equal(predict_proba(again, X), expected)
