@@ -112,7 +112,7 @@ def test_it_prints_well():
     assert 'It fits' in text or 'does not fit' in text
     assert repr(plan) == text
     unknown = dataclasses.replace(plan, free_bytes=None)
-    assert unknown.fits is None and 'not known' in str(unknown)
+    assert unknown.fits is None and 'is unknown' in str(unknown)
     assert plan.to_dict()['bytes_per_device'] == sum(p.bytes_per_device for p in plan.parts)
 
 
