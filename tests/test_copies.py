@@ -183,6 +183,8 @@ def test_trainers_and_evaluators_can_be_copied(way, trained):
     twin = way(trainer)
     assert twin.devices == trainer.devices and twin.get_metrics() == trainer.get_metrics()
     twin.train(net(), X, Y, progress=False)
+    named = way(ModelTrainer(config, devices=jax.devices()[:1]))
+    assert named.devices == jax.devices()[:1] and named.strategy == 'mirrored'
     evaluator = ModelEvaluator(devices=jax.devices()[:1])
     assert dict(way(evaluator).evaluate(trained, X, Y).metrics) == dict(
         evaluator.evaluate(trained, X, Y).metrics

@@ -185,6 +185,50 @@ def test_a_run_resumes_on_other_devices(before, after, tmp_path):
             np.testing.assert_array_equal(resumed[2][name], array)
 
 
+# --- one trainer ------------------------------------------------------------------------------
+
+
+def test_a_model_trainer_trains_on_the_devices_it_is_given():
+    expected = trained('cnn', DistributedTrainer(CONFIG, num_gpus=2))
+    for devices in (2, jax.devices()[:2]):
+        trainer = ModelTrainer(CONFIG, devices=devices)
+        assert (trainer.devices, trainer.strategy) == (jax.devices()[:2], 'mirrored')
+        assert trained('cnn', trainer)[0] == expected[0]
+    assert ModelTrainer(CONFIG, strategy='fsdp').devices == jax.devices()
+    alone = ModelTrainer(CONFIG)
+    assert (alone.devices, alone.strategy) == (jax.devices()[:1], None)
+
+
+def test_a_rate_is_found_on_several_devices_as_on_one():
+    config = TrainingConfig(batch_size=16)
+    several = ModelTrainer(config, devices=4).find_learning_rate(Wide(nnx.Rngs(0)), X, Y)
+    one = ModelTrainer(config).find_learning_rate(Wide(nnx.Rngs(0)), X, Y)
+    np.testing.assert_allclose(several.losses[:30], one.losses[:30], rtol=1e-4)
+
+
+def test_several_devices_hold_larger_batches(monkeypatch):
+    budgets = []
+
+    def budget(layout):
+        budgets.append(layout.num_devices)
+        return 60_000
+
+    monkeypatch.setattr('thinkml.training.tuning.device_budget', budget)
+    rows = np.resize(X, (1024, *X.shape[1:])), np.resize(Y, 1024)
+    config = TrainingConfig(optimizer='sgd', on_nan='ignore')
+    model = nnx.Sequential(lambda x: x.reshape(len(x), -1), nnx.Linear(64, 3, rngs=nnx.Rngs(0)))
+    one, four = (
+        ModelTrainer(config, devices=count).find_batch_size(model, *rows) for count in (None, 4)
+    )
+    assert budgets == [1, 4] and four > one
+
+
+@pytest.mark.parametrize('devices', [9, 0, True, 'two', [], ['cpu:0']])
+def test_impossible_devices_are_refused(devices):
+    with pytest.raises(ConfigError, match='devices: got'):
+        ModelTrainer(devices=devices)
+
+
 # --- options ----------------------------------------------------------------------------------
 
 

@@ -14,6 +14,7 @@ from tensorboard.plugins.hparams import metadata
 from tests.models_for_tests import mlp
 from thinkml.errors import ConfigError, ThinkMLWarning
 from thinkml.training import (
+    Callback,
     Checkpoint,
     CSVLogger,
     EarlyStopping,
@@ -79,6 +80,69 @@ def test_hooks_are_called_in_order():
         *both('chunk', 1, 6), *both('chunk', 1, 7), *both('epoch', 2, 7),
         *reversed(both('end', 2, 7)),
     ]  # fmt: skip
+
+
+class Counting(Callback):
+    """Counts epochs, notes its name, and keeps the count in checkpoints."""
+
+    def __init__(self, name='counting', order=0, calls=None):
+        self.name, self.order, self.count = name, order, 0
+        self.calls = [] if calls is None else calls
+
+    def on_epoch_end(self, run):
+        self.count += 1
+        self.calls.append(self.name)
+
+    def state_dict(self):
+        return {'count': self.count}
+
+    def load_state_dict(self, state):
+        self.count = state['count']
+
+
+def test_callbacks_of_a_lower_order_are_called_first():
+    calls = []
+    late, early = Counting('late', 1, calls), Counting('early', -1, calls)
+    train([late, lambda run: calls.append('function'), early], epochs=1)
+    assert calls == ['early', 'function', 'late']
+    assert (late.count, early.count) == (1, 1), 'a run uses the objects themselves'
+
+
+def test_the_state_of_a_subclass_is_resumed(tmp_path):
+    settings = {'checkpoint_dir': tmp_path, 'epochs': 2}
+    train(['checkpoint', Counting()], **settings)
+    resumed = Counting()
+    trainer = ModelTrainer(
+        TrainingConfig(
+            callbacks=['checkpoint', resumed], checkpoint_dir=tmp_path, epochs=3, batch_size=20,
+            validation_split=0.2,
+        )
+    )  # fmt: skip
+    trainer.train(mlp(4, 3), *rows(), resume=True, progress=False)
+    assert resumed.count == 3
+
+
+def test_a_subclass_may_refuse_a_run(count_compiles):
+    class NeedsRecall(Callback):
+        def check(self, metric_names):
+            if 'recall' not in metric_names:
+                raise ConfigError('callbacks: NeedsRecall needs metrics=["recall"].')
+
+    def start():
+        with pytest.raises(ConfigError, match='NeedsRecall'):
+            train([NeedsRecall()])
+
+    assert count_compiles(start) == 0
+    train([NeedsRecall()], metrics=['recall'], epochs=1)
+
+
+def test_a_trial_run_keeps_subclasses_that_write_nothing():
+    class Writes(Counting):
+        in_trial_runs = False
+
+    kept, left_out = Counting(), Writes()
+    train([kept, left_out], fast_dev_run=True)
+    assert (kept.count, left_out.count) == (1, 0)
 
 
 def test_a_chunk_hook_may_stop_within_an_epoch():
