@@ -125,6 +125,11 @@ def is_whole(value: object) -> bool:
 def warn_user(message: str, category: type[ThinkMLWarning] = ThinkMLWarning) -> None:
     """Issues a warning at the user's line that called ThinkML, from any depth inside it."""
     frame, level = sys._getframe(1), 2
-    while frame.f_back and frame.f_globals.get('__name__', '').startswith('thinkml.'):
+    while frame.f_back and _is_internal(frame.f_globals.get('__name__', '')):
         frame, level = frame.f_back, level + 1
     warnings.warn(message, category, stacklevel=level)
+
+
+def _is_internal(module: str) -> bool:
+    # ThinkML's context managers are called through contextlib.
+    return module.startswith('thinkml.') or module == 'contextlib'

@@ -262,6 +262,14 @@ def test_r2_of_constant_targets_and_of_one_row(predictions, targets, expected):
     assert got['r2'] == pytest.approx(expected, nan_ok=True)
 
 
+def test_sums_have_the_names_that_checkpoints_have():
+    metrics = make_metrics(['recall'], kind='multiclass', num_outputs=3)
+    paths = jax.tree_util.tree_leaves_with_path(metrics.empty())
+    names = {jax.tree_util.keystr(path, simple=True, separator='/') for path, _ in paths}
+    counts = ('num_examples', 'hits', 'predicted', 'actual')
+    assert {f'_class_counts/{name}' for name in counts} <= names
+
+
 def test_collections_of_other_metrics_have_another_structure():
     """A jitted function would confuse them, see `streaming_metrics._register_pytree`."""
     names = [('mse',), ('mae',), ('mae', 'mse'), ('mse', 'mae'), ()]

@@ -1,5 +1,6 @@
 """Tests of training on eight devices together with the other features of ThinkML."""
 
+import dataclasses
 import re
 
 import jax
@@ -197,6 +198,25 @@ def test_a_model_trainer_trains_on_the_devices_it_is_given():
     assert ModelTrainer(CONFIG, strategy='fsdp').devices == jax.devices()
     alone = ModelTrainer(CONFIG)
     assert (alone.devices, alone.strategy) == (jax.devices()[:1], None)
+
+
+def test_one_device_that_is_not_the_default_trains_alone():
+    expected = trained('cnn', ModelTrainer(CONFIG))
+    seen = []
+
+    def look(run):
+        seen.append(run.state.step.devices())
+
+    last = jax.devices()[-1]
+    config = dataclasses.replace(CONFIG, callbacks=[look])
+    assert_same(trained('cnn', ModelTrainer(config, devices=[last])), expected)
+    assert set.union(*seen) == {last}
+    seen.clear()
+    with jax.default_device(last):
+        trainer = ModelTrainer(config)
+        assert trainer.devices == [last]
+        trained('cnn', trainer)
+    assert set.union(*seen) == {last}
 
 
 def test_a_rate_is_found_on_several_devices_as_on_one():

@@ -122,6 +122,14 @@ def test_the_state_of_a_subclass_is_resumed(tmp_path):
     assert resumed.count == 3
 
 
+def test_hooks_and_states_may_be_set_on_an_object(tmp_path):
+    calls = []
+    callback, duck = Callback(), type('Duck', (), {'order': 'mine'})()
+    callback.on_epoch_end = duck.on_chunk_end = lambda run: calls.append(run.epoch)
+    train([callback, duck], epochs=1)
+    assert calls == [0, 1]
+
+
 def test_a_subclass_may_refuse_a_run(count_compiles):
     class NeedsRecall(Callback):
         def check(self, metric_names):

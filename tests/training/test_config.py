@@ -8,7 +8,13 @@ import optax
 import pytest
 
 from thinkml.errors import ConfigError
-from thinkml.training import EarlyStopping, ModelTrainer, TrainingConfig
+from thinkml.training import (
+    Checkpoint,
+    EarlyStopping,
+    ModelTrainer,
+    TensorBoard,
+    TrainingConfig,
+)
 from thinkml.training.callback import CALLBACKS, Callback
 from thinkml.training.callbacks.dispatch import make_callbacks
 from thinkml.training.config_validation import NAMES_ELSEWHERE, TRAIN_ARGUMENTS
@@ -58,6 +64,12 @@ def test_each_callback_name_stands_for_a_callback():
     made, checkpoint = make_callbacks(TrainingConfig(callbacks=[*CALLBACKS, 'progress']))
     assert all(isinstance(each, Callback) for each in (*made, checkpoint))
     assert len(made) + 1 == len(CALLBACKS)
+
+
+@pytest.mark.parametrize('other', [Checkpoint(), TensorBoard(), Callback(), EarlyStopping])
+def test_early_stopping_is_a_callback_that_can_stop(other):
+    with pytest.raises(ConfigError, match='early_stopping: got'):
+        TrainingConfig(early_stopping=other)
 
 
 def test_every_problem_is_reported_at_once():

@@ -22,8 +22,7 @@ from thinkml.training import (
 )
 from thinkml.training import train_loop as fit
 from thinkml.training.callbacks import early_stopping
-from thinkml.training.data_feed import make_feed
-from thinkml.training.program import make_parts
+from thinkml.training.run_parts import make_parts
 from thinkml.training.training_data import TrainRequest
 from thinkml.training.training_setup import make_setup
 
@@ -315,7 +314,7 @@ def test_the_program_whose_memory_is_asked_for_computes_as_the_one_that_runs(ask
     )  # fmt: skip
     ask(model, setup, config, ONE_DEVICE)
 
-    parts = make_parts(model, setup, config, *make_feed(setup, config))
+    parts = make_parts(model, setup, config)
     step, metrics = parts.program.train_step, parts.program.metrics
     block = next(iter(parts.feed.blocks(0, 0)))
     carry = parts.state, empty_metrics(metrics)

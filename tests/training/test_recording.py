@@ -24,10 +24,10 @@ from thinkml.training import (
     EarlyStopping,
     ModelTrainer,
     TrainingConfig,
+    run_parts,
     run_warnings,
     train_loop,
 )
-from thinkml.training import train as training
 from thinkml.training.callbacks import device_stats
 
 
@@ -65,7 +65,7 @@ def clock(monkeypatch):
     clock = Clock()
     monkeypatch.setattr(loop, 'time', clock)
     monkeypatch.setattr(train_loop, 'time', clock)
-    step_losses, make_feed = loop.Chunk.step_losses, training.make_feed
+    step_losses, make_feed = loop.Chunk.step_losses, run_parts.make_feed
 
     def slow_losses(chunk):
         if chunk.started_at == clock.now:  # not yet waited for
@@ -86,7 +86,7 @@ def clock(monkeypatch):
         return SlowFeed(feed), validation
 
     monkeypatch.setattr(loop.Chunk, 'step_losses', slow_losses)
-    monkeypatch.setattr(training, 'make_feed', make_slow_feed)
+    monkeypatch.setattr(run_parts, 'make_feed', make_slow_feed)
     clock.feed_class = SlowFeed
     return clock
 

@@ -379,8 +379,9 @@ def test_a_custom_loss_on_logits_is_told_nothing():
 
 def test_a_single_class_is_told():
     X, y = blobs()
-    with pytest.warns(ThinkMLWarning, match='got only one class'):
+    with pytest.warns(ThinkMLWarning, match='got only one class') as caught:
         train(mlp(4, 3), X[y == 1], y[y == 1], epochs=1)
+    assert [warning.filename for warning in caught] == [__file__]
 
 
 def test_ctrl_c_keeps_what_was_learned():

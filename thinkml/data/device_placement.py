@@ -56,7 +56,7 @@ def place(
     Raises:
         DataError: if the arrays don't fit into the device's memory.
     """
-    if layout.num_devices == 1:
+    if layout.mesh is None:
         check_fits({'x': x, 'y': y})
     count = capacity(len(y))
     used = np.arange(len(y)) if rows is None else rows

@@ -3,8 +3,6 @@
 import copy
 from typing import Any
 
-from thinkml.typing import PyTree
-
 HOOKS = ('on_train_start', 'on_chunk_end', 'on_epoch_end', 'on_train_end')
 
 # The class of each name, imported when a run uses it.
@@ -32,9 +30,9 @@ class Callback:
     ``stop(reason)``. The state is on the device and donated to the next chunk: copy what you keep.
     To continue with another state, assign to ``run.state``, or change the arrays of ``run.model``.
 
-    ``state_dict()`` returns a pytree of arrays and numbers, whose structure stays the same. It goes
-    into the checkpoints. ``load_state_dict(state)`` is called after ``on_train_start`` in a
-    run that is resumed. A subclass that has a state defines both.
+    A callback that has a state defines ``state_dict()``, which returns a pytree of arrays and
+    numbers whose structure stays the same, and ``load_state_dict(state)``. The state goes into the
+    checkpoints, and is loaded after ``on_train_start`` in a run that is resumed.
 
     Attributes:
         order: callbacks with a lower number are called first.
@@ -74,13 +72,6 @@ class Callback:
     def on_train_end(self, run: Any) -> None:
         """Runs at the end, also after an interruption or an error."""
 
-    def state_dict(self) -> PyTree:
-        """Returns what it remembers, for checkpoints."""
-        return {}
-
-    def load_state_dict(self, state: PyTree) -> None:
-        """Continues from what `state_dict` returned."""
-
 
 class BuiltInCallback(Callback):
     """A callback of ThinkML: each run has a copy, since one config may be used by several runs."""
@@ -92,12 +83,13 @@ class BuiltInCallback(Callback):
         return copy.copy(self)
 
 
-def has_state(callback: Any) -> bool:
-    """Returns True if a callback remembers something that goes into checkpoints."""
-    method = getattr(type(callback), 'state_dict', None) or getattr(callback, 'state_dict', None)
-    return method is not None and method is not Callback.state_dict
-
-
 def has_hooks(callback: Any) -> bool:
     """Returns True for an object with hooks, False for a plain function of the run."""
     return any(hasattr(callback, hook) for hook in HOOKS)
+
+
+def hook_of(callback: Any, name: str) -> Any:
+    """Returns a hook that a callback defines; None for those of `Callback`, which do nothing."""
+    method = getattr(callback, name, None)
+    is_default = getattr(method, '__func__', None) is getattr(Callback, name)
+    return None if is_default else method

@@ -6,7 +6,6 @@ import jax
 import numpy as np
 
 from thinkml.errors import ConfigError
-from thinkml.training.callback import has_state
 
 
 def load_states(callbacks: list[Any], saved: dict[str, list[Any]]) -> None:
@@ -36,7 +35,7 @@ def callbacks_with_state(callbacks: list[Any]) -> dict[str, Any]:
     """Returns the callbacks that have a state, by a name that is the same in each run."""
     found: dict[str, Any] = {}
     for callback in callbacks:
-        if has_state(callback):
+        if hasattr(callback, 'state_dict'):
             name = type(callback).__name__
             count = sum(known.split(' ')[0] == name for known in found)
             found[f'{name} {count + 1}' if count else name] = callback

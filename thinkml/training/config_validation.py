@@ -10,7 +10,7 @@ from thinkml.core import OPTIMIZERS, SCHEDULES, make_optimizer
 from thinkml.core.model.mixed_precision import get_compute_dtype
 from thinkml.errors import ConfigError, did_you_mean, is_number, is_whole, unknown_name
 from thinkml.paths import path_problem
-from thinkml.training.callback import CALLBACKS, HOOKS, has_hooks
+from thinkml.training.callback import CALLBACKS, HOOKS, BuiltInCallback, has_hooks, hook_of
 
 ON_NAN = ('ignore', 'raise', 'restore')
 
@@ -295,6 +295,7 @@ def _is_seed(value: Any) -> bool:
 
 
 def _is_early_stopping(value: Any) -> bool:
-    return isinstance(value, bool) or (
-        hasattr(value, 'on_epoch_end') and not isinstance(value, type)
-    )
+    if isinstance(value, bool | type):
+        return isinstance(value, bool)
+    has_hook = hook_of(value, 'on_epoch_end') is not None
+    return has_hook and (hasattr(value, 'monitor') or not isinstance(value, BuiltInCallback))

@@ -28,7 +28,6 @@ from thinkml.data.sample_weights import in_float32
 from thinkml.data.stream import Arrays, row_bytes
 from thinkml.errors import ConfigError
 from thinkml.training.config import TrainingConfig
-from thinkml.training.random_keys import run_keys
 from thinkml.training.run import Validation
 from thinkml.training.training_data import Examples, Stream, with_advice
 from thinkml.training.training_setup import TrainingSetup
@@ -43,7 +42,7 @@ class Placement(enum.Enum):
 
 
 def make_feed(
-    setup: TrainingSetup, config: TrainingConfig, layout: Layout = ONE_DEVICE
+    setup: TrainingSetup, config: TrainingConfig, shuffle_key: jax.Array, layout: Layout
 ) -> tuple[Feed, Validation | None]:
     """Puts data that fits onto the device, and streams data that does not.
 
@@ -54,7 +53,6 @@ def make_feed(
         ConfigError: for a fraction of batches whose number is unknown.
     """
     budget = device_budget(config.device_data_bytes, layout)
-    shuffle_key = run_keys(config.seed).shuffle
     train, val = setup.train, setup.val
     if isinstance(train, Stream):
         feed = BatchFeed(

@@ -14,8 +14,6 @@ from thinkml.core import (
     Feed,
     FunctionalModel,
     TrainState,
-    functionalize,
-    get_compute_dtype,
     init_state,
     make_eval_step,
     make_metrics,
@@ -23,19 +21,14 @@ from thinkml.core import (
     make_train_step,
 )
 from thinkml.core.model.adapters import ApplyFn
-from thinkml.core.model.partly_frozen import learning_rates_of, scaled_updates
-from thinkml.core.parallel.sharding import ONE_DEVICE, Layout, unreplicate
+from thinkml.core.parallel.sharding import Layout, unreplicate
 from thinkml.core.train.step import TrainStep
 from thinkml.core.xla.jit import Jit
 from thinkml.data import capacity
 from thinkml.errors import ConfigError
-from thinkml.model_record import record_of
 from thinkml.training.config import TrainingConfig
-from thinkml.training.optimizer_state import restore_optimizer
-from thinkml.training.random_keys import run_keys
 from thinkml.training.run import Program, Validation
 from thinkml.training.training_setup import TrainingSetup
-from thinkml.typing import Model
 
 
 class Steps(Protocol):
@@ -58,72 +51,6 @@ class MemorySavings(NamedTuple):
 
     remat: bool = False
     micro_batches: int = 1
-
-
-class RunParts(NamedTuple):
-    """A run before its first step, in parts.
-
-    Attributes:
-        functional: the model as functions and arrays.
-        program: the functions that are compiled.
-        state: the state before the first step.
-        feed: the training batches.
-        validation: what is evaluated after each epoch; None for nothing.
-        total_steps: steps of the whole run; None if only the end of an epoch tells.
-    """
-
-    functional: FunctionalModel
-    program: Program
-    state: TrainState
-    feed: Feed
-    validation: Validation | None
-    total_steps: int | None
-
-
-def make_parts(
-    model: Model,
-    setup: TrainingSetup,
-    config: TrainingConfig,
-    feed: Feed,
-    validation: Validation | None,
-    layout: Layout = ONE_DEVICE,
-    savings: MemorySavings = MemorySavings(),  # noqa: B008 (immutable)
-) -> RunParts:
-    """Makes the program and the first state of a run.
-
-    Args:
-        model: the user's object.
-        setup: the data, the task and the objective.
-        config: the settings.
-        feed: the training batches.
-        validation: what is evaluated after each epoch; None for nothing.
-        layout: the devices.
-        savings: how memory is saved.
-
-    Raises:
-        ConfigError: if the schedule needs a number of steps that is unknown.
-    """
-    keys = run_keys(config.seed)
-    dtype = get_compute_dtype(config.precision)
-    functional = functionalize(model, setup.spec, keys.init, compute_dtype=dtype)
-    total_steps = _total_steps(feed, config)
-    tx = optimizer_of(config)
-    rates = learning_rates_of(functional)
-    tx = tx if rates is None else scaled_updates(tx, rates)
-    state = initial_state(functional, tx, keys.step, config, total_steps, layout)
-    record = record_of(model)
-    if record.continues and record.optimizer is not None:
-        state = restore_optimizer(state, record.optimizer)
-    program = make_program(setup, functional.apply, tx, feed, validation, config, layout, savings)
-    functional = _written_unreplicated(functional, layout)
-    return RunParts(
-        functional=functional,
-        program=program,
-        state=state,
-        feed=feed,
-        validation=validation,
-        total_steps=total_steps,
-    )
 
 
 def optimizer_of(config: TrainingConfig) -> optax.GradientTransformation:
@@ -150,7 +77,9 @@ def initial_state(
     )  # fmt: skip
 
 
-def _written_unreplicated(functional: FunctionalModel, layout: Layout) -> FunctionalModel:
+def written_unreplicated(functional: FunctionalModel, layout: Layout) -> FunctionalModel:
+    """Returns the model with parameters written as a training on one device would leave them."""
+
     def write(params: Any, model_state: Any) -> None:
         functional.write(*unreplicate(layout, (params, model_state)))
 
@@ -169,7 +98,12 @@ def _schedule(config: TrainingConfig) -> Any:
     return 'constant' if plateau else config.lr_schedule
 
 
-def _total_steps(feed: Feed, config: TrainingConfig) -> int | None:
+def total_steps_of(feed: Feed, config: TrainingConfig) -> int | None:
+    """Returns the number of steps of a run; None if only the end of an epoch tells.
+
+    Raises:
+        ConfigError: if the schedule needs a number that is unknown.
+    """
     if feed.steps_per_epoch is not None:
         steps = config.epochs * feed.steps_per_epoch
         return steps if config.max_steps is None else min(steps, config.max_steps)

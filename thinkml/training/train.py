@@ -35,14 +35,14 @@ from thinkml.training.callbacks.dispatch import (
     metrics_recorded_for,
 )
 from thinkml.training.config import TrainingConfig
-from thinkml.training.data_feed import make_feed
 from thinkml.training.function_digests import function_digests
 from thinkml.training.memory_plan import reduce_memory
 from thinkml.training.optimizer_state import optimizer_arrays
 from thinkml.training.process_consistency import check_same_everywhere
-from thinkml.training.program import MemorySavings, make_parts, needs_length
+from thinkml.training.program import MemorySavings, needs_length
 from thinkml.training.run import Run
 from thinkml.training.run_checkpoints import Checkpoints
+from thinkml.training.run_parts import make_parts
 from thinkml.training.run_settings import describe_run, run_settings
 from thinkml.training.run_warnings import warn_of_monitors
 from thinkml.training.same_run import check_same_run, monitored_metrics
@@ -156,8 +156,7 @@ def open_training(
         if checkpoints is not None:
             functions = function_digests(model, setup, request, config)
             _check_resumed(checkpoints, config, settings, callbacks, functions, names)
-        feed, validation = make_feed(setup, config, layout)
-        parts = make_parts(model, setup, config, feed, validation, layout, savings)
+        parts = make_parts(model, setup, config, layout, savings)
         if layout.spans_processes:
             check_same_everywhere(settings, parts.functional)
         run = Run(

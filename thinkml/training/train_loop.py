@@ -16,9 +16,9 @@ from thinkml.monitoring import ProgressBar
 from thinkml.training.callback_states import load_states
 from thinkml.training.callbacks.dispatch import after_chunk, after_epoch, started
 from thinkml.training.divergence import is_finite, last_finite_state, likely_causes
-from thinkml.training.program import RunParts
 from thinkml.training.run import EpochEnd, Program, Run, copy_arrays
 from thinkml.training.run_checkpoints import Checkpoints
+from thinkml.training.run_parts import RunParts
 from thinkml.training.run_warnings import warn_of_validation, warn_of_waiting, warn_of_weights
 from thinkml.training.signals import Signals
 

@@ -7,7 +7,7 @@ import jax
 
 from thinkml.core.objectives.losses import LossFn
 from thinkml.core.parallel.multiprocess import initialize
-from thinkml.core.parallel.sharding import ONE_DEVICE, Layout, data_mesh
+from thinkml.core.parallel.sharding import ONE_DEVICE, Layout, data_mesh, default_device
 from thinkml.errors import ConfigError, NotTrainedError, unknown_name
 from thinkml.monitoring import History
 from thinkml.training.callbacks.dispatch import make_callbacks, metrics_recorded_for
@@ -51,13 +51,14 @@ class ModelTrainer:
 
     Attributes:
         config: the settings.
-        strategy: ``'mirrored'`` or ``'fsdp'``; None for one device.
+        devices: those that train, of all processes; read-only.
+        strategy: ``'mirrored'`` or ``'fsdp'``; None if neither devices nor a strategy were passed.
 
     Warns:
         DeviceCountWarning: if several devices are requested and the only one is a CPU.
 
     Raises:
-        ConfigError: for an unknown strategy, or more devices than there are.
+        ConfigError: for a wrong ``config``, an unknown strategy, or more devices than there are.
 
     Example:
         >>> import numpy as np
@@ -108,20 +109,20 @@ class ModelTrainer:
         vars(self).update(state)
         if isinstance(self._requested, Sequence):
             by_id = {device.id: device for device in jax.devices()}
-            self._requested = [by_id[index] for index in self._requested]
+            self._requested = [by_id.get(index, index) for index in self._requested]
         is_single = self.strategy is None
         self._devices = None if is_single else choose_devices(self._requested, self._argument)
 
     @property
     def devices(self) -> list[Any]:
         """Returns the devices that train, of all processes."""
-        return jax.local_devices()[:1] if self._devices is None else self._devices
+        return [default_device()] if self._devices is None else self._devices
 
     @property
     def _layout(self) -> Layout:
         """Returns the placement of arrays. The default device alone has no mesh."""
         if self._devices is None or (
-            self._devices == [jax.devices()[0]] and jax.process_count() == 1
+            self._devices == [default_device()] and jax.process_count() == 1
         ):
             return ONE_DEVICE
         return Layout(data_mesh(self._devices), shards_state=self.strategy == 'fsdp')

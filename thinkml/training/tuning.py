@@ -13,8 +13,8 @@ from thinkml.data import device_budget
 from thinkml.errors import ConfigError, warn_user
 from thinkml.figures import give_to_pyplot, new_figure, save_figure
 from thinkml.training.config import TrainingConfig
-from thinkml.training.data_feed import make_feed
-from thinkml.training.program import MemorySavings, RunParts, make_parts, step_memory
+from thinkml.training.program import MemorySavings, step_memory
+from thinkml.training.run_parts import RunParts, make_parts
 from thinkml.training.training_setup import TrainingSetup
 from thinkml.typing import Model
 
@@ -84,8 +84,7 @@ def learning_rate_range(
     constant = dataclasses.replace(
         config, learning_rate=_LOWEST, lr_schedule='constant', warmup_steps=None
     )
-    feed, validation = make_feed(setup, constant, layout)
-    parts = make_parts(model, setup, constant, feed, validation, layout, savings)
+    parts = make_parts(model, setup, constant, layout, savings)
     rates, losses = _measure(parts)
     smooth = _smooth(losses)
     return LearningRateRange(rates, smooth, _suggest_rate(rates, smooth))
@@ -140,10 +139,9 @@ def largest_batch_size(
     # Only one of several accumulated batches is in memory at a time.
     savings = MemorySavings(remat=bool(config.remat))
     alone = dataclasses.replace(config, accumulate_steps=1)
-    feed, validation = make_feed(setup, alone, layout)
-    parts = make_parts(model, setup, alone, feed, validation, layout, savings)
+    parts = make_parts(model, setup, alone, layout, savings)
     budget = device_budget(layout=layout)
-    limit = feed.batch_size * (feed.steps_per_epoch or 1)
+    limit = parts.feed.batch_size * (parts.feed.steps_per_epoch or 1)
     limit //= config.accumulate_steps
     largest = 2 ** (max(1, limit).bit_length() - 1)
     small = 16 * layout.num_devices

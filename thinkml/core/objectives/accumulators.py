@@ -82,7 +82,7 @@ def class_counts(num_classes: int) -> type[clu_metrics.Metric]:
         """The number of examples and counts ``[classes]``, int32."""
 
         num_examples: jax.Array
-        true_positives: jax.Array
+        hits: jax.Array  # the true positives; checkpoints have this name
         predicted: jax.Array
         actual: jax.Array
 
@@ -93,7 +93,7 @@ def class_counts(num_classes: int) -> type[clu_metrics.Metric]:
 
             return cls(
                 num_examples=jnp.zeros((), jnp.int32),
-                true_positives=zeros(),
+                hits=zeros(),
                 predicted=zeros(),
                 actual=zeros(),
             )
@@ -106,7 +106,7 @@ def class_counts(num_classes: int) -> type[clu_metrics.Metric]:
             truth, prediction = truth & mask[:, None], prediction & mask[:, None]
             return cls(
                 num_examples=jnp.sum(mask, dtype=jnp.int32),
-                true_positives=count(truth & prediction),
+                hits=count(truth & prediction),
                 predicted=count(prediction),
                 actual=count(truth),
             )

@@ -261,7 +261,7 @@ def _class_counts(kind: TaskKind, num_outputs: int) -> type[clu_metrics.Metric]:
 
 def _counts_value(spec: MetricSpec, kind: TaskKind, sums: Any) -> jax.Array:
     by_class = Counts(
-        true_positives=sums.true_positives.astype(jnp.float32),
+        true_positives=sums.hits.astype(jnp.float32),
         predicted=sums.predicted.astype(jnp.float32),
         actual=sums.actual.astype(jnp.float32),
         total=sums.num_examples.astype(jnp.float32),

@@ -25,6 +25,15 @@ _AXIS = 'data'
 _SMALLEST_SHARDED = 1024
 
 
+def default_device() -> Any:
+    """Returns the device that JAX uses by default, see `jax.default_device`."""
+    settings: Any = jax.config  # its attributes are unknown to type checkers
+    chosen = settings.jax_default_device
+    if chosen is None:
+        return jax.local_devices()[0]
+    return jax.local_devices(backend=chosen)[0] if isinstance(chosen, str) else chosen
+
+
 def data_mesh(devices: Sequence[Any]) -> Mesh:
     """Returns a mesh with one axis, along which batches are sharded, and connects its devices."""
     mesh = Mesh(np.array(devices), (_AXIS,), axis_types=(AxisType.Auto,))
@@ -70,7 +79,7 @@ class Layout:
     @property
     def local_devices(self) -> list[Any]:
         """Returns the devices of this process."""
-        return jax.local_devices()[:1] if self.mesh is None else list(self.mesh.local_devices)
+        return [default_device()] if self.mesh is None else list(self.mesh.local_devices)
 
     @property
     def spans_processes(self) -> bool:

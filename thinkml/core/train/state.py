@@ -111,7 +111,7 @@ def init_state(
         learning_rate: the rate for an optimizer from `make_optimizer`, which stores it in its
             state; None for an optimizer with a built-in rate.
         ema_decay: the decay of the parameters' moving average, see `Ema`; None for no average.
-        layout: the layout of the state on several devices; None for one device.
+        layout: the layout of the state on several devices; `ONE_DEVICE` for the default device.
         **hyperparams: the optimizer's other hyperparameters, see `set_hyperparams`.
 
     Example:

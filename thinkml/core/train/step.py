@@ -79,7 +79,7 @@ def make_train_step(
             BatchNorm sees one part at a time. A part that is only padding changes nothing.
         remat: True to compute activations again for the gradient instead of storing them, see
             `rematerialized`. This takes less memory and a third more time.
-        layout: the layout of the arrays on several devices; None for one device.
+        layout: the layout of the arrays.
 
     Example:
         See ``examples/02_own_loop.py`` for a whole loop.

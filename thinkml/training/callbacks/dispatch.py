@@ -7,7 +7,7 @@ from typing import Any
 
 from thinkml.core.xla.jit import holding_programs
 from thinkml.errors import ConfigError
-from thinkml.training.callback import CALLBACKS, Callback, has_hooks
+from thinkml.training.callback import CALLBACKS, Callback, has_hooks, hook_of
 from thinkml.training.callbacks.checkpoint import Checkpoint
 from thinkml.training.callbacks.loggers import LoggerCallback
 from thinkml.training.config import TrainingConfig
@@ -34,7 +34,7 @@ def make_callbacks(config: TrainingConfig) -> tuple[list[Any], Checkpoint | None
             'one place.'
         )
     made = [item for item in made if not isinstance(item, Checkpoint)]
-    made.sort(key=lambda item: getattr(item, 'order', 0))
+    made.sort(key=lambda item: item.order if isinstance(item, Callback) else 0)
     return made, checkpoints[0] if checkpoints else None
 
 
@@ -114,8 +114,8 @@ def after_epoch(callbacks: list[Any], run: Run) -> None:
 
 
 def _call(callback: Any, hook: str, run: Run) -> None:
-    method = getattr(callback, hook, None)
-    if method is None or getattr(type(callback), hook, None) is getattr(Callback, hook):
+    method = hook_of(callback, hook)
+    if method is None:
         return
     with holding_programs(False):
         method(run)
