@@ -172,7 +172,7 @@ from matplotlib._pylab_helpers import Gcf
 
 with pytest.MonkeyPatch.context() as patched:
     patched.delattr(Gcf, '_set_new_active_manager')
-    with pytest.warns(UserWarning, match=r'plot: plt\.show\(\) does not know') as caught:
+    with pytest.warns(UserWarning, match=r'plot: plt\.show\(\) can not show') as caught:
         figure = monitor.plot_progress()
 assert len(caught) == 1
 figure._repr_png_()
@@ -180,7 +180,7 @@ figure._repr_png_()
     'a matplotlib without the private module still plots': r"""
 with pytest.MonkeyPatch.context() as patched:
     patched.setitem(sys.modules, 'matplotlib._pylab_helpers', None)
-    with pytest.warns(UserWarning, match=r'plot: plt\.show\(\) does not know') as caught:
+    with pytest.warns(UserWarning, match=r'plot: plt\.show\(\) can not show') as caught:
         figure = monitor.plot_progress()
 assert len(caught) == 1
 figure._repr_png_()

@@ -6,16 +6,9 @@ import platform
 import subprocess
 import sys
 
-# Each library by its name in records, and the distribution that it is installed from.
-_DISTRIBUTIONS = {
-    'thinkml': 'thinkml-jax',
-    'jax': 'jax',
-    'jaxlib': 'jaxlib',
-    'flax': 'flax',
-    'optax': 'optax',
-    'orbax-checkpoint': 'orbax-checkpoint',
-    'numpy': 'numpy',
-}
+from thinkml import __version__
+
+_LIBRARIES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
 
 
 def library_versions() -> dict[str, str]:
@@ -26,11 +19,11 @@ def library_versions() -> dict[str, str]:
         >>> 'jax' in library_versions()
         True
     """
-    found = {'python': platform.python_version()}
-    for name, distribution in _DISTRIBUTIONS.items():
+    found = {'python': platform.python_version(), 'thinkml': __version__}
+    for name in _LIBRARIES:
         try:
-            found[name] = importlib.metadata.version(distribution)
-        except importlib.metadata.PackageNotFoundError:  # a checkout that is not installed
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:  # a build under another name
             continue
     return found
 

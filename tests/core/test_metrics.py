@@ -439,7 +439,7 @@ def test_two_million_small_batches_lose_nothing():
     totals = jax.jit(lambda: jax.lax.fori_loop(0, 2_000_001, body, metrics.empty()))()
     right = 4_000_002 - 666_667
     counts = totals._class_counts
-    assert (int(counts.true_positives[1]), int(counts.num_examples)) == (right, 4_000_002)
+    assert (int(counts.hits[1]), int(counts.num_examples)) == (right, 4_000_002)
     assert totals.accuracy.sums.sum(axis=0).tolist() == [right, 4_000_002]
     got = compute(totals)
     assert got['accuracy'] == got['recall'] == np.float32(right / 4_000_002)

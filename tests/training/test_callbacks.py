@@ -127,7 +127,7 @@ def test_hooks_and_states_may_be_set_on_an_object(tmp_path):
     callback, duck = Callback(), type('Duck', (), {'order': 'mine'})()
     callback.on_epoch_end = duck.on_chunk_end = lambda run: calls.append(run.epoch)
     train([callback, duck], epochs=1)
-    assert calls == [0, 1]
+    assert set(calls) == {0, 1}
 
 
 def test_a_subclass_may_refuse_a_run(count_compiles):

@@ -438,8 +438,11 @@ def test_what_can_be_known_before_is_said_before(data, options, says, count_comp
 @pytest.mark.parametrize(
     ('options', 'says'),
     [
-        ({'lr_schedule': 'cosine'}, "lr_schedule: got 'cosine' for batches whose number nobody"),
-        ({'limit_train_batches': 0.5}, r'limit_train_batches: got the share 0.5 of batches'),
+        (
+            {'lr_schedule': 'cosine'},
+            "lr_schedule: got 'cosine' for batches whose number is unknown",
+        ),
+        ({'limit_train_batches': 0.5}, r'limit_train_batches: got the fraction 0.5 of batches'),
         ({'validation_split': 0.2}, 'validation_split: got 0.2 for batches'),
         ({'metrics': ['roc_auc']}, "'roc_auc'"),
     ],
