@@ -231,14 +231,14 @@ def test_several_devices_hold_larger_batches(monkeypatch):
 
     def budget(layout):
         budgets.append(layout.num_devices)
-        return 60_000
+        return 1_500_000
 
     monkeypatch.setattr('thinkml.training.tuning.device_budget', budget)
     rows = np.resize(X, (1024, *X.shape[1:])), np.resize(Y, 1024)
     config = TrainingConfig(optimizer='sgd', on_nan='ignore')
-    model = nnx.Sequential(lambda x: x.reshape(len(x), -1), nnx.Linear(64, 3, rngs=nnx.Rngs(0)))
     one, four = (
-        ModelTrainer(config, devices=count).find_batch_size(model, *rows) for count in (None, 4)
+        ModelTrainer(config, devices=count).find_batch_size(Wide(nnx.Rngs(0)), *rows)
+        for count in (None, 4)
     )
     assert budgets == [1, 4] and four > one
 
