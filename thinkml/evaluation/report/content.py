@@ -1,7 +1,6 @@
 """Report content: all values of a report, computed once as plain values that renderers lay out."""
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +10,7 @@ from thinkml.evaluation.metrics.class_counts import class_part
 from thinkml.evaluation.report.diagnostics import baseline, calibration, thresholds
 from thinkml.evaluation.report.largest_errors import confusions, errors
 from thinkml.evaluation.result import Evaluation
+from thinkml.json_values import to_json_value
 
 SCHEMA = 1
 _SCORES = ('precision', 'recall', 'f1')
@@ -29,7 +29,7 @@ def describe_evaluation(evaluation: Evaluation, name: str | None = None) -> dict
     task, resampling = evaluation.task, evaluation.resampling
     name = evaluation.name if name is None else name
     classes = None if task.classes is None else [str(label) for label in task.classes]
-    return json_values(
+    return to_json_value(
         {
             'schema': SCHEMA,
             'headline': dataclasses.replace(evaluation, name=name).headline(),
@@ -57,7 +57,8 @@ def describe_evaluation(evaluation: Evaluation, name: str | None = None) -> dict
             'data_fingerprint': evaluation.data_fingerprint,
             'versions': evaluation.versions,
             'seed': resampling.seed,
-        }
+        },
+        convert=str,
     )
 
 
@@ -70,25 +71,6 @@ def describe_evaluations(evaluations: Mapping[str, Evaluation]) -> dict[str, Any
         'headline': f'{len(evaluations)} data set{plural}: {", ".join(evaluations)}',
         'data_sets': {name: describe_evaluation(part, name) for name, part in evaluations.items()},
     }
-
-
-def json_values(value: Any) -> Any:
-    """Converts a value and all values in it to JSON types; NaN and infinity become None.
-
-    Example:
-        >>> import numpy as np
-        >>> json_values({1: (np.float32(0.5), np.nan), 'rows': np.arange(2)})
-        {'1': [0.5, None], 'rows': [0, 1]}
-    """
-    if isinstance(value, np.ndarray | np.generic):
-        value = value.tolist()
-    if isinstance(value, Mapping):
-        return {str(key): json_values(part) for key, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [json_values(part) for part in value]
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    return value if value is None or isinstance(value, bool | int | str) else str(value)
 
 
 def _class_intervals(evaluation: Evaluation) -> dict[Any, dict[str, tuple[float, float]]]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 import numpy as np
 
 from thinkml.errors import ConfigError, DataError, unknown_name
+from thinkml.json_values import to_json_value
 
 if TYPE_CHECKING:
     import os
@@ -186,17 +187,6 @@ class ActiveHistory(Sequence[ActiveQuery]):
         return '\n'.join(lines) or 'no queries yet'
 
     __repr__ = __str__
-
-
-def to_json_value(value: Any) -> Any:
-    """Returns a value as JSON represents it: lists for arrays, None for NaN."""
-    if isinstance(value, np.ndarray | np.generic):
-        value = value.tolist()
-    if isinstance(value, list | tuple):
-        return [to_json_value(item) for item in value]
-    if isinstance(value, dict):
-        return {name: to_json_value(item) for name, item in value.items()}
-    return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
 _PREFERRED_METRICS = ('val_accuracy', 'val_rmse', 'val_f1', 'accuracy', 'loss')

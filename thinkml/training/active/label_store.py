@@ -16,8 +16,9 @@ import numpy as np
 
 from thinkml.checkpoint.filesystem import lock, read_bounded, sync_folder, unlock, write_synced
 from thinkml.errors import DataError, SessionExistsError, SessionNotFoundError
+from thinkml.json_values import to_json_value
 from thinkml.paths import local_directory
-from thinkml.training.active.history import ActiveHistory, ActiveQuery, to_json_value
+from thinkml.training.active.history import ActiveHistory, ActiveQuery
 from thinkml.training.active.pool import plain_label
 
 _FORMAT = 1
