@@ -78,7 +78,6 @@ _NO_ARRAY_FUNCTIONS = (
 # Modules of ThinkML that were renamed, by the names in older files.
 _MOVED = {
     'thinkml.record': 'thinkml.model_record',
-    'thinkml.models.zoo.drawing': 'thinkml.models.zoo.initializers',
     'thinkml.models.zoo.parts': 'thinkml.models.zoo.layers',
     'thinkml.models.zoo.table': 'thinkml.models.zoo.tabular_resnet',
 }
