@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from thinkml.checkpoint import filesystem as disk
+from thinkml.checkpoint import filesystem
 from thinkml.errors import ConfigError, ModelFileError
 from thinkml.models import registry as module
 from thinkml.models import registry_entry as version_file
@@ -266,7 +266,7 @@ def test_threads_that_reserve_and_tag_lose_nothing(tmp_path):
 
 
 def test_a_lock_on_a_folder_that_was_just_deleted_does_not_count(registry, monkeypatch):
-    lock, first = disk.lock, []
+    lock, first = filesystem.lock, []
 
     def late(folder):
         descriptor = lock(folder)
@@ -274,7 +274,7 @@ def test_a_lock_on_a_folder_that_was_just_deleted_does_not_count(registry, monke
             first.append(folder.rename(folder.with_name('gone')))
         return descriptor
 
-    monkeypatch.setattr(disk, 'lock', late)
+    monkeypatch.setattr(filesystem, 'lock', late)
     assert registry.reserve('digits') == registry.root / 'digits' / '1'
     assert json.loads(file_of(registry, 'gone').read_text())['next'] == 4
 
@@ -308,10 +308,10 @@ def test_names_can_be_deleted_while_others_reserve(tmp_path):
     assert set(os.listdir(tmp_path)) <= {'digits'}
 
 
-@pytest.mark.skipif(disk.fcntl is None, reason='folders can not be locked here')
+@pytest.mark.skipif(filesystem.fcntl is None, reason='folders can not be locked here')
 def test_waiting_for_a_lock_ends_with_an_error(registry, monkeypatch):
     monkeypatch.setattr(module, 'WAIT_SECONDS', 0.05)
-    held = disk.lock(registry.root / 'digits')
+    held = filesystem.lock(registry.root / 'digits')
     try:
         calls = (
             lambda: registry.reserve('digits'),
@@ -325,12 +325,12 @@ def test_waiting_for_a_lock_ends_with_an_error(registry, monkeypatch):
                 call()
         assert registry.locate('digits@production').name == '2'  # readers need no lock
     finally:
-        disk.unlock(held)
+        filesystem.unlock(held)
     assert registry.reserve('digits').name == '4'
 
 
 def test_it_works_where_folders_cant_be_locked(tmp_path, monkeypatch):
-    monkeypatch.setattr(disk, 'lock', lambda folder: -1)
+    monkeypatch.setattr(filesystem, 'lock', lambda folder: -1)
     registry = Registry(tmp_path)
     save(registry, 'digits', 2)
     registry.tag('digits', 'best')

@@ -186,7 +186,7 @@ def check_fits(arrays: Mapping[str, Rows | PyTree]) -> None:
         free = _free_bytes(jax.local_devices()[0]) or 0
         raise DataError(
             f'{", ".join(arrays)}: got {needed / 2**20:,.0f} MiB of data, but the device has '
-            f'{free / 2**20:,.0f} MiB free, {_RESERVED_FRACTION:.0%} of which is kept for '
+            f'{free / 2**20:,.0f} MiB free and keeps {_RESERVED_FRACTION:.0%} of them for '
             'training. Pass fewer rows, or a narrower dtype (float16, uint8).'
         )
 

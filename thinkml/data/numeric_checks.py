@@ -201,7 +201,7 @@ def warn_of_equal_ids(
             warn_user(
                 f'{argument.partition(", batch ")[0]}: got '
                 f'{_column_name(int(index), array, columns)}whole numbers beyond '
-                f'{limit:,.0f}, not all of which {dtype.name} can represent: different numbers '
+                f'{limit:,.0f}, and {dtype.name} can not represent all of them: different numbers '
                 'become equal. Pass ids as a separate input, as integers from 0 on; for amounts '
                 'nothing is lost.'
             )

@@ -332,7 +332,7 @@ def block_of(
         start: see `Block`.
         last: see `Block`.
         ends_epoch: see `Block`.
-        layout: the devices, each of which gets its rows of every step.
+        layout: the devices; each gets its rows of every step.
     """
     arrangement = arrange_block(*shape, layout)
     if layout.num_devices == 1:

@@ -5,7 +5,7 @@ from typing import Any
 
 HOOKS = ('on_train_start', 'on_chunk_end', 'on_epoch_end', 'on_train_end')
 
-# The class of each name, imported when a run uses it.
+# The class of each name, by its path: these modules import configs, which check the names.
 CALLBACKS = {
     'checkpoint': 'thinkml.training.callbacks.checkpoint:Checkpoint',
     'csv': 'thinkml.training.callbacks.loggers:CSVLogger',

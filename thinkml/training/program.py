@@ -169,7 +169,13 @@ def make_program(
         layout=layout,
     )  # fmt: skip
     eval_step = make_eval_step(apply, objective.loss_fn, eval_metrics, layout=layout)
-    return Program(train_step, metrics, eval_step, eval_metrics, layout)
+    return Program(
+        train_step=train_step,
+        metrics=metrics,
+        eval_step=eval_step,
+        eval_metrics=eval_metrics,
+        layout=layout,
+    )
 
 
 def _metrics(

@@ -88,13 +88,11 @@ class OpenTraining(NamedTuple):
     Attributes:
         setup: the data, the task and the objective.
         training: the run and what its loop needs.
-        layout: the devices.
         result: the result so far.
     """
 
     setup: TrainingSetup
     training: Training
-    layout: Layout
     result: TrainResult
 
 
@@ -181,7 +179,7 @@ def open_training(
             run=run, parts=parts, checkpoints=checkpoints, callback_states=callback_states
         )
         result = TrainResult(run.history, learning_rate_range=rates)
-        yield OpenTraining(setup=setup, training=training, layout=layout, result=result)
+        yield OpenTraining(setup=setup, training=training, result=result)
 
 
 def _unfrozen(model: Model) -> Model:
@@ -308,19 +306,19 @@ def run_training(opened: OpenTraining, *, progress: bool) -> None:
         except BaseException:
             if run.step > first_step:
                 with signals.deferred():
-                    _write_back(run, opened.layout)
+                    _write_back(run, parts.program.layout)
             raise
         with signals.deferred():
-            _write_back(run, opened.layout)
+            _write_back(run, parts.program.layout)
         _close(opened, signals, is_shown=is_shown, was_trained=run.step > first_step)
 
 
 def _close(opened: OpenTraining, signals: Signals, *, is_shown: bool, was_trained: bool) -> None:
     """Reports how a run ended, and leaves a run of several processes after SIGTERM."""
-    run, _, checkpoints, _ = opened.training
+    run, parts, checkpoints, _ = opened.training
     if signals.interrupted:
         note_interrupt(run)
-    if checkpoints is not None and opened.layout.spans_processes:
+    if checkpoints is not None and parts.program.layout.spans_processes:
         signals.terminated = any(all_gather_at_end(signals.terminated))
     warn_of_monitors(run, checkpoints, _missing_labels(opened.setup))
     opened.result.was_stopped = run.stop_reason is not None and not run.is_early_stopped

@@ -72,7 +72,7 @@ def fit(training: Training, progress: ProgressBar, signals: Signals) -> None:
             raise
     finally:
         # A process that fails alone must not wait for the others, which do not know of it.
-        if checkpoints is not None and not (failed and _spans_processes(parts.program)):
+        if checkpoints is not None and not (failed and parts.program.layout.spans_processes):
             checkpoints.wait()
         run.history.seconds = seconds_before + time.perf_counter() - started_at
 
@@ -110,7 +110,7 @@ def _train_chunks(
 
 
 def _finish(training: Training, progress: ProgressBar, ended_by: str | None) -> None:
-    """Saves the run, and then ends an epoch of which only some steps were trained.
+    """Saves the run, and then ends an epoch that is only partly trained.
 
     In this order, because a run that is resumed from the checkpoint continues the epoch.
     """
@@ -231,17 +231,13 @@ def _ended_by(run: Run, signals: Signals, started_at: float) -> str | None:
     return None
 
 
-def _spans_processes(program: Program) -> bool:
-    return program.layout.spans_processes
-
-
 # If processes differ, the later entry counts.
 _ENDS = (None, 'max_time is over', 'terminated', 'interrupted')
 
 
 def _agreed_end(run: Run, ended_by: str | None, program: Program) -> str | None:
     """Returns why the run ends in all processes: a signal, the clock or a callback of one."""
-    if not _spans_processes(program):
+    if not program.layout.spans_processes:
         return ended_by
     codes = all_gather(2 * _ENDS.index(ended_by) + (run.stop_reason is not None))
     stopped = [process for process, code in enumerate(codes) if code % 2]

@@ -111,7 +111,7 @@ def _content(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> bytes:
 
 
 class _Storages:
-    """The storages of a file: the bytes of which tensors are views."""
+    """The storages of a file: the bytes that its tensors are views of."""
 
     def __init__(self, path: Path, entries: Mapping[str, zipfile.ZipInfo]):
         self._bytes = np.memmap(path, np.uint8, 'r')

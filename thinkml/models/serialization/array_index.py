@@ -41,7 +41,7 @@ class ArrayNames:
 
 
 class ArrayTaker:
-    """A supply of arrays by name, each of which is used once.
+    """A supply of arrays by name; each array is used once.
 
     Attributes:
         left: the unused arrays, by name.

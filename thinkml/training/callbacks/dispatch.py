@@ -10,6 +10,7 @@ from thinkml.errors import ConfigError
 from thinkml.training.callback import CALLBACKS, Callback, has_hooks, hook_of
 from thinkml.training.callbacks.checkpoint import Checkpoint
 from thinkml.training.callbacks.loggers import LoggerCallback
+from thinkml.training.callbacks.reduce_lr import ReduceLROnPlateau
 from thinkml.training.config import TrainingConfig
 from thinkml.training.run import Run
 
@@ -25,7 +26,7 @@ def make_callbacks(config: TrainingConfig) -> tuple[list[Any], Checkpoint | None
         is_default = config.early_stopping is True
         callbacks.append('early_stopping' if is_default else config.early_stopping)
     if config.lr_schedule == 'reduce_on_plateau':
-        callbacks.append(_class('thinkml.training.callbacks.reduce_lr:ReduceLROnPlateau')())
+        callbacks.append(ReduceLROnPlateau())
     made = [_for_run(item) for item in _without_repeats(callbacks)]
     checkpoints = [item for item in made if isinstance(item, Checkpoint)]
     if len(checkpoints) > 1:

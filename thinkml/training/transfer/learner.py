@@ -518,7 +518,7 @@ def _linear_head(
     """Returns a dense layer with an output for each class, label or number of the targets."""
     if data.rows is None:
         raise DataError(
-            'model: got None for batches, of which only the first was read, so the '
+            'model: got None for batches. Only the first batch was read, so the '
             'number of classes is not known. Pass '
             f'nnx.Linear({base.num_features}, classes, rngs=nnx.Rngs(0)).'
         )
