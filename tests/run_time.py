@@ -14,23 +14,25 @@ from collections import Counter, defaultdict
 import jax
 import pytest
 
-# Processor seconds that one file may take in `make test` and in `make test-slow`.
+# Processor seconds that one file may take in `make test` and in `make test-slow`. A budget is about
+# twice what the file takes on the reference machine: the fixed calculation and the tests do not
+# slow down by the same factor on every machine.
 BUDGETS = {'fast': 15, 'slow': 90}
 # The files with a larger budget. They run first, so that no process ends long after the others.
 LARGER = {
     'fast': {
-        'tests/test_several_devices.py': 80,  # a process of eight devices, with all in that folder
-        'tests/training/test_resume.py': 65,  # hundreds of checkpoints
-        'tests/training/test_processes.py': 65,  # pairs of processes
+        'tests/test_several_devices.py': 120,  # a process of eight devices, with all in that folder
+        'tests/training/test_resume.py': 80,  # hundreds of checkpoints
+        'tests/training/test_processes.py': 95,  # pairs of processes
         'tests/test_examples.py': 40,  # as users run them
-        'tests/training/active/test_learner.py': 45,
-        'tests/training/test_streams.py': 50,
-        'tests/training/test_transfer.py': 40,
+        'tests/training/active/test_learner.py': 55,
+        'tests/training/test_streams.py': 55,
+        'tests/training/test_transfer.py': 45,
         'tests/several_devices/test_same_curve.py': 50,
         'tests/several_devices/test_whole_workflow.py': 50,
-        'tests/training/test_trainer.py': 40,
+        'tests/training/test_trainer.py': 42,
         'tests/training/test_memory.py': 30,
-        'tests/test_checkpoint.py': 25,
+        'tests/test_checkpoint.py': 30,
         'tests/test_pages.py': 25,  # trainings of four pages
         'tests/test_documented_workflow.py': 25,
         'tests/training/test_options.py': 25,
@@ -39,27 +41,27 @@ LARGER = {
         'tests/core/test_metrics.py': 20,
         'tests/core/test_selection.py': 20,
         'tests/data/test_stream.py': 20,
-        'tests/models/test_hostile.py': 20,
+        'tests/models/test_hostile.py': 22,
         'tests/models/test_model_manager.py': 20,
-        'tests/models/test_stand_in.py': 20,
+        'tests/models/test_stand_in.py': 22,
         'tests/models/zoo/test_architectures.py': 20,
         'tests/several_devices/test_plan.py': 20,
-        'tests/test_compilation_cache.py': 20,
-        'tests/test_notebook.py': 20,
-        'tests/training/test_run_logs.py': 20,
+        'tests/test_compilation_cache.py': 25,
+        'tests/test_notebook.py': 25,
+        'tests/training/test_run_logs.py': 22,
         'tests/training/test_training_metrics.py': 20,
     },
     'slow': {
-        'tests/test_several_devices.py': 450,
-        'tests/several_devices/test_same_curve.py': 350,
-        'tests/training/test_processes.py': 300,
+        'tests/test_several_devices.py': 520,
+        'tests/several_devices/test_same_curve.py': 400,
+        'tests/training/test_processes.py': 500,
         'tests/several_devices/test_whole_workflow.py': 150,
-        'tests/training/test_resume.py': 140,
-        'tests/training/test_streams.py': 140,
+        'tests/training/test_resume.py': 160,
+        'tests/training/test_streams.py': 160,
         'tests/core/test_jit.py': 120,
-        'tests/models/test_hostile.py': 200,
-        'tests/test_examples.py': 120,
-        'tests/training/test_trainer.py': 100,
+        'tests/models/test_hostile.py': 210,
+        'tests/test_examples.py': 140,
+        'tests/training/test_trainer.py': 125,
     },
 }
 
@@ -178,6 +180,7 @@ class RunTime:
                     f'{budget} s in the {self._run} run (tests/run_time.py)'
                 )
 
+    @pytest.hookimpl(trylast=True)  # below the slowest tests, where the reason of a failure is seen
     def pytest_terminal_summary(self, terminalreporter):
         write = terminalreporter.write_line
         total = sum(self._of_files.values(), Counter())
