@@ -25,11 +25,11 @@ coverage: export COVERAGE_FILE := $(CURDIR)/.coverage
 coverage: .venv/.dev  ## the lines of thinkml/ that the quick tests run, and those that all tests run
 	$(BIN)/coverage erase
 	XLA_FLAGS='$(UNOPTIMIZED) $(UNFUSED)' $(BIN)/coverage run $(wordlist 2,99,$(PYTEST)) -m 'not slow'
-	$(BIN)/coverage combine --keep --quiet --data-file .coverage-quick
+	$(BIN)/coverage combine --keep --quiet --data-file .coverage-quick .coverage.*
 	$(BIN)/coverage run $(wordlist 2,99,$(PYTEST)) -m 'slow or compiled'
 	$(BIN)/coverage combine --quiet
-	$(BIN)/coverage report --data-file .coverage-quick --format total
-	$(BIN)/coverage report --format total
+	$(BIN)/coverage report --data-file .coverage-quick --format total --precision 2
+	$(BIN)/coverage report --format total --precision 2
 
 # The quick tests with the newest releases of everything, in a venv of their own.
 NEWEST ?= python3.12
