@@ -22,7 +22,7 @@ LAYERS = (
     ('training',),
 )
 # The same for the folders of core.
-LAYERS_OF_CORE = (('parallel', 'xla'), ('objectives',), ('active', 'model'), ('train',))
+LAYERS_OF_CORE = (('xla',), ('parallel',), ('objectives',), ('active', 'model'), ('train',))
 LAYER_OF = {part: layer for layer, parts in enumerate(LAYERS) for part in parts}
 LAYER_IN_CORE = {part: layer for layer, parts in enumerate(LAYERS_OF_CORE) for part in parts}
 LAZY = ('dm_pix', 'matplotlib', 'mlflow', 'orbax', 'tensorboardX', 'tqdm', 'wandb')

@@ -1,5 +1,6 @@
 import dataclasses
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ from thinkml.core import functionalize, get_loss, make_eval_step, make_metrics, 
 from thinkml.core.train.loop import evaluate
 from thinkml.core.xla import cpu_convolutions, jit
 from thinkml.core.xla.cpu_convolutions import compiler_options, fast_convolutions
+from thinkml.core.xla.target import tracing_for
 from thinkml.data import place
 
 pytestmark = pytest.mark.compiled  # they compile the rewritten programs
@@ -455,10 +457,10 @@ def test_it_can_be_switched_off(cnn, monkeypatch):
     assert primitives_of(fast_convolutions(fn), *arguments) == primitives_of(fn, *arguments)
 
 
-def test_on_an_accelerator_nothing_is_rewritten(cnn, monkeypatch):
+def test_for_an_accelerator_nothing_is_rewritten(cnn):
     fn, arguments = cnn
-    monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
-    assert primitives_of(fast_convolutions(fn), *arguments) == primitives_of(fn, *arguments)
+    with tracing_for(SimpleNamespace(platform='tpu')):
+        assert primitives_of(fast_convolutions(fn), *arguments) == primitives_of(fn, *arguments)
 
 
 def test_signature_and_pytrees_stay_the_same():
@@ -516,9 +518,9 @@ def test_users_decide_about_the_compiler_options(variable, value, monkeypatch):
     assert compiler_options() == {}
 
 
-def test_there_are_no_compiler_options_on_an_accelerator(monkeypatch):
-    monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
-    assert compiler_options() == {}
+def test_there_are_no_compiler_options_for_an_accelerator():
+    with tracing_for(SimpleNamespace(platform='tpu')):
+        assert compiler_options() == {}
 
 
 def test_options_that_xla_does_not_know_are_left_out(monkeypatch):

@@ -23,6 +23,7 @@ from thinkml.core import (
     train_chunks,
 )
 from thinkml.core.model.adapters import from_functions
+from thinkml.core.parallel.sharding import Layout
 from thinkml.core.train import batch_feed
 from thinkml.core.train.loop import _Pace
 from thinkml.core.train.state import Ema
@@ -32,6 +33,13 @@ from thinkml.data import place
 pytestmark = pytest.mark.compiled  # equal bits
 
 METRICS = make_metrics(('accuracy',))
+
+
+@pytest.fixture(params=['one loop', 'calls of a loop'])
+def dispatch_kind(request, monkeypatch):
+    """Runs a test with the dispatches of a CPU, and with those of a GPU."""
+    if request.param == 'calls of a loop':
+        monkeypatch.setattr(Layout, 'platform', 'gpu')
 
 
 def problem(num_rows=50, seed=0):
@@ -128,6 +136,7 @@ def test_a_data_set_smaller_than_the_batch_is_one_batch():
     np.testing.assert_allclose(visited_rows(5, batch_size=32), [2.0])
 
 
+@pytest.mark.usefixtures('dispatch_kind')
 @pytest.mark.parametrize(
     'model', [mlp(4, 3), DropoutBatchNorm(4, 3, nnx.Rngs(0))], ids=['mlp', 'dropout-batchnorm']
 )
@@ -159,6 +168,7 @@ def test_chunks_equal_a_python_loop_over_the_same_step(model):
     )
 
 
+@pytest.mark.usefixtures('dispatch_kind')
 def test_where_an_epoch_is_cut_changes_no_bit_and_compiles_nothing(count_compiles):
     x, y = problem(50)
     model = DropoutBatchNorm(4, 3, nnx.Rngs(0))
@@ -199,6 +209,7 @@ def test_the_step_descends_along_the_weighted_mean():
     )  # fmt: skip
 
 
+@pytest.mark.usefixtures('dispatch_kind')
 @pytest.mark.parametrize(
     ('num_rows', 'batch_sizes'),
     [
@@ -221,6 +232,7 @@ def test_batch_size_does_not_change_an_evaluation(num_rows, batch_sizes):
         assert values == pytest.approx(jax.tree.map(float, expected), rel=1e-6)
 
 
+@pytest.mark.usefixtures('dispatch_kind')
 def test_the_state_is_donated_and_the_users_arrays_are_not():
     x, y = problem(50)
     model = mlp(4, 3)
@@ -275,6 +287,7 @@ def final(chunks):
     return jax.device_get((chunks[-1].state.replace(key=0), chunks[-1].epoch_metrics()))
 
 
+@pytest.mark.usefixtures('dispatch_kind')
 @pytest.mark.parametrize('stop', [1, 3, 7, 9])
 def test_a_run_goes_on_at_any_step_as_if_nothing_had_happened(stop):
     x, y = problem(50)
@@ -390,6 +403,7 @@ def test_a_batch_without_any_weight_teaches_nothing():
     assert float(output.loss) == 0
 
 
+@pytest.mark.usefixtures('dispatch_kind')
 def test_an_evaluation_in_parts_equals_the_whole():
     x, y = problem(50)
     functional = functionalize(mlp(4, 3), x, jax.random.key(0))
@@ -464,6 +478,7 @@ def test_an_epoch_may_be_limited():
     assert int(chunks[-1].state.step) == 6 and sum(chunk.ends_epoch for chunk in chunks) == 2
 
 
+@pytest.mark.usefixtures('dispatch_kind')
 @pytest.mark.parametrize('steps_per_dispatch', [1, 4, 100])
 def test_a_loss_that_is_not_finite_ends_the_training_at_its_step(steps_per_dispatch):
     x, y = problem(50)
@@ -492,6 +507,7 @@ def test_a_loss_that_is_not_finite_ends_the_training_at_its_step(steps_per_dispa
     assert int(before.step) == 5 and (start['layers'][0]['bias'] == 0).all()
 
 
+@pytest.mark.usefixtures('dispatch_kind')
 def test_a_loss_that_is_not_finite_may_be_ignored():
     x, y = problem(50)
     x[0] = np.nan

@@ -11,7 +11,8 @@ from tests.core.test_loop import METRICS, feed_of, prepare, problem
 from tests.models_for_tests import DropoutBatchNorm, mlp
 from thinkml.core import functionalize, get_loss, make_eval_step
 from thinkml.core.parallel.sharding import ONE_DEVICE
-from thinkml.core.train.loop import _run_eval, _run_steps, empty_metrics
+from thinkml.core.train.dispatch import _run_eval, _run_steps
+from thinkml.core.train.loop import empty_metrics
 from thinkml.data import place
 
 

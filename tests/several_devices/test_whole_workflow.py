@@ -18,7 +18,7 @@ from tests.several_devices.test_same_curve import (
     trained,
 )
 from thinkml.core.model import forward
-from thinkml.core.train import loop
+from thinkml.core.train import dispatch
 from thinkml.errors import ConfigError
 from thinkml.evaluation import ModelEvaluator
 from thinkml.models import ModelManager, predict_proba
@@ -84,7 +84,7 @@ def test_fsdp_takes_an_eighth_of_the_memory():
 
 def program_of(monkeypatch, make=Wide, **settings):
     """Returns the compiled chunk of a training as text."""
-    run_steps = loop._run_steps
+    run_steps = dispatch._run_steps
 
     class Compiled(Exception):
         pass
@@ -92,7 +92,7 @@ def program_of(monkeypatch, make=Wide, **settings):
     def compiled(*arguments):
         raise Compiled(run_steps.lower(*arguments).compile().as_text())
 
-    monkeypatch.setattr(loop, '_run_steps', compiled)
+    monkeypatch.setattr(dispatch, '_run_steps', compiled)
     strategy = settings.pop('strategy', 'mirrored')
     config = TrainingConfig(**{'epochs': 1, 'steps_per_dispatch': 20, **settings})
     trainer = DistributedTrainer(config, strategy=strategy)

@@ -9,7 +9,8 @@ from flax import nnx
 from tests.core.test_remat import Deep
 from tests.models_for_tests import DropoutBatchNorm, SmallCNN, mlp
 from thinkml.core.parallel.sharding import ONE_DEVICE
-from thinkml.core.train.loop import _run_steps, empty_metrics
+from thinkml.core.train.dispatch import _run_steps
+from thinkml.core.train.loop import empty_metrics
 from thinkml.errors import ThinkMLWarning
 from thinkml.training import (
     EarlyStopping,

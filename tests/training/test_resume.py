@@ -20,7 +20,7 @@ from flax import nnx
 
 from tests.models_for_tests import DropoutBatchNorm, mlp
 from thinkml.checkpoint import Checkpointer, manifest
-from thinkml.core.train.loop import _run_steps
+from thinkml.core.train.dispatch import _run_steps
 from thinkml.errors import CheckpointError, ConfigError, DataError, DivergedError, ThinkMLWarning
 from thinkml.training import (
     Checkpoint,

@@ -156,8 +156,8 @@ def _open_on_device(X: jax.Array, argument: str, like: ExpectedArray) -> InputAr
     _check_numbers(X, np.dtype(spec.dtype), argument, is_new=_is_new(like))
 
     def read(selection: Selection) -> np.ndarray:
-        # On a CPU the host can read the array without a copy.
-        array = np.asarray(X) if jax.default_backend() == 'cpu' else X
+        # The host can read an array in a CPU's memory without a copy.
+        array = np.asarray(X) if all(d.platform == 'cpu' for d in X.devices()) else X
         return np.asarray(_select(array, selection))
 
     _check_range(read, len(X), like, argument)

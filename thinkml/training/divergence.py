@@ -3,7 +3,7 @@
 import numpy as np
 
 from thinkml.core import Chunk, TrainState
-from thinkml.core.train.loop import all_finite
+from thinkml.core.train.dispatch import all_finite
 from thinkml.core.xla.jit import Jit
 from thinkml.training.run import copy_arrays
 

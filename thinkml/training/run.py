@@ -51,6 +51,7 @@ class Program(NamedTuple):
         eval_step: the evaluation step, see `thinkml.core.make_eval_step`.
         eval_metrics: the metrics of validation.
         layout: the placement of arrays on the devices.
+        loop_length: the steps of a call on a GPU, see `thinkml.core.train_chunks`.
     """
 
     train_step: TrainStep
@@ -58,6 +59,7 @@ class Program(NamedTuple):
     eval_step: EvalStep
     eval_metrics: type[Collection]
     layout: Layout
+    loop_length: int
 
 
 class Validation(NamedTuple):

@@ -136,7 +136,7 @@ def _chunks(
         max_steps=None if config.max_steps is None else config.max_steps - run.step,
         border_every=None if checkpoints is None else checkpoints.border_every,
         stop_nonfinite=config.on_nan != 'ignore', steps_per_dispatch=config.steps_per_dispatch,
-        layout=program.layout,
+        loop_length=program.loop_length, layout=program.layout,
     )  # fmt: skip
 
 

@@ -95,7 +95,8 @@ def _measure(parts: RunParts) -> tuple[np.ndarray, np.ndarray]:
     rates, losses = np.geomspace(_LOWEST, _HIGHEST, _STEPS), []
     chunks = train_chunks(
         parts.program.train_step, parts.program.metrics, parts.state, parts.feed,
-        epochs=_STEPS, max_steps=_STEPS, steps_per_dispatch=1, layout=parts.program.layout,
+        epochs=_STEPS, max_steps=_STEPS, steps_per_dispatch=1, loop_length=1,
+        layout=parts.program.layout,
     )  # fmt: skip
     for rate, chunk in zip(np.append(rates[1:], _HIGHEST), chunks, strict=False):
         losses.append(float(chunk.step_losses()[0]))

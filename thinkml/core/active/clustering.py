@@ -12,6 +12,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from thinkml.core.xla.target import target_platform
+
 # The number of rows in a block: `draw` first draws a block, then a row in it.
 DRAW_BLOCK = 1024
 # Lloyd's algorithm ends when no row changes its cluster, or after this number of steps.
@@ -237,7 +239,7 @@ def mean_of(rows: jax.Array, valid: jax.Array) -> jax.Array:
 
 def _block_size(rows: jax.Array, width: int, numbers: int) -> int:
     """Returns the rows of a block of at most ``numbers`` values, with ``width`` values per row."""
-    if jax.default_backend() != 'cpu':
+    if target_platform() != 'cpu':
         numbers = _ACCELERATOR_NUMBERS
     return max(1, min(len(rows), numbers // max(1, width)))
 
@@ -251,7 +253,7 @@ def _over_blocks(step: Callable, start, num_rows: int, size: int):
 
 def _row_sums(values: jax.Array) -> jax.Array:
     # On a CPU, XLA adds the numbers of a row one by one; a product with a vector is faster.
-    if jax.default_backend() == 'cpu':
+    if target_platform() == 'cpu':
         return values @ jnp.ones(values.shape[1])
     return values.sum(1)
 

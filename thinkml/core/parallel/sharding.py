@@ -18,6 +18,7 @@ from jax.sharding import (
 )
 
 from thinkml.core.parallel.multiprocess import connect
+from thinkml.core.xla.target import default_device, platform_of
 from thinkml.typing import PyTree
 
 _AXIS = 'data'
@@ -25,20 +26,16 @@ _AXIS = 'data'
 _SMALLEST_SHARDED = 1024
 
 
-def default_device() -> Any:
-    """Returns the device that JAX uses by default, see `jax.default_device`."""
-    settings: Any = jax.config  # its attributes are unknown to type checkers
-    chosen = settings.jax_default_device
-    if chosen is None:
-        return jax.local_devices()[0]
-    return jax.local_devices(backend=chosen)[0] if isinstance(chosen, str) else chosen
-
-
 def data_mesh(devices: Sequence[Any]) -> Mesh:
     """Returns a mesh with one axis, along which batches are sharded, and connects its devices."""
-    mesh = Mesh(np.array(devices), (_AXIS,), axis_types=(AxisType.Auto,))
+    mesh = unconnected_mesh(devices)
     connect(mesh)
     return mesh
+
+
+def unconnected_mesh(devices: Sequence[Any]) -> Mesh:
+    """Returns the mesh of `data_mesh`, also for devices that programs are only compiled for."""
+    return Mesh(np.array(devices), (_AXIS,), axis_types=(AxisType.Auto,))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +51,8 @@ class Layout:
             default. Programs and arrays are then those of JAX without shardings.
         shards_state: True if the parameters and the optimizer's state are sharded too (FSDP), each
             array along its longest axis that the number of devices divides. False replicates them.
+        device_bytes: the memory of a device that programs are only compiled for; None for devices
+            that are attached and report their memory.
 
     Example:
         >>> import jax
@@ -70,6 +69,7 @@ class Layout:
 
     mesh: Mesh | None = None
     shards_state: bool = False
+    device_bytes: int | None = None
 
     @property
     def num_devices(self) -> int:
@@ -80,6 +80,16 @@ class Layout:
     def local_devices(self) -> list[Any]:
         """Returns the devices of this process."""
         return [default_device()] if self.mesh is None else list(self.mesh.local_devices)
+
+    @property
+    def device(self) -> Any:
+        """Returns one of the devices; None for the device that JAX uses by default."""
+        return None if self.mesh is None else self.mesh.devices.flat[0]
+
+    @property
+    def platform(self) -> str:
+        """Returns the kind of the devices: ``'cpu'``, ``'gpu'`` or ``'tpu'``."""
+        return platform_of(default_device() if self.device is None else self.device)
 
     @property
     def spans_processes(self) -> bool:
@@ -204,6 +214,30 @@ def pin_state(layout: Layout, state: PyTree) -> PyTree:
     if layout.mesh is None:
         return state
     return jax.lax.with_sharding_constraint(state, layout.state_sharding(state))
+
+
+def gather_state(layout: Layout, tree: PyTree) -> PyTree:
+    """Returns sharded arrays of a state as replicated ones; their gradients are sharded again.
+
+    Each array is gathered where it is used. The gradients, which each device computes for its rows,
+    are summed and sharded in one exchange (a reduce-scatter). Without these constraints the
+    compiler would choose its own placement of each activation.
+    """
+    if layout.mesh is None or not layout.shards_state:
+        return tree
+
+    @jax.custom_vjp
+    def gather(tree: PyTree) -> PyTree:
+        return replicate(layout, tree)
+
+    def forward(tree: PyTree) -> tuple[PyTree, None]:
+        return gather(tree), None
+
+    def backward(_: None, cotangents: PyTree) -> tuple[PyTree]:
+        return (pin_state(layout, cotangents),)
+
+    gather.defvjp(forward, backward)
+    return gather(tree)
 
 
 def layout_of(tree: PyTree) -> Layout | None:

@@ -201,7 +201,7 @@ def _is_on_one_cpu(array: jax.Array) -> bool:
     return len(devices) == 1 and next(iter(devices)).platform == 'cpu'
 
 
-def take(data: DeviceData, rows: jax.Array, first: jax.Array) -> Batch:
+def take(data: DeviceData, rows: jax.Array, first: jax.Array | int) -> Batch:
     """Gathers rows as a batch. Rows at or after position ``num_rows`` of the plan get weight 0."""
     if data.parted is None:
         gather = functools.partial(jnp.take, indices=rows, axis=0, mode='clip')

@@ -8,14 +8,14 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from clu.metrics import Collection
 
 from thinkml.core.objectives.streaming_metrics import compute
 from thinkml.core.parallel.multiprocess import broadcast_number
-from thinkml.core.parallel.sharding import ONE_DEVICE, Layout, pin_state, replicate
-from thinkml.core.train.batch_feed import DeviceData, Feed, SourcePosition, take
+from thinkml.core.parallel.sharding import ONE_DEVICE, Layout, replicate
+from thinkml.core.train.batch_feed import DeviceData, Feed, SourcePosition
+from thinkml.core.train.dispatch import LOOP_LENGTH, Dispatched, run_eval, run_steps
 from thinkml.core.train.state import TrainState
 from thinkml.core.train.step import EvalStep, TrainStep
 from thinkml.core.xla.jit import Jit
@@ -111,6 +111,7 @@ def train_chunks(
     border_every: int | None = None,
     stop_nonfinite: bool = True,
     steps_per_dispatch: int | None = None,
+    loop_length: int = LOOP_LENGTH,
     layout: Layout = ONE_DEVICE,
 ) -> Iterator[Chunk]:
     """Trains and yields after each dispatch.
@@ -129,6 +130,8 @@ def train_chunks(
         stop_nonfinite: True to stop after the first step whose loss is NaN or infinite.
         steps_per_dispatch: the number of training steps in one dispatch. None limits a dispatch to
             about two seconds, because Python can't react (progress bar, Ctrl-C) while it runs.
+        loop_length: the number of steps in a call on a GPU: 1 for steps that take longer than a
+            call (0.1 ms).
         layout: the layout that the step was made with.
 
     Yields:
@@ -152,26 +155,28 @@ def train_chunks(
                 last = int(min(block.last, first + steps))
                 started_at = time.perf_counter()
                 run = functools.partial(
-                    _run_steps, step, stop_nonfinite, layout, block.data, block.plan
-                )
-                state, totals, losses, num_done, finite = run((state, totals), first, last)
+                    run_steps, step, stop_nonfinite, layout, block.data, block.plan,
+                    loop_length=loop_length,
+                )  # fmt: skip
+                dispatched = run((state, totals), first, last)
+                totals = dispatched.metrics
                 chunk = Chunk(
-                    state=state,
+                    state=dispatched.state,
                     epoch=epoch,
                     first=block.start + first,
                     last=block.start + last,
                     ends_epoch=block.ends_epoch and last == block.last,
                     metrics=totals,
-                    losses=losses,
-                    num_done=num_done,
-                    state_is_finite=finite,
+                    losses=dispatched.losses,
+                    num_done=dispatched.num_done,
+                    state_is_finite=dispatched.state_is_finite,
                     source=block.sources[last - 1] if block.sources else None,
                     started_at=started_at,
                     input_seconds=input_seconds,
                     rerun=functools.partial(_rerun, run, metrics, layout, first),
                 )
                 yield chunk
-                losses.block_until_ready()
+                dispatched.losses.block_until_ready()
                 if stop_nonfinite and not chunk.is_finite:
                     return
                 state = chunk.state
@@ -224,55 +229,15 @@ def empty_metrics(metrics: type[Collection], layout: Layout = ONE_DEVICE) -> Col
     return replicate(layout, metrics.empty())
 
 
-@functools.partial(Jit, static_argnums=(0, 1, 2), donate_argnums=(5,))
-def _run_steps(
-    step: TrainStep,
-    stop_nonfinite: bool,
-    layout: Layout,
-    data: DeviceData,
-    plan: jax.Array,
-    carry: tuple[TrainState, Collection],
-    first: int,
-    last: int,
-) -> tuple[TrainState, Collection, jax.Array, jax.Array, jax.Array]:
-    """Runs steps ``first`` to ``last`` of a plan. The bounds are traced: one program for all."""
-
-    def should_continue(carry):
-        index, is_valid, *_ = carry
-        return (index < last) & is_valid
-
-    def body(carry):
-        index, _, state, totals, losses = carry
-        batch = take(data, plan[index], index * plan.shape[1])
-        state, output = step(state, batch)
-        is_valid = jnp.isfinite(output.loss) if stop_nonfinite else jnp.asarray(True)
-        losses = losses.at[index - first].set(output.loss)
-        totals = replicate(layout, totals.merge(output.metrics))
-        return index + 1, is_valid, state, totals, losses
-
-    losses = jnp.zeros((len(plan),), jnp.float32)
-    start = (jnp.asarray(first, jnp.int32), jnp.asarray(True), *carry, losses)
-    index, _, state, totals, losses = jax.lax.while_loop(should_continue, body, start)
-    outcome = totals, losses, index - first, all_finite((state.params, state.model_state))
-    return pin_state(layout, state), *replicate(layout, outcome)
-
-
-def all_finite(tree: PyTree) -> jax.Array:
-    """Returns True, as an array, if all floats of a pytree are finite."""
-    floats = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
-    each = (jnp.isfinite(leaf).all() for leaf in floats)
-    return functools.reduce(jnp.logical_and, each, jnp.asarray(True))
-
-
 def _rerun(
-    run: Callable[..., tuple[TrainState, *tuple[PyTree, ...]]],
+    run: Callable[..., Dispatched],
     metrics: type[Collection],
     layout: Layout,
     first: int,
     state: TrainState,
     num_steps: int,
 ) -> TrainState:
-    return run((state, empty_metrics(metrics, layout)), first, first + num_steps)[0]
+    return run((state, empty_metrics(metrics, layout)), first, first + num_steps).state
 
 
 def evaluate(
@@ -300,19 +265,5 @@ def evaluate(
     """
     totals = empty_metrics(metrics, layout)
     for part in [data] if isinstance(data, DeviceData) else data:
-        totals = _run_eval(step, batch_size, layout, totals, params, model_state, part)
+        totals = run_eval(step, batch_size, layout, totals, params, model_state, part)
     return compute(totals)
-
-
-@functools.partial(Jit, static_argnums=(0, 1, 2), donate_argnums=(3,))
-def _run_eval(
-    step, batch_size, layout, totals, params, model_state, data: DeviceData
-) -> Collection:
-    def body(index, totals):
-        first = index * batch_size
-        rows = data.rows[(first + jnp.arange(batch_size)) % data.num_rows]
-        batch_metrics = step(params, model_state, take(data, rows, first))
-        return replicate(layout, totals.merge(batch_metrics))
-
-    num_batches = (data.num_rows + batch_size - 1) // batch_size
-    return jax.lax.fori_loop(0, num_batches, body, totals)

@@ -12,10 +12,18 @@ from clu.metrics import Collection
 from thinkml.core.model.adapters import ApplyFn
 from thinkml.core.model.forward import eval_outputs
 from thinkml.core.objectives.losses import LossFn
-from thinkml.core.parallel.sharding import ONE_DEVICE, Layout, pin_state, replicate, split_rows
+from thinkml.core.parallel.sharding import (
+    ONE_DEVICE,
+    Layout,
+    gather_state,
+    pin_state,
+    replicate,
+    split_rows,
+)
 from thinkml.core.train.state import TrainState
 from thinkml.core.xla.cpu_convolutions import fast_convolutions
 from thinkml.core.xla.rematerialization import rematerialized
+from thinkml.core.xla.target import tracing_for
 from thinkml.typing import PyTree
 
 
@@ -101,7 +109,7 @@ def make_train_step(
             x, y = augment(jax.random.fold_in(key, _AUGMENT), x, y)
 
         def partial_loss(params):
-            outputs, new_state = forward(params, model_state, x, key)
+            outputs, new_state = forward(gather_state(layout, params), model_state, x, key)
             logits = _as_logits(outputs, batch.y)
             losses = loss_fn(logits, y)
             return jnp.sum(batch.weight * losses) / total, (new_state, logits, losses)
@@ -141,11 +149,14 @@ def make_train_step(
         )
         return loss, grads, model_state, *jax.tree.map(lambda leaf: jnp.concatenate(leaf), outputs)
 
+    @tracing_for(layout.device)
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, StepOutput]:
         key = jax.random.fold_in(state.key, state.step)
+        # Each device computes the weights of all rows, so that their sum needs no exchange.
+        weight, mask = replicate(layout, (batch.weight, batch.mask))
+        batch, total = batch._replace(weight=weight, mask=mask), jnp.sum(weight)
         if accumulate_steps == 1:
             batch = split_rows(layout, batch)
-        total = jnp.sum(batch.weight)
         total = jnp.where(total > 0, total, 1)  # a batch of weight 0 has gradient 0, not NaN
         compute = gradients if accumulate_steps == 1 else accumulated
         loss, grads, model_state, logits, losses = compute(
@@ -185,6 +196,7 @@ def make_eval_step(
     Equal arguments return the same function.
     """
 
+    @tracing_for(layout.device)
     def eval_step(params: PyTree, model_state: PyTree, batch: Batch) -> Collection:
         batch = split_rows(layout, batch)
         logits = _as_logits(eval_outputs(apply, params, model_state, batch.x), batch.y)

@@ -18,7 +18,7 @@ XLA:CPU is slow for several operations:
 
 `compiler_options` applies to the whole program: with it, convolutions use all cores.
 
-Both do nothing on an accelerator, or with ``THINKML_FAST_CONVOLUTIONS=0`` in the environment.
+Both do nothing for an accelerator, or with ``THINKML_FAST_CONVOLUTIONS=0`` in the environment.
 """
 
 import functools
@@ -34,6 +34,7 @@ import numpy as np
 from jax import lax
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, jaxpr_as_fun, primitives
 
+from thinkml.core.xla.target import target_platform
 from thinkml.environment import FAST_CONVOLUTIONS, is_switched_off
 
 # Computes an equation's result from the equation and its operands.
@@ -122,7 +123,7 @@ def compiler_options() -> dict[str, str]:
 
 
 def _is_enabled() -> bool:
-    return jax.default_backend() == 'cpu' and not is_switched_off(FAST_CONVOLUTIONS)
+    return target_platform() == 'cpu' and not is_switched_off(FAST_CONVOLUTIONS)
 
 
 _YNNPACK = 'xla_cpu_experimental_ynn_fusion_type'

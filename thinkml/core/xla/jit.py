@@ -15,6 +15,7 @@ from jax._src import config  # the settings that programs depend on; there is no
 from jax._src.core import trace_state_clean
 
 from thinkml.core.xla.cpu_convolutions import compiler_options
+from thinkml.core.xla.target import device_of, tracing_for
 
 P = ParamSpec('P')
 R = TypeVar('R')
@@ -94,9 +95,10 @@ class Jit(Generic[P, R]):
         del function.__wrapped__  # JAX takes argument names from its signature
         dynamic_positions = [i for i in range(len(args)) if i not in self._static]
         donated = tuple(dynamic_positions.index(i) for i in self._donated)
-        options = compiler_options()
-        jitted = jax.jit(function, donate_argnums=donated, compiler_options=options)
-        return jitted.lower(*dynamic)
+        with tracing_for(device_of(dynamic)):
+            options = compiler_options()
+            jitted = jax.jit(function, donate_argnums=donated, compiler_options=options)
+            return jitted.lower(*dynamic)
 
     def _positional(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, ...]:
         return self._signature.bind(*args, **kwargs).args if kwargs else args

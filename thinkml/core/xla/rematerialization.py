@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var, jaxpr_as_fun
 
+from thinkml.core.xla.target import target_platform
+
 # More parts never saved memory: the arrays kept between parts grow with their number.
 _MOST_PARTS = 32
 
@@ -69,7 +71,7 @@ def _checkpoint(part: Callable) -> Callable:
     `jax.checkpoint` and then reuses the values of the forward pass, which saves no memory. On CPU
     the backward pass is therefore inside a condition that XLA can't evaluate.
     """
-    if jax.default_backend() != 'cpu':
+    if target_platform() != 'cpu':
         return jax.checkpoint(part)
 
     @jax.custom_vjp

@@ -15,6 +15,7 @@ import numpy as np
 
 from thinkml.core.objectives.confusion_counts import ratio, ratio_or_nan
 from thinkml.core.xla.jit import Jit
+from thinkml.core.xla.target import target_platform
 from thinkml.evaluation.evaluation_data import EvaluationData
 from thinkml.evaluation.metrics.class_counts import tally
 from thinkml.evaluation.ranking_scores import scores
@@ -97,7 +98,7 @@ def _write_order(scores: np.ndarray, order: np.ndarray) -> np.ndarray:
     """Writes the rows by falling score into ``order``, and returns the scores in that order."""
     with np.errstate(over='ignore', under='ignore'):
         rounded = scores.astype(np.float32)
-    if jax.default_backend() == 'cpu':
+    if target_platform() == 'cpu':
         _write_packed_order(rounded, order)
     else:
         order[:] = _falling_order(jnp.asarray(rounded))
