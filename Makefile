@@ -10,7 +10,7 @@ PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-
 UNOPTIMIZED := --xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1
 UNFUSED := --xla_cpu_use_fusion_emitters=false
 
-.PHONY: quickstart test test-slow test-newest coverage lint types docs wheel bench clean
+.PHONY: quickstart test test-slow test-newest test-targets coverage lint types docs wheel bench clean
 
 quickstart: .venv/.examples  ## train, monitor, evaluate, save and load a model on real data
 	$(BIN)/python examples/01_first_model.py
@@ -39,6 +39,17 @@ test-newest: .venv-newest/.dev
 .venv-newest/.dev: pyproject.toml
 	$(NEWEST) -m venv .venv-newest
 	.venv-newest/bin/python -m pip install --quiet --disable-pip-version-check --upgrade -e '.[dev]'
+	@touch $@
+
+# The programs for GPUs and TPUs, by their compilers, in a venv of their own: no device is needed,
+# and in .venv the compilers would be found by every test.
+test-targets: .venv-targets/.dev  ## what the compilers for GPUs and TPUs make of a training
+	JAX_PLATFORMS=cpu .venv-targets/bin/python -m pytest -m 'not slow' --durations 10 tests/targets
+
+.venv-targets/.dev: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-targets
+	.venv-targets/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+		-e '.[plan-gpu,plan-tpu]' pytest pytest-timeout scikit-learn
 	@touch $@
 
 lint: .venv/.dev
@@ -75,7 +86,7 @@ bench: .venv/.bench  ## ThinkML beside its peers, then each part by itself
 	$(BIN)/python benchmarks/transfer.py --rows 128 --turns 3
 
 clean:
-	rm -rf .venv .venv-newest .venv-wheel site build dist .pytest_cache .ruff_cache .coverage*
+	rm -rf .venv .venv-newest .venv-targets .venv-wheel site build dist .pytest_cache .ruff_cache .coverage*
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # One stamp per extra. A venv that could not be finished is removed, so that the next try is clean.

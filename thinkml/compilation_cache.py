@@ -8,11 +8,13 @@ may share a home. JAX itself separates the programs of its versions, backends an
 """
 
 import contextlib
+import contextvars
 import hashlib
 import logging
 import os
 import secrets
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -107,6 +109,24 @@ def _first_processor() -> Iterator[str]:
         return
 
 
+_paused: contextvars.ContextVar[bool] = contextvars.ContextVar('paused', default=False)
+
+
+@contextlib.contextmanager
+def paused() -> Iterator[None]:
+    """Keeps programs compiled in the block out of the cache.
+
+    JAX writes programs for devices that are not attached, but can't read them again.
+    """
+    before = _paused.set(True)
+    try:
+        with warnings.catch_warnings():  # of a cache that the user has set up
+            warnings.filterwarnings('ignore', 'Error (reading|writing) persistent compilation')
+            yield
+    finally:
+        _paused.reset(before)
+
+
 class Programs:
     """A directory of compiled programs that any number of processes share.
 
@@ -129,7 +149,7 @@ class Programs:
 
     def get(self, key: str) -> bytes | None:
         """Returns the program that was `put`; None if it is missing or damaged."""
-        if jax.process_count() > 1:
+        if jax.process_count() > 1 or _paused.get():
             return None
         file = self._file(key)
         try:
@@ -144,7 +164,7 @@ class Programs:
 
     def put(self, key: str, value: bytes) -> None:
         """Writes a program. After a failure this process writes no more programs."""
-        if self._failed or jax.process_count() > 1:
+        if self._failed or jax.process_count() > 1 or _paused.get():
             return
         file = self._file(key)
         temporary = self._path / f'{secrets.token_hex(8)}.part'

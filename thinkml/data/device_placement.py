@@ -161,6 +161,8 @@ def free_bytes(layout: Layout = ONE_DEVICE) -> int | None:
     Args:
         layout: the devices; the one with the least free memory counts.
     """
+    if layout.device_bytes is not None:
+        return layout.device_bytes
     devices = layout.local_devices
     all_free = [free for device in devices if (free := _free_bytes(device)) is not None]
     # All devices that are simulated on a CPU share its memory.

@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from thinkml.training.memory_plan import Plan as Plan
     from thinkml.training.memory_plan import PlannedArray as PlannedArray
     from thinkml.training.memory_plan import PlannedPart as PlannedPart
+    from thinkml.training.step_bounds import StepBounds as StepBounds
+    from thinkml.training.target_plan import TargetPlan as TargetPlan
     from thinkml.training.transfer.learner import TransferLearner as TransferLearner
 
 __getattr__, __dir__ = lazy.names(__name__, {
@@ -48,5 +50,7 @@ __getattr__, __dir__ = lazy.names(__name__, {
     'thinkml.training.active.strategies': 'DiverseBatches',
     'thinkml.training.checkpoint_weights': 'load_checkpoint',
     'thinkml.training.memory_plan': 'Plan PlannedArray PlannedPart',
+    'thinkml.training.step_bounds': 'StepBounds',
+    'thinkml.training.target_plan': 'TargetPlan',
     'thinkml.training.transfer.learner': 'TransferLearner',
 })  # fmt: skip

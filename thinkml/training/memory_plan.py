@@ -9,9 +9,10 @@ import jax
 from jax.sharding import NamedSharding
 
 from thinkml.checkpoint.filesystem import readable
-from thinkml.core import TrainState, functionalize, get_compute_dtype
+from thinkml.core import Batch, TrainState, functionalize, get_compute_dtype
 from thinkml.core.parallel.sharding import ONE_DEVICE, Layout
 from thinkml.core.train.batch_feed import steps_of
+from thinkml.core.xla.jit import Jit
 from thinkml.data.device_placement import free_bytes
 from thinkml.text_table import aligned_lines
 from thinkml.training.config import TrainingConfig
@@ -22,11 +23,12 @@ from thinkml.training.program import (
     make_program,
     num_parts,
     optimizer_of,
-    step_memory,
+    step_arguments,
 )
+from thinkml.training.run import Program
 from thinkml.training.training_data import Examples
 from thinkml.training.training_setup import TrainingSetup
-from thinkml.typing import Model
+from thinkml.typing import Model, PyTree
 
 _REPLICATED, _SHARDED = 'replicated', 'sharded'
 
@@ -268,14 +270,57 @@ def _plan(
     layout: Layout,
     saving: MemorySavings,
 ) -> Plan:
+    step = traced_step(model, setup, config, layout, saving)
+    memory = step.lowered().compile().memory_analysis()
+    temporaries = 0 if memory is None else memory.temp_size_in_bytes
+    return plan_of_step(step, temporaries, setup, config)
+
+
+class TracedStep(NamedTuple):
+    """A training step with the shapes of its arguments.
+
+    Attributes:
+        program: the functions of the training.
+        state: the shapes and dtypes of the state.
+        arguments: the shapes and placements of the step's arguments.
+        layout: the devices.
+        saving: how memory is saved.
+    """
+
+    program: Program
+    state: TrainState
+    arguments: tuple[TrainState, Batch]
+    layout: Layout
+    saving: MemorySavings
+
+    def lowered(self) -> jax.stages.Lowered:
+        """Returns the step, ready to be compiled. It updates its state in place."""
+        return Jit(self.program.train_step, donate_argnums=(0,)).lower(*self.arguments)
+
+
+def traced_step(
+    model: Model,
+    setup: TrainingSetup,
+    config: TrainingConfig,
+    layout: Layout,
+    saving: MemorySavings,
+) -> TracedStep:
+    """Returns the step of a training. The arrays of the model may be shapes only."""
     state, apply = _state_of(model, setup, config)
     steps = _steps_of(setup, config)
     program = make_program(setup, apply, optimizer_of(config), steps, None, config, layout, saving)
-    arrays = tuple(_planned(state, layout))
-    metrics = jax.eval_shape(program.metrics.empty)
+    arguments = step_arguments(state, setup, steps.batch_size, layout)
+    return TracedStep(program, state, arguments, layout, saving)
+
+
+def plan_of_step(
+    step: TracedStep, temporaries: int, setup: TrainingSetup, config: TrainingConfig
+) -> Plan:
+    """Returns the memory plan of a training, given the bytes of its step's temporaries."""
+    layout = step.layout
+    arrays = tuple(_planned(step.state, layout))
+    metrics = jax.eval_shape(step.program.metrics.empty)
     of_metrics = sum(map(_num_bytes, jax.tree.leaves(metrics)))
-    memory = step_memory(program.train_step, state, setup, steps.batch_size, layout)
-    activations = 0 if memory is None else memory.temp_size_in_bytes
     parts = [
         *_parts_of_state(arrays, config),
         *(
@@ -283,14 +328,14 @@ def _plan(
             for argument, where, whole, of_device in planned_placements(setup, config, layout)
         ),
         PlannedPart('metrics of an epoch', _REPLICATED, of_metrics, of_metrics),
-        PlannedPart(_ACTIVATIONS, 'sharded', None, activations),
+        PlannedPart(_ACTIVATIONS, 'sharded', None, temporaries),
     ]
     return Plan(
         tuple(parts), arrays,
         num_devices=layout.num_devices,
-        platform=jax.devices()[0].platform,
+        platform=layout.platform,
         free_bytes=free_bytes(layout),
-        saving=saving,
+        saving=step.saving,
     )  # fmt: skip
 
 
@@ -314,14 +359,19 @@ def _state_of(model: Model, setup: TrainingSetup, config: TrainingConfig) -> tup
     """Returns the shapes and dtypes of the state, and the forward pass."""
     found = []
 
-    def make(key: jax.Array) -> TrainState:
+    def arrays(key: jax.Array) -> tuple[PyTree, PyTree]:
         functional = functionalize(
             model, setup.spec, key, compute_dtype=get_compute_dtype(config.precision)
         )
-        found.append(functional.apply)
+        found.append(functional)
+        return functional.params, functional.model_state
+
+    def make(params: PyTree, model_state: PyTree, key: jax.Array) -> TrainState:
+        functional = dataclasses.replace(found[0], params=params, model_state=model_state)
         return initial_state(functional, optimizer_of(config), key, config, 1, ONE_DEVICE)
 
-    return jax.eval_shape(make, jax.eval_shape(lambda: jax.random.key(0))), found[0]
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    return jax.eval_shape(make, *jax.eval_shape(arrays, key), key), found[0].apply
 
 
 def _planned(state: TrainState, layout: Layout) -> Iterable[PlannedArray]:

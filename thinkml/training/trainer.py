@@ -1,13 +1,14 @@
 """ModelTrainer and DistributedTrainer, which check, train, record and plan."""
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import jax
 
 from thinkml.core.objectives.losses import LossFn
 from thinkml.core.parallel.multiprocess import initialize
-from thinkml.core.parallel.sharding import ONE_DEVICE, Layout, data_mesh, default_device
+from thinkml.core.parallel.sharding import ONE_DEVICE, Layout, data_mesh
+from thinkml.core.xla.target import default_device
 from thinkml.errors import ConfigError, NotTrainedError, unknown_name
 from thinkml.monitoring import History
 from thinkml.training.callbacks.dispatch import make_callbacks, metrics_recorded_for
@@ -26,6 +27,9 @@ from thinkml.training.training_data import TrainRequest
 from thinkml.training.training_setup import make_setup
 from thinkml.training.tuning import LearningRateRange, largest_batch_size, learning_rate_range
 from thinkml.typing import Inputs, Labels, Model
+
+if TYPE_CHECKING:
+    from thinkml.training.target_plan import TargetPlan
 
 Strategy = Literal['mirrored', 'fsdp']
 _STRATEGIES = ('mirrored', 'fsdp')
@@ -244,7 +248,8 @@ class ModelTrainer:
         sample_weight: Any = None,
         augmentation: Any = None,
         groups: Any = None,
-    ) -> Plan:
+        target: str | None = None,
+    ) -> 'Plan | TargetPlan':
         """Returns how much memory of each device a training with these arguments would take.
 
         The arguments are checked, and a step is compiled, whose memory the compiler reports.
@@ -262,6 +267,17 @@ class ModelTrainer:
             sample_weight: as in `train`.
             augmentation: as in `train`.
             groups: as in `train`.
+            target: the devices to plan for, if they are not those of this machine: ``'h200:8'``
+                for 8 GPUs, ``'v5e:4x4'`` for a slice of 16 TPUs. Their compiler must be installed,
+                but no driver and no device. The model's arrays may be shapes only, such as those
+                of ``nnx.eval_shape``, so a model too large for this machine can be planned.
+
+        Returns:
+            A `Plan`; for a ``target`` a `TargetPlan`, which also has the exchanges between the
+            devices and bounds of the time of a step.
+
+        Raises:
+            ConfigError: for an unknown target, or if its compiler is not installed.
 
         Example:
             >>> import numpy as np
@@ -280,7 +296,12 @@ class ModelTrainer:
         )  # fmt: skip
         callbacks, _ = make_callbacks(self.config)
         setup = make_setup(model, request, self.config, metrics_recorded_for(callbacks))
-        return make_plan(model, setup, self.config, self._layout)
+        if target is None:
+            return make_plan(model, setup, self.config, self._layout)
+        from thinkml.training.compile_targets import open_target
+        from thinkml.training.target_plan import make_target_plan
+
+        return make_target_plan(model, setup, self.config, open_target(target), self.strategy)
 
     def find_learning_rate(
         self,
