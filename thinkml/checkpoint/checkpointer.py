@@ -49,6 +49,10 @@ class Checkpointer:
     stay, and the incomplete one is removed when the directory is next opened. Other files in the
     directory are not changed.
 
+    A program that ends completes its last save, except on Python 3.12, which starts no thread at
+    its end. There, call `wait` or `close` first; otherwise the checkpoint before is the newest one.
+    Trainers always wait.
+
     In a run of several processes, each creates a checkpointer for the same shared directory, and
     calls its methods in the same order.
 
@@ -407,7 +411,8 @@ def _complete_before_exit(save: concurrent.futures.Future[None]) -> None:
 def _wait_at_exit() -> None:
     """Makes the interpreter wait for saves before it stops the threads that Orbax needs.
 
-    `atexit` runs too late for that: Orbax would then wait for itself for five minutes.
+    `atexit` runs too late for that: Orbax would then wait for itself for five minutes. Python 3.12
+    refuses new threads already when this is called, so that Orbax fails.
     """
     threading._register_atexit(  # pyright: ignore[reportAttributeAccessIssue]
         lambda: concurrent.futures.wait(list(_running_saves))
