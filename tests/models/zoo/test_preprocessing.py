@@ -100,7 +100,8 @@ def test_any_number_of_rows_is_prepared_in_batches(monkeypatch, count_compiles):
     np.testing.assert_allclose(settings(images), one_by_one, rtol=0, atol=1e-6)
 
 
-def test_memory_is_bounded_by_a_batch(tmp_path):
+def test_memory_is_bounded_by_a_batch(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, '_BATCH_BYTES', 2**24)  # JAX may let go of a batch late
     images = np.lib.format.open_memmap(tmp_path / 'x.npy', 'w+', np.uint8, (400, 256, 256, 3))
     settings = Preprocessing(8)
     settings(images[:1])
@@ -109,7 +110,7 @@ def test_memory_is_bounded_by_a_batch(tmp_path):
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert prepared.shape == (400, 8, 8, 3)
-    assert peak < images.nbytes / 2
+    assert peak < images.nbytes / 4
 
 
 def test_what_comes_out_does_not_depend_on_jax_arrays():
