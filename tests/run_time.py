@@ -50,6 +50,8 @@ LARGER = {
         'tests/test_notebook.py': 25,
         'tests/training/test_run_logs.py': 22,
         'tests/training/test_training_metrics.py': 20,
+        'tests/targets/test_programs.py': 170,  # programs of other devices
+        'tests/targets/test_target_plan.py': 65,
     },
     'slow': {
         'tests/test_several_devices.py': 520,
