@@ -2,9 +2,12 @@
 
 from typing import NamedTuple
 
+import jax
+
 from thinkml.core import Feed, FunctionalModel, TrainState, functionalize, get_compute_dtype
 from thinkml.core.model.partly_frozen import learning_rates_of, scaled_updates
 from thinkml.core.parallel.sharding import ONE_DEVICE, Layout
+from thinkml.errors import ModelTypeError
 from thinkml.model_record import record_of
 from thinkml.training.config import TrainingConfig
 from thinkml.training.data_feed import make_feed
@@ -62,11 +65,18 @@ def make_parts(
     Raises:
         ConfigError: if the schedule needs a number of steps that is unknown.
         DataError: if the data can not be read.
+        ModelTypeError: if the model has shapes instead of arrays.
     """
     keys = run_keys(config.seed)
     dtype = get_compute_dtype(config.precision)
     # Before the data, which may use the memory that the parameters leave.
     functional = functionalize(model, setup.spec, keys.init, compute_dtype=dtype)
+    leaves = jax.tree.leaves((functional.params, functional.model_state))
+    if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves):
+        raise ModelTypeError(
+            'model: its arrays are only shapes, as nnx.eval_shape makes them. They are enough for '
+            'trainer.plan; to train, make the model without nnx.eval_shape.'
+        )
     feed, validation = make_feed(setup, config, keys.shuffle, layout)
     total_steps = total_steps_of(feed, config)
     tx = optimizer_of(config)
