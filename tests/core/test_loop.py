@@ -142,13 +142,15 @@ def test_a_data_set_smaller_than_the_batch_is_one_batch():
 )
 def test_chunks_equal_a_python_loop_over_the_same_step(model):
     x, y = problem(50)
-    step, state = prepare(model, x)
+    # A bias before BatchNorm has no gradient, and Adam takes steps of full size along its rounding.
+    optimizer = 'sgd' if isinstance(model, DropoutBatchNorm) else 'adam'
+    step, state = prepare(model, x, optimizer)
     chunks = run(step, state, x, y, batch_size=8, epochs=2)
     last = chunks[-1]
 
     # A data set of row numbers shows the order of each epoch.
     order = visited_rows(50, epochs=2).reshape(2, 50).astype(int)
-    _, state = prepare(model, x)
+    _, state = prepare(model, x, optimizer)
     jitted = jax.jit(step)
     losses = []
     for epoch in order:
