@@ -41,7 +41,6 @@ class Case(NamedTuple):
         num_classes: the number of the model's outputs.
         layout: the devices.
         precision: that of the training.
-        loop_length: the steps of ThinkML's loop on a GPU.
     """
 
     model: nnx.Module
@@ -49,7 +48,6 @@ class Case(NamedTuple):
     num_classes: int
     layout: Layout
     precision: str = 'float32'
-    loop_length: int = STEPS
 
 
 class Training(NamedTuple):
@@ -68,7 +66,7 @@ def lower_by_thinkml(case: Case) -> jax.stages.Lowered:
     if case.layout.platform == 'gpu':
         losses = _placed(case.layout, (STEPS,), np.float32)
         return dispatch._run_loop.lower(
-            training.step, case.layout, case.loop_length, training.data, training.plan,
+            training.step, case.layout, STEPS, training.data, training.plan,
             (training.state, training.totals, losses), 0, 0, STEPS,
         )  # fmt: skip
     return dispatch._run_steps.lower(

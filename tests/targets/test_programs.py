@@ -56,17 +56,17 @@ NETS = {
 
 
 @functools.cache
-def programs(net, target, strategy='mirrored', precision='float32', loop_length=STEPS):
+def programs(net, target, strategy='mirrored', precision='float32'):
     """Returns the program of ThinkML and the one written by hand."""
-    case = case_of(net, target, strategy, precision, loop_length)
+    case = case_of(net, target, strategy, precision)
     compile_ = open_target(target).compile
     return compile_(lower_by_thinkml(case)), compile_(lower_by_hand(case))
 
 
-def case_of(net, target, strategy='mirrored', precision='float32', loop_length=STEPS):
+def case_of(net, target, strategy='mirrored', precision='float32'):
     make, shape = NETS[net]
     layout = open_target(target).layout(shards_state=strategy == 'fsdp')
-    return Case(nnx.eval_shape(make), shape, CLASSES, layout, precision, loop_length)
+    return Case(nnx.eval_shape(make), shape, CLASSES, layout, precision)
 
 
 def state_bytes(case):
@@ -142,7 +142,7 @@ def test_an_fsdp_step_gathers_parameters_and_scatters_gradients(target):
     assert set(exchanged) == {'reduce-scatter', 'all-gather', 'all-reduce'}
 
 
-def test_fsdp_takes_less_memory_on_more_devices():
+def test_the_state_of_fsdp_takes_less_memory_on_more_devices():
     sizes = [
         programs('mlp', f'h200:{count}', 'fsdp')[0].memory.argument_size_in_bytes
         for count in (2, 8)

@@ -106,7 +106,7 @@ def test_it_prints_well_and_is_plain_values():
     ('target', 'message'),
     [
         ('h300', "expected one of a100, .* Did you mean 'h"),
-        ('v5e:3x3', 'the shape of a TPU slice that exists'),
+        ('v5e:3x3', "got 'v5e:3x3', expected the shape of a TPU slice that exists"),
         ('v5e:x', "a text such as 'h200:8'"),
         ('h200:2x2', 'a number of GPUs'),
         (8, "a text such as 'h200:8'"),

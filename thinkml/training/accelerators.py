@@ -153,12 +153,12 @@ ACCELERATORS: Mapping[str, Accelerator] = {
 """The known accelerators by name."""
 
 
-def find_accelerator(name: str, argument: str = 'target') -> Accelerator:
+def find_accelerator(name: str) -> Accelerator:
     """Returns an accelerator by its name.
 
     Raises:
         ConfigError: for an unknown name.
     """
     if name not in ACCELERATORS:
-        raise ConfigError(unknown_name(argument, name, tuple(ACCELERATORS)))
+        raise ConfigError(unknown_name('target', name, tuple(ACCELERATORS)))
     return ACCELERATORS[name]

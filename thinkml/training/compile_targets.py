@@ -127,8 +127,8 @@ def _tpus(accelerator: Accelerator, shape: str, name: str) -> list[Any]:
     from jax.experimental import topologies
 
     if jax.default_backend() != 'tpu':
-        for name, value in _LIBTPU_SETTINGS.items():
-            os.environ.setdefault(name, value)
+        for setting, value in _LIBTPU_SETTINGS.items():
+            os.environ.setdefault(setting, value)
     shape = shape or ('1x1x1' if accelerator.name in ('v4', 'v5p') else '1x1')
     try:
         topology = topologies.get_topology_desc(

@@ -19,7 +19,6 @@ from thinkml.training.training_data import Examples
 from thinkml.training.training_setup import TrainingSetup
 from thinkml.typing import Model
 
-_STRATEGIES = ('mirrored', 'fsdp')
 # Compiling for a slice takes minutes for a large model, so few batch sizes are tried.
 _MOST_TRIALS = 3
 
@@ -126,9 +125,9 @@ def make_target_plan(
     memory, program, step = _compile(model, setup, config, target, chosen)
     strategy_bytes = {chosen: memory.bytes_per_device}
     if len(target.devices) > 1:
-        for other in set(_STRATEGIES) - {chosen}:
-            plan, *_ = _compile(model, setup, config, target, other)
-            strategy_bytes[other] = plan.bytes_per_device
+        other = 'fsdp' if chosen == 'mirrored' else 'mirrored'
+        plan, *_ = _compile(model, setup, config, target, other)
+        strategy_bytes[other] = plan.bytes_per_device
     rows = _rows_of(step)
     dtype = 'float32' if config.precision == 'float32' else 'bfloat16'
     flops = _model_flops(model, setup, config)
