@@ -12,7 +12,6 @@ from thinkml.checkpoint.filesystem import readable
 from thinkml.core import Batch, TrainState, functionalize, get_compute_dtype
 from thinkml.core.parallel.sharding import ONE_DEVICE, Layout
 from thinkml.core.train.batch_feed import steps_of
-from thinkml.core.xla.jit import Jit
 from thinkml.data.device_placement import free_bytes
 from thinkml.text_table import aligned_lines
 from thinkml.training.config import TrainingConfig
@@ -20,6 +19,7 @@ from thinkml.training.data_feed import planned_placements
 from thinkml.training.program import (
     MemorySavings,
     initial_state,
+    lower_step,
     make_program,
     num_parts,
     optimizer_of,
@@ -295,7 +295,7 @@ class TracedStep(NamedTuple):
 
     def lowered(self) -> jax.stages.Lowered:
         """Returns the step, ready to be compiled. It updates its state in place."""
-        return Jit(self.program.train_step, donate_argnums=(0,)).lower(*self.arguments)
+        return lower_step(self.program.train_step, self.layout, self.arguments)
 
 
 def traced_step(

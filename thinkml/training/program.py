@@ -240,7 +240,15 @@ def step_memory(
     shapes and dtypes of ``state`` are used.
     """
     arguments = step_arguments(state, setup, batch_size, layout)
-    return Jit(step, donate_argnums=(0,)).lower(*arguments).compile().memory_analysis()
+    return lower_step(step, layout, arguments).compile().memory_analysis()
+
+
+def lower_step(
+    step: TrainStep, layout: Layout, arguments: tuple[TrainState, Batch]
+) -> jax.stages.Lowered:
+    """Returns a step, ready to be compiled, that updates its state in place."""
+    options = layout.compiler_options()
+    return Jit(step, donate_argnums=(0,), options=lambda *_: options).lower(*arguments)
 
 
 def step_arguments(

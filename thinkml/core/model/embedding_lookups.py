@@ -10,7 +10,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, jaxpr_as_fun
 
 from thinkml.core.model.adapters import ApplyFn, FunctionalModel
 from thinkml.core.xla.jit import Jit
-from thinkml.core.xla.nested_calls import called_program
+from thinkml.core.xla.traced_programs import called_program, function_of
 from thinkml.errors import DataError, warn_user
 from thinkml.typing import PyTree
 
@@ -214,25 +214,10 @@ def _interpret(
                 rows = index.array if index.row_ids is None else index.row_ids
                 found.append((table.array.shape[axis], rows))
             row_ids = _row_ids(eqn, operands)
-            results = [
-                _Value(array, from_inputs, row_ids) for array in _evaluate(jaxpr, eqn, operands)
-            ]
+            arrays = function_of(jaxpr, eqn)(*(operand.array for operand in operands))
+            results = [_Value(array, from_inputs, row_ids) for array in arrays]
         values |= dict(zip(eqn.outvars, results, strict=True))
     return [value(variable) for variable in jaxpr.outvars]
-
-
-def _evaluate(jaxpr: Jaxpr, eqn: JaxprEqn, operands: Sequence[_Value]) -> list[Any]:
-    """Returns the results of one equation."""
-    arrays = {
-        variable: operand.array
-        for variable, operand in zip(eqn.invars, operands, strict=True)
-        if not isinstance(variable, Literal)
-    }
-    single = jaxpr.replace(
-        constvars=(), invars=list(arrays), outvars=eqn.outvars, eqns=[eqn], effects=eqn.effects,
-        debug_info=jaxpr.debug_info._replace(arg_names=None, result_paths=None),
-    )  # fmt: skip
-    return jaxpr_as_fun(ClosedJaxpr(single, ()))(*arrays.values())
 
 
 def _row_ids(eqn: JaxprEqn, operands: Sequence[_Value]) -> Any:

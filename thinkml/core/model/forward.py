@@ -12,6 +12,7 @@ import numpy as np
 from thinkml.core.model.adapters import ApplyFn
 from thinkml.core.model.embedding_lookups import Lookup, check_lookups, with_lookups
 from thinkml.core.model.functional import functionalize
+from thinkml.core.parallel.parameter_gathering import gathered_at_use
 from thinkml.core.parallel.sharding import ONE_DEVICE, Layout, data_mesh, layout_of, replicate
 from thinkml.core.xla.cpu_convolutions import fast_convolutions
 from thinkml.core.xla.jit import Jit
@@ -48,14 +49,16 @@ class RowSource(Protocol):
         ...
 
 
-def eval_outputs(apply: ApplyFn, params: PyTree, model_state: PyTree, x: PyTree) -> jax.Array:
+def eval_outputs(
+    apply: ApplyFn, params: PyTree, model_state: PyTree, x: PyTree, layout: Layout = ONE_DEVICE
+) -> jax.Array:
     """Returns the model's outputs in evaluation mode."""
 
-    @fast_convolutions
     def forward(params: PyTree, model_state: PyTree, x: PyTree) -> jax.Array:
         outputs, _ = apply(params, model_state, x, key=None, train=False)
         return outputs
 
+    forward = fast_convolutions(gathered_at_use(forward, layout))
     return forward(params, model_state, x)
 
 
@@ -183,6 +186,6 @@ def _padded(x: PyTree, batch_size: int) -> PyTree:
 def _forward(
     apply: ApplyFn, layout: Layout, params: PyTree, model_state: PyTree, x: PyTree
 ) -> tuple[jax.Array, list[Lookup]]:
-    forward = functools.partial(eval_outputs, apply)
+    forward = functools.partial(eval_outputs, apply, layout=layout)
     outputs, reads = with_lookups(forward, params, model_state, x)
     return replicate(layout, (outputs.astype(jnp.float32), reads))

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jax.extend.core import Jaxpr, JaxprEqn, Literal, Var
 
-from thinkml.core.xla.nested_calls import called_program
+from thinkml.core.xla.traced_programs import called_program
 from thinkml.model_record import Task
 
 # An activation is a few operations, so earlier equations are not examined.

@@ -24,6 +24,10 @@ from thinkml.typing import PyTree
 _AXIS = 'data'
 # Smaller arrays are replicated: sharding them costs more communication than it saves memory.
 _SMALLEST_SHARDED = 1024
+# Large enough for the bandwidth of the links, and small enough for overlap with computations.
+_BUCKET_BYTES = 2**25
+_GPU_BUCKET = 'xla_gpu_reduce_scatter_combine_threshold_bytes'
+_TPU_BUCKET = 'xla_jf_crs_combiner_threshold_in_bytes'
 
 
 def data_mesh(devices: Sequence[Any]) -> Mesh:
@@ -121,6 +125,22 @@ class Layout:
         longest = max(divisible, key=lambda axis: shape[axis])
         return self._sharding(*[None] * longest, _AXIS)
 
+    def compiler_options(self) -> dict[str, int]:
+        """Returns options for XLA with which the gradients of FSDP are exchanged in buckets.
+
+        By default XLA joins the exchanges of as many gradients as the memory of a GPU allows, or of
+        all on a TPU. All of them are then in memory at once, and none is exchanged while others
+        are computed.
+        """
+        if not self.shards_state or self.num_devices == 1:
+            return {}
+        return {
+            # It is the size of the result, of which each device gets a part.
+            'gpu': {_GPU_BUCKET: _BUCKET_BYTES // self.num_devices},
+            # On slices of 16 chips and more a reduce-scatter becomes an all-reduce.
+            'tpu': {_TPU_BUCKET: _BUCKET_BYTES},
+        }.get(self.platform, {})
+
     def put(self, tree: PyTree) -> PyTree:
         """Puts arrays, which every process must have, on the device, or on each of the mesh."""
         if self.mesh is None:
@@ -214,30 +234,6 @@ def pin_state(layout: Layout, state: PyTree) -> PyTree:
     if layout.mesh is None:
         return state
     return jax.lax.with_sharding_constraint(state, layout.state_sharding(state))
-
-
-def gather_state(layout: Layout, tree: PyTree) -> PyTree:
-    """Returns sharded arrays of a state as replicated ones; their gradients are sharded again.
-
-    Each array is gathered where it is used. The gradients, which each device computes for its rows,
-    are summed and sharded in one exchange (a reduce-scatter). Without these constraints the
-    compiler would choose its own placement of each activation.
-    """
-    if layout.mesh is None or not layout.shards_state:
-        return tree
-
-    @jax.custom_vjp
-    def gather(tree: PyTree) -> PyTree:
-        return replicate(layout, tree)
-
-    def forward(tree: PyTree) -> tuple[PyTree, None]:
-        return gather(tree), None
-
-    def backward(_: None, cotangents: PyTree) -> tuple[PyTree]:
-        return (pin_state(layout, cotangents),)
-
-    gather.defvjp(forward, backward)
-    return gather(tree)
 
 
 def layout_of(tree: PyTree) -> Layout | None:

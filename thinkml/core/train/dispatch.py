@@ -107,7 +107,10 @@ def run_eval(
 # --- one loop with traced bounds --------------------------------------------------------------
 
 
-@functools.partial(Jit, static_argnums=(0, 1, 2), donate_argnums=(5,))
+@functools.partial(
+    Jit, static_argnums=(0, 1, 2), donate_argnums=(5,),
+    options=lambda step, stop, layout, *_: layout.compiler_options(),
+)  # fmt: skip
 def _run_steps(
     step: TrainStep,
     stop_nonfinite: bool,
@@ -178,7 +181,10 @@ def _add_batch(
 # --- calls of a loop of a fixed length --------------------------------------------------------
 
 
-@functools.partial(Jit, static_argnums=(0, 1, 2), donate_argnums=(5,))
+@functools.partial(
+    Jit, static_argnums=(0, 1, 2), donate_argnums=(5,),
+    options=lambda step, layout, *_: layout.compiler_options(),
+)  # fmt: skip
 def _run_loop(
     step: TrainStep,
     layout: Layout,

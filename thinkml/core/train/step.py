@@ -12,10 +12,10 @@ from clu.metrics import Collection
 from thinkml.core.model.adapters import ApplyFn
 from thinkml.core.model.forward import eval_outputs
 from thinkml.core.objectives.losses import LossFn
+from thinkml.core.parallel.parameter_gathering import gathered_at_use
 from thinkml.core.parallel.sharding import (
     ONE_DEVICE,
     Layout,
-    gather_state,
     pin_state,
     replicate,
     split_rows,
@@ -98,6 +98,8 @@ def make_train_step(
     ) -> tuple[jax.Array, PyTree]:
         return apply(params, model_state, x, key=key, train=True)
 
+    # Rematerialized parts gather again anyway.
+    forward = gathered_at_use(forward, layout, twice=not remat)
     forward = rematerialized(forward) if remat else forward
 
     def gradients(
@@ -109,7 +111,7 @@ def make_train_step(
             x, y = augment(jax.random.fold_in(key, _AUGMENT), x, y)
 
         def partial_loss(params):
-            outputs, new_state = forward(gather_state(layout, params), model_state, x, key)
+            outputs, new_state = forward(params, model_state, x, key)
             logits = _as_logits(outputs, batch.y)
             losses = loss_fn(logits, y)
             return jnp.sum(batch.weight * losses) / total, (new_state, logits, losses)
@@ -199,7 +201,7 @@ def make_eval_step(
     @tracing_for(layout.device)
     def eval_step(params: PyTree, model_state: PyTree, batch: Batch) -> Collection:
         batch = split_rows(layout, batch)
-        logits = _as_logits(eval_outputs(apply, params, model_state, batch.x), batch.y)
+        logits = _as_logits(eval_outputs(apply, params, model_state, batch.x, layout), batch.y)
         return replicate(layout, _collect(metrics, logits, loss_fn(logits, batch.y), batch))
 
     return eval_step

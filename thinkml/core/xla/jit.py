@@ -42,6 +42,7 @@ class Jit(Generic[P, R]):
             needs a program.
         static_argnames: names of such arguments.
         donate_argnums: positions of arguments whose memory the results may reuse.
+        options: a function of all arguments that returns more options for the compiler.
 
     Example:
         >>> import jax.numpy as jnp
@@ -58,6 +59,7 @@ class Jit(Generic[P, R]):
         static_argnums: int | Sequence[int] = (),
         static_argnames: Sequence[str] = (),
         donate_argnums: int | Sequence[int] = (),
+        options: Callable[..., Mapping[str, Any]] | None = None,
     ):
         functools.update_wrapper(self, function)
         self._function: Callable[..., R] = function
@@ -65,6 +67,7 @@ class Jit(Generic[P, R]):
         names = list(self._signature.parameters)
         self._static = {*_positions(static_argnums), *map(names.index, static_argnames)}
         self._donated = _positions(donate_argnums)
+        self._options = options or (lambda *_: {})
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         if not trace_state_clean() or config.disable_jit.value:
@@ -96,7 +99,7 @@ class Jit(Generic[P, R]):
         dynamic_positions = [i for i in range(len(args)) if i not in self._static]
         donated = tuple(dynamic_positions.index(i) for i in self._donated)
         with tracing_for(device_of(dynamic)):
-            options = compiler_options()
+            options = {**compiler_options(), **self._options(*args)}
             jitted = jax.jit(function, donate_argnums=donated, compiler_options=options)
             return jitted.lower(*dynamic)
 
