@@ -172,8 +172,7 @@ def test_an_fsdp_step_holds_the_parameters_of_two_layers(target, precision):
 
 def test_the_state_of_fsdp_takes_less_memory_on_more_devices():
     sizes = [
-        program('mlp', f'h200:{count}', 'fsdp').memory.argument_size_in_bytes
-        for count in (2, 8)
+        program('mlp', f'h200:{count}', 'fsdp').memory.argument_size_in_bytes for count in (2, 8)
     ]
     assert sizes[1] < sizes[0]
 
