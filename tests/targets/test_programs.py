@@ -9,6 +9,7 @@ import pytest
 from flax import nnx
 from target_programs import STEPS, Case, lower_by_hand, lower_by_thinkml, training_of
 
+from thinkml.core.model.attention import dot_product_attention
 from thinkml.core.xla.compiled_program import summed
 from thinkml.training.compile_targets import open_target
 
@@ -175,6 +176,37 @@ def test_the_state_of_fsdp_takes_less_memory_on_more_devices():
         program('mlp', f'h200:{count}', 'fsdp').memory.argument_size_in_bytes for count in (2, 8)
     ]
     assert sizes[1] < sizes[0]
+
+
+@pytest.mark.parametrize(
+    ('target', 'tokens', 'kernel', 'count'),
+    [('h200:2', 333, '__cudnn$fmha', 2), ('v5e:2x2', 1024, '"tpu_custom_call"', 3)],
+)
+def test_attention_uses_the_kernel_of_the_target(target, tokens, kernel, count):
+    layout = open_target(target).layout(shards_state=False)
+
+    def compiled(attend):
+        class Net(nnx.Module):
+            def __init__(self, rngs):
+                self.qkv = nnx.Linear(64, 3 * 128, rngs=rngs)
+                self.out = nnx.Linear(64, CLASSES, rngs=rngs)
+
+            def __call__(self, x):
+                heads = self.qkv(x).reshape(*x.shape[:2], 3, 2, 64)
+                return self.out(attend(*(heads[:, :, i] for i in range(3))).mean((1, 2)))
+
+        case = Case(
+            nnx.eval_shape(lambda: Net(nnx.Rngs(0))),
+            (BATCH, tokens, 64),
+            CLASSES,
+            layout,
+            'bfloat16',
+        )
+        return open_target(target).compile(lower_by_thinkml(case))
+
+    fused, by_xla = compiled(dot_product_attention), compiled(jax.nn.dot_product_attention)
+    assert fused.text.count(kernel) == count and kernel not in by_xla.text
+    assert fused.memory.temp_size_in_bytes < by_xla.memory.temp_size_in_bytes
 
 
 @pytest.mark.parametrize('net', KINDS)

@@ -2,6 +2,7 @@
 
 from thinkml.core.model.adapters import from_functions as from_functions
 from thinkml.core.model.adapters import from_linen as from_linen
+from thinkml.core.model.attention import dot_product_attention as dot_product_attention
 from thinkml.model_record import attach_record as attach_record
 from thinkml.model_record import record_of as record_of
 from thinkml.models.inspection import Inspection as Inspection

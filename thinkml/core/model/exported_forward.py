@@ -21,6 +21,7 @@ from thinkml.core.model.adapters import FunctionalModel
 from thinkml.core.model.forward import inference_batch_size
 from thinkml.core.model.functional import functionalize
 from thinkml.core.model.mixed_precision import DType
+from thinkml.core.xla.target import tracing_for
 from thinkml.errors import ModelFileError, ModelTypeError
 from thinkml.typing import Model, PyTree
 
@@ -92,7 +93,7 @@ def export_forward(model: Model, x: PyTree) -> Forward:
     for rows in (None, inference_batch_size(x)):
         batch = _with_rows(x, any_number if rows is None else rows)
         try:
-            with _without_locations():
+            with _without_locations(), tracing_for(jax.local_devices(backend='cpu')[0]):
                 exported = export.export(jax.jit(forward), platforms=_PLATFORMS)(array_specs, batch)
             program = bytes(exported.serialize())
         except Exception as error:  # a model's code may raise any error for another shape

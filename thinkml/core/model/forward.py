@@ -16,6 +16,7 @@ from thinkml.core.parallel.parameter_gathering import gathered_at_use
 from thinkml.core.parallel.sharding import ONE_DEVICE, Layout, data_mesh, layout_of, replicate
 from thinkml.core.xla.cpu_convolutions import fast_convolutions
 from thinkml.core.xla.jit import Jit
+from thinkml.core.xla.target import tracing_for
 from thinkml.typing import Model, PyTree
 
 # The inputs of one batch take about this size; activations take a small multiple of it.
@@ -187,5 +188,6 @@ def _forward(
     apply: ApplyFn, layout: Layout, params: PyTree, model_state: PyTree, x: PyTree
 ) -> tuple[jax.Array, list[Lookup]]:
     forward = functools.partial(eval_outputs, apply, layout=layout)
-    outputs, reads = with_lookups(forward, params, model_state, x)
+    with tracing_for(layout.device, layout.mesh):
+        outputs, reads = with_lookups(forward, params, model_state, x)
     return replicate(layout, (outputs.astype(jnp.float32), reads))

@@ -82,7 +82,7 @@ _LARGE = 2**16
 
 @dataclasses.dataclass
 class _GatheringInterpreter:
-    """Runs traced programs on arrays and weights; see `gathered_at_use`.
+    """An interpreter of traced programs that gathers weights; see `gathered_at_use`.
 
     Attributes:
         layout: the devices.

@@ -151,7 +151,7 @@ def make_train_step(
         )
         return loss, grads, model_state, *jax.tree.map(lambda leaf: jnp.concatenate(leaf), outputs)
 
-    @tracing_for(layout.device)
+    @tracing_for(layout.device, layout.mesh)
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, StepOutput]:
         key = jax.random.fold_in(state.key, state.step)
         # Each device computes the weights of all rows, so that their sum needs no exchange.
@@ -198,7 +198,7 @@ def make_eval_step(
     Equal arguments return the same function.
     """
 
-    @tracing_for(layout.device)
+    @tracing_for(layout.device, layout.mesh)
     def eval_step(params: PyTree, model_state: PyTree, batch: Batch) -> Collection:
         batch = split_rows(layout, batch)
         logits = _as_logits(eval_outputs(apply, params, model_state, batch.x, layout), batch.y)

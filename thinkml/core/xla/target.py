@@ -6,12 +6,15 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 
 from thinkml.typing import PyTree
 
 _GPU_PLATFORMS = ('cuda', 'rocm')
 
-_target: contextvars.ContextVar[Any] = contextvars.ContextVar('target', default=None)
+_target: contextvars.ContextVar[tuple[Any, Mesh | None]] = contextvars.ContextVar(
+    'target', default=(None, None)
+)
 
 
 def default_device() -> Any:
@@ -36,14 +39,29 @@ def target_platform() -> str:
     and not `jax.default_backend`: programs can be compiled for devices that are not the default
     and not even attached.
     """
-    device = _target.get()
-    return platform_of(default_device() if device is None else device)
+    return platform_of(target_device())
+
+
+def target_device() -> Any:
+    """Returns a device that the program being traced is for, see `target_platform`."""
+    device, _ = _target.get()
+    return default_device() if device is None else device
+
+
+def target_mesh() -> Mesh | None:
+    """Returns the mesh over which the rows of the program being traced are sharded, if any."""
+    return _target.get()[1]
 
 
 @contextlib.contextmanager
-def tracing_for(device: Any) -> Iterator[None]:
-    """Sets the device that programs traced in the block are for; None changes nothing."""
-    before = _target.set(_target.get() if device is None else device)
+def tracing_for(device: Any, mesh: Mesh | None = None) -> Iterator[None]:
+    """Sets the device that programs traced in the block are for; None changes nothing.
+
+    Args:
+        device: the device, or one of several.
+        mesh: several devices with one axis, over which the rows are sharded.
+    """
+    before = _target.set(_target.get() if device is None else (device, mesh))
     try:
         yield
     finally:

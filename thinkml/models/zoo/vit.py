@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from thinkml.core.model.attention import dot_product_attention
 from thinkml.errors import ConfigError, DataError
 from thinkml.models.pretrained.weight_sources import Source
 from thinkml.models.zoo.architecture import Architecture
@@ -200,7 +201,7 @@ class SelfAttention(nnx.Module):
         batch, length, width = x.shape
         heads = (batch, length, self.num_heads, width // self.num_heads)
         query, key, value = (part.reshape(heads) for part in jnp.split(self.qkv(x), 3, axis=-1))
-        return self.out(jax.nn.dot_product_attention(query, key, value).reshape(x.shape))
+        return self.out(dot_product_attention(query, key, value).reshape(x.shape))
 
 
 def resize_positions(positions: jax.Array, grid: tuple[int, int]) -> jax.Array:
