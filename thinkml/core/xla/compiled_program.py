@@ -20,12 +20,13 @@ _ARRAY = re.compile(r'\b([a-z]+\d*\w*)\[([\d,]*)\]')
 COLLECTIVES = ('all-reduce', 'all-gather', 'reduce-scatter', 'all-to-all', 'collective-permute')
 """The kinds of exchange between devices, by XLA's names."""
 
-# Operations that start nothing on the device: names for parts of memory, and ends of what began.
+# Operations that start no kernel: names for parts of memory, ends of what began, and copies between
+# the memories of a TPU, which run beside the kernels.
 _FREE = frozenset(
     {
         'parameter', 'constant', 'tuple', 'get-tuple-element', 'bitcast', 'after-all',
         'partition-id', 'replica-id', 'while', 'call', 'conditional', 'opt-barrier',
-        'async-done', 'async-update',
+        'async-done', 'async-update', 'copy-start', 'slice-start',
         *(f'{kind}-done' for kind in (*COLLECTIVES, 'copy', 'send', 'recv', 'slice')),
     }
 )  # fmt: skip
@@ -60,7 +61,7 @@ class Instruction(NamedTuple):
 
         Single numbers outside of fusions are computed by a TPU's scalar core, beside the others.
         """
-        is_scalar = self.opcode not in _UNITS and '[]' in self.shape and '(' not in self.shape
+        is_scalar = self.opcode not in _UNITS and '[]' in self.shape.split('{')[0]
         return self.opcode not in _FREE and not is_scalar
 
     @property
