@@ -30,8 +30,6 @@ import numpy as np
 PARTS = ('resnet50', 'vmap', 'evaluation', 'active')
 # Multiplications and additions for a 224x224 image, forwards; a training takes three times that.
 RESNET50_MACS = 4.09e9
-# Dense bfloat16 FLOP/s by the manufacturers' data sheets, by what the device's name contains.
-PEAKS = {'H200': 989e12, 'H100': 989e12, 'A100': 312e12, 'L4': 121e12, 'V100': 125e12}
 SIDES = ('ThinkML', 'torch', 'torch.compile')
 
 
@@ -106,6 +104,14 @@ def resnet50_in_torch(size, compiled):
     return min(seconds[2:])
 
 
+def peak_of(device):
+    """Returns the bfloat16 operations per second of a device by its name; None if unknown."""
+    from thinkml.training.accelerators import ACCELERATORS
+
+    known = (a for a in ACCELERATORS.values() if a.name in device.lower())
+    return next((accelerator.peak_flops['bfloat16'] for accelerator in known), None)
+
+
 def resnet50(size, device):
     rates = {side: [] for side in SIDES}
     for _ in range(size.turns):
@@ -114,7 +120,7 @@ def resnet50(size, device):
             command += ['--smoke'] if size == SMOKE else []
             told = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
             of_side.append(size.batch * size.steps / json.loads(told.splitlines()[-1]))
-    peak = next((peak for name, peak in PEAKS.items() if name in device), None)
+    peak = peak_of(device)
     print(f'\nresnet50, {size.pixels}x{size.pixels}, batch {size.batch}, bfloat16')
     ours = statistics.median(rates['ThinkML'])
     for side, of_side in rates.items():

@@ -6,11 +6,12 @@
     python benchmarks/scaling.py devices      # weak and strong scaling over simulated devices
     python benchmarks/scaling.py processes    # the same over processes on this machine
     python benchmarks/scaling.py accelerators # the same over the available accelerators
-    python benchmarks/scaling.py model        # the cost model's table; measures nothing
 
 Simulated devices share the cores, so these figures show the cost of sharding, not a gain.
 Efficiency is the examples per second relative to one device on the same machine. Without that
 cost it would be 1 on simulated devices too, since the work and the cores are the same.
+
+`predicted_scaling.py` predicts the scaling to many devices.
 """
 
 import argparse
@@ -268,67 +269,6 @@ def scaling(counts, processes, simulated=True, batch_of_one=512):
         print(f'| {" | ".join(row)} |', flush=True)
 
 
-# --- the cost model ---------------------------------------------------------------------------
-
-
-def ring_seconds(num_bytes, num_devices, bandwidth, latency):
-    """Returns the time of a ring all-reduce: 2 (N - 1) turns with 1 / N of the bytes each.
-
-    Patarasuk and Yuan, 2009, Bandwidth optimal all-reduce algorithms for clusters of workstations.
-    """
-    turns = 2 * (num_devices - 1)
-    return turns / num_devices * num_bytes / bandwidth + turns * latency
-
-
-def all_reduce_seconds(num_bytes, num_devices, hardware):
-    """Returns the time of a reduction in each machine, then between machines, and a broadcast."""
-    inside = min(num_devices, hardware['devices_per_machine'])
-    machines = -(-num_devices // inside)
-    seconds = ring_seconds(num_bytes, inside, hardware['inside'], hardware['latency_inside'])
-    if machines > 1:
-        seconds += ring_seconds(
-            num_bytes / inside, machines, hardware['between'], hardware['latency_between']
-        )
-    return seconds
-
-
-def predicted(num_devices, examples_of_device, hardware, work, overlap):
-    """Returns the predicted seconds of a step: computing its examples, and reducing gradients."""
-    compute = examples_of_device * work['flops'] / hardware['flops']
-    exchanged = all_reduce_seconds(4 * work['parameters'], num_devices, hardware)
-    return compute, exchanged, compute + exchanged - overlap * min(compute * 2 / 3, exchanged)
-
-
-# Eight devices a machine. 75 TFLOP/s are 3,000 images a second, an assumption for a GPU of 2023;
-# 450 GB/s each way is NVLink 4, 50 GB/s a network card of 400 Gb/s for each device.
-HARDWARE = {
-    'flops': 75e12, 'devices_per_machine': 8, 'inside': 450e9, 'between': 50e9,
-    'latency_inside': 3e-6, 'latency_between': 10e-6,
-}  # fmt: skip
-# 25.6 million parameters; 4.1 billion multiply-adds forward, twice that backward.
-RESNET50 = {'parameters': 25.6e6, 'flops': 3 * 2 * 4.1e9}
-
-
-def cost_model(hardware=HARDWARE, work=RESNET50, of_device=256, global_batch=8192):
-    """Prints the model's predictions for 8 to 1,024 devices."""
-    times = ' | '.join(('step', 'exchange', 'efficiency'))
-    print(f'| devices | weak: {times} | strong: images of a device | {times} |')
-    print('| ---: ' * 8 + '|')
-    alone = predicted(1, of_device, hardware, work, 0)[2] / of_device
-    for num_devices in (8, 16, 32, 64, 128, 256, 512, 1024):
-        row = [f'{num_devices:,}']
-        for examples in (of_device, global_batch / num_devices):
-            if examples != of_device or len(row) > 1:
-                row.append(f'{examples:g}')
-            _, exchanged, step = predicted(num_devices, examples, hardware, work, 1)
-            _, _, worst = predicted(num_devices, examples, hardware, work, 0)
-            best, least = (alone * examples / seconds for seconds in (step, worst))
-            row += [
-                f'{step * 1e3:.2f} ms', f'{exchanged * 1e3:.2f} ms', f'{least:.2f} to {best:.2f}'
-            ]  # fmt: skip
-        print(f'| {" | ".join(row)} |')
-
-
 # --- the command line -------------------------------------------------------------------------
 
 
@@ -351,7 +291,7 @@ def accelerators():
     scaling(counts, processes=False, simulated=False, batch_of_one=4096)
 
 
-PARTS = ('one', 'exchange', 'devices', 'processes', 'accelerators', 'model')
+PARTS = ('one', 'exchange', 'devices', 'processes', 'accelerators')
 
 
 def main():
@@ -385,10 +325,8 @@ def main():
             scaling((1, 2, 4, 8), processes=False)
         elif part == 'processes':
             scaling((1, 2, 4), processes=True)
-        elif part == 'accelerators':
-            accelerators()
         else:
-            cost_model()
+            accelerators()
     return None
 
 

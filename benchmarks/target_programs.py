@@ -5,6 +5,7 @@ the program is what is compared.
 """
 
 import functools
+import unittest.mock
 from typing import Any, NamedTuple
 
 import jax
@@ -30,6 +31,7 @@ from thinkml.core.model import forward
 from thinkml.core.model.mixed_precision import set_nnx_dtype
 from thinkml.core.parallel.sharding import Layout
 from thinkml.core.train import dispatch
+from thinkml.core.xla.jit import Jit
 from thinkml.core.xla.target import tracing_for
 
 LEARNING_RATE = 1e-3
@@ -73,18 +75,20 @@ class Training(NamedTuple):
 
 
 def lower_by_thinkml(case: Case) -> jax.stages.Lowered:
-    """Returns the program that a training of ThinkML runs on these devices."""
-    training = training_of(case)
-    if case.layout.platform == 'gpu':
-        losses = _placed(case.layout, (STEPS,), np.float32)
-        return dispatch._run_loop.lower(
-            training.step, case.layout, STEPS, training.data, training.plan,
-            (training.state, training.totals, losses), 0, 0, STEPS,
+    """Returns the program that a dispatch of ThinkML runs on these devices."""
+    training, programs = training_of(case), {}
+
+    def lower(program: Jit, *arguments: Any) -> Any:
+        programs[program] = lowered = program.lower(*arguments)
+        return _replicated(case.layout, lowered.out_info)
+
+    with unittest.mock.patch.object(Jit, '__call__', lower):
+        dispatch.run_steps(
+            training.step, True, case.layout, training.data, training.plan,
+            (training.state, training.totals), 0, STEPS,
         )  # fmt: skip
-    return dispatch._run_steps.lower(
-        training.step, True, case.layout, training.data, training.plan,
-        (training.state, training.totals), 0, STEPS,
-    )  # fmt: skip
+    (chunk,) = programs.keys() & {dispatch._run_loop, dispatch._run_steps}
+    return programs[chunk]
 
 
 def lower_evaluation(case: Case) -> jax.stages.Lowered:
