@@ -319,7 +319,7 @@ def decides(loss_fn: object) -> Decision | None:
     return by_type or (_DECISIONS.get(loss_fn) if isinstance(loss_fn, Hashable) else None)
 
 
-def get_loss(loss_fn: str | LossFn) -> LossFn:
+def get_loss(loss_fn: str | LossFn, element_shape: tuple[int, ...] = ()) -> LossFn:
     """Returns the per-example loss for a name or a callable.
 
     A callable ``(logits, labels)`` may return a value per example (or several, which are averaged)
@@ -335,6 +335,9 @@ def get_loss(loss_fn: str | LossFn) -> LossFn:
         loss_fn: ``'cross_entropy'``, ``'binary_cross_entropy'``, ``'focal'`` or ``'hinge'``
             (classification); ``'mse'``, ``'mae'``, ``'huber'`` or ``'log_cosh'`` (regression); or
             a callable.
+        element_shape: the axes of a row that have a label each, such as ``(tokens,)``. A callable
+            may then also return a value for each of these. It gets the label -1 for elements that
+            are ignored.
 
     Raises:
         ConfigError: for an unknown name, or a class like `Focal` in place of ``Focal()``.
@@ -352,7 +355,8 @@ def get_loss(loss_fn: str | LossFn) -> LossFn:
         name = loss_fn.__name__
         raise ConfigError(f'loss_fn: got the class {name}, expected an object of it: {name}().')
     if not isinstance(loss_fn, str):
-        return _as_per_example(loss_fn if isinstance(loss_fn, Hashable) else _Unhashable(loss_fn))
+        hashable = loss_fn if isinstance(loss_fn, Hashable) else _Unhashable(loss_fn)
+        return _as_per_example(hashable, len(element_shape))
     losses = CLASSIFICATION_LOSSES | REGRESSION_LOSSES
     if loss_fn not in losses:
         raise ConfigError(unknown_name('loss_fn', loss_fn, losses))
@@ -370,7 +374,7 @@ class _Unhashable:
 
 
 @functools.lru_cache(maxsize=256)
-def _as_per_example(loss_fn: LossFn) -> LossFn:
+def _as_per_example(loss_fn: LossFn, element_axes: int) -> LossFn:
     if decides(loss_fn) is not None:
         return loss_fn
 
@@ -378,7 +382,8 @@ def _as_per_example(loss_fn: LossFn) -> LossFn:
         shape = getattr(jax.eval_shape(loss_fn, logits, labels), 'shape', None)
         if shape == ():
             return jax.vmap(lambda row, label: loss_fn(row[None], label[None]))(logits, labels)
-        if shape not in (labels.shape, labels.shape[:1]):
+        of_elements = labels.shape[: 1 + element_axes]
+        if shape not in (labels.shape, of_elements, labels.shape[:1]):
             others = {*logits.shape[1:], *labels.shape[1:]}
             shown = functools.partial(with_rows, rows=labels.shape[0], others=others)
             raise ConfigError(
@@ -386,7 +391,8 @@ def _as_per_example(loss_fn: LossFn) -> LossFn:
                 f'for logits {shown(logits.shape)} and labels {shown(labels.shape)}, expected a '
                 'scalar or one value per example or label.'
             )
-        return _per_example(loss_fn(logits, labels))
+        losses = loss_fn(logits, labels)
+        return losses.mean(axis=tuple(range(min(losses.ndim, len(of_elements)), losses.ndim)))
 
     return per_example
 

@@ -11,6 +11,13 @@ from clu.metrics import Collection
 
 from thinkml.core.model.adapters import ApplyFn
 from thinkml.core.model.forward import eval_outputs
+from thinkml.core.objectives.elements import (
+    ElementShape,
+    as_elements,
+    element_weights,
+    loss_of_elements,
+    weights_of,
+)
 from thinkml.core.objectives.losses import LossFn
 from thinkml.core.parallel.parameter_gathering import gathered_at_use
 from thinkml.core.parallel.sharding import (
@@ -32,8 +39,10 @@ class Batch(NamedTuple):
 
     Attributes:
         x: inputs, ``[batch, ...]``.
-        y: labels or targets, ``[batch]`` or ``[batch, k]``.
-        weight: float32 ``[batch]``, the weight of each example's loss; 0 for padding.
+        y: labels or targets, ``[batch]`` or ``[batch, k]``, with the axes of the elements of a row
+            after the first.
+        weight: float32 ``[batch]``, the weight of each example's loss; 0 for padding. Or the weight
+            of each element, ``[batch, *element_shape]``.
         mask: float32 ``[batch]``, the weight of each example in all other metrics: 1, or 0 for
             padding. None uses ``weight``.
     """
@@ -66,6 +75,7 @@ def make_train_step(
     augment: AugmentFn | None = None,
     accumulate_steps: int = 1,
     remat: bool = False,
+    element_shape: ElementShape = (),
     layout: Layout = ONE_DEVICE,
 ) -> TrainStep:
     """Returns the pure ``train_step(state, batch) -> (state, StepOutput)``.
@@ -87,6 +97,9 @@ def make_train_step(
             BatchNorm sees one part at a time. A part that is only padding changes nothing.
         remat: True to compute activations again for the gradient instead of storing them, see
             `rematerialized`. This takes less memory and a third more time.
+        element_shape: the axes of a row that have a label each, such as ``(tokens,)``. The sums are
+            over these elements, and the metrics count them. A label of -1 is ignored. A loss
+            may return values ``[batch, *element_shape]``, or ``[batch]`` for sums over rows.
         layout: the layout of the arrays.
 
     Example:
@@ -101,9 +114,10 @@ def make_train_step(
     # Rematerialized parts gather again anyway.
     forward = gathered_at_use(forward, layout, twice=not remat)
     forward = rematerialized(forward) if remat else forward
+    loss_fn = loss_of_elements(loss_fn, element_shape)
 
     def gradients(
-        params: PyTree, model_state: PyTree, batch: Batch, total: jax.Array, key: jax.Array
+        params: PyTree, model_state: PyTree, batch: Batch, totals: Totals, key: jax.Array
     ):
         """Returns ``batch``'s part of the loss, its gradients, and the outputs of its forward."""
         x, y = batch.x, batch.y
@@ -112,16 +126,17 @@ def make_train_step(
 
         def partial_loss(params):
             outputs, new_state = forward(params, model_state, x, key)
-            logits = _as_logits(outputs, batch.y)
+            logits = _as_logits(outputs, batch.y, element_shape)
             losses = loss_fn(logits, y)
-            return jnp.sum(batch.weight * losses) / total, (new_state, logits, losses)
+            weight = weights_of(losses, batch.weight)
+            return jnp.sum(weight * losses) / totals[losses.ndim], (new_state, logits, losses)
 
         loss_and_grad = fast_convolutions(jax.value_and_grad(partial_loss, has_aux=True))
         (loss, aux), grads = loss_and_grad(params)
         return loss, grads, *aux
 
     def accumulated(
-        params: PyTree, model_state: PyTree, batch: Batch, total: jax.Array, key: jax.Array
+        params: PyTree, model_state: PyTree, batch: Batch, totals: Totals, key: jax.Array
     ):
         """Returns the same as `gradients`, summed over the parts. Parts of padding are ignored."""
 
@@ -129,7 +144,7 @@ def make_train_step(
             index, has_rows, batch = part
             loss, grads, model_state = carry
             part_loss, part_grads, new_state, *outputs = gradients(
-                params, model_state, batch, total, jax.random.fold_in(key, index)
+                params, model_state, batch, totals, jax.random.fold_in(key, index)
             )
             sums = (loss + part_loss, jax.tree.map(jnp.add, grads, part_grads))
             keep = functools.partial(jnp.where, has_rows)
@@ -156,18 +171,19 @@ def make_train_step(
         key = jax.random.fold_in(state.key, state.step)
         # Each device computes the weights of all rows, so that their sum needs no exchange.
         weight, mask = replicate(layout, (batch.weight, batch.mask))
-        batch, total = batch._replace(weight=weight, mask=mask), jnp.sum(weight)
+        batch = _with_element_weights(batch._replace(weight=weight, mask=mask), element_shape)
+        totals = _totals(batch.weight)
         if accumulate_steps == 1:
             batch = split_rows(layout, batch)
-        total = jnp.where(total > 0, total, 1)  # a batch of weight 0 has gradient 0, not NaN
         compute = gradients if accumulate_steps == 1 else accumulated
         loss, grads, model_state, logits, losses = compute(
-            state.params, state.model_state, batch, total, key
+            state.params, state.model_state, batch, totals, key
         )
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         collected = _collect(
-            metrics, logits, losses, batch, grads=grads, params=params, updates=updates
+            metrics, logits, losses, batch, element_shape,
+            grads=grads, params=params, updates=updates,
         )  # fmt: skip
         state = state.replace(
             step=state.step + 1,
@@ -191,30 +207,54 @@ def make_eval_step(
     loss_fn: LossFn,
     metrics: type[Collection],
     *,
+    element_shape: ElementShape = (),
     layout: Layout = ONE_DEVICE,
 ) -> EvalStep:
     """Returns the pure ``eval_step(params, model_state, batch) -> metrics``, in eval mode.
 
-    Equal arguments return the same function.
+    Equal arguments return the same function. See `make_train_step` for ``element_shape``.
     """
+    loss_fn = loss_of_elements(loss_fn, element_shape)
 
     @tracing_for(layout.device, layout.mesh)
     def eval_step(params: PyTree, model_state: PyTree, batch: Batch) -> Collection:
-        batch = split_rows(layout, batch)
-        logits = _as_logits(eval_outputs(apply, params, model_state, batch.x, layout), batch.y)
-        return replicate(layout, _collect(metrics, logits, loss_fn(logits, batch.y), batch))
+        batch = split_rows(layout, _with_element_weights(batch, element_shape))
+        outputs = eval_outputs(apply, params, model_state, batch.x, layout)
+        logits = _as_logits(outputs, batch.y, element_shape)
+        losses = loss_fn(logits, batch.y)
+        return replicate(layout, _collect(metrics, logits, losses, batch, element_shape))
 
     return eval_step
 
 
-def _as_logits(outputs: jax.Array, labels: jax.Array) -> jax.Array:
+Totals = dict[int, jax.Array]
+"""The sum of the weights of a batch, by the number of axes of the losses."""
+
+
+def _with_element_weights(batch: Batch, shape: ElementShape) -> Batch:
+    if not shape:
+        return batch
+    weight = element_weights(batch.weight, batch.y, shape)
+    mask = None if batch.mask is None else element_weights(batch.mask, batch.y, shape)
+    return batch._replace(weight=weight, mask=mask)
+
+
+def _totals(weight: jax.Array) -> Totals:
+    totals = {weight.ndim: jnp.sum(weight)}
+    if weight.ndim > 1:
+        totals[1] = jnp.sum(weight.max(axis=tuple(range(1, weight.ndim))))
+    # A batch of weight 0 has gradient 0, not NaN.
+    return {ndim: jnp.where(total > 0, total, 1) for ndim, total in totals.items()}
+
+
+def _as_logits(outputs: jax.Array, labels: jax.Array, shape: ElementShape) -> jax.Array:
     """Returns the outputs in float32; ``[batch, 1]`` becomes ``[batch]`` if the labels have it.
 
     Otherwise a loss written as ``(logits - labels) ** 2`` would silently broadcast to
     ``[batch, batch]``.
     """
-    if labels.ndim == 1 and outputs.shape == (len(labels), 1):
-        outputs = outputs[:, 0]
+    if labels.ndim == 1 + len(shape) and outputs.shape == (*labels.shape, 1):
+        outputs = outputs[..., 0]
     return outputs.astype(jnp.float32)
 
 
@@ -230,10 +270,14 @@ def _collect(
     logits: jax.Array,
     losses: jax.Array,
     batch: Batch,
+    shape: ElementShape,
     **training_values: PyTree,
 ) -> Collection:
+    weight, mask, labels = weights_of(losses, batch.weight), _mask_of(batch), batch.y
+    if shape:
+        logits, labels, mask = (as_elements(array, shape) for array in (logits, labels, mask))
+        losses, weight = losses.reshape(-1), weight.reshape(-1)
     return metrics.single_from_model_output(
-        logits=logits, labels=batch.y, losses=losses, weight=batch.weight,
-        mask=_mask_of(batch),
+        logits=logits, labels=labels, losses=losses, weight=weight, mask=mask,
         **_ONLY_IN_TRAINING | training_values,
     )  # fmt: skip
