@@ -31,24 +31,36 @@ class Task:
             negative, positive); None for regression.
         num_outputs: the number of values the model returns per example: 1 or 2 for binary, one per
             class for multiclass, one per label for multilabel, one per target for regression.
-        target_shape: the shape of one example's target as the user passes it: ``()`` for a plain
-            label or number, ``(k,)`` for a row of ``k`` values (one-hot, multilabel, several
-            regression targets).
+        target_shape: the shape of one element's target as the user passes it: ``()`` for a plain
+            label or number, ``(k,)`` for ``k`` values (one-hot, multilabel, several regression
+            targets).
+        element_shape: the axes of a row that have a target each: ``()`` for one target a row,
+            ``(tokens,)``, ``(height, width)``. All other attributes are those of one element.
+        ignore_label: the label of elements that count nowhere; None if there is none.
     """
 
     kind: TaskKind
     classes: tuple[Any, ...] | None
     num_outputs: int
     target_shape: tuple[int, ...] = ()
+    element_shape: tuple[int, ...] = ()
+    ignore_label: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns all attributes by name. Classes are not converted, so they may be NumPy types."""
-        return {
+        """Returns all attributes by name. Classes are not converted, so they may be NumPy types.
+
+        Those of elements are left out for a task of one target a row.
+        """
+        values = {
             'kind': self.kind,
             'classes': None if self.classes is None else list(self.classes),
             'num_outputs': int(self.num_outputs),
             'target_shape': [int(size) for size in self.target_shape],
         }
+        if self.element_shape:
+            values['element_shape'] = [int(size) for size in self.element_shape]
+            values['ignore_label'] = self.ignore_label
+        return values
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
@@ -73,12 +85,27 @@ class Task:
         if classes is not None:
             _check_classes(kind, classes, num_outputs)
             classes = tuple(classes)
+        ignore_label = values.get('ignore_label')
+        if type(ignore_label) not in (int, type(None)):
+            raise ValueError(f'{ignore_label!r} is not a label')
         return cls(
             kind=kind,
             classes=classes,
             num_outputs=num_outputs,
             target_shape=_sizes(values['target_shape']),
+            element_shape=_sizes(values.get('element_shape', [])),
+            ignore_label=ignore_label,
         )
+
+    @property
+    def row_shape(self) -> tuple[int, ...]:
+        """Returns the shape of the targets of a row."""
+        return (*self.element_shape, *self.target_shape)
+
+    @property
+    def num_elements(self) -> int:
+        """Returns the number of elements of a row."""
+        return math.prod(self.element_shape)
 
     @property
     def is_classification(self) -> bool:
@@ -96,6 +123,12 @@ class Task:
         return f'{kind}{" classification" if self.is_classification else ""} with {parts}'
 
     def __str__(self) -> str:
+        if not self.element_shape:
+            return self._element_in_words()
+        sizes = ' x '.join(map(str, self.element_shape))
+        return f'{self._element_in_words()}, for each of {sizes} elements'
+
+    def _element_in_words(self) -> str:
         if self.kind == 'regression':
             return f'regression, {self.num_outputs} target{"s" if self.num_outputs > 1 else ""}'
         classes = [str(label) for label in np.asarray(self.classes).tolist()]

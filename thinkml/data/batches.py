@@ -364,7 +364,8 @@ def _read_batch(
                 'torch.utils.data.DataLoader(dataset, batch_size=32), or .batch(32).'
             )
     if weight is not None:
-        weight = check_sample_weight(weight, num_rows, argument)
+        elements = () if y is None else y.shape[1 : np.ndim(weight)]
+        weight = check_sample_weight(weight, (num_rows, *elements), argument)
     # Copies: a source may write to the same arrays again before these are on the device.
     x, y = jax.tree.map(np.array, (x, y))
     return HostBatch(x, y, weight), inputs

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from thinkml.core import num_outputs
+from thinkml.core.model.functional import outputs_of
 from thinkml.data.input_arrays import sample_rows
 from thinkml.data.input_range import range_of, warn_of_other_range
 from thinkml.data.rows import Rows, open_rows
@@ -58,7 +58,7 @@ def open_rows_of(model: Model, X: Inputs, argument: str = 'X_test') -> Rows:
     like = record_of(model).input_spec
     rows = open_rows(X, argument, like)
     if like is None:
-        num_outputs(model, rows.spec, argument)
+        outputs_of(model, rows.spec, argument)
     return rows
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from thinkml.core.objectives.elements import IGNORED
 from thinkml.data.arrays import as_numeric
 from thinkml.data.numeric_checks import check_finite
 from thinkml.errors import DataError, did_you_mean, is_number
@@ -34,11 +35,11 @@ def example_weights(
         task: the task of the targets.
         class_weights: a weight for each label in the user's form (for one-hot rows, the index of
             the 1); other classes have weight 1. Or ``'balanced'``; None if all have weight 1.
-        sample_weight: ``[rows]``, not negative; None if all are 1.
+        sample_weight: ``[rows]``, or ``[rows, *element_shape]``, not negative; None if all are 1.
         rows: the rows to train on, from which ``'balanced'`` counts the classes; None for all.
 
     Returns:
-        float32 ``[rows]``; None if all are 1.
+        float32 ``[rows]``, or ``[rows, *element_shape]`` if elements differ; None if all are 1.
 
     Raises:
         DataError: for labels the task does not have; for weights that are negative, not finite or
@@ -57,10 +58,11 @@ def example_weights(
     used = slice(None) if rows is None else rows
     weight = np.ones(len(targets))
     if sample_weight is not None:
-        weight = in_float32(check_sample_weight(sample_weight, len(targets), 'sample_weight'))
+        shape = (len(targets), *task.element_shape)
+        weight = in_float32(check_sample_weight(sample_weight, shape, 'sample_weight'))
     if class_weights is not None:
         table = class_weight_table(targets[used], task, class_weights, weight[used])
-        weight = weight * table[targets].astype(np.float64)
+        weight = of_rows(weight, targets) * table[targets].astype(np.float64)
     if not weight[used].any():
         names = [
             name
@@ -112,24 +114,45 @@ def in_float32(
     return scaled.astype(np.float32)
 
 
-def check_sample_weight(sample_weight: ArrayLike, num_rows: int, argument: str) -> np.ndarray:
-    """Returns the weights of rows as float64 ``[rows]``.
+def check_sample_weight(
+    sample_weight: ArrayLike, shape: int | tuple[int, ...], argument: str
+) -> np.ndarray:
+    """Returns the weights of rows, float64 ``[rows]``, or of their elements.
+
+    Args:
+        sample_weight: the weights.
+        shape: the number of rows, or it and the axes of their elements.
+        argument: the name used in error messages.
 
     Raises:
-        DataError: unless there is one finite number of at least 0 for each row.
+        DataError: unless there is one finite number of at least 0 for each row, or each element.
     """
+    shape = (shape,) if isinstance(shape, int) else shape
+    num_rows = shape[0]
     weight = as_numeric(sample_weight, argument)
     check_finite(weight, argument)
-    if weight.shape not in ((num_rows,), (num_rows, 1)):
+    if len(shape) > 1 and weight.shape == shape:
+        kept = shape
+    elif weight.shape in ((num_rows,), (num_rows, 1)):
+        kept = (num_rows,)
+    else:
+        of_elements = f', or {shape}: one per element' if len(shape) > 1 else ''
         raise DataError(
-            f'{argument}: got shape {weight.shape}, expected ({num_rows},): one weight per row.'
+            f'{argument}: got shape {weight.shape}, expected ({num_rows},): one weight per row'
+            f'{of_elements}.'
         )
     if weight.min() < 0:
+        row = weight.argmin() // (weight.size // num_rows)
         raise DataError(
-            f'{argument}: got {weight.min()} at row {weight.argmin()}, expected weights of at '
+            f'{argument}: got {weight.min()} at row {row}, expected weights of at '
             'least 0. A row of weight 0 is ignored.'
         )
-    return weight.reshape(num_rows).astype(np.float64)
+    return weight.reshape(kept).astype(np.float64)
+
+
+def of_rows(weight: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """Returns the weights of rows in a shape that multiplies weights of the targets' elements."""
+    return weight.reshape(*weight.shape, *[1] * (targets.ndim - weight.ndim))
 
 
 def class_weight_table(
@@ -149,7 +172,11 @@ def class_weight_table(
             'per row. Pass sample_weight=..., one weight per row.'
         )
     if isinstance(class_weights, str) and class_weights == 'balanced':
-        counts = np.bincount(targets, sample_weight, minlength=len(task.classes))
+        counted = targets != IGNORED
+        if sample_weight is not None:
+            shaped = of_rows(sample_weight, targets)
+            sample_weight = np.broadcast_to(shaped, targets.shape)[counted]
+        counts = np.bincount(targets[counted], sample_weight, minlength=len(task.classes))
         # A class without rows needs no weight: no row uses it.
         present = np.where(counts > 0, counts, 1)
         return in_float32(counts.sum() / (max(np.count_nonzero(counts), 1) * present))

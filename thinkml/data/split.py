@@ -26,10 +26,10 @@ def split_rows(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Splits rows into training and validation rows.
 
-    The random split of a binary or multiclass task is stratified: each class has the same fraction
-    of validation rows, to the nearest row. With groups, all rows of a group are on the same side.
-    The fraction is then accurate to half of the largest group (unless a side would be empty). The
-    fractions of the classes are the best of 32 random draws.
+    The random split of a binary or multiclass task with one label a row is stratified: each class
+    has the same fraction of validation rows, to the nearest row. With groups, all rows of a group
+    are on the same side. The fraction is then accurate to half of the largest group (unless a side
+    would be empty). The fractions of the classes are the best of 32 random draws.
 
     Args:
         targets: encoded targets ``[rows, ...]``.
@@ -66,7 +66,8 @@ def split_rows(
             'one each: use another fraction, or pass X_val and y_val.'
         )
     rng = np.random.default_rng(seed)
-    labels = targets if task.kind in ('binary', 'multiclass') else np.zeros(num_rows, np.int64)
+    has_one_class = task.kind in ('binary', 'multiclass') and not task.element_shape
+    labels = targets if has_one_class else np.zeros(num_rows, np.int64)
     if groups is not None:
         if order == 'last':
             raise ConfigError("groups: got them with the order 'last', expected one of the two.")

@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from thinkml.core.objectives.elements import IGNORED
 from thinkml.data.arrays import as_numeric, as_values
 from thinkml.data.numeric_checks import check_finite, check_magnitude, check_resolution
 from thinkml.errors import DataError
@@ -19,16 +20,20 @@ WHY_NAN = (
     'are, look for ids beyond the rows of an embedding, and for a logarithm or division.'
 )
 
+IGNORE_LABEL = -100
+"""The label of elements that count nowhere, as in torch and transformers."""
+
 Decided = Literal['regression', 'softmax', 'sigmoid', 'classification']
 
 
 def infer_task(
     y: Labels,
-    num_outputs: int,
+    num_outputs: int | tuple[int, ...],
     *,
     argument: str = 'y_train',
     decided: Decided | None = None,
     known: Task | None = None,
+    ignore_label: int = IGNORE_LABEL,
 ) -> Task:
     """Infers the task of a model with ``num_outputs`` outputs per example from ``y``.
 
@@ -47,15 +52,31 @@ def infer_task(
     Integer labels from 0 to ``num_outputs - 1`` are the outputs' indices; other labels are
     assigned to the outputs in sorted order. Floats count as two values only if they are 0 and 1.
 
+    If outputs or targets have more axes, a row consists of elements, such as tokens or pixels, with
+    the shape ``e``:
+
+    ========================  ============================================  =======================
+    outputs of a row          targets of a row                              task of each element
+    ========================  ============================================  =======================
+    ``(*e, k)``               ``e``, text, bools or whole numbers           binary or multiclass
+    ``e`` or ``(*e, 1)``      ``e`` or ``(*e, 1)``, two values              binary
+    ``(*e, k)``               ``(*e, k)``, 0 and 1 with a single 1 each     multiclass, one-hot
+    ``(*e, k)``, 2 or more    ``(*e, k)``, other 0 and 1                    multilabel
+    axes in ``e``
+    ``(*e, k)``               ``(*e, k)``, other numbers                    regression of k targets
+    ========================  ============================================  =======================
+
     Args:
-        y: targets, ``[rows]``, ``[rows, 1]`` or ``[rows, k]``.
-        num_outputs: the number of outputs of the model per example.
+        y: targets, ``[rows]``, ``[rows, 1]``, ``[rows, k]``, or of elements.
+        num_outputs: the number of outputs of the model per example, or the shape of the outputs of
+            a row.
         argument: the name used in error messages.
         decided: the kind of task that the loss requires: ``'regression'``, ``'softmax'`` (one
             class per example), ``'sigmoid'`` (yes or no per output) or ``'classification'``
             (softmax or sigmoid); None to infer it.
         known: the classification task the model was trained on before. It is kept if ``y`` fits
             it, so that data without one of the classes does not renumber them.
+        ignore_label: the label of elements that count nowhere, where a row has several.
 
     Raises:
         DataError: if ``y`` is not usable or the model can't output it.
@@ -66,6 +87,10 @@ def infer_task(
         binary, 2 classes (cat, dog)
     """
     array = check_targets(y, argument)
+    shape = (num_outputs,) if isinstance(num_outputs, int) else num_outputs
+    if len(shape) > 1 or array.ndim > 2:
+        return _infer_from_elements(array, shape, argument, decided, known, ignore_label)
+    num_outputs = shape[0] if shape else 1
     if (
         known is not None
         and known.num_outputs == num_outputs
@@ -86,11 +111,11 @@ def infer_task(
 
 
 def check_targets(y: Labels, argument: str) -> np.ndarray:
-    """Returns the targets as an array of numbers, bools or text with one or two axes.
+    """Returns the targets as an array of numbers, bools or text, the first axis of which are rows.
 
     Raises:
         DataError: for targets that are missing, of mixed kinds, not finite, out of the range of
-            int64, or have more than two axes.
+            int64, or one number.
     """
     refuse_parts(y, argument)
     array = as_values(y, argument, _NO_LABEL)
@@ -102,10 +127,10 @@ def check_targets(y: Labels, argument: str) -> np.ndarray:
             f'{argument}: got whole numbers up to {array.max()}, expected them within int64. '
             'Convert labels to text, .astype(str), and scale numbers to predict.'
         )
-    if array.ndim not in (1, 2):
+    if array.ndim == 0:
         raise DataError(
-            f'{argument}: got shape {array.shape}, expected (rows,) or (rows, targets). '
-            'Flatten it to one row per example.'
+            f'{argument}: got shape (), expected (rows,), (rows, targets) or a target for each '
+            'element of a row.'
         )
     return array
 
@@ -233,9 +258,103 @@ def _infer_from_rows(
             f'{argument}: got rows of {width} labels, but the model returns {num_outputs} outputs '
             f'per example. Build the model with {width} outputs.'
         )
-    one_hot = decided != 'sigmoid' and bool((array.sum(axis=1) == 1).all())
+    one_hot = decided != 'sigmoid' and _is_one_hot(array)
     kind = ('binary' if width == 2 else 'multiclass') if one_hot else 'multilabel'
     return Task(kind, tuple(range(width)), num_outputs, (width,))
+
+
+def _infer_from_elements(
+    array: np.ndarray,
+    outputs: tuple[int, ...],
+    argument: str,
+    decided: Decided | None,
+    known: Task | None,
+    ignore_label: int,
+) -> Task:
+    """Infers the task of rows that consist of elements, see `infer_task`."""
+    targets: tuple[int, ...] = array.shape[1:]
+    if decided != 'regression' and targets == outputs[:-1] and outputs[-1] > 1:
+        element_shape, target_shape, num_outputs = targets, (), outputs[-1]
+    elif targets and (outputs in (targets, (*targets, 1)) or targets == (*outputs, 1)):
+        is_class = decided != 'regression' and _has_two_values(array, decided, ignore_label)
+        has_columns = is_class and targets[-1] > 1 and array.dtype.kind != 'U'
+        if has_columns and decided != 'sigmoid' and _is_one_hot(array):
+            return _task_of_columns('multiclass', targets)
+        if has_columns and len(targets) > 2 and targets == outputs:
+            return _task_of_columns('multilabel', targets)
+        if not is_class:
+            return _regression_of_elements(array, outputs, argument)
+        split = len(targets) - (targets[-1] == 1)
+        element_shape, target_shape, num_outputs = targets[:split], targets[split:], 1
+    else:
+        raise DataError(_shapes_differ(array, outputs, argument))
+    fields = {'element_shape': element_shape, 'target_shape': target_shape}
+    marker = None if array.dtype.kind in 'Ub' else ignore_label
+    if known is not None and known.element_shape == element_shape and _fits(array, known):
+        return known
+    flat = array.reshape(-1)
+    flat = flat if marker is None else flat[flat != marker]
+    if not len(flat):
+        raise DataError(
+            f'{argument}: each label is {marker}, which marks elements that are ignored, expected '
+            'some others. Pass ignore_label=... to ignore another label.'
+        )
+    if flat.dtype.kind == 'f' and not np.array_equal(flat, np.round(flat)):
+        raise DataError(_shapes_differ(array, outputs, argument))
+    classes = _infer_classes(flat, num_outputs, argument)
+    kind = 'binary' if len(classes) == 2 else 'multiclass'
+    return Task(kind, classes, num_outputs, ignore_label=marker, **fields)
+
+
+def _has_two_values(array: np.ndarray, decided: Decided | None, ignore_label: int) -> bool:
+    """Returns True for labels of two classes; for floats these are 0 and 1."""
+    if array.dtype.kind in 'Ub' or decided is not None:
+        return True
+    values = np.unique(array)
+    values = values[values != ignore_label]
+    are_bits = bool(np.isin(values, (0, 1)).all())
+    return are_bits or (array.dtype.kind in 'iu' and len(values) <= 2)
+
+
+def _task_of_columns(kind: Literal['multiclass', 'multilabel'], targets: tuple[int, ...]) -> Task:
+    width = targets[-1]
+    is_pair = kind == 'multiclass' and width == 2
+    return Task(
+        'binary' if is_pair else kind, tuple(range(width)), width,
+        target_shape=(width,), element_shape=targets[:-1],
+    )  # fmt: skip
+
+
+def _regression_of_elements(array: np.ndarray, outputs: tuple[int, ...], argument: str) -> Task:
+    if array.dtype.kind == 'U':
+        raise DataError(f'{argument}: got text, expected numbers for regression.')
+    targets = array.shape[1:]
+    has_columns = targets == outputs
+    split = len(targets) - 1 if has_columns else len(targets)
+    num_targets = targets[-1] if has_columns else 1
+    return Task(
+        'regression', None, num_targets,
+        target_shape=targets[split:], element_shape=targets[:split],
+    )  # fmt: skip
+
+
+def _shapes_differ(array: np.ndarray, outputs: tuple[int, ...], argument: str) -> str:
+    """Returns an error for targets whose shape or values don't fit the outputs."""
+    sizes = ', '.join(map(str, array.shape[1:]))
+    returned = f'(rows{"".join(f", {size}" for size in outputs)})'
+    if len(outputs) < 2:
+        return (
+            f'{argument}: got shape {array.shape} beside outputs {returned}, expected one target '
+            f'for each output. Let the model return (rows, {sizes}, classes) for a class of each '
+            f'element, or (rows, {sizes}) for numbers; or flatten the targets.'
+        )
+    got = f'(rows, {sizes}) {array.dtype}'
+    labels = f'(rows{"".join(f", {size}" for size in outputs[:-1])})'
+    return (
+        f'{argument}: got {got} beside outputs {returned}, expected whole numbers, bools or text '
+        f'{labels} for a class of each element, or numbers {returned} for regression. Reshape one '
+        'of them.'
+    )
 
 
 def _regression_task(
@@ -254,15 +373,23 @@ def _regression_task(
     return Task('regression', None, num_outputs, shape)
 
 
+def _is_one_hot(array: np.ndarray) -> bool:
+    """Returns True if the last axis has a single 1 and else 0."""
+    return bool(np.isin(array, (0, 1)).all() and (array.sum(axis=-1) == 1).all())
+
+
 def _fits(array: np.ndarray, task: Task) -> bool:
-    if array.shape[1:] != task.target_shape:
+    if array.shape[1:] != task.row_shape:
         return False
+    array = _elements_of(array, task)
+    if task.ignore_label is not None and array.dtype.kind != 'U':
+        array = array[array != task.ignore_label]
     if task.kind == 'regression':
         return array.dtype.kind != 'U'
     if task.kind == 'multilabel':
         return bool(np.isin(array, (0, 1)).all())
     if task.is_one_hot:
-        return bool(np.isin(array, (0, 1)).all() and (array.sum(axis=1) == 1).all())
+        return _is_one_hot(array)
     classes = np.asarray(task.classes)
     return (classes.dtype.kind == 'U') == (array.dtype.kind == 'U') and bool(
         np.isin(array, classes).all()
@@ -280,18 +407,36 @@ def encode_targets(y: Labels, task: Task, argument: str = 'y_train') -> np.ndarr
         DataError: for labels the task does not have, or another shape than the task's.
     """
     array = check_targets(y, argument)
-    if array.shape[1:] != task.target_shape and {array.shape[1:], task.target_shape} != {(), (1,)}:
+    shape, expected = array.shape[1:], task.row_shape
+    if shape != expected and {(*shape, 1), shape} & {(*expected, 1), expected} == set():
         raise DataError(
             f'{argument}: got shape {array.shape}, expected '
-            f'(rows{"".join(f", {size}" for size in task.target_shape)}) as in training.'
+            f'(rows{"".join(f", {size}" for size in expected)}) as in training.'
         )
+    encoded = _encode_elements(_elements_of(array, task), task, argument)
+    return encoded.reshape(len(array), *task.element_shape, *encoded.shape[1:])
+
+
+def _elements_of(array: np.ndarray, task: Task) -> np.ndarray:
+    """Returns targets or outputs with one axis for rows and their elements."""
+    num_axes, count = 1 + len(task.element_shape), len(array) * task.num_elements
+    return array.reshape(count, *array.shape[num_axes:])
+
+
+def _encode_elements(array: np.ndarray, task: Task, argument: str) -> np.ndarray:
     if task.kind in ('regression', 'multilabel'):
         return _encode_numbers(array, task, argument)
     if task.is_one_hot:
-        if not _fits(array, task):
+        if not _is_one_hot(array):
             raise DataError(f'{argument}: got rows that are not one-hot, expected a single 1 each.')
         return array.argmax(axis=1).astype(np.int32)
-    return _encode_labels(array.reshape(len(array)), task, argument)
+    flat = array.reshape(len(array))
+    if task.ignore_label is None or flat.dtype.kind == 'U':
+        return _encode_labels(flat, task, argument)
+    encoded = np.full(len(flat), IGNORED, np.int32)
+    counts = flat != task.ignore_label
+    encoded[counts] = _encode_labels(flat[counts], task, argument)
+    return encoded
 
 
 def check_targets_held(
@@ -350,16 +495,25 @@ def probabilities(outputs: np.ndarray, task: Task) -> np.ndarray:
         task: a classification task.
 
     Returns:
-        float64 ``[rows, classes]``: softmax over the outputs; for one-logit binary ``[1 - p, p]``
-        with the sigmoid ``p``; for multilabel the sigmoid of each output. In float64,
-        probabilities near 1 differ up to a logit of 36.
+        float64 ``[rows, classes]``, or ``[rows, *element_shape, classes]``: softmax over the
+        outputs; for one-logit binary ``[1 - p, p]`` with the sigmoid ``p``; for multilabel the
+        sigmoid of each output. In float64, probabilities near 1 differ up to a logit of 36.
 
     Raises:
         DataError: for a regression task, and outputs that are NaN.
     """
     if task.kind == 'regression':
         raise DataError('model: it was trained for regression, which has no probabilities.')
-    outputs = outputs.reshape(len(outputs), -1).astype(np.float64)
+    shape = (len(outputs), *task.element_shape)
+    return _probabilities(_matrix(outputs, task).astype(np.float64), task).reshape(*shape, -1)
+
+
+def _matrix(outputs: np.ndarray, task: Task) -> np.ndarray:
+    """Returns the outputs as ``[elements, num_outputs]``."""
+    return outputs.reshape(len(outputs) * task.num_elements, -1)
+
+
+def _probabilities(outputs: np.ndarray, task: Task) -> np.ndarray:
     _check_numbers(outputs)
     if task.kind == 'multilabel' or outputs.shape[1] == 1:
         positive = _sigmoid(outputs)
@@ -406,21 +560,21 @@ def decode(outputs: np.ndarray, task: Task) -> np.ndarray:
     """Converts raw outputs to predictions in the form of the user's targets.
 
     Returns:
-        ``[rows, *task.target_shape]``: the labels of the targets, one-hot rows if the targets were
+        ``[rows, *task.row_shape]``: the labels of the targets, one-hot rows if the targets were
         one-hot, rows of 0 and 1 for multilabel, numbers for regression.
 
     Raises:
         DataError: for outputs that are NaN, since then no class has the largest output.
     """
-    outputs = outputs.reshape(len(outputs), -1)
-    shape = (len(outputs), *task.target_shape)
+    shape = (len(outputs), *task.row_shape)
+    outputs = _matrix(outputs, task)
     if task.kind == 'regression':
         return outputs.reshape(shape)
     _check_numbers(outputs)
     if task.kind == 'multilabel':
-        return (outputs > 0).astype(np.int64)
+        return (outputs > 0).astype(np.int64).reshape(shape)
     one_logit = outputs.shape[1] == 1
     indices = (outputs[:, 0] > 0).astype(np.int64) if one_logit else outputs.argmax(axis=1)
     if task.is_one_hot:
-        return np.eye(task.num_outputs, dtype=np.int64)[indices]
+        return np.eye(task.num_outputs, dtype=np.int64)[indices].reshape(shape)
     return np.asarray(task.classes)[indices].reshape(shape)

@@ -152,7 +152,7 @@ def _differences(a: Evaluation, b: Evaluation, names: list[str]) -> dict[str, Di
         metrics = {name: evaluation.definitions[name] for name in names}
         values, parts = shared_parts(evaluation.scored, metrics)
         samples.append(
-            resample_values_or_nan(values, parts, a.scored.weight, a.resampling, a.num_rows)
+            resample_values_or_nan(values, parts, a.scored.weight, a.resampling, len(a.scored))
         )
     differences = {}
     for name, samples_a, samples_b in zip(names, *samples, strict=True):
@@ -177,7 +177,7 @@ def _mcnemar(a: Evaluation, b: Evaluation) -> McNemar | None:
     from scipy.stats import binomtest
 
     right_a, right_b = (
-        (e.scored.predictions == e.scored.labels).reshape(e.num_rows, -1).all(axis=1)
+        (e.scored.predictions == e.scored.labels).reshape(len(e.scored), -1).all(axis=1)
         for e in (a, b)
     )
     only_a, only_b = int((right_a & ~right_b).sum()), int((right_b & ~right_a).sum())

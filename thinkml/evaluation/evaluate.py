@@ -17,6 +17,12 @@ from thinkml.evaluation.metrics.custom import custom_metric, custom_values
 from thinkml.evaluation.metrics.registry import check_fit, default_metrics, get_metric
 from thinkml.evaluation.model_outputs import open_model
 from thinkml.evaluation.result import Evaluation
+from thinkml.evaluation.scored_elements import (
+    counted_elements,
+    draw_rows,
+    masks_of_elements,
+    weights_of_elements,
+)
 from thinkml.evaluation.settings import Settings, open_resampling, open_weight
 from thinkml.evaluation.slices import Mask, evaluate_slices, open_slices
 from thinkml.model_record import TaskKind
@@ -53,6 +59,11 @@ def evaluate_model(
     metrics = default(task.kind) if settings.metrics is None else settings.metrics
     check_fit(metrics, task.kind)
     predictions, data = inputs.predict()
+    if task.element_shape:
+        positions = counted_elements(inputs.encoded, task)
+        rows = positions // task.num_elements
+        weight = weights_of_elements(weight, task, positions)
+        masks, resampling = masks_of_elements(masks, rows), draw_rows(resampling, rows)
     data = dataclasses.replace(data, weight=weight)
     if settings.metrics is None and data.probabilities is None:
         metrics = [metric for metric in metrics if not _needs_probabilities(metric, task.kind)]

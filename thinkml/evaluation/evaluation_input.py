@@ -9,6 +9,7 @@ import numpy as np
 from thinkml.data import WHY_NAN, encode_targets, fingerprint
 from thinkml.errors import DataError
 from thinkml.evaluation.evaluation_data import EvaluationData
+from thinkml.evaluation.scored_elements import counted_elements, of_elements
 from thinkml.model_record import Task
 
 
@@ -39,7 +40,7 @@ class EvaluationInput:
 def encode_labels(labels: np.ndarray, task: Task) -> np.ndarray:
     """Returns the labels encoded as in `EvaluationData`."""
     if task.classes is None:
-        return _regression_targets(labels, (len(labels), *task.target_shape), 'y_test')
+        return _regression_targets(labels, (len(labels), *task.row_shape), 'y_test')
     return encode_targets(labels, task, argument='y_test')
 
 
@@ -73,6 +74,15 @@ def make_evaluation_data(
     else:
         encoded_predictions = encode_targets(predictions, task, argument='predictions')
     num_classes = task.num_outputs if task.classes is None else len(task.classes)
+    if task.element_shape:
+        positions = counted_elements(encoded, task)
+
+        def counted(array: np.ndarray) -> np.ndarray:
+            return of_elements(array, task, positions)
+
+        encoded, encoded_predictions = counted(encoded), counted(encoded_predictions)
+        probabilities = None if probabilities is None else counted(probabilities)
+        outputs = None if outputs is None else counted(outputs)
     return EvaluationData(
         kind=task.kind,
         num_classes=num_classes,

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from thinkml.core import make_predict, num_outputs, predict_outputs
+from thinkml.core import make_predict, predict_outputs
 from thinkml.core.model.functional import outputs_of
 from thinkml.core.model.output_range import misread_outputs
 from thinkml.data import (
@@ -55,7 +55,7 @@ def open_model(
         return _open_batches(model, X_test, y_test, input_spec, devices)
     rows, labels = open_data(X_test, y_test, 'X_test', 'y_test', input_spec)
     if input_spec is None:
-        num_outputs(model, rows.spec, 'X_test')
+        outputs_of(model, rows.spec, 'X_test')
     task = _task_of(model, labels, rows.spec)
     encoded = encode_labels(labels, task)
 
@@ -87,7 +87,7 @@ def _open_batches(
     batches = open_batches(X_test, 'X_test', label=y_test, like=input_spec)
     example = batches.peek().x
     if input_spec is None:
-        num_outputs(model, example, 'X_test')
+        outputs_of(model, example, 'X_test')
     predict = make_predict(model, example, devices=devices, argument='X_test')
     outputs, labels, weights = [], [], []
     for batch in batches.iterate():
@@ -133,7 +133,7 @@ def _task_of(model: Model, labels: np.ndarray, example: PyTree) -> Task:
     if recorded is not None:
         return recorded
     outputs = outputs_of(model, example, 'X_test')
-    task = infer_task(labels, outputs.num_outputs, argument='y_test')
+    task = infer_task(labels, outputs.shape, argument='y_test')
     if misread := misread_outputs(outputs.range, task):
         warn_user(misread)
     return task

@@ -94,7 +94,8 @@ def open_weight(sample_weight: Any, inputs: EvaluationInput) -> np.ndarray | Non
     argument, weight = 'X_test', inputs.weight
     if sample_weight is not None:
         argument = 'sample_weight'
-        weight = check_sample_weight(sample_weight, len(inputs.labels), argument)
+        shape = (len(inputs.labels), *inputs.task.element_shape)
+        weight = check_sample_weight(sample_weight, shape, argument)
     if weight is None:
         return None
     if not weight.any():
@@ -126,9 +127,9 @@ def open_resampling(settings: Settings, inputs: EvaluationInput) -> Resampling:
             raise DataError('groups: got one group of all rows, expected several to draw from.')
     strata = None
     if isinstance(stratify, bool | np.bool_) and stratify:
-        if inputs.task.kind not in ('binary', 'multiclass'):
+        if inputs.task.kind not in ('binary', 'multiclass') or inputs.task.element_shape:
             raise ConfigError(
-                f'stratify: got True for a {inputs.task.kind} task, expected an array that names '
+                f'stratify: got True for {inputs.task.in_words}, expected an array that names '
                 'the stratum of each row.'
             )
         strata = inputs.encoded

@@ -24,12 +24,12 @@ from thinkml.data import (
     row_parts,
     select,
 )
-from thinkml.data.sample_weights import in_float32
+from thinkml.data.sample_weights import in_float32, of_rows
 from thinkml.data.stream import Arrays, row_bytes
 from thinkml.errors import ConfigError
 from thinkml.training.config import TrainingConfig
 from thinkml.training.run import Validation
-from thinkml.training.training_data import Examples, Stream, with_advice
+from thinkml.training.training_data import Examples, Stream, rows_of_weight, with_advice
 from thinkml.training.training_setup import TrainingSetup
 
 
@@ -205,8 +205,7 @@ def _validation(
 
 def _first_weighted_rows(val: Examples, count: int) -> np.ndarray:
     """Returns the first rows whose weight is above 0, so that the loss has a mean."""
-    rows = val.rows if val.weight is None else val.rows[val.weight[val.rows] > 0]
-    return rows[:count]
+    return rows_of_weight(val)[:count]
 
 
 def _encode(stream: Stream, batch: HostBatch, argument: str) -> Arrays:
@@ -216,5 +215,5 @@ def _encode(stream: Stream, batch: HostBatch, argument: str) -> Arrays:
     if batch.weight is not None:
         weight = in_float32(batch.weight, stream.weight_shift, argument)
     if stream.class_table is not None:
-        weight = weight * stream.class_table[y]
+        weight = of_rows(weight, y) * stream.class_table[y]
     return batch.x, y, weight

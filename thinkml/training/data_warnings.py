@@ -4,11 +4,12 @@ import numpy as np
 from flax import nnx
 
 from thinkml.core.model.train_eval_modes import frozen_by_hand, inner_switches
+from thinkml.core.objectives.elements import IGNORED
 from thinkml.data import find_marker, unlabeled, warn_of_missing_text
 from thinkml.data.dataframes import column_names, is_frame, take_column
 from thinkml.errors import warn_user
 from thinkml.model_record import Task
-from thinkml.training.training_data import Examples, Stream, TrainRequest
+from thinkml.training.training_data import Examples, Stream, TrainRequest, rows_of_weight
 
 
 def warn_of_modes(model: nnx.Module) -> None:
@@ -52,7 +53,7 @@ def warn_of_label_column(request: TrainRequest) -> None:
 
 def warn_of_one_class(task: Task, y: np.ndarray) -> None:
     """Warns of labels that are all the same class."""
-    if task.kind in ('binary', 'multiclass') and len(np.unique(y)) == 1:
+    if task.kind in ('binary', 'multiclass') and len(_occurring(y, task)) == 1:
         warn_user(
             f'y_train: got only one class ({len(y):,} rows of it), so there is nothing to tell '
             'apart. Check how the rows were selected.'
@@ -65,8 +66,8 @@ def warn_of_classes_only_in_validation(
     """Warns of classes that occur in the validation data alone."""
     if task.classes is None or not (isinstance(train, Examples) and isinstance(val, Examples)):
         return
-    counted = val.rows if val.weight is None else val.rows[val.weight[val.rows] > 0]
-    alone = np.setdiff1d(_occurring(val.y[counted]), _occurring(train.y[train.rows]))
+    counted = rows_of_weight(val)
+    alone = np.setdiff1d(_occurring(val.y[counted], task), _occurring(train.y[train.rows], task))
     if alone.size:
         shown = ', '.join(repr(task.classes[index]) for index in alone[:10])
         shown += ', ...' if alone.size > 10 else ''
@@ -79,16 +80,19 @@ def warn_of_classes_only_in_validation(
         )
 
 
-def _occurring(y: np.ndarray) -> np.ndarray:
+def _occurring(y: np.ndarray, task: Task) -> np.ndarray:
     """Returns the indices of the classes, or of the labels of a multilabel task, that occur."""
-    return np.unique(y) if y.ndim == 1 else np.flatnonzero(y.any(axis=0))
+    if task.kind == 'multilabel':
+        return np.flatnonzero(y.reshape(-1, y.shape[-1]).any(axis=0))
+    found = np.unique(y)
+    return found[found != IGNORED]
 
 
 def warn_of_unlabeled(targets: np.ndarray, task: Task, request: TrainRequest) -> None:
     """Warns of numbers and text that mark rows without a label in other libraries."""
     warn_of_missing_text(targets, 'y_train', 'a class')
     marker = find_marker(targets)
-    if marker is None:
+    if marker is None or task.element_shape:
         return
     if task.kind == 'regression':
         # A custom loss may handle it.

@@ -17,6 +17,7 @@ from jax.extend.core import ClosedJaxpr
 from thinkml.core import functionalize, make_optimizer, metric_name
 from thinkml.core.objectives.probe_sizes import PROBE_ROWS
 from thinkml.training.config import TrainingConfig
+from thinkml.training.objective import probe_logits
 from thinkml.training.training_data import TrainRequest
 from thinkml.training.training_setup import TrainingSetup, probe_of
 from thinkml.typing import Model, PyTree
@@ -42,8 +43,7 @@ def function_digests(
         config: the settings.
     """
     objective, task = setup.objective, setup.task
-    width = (task.num_outputs,) if setup.labels.ndim > 1 or task.num_outputs > 1 else ()
-    logits = jax.ShapeDtypeStruct((PROBE_ROWS, *width), np.float32)
+    logits = probe_logits(task, setup.labels)
     labels = jax.ShapeDtypeStruct((PROBE_ROWS, *setup.labels.shape[1:]), setup.labels.dtype)
     key = jax.eval_shape(lambda: jax.random.key(0))
     x = probe_of(setup.inputs, PROBE_ROWS)

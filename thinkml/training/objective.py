@@ -9,12 +9,16 @@ import jax
 import numpy as np
 
 from thinkml.core import (
+    AUGMENTATIONS,
+    ColorJitter,
+    GaussianNoise,
     check_augmentation,
     check_metric,
     get_loss,
     make_augmentation,
     metric_name,
 )
+from thinkml.core.objectives.elements import loss_of_elements
 from thinkml.core.objectives.losses import CLASSIFICATION_LOSSES, REGRESSION_LOSSES, LossFn, decides
 from thinkml.core.objectives.metric_table import TRAINING_ONLY_METRICS
 from thinkml.core.objectives.probe_sizes import PROBE_ROWS, with_rows
@@ -80,6 +84,11 @@ def make_objective(
     labels = jax.ShapeDtypeStruct((PROBE_ROWS, *y.shape[1:]), y.dtype)
     augmented = labels if augment is None else _check_augmentation(augment, x, labels)
     chosen = _choose_loss(loss_fn, task)
+    if task.element_shape and (name := _moves_pixels(augmentation)):
+        raise ConfigError(
+            f'augmentation: got {name} beside a label for each element, which would not move '
+            'along. Pass a function (key, x, y) -> (x, y) that changes both.'
+        )
     if augmented.shape != labels.shape and decides(loss_fn) == 'classification':
         raise ConfigError(
             f'loss_fn: got {_loss_name(loss_fn, task)!r} beside an augmentation that mixes '
@@ -132,7 +141,7 @@ def _choose_loss(loss_fn: Any, task: Task) -> LossFn:
             f'output{"s" if task.num_outputs > 1 else ""} ({task.in_words}), expected {default!r}.'
         )
     chosen: Any = default if loss_fn is None else loss_fn
-    return get_loss(chosen)
+    return get_loss(chosen, task.element_shape)
 
 
 def _check_augmentation(augment: AugmentFn, x: Any, labels: Any) -> Any:
@@ -146,10 +155,9 @@ def _check_augmentation(augment: AugmentFn, x: Any, labels: Any) -> Any:
 
 def _try_loss(loss_fn: LossFn, task: Task, labels: Any, targets: Any) -> None:
     """Traces the loss on the shapes it will get, so that it does not fail in a compiled program."""
-    width = () if labels.ndim == 1 and task.num_outputs == 1 else (task.num_outputs,)
-    logits = jax.ShapeDtypeStruct((PROBE_ROWS, *width), np.float32)
+    logits = probe_logits(task, labels)
     try:
-        jax.eval_shape(loss_fn, logits, targets)
+        jax.eval_shape(loss_of_elements(loss_fn, task.element_shape), logits, targets)
     except ConfigError:
         raise
     except Exception as error:
@@ -161,6 +169,24 @@ def _try_loss(loss_fn: LossFn, task: Task, labels: Any, targets: Any) -> None:
             f'{shown(targets.shape)} {targets.dtype}{after}: {type(error).__name__}: '
             f'{shown(error)}'
         ) from error
+
+
+def probe_logits(task: Task, labels: Any) -> jax.ShapeDtypeStruct:
+    """Returns the shape of the logits of a few rows, which a loss gets with these labels."""
+    has_columns = labels.ndim > 1 + len(task.element_shape)
+    width = (task.num_outputs,) if has_columns or task.num_outputs > 1 else ()
+    return jax.ShapeDtypeStruct((PROBE_ROWS, *task.element_shape, *width), np.float32)
+
+
+def _moves_pixels(augmentation: Any) -> str | None:
+    """Returns the name of a built-in augmentation that moves pixels or mixes rows, if any."""
+    steps = augmentation if isinstance(augmentation, list | tuple) else [augmentation]
+    for step in steps:
+        built_in = AUGMENTATIONS.get(step) if isinstance(step, str) else step
+        is_one = type(built_in) in set(map(type, AUGMENTATIONS.values()))
+        if step is True or (is_one and not isinstance(built_in, ColorJitter | GaussianNoise)):
+            return repr(step)
+    return None
 
 
 # Names of other values that histories and tables contain.

@@ -167,9 +167,12 @@ def make_program(
         apply, objective.loss_fn, tx, metrics,
         augment=objective.augment, remat=savings.remat,
         accumulate_steps=num_parts(feed.batch_size, config, savings),
-        layout=layout,
+        element_shape=setup.task.element_shape, layout=layout,
     )  # fmt: skip
-    eval_step = make_eval_step(apply, objective.loss_fn, eval_metrics, layout=layout)
+    eval_step = make_eval_step(
+        apply, objective.loss_fn, eval_metrics,
+        element_shape=setup.task.element_shape, layout=layout,
+    )  # fmt: skip
     return Program(
         train_step=train_step,
         metrics=metrics,
@@ -199,8 +202,11 @@ def _metrics(
     metrics: tuple[Any, ...], setup: TrainingSetup, rows: int | None, argument: str
 ) -> type[Collection]:
     task = setup.task
+    elements = None if rows is None else rows * task.num_elements
     try:
-        return make_metrics(metrics, kind=task.kind, num_outputs=task.num_outputs, capacity=rows)
+        return make_metrics(
+            metrics, kind=task.kind, num_outputs=task.num_outputs, capacity=elements
+        )
     except ConfigError as error:
         if rows is not None:
             raise

@@ -362,8 +362,11 @@ def _missing_labels(setup: TrainingSetup) -> dict[str, list[Any]]:
     for name, data in (('train', setup.train), ('val', setup.val)):
         if classes and isinstance(data, Examples):
             y = data.y[data.rows]
-            several = y.ndim == 2
-            found = y.min(0) != y.max(0) if several else np.isin(np.arange(len(classes)), y)
+            if setup.task.kind == 'multilabel':
+                y = y.reshape(-1, y.shape[-1])
+                found = y.min(0) != y.max(0)
+            else:
+                found = np.isin(np.arange(len(classes)), y)
             missing[name] = [
                 label for label, is_in in zip(classes, found, strict=True) if not is_in
             ]

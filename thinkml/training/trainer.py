@@ -150,6 +150,7 @@ class ModelTrainer:
         sample_weight: Any = None,
         augmentation: Any = None,
         groups: Any = None,
+        ignore_label: int | None = None,
         resume: Resume = False,
         progress: bool = True,
     ) -> History:
@@ -175,8 +176,9 @@ class ModelTrainer:
                 (arrays, frames, arrays on disk, a dict or tuple of them), or a source of batches,
                 see `thinkml.data.open_batches`. Columns of frames are matched by the names that the
                 model was trained on before.
-            y_train: labels (integers, text, bool, one-hot or multilabel rows) or numbers. If
-                ``X_train`` holds them: their name, or None to find them.
+            y_train: labels (integers, text, bool, one-hot or multilabel rows) or numbers, one for
+                each row, or for each element of a row, such as a token or a pixel. If ``X_train``
+                holds them: their name, or None to find them.
             X_val: validation inputs. None holds out ``config.validation_split`` of the rows.
             y_val: validation targets.
             loss_fn: a name (``'cross_entropy'``, ``'binary_cross_entropy'``, ``'focal'``,
@@ -190,11 +192,13 @@ class ModelTrainer:
                 alone.
             class_weights: a dict of a weight for each label (those left out count 1), or
                 ``'balanced'``. They count in training, not in validation.
-            sample_weight: a weight for each row.
+            sample_weight: a weight for each row, or for each element of each row.
             augmentation: True for a default that suits the inputs, a name, an object such as
                 ``MixUp(0.2)``, a function ``(key, x, y) -> (x, y)`` on a batch, or a list of these;
                 see `thinkml.core.make_augmentation`.
             groups: a group for each row. ``validation_split`` holds out whole groups.
+            ignore_label: the label of elements that count nowhere, if a row has several; None for
+                -100.
             resume: True continues from the newest checkpoint of the newest run in
                 ``checkpoint_dir``, or of the run whose directory that is, as if the training had
                 never stopped; without a checkpoint a new run begins. Needs the ``'checkpoint'``
@@ -225,6 +229,7 @@ class ModelTrainer:
             X_train=X_train, y_train=y_train, X_val=X_val, y_val=y_val,
             loss_fn=loss_fn, metrics=metrics, class_weights=class_weights,
             sample_weight=sample_weight, augmentation=augmentation, groups=groups,
+            ignore_label=ignore_label,
         )  # fmt: skip
         with open_training(model, request, self.config, self._layout, resume=resume) as opened:
             self._result = opened.result  # now, so that it is there after an interruption

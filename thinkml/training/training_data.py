@@ -50,6 +50,14 @@ class Examples(NamedTuple):
     room: int | None = None
 
 
+def rows_of_weight(examples: Examples) -> np.ndarray:
+    """Returns the rows with an element whose weight is above 0."""
+    rows, weight = examples.rows, examples.weight
+    if weight is None:
+        return rows
+    return rows[(weight[rows].reshape(len(rows), -1) > 0).any(axis=1)]
+
+
 class Stream(NamedTuple):
     """Batches from a source, and how to encode them.
 
@@ -89,6 +97,7 @@ class TrainRequest(NamedTuple):
     groups: Any = None
     rows: np.ndarray | None = None
     known: InputSpec | None = None
+    ignore_label: int | None = None
 
 
 class InputData(NamedTuple):

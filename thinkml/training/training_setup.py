@@ -24,7 +24,8 @@ from thinkml.data import (
     warn_of_other_ranges,
 )
 from thinkml.data.input_range import check_standardised
-from thinkml.errors import ModelTypeError, warn_user
+from thinkml.data.targets import IGNORE_LABEL
+from thinkml.errors import ConfigError, ModelTypeError, warn_user
 from thinkml.model_record import ArraySpec, InputSpec, Task, record_of
 from thinkml.training.config import TrainingConfig
 from thinkml.training.data_warnings import (
@@ -121,11 +122,11 @@ def make_setup(
         warn_of_other_ranges(inputs, before, 'X_train')
     check_pixels_of(model.model if isinstance(model, PartlyFrozen) else model, inputs)
     probe = probe_of(inputs, PROBE_ROWS)
-    num_outputs, output_range, gathers = outputs_of(model, probe, 'X_train')
-    task = _infer_task(data, num_outputs, request, known.task)
+    outputs, output_range, gathers = outputs_of(model, probe, 'X_train')
+    task = _infer_task(data, outputs, request, known.task)
     y = encode_targets(data.targets, task, data.labels_from)
     dtype = get_compute_dtype(config.precision)
-    footprint = check_trainable(model, probe, task.num_outputs, 'X_train', compute_dtype=dtype)
+    footprint = check_trainable(model, probe, outputs, 'X_train', compute_dtype=dtype)
     objective = make_objective(
         task, _first_rows(x) if isinstance(x, Rows) and x.in_memory else probe, y,
         loss_fn=request.loss_fn, metrics=request.metrics, augmentation=request.augmentation,
@@ -157,13 +158,19 @@ def make_setup(
 
 
 def _infer_task(
-    data: InputData, num_outputs: int, request: TrainRequest, known: Task | None
+    data: InputData, outputs: tuple[int, ...], request: TrainRequest, known: Task | None
 ) -> Task:
-    """Infers the task from the labels and the number of outputs, and checks the labels for it."""
+    """Infers the task from the labels and the outputs' shape, and checks the labels for it."""
+    ignore_label = IGNORE_LABEL if request.ignore_label is None else request.ignore_label
     task = with_advice(
-        data.advice, infer_task, data.targets, num_outputs, argument=data.labels_from,
-        decided=decides(request.loss_fn), known=known,
+        data.advice, infer_task, data.targets, outputs, argument=data.labels_from,
+        decided=decides(request.loss_fn), known=known, ignore_label=ignore_label,
     )  # fmt: skip
+    if request.ignore_label is not None and not task.element_shape:
+        raise ConfigError(
+            f'ignore_label: got {request.ignore_label} for {task.in_words}, expected None for one '
+            'target a row. Drop the rows, or give them sample_weight 0.'
+        )
     warn_of_new_classes(known, task)
     warn_of_unlabeled(data.targets, task, request)
     is_first = data.batches is not None

@@ -76,7 +76,13 @@ def num_outputs(model: Model, x: PyTree, argument: str = 'X_train') -> int:
         DataError: if the model can't take these inputs, or returns a shape other than ``(rows,)``
             or ``(rows, outputs)``.
     """
-    return outputs_of(model, x, argument).num_outputs
+    shape = outputs_of(model, x, argument).shape
+    if len(shape) > 1:
+        raise DataError(
+            f'model: it returns shape (rows, {", ".join(map(str, shape))}), expected (rows,) or '
+            '(rows, outputs). Flatten or pool the outputs.'
+        )
+    return shape[0] if shape else 1
 
 
 def last_activation(model: Model, x: PyTree, argument: str = 'X_train') -> str | None:
@@ -98,18 +104,18 @@ class Outputs(NamedTuple):
     """The properties of a model's outputs that a trace shows.
 
     Attributes:
-        num_outputs: the number of outputs per example.
+        shape: the shape of the outputs of one row.
         range: the range of the outputs.
         gathers: True if the model reads arrays at computed indices, as an embedding does.
     """
 
-    num_outputs: int
+    shape: tuple[int, ...]
     range: Range
     gathers: bool
 
 
 def outputs_of(model: Model, x: PyTree, argument: str = 'X_train') -> Outputs:
-    """Returns `num_outputs` and other properties of the outputs, from a single trace."""
+    """Returns the shape and other properties of a model's outputs, from a single trace."""
     call = _trace(model, x, argument, train=False)
     outputs = call.outputs
     if not isinstance(outputs, jax.ShapeDtypeStruct):
@@ -119,13 +125,12 @@ def outputs_of(model: Model, x: PyTree, argument: str = 'X_train') -> Outputs:
             'several: jnp.concatenate(outputs, axis=1), which a custom loss_fn splits by columns. '
             'The targets then need a column for each output.'
         )
-    if outputs.ndim not in (1, 2) or outputs.shape[0] != PROBE_ROWS:
+    if outputs.ndim == 0 or outputs.shape[0] != PROBE_ROWS:
         raise DataError(
-            f'model: it returns shape {with_rows(outputs.shape)}, expected (rows,) or (rows, '
-            'outputs). Flatten or pool the outputs.'
+            f'model: it returns shape {with_rows(outputs.shape)}, expected (rows,), (rows, '
+            'outputs) or more axes, the first of which are the rows.'
         )
-    count = outputs.shape[1] if outputs.ndim == 2 else 1
-    return Outputs(count, call.range, call.gathers)
+    return Outputs(outputs.shape[1:], call.range, call.gathers)
 
 
 class Footprint(NamedTuple):
@@ -143,7 +148,7 @@ class Footprint(NamedTuple):
 def check_trainable(
     model: Model,
     x: PyTree,
-    num_outputs: int,
+    output_shape: tuple[int, ...],
     argument: str = 'X_train',
     compute_dtype: DType | None = None,
 ) -> Footprint:
@@ -152,7 +157,7 @@ def check_trainable(
     Args:
         model: see `functionalize`.
         x: inputs; only the shape of a row and the dtype are read.
-        num_outputs: the number of outputs per example in evaluation mode, from `num_outputs`.
+        output_shape: the shape of the outputs of a row in evaluation mode, from `outputs_of`.
         argument: the name of the inputs in error messages.
         compute_dtype: see `functionalize`.
 
@@ -163,10 +168,11 @@ def check_trainable(
     """
     call = _trace(model, x, argument, train=True, compute_dtype=compute_dtype)
     shape = getattr(call.outputs, 'shape', None)
-    if shape != (PROBE_ROWS, num_outputs) and (shape, num_outputs) != ((PROBE_ROWS,), 1):
+    expected = (PROBE_ROWS, *output_shape)
+    if shape != expected and {shape, expected} != {(PROBE_ROWS,), (PROBE_ROWS, 1)}:
         raise ModelTypeError(
             f'model: it returns {with_rows(_shapes(call.outputs))} in training mode and '
-            f'{num_outputs} outputs per row in evaluation mode, expected the same.'
+            f'{with_rows(expected)} in evaluation mode, expected the same.'
         )
     before, after = _shapes(call.model_state), _shapes(call.updated_state)
     if before != after:

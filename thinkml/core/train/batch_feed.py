@@ -29,8 +29,8 @@ class DeviceData(struct.PyTreeNode):
         y: encoded labels or targets, ``[capacity, ...]``.
         rows: int32, the indices of the rows in use; only the first ``num_rows`` entries are valid.
         num_rows: int32 scalar, the number of rows in use.
-        weight: float32 ``[capacity]``, the weight of each example's loss; None if all weights are
-            1.
+        weight: float32 ``[capacity]``, the weight of each example's loss, or ``[capacity,
+            *element_shape]`` for each element's; None if all weights are 1.
         parted: the way ``x``, ``y`` and ``weight`` are sharded over several devices; None if each
             device has all of them.
     """
@@ -208,5 +208,8 @@ def take(data: DeviceData, rows: jax.Array, first: jax.Array | int) -> Batch:
     else:
         gather = functools.partial(data.parted.take, rows=rows)
     mask = (first + jnp.arange(len(rows)) < data.num_rows).astype(jnp.float32)
-    weight = mask if data.weight is None else mask * gather(data.weight)
+    weight = mask
+    if data.weight is not None:  # of rows or of elements
+        weights = gather(data.weight)
+        weight = mask.reshape(-1, *[1] * (weights.ndim - 1)) * weights
     return Batch(x=jax.tree.map(gather, data.x), y=gather(data.y), weight=weight, mask=mask)

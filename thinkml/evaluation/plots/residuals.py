@@ -97,7 +97,7 @@ def _residuals(evaluation: Evaluation) -> list[Residuals]:
     Several targets are in units of their standard deviation, around their mean.
     """
     true, predicted = (
-        values.reshape(evaluation.num_rows, -1).astype(np.float64)
+        values.reshape(len(evaluation.scored), -1).astype(np.float64)
         for values in (evaluation.scored.labels, evaluation.scored.predictions)
     )
     if true.shape[1] == 1:

@@ -1,0 +1,113 @@
+"""Evaluations of rows with a label for each element."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from sklearn import metrics as sklearn_metrics
+
+from tests.training.test_elements import CASES, SIDE, train, words
+from thinkml.errors import ConfigError
+from thinkml.evaluation import ModelEvaluator
+from thinkml.evaluation.bootstrap import Resampling
+from thinkml.evaluation.confidence_intervals import metric_intervals
+from thinkml.evaluation.evaluation_data import EvaluationData
+from thinkml.evaluation.metrics.registry import get_metric
+from thinkml.evaluation.scored_elements import draw_rows
+from thinkml.models import predict, predict_proba
+
+
+def evaluated(case, **more):
+    make, data, *_ = CASES[case]
+    model, _ = train(make, data)
+    x, y = data()
+    return model, x, y, ModelEvaluator().evaluate(model, x, y, **more)
+
+
+def test_metrics_count_the_tokens_that_are_not_ignored():
+    model, x, y, found = evaluated('tokens')
+    counts = y != -100
+    truth, predicted = y[counts], predict(model, x)[counts]
+    expected = {
+        'accuracy': sklearn_metrics.accuracy_score(truth, predicted),
+        'f1_macro': sklearn_metrics.f1_score(truth, predicted, average='macro'),
+        'log_loss': sklearn_metrics.log_loss(truth, predict_proba(model, x)[counts]),
+    }
+    for name, value in expected.items():
+        metric = ModelEvaluator().evaluate(model, x, y, metrics=[name])[name]
+        np.testing.assert_allclose(metric, value, rtol=1e-6)
+    assert found.predictions.shape == y.shape and found.num_rows == len(y)
+    assert found.confusion_matrix.sum() == counts.sum()
+    assert sum(row['support'] for row in found.per_class.values()) == counts.sum()
+
+
+def test_pixels_and_forecasts():
+    model, x, y, found = evaluated('pixels')
+    np.testing.assert_allclose(found['accuracy'], (predict(model, x) == y).mean())
+    assert found.confusion_matrix.sum() == len(y) * SIDE * SIDE
+    model, x, y, found = evaluated('forecast')
+    errors = (predict(model, x) - y).reshape(-1, 2)
+    np.testing.assert_allclose(found['mae'], np.abs(errors).mean(), rtol=1e-5)
+    r2 = sklearn_metrics.r2_score(y.reshape(-1, 2), predict(model, x).reshape(-1, 2))
+    np.testing.assert_allclose(found['r2'], r2, rtol=1e-5)
+
+
+def test_weights_slices_and_strata():
+    weight = np.random.default_rng(1).random(len(words()[0]))
+    model, x, y, found = evaluated('tokens', sample_weight=weight, slices={'first': weight > 0.5})
+    counts = y != -100
+    right, of_tokens = (predict(model, x) == y), np.broadcast_to(weight[:, None], y.shape)
+    expected = np.average(right[counts], weights=of_tokens[counts])
+    np.testing.assert_allclose(found['accuracy'], expected)
+    inside = counts & (weight > 0.5)[:, None]
+    expected = np.average(right[inside], weights=of_tokens[inside])
+    np.testing.assert_allclose(found.slices['first'].metrics['accuracy'], expected)
+    of_elements = ModelEvaluator().evaluate(model, x, y, sample_weight=of_tokens)
+    np.testing.assert_allclose(of_elements['accuracy'], found['accuracy'])
+    with pytest.raises(ConfigError, match='names the stratum of each row'):
+        ModelEvaluator().evaluate(model, x, y, stratify=True)
+
+
+def test_a_report_names_the_elements():
+    *_, found = evaluated('tokens')
+    text = str(ModelEvaluator().generate_report(found))
+    assert 'for each of 6 elements' in text
+
+
+def simulated(rng, rows=60, tokens=12):
+    """Rows in which a token is right with a probability that differs from row to row."""
+    probability = rng.beta(0.5, 0.5, rows)
+    return rng.random((rows, tokens)) < probability[:, None]
+
+
+def interval(right, by_rows):
+    labels = np.ones(right.size, np.int64)
+    data = EvaluationData('binary', 2, labels, right.reshape(-1).astype(np.int64))
+    rows = np.repeat(np.arange(len(right)), right.shape[1])
+    resampling = Resampling(num_resamples=300)
+    resampling = draw_rows(resampling, rows) if by_rows else resampling
+    return metric_intervals(data, {'accuracy': get_metric('accuracy', 'binary')}, resampling)[
+        'accuracy'
+    ]
+
+
+@pytest.mark.slow
+def test_intervals_by_rows_cover_where_those_by_elements_do_not():
+    rng, covered = np.random.default_rng(0), {True: 0, False: 0}
+    for _ in range(600):
+        right = simulated(rng)
+        for by_rows in covered:
+            low, high = interval(right, by_rows)
+            covered[by_rows] += low <= 0.5 <= high
+    assert 0.93 <= covered[True] / 600 <= 0.97
+    assert covered[False] / 600 < 0.7
+
+
+def test_a_model_that_was_not_trained_here_is_evaluated():
+    class Tagged(nnx.Module):
+        def __call__(self, x):
+            return jnp.stack([x, -x], -1)
+
+    x = np.random.default_rng(0).normal(size=(8, 5)).astype(np.float32)
+    found = ModelEvaluator().evaluate(Tagged(), x, (x < 0).astype(int))
+    assert found['accuracy'] == 1

@@ -1,0 +1,279 @@
+"""Trainings of rows with a target for each element: tokens, pixels, images and forecasts."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from thinkml.errors import ConfigError, DataError
+from thinkml.model_record import record_of
+from thinkml.models import ModelManager, predict, predict_proba
+from thinkml.training import ModelTrainer, TrainingConfig
+
+ROWS, TOKENS, WORDS, SIDE = 24, 6, 5, 8
+SETTINGS = {'epochs': 20, 'batch_size': ROWS, 'learning_rate': 0.05, 'validation_split': 0}
+
+
+class Tagger(nnx.Module):
+    def __init__(self):
+        rngs = nnx.Rngs(0)
+        self.embed = nnx.Embed(WORDS, 8, rngs=rngs)
+        self.out = nnx.Linear(8, WORDS, rngs=rngs)
+
+    def __call__(self, x):
+        return self.out(jnp.tanh(self.embed(x)).cumsum(axis=1))
+
+
+class PixelNet(nnx.Module):
+    def __init__(self, outputs):
+        self.conv = nnx.Conv(1, outputs, (3, 3), rngs=nnx.Rngs(0))
+
+    def __call__(self, x):
+        return self.conv(x)
+
+
+class Forecast(nnx.Module):
+    def __init__(self):
+        self.out = nnx.Linear(7, 4 * 2, rngs=nnx.Rngs(0))
+
+    def __call__(self, x):
+        return self.out(x).reshape(-1, 4, 2)
+
+
+def rng():
+    return np.random.default_rng(0)
+
+
+def words():
+    x = rng().integers(0, WORDS, (ROWS, TOKENS))
+    lengths = rng().integers(2, TOKENS + 1, ROWS)
+    return x, np.where(np.arange(TOKENS) < lengths[:, None], (x + 1) % WORDS, -100)
+
+
+def pictures():
+    x = rng().normal(size=(ROWS, SIDE, SIDE, 1)).astype(np.float32)
+    return x, (x[..., 0] > 0.3).astype(np.int64) + (x[..., 0] > 1)
+
+
+def series():
+    x = rng().normal(size=(ROWS, 7)).astype(np.float32)
+    return x, np.stack([x[:, :4], x[:, 3:]], axis=-1) * 0.2
+
+
+CASES = {
+    'tokens': (Tagger, words, 'multiclass', (TOKENS,)),
+    'pixels': (functools.partial(PixelNet, 3), pictures, 'multiclass', (SIDE, SIDE)),
+    'forecast': (Forecast, series, 'regression', (4,)),
+}
+
+
+def train(make, data, **more):
+    model, (x, y) = make(), data()
+    config = TrainingConfig(**SETTINGS | more.pop('settings', {}))
+    history = ModelTrainer(config).train(model, x, y, progress=False, **more)
+    return model, history
+
+
+def loss_by_hand(outputs, y, kind):
+    if kind == 'regression':
+        return jnp.mean(jnp.square(outputs - y))
+    losses = optax.softmax_cross_entropy_with_integer_labels(outputs, jnp.maximum(y, 0))
+    return jnp.sum(losses * (y >= 0)) / jnp.sum(y >= 0)
+
+
+def by_hand(make, data, kind):
+    model, (x, y) = make(), data()
+    graph, params = nnx.split(model, nnx.Param)
+    params, tx = nnx.to_pure_dict(params), optax.adam(SETTINGS['learning_rate'])
+    state, losses = tx.init(params), []
+
+    @jax.jit
+    def step(params, state):
+        loss_of = lambda params: loss_by_hand(nnx.merge(graph, params)(x), y, kind)  # noqa: E731
+        loss, grads = jax.value_and_grad(loss_of)(params)
+        updates, state = tx.update(grads, state, params)
+        return optax.apply_updates(params, updates), state, loss
+
+    for _ in range(SETTINGS['epochs']):
+        params, state, loss = step(params, state)
+        losses.append(float(loss))
+    return params, losses
+
+
+@pytest.mark.parametrize('case', CASES)
+def test_it_trains_as_a_loop_written_by_hand(case):
+    make, data, kind, element_shape = CASES[case]
+    model, history = train(make, data)
+    params, losses = by_hand(make, data, kind)
+    np.testing.assert_allclose(history['loss'], losses, atol=1e-6)
+    ours = nnx.to_pure_dict(nnx.state(model, nnx.Param))
+    jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-5), ours, params)
+    task = record_of(model).task
+    assert (task.kind, task.element_shape) == (kind, element_shape)
+
+
+@pytest.mark.parametrize('parts', [2, 4])
+def test_uneven_tokens_are_accumulated_exactly(parts):
+    whole, _ = train(Tagger, words)
+    settings = {'accumulate_steps': parts, 'batch_size': ROWS // parts}
+    in_parts, _ = train(Tagger, words, settings=settings)
+    jax.tree.map(
+        functools.partial(np.testing.assert_allclose, atol=1e-6),
+        *(nnx.to_pure_dict(nnx.state(model, nnx.Param)) for model in (in_parts, whole)),
+    )
+
+
+@pytest.mark.parametrize('case', CASES)
+def test_predictions_have_the_form_of_the_targets(case, tmp_path):
+    make, data, kind, _ = CASES[case]
+    model, _history = train(make, data)
+    x, y = data()
+    found = predict(model, x)
+    assert found.shape == y.shape
+    if kind != 'regression':
+        counts = y != -100
+        accuracy = (found == y)[counts].mean()
+        assert accuracy > 0.6
+        outputs = predict_proba(model, x)
+        np.testing.assert_allclose(outputs.sum(-1), 1)
+        assert outputs.shape[:-1] == y.shape
+    ModelManager(tmp_path).save_model(model, 'kept')
+    loaded = ModelManager(tmp_path).load_model('kept')
+    assert record_of(loaded).task == record_of(model).task
+    np.testing.assert_array_equal(predict(loaded, x), found)
+
+
+def test_the_accuracy_of_the_history_leaves_ignored_tokens_out():
+    model, history = train(Tagger, words, settings={'epochs': 1, 'learning_rate': 1e-9})
+    x, y = words()
+    right = (np.asarray(model(x)).argmax(-1) == y)[y != -100]
+    np.testing.assert_allclose(history['accuracy'], [right.mean()], rtol=1e-6)
+
+
+def test_another_label_can_be_ignored():
+    x, y = words()
+    other = np.where(y == -100, 255, y)
+    model, history = train(Tagger, lambda: (x, other), ignore_label=255)
+    _, expected = train(Tagger, words)
+    assert list(history['loss']) == list(expected['loss'])
+    assert record_of(model).task.ignore_label == 255
+
+
+def test_weights_of_elements_count_like_ignored_ones():
+    x, y = words()
+    weight, filled = (y != -100).astype(np.float32), np.where(y == -100, 0, y)
+    _, weighted = train(Tagger, lambda: (x, filled), sample_weight=weight)
+    _, ignored = train(Tagger, words)
+    np.testing.assert_allclose(weighted['loss'], ignored['loss'], rtol=1e-6)
+
+
+def test_class_weights_apply_to_elements():
+    _x, y = words()
+    labels = dict.fromkeys(range(WORDS), 1.0) | {2: 3.0}
+    _, by_class = train(Tagger, words, class_weights=labels)
+    _, by_element = train(Tagger, words, sample_weight=np.where(y == 2, 3.0, 1.0))
+    np.testing.assert_allclose(by_class['loss'], by_element['loss'], rtol=1e-6)
+    _, balanced = train(Tagger, words, class_weights='balanced')
+    assert np.isfinite(balanced['loss']).all()
+
+
+def test_validation_and_batches_of_a_source():
+    x, y = words()
+    settings = {'validation_split': 0.25, 'epochs': 2, 'batch_size': 6}
+    _, history = train(Tagger, words, settings=settings)
+    assert np.isfinite(history['val_loss']).all() and np.isfinite(history['val_accuracy']).all()
+
+    def source():
+        yield x, y
+
+    from_source = ModelTrainer(TrainingConfig(**SETTINGS)).train(Tagger(), source, progress=False)
+    _, from_arrays = train(Tagger, words)
+    np.testing.assert_allclose(from_source['loss'], from_arrays['loss'], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ('labels', 'outputs', 'kind', 'classes'),
+    [
+        (lambda y: y > 0, 1, 'binary', (False, True)),
+        (lambda y: (y > 0).astype(np.float32), 1, 'binary', (0.0, 1.0)),
+        (lambda y: y.astype(str), 3, 'multiclass', ('0', '1', '2')),
+        (lambda y: np.eye(3)[y], 3, 'multiclass', (0, 1, 2)),
+        (lambda y: np.stack([y > 0, y > 1], -1).astype(int), 2, 'multilabel', (0, 1)),
+        (lambda y: y + 0.5, 1, 'regression', None),
+    ],
+)
+def test_the_task_follows_from_the_shapes_and_values(labels, outputs, kind, classes):
+    x, y = pictures()
+    model, history = train(
+        functools.partial(PixelNet, outputs), lambda: (x, labels(y)), settings={'epochs': 2}
+    )
+    task = record_of(model).task
+    assert (task.kind, task.classes, task.element_shape) == (kind, classes, (SIDE, SIDE))
+    assert predict(model, x).shape == labels(y).shape
+    assert np.isfinite(history['loss']).all()
+
+
+def test_a_loss_for_regression_decides_for_pictures_of_zeros_and_ones():
+    x, y = pictures()
+    model, _ = train(
+        functools.partial(PixelNet, 1), lambda: (x, (y > 0).astype(np.float32)), loss_fn='mse',
+        settings={'epochs': 1},
+    )  # fmt: skip
+    assert record_of(model).task.kind == 'regression'
+
+
+@pytest.mark.parametrize(
+    ('change', 'error', 'match'),
+    [
+        (lambda x, y: (x, y[:, :-1]), DataError, r'got \(rows, 5\) int64 beside outputs \(rows, 6'),
+        (lambda x, y: (x, np.full_like(y, -100)), DataError, 'each label is -100'),
+        (lambda x, y: (x, np.where(y == -100, 77, y)), DataError, '6 different labels'),
+        (lambda x, y: (x, y + 0.5), DataError, 'expected whole numbers'),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_is_refused_with_both_shapes(change, error, match):
+    x, y = words()
+    with pytest.raises(error, match=match):
+        train(Tagger, lambda: change(x, y))
+
+
+def test_augmentations_that_move_pixels_are_refused():
+    with pytest.raises(ConfigError, match='would not move along'):
+        train(functools.partial(PixelNet, 3), pictures, augmentation=['flip'])
+
+
+def test_weights_of_another_shape_are_refused():
+    with pytest.raises(DataError, match=r'or \(24, 6\): one per element'):
+        train(Tagger, words, sample_weight=np.ones((ROWS, TOKENS - 1)))
+
+
+def test_an_unknown_label_in_a_later_batch_is_named():
+    x, y = words()
+    wrong = y.copy()
+    wrong[-1, 0] = 99
+
+    def source():
+        for first in range(0, ROWS, 6):
+            yield x[first : first + 6], wrong[first : first + 6]
+
+    with pytest.raises(
+        DataError, match=r'batch 4: got labels the model was not trained on: \[99\]'
+    ):
+        ModelTrainer(TrainingConfig(**SETTINGS)).train(Tagger(), source, progress=False)
+
+
+def test_a_killed_run_continues_with_the_same_bits(tmp_path):
+    def run(epochs, **more):
+        settings = {'epochs': epochs, 'batch_size': 6, 'callbacks': ['checkpoint']}
+        config = TrainingConfig(**SETTINGS | settings, checkpoint_dir=tmp_path)
+        model = Tagger()
+        return model, ModelTrainer(config).train(model, *words(), progress=False, **more)
+
+    run(2)
+    continued, _ = run(4, resume=True)
+    whole, _ = train(Tagger, words, settings={'epochs': 4, 'batch_size': 6})
+    jax.tree.map(np.testing.assert_array_equal, *map(nnx.state, (continued, whole)))
