@@ -108,11 +108,13 @@ def by_scikit_learn(logits, labels, kind):
         'precision': functools.partial(sk.precision_score, zero_division=0),
         'recall': functools.partial(sk.recall_score, zero_division=0),
         'f1': functools.partial(sk.f1_score, zero_division=0),
+        'iou': functools.partial(sk.jaccard_score, zero_division=0),
     }
     default = 'binary' if kind == 'binary' else 'macro'
     expected = {name: score(labels, guess, average=default) for name, score in scores.items()}
     for name, score in scores.items():
         expected |= {f'{name}_{how}': score(labels, guess, average=how) for how in AVERAGES}
+    expected |= {'mean_iou': expected['iou_macro'], 'dice': expected['f1']}
     columns = {'binary': [1], 'multiclass': range(p.shape[1]), 'multilabel': range(p.shape[1])}
     rankings = [
         (labels[:, c] if kind == 'multilabel' else labels == c, p[:, c]) for c in columns[kind]
@@ -130,6 +132,8 @@ def by_scikit_learn(logits, labels, kind):
             'average_precision': np.mean([sk.average_precision_score(*r) for r in rankings]),
         }
     expected['log_loss'] = log_loss(logits, labels, kind)
+    expected['perplexity'] = np.exp(expected['log_loss'])
+    expected['bits_per_token'] = expected['log_loss'] / np.log(2)
     if kind == 'multilabel':
         expected['brier'] = np.mean((p - labels) ** 2)
     else:
@@ -778,7 +782,16 @@ def test_a_metric_that_is_no_number():
 
 
 def test_every_name_can_be_made_and_says_which_way_is_better():
-    lower = {'log_loss', 'brier', 'mse', 'mae', 'rmse', *TRAINING_ONLY_METRICS}
+    lower = {
+        'log_loss',
+        'perplexity',
+        'bits_per_token',
+        'brier',
+        'mse',
+        'mae',
+        'rmse',
+        *TRAINING_ONLY_METRICS,
+    }
     for kind in ('multiclass', 'regression'):
         names = metric_names(kind, in_training=True)
         make_metrics(names, kind=kind, num_outputs=9, capacity=8)

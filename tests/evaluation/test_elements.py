@@ -52,6 +52,43 @@ def test_pixels_and_forecasts():
     np.testing.assert_allclose(found['r2'], r2, rtol=1e-5)
 
 
+def test_metrics_of_pixels_and_tokens_are_those_of_scikit_learn():
+    make, data, *_ = CASES['pixels']
+    names = ['iou', 'iou_micro', 'iou_weighted', 'mean_iou', 'dice', 'perplexity', 'bits_per_token']
+    settings = {'epochs': 3, 'learning_rate': 1e-9}
+    model, history = train(make, data, settings=settings, metrics=names)
+    x, y = data()
+    truth, predicted = y.reshape(-1), predict(model, x).reshape(-1)
+    loss = sklearn_metrics.log_loss(truth, predict_proba(model, x).reshape(-1, 3))
+
+    def jaccard(average):
+        return sklearn_metrics.jaccard_score(truth, predicted, average=average)
+
+    expected = {
+        'iou': jaccard('macro'), 'iou_micro': jaccard('micro'),
+        'iou_weighted': jaccard('weighted'), 'mean_iou': jaccard('macro'),
+        'dice': sklearn_metrics.f1_score(truth, predicted, average='macro'),
+        'perplexity': np.exp(loss), 'bits_per_token': loss / np.log(2),
+    }  # fmt: skip
+    found = ModelEvaluator().evaluate(model, x, y, metrics=names)
+    for name, value in expected.items():
+        np.testing.assert_allclose(found[name], value, rtol=1e-6)
+        np.testing.assert_allclose(history[name][-1], value, rtol=1e-5)
+        low, high = found.confidence_intervals[name]
+        assert low <= found[name] <= high
+
+
+def test_the_iou_of_a_binary_mask_is_that_of_its_class():
+    model = nnx.Conv(1, 1, (1, 1), rngs=nnx.Rngs(0))
+    x, y = CASES['pixels'][1]()
+    train(lambda: model, lambda: (x, y > 0), settings={'epochs': 2})
+    found = ModelEvaluator().evaluate(model, x, y > 0, metrics=['iou', 'mean_iou'])
+    truth, predicted = (y > 0).reshape(-1), predict(model, x).reshape(-1)
+    np.testing.assert_allclose(found['iou'], sklearn_metrics.jaccard_score(truth, predicted))
+    of_both = sklearn_metrics.jaccard_score(truth, predicted, average='macro')
+    np.testing.assert_allclose(found['mean_iou'], of_both)
+
+
 def test_weights_slices_and_strata():
     weight = np.random.default_rng(1).random(len(words()[0]))
     model, x, y, found = evaluated('tokens', sample_weight=weight, slices={'first': weight > 0.5})

@@ -117,12 +117,16 @@ def reference(name, case):
         return reference_of_numbers(name, case)
     if name in ('roc_auc', 'roc_auc_ovo', 'average_precision'):
         return reference_of_ranking(name, case)
+    if name in ('perplexity', 'bits_per_token'):
+        loss = reference_of_probabilities('log_loss', case)
+        return np.exp(loss) if name == 'perplexity' else loss / np.log(2)
     if name in ('log_loss', 'brier', 'ece', 'ece_adaptive') or name.startswith('calibration'):
         return reference_of_probabilities(name, case)
     return reference_of_predictions(name, case)
 
 
 def reference_of_predictions(name, case):
+    name = {'mean_iou': 'iou_macro', 'dice': 'f1'}.get(name, name)
     labels, predictions, weight = case.labels, case.predictions, {'sample_weight': case.weight}
     fraction, _, how = name.rpartition('_') if name.count('_') else (name, '', '')
     how = how or ('binary' if case.kind == 'binary' else 'macro')
@@ -138,8 +142,8 @@ def reference_of_predictions(name, case):
             return sk.matthews_corrcoef(labels, predictions, **weight)
         case 'kappa':
             return sk.cohen_kappa_score(labels, predictions, **weight)
-        case 'precision' | 'recall' | 'f1':
-            score = getattr(sk, f'{fraction}_score')
+        case 'precision' | 'recall' | 'f1' | 'iou':
+            score = getattr(sk, 'jaccard_score' if fraction == 'iou' else f'{fraction}_score')
             return score(labels, predictions, average=how, **weight)
     return reference_of_negatives(fraction, how, case)
 

@@ -284,7 +284,7 @@ def _infer_from_elements(
             return _task_of_columns('multilabel', targets)
         if not is_class:
             return _regression_of_elements(array, outputs, argument)
-        split = len(targets) - (targets[-1] == 1)
+        split = len(targets) - (array.shape[-1] == 1)
         element_shape, target_shape, num_outputs = targets[:split], targets[split:], 1
     else:
         raise DataError(_shapes_differ(array, outputs, argument))

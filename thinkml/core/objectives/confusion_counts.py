@@ -48,6 +48,12 @@ def f1(counts: Counts) -> Fraction:
     return Fraction(2 * counts.true_positives, counts.predicted + counts.actual)
 
 
+def iou(counts: Counts) -> Fraction:
+    """Returns the intersection over the union, Jaccard's index: ``tp / (tp + fp + fn)``."""
+    union = counts.predicted + counts.actual - counts.true_positives
+    return Fraction(counts.true_positives, union)
+
+
 def specificity(counts: Counts) -> Fraction:
     """Returns the fraction of other classes' examples not predicted: ``tn / (tn + fp)``."""
     return Fraction(_true_negatives(counts), counts.total - counts.actual)

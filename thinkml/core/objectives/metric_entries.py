@@ -1,6 +1,7 @@
 """Metric entries: the accumulator of each metric, and the function that computes its value."""
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias, get_args
 
@@ -48,7 +49,11 @@ _FRACTIONS = {
     'precision': confusion_counts.precision,
     'recall': confusion_counts.recall,
     'f1': confusion_counts.f1,
+    'dice': confusion_counts.f1,
+    'iou': confusion_counts.iou,
+    'mean_iou': confusion_counts.iou,
 }
+_FROM_LOG_LOSS = {'perplexity': jnp.exp, 'bits_per_token': lambda nats: nats / math.log(2)}
 _RANKINGS = {'roc_auc': ranking.roc_auc, 'average_precision': ranking.average_precision}
 _EXPECTED = {
     'kind': f'one of {", ".join(get_args(TaskKind))}',
@@ -150,6 +155,11 @@ def _residuals_entry(name: str, shape: Shape) -> Entry:
 
 def _mean_entry(name: str, shape: Shape) -> Entry:
     return Entry(name, mean_class(_per_example(name, shape.kind)), _compute)
+
+
+def _log_loss_entry(name: str, shape: Shape) -> Entry:
+    state = _mean_entry('log_loss', shape).state
+    return Entry('log_loss', state, lambda mean: _FROM_LOG_LOSS[name](mean.compute()))
 
 
 def _ranking_entry(name: str, shape: Shape) -> Entry:
@@ -291,6 +301,7 @@ def _ranking_value(name: str, kind: TaskKind, rows: Any) -> jax.Array:
 _COMPUTATIONS: dict[str, Callable[[str, Shape], Entry]] = {
     **dict.fromkeys((*_FRACTIONS, 'balanced_accuracy'), _counts_entry),
     **dict.fromkeys((*_PER_EXAMPLE, *_ERRORS, 'top_k_accuracy'), _mean_entry),
+    **dict.fromkeys(_FROM_LOG_LOSS, _log_loss_entry),
     **dict.fromkeys(_RANKINGS, _ranking_entry),
     **dict.fromkeys(('rmse', 'r2'), _residuals_entry),
     **dict.fromkeys(_TRAINING_METRICS, _step_entry),

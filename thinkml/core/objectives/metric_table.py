@@ -82,6 +82,7 @@ _CLASS_FRACTIONS = (
     ),
     MetricSpec(name='specificity', tasks=_CLASSIFICATION),
     MetricSpec(name='npv', tasks=_CLASSIFICATION),
+    MetricSpec(name='iou', tasks=_CLASSIFICATION, in_training=True, in_analysis=False),
 )
 _SPECS = (
     # Counts of classes.
@@ -102,6 +103,13 @@ _SPECS = (
         for spec in _CLASS_FRACTIONS
     ),
 
+    # Other names of averages, which are usual for pixels.
+    MetricSpec(
+        name='mean_iou', tasks=_CLASSIFICATION, in_training=True, in_analysis=False,
+        average='macro',
+    ),
+    MetricSpec(name='dice', tasks=_CLASSIFICATION, in_training=True, in_analysis=False),
+
     # Probabilities.
     MetricSpec(
         name='roc_auc', tasks=_CLASSIFICATION, in_training=True, is_default=True,
@@ -114,6 +122,14 @@ _SPECS = (
     MetricSpec(
         name='log_loss', tasks=_CLASSIFICATION, higher_is_better=False, in_training=True,
         is_default=True, active_learning_tasks=_CLASSES, needs_probabilities=True,
+    ),
+    MetricSpec(
+        name='perplexity', tasks=_CLASSIFICATION, higher_is_better=False, in_training=True,
+        in_analysis=False, needs_probabilities=True,
+    ),
+    MetricSpec(
+        name='bits_per_token', tasks=_CLASSIFICATION, higher_is_better=False, in_training=True,
+        in_analysis=False, needs_probabilities=True,
     ),
     MetricSpec(
         name='brier', tasks=_CLASSIFICATION, higher_is_better=False, in_training=True,

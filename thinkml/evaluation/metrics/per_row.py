@@ -62,6 +62,17 @@ def log_loss_rows(data: EvaluationData) -> np.ndarray:
     return -np.log(np.clip(true, eps, 1 - eps), dtype=np.float64).mean(axis=1)
 
 
+def bits_rows(data: EvaluationData) -> np.ndarray:
+    """Returns ``-log2 p`` of the true label of each row, ``(n,)``."""
+    return data.part(log_loss_rows) / np.log(2)
+
+
+def perplexity(rows: Array, weight: Array) -> Array:
+    """Returns ``exp`` of the mean loss: so many equally likely labels would be as uncertain."""
+    mean = mean_of_rows(rows, weight)
+    return mean.__array_namespace__().exp(mean)
+
+
 def brier_rows(data: EvaluationData) -> np.ndarray:
     """Returns the squared error of the probabilities.
 

@@ -90,6 +90,9 @@ _FRACTIONS = {
     'f1': ('neither examples nor predictions of', confusion_counts.f1),
     'specificity': ('no other examples than of', confusion_counts.specificity),
     'npv': ('no other predictions than of', confusion_counts.npv),
+    'dice': ('neither examples nor predictions of', confusion_counts.f1),
+    'iou': ('neither examples nor predictions of', confusion_counts.iou),
+    'mean_iou': ('neither examples nor predictions of', confusion_counts.iou),
 }
 
 
@@ -137,7 +140,7 @@ def _fraction(spec: MetricSpec, kind: TaskKind) -> _Computation:
         ratios = confusion_counts.ratio(*in_resample)
         return confusion_counts.ratio((ratios * counted).sum(), counted.sum())
 
-    is_proportion = spec.base_name != 'f1' and (
+    is_proportion = spec.base_name not in ('f1', 'dice', 'iou', 'mean_iou') and (
         (how == 'micro' and kind != 'multilabel') or (how is None and kind == 'binary')
     )
     is_mean_of_labels = kind == 'multilabel' and how in (None, 'macro')
@@ -256,6 +259,8 @@ _COMPUTATIONS = {
         undefined=_without_positives,
     ),
     'log_loss': _Computation(part=per_row.log_loss_rows, value=mean_of_rows),
+    'perplexity': _Computation(part=per_row.log_loss_rows, value=per_row.perplexity),
+    'bits_per_token': _Computation(part=per_row.bits_rows, value=mean_of_rows),
     'brier': _Computation(part=per_row.brier_rows, value=mean_of_rows),
     'ece': _Computation(
         part=calibration.even_bins, value=calibration.calibration_error, is_biased=True
