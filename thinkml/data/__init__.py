@@ -47,3 +47,4 @@ from thinkml.data.targets import infer_task as infer_task
 from thinkml.data.targets import log_probabilities as log_probabilities
 from thinkml.data.targets import probabilities as probabilities
 from thinkml.data.targets import unlabeled as unlabeled
+from thinkml.data.tokens import token_windows as token_windows

@@ -1,0 +1,55 @@
+"""Trainings on tokens give the curve of one device on any number of devices."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from thinkml.models import predict
+from thinkml.training import DistributedTrainer, ModelTrainer, TrainingConfig
+
+ROWS, TOKENS, WORDS = 61, 6, 8  # rows that no number of devices divides
+SETTINGS = {'epochs': 3, 'batch_size': 16, 'learning_rate': 0.05, 'optimizer': 'momentum'}
+RNG = np.random.default_rng(0)
+X = RNG.integers(0, WORDS, (ROWS, TOKENS))
+# Rows of very different numbers of tokens that count, some of none.
+Y = np.where(np.arange(TOKENS) < RNG.integers(0, TOKENS + 1, ROWS)[:, None], X * 3 % WORDS, -100)
+
+
+class Tagger(nnx.Module):
+    def __init__(self):
+        rngs = nnx.Rngs(0)
+        self.embed = nnx.Embed(WORDS, 128, rngs=rngs)
+        self.out = nnx.Linear(128, WORDS, rngs=rngs)
+
+    def __call__(self, x):
+        return self.out(jnp.tanh(self.embed(x)).cumsum(axis=1))
+
+
+def trained(trainer):
+    model = Tagger()
+    history = trainer.train(
+        model, X, Y, X, Y, metrics=['f1', 'perplexity'], class_weights={0: 3.0}, progress=False
+    )
+    return dict(history), nnx.to_pure_dict(nnx.state(model, nnx.Param)), predict(model, X)
+
+
+@pytest.mark.parametrize(
+    ('strategy', 'devices', 'parts', 'num_bytes'),
+    [
+        ('mirrored', 2, 1, None), ('mirrored', 8, 2, None), ('fsdp', 4, 1, None),
+        ('mirrored', 4, 1, 1000), ('mirrored', 2, 1, 100),
+    ],
+    ids=['mirrored', 'accumulated', 'fsdp', 'sharded', 'streamed'],
+)  # fmt: skip
+def test_the_curve_of_tokens_does_not_depend_on_the_devices(strategy, devices, parts, num_bytes):
+    settings = {'accumulate_steps': parts, 'batch_size': 16 // parts}
+    config = TrainingConfig(**SETTINGS | settings, device_data_bytes=num_bytes)
+    trainer = DistributedTrainer(config, strategy=strategy, num_gpus=devices)
+    history, params, predictions = trained(trainer)
+    expected = trained(ModelTrainer(TrainingConfig(**SETTINGS | settings)))
+    for name, values in expected[0].items():
+        np.testing.assert_allclose(history[name], values, atol=1e-5, err_msg=name)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), params, expected[1])
+    np.testing.assert_array_equal(predictions, expected[2])
