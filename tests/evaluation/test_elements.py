@@ -107,8 +107,15 @@ def test_weights_slices_and_strata():
 
 def test_a_report_names_the_elements():
     *_, found = evaluated('tokens')
-    text = str(ModelEvaluator().generate_report(found))
+    report = ModelEvaluator().generate_report(found)
+    text = str(report)
     assert 'for each of 6 elements' in text
+    assert 'resamples of rows with all their elements' in text
+    errors = report.to_dict()['errors']['rows']
+    for error in errors:
+        place = error['row'], int(error['element'])
+        assert str(found.labels[place]) == error['true'] != error['predicted']
+        assert str(found.predictions[place]) == error['predicted']
 
 
 def simulated(rng, rows=60, tokens=12):

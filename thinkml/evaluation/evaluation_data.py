@@ -24,6 +24,8 @@ class EvaluationData:
         probabilities: ``(n, 2)``, ``(n, classes)`` or ``(n, k)``; None for regression.
         outputs: the model's raw outputs, ``(n, ...)``; None for a model that only predicts.
         weight: the weight of each example, float64 ``(n,)``; None if all weights are 1.
+        positions: ``(n,)``, if examples are elements of rows: their positions among all elements of
+            all rows; None if each row is an example.
         custom: the values of custom metrics for each example, ``(n,)``, by name.
     """
 
@@ -34,6 +36,7 @@ class EvaluationData:
     probabilities: np.ndarray | None = None
     outputs: np.ndarray | None = None
     weight: np.ndarray | None = None
+    positions: np.ndarray | None = None
     custom: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
     _parts: dict[Callable[..., Any], Any] = dataclasses.field(default_factory=dict, init=False)
 
@@ -61,7 +64,7 @@ class EvaluationData:
         """Returns some of the rows, by index or as a mask."""
         chosen = {
             name: None if getattr(self, name) is None else getattr(self, name)[rows]
-            for name in ('labels', 'predictions', 'probabilities', 'outputs', 'weight')
+            for name in ('labels', 'predictions', 'probabilities', 'outputs', 'weight', 'positions')
         }
         custom = {name: values[rows] for name, values in self.custom.items()}
         return dataclasses.replace(self, **chosen, custom=custom)

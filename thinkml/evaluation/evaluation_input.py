@@ -74,6 +74,7 @@ def make_evaluation_data(
     else:
         encoded_predictions = encode_targets(predictions, task, argument='predictions')
     num_classes = task.num_outputs if task.classes is None else len(task.classes)
+    positions = None
     if task.element_shape:
         positions = counted_elements(encoded, task)
 
@@ -90,6 +91,7 @@ def make_evaluation_data(
         predictions=encoded_predictions,
         probabilities=probabilities,
         outputs=outputs,
+        positions=positions,
     )
 
 

@@ -38,6 +38,7 @@ def describe_evaluation(evaluation: Evaluation, name: str | None = None) -> dict
             'classes': classes,
             'num_outputs': task.num_outputs,
             'num_rows': evaluation.num_rows,
+            'num_elements': len(evaluation.scored),
             'is_weighted': evaluation.scored.weight is not None,
             'confidence': resampling.confidence,
             'metrics': evaluation.metrics,
@@ -116,7 +117,12 @@ def _interval_notes(evaluation: Evaluation) -> list[str]:
     resampling = evaluation.resampling
     if resampling.confidence is None:
         return []
-    units = 'rows' if resampling.groups is None else 'groups of rows'
+    groups, positions = resampling.groups, evaluation.scored.positions
+    units = 'rows' if groups is None else 'groups of rows'
+    if groups is not None and positions is not None:
+        rows = positions // evaluation.task.num_elements
+        is_grouped = len(np.unique(groups)) < len(np.unique(rows))
+        units = f'{"groups of " if is_grouped else ""}rows with all their elements'
     stratified = '' if resampling.strata is None else ', with the size of each stratum kept'
     is_simple = resampling.groups is resampling.strata is evaluation.scored.weight is None
     has_proportions = is_simple and any(

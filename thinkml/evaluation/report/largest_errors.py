@@ -20,12 +20,23 @@ def errors(evaluation: Evaluation) -> dict[str, Any]:
     several targets, residuals are compared in units of their target's RMSE.
     """
     data = evaluation.scored
-    if data.kind == 'regression':
-        return _residuals(data)
     classes = [str(label) for label in evaluation.task.classes or ()]
-    if data.kind == 'multilabel':
-        return _wrong_labels(data, classes)
-    return _wrong_classes(data, classes)
+    if data.kind == 'regression':
+        found = _residuals(data)
+    elif data.kind == 'multilabel':
+        found = _wrong_labels(data, classes)
+    else:
+        found = _wrong_classes(data, classes)
+    if data.positions is None:
+        return found
+    rows = [_place(row, data.positions, evaluation.task.element_shape) for row in found['rows']]
+    return found | {'rows': rows}
+
+
+def _place(error: dict[str, Any], positions: np.ndarray, shape: tuple[int, ...]) -> dict[str, Any]:
+    """Returns an error with its row, and with the index of its element within the row."""
+    row, *element = np.unravel_index(positions[error['row']], (positions.max() + 1, *shape))
+    return error | {'row': int(row), 'element': ', '.join(map(str, element))}
 
 
 def _wrong_classes(data: EvaluationData, classes: list[str]) -> dict[str, Any]:

@@ -168,10 +168,11 @@ def _errors(content: Content) -> Section:
     found, task = content['errors'], content['task']
     if task == 'regression':
         return _residuals(content)
-    total = f'{content["num_rows"]:,} rows'
-    if task == 'multilabel':
-        total = f'{content["num_rows"] * len(content["classes"]):,} labels of rows'
     rows = found['rows']
+    element = ('element',) if rows and 'element' in rows[0] else ()
+    total = f'{content["num_elements"]:,} {"elements" if element else "rows"}'
+    if task == 'multilabel':
+        total = f'{content["num_elements"] * len(content["classes"]):,} labels of rows'
     if not rows:
         return Section('errors', 'Errors', [f'Predicted wrong: none of {total}.'])
     has_probabilities = rows[0]['probability'] is not None
@@ -179,9 +180,10 @@ def _errors(content: Content) -> Section:
     note = f'Predicted wrong: {found["count"]:,} of {total}'
     note += f'; {shown}:' if len(rows) < found['count'] else ':'
     label = ('label',) if task == 'multilabel' else ()
-    head = ('row', *label, 'true', 'predicted', *(['probability'] if has_probabilities else []))
+    probability = ('probability',) if has_probabilities else ()
+    head = ('row', *element, *label, 'true', 'predicted', *probability)
     table = [_texts(*(_error_value(row[name]) for name in head)) for row in rows]
-    align = 'r' + 'l' * (len(label) + 2) + 'r' * has_probabilities
+    align = 'r' + 'l' * (len(element) + len(label) + 2) + 'r' * has_probabilities
     title = 'Most confident errors' if has_probabilities else 'Errors'
     return Section('errors', title, [note, Table(head, table, align)])
 
@@ -197,7 +199,8 @@ def _residuals(content: Content) -> Section:
     if not rows:
         return Section('errors', 'Residuals', ['Every row was predicted exactly.'])
     is_one = content['num_outputs'] == 1
-    head = ('row', *([] if is_one else ['target']), 'true', 'predicted', 'residual')
+    element = ('element',) if 'element' in rows[0] else ()
+    head = ('row', *element, *(() if is_one else ('target',)), 'true', 'predicted', 'residual')
     table = [_texts(*(_error_value(row[name]) for name in head)) for row in rows]
     note = 'A residual is the true value minus the predicted one.'
     if not is_one:
