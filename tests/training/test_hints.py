@@ -76,7 +76,7 @@ class Changed(nnx.Module):
         (None, {'metrics': [lambda p, t: p - t]}, r'logits \(rows, 2\) and labels \(rows,\) int32'),
         (None, {'augmentation': lambda k, x, y: (x[:3], y)}, r'expected float32\(rows, 4\)'),
         (None, {'augmentation': lambda k, x, y: (x @ x, y)}, r'batch x of float32\(rows, 4\)'),
-        (lambda x: x[:, None], {}, r'returns shape \(rows, 1, 2\), expected \(rows,\) or'),
+        (lambda x: x[:, None], {}, r'outputs \(rows, 1, 2\), expected outputs \(rows,\) or'),
         (lambda x: x.T, {}, r'returns shape \(2, rows\)'),
         (lambda x: x + jnp.ones(5), {}, r'got .*\(rows, 2\)'),
     ],

@@ -539,7 +539,7 @@ class TrainsOtherwise(nnx.Module):
     ('how', 'says'),
     [
         ('fails', 'called in training mode, it fails with RuntimeError: no training today'),
-        ('outputs', r'returns float32\[rows, 2\] in training mode and 3 outputs'),
+        ('outputs', r'returns float32\[rows, 2\] in training mode and \(rows, 3\)'),
         ('state', 'turns its state from'),
     ],
 )

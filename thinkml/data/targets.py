@@ -340,21 +340,27 @@ def _regression_of_elements(array: np.ndarray, outputs: tuple[int, ...], argumen
 
 def _shapes_differ(array: np.ndarray, outputs: tuple[int, ...], argument: str) -> str:
     """Returns an error for targets whose shape or values don't fit the outputs."""
-    sizes = ', '.join(map(str, array.shape[1:]))
-    returned = f'(rows{"".join(f", {size}" for size in outputs)})'
+    targets = array.shape[1:]
+    got = f'{argument}: got shape {array.shape}, {array.dtype}, beside outputs {_of_rows(outputs)}'
     if len(outputs) < 2:
         return (
-            f'{argument}: got shape {array.shape} beside outputs {returned}, expected one target '
-            f'for each output. Let the model return (rows, {sizes}, classes) for a class of each '
-            f'element, or (rows, {sizes}) for numbers; or flatten the targets.'
+            f'{got}, expected one target for each output. Let the model return '
+            f'{_of_rows((*targets, "classes"))} for a class of each element, or '
+            f'{_of_rows(targets)} for numbers; or flatten the targets.'
         )
-    got = f'(rows, {sizes}) {array.dtype}'
-    labels = f'(rows{"".join(f", {size}" for size in outputs[:-1])})'
+    if not targets:
+        return (
+            f'{got}, expected outputs (rows,) or (rows, outputs) for one target a row. Flatten or '
+            'pool the outputs.'
+        )
     return (
-        f'{argument}: got {got} beside outputs {returned}, expected whole numbers, bools or text '
-        f'{labels} for a class of each element, or numbers {returned} for regression. Reshape one '
-        'of them.'
+        f'{got}, expected whole numbers, bools or text {_of_rows(outputs[:-1])} for a class of '
+        f'each element, or numbers {_of_rows(outputs)} for regression. Reshape one of them.'
     )
+
+
+def _of_rows(shape: tuple[Any, ...]) -> str:
+    return f'(rows{"".join(f", {size}" for size in shape) or ","})'
 
 
 def _regression_task(
