@@ -577,3 +577,54 @@ def test_what_a_function_returns_is_checked_before_anything_compiles(own, words,
 
     jax.random.key(0)  # the key of the trace, made once
     assert count_compiles(attempt) == 0
+
+
+# --- targets of pixels ------------------------------------------------------------------------
+
+CLASSES = RNG.integers(0, 4, size=(64, 12, 10)).astype(np.int32)
+
+
+def with_classes(spec, x, y=CLASSES, kind='multiclass'):
+    return apply(make_augmentation(spec, x, kind, 4, y.shape[1:3]), x, y)
+
+
+@pytest.mark.parametrize('spec', ['flip', 'vertical_flip', 'crop', ['flip', 'crop']])
+def test_classes_of_pixels_move_with_them_and_are_ignored_outside(spec):
+    images, classes = with_classes(spec, CLASSES[..., None] + 1)  # the pixels are the classes
+    np.testing.assert_array_equal(images[..., 0] - 1, classes)
+    assert not np.array_equal(classes, CLASSES)
+    assert np.any(classes == -1) == (spec not in ('flip', 'vertical_flip'))
+
+
+def test_rotated_classes_are_those_of_the_nearest_pixels():
+    _, classes = with_classes('rotate', IMAGES)
+    angles = RandomRotation()._angles(jax.random.fold_in(KEY, 0), 64)
+    same = [
+        np.mean(
+            ndimage.rotate(y + 1, np.rad2deg(angle), order=0, reshape=False, mode='grid-constant')
+            - 1
+            == moved
+        )
+        for y, angle, moved in zip(CLASSES, angles, classes, strict=True)
+    ]
+    assert set(np.unique(classes)) <= {-1, 0, 1, 2, 3}
+    assert np.mean(same) > 0.98, np.mean(same)
+
+
+def test_numbers_of_pixels_are_interpolated_as_the_pixels_are():
+    targets = IMAGES[..., :2] * 3
+    images, moved = with_classes('rotate', IMAGES, targets, 'regression')
+    np.testing.assert_allclose(moved, images[..., :2] * 3, rtol=1e-5, atol=1e-6)
+
+
+def test_labels_of_multilabel_pixels_stay_labels():
+    targets = (IMAGES > 0.5).astype(np.float32)
+    _, moved = with_classes(['rotate', 'flip'], IMAGES, targets, 'multilabel')
+    assert set(np.unique(moved)) == {0, 1}
+
+
+def test_colours_and_boxes_leave_classes_where_they_are():
+    for spec in ('color', 'cutout', 'noise'):
+        images, classes = with_classes(spec, IMAGES)
+        np.testing.assert_array_equal(classes, CLASSES)
+        assert not np.array_equal(images, IMAGES)

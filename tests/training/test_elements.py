@@ -241,9 +241,35 @@ def test_what_does_not_fit_is_refused_with_both_shapes(change, error, match):
         train(Tagger, lambda: change(x, y))
 
 
-def test_augmentations_that_move_pixels_are_refused():
-    with pytest.raises(ConfigError, match='would not move along'):
-        train(functools.partial(PixelNet, 3), pictures, augmentation=['flip'])
+@pytest.mark.parametrize('augmentation', [['flip', 'vertical_flip'], ['crop'], ['rotate']])
+@pytest.mark.parametrize('parts', [1, 2])
+def test_targets_move_along_with_the_pixels(augmentation, parts):
+    settings = {'epochs': 60, 'accumulate_steps': parts, 'batch_size': ROWS // parts}
+    model = nnx.Conv(1, 3, (1, 1), rngs=nnx.Rngs(0))  # it sees one pixel
+    _, y = pictures()
+    _, history = train(
+        lambda: model, lambda: (y[..., None].astype(np.float32), y),
+        augmentation=augmentation, settings=settings,
+    )  # fmt: skip
+    # Interpolated pixels have other values than their labels.
+    assert history['accuracy'][-1] > (0.6 if augmentation == ['rotate'] else 0.97)
+
+
+def test_augmentations_that_mix_rows_are_refused():
+    with pytest.raises(ConfigError, match='expected one a row, which can be mixed'):
+        train(functools.partial(PixelNet, 3), pictures, augmentation=['mixup'])
+    with pytest.raises(ConfigError, match='targets for 4 elements beside images of 8x8'):
+        x, _ = pictures()
+        net = nnx.Linear(SIDE * SIDE, 8, rngs=nnx.Rngs(0))
+
+        class Four(nnx.Module):
+            def __init__(self):
+                self.net = net
+
+            def __call__(self, x):
+                return self.net(x.reshape(len(x), -1)).reshape(-1, 4, 2)
+
+        train(Four, lambda: (x, np.zeros((ROWS, 4), int) + np.arange(4) % 2), augmentation='flip')
 
 
 def test_weights_of_another_shape_are_refused():

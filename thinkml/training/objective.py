@@ -9,9 +9,6 @@ import jax
 import numpy as np
 
 from thinkml.core import (
-    AUGMENTATIONS,
-    ColorJitter,
-    GaussianNoise,
     check_augmentation,
     check_metric,
     get_loss,
@@ -80,15 +77,10 @@ def make_objective(
     """
     recorded = _check_metrics(metrics, task)
     of_training = [metric for metric in recorded if metric in TRAINING_ONLY_METRICS]
-    augment = make_augmentation(augmentation, x, task.kind, task.num_outputs)
+    augment = make_augmentation(augmentation, x, task.kind, task.num_outputs, task.element_shape)
     labels = jax.ShapeDtypeStruct((PROBE_ROWS, *y.shape[1:]), y.dtype)
     augmented = labels if augment is None else _check_augmentation(augment, x, labels)
     chosen = _choose_loss(loss_fn, task)
-    if task.element_shape and (name := _moves_pixels(augmentation)):
-        raise ConfigError(
-            f'augmentation: got {name} beside a label for each element, which would not move '
-            'along. Pass a function (key, x, y) -> (x, y) that changes both.'
-        )
     if augmented.shape != labels.shape and decides(loss_fn) == 'classification':
         raise ConfigError(
             f'loss_fn: got {_loss_name(loss_fn, task)!r} beside an augmentation that mixes '
@@ -176,17 +168,6 @@ def probe_logits(task: Task, labels: Any) -> jax.ShapeDtypeStruct:
     has_columns = labels.ndim > 1 + len(task.element_shape)
     width = (task.num_outputs,) if has_columns or task.num_outputs > 1 else ()
     return jax.ShapeDtypeStruct((PROBE_ROWS, *task.element_shape, *width), np.float32)
-
-
-def _moves_pixels(augmentation: Any) -> str | None:
-    """Returns the name of a built-in augmentation that moves pixels or mixes rows, if any."""
-    steps = augmentation if isinstance(augmentation, list | tuple) else [augmentation]
-    for step in steps:
-        built_in = AUGMENTATIONS.get(step) if isinstance(step, str) else step
-        is_one = type(built_in) in set(map(type, AUGMENTATIONS.values()))
-        if step is True or (is_one and not isinstance(built_in, ColorJitter | GaussianNoise)):
-            return repr(step)
-    return None
 
 
 # Names of other values that histories and tables contain.

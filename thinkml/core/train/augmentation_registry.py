@@ -21,6 +21,7 @@ from thinkml.core.train.augmentations import (
     RandomCrop,
     RandomFlip,
     RandomRotation,
+    WithTargets,
 )
 from thinkml.errors import ConfigError, problems, unknown_name, warn_user
 from thinkml.model_record import TaskKind
@@ -41,10 +42,15 @@ AUGMENTATIONS: dict[str, Augment] = {
 _FOR_IMAGES = (RandomFlip, RandomCrop, RandomRotation, ColorJitter, Cutout, CutMix)
 _USING_VALUES = (RandomRotation, ColorJitter, MixUp, GaussianNoise)  # they compute with x
 _MIXING = (MixUp, CutMix)
+_MOVING = (RandomFlip, RandomCrop, RandomRotation)
 
 
 def make_augmentation(
-    spec: object, x: PyTree, task_kind: TaskKind, num_outputs: int
+    spec: object,
+    x: PyTree,
+    task_kind: TaskKind,
+    num_outputs: int,
+    element_shape: tuple[int, ...] = (),
 ) -> Augment | None:
     """Returns the requested ``augment(key, x, y) -> (x, y)``, or None for no augmentation.
 
@@ -66,6 +72,8 @@ def make_augmentation(
             checks the range of values.
         task_kind: ``'binary'``, ``'multiclass'``, ``'multilabel'`` or ``'regression'``.
         num_outputs: the number of values the model returns per example.
+        element_shape: the axes of a row that have a target each. Flips, crops and rotations move
+            the targets of pixels along.
 
     Raises:
         ConfigError: for an unknown name, and for an augmentation that does not fit the inputs or
@@ -86,7 +94,7 @@ def make_augmentation(
     found = [
         f'{type(step).__name__}: {problem}'
         for step in steps
-        if (problem := _step_problem(step, x, task_kind)) is not None
+        if (problem := _step_problem(step, x, task_kind, element_shape)) is not None
     ]
     mixing = [index for index, step in enumerate(steps) if isinstance(step, _MIXING)]
     if len(mixing) > 1:
@@ -100,6 +108,11 @@ def make_augmentation(
         )
     if mixing and task_kind in ('binary', 'multiclass'):
         steps.insert(mixing[0], _SoftLabels(num_outputs))
+    if element_shape:
+        are_numbers = task_kind == 'regression'
+        steps = [
+            WithTargets(step, are_numbers) if isinstance(step, _MOVING) else step for step in steps
+        ]
     return _Sequence(tuple(steps)) if steps else None
 
 
@@ -179,7 +192,9 @@ def _default_steps(x: PyTree) -> list[Augment]:
     return []
 
 
-def _step_problem(step: Augment, x: PyTree, task_kind: TaskKind) -> str | None:
+def _step_problem(
+    step: Augment, x: PyTree, task_kind: TaskKind, element_shape: tuple[int, ...]
+) -> str | None:
     """Returns why a ThinkML step does not fit the inputs or the task; None if it does."""
     if not isinstance(step, (*_FOR_IMAGES, *_USING_VALUES)):
         return None
@@ -193,6 +208,13 @@ def _step_problem(step: Augment, x: PyTree, task_kind: TaskKind) -> str | None:
         return (
             f'got inputs of {x.dtype}, expected floats or images from 0 to 255: it computes with '
             'the values. Pass X.astype(np.float32) if they are quantities.'
+        )
+    if element_shape and isinstance(step, _MIXING):
+        return 'got a target for each element of a row, expected one a row, which can be mixed.'
+    if element_shape and isinstance(step, _MOVING) and element_shape != x.shape[1:3]:
+        return (
+            f'got targets for {_by(element_shape)} elements beside images of {_by(x.shape[1:3])}, '
+            'expected a target for each pixel, which moves along.'
         )
     if isinstance(step, CutMix) and task_kind == 'regression':
         return 'got a regression, expected classes to mix. Use MixUp.'

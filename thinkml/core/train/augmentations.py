@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
+from thinkml.core.objectives.elements import IGNORED
 from thinkml.errors import ConfigError, is_number, is_whole, problems, unknown_name
 from thinkml.typing import PyTree
 
@@ -151,9 +152,46 @@ class RandomRotation:
             )
 
     def __call__(self, key: jax.Array, x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
+        rotated = jax.vmap(_rotate)(_as_floats(x), self._angles(key, len(x)))
+        return _in_dtype(rotated, x.dtype), y
+
+    def nearest(self, key: jax.Array, x: jax.Array) -> jax.Array:
+        """Returns rotated images whose values are those of the nearest pixels, such as labels."""
+        return jax.vmap(_rotate_to_nearest)(x, self._angles(key, len(x)))
+
+    def _angles(self, key: jax.Array, count: int) -> jax.Array:
         largest = np.deg2rad(self.degrees)
-        angles = jax.random.uniform(key, (len(x),), minval=-largest, maxval=largest)
-        return _in_dtype(jax.vmap(_rotate)(_as_floats(x), angles), x.dtype), y
+        return jax.random.uniform(key, (count,), minval=-largest, maxval=largest)
+
+
+@dataclasses.dataclass(frozen=True)
+class WithTargets:
+    """A flip, crop or rotation of images that moves the targets of their pixels along.
+
+    The targets get the draws of the images. Class indices from outside an image are ignored;
+    numbers and the labels of multilabel tasks are 0 there.
+
+    Args:
+        step: the augmentation of the images.
+        are_numbers: True if the targets are numbers, which are interpolated as pixels are. Labels
+            are those of the nearest pixels.
+    """
+
+    step: RandomFlip | RandomCrop | RandomRotation
+    are_numbers: bool = False
+
+    def __call__(self, key: jax.Array, x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
+        images, _ = self.step(key, x, y)
+        targets = y.reshape(*y.shape[:3], -1)
+        are_indices = jnp.issubdtype(y.dtype, jnp.integer)
+        # Outside of an image is 0, which becomes the label of pixels that are ignored.
+        targets = targets - IGNORED if are_indices else targets
+        if isinstance(self.step, RandomRotation) and not self.are_numbers:
+            moved = self.step.nearest(key, targets)
+        else:
+            moved, _ = self.step(key, targets, y)
+        moved = moved + IGNORED if are_indices else moved
+        return images, moved.reshape(y.shape)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -422,11 +460,7 @@ def _pixels(setting: int | None, side: int, divisor: int) -> int:
 def _rotate(image: jax.Array, angle: jax.Array) -> jax.Array:
     """Rotates ``[height, width, channels]`` counter-clockwise by radians, padded with zeros."""
     height, width, _ = image.shape
-    center_row, center_column = (height - 1) / 2, (width - 1) / 2
-    down, right = jnp.arange(height)[:, None] - center_row, jnp.arange(width) - center_column
-    # The position in the image that each pixel of the result is read from.
-    row = jnp.cos(angle) * down + jnp.sin(angle) * right + center_row
-    column = jnp.cos(angle) * right - jnp.sin(angle) * down + center_column
+    row, column = _rotated_from(image.shape, angle)
 
     def corner(row: jax.Array, column: jax.Array, weight: jax.Array) -> jax.Array:
         inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
@@ -441,6 +475,24 @@ def _rotate(image: jax.Array, angle: jax.Array) -> jax.Array:
         + corner(top + 1, left, below * (1 - beside))
         + corner(top + 1, left + 1, below * beside)
     )
+
+
+def _rotate_to_nearest(image: jax.Array, angle: jax.Array) -> jax.Array:
+    """Returns `_rotate` with the nearest pixels in place of interpolated values."""
+    height, width, _ = image.shape
+    row, column = (jnp.round(at).astype(int) for at in _rotated_from(image.shape, angle))
+    inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
+    nearest = image[jnp.clip(row, 0, height - 1), jnp.clip(column, 0, width - 1)]
+    return jnp.where(inside[..., None], nearest, 0)
+
+
+def _rotated_from(shape: tuple[int, ...], angle: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Returns the row and column in an image that each pixel of a rotated one is read from."""
+    height, width, _ = shape
+    center_row, center_column = (height - 1) / 2, (width - 1) / 2
+    down, right = jnp.arange(height)[:, None] - center_row, jnp.arange(width) - center_column
+    row = jnp.cos(angle) * down + jnp.sin(angle) * right + center_row
+    return row, jnp.cos(angle) * right - jnp.sin(angle) * down + center_column
 
 
 def _boxes(

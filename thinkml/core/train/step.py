@@ -91,7 +91,8 @@ def make_train_step(
         tx: an optax transformation, see `make_optimizer`.
         metrics: a CLU collection class, see `make_metrics`. The metrics use the labels from before
             the augmentation.
-        augment: a function ``(key, x, y) -> (x, y)``, applied to each part of the batch.
+        augment: a function ``(key, x, y) -> (x, y)``, applied to each part of the batch; to all of
+            it if rows have elements.
         accumulate_steps: the number of parts that the batch is computed in, one after another. It
             must divide the batch's length. Only one part's activations are in memory at a time, and
             BatchNorm sees one part at a time. A part that is only padding changes nothing.
@@ -115,14 +116,16 @@ def make_train_step(
     forward = gathered_at_use(forward, layout, twice=not remat)
     forward = rematerialized(forward) if remat else forward
     loss_fn = loss_of_elements(loss_fn, element_shape)
+    # Moved targets change which elements count, so they are moved before the weights are summed.
+    augment_rows, augment_part = (augment, None) if element_shape else (None, augment)
 
     def gradients(
         params: PyTree, model_state: PyTree, batch: Batch, totals: Totals, key: jax.Array
     ):
         """Returns ``batch``'s part of the loss, its gradients, and the outputs of its forward."""
         x, y = batch.x, batch.y
-        if augment is not None:
-            x, y = augment(jax.random.fold_in(key, _AUGMENT), x, y)
+        if augment_part is not None:
+            x, y = augment_part(jax.random.fold_in(key, _AUGMENT), x, y)
 
         def partial_loss(params):
             outputs, new_state = forward(params, model_state, x, key)
@@ -171,6 +174,9 @@ def make_train_step(
         key = jax.random.fold_in(state.key, state.step)
         # Each device computes the weights of all rows, so that their sum needs no exchange.
         weight, mask = replicate(layout, (batch.weight, batch.mask))
+        if augment_rows is not None:
+            x, y = augment_rows(jax.random.fold_in(key, _AUGMENT), batch.x, batch.y)
+            batch = batch._replace(x=x, y=y)
         batch = _with_element_weights(batch._replace(weight=weight, mask=mask), element_shape)
         totals = _totals(batch.weight)
         if accumulate_steps == 1:
