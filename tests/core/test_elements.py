@@ -152,6 +152,51 @@ def test_custom_losses_return_values_of_elements_of_rows_or_one(loss, parts):
     assert_same(trained(x, y, loss=loss, accumulate_steps=parts), by_hand(x, y, expected))
 
 
+def dice_by_numpy(p, y, counts, smooth):
+    """Returns the loss of each row, from probabilities and truth ``[rows, elements, classes]``."""
+    losses = []
+    for row, is_counted in enumerate(counts):
+        predicted, truth = p[row][is_counted], y[row][is_counted]
+        both = 2 * (predicted * truth).sum(0) + smooth
+        losses.append(1 - (both / (predicted.sum(0) + truth.sum(0) + smooth)).mean())
+    return losses
+
+
+@pytest.mark.parametrize('smooth', [1.0, 0.1])
+def test_dice_is_its_formula(smooth):
+    _, y = tagged()
+    logits = jax.random.normal(jax.random.key(0), (ROWS, TOKENS, WORDS))
+    counts = np.asarray(y) >= 0
+    of_classes = dice_by_numpy(jax.nn.softmax(logits), np.eye(WORDS)[np.asarray(y)], counts, smooth)
+    loss = core.get_loss(core.Dice(smooth), (TOKENS,))
+    np.testing.assert_allclose(loss(logits, y), of_classes, rtol=1e-5)
+    bits = jnp.where(y >= 0, y % 2, -1)
+    of_mask = dice_by_numpy(
+        jax.nn.sigmoid(logits[..., :1]), np.asarray(bits)[..., None], counts, smooth
+    )
+    np.testing.assert_allclose(loss(logits[..., 0], bits), of_mask, rtol=1e-5)
+    labels = (logits > 0.5).astype(jnp.float32)
+    everywhere = np.ones((ROWS, TOKENS), bool)
+    of_labels = dice_by_numpy(jax.nn.sigmoid(logits), np.asarray(labels), everywhere, smooth)
+    np.testing.assert_allclose(loss(logits, labels), of_labels, rtol=1e-5)
+
+
+@pytest.mark.parametrize('parts', [1, 4])
+def test_dice_trains_on_the_mean_over_the_rows(parts):
+    x, y = tagged()
+
+    def loss_of(logits, y):
+        return core.Dice()(logits, y).mean()
+
+    assert_same(trained(x, y, loss='dice', accumulate_steps=parts), by_hand(x, y, loss_of))
+
+
+@pytest.mark.parametrize('smooth', [0, -1, 'a', None])
+def test_dice_needs_a_number_above_0(smooth):
+    with pytest.raises(ConfigError, match='smooth: got'):
+        core.Dice(smooth)
+
+
 def test_a_loss_of_another_shape_is_refused():
     x, y = tagged()
     with pytest.raises(ConfigError, match='one value per example or label'):

@@ -17,6 +17,7 @@ from thinkml.core.model.mc_dropout import WithDropout as WithDropout
 from thinkml.core.model.mixed_precision import get_compute_dtype as get_compute_dtype
 from thinkml.core.objectives.losses import BinaryCrossEntropy as BinaryCrossEntropy
 from thinkml.core.objectives.losses import CrossEntropy as CrossEntropy
+from thinkml.core.objectives.losses import Dice as Dice
 from thinkml.core.objectives.losses import Focal as Focal
 from thinkml.core.objectives.losses import Huber as Huber
 from thinkml.core.objectives.losses import get_loss as get_loss

@@ -8,6 +8,7 @@ from thinkml.core import ColorJitter as ColorJitter
 from thinkml.core import CrossEntropy as CrossEntropy
 from thinkml.core import CutMix as CutMix
 from thinkml.core import Cutout as Cutout
+from thinkml.core import Dice as Dice
 from thinkml.core import Focal as Focal
 from thinkml.core import GaussianNoise as GaussianNoise
 from thinkml.core import Huber as Huber

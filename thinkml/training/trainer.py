@@ -182,7 +182,8 @@ class ModelTrainer:
             X_val: validation inputs. None holds out ``config.validation_split`` of the rows.
             y_val: validation targets.
             loss_fn: a name (``'cross_entropy'``, ``'binary_cross_entropy'``, ``'focal'``,
-                ``'hinge'``, ``'mse'``, ``'mae'``, ``'huber'``, ``'log_cosh'``), an object such as
+                ``'hinge'``, ``'dice'``, ``'mse'``, ``'mae'``, ``'huber'``, ``'log_cosh'``), an
+                object such as
                 ``CrossEntropy(label_smoothing=0.1)``, or a function ``(logits, labels)`` that
                 returns a scalar or a value per example. None: cross-entropy for classes, mean
                 squared error for numbers.

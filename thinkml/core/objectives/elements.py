@@ -10,7 +10,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from thinkml.core.objectives.losses import LossFn, decides
+from thinkml.core.objectives.losses import Dice, LossFn, decides
 
 ElementShape = tuple[int, ...]
 
@@ -54,10 +54,10 @@ def weights_of(losses: jax.Array, weight: jax.Array) -> jax.Array:
 def loss_of_elements(loss_fn: LossFn, shape: ElementShape) -> LossFn:
     """Returns a loss from `get_loss` for rows of elements.
 
-    A loss of ThinkML is computed for each element. A custom one gets the arrays of the rows, in
-    which ignored labels are -1.
+    A loss of ThinkML is computed for each element. `Dice`, which sums over them, and custom losses
+    get the arrays of the rows, in which ignored labels are -1.
     """
-    if not shape or decides(loss_fn) is None:
+    if not shape or decides(loss_fn) is None or isinstance(loss_fn, Dice):
         return loss_fn
 
     def per_element(logits: jax.Array, labels: jax.Array) -> jax.Array:
