@@ -126,8 +126,8 @@ def print_net(net, recorded):
                 continue
             rows = facts['rows'] // facts['devices']
             exchanged = sum(b for _, b, _ in facts['training']['collectives'].values())
-            print(f'\n{TITLES[net]}, {name}, `{strategy!r}`')
-            print(f'{facts["flops"] / facts["rows"]:.3g} operations for a row, '
+            gflop = facts['flops'] / facts['rows'] / 1e9
+            print(f'\n**{TITLES[net]}, {name}, `{strategy!r}`**: {gflop:,.1f} GFLOP for a row, '
                   f'{exchanged / 1e6:,.0f} MB exchanged in a step\n')  # fmt: skip
             print(f'| devices | {rows} rows each: {times} | {NETS[net]:,} rows in all: {times} | '
                   'limit |')  # fmt: skip

@@ -8,7 +8,9 @@ import subprocess
 import sys
 
 import check
+import compiled
 import numpy as np
+import predicted_scaling
 import pytest
 from peers import goals, measure, nets_flax, sides
 from peers.by_thinkml import drawn_by_thinkml
@@ -208,3 +210,66 @@ def test_the_race_prints_its_table(tmp_path):
     written = json.loads(figures.read_text())['workloads']['w1a']
     assert set(written['leads']['thinkml']['time']) == {'scan', 'sklearn'}
     assert not written['failed']
+
+
+# --- compiled programs ------------------------------------------------------------------------
+
+KEY = 'gpt/h200:8/mirrored'
+PROGRAM = {
+    'temporaries': 10_000_000, 'in_place': 500, 'kernels': 100, 'trip_count': 8,
+    'host_transfers': 0, 'collectives': {'all-reduce': [2, 4_000_000, ['bf16']]},
+}  # fmt: skip
+
+
+def recorded(**changes):
+    return {
+        'training': PROGRAM | changes, 'evaluation': PROGRAM, 'prediction': PROGRAM,
+        'rows': 32, 'devices': 8, 'flops': 32e12,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ('changes', 'says'),
+    [
+        ({'temporaries': 12_000_000}, 'temporaries 10,000,000 -> 12,000,000'),
+        ({'in_place': 499}, 'updated in place 500 -> 499'),
+        ({'kernels': 110}, 'kernels 100 -> 110'),
+        ({'trip_count': None}, 'the loop waits for the host'),
+        ({'host_transfers': 1}, 'the loop waits for the host'),
+        (
+            {'collectives': {'all-reduce': [3, 6_000_000, []]}},
+            'all-reduce 4,000,000 -> 6,000,000 bytes',
+        ),
+        ({'collectives': {'all-gather': [1, 4_000_000, []]}}, 'all-gather 0 -> 4,000,000 bytes'),
+        ({'does_not_fit': 10}, 'does not fit any more'),
+    ],
+)
+def test_a_compiled_program_that_got_worse_is_named(changes, says):
+    (worse,) = compiled.losses(KEY, recorded(), recorded(**changes))
+    assert worse == f'{KEY}, training: {says}'
+
+
+def test_compiled_programs_may_differ_a_little():
+    little = {'temporaries': 10_400_000, 'kernels': 104, 'in_place': 600}
+    assert compiled.losses(KEY, recorded(), recorded(**little)) == []
+
+
+def test_the_recorded_programs_are_those_of_the_cases():
+    known = {'/'.join(case) for case in compiled.all_cases()}
+    assert json.loads(compiled.RECORDED.read_text()).keys() <= known
+
+
+def test_an_all_reduce_takes_as_long_as_the_formula_of_a_ring():
+    machine = predicted_scaling.MACHINES['H200']
+    link = predicted_scaling.ACCELERATORS['h200'].link_bandwidth
+    step = predicted_scaling.predicted(
+        recorded(), 8, 4, machine, predicted_scaling.ACCELERATORS['h200']
+    )
+    assert step.moving == pytest.approx(2 * 7 / 8 * 4e6 / link)
+    assert step.waiting == pytest.approx(14 * machine.turn)
+    assert step.compute == pytest.approx(4e12 / (0.4 * 989e12))
+    assert step.limit == 'computation' and step.overlapped == step.compute
+    alone = predicted_scaling.predicted(
+        recorded(), 1024, 0.001, machine, predicted_scaling.ACCELERATORS['h200']
+    )
+    assert alone.limit == 'latency'
