@@ -105,7 +105,8 @@ def lower_prediction(case: Case) -> jax.stages.Lowered:
     training = training_of(case)
     x = jax.ShapeDtypeStruct(case.x, _input_dtype(case), sharding=case.layout.rows)
     arrays = training.state.params, training.state.model_state
-    return forward._forward.lower(training.apply, case.layout, *arrays, x)
+    reduce = forward.largest_output if case.tokens else None  # as for labels of tokens
+    return forward._forward.lower(training.apply, case.layout, reduce, *arrays, x)
 
 
 def training_of(case: Case) -> Training:

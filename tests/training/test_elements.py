@@ -116,6 +116,27 @@ def test_it_trains_as_a_loop_written_by_hand(case):
     assert (task.kind, task.element_shape) == (kind, element_shape)
 
 
+def test_the_outputs_of_tokens_do_not_leave_the_device(monkeypatch):
+    model, _ = train(Tagger, words)
+    x, _ = words()
+    fetched, device_get = [], jax.device_get
+
+    def record(arrays):
+        fetched.extend(jax.tree.leaves(arrays))
+        return device_get(arrays)
+
+    monkeypatch.setattr(jax, 'device_get', record)
+    predict(model, x)
+    assert fetched and max(array.size for array in fetched) <= 32 * TOKENS
+
+
+def test_a_token_whose_outputs_are_nan_has_no_label():
+    model, _ = train(Tagger, words)
+    model.out.bias.set_value(model.out.bias.get_value().at[0].set(jnp.nan))
+    with pytest.raises(DataError, match='NaN for 24 of 24 rows, the first at row 0'):
+        predict(model, words()[0])
+
+
 @pytest.mark.parametrize('parts', [2, 4])
 def test_uneven_tokens_are_accumulated_exactly(parts):
     whole, _ = train(Tagger, words)

@@ -549,10 +549,14 @@ def log_probabilities(outputs: np.ndarray, task: Task) -> np.ndarray:
 
 
 def _check_numbers(outputs: np.ndarray) -> None:
-    unclear = np.isnan(outputs).any(axis=1)
+    _check_no_nan(np.isnan(outputs))
+
+
+def _check_no_nan(is_nan: np.ndarray) -> None:
+    unclear = is_nan.any(axis=1)
     if unclear.any():
         raise DataError(
-            f'model: it returns NaN for {unclear.sum():,} of {len(outputs):,} rows, the first at '
+            f'model: it returns NaN for {unclear.sum():,} of {len(is_nan):,} rows, the first at '
             f'row {unclear.argmax()}, expected numbers to choose a class by. {WHY_NAN}'
         )
 
@@ -581,6 +585,21 @@ def decode(outputs: np.ndarray, task: Task) -> np.ndarray:
         return (outputs > 0).astype(np.int64).reshape(shape)
     one_logit = outputs.shape[1] == 1
     indices = (outputs[:, 0] > 0).astype(np.int64) if one_logit else outputs.argmax(axis=1)
+    return _labels_of(indices, task).reshape(shape)
+
+
+def decode_indices(indices: np.ndarray, task: Task) -> np.ndarray:
+    """Returns `decode` of outputs whose largest ones have these indices; -1 stands for NaN.
+
+    Args:
+        indices: ``[rows, *element_shape]``, from `thinkml.core.model.forward.largest_output`.
+        task: a task with one class for each element, and an output for each class.
+    """
+    _check_no_nan(indices.reshape(len(indices), -1) < 0)
+    return _labels_of(indices.reshape(-1), task).reshape(len(indices), *task.row_shape)
+
+
+def _labels_of(indices: np.ndarray, task: Task) -> np.ndarray:
     if task.is_one_hot:
-        return np.eye(task.num_outputs, dtype=np.int64)[indices].reshape(shape)
-    return np.asarray(task.classes)[indices].reshape(shape)
+        return np.eye(task.num_outputs, dtype=np.int64)[indices]
+    return np.asarray(task.classes)[indices]

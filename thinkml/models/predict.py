@@ -3,7 +3,9 @@
 import numpy as np
 
 from thinkml.core import make_predict, predict_outputs
+from thinkml.core.model.forward import Reduce, largest_output
 from thinkml.data import decode, is_batches, open_batches, open_rows_of, probabilities
+from thinkml.data.targets import decode_indices
 from thinkml.errors import NotTrainedError
 from thinkml.model_record import Task, record_of
 from thinkml.typing import Inputs, Model
@@ -42,6 +44,9 @@ def predict(model: Model, X: Inputs) -> np.ndarray:
         ['no', 'yes']
     """
     task = _task_of(model)
+    if task.element_shape and task.num_outputs > 1 and task.kind in ('binary', 'multiclass'):
+        # The outputs of tokens and pixels are many times larger than their labels.
+        return decode_indices(_outputs(model, X, largest_output), task)
     return decode(_outputs(model, X), task)
 
 
@@ -64,11 +69,11 @@ def predict_proba(model: Model, X: Inputs) -> np.ndarray:
     return probabilities(_outputs(model, X), task)
 
 
-def _outputs(model: Model, X: Inputs) -> np.ndarray:
+def _outputs(model: Model, X: Inputs, reduce: Reduce | None = None) -> np.ndarray:
     if not is_batches(X):
-        return predict_outputs(model, open_rows_of(model, X, 'X'))
+        return predict_outputs(model, open_rows_of(model, X, 'X'), reduce=reduce)
     batches = open_batches(X, 'X', with_labels=False, like=record_of(model).input_spec)
-    predict = make_predict(model, batches.peek().x)
+    predict = make_predict(model, batches.peek().x, reduce=reduce)
     return np.concatenate([predict(batch.x) for batch in batches.iterate()])
 
 

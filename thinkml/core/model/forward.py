@@ -35,6 +35,9 @@ def inference_batch_size(x: PyTree) -> int:
     return int(np.clip(2 ** int(math.log2(max(1, most_rows))), _MIN_BATCH, _MAX_BATCH))
 
 
+Reduce = Callable[[jax.Array], jax.Array]
+
+
 class RowSource(Protocol):
     """Inputs that are read row by row, such as `thinkml.data.Rows`.
 
@@ -70,6 +73,7 @@ def predict_outputs(
     batch_size: int | None = None,
     devices: Sequence[Any] | None = None,
     argument: str = 'X',
+    reduce: Reduce | None = None,
 ) -> np.ndarray:
     """Returns the model's raw outputs for ``x`` in eval mode, float32 ``[rows, ...]``.
 
@@ -85,6 +89,8 @@ def predict_outputs(
             on the devices of its shards. If these belong to several processes, each process must
             call this function with the same rows.
         argument: the name of the inputs in error messages.
+        reduce: a function that makes smaller arrays of the outputs, on the device; None returns the
+            outputs.
 
     Raises:
         DataError: if the model reads rows that its tables, such as embeddings, lack.
@@ -97,7 +103,10 @@ def predict_outputs(
         >>> predict_outputs(model, np.ones((5, 4), np.float32)).shape
         (5, 2)
     """
-    return make_predict(model, x, batch_size=batch_size, devices=devices, argument=argument)(x)
+    predict = make_predict(
+        model, x, batch_size=batch_size, devices=devices, argument=argument, reduce=reduce
+    )
+    return predict(x)
 
 
 def make_predict(
@@ -107,6 +116,7 @@ def make_predict(
     batch_size: int | None = None,
     devices: Sequence[Any] | None = None,
     argument: str = 'X',
+    reduce: Reduce | None = None,
 ) -> Callable[[PyTree | RowSource], np.ndarray]:
     """Returns `predict_outputs` of a model with its current parameters, for many calls.
 
@@ -119,6 +129,7 @@ def make_predict(
         batch_size: see `predict_outputs`.
         devices: see `predict_outputs`.
         argument: see `predict_outputs`.
+        reduce: see `predict_outputs`.
 
     Raises:
         DataError: when the returned function is called, see `predict_outputs`.
@@ -138,7 +149,9 @@ def make_predict(
     if layout.num_devices == 1:
         arrays = jax.device_put(arrays, layout.local_devices[0])
     arrays = layout.put_state(arrays)
-    return functools.partial(_by_batches, functional.apply, layout, arrays, batch_size, argument)
+    return functools.partial(
+        _by_batches, functional.apply, layout, arrays, batch_size, argument, reduce
+    )
 
 
 def _by_batches(
@@ -147,6 +160,7 @@ def _by_batches(
     arrays: PyTree,
     batch_size: int | None,
     argument: str,
+    reduce: Reduce | None,
     x: PyTree | RowSource,
 ) -> np.ndarray:
     spec, take = (x.spec, x.take) if hasattr(x, 'spec') else (x, functools.partial(_take, x))
@@ -158,7 +172,7 @@ def _by_batches(
     parts = []
     for first in range(0, num_rows, batch_size):
         batch = _padded(take(np.arange(first, min(first + batch_size, num_rows))), batch_size)
-        parts.append(_forward(apply, layout, *arrays, layout.put_rows(batch)))
+        parts.append(_forward(apply, layout, reduce, *arrays, layout.put_rows(batch)))
         if len(parts) > 1:  # waits for the previous batch, so that inputs don't pile up
             parts[-2] = jax.device_get(parts[-2])
     outputs, reads = zip(*jax.device_get(parts), strict=True)
@@ -183,11 +197,24 @@ def _padded(x: PyTree, batch_size: int) -> PyTree:
     return x if num_rows == batch_size else _take(x, np.arange(batch_size) % num_rows)
 
 
-@functools.partial(Jit, static_argnums=(0, 1))
+@functools.partial(Jit, static_argnums=(0, 1, 2))
 def _forward(
-    apply: ApplyFn, layout: Layout, params: PyTree, model_state: PyTree, x: PyTree
+    apply: ApplyFn,
+    layout: Layout,
+    reduce: Reduce | None,
+    params: PyTree,
+    model_state: PyTree,
+    x: PyTree,
 ) -> tuple[jax.Array, list[Lookup]]:
     forward = functools.partial(eval_outputs, apply, layout=layout)
     with tracing_for(layout.device, layout.mesh):
         outputs, reads = with_lookups(forward, params, model_state, x)
-    return replicate(layout, (outputs.astype(jnp.float32), reads))
+    outputs = outputs.astype(jnp.float32)
+    outputs = outputs if reduce is None else reduce(outputs)
+    return replicate(layout, (outputs, reads))
+
+
+def largest_output(outputs: jax.Array) -> jax.Array:
+    """Returns the index of the largest output along the last axis, int32; -1 if one is NaN."""
+    largest = jnp.argmax(outputs, axis=-1).astype(jnp.int32)
+    return jnp.where(jnp.isnan(outputs).any(axis=-1), -1, largest)
