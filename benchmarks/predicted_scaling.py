@@ -133,6 +133,8 @@ def print_net(net, recorded):
                   'limit |')  # fmt: skip
             print('| ---: ' * 7 + '| --- |')
             for count in COUNTS:
+                if NETS[net] < count:  # not a row for each device
+                    continue
                 weak = predicted(facts, count, rows, machine, accelerator)
                 strong = predicted(facts, count, NETS[net] / count, machine, accelerator)
                 cells = [*row(weak, weak.compute), *row(strong, strong.compute), strong.limit]

@@ -234,7 +234,7 @@ def recorded(**changes):
         ({'temporaries': 12_000_000}, 'temporaries 10,000,000 -> 12,000,000'),
         ({'in_place': 499}, 'updated in place 500 -> 499'),
         ({'kernels': 110}, 'kernels 100 -> 110'),
-        ({'trip_count': None}, 'the loop waits for the host'),
+        ({'trip_count': None}, 'loop of 8 -> None iterations'),
         ({'host_transfers': 1}, 'the loop waits for the host'),
         (
             {'collectives': {'all-reduce': [3, 6_000_000, []]}},

@@ -77,6 +77,7 @@ class Device:
         (jnp.bfloat16, 60, '9.0', True, False),
         (jnp.bfloat16, 256, '9.0', True, False),
         (jnp.bfloat16, 64, '7.5', True, False),
+        (jnp.bfloat16, 64, 'gfx942', True, False),
         (jnp.bfloat16, 64, '9.0', False, False),
     ],
 )

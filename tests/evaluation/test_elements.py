@@ -7,7 +7,7 @@ from flax import nnx
 from sklearn import metrics as sklearn_metrics
 
 from tests.training.test_elements import CASES, SIDE, train, words
-from thinkml.errors import ConfigError
+from thinkml.errors import ConfigError, DataError
 from thinkml.evaluation import ModelEvaluator
 from thinkml.evaluation.bootstrap import Resampling
 from thinkml.evaluation.confidence_intervals import metric_intervals
@@ -116,6 +116,21 @@ def test_a_report_names_the_elements():
         place = error['row'], int(error['element'])
         assert str(found.labels[place]) == error['true'] != error['predicted']
         assert str(found.predictions[place]) == error['predicted']
+
+
+def test_all_elements_ignored_or_without_weight_is_an_error():
+    make, data, *_ = CASES['tokens']
+    model, _ = train(make, data, settings={'epochs': 1})
+    x, y = data()
+    with pytest.raises(DataError, match='each element is ignored'):
+        ModelEvaluator().evaluate(model, x, np.full_like(y, -100))
+    with pytest.raises(DataError, match='each element is ignored or has weight 0'):
+        ModelEvaluator().evaluate(model, x, y, sample_weight=(y == -100).astype(float))
+
+
+def test_slices_count_rows():
+    *_, y, found = evaluated('tokens', slices={'all': np.ones(len(words()[0]), bool)})
+    assert found.slices['all'].num_rows == len(y)
 
 
 def simulated(rng, rows=60, tokens=12):

@@ -9,7 +9,7 @@ import optax
 import pytest
 from flax import nnx
 
-from thinkml.errors import ConfigError, DataError
+from thinkml.errors import ConfigError, DataError, ThinkMLWarning
 from thinkml.model_record import record_of
 from thinkml.models import ModelManager, predict, predict_proba
 from thinkml.training import ModelTrainer, TrainingConfig
@@ -324,3 +324,147 @@ def test_a_killed_run_continues_with_the_same_bits(tmp_path):
     continued, _ = run(4, resume=True)
     whole, _ = train(Tagger, words, settings={'epochs': 4, 'batch_size': 6})
     jax.tree.map(np.testing.assert_array_equal, *map(nnx.state, (continued, whole)))
+
+
+# --- labels, weights and earlier tasks --------------------------------------------------------
+
+
+def retrained(model, x, y, **more):
+    trainer = ModelTrainer(TrainingConfig(**SETTINGS | {'epochs': 1}))
+    trainer.train(model, x, y, progress=False, **more)
+    return record_of(model).task
+
+
+def test_another_head_gets_a_task_of_its_own():
+    model, _ = train(Tagger, words)
+    model.out = nnx.Linear(8, 9, rngs=nnx.Rngs(1))
+    x, y = words()
+    with pytest.warns(ThinkMLWarning, match='its outputs change their meaning'):
+        task = retrained(model, x, y)
+    assert task.num_outputs == 9 and predict(model, x).shape == y.shape
+
+
+def test_another_ignored_label_holds_for_the_next_training():
+    model, _ = train(Tagger, words)
+    x, y = words()
+    task = retrained(model, x, np.where(y == -100, 0, y), ignore_label=0)
+    assert task.ignore_label == 0 and task.num_outputs == WORDS
+
+
+def test_classes_that_are_missing_later_keep_their_places():
+    model, _ = train(Tagger, words)
+    x, y = words()
+    task = retrained(model, x, np.where(y > 2, -100, y))
+    assert task == record_of(train(Tagger, words)[0]).task
+
+
+def test_labels_may_have_an_axis_of_one():
+    x, y = words()
+    model, history = train(Tagger, lambda: (x, y[..., None]))
+    _, expected = train(Tagger, words)
+    assert list(history['loss']) == list(expected['loss'])
+    assert predict(model, x).shape == (*y.shape, 1)
+
+
+def test_an_ignored_label_without_effect_is_refused():
+    x, y = series()
+    with pytest.raises(ConfigError, match='ignore_label: got -100 for regression'):
+        train(Forecast, lambda: (x, y), ignore_label=-100)
+
+
+def test_a_marker_that_is_not_ignored_is_named():
+    x, y = pictures()
+    mask = np.where(x[..., 0] > 1, 255, y > 0)
+    with pytest.warns(ThinkMLWarning, match='255 counts like the other.*pass ignore_label=255'):
+        train(functools.partial(PixelNet, 1), lambda: (x, mask), settings={'epochs': 1})
+
+
+def test_a_square_mask_with_a_diagonal_is_binary():
+    x, _ = pictures()
+    mask = np.broadcast_to(np.eye(SIDE, dtype=int), (ROWS, SIDE, SIDE))
+    model, _ = train(functools.partial(PixelNet, 1), lambda: (x, mask), settings={'epochs': 1})
+    task = record_of(model).task
+    assert (task.kind, task.element_shape) == ('binary', (SIDE, SIDE))
+
+
+@pytest.mark.parametrize('weights', ['class_weights', 'sample_weight'])
+def test_weights_of_pixels_beside_moved_pixels_are_refused(weights):
+    x, y = pictures()
+    value = {0: 2.0} if weights == 'class_weights' else np.ones(y.shape)
+    with pytest.raises(ConfigError, match='which would not move along'):
+        train(functools.partial(PixelNet, 3), pictures, augmentation='flip', **{weights: value})
+    rows = np.linspace(0.5, 1, len(x))
+    train(functools.partial(PixelNet, 3), pictures, augmentation='flip', sample_weight=rows)
+
+
+def test_validation_in_which_all_is_ignored_is_refused():
+    x, y = words()
+    with pytest.raises(DataError, match='y_val: each element is ignored'):
+        ModelTrainer(TrainingConfig(**SETTINGS)).train(
+            Tagger(), x, y, x, np.full_like(y, -100), progress=False
+        )
+
+
+@pytest.mark.parametrize('second', [(6,), (6, TOKENS)])
+def test_batches_with_weights_of_elements(second):
+    x, y = words()
+    weight = np.random.default_rng(2).random((ROWS, TOKENS))
+
+    def source():
+        yield x[:6], y[:6], weight[:6]
+        yield x[6:12], y[6:12], weight[6:12] if len(second) > 1 else np.ones(6)
+
+    model = Tagger()
+    settings = SETTINGS | {'epochs': 1, 'batch_size': 12, 'accumulate_steps': 2}
+    config = TrainingConfig(**settings | {'batch_size': 6})
+    history = ModelTrainer(config).train(model, source, progress=False)
+    of_rows = weight[:12].copy()
+    of_rows[6:] = weight[6:12] if len(second) > 1 else 1
+    other = Tagger()
+    config = TrainingConfig(**SETTINGS | {'epochs': 1, 'batch_size': 12})
+    expected = ModelTrainer(config).train(
+        other, x[:12], y[:12], sample_weight=of_rows, progress=False
+    )
+    np.testing.assert_allclose(history['loss'], expected['loss'], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ('weights', 'match'),
+    [
+        ([(6,), (6, TOKENS)], 'batch 2: got weights of elements'),
+        ([(6, 3)], r'got shape \(6, 3\), expected \(6,\)'),
+    ],
+)
+def test_batches_whose_weights_do_not_fit_are_refused(weights, match):
+    x, y = words()
+
+    def source():
+        for index, shape in enumerate(weights):
+            rows = slice(6 * index, 6 * index + 6)
+            yield x[rows], y[rows], np.ones(shape)
+
+    with pytest.raises(DataError, match=match):
+        ModelTrainer(TrainingConfig(**SETTINGS)).train(Tagger(), source, progress=False)
+
+
+def test_batches_of_one_target_a_row_have_no_weights_of_elements():
+    def source():
+        yield np.ones((6, 4), np.float32), np.ones((6, 3), np.float32), np.ones((6, 3))
+
+    net = nnx.Linear(4, 3, rngs=nnx.Rngs(0))
+    with pytest.raises(DataError, match=r'got weights of shape \(6, 3\) for regression'):
+        ModelTrainer(TrainingConfig(**SETTINGS)).train(net, source, progress=False)
+
+
+def test_an_augmentation_must_keep_the_dtype_of_labels():
+    _x, _y = pictures()
+    with pytest.raises(ConfigError, match='it turns labels int32 into float32'):
+        train(
+            functools.partial(PixelNet, 3), pictures,
+            augmentation=lambda key, x, y: (x, y.astype(jnp.float32)),
+        )  # fmt: skip
+
+
+def test_dice_logs_no_warning_of_masks(caplog):
+    train(Tagger, words, loss_fn='dice', settings={'epochs': 1})
+    assert 'mask' not in caplog.text

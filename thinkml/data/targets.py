@@ -1,5 +1,6 @@
 """Targets: inference of the task, encoding of labels to numbers, and decoding of predictions."""
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -91,14 +92,7 @@ def infer_task(
     if len(shape) > 1 or array.ndim > 2:
         return _infer_from_elements(array, shape, argument, decided, known, ignore_label)
     num_outputs = shape[0] if shape else 1
-    if (
-        known is not None
-        and known.num_outputs == num_outputs
-        and known.is_classification
-        and decided != 'regression'
-        and (decided != 'sigmoid' or known.kind == 'multilabel' or num_outputs == 1)
-        and _fits(array, known)
-    ):
+    if known is not None and _is_kept(known, array, num_outputs, decided):
         return known
     if array.ndim == 2 and array.shape[1] > 1:
         return _infer_from_rows(array, num_outputs, argument, decided)
@@ -273,14 +267,17 @@ def _infer_from_elements(
 ) -> Task:
     """Infers the task of rows that consist of elements, see `infer_task`."""
     targets: tuple[int, ...] = array.shape[1:]
-    if decided != 'regression' and targets == outputs[:-1] and outputs[-1] > 1:
-        element_shape, target_shape, num_outputs = targets, (), outputs[-1]
+    of_classes = outputs[:-1]
+    if decided != 'regression' and targets in (of_classes, (*of_classes, 1)) and outputs[-1] > 1:
+        element_shape, target_shape = of_classes, targets[len(of_classes) :]
+        num_outputs = outputs[-1]
     elif targets and (outputs in (targets, (*targets, 1)) or targets == (*outputs, 1)):
         is_class = decided != 'regression' and _has_two_values(array, decided, ignore_label)
-        has_columns = is_class and targets[-1] > 1 and array.dtype.kind != 'U'
+        has_columns = is_class and targets == outputs and array.shape[-1] > 1
+        has_columns = has_columns and array.dtype.kind != 'U'
         if has_columns and decided != 'sigmoid' and _is_one_hot(array):
             return _task_of_columns('multiclass', targets)
-        if has_columns and len(targets) > 2 and targets == outputs:
+        if has_columns and len(targets) > 2:
             return _task_of_columns('multilabel', targets)
         if not is_class:
             return _regression_of_elements(array, outputs, argument)
@@ -288,10 +285,11 @@ def _infer_from_elements(
         element_shape, target_shape, num_outputs = targets[:split], targets[split:], 1
     else:
         raise DataError(_shapes_differ(array, outputs, argument))
-    fields = {'element_shape': element_shape, 'target_shape': target_shape}
     marker = None if array.dtype.kind in 'Ub' else ignore_label
-    if known is not None and known.element_shape == element_shape and _fits(array, known):
-        return known
+    if known is not None and known.element_shape == element_shape:
+        again = dataclasses.replace(known, ignore_label=marker)
+        if _is_kept(again, array, num_outputs, decided):
+            return again
     flat = array.reshape(-1)
     flat = flat if marker is None else flat[flat != marker]
     if not len(flat):
@@ -303,7 +301,21 @@ def _infer_from_elements(
         raise DataError(_shapes_differ(array, outputs, argument))
     classes = _infer_classes(flat, num_outputs, argument)
     kind = 'binary' if len(classes) == 2 else 'multiclass'
-    return Task(kind, classes, num_outputs, ignore_label=marker, **fields)
+    return Task(
+        kind, classes, num_outputs,
+        target_shape=target_shape, element_shape=element_shape, ignore_label=marker,
+    )  # fmt: skip
+
+
+def _is_kept(known: Task, array: np.ndarray, num_outputs: int, decided: Decided | None) -> bool:
+    """Returns True if the task of an earlier training is kept for these targets."""
+    return (
+        known.num_outputs == num_outputs
+        and known.is_classification
+        and decided != 'regression'
+        and (decided != 'sigmoid' or known.kind == 'multilabel' or num_outputs == 1)
+        and _fits(array, known)
+    )
 
 
 def _has_two_values(array: np.ndarray, decided: Decided | None, ignore_label: int) -> bool:

@@ -8,7 +8,7 @@ import numpy as np
 
 from thinkml.core.objectives.confusion_counts import f1, precision, ratio, recall
 from thinkml.core.objectives.metric_table import metric_name
-from thinkml.errors import ConfigError, warn_user
+from thinkml.errors import ConfigError, DataError, warn_user
 from thinkml.evaluation.bootstrap import Resampling
 from thinkml.evaluation.evaluation_data import EvaluationData
 from thinkml.evaluation.evaluation_input import EvaluationInput
@@ -58,12 +58,16 @@ def evaluate_model(
     resampling = open_resampling(settings, inputs)
     metrics = default(task.kind) if settings.metrics is None else settings.metrics
     check_fit(metrics, task.kind)
-    predictions, data = inputs.predict()
     if task.element_shape:
         positions = counted_elements(inputs.encoded, task)
         rows = positions // task.num_elements
         weight = weights_of_elements(weight, task, positions)
+        if not len(positions) or (weight is not None and not weight.any()):
+            raise DataError(
+                'y_test: each element is ignored or has weight 0, expected some that count.'
+            )
         masks, resampling = masks_of_elements(masks, rows), draw_rows(resampling, rows)
+    predictions, data = inputs.predict()
     data = dataclasses.replace(data, weight=weight)
     if settings.metrics is None and data.probabilities is None:
         metrics = [metric for metric in metrics if not _needs_probabilities(metric, task.kind)]

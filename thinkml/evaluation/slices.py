@@ -68,7 +68,7 @@ def evaluate_slices(
         if (rows.weights > 0).sum() < min_support:
             slices[name] = Slice(
                 name=name,
-                num_rows=len(rows),
+                num_rows=_num_rows(rows, evaluation),
                 metrics={},
                 confidence_intervals={},
                 gaps={},
@@ -90,12 +90,18 @@ def _evaluate_slice(name: str, evaluation: Evaluation, rows: EvaluationData, mas
     intervals = metric_intervals(rows, definitions, evaluation.resampling, subset)
     return Slice(
         name=name,
-        num_rows=len(rows),
+        num_rows=_num_rows(rows, evaluation),
         metrics=values,
         confidence_intervals=intervals,
         gaps=gaps,
         is_supported=True,
     )
+
+
+def _num_rows(data: EvaluationData, evaluation: Evaluation) -> int:
+    if data.positions is None:
+        return len(data)
+    return len(np.unique(data.positions // evaluation.task.num_elements))
 
 
 def _slice_names(names: list[str]) -> str:

@@ -26,7 +26,7 @@ from thinkml.data import (
 )
 from thinkml.data.sample_weights import in_float32, of_rows
 from thinkml.data.stream import Arrays, row_bytes
-from thinkml.errors import ConfigError
+from thinkml.errors import ConfigError, DataError
 from thinkml.training.config import TrainingConfig
 from thinkml.training.run import Validation
 from thinkml.training.training_data import Examples, Stream, rows_of_weight, with_advice
@@ -214,6 +214,18 @@ def _encode(stream: Stream, batch: HostBatch, argument: str) -> Arrays:
     weight = np.ones(len(y), np.float32)
     if batch.weight is not None:
         weight = in_float32(batch.weight, stream.weight_shift, argument)
+    if weight.ndim > 1 and weight.shape[1:] != stream.task.element_shape:
+        raise DataError(
+            f'{argument}: got weights of shape {weight.shape} for {stream.task.in_words}, expected '
+            f'({len(y)},): one weight per row.'
+        )
+    if stream.has_element_weights:
+        weight = np.broadcast_to(of_rows(weight, y), (len(y), *stream.task.element_shape))
+    elif weight.ndim > 1:
+        raise DataError(
+            f'{argument}: got weights of elements, expected weights of rows as in batch 1. Give '
+            'each batch weights of elements.'
+        )
     if stream.class_table is not None:
         weight = of_rows(weight, y) * stream.class_table[y]
     return batch.x, y, weight

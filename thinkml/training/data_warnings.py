@@ -92,7 +92,13 @@ def warn_of_unlabeled(targets: np.ndarray, task: Task, request: TrainRequest) ->
     """Warns of numbers and text that mark rows without a label in other libraries."""
     warn_of_missing_text(targets, 'y_train', 'a class')
     marker = find_marker(targets)
-    if marker is None or task.element_shape:
+    if marker is None or marker == task.ignore_label:
+        return
+    if task.element_shape:
+        warn_user(
+            f'y_train: {marker} counts like the other labels ({task.in_words}). If it marks '
+            f'elements without a label, pass ignore_label={marker}.'
+        )
         return
     if task.kind == 'regression':
         # A custom loss may handle it.

@@ -81,6 +81,12 @@ def make_objective(
     labels = jax.ShapeDtypeStruct((PROBE_ROWS, *y.shape[1:]), y.dtype)
     augmented = labels if augment is None else _check_augmentation(augment, x, labels)
     chosen = _choose_loss(loss_fn, task)
+    if task.element_shape and (augmented.shape, augmented.dtype) != (labels.shape, labels.dtype):
+        raise ConfigError(
+            f'augmentation: it turns labels {labels.dtype} into {augmented.dtype} of shape '
+            f'{with_rows(augmented.shape)}, expected the same shape and dtype for a label of each '
+            'element, in which -1 is ignored.'
+        )
     if augmented.shape != labels.shape and decides(loss_fn) == 'classification':
         raise ConfigError(
             f'loss_fn: got {_loss_name(loss_fn, task)!r} beside an augmentation that mixes '

@@ -183,10 +183,9 @@ class ModelTrainer:
             y_val: validation targets.
             loss_fn: a name (``'cross_entropy'``, ``'binary_cross_entropy'``, ``'focal'``,
                 ``'hinge'``, ``'dice'``, ``'mse'``, ``'mae'``, ``'huber'``, ``'log_cosh'``), an
-                object such as
-                ``CrossEntropy(label_smoothing=0.1)``, or a function ``(logits, labels)`` that
-                returns a scalar or a value per example. None: cross-entropy for classes, mean
-                squared error for numbers.
+                object such as ``CrossEntropy(label_smoothing=0.1)``, or a function
+                ``(logits, labels)`` that returns a scalar or a value per example. None:
+                cross-entropy for classes, mean squared error for numbers.
             metrics: values to record in addition to the loss: names, functions
                 ``(logits, labels)`` and CLU metrics, see `thinkml.core.make_metrics`.
                 ``'accuracy'`` is always recorded for classification. Weights count in the loss

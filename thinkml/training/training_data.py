@@ -5,6 +5,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
+from thinkml.core.objectives.elements import IGNORED
 from thinkml.core.objectives.losses import decides
 from thinkml.data import (
     Batches,
@@ -51,11 +52,24 @@ class Examples(NamedTuple):
 
 
 def rows_of_weight(examples: Examples) -> np.ndarray:
-    """Returns the rows with an element whose weight is above 0."""
+    """Returns the rows with an element that is not ignored and whose weight is above 0."""
     rows, weight = examples.rows, examples.weight
-    if weight is None:
-        return rows
-    return rows[(weight[rows].reshape(len(rows), -1) > 0).any(axis=1)]
+    counts = np.ones((len(rows), 1), bool)
+    if weight is not None:
+        counts = weight[rows].reshape(len(rows), -1) > 0
+    labels = examples.y[rows]
+    if labels.ndim > 1 and labels.dtype.kind == 'i':
+        counts = counts & (labels.reshape(len(rows), -1) != IGNORED)
+    return rows[counts.any(axis=1)]
+
+
+def check_counted(examples: Examples | None, argument: str) -> None:
+    """Raises a `DataError` if all elements of a data set are ignored: no loss has a mean then."""
+    if examples is not None and not len(rows_of_weight(examples)):
+        raise DataError(
+            f'{argument}: each element is ignored or has weight 0, expected some that count, whose '
+            'mean the loss is. Choose other rows.'
+        )
 
 
 class Stream(NamedTuple):
@@ -74,6 +88,12 @@ class Stream(NamedTuple):
     class_table: np.ndarray | None = None
     weight_shift: int = 0
     advice: str = ''
+
+    @property
+    def has_element_weights(self) -> bool:
+        """Returns True if the elements of a row have weights of their own."""
+        weight = self.batches.peek().weight
+        return weight is not None and weight.ndim > 1
 
 
 class TrainRequest(NamedTuple):

@@ -15,6 +15,7 @@ from thinkml.core.model.output_range import misread_outputs
 from thinkml.core.model.partly_frozen import PartlyFrozen
 from thinkml.core.objectives.losses import decides
 from thinkml.core.objectives.probe_sizes import PROBE_ROWS
+from thinkml.core.train.augmentation_registry import moves_targets
 from thinkml.data import (
     Rows,
     check_targets_held,
@@ -42,6 +43,7 @@ from thinkml.training.training_data import (
     InputData,
     Stream,
     TrainRequest,
+    check_counted,
     identify,
     make_examples,
     make_stream,
@@ -140,7 +142,11 @@ def make_setup(
     else:
         warn_of_one_class(task, y)
         train, split = make_examples(x, y, task, request, config)
+    _check_element_weights(train, objective, task)
     val = split or open_validation(request, inputs, task, config)
+    if task.element_shape:
+        for argument, data_set in {'y_train': train, 'y_val': val}.items():
+            check_counted(data_set if isinstance(data_set, Examples) else None, argument)
     if gathers:
         _check_ids(model, probe, {'X_train': train, 'X_val': val})
     warn_of_classes_only_in_validation(task, train, val, 'validation_split' if split else 'y_val')
@@ -166,16 +172,33 @@ def _infer_task(
         data.advice, infer_task, data.targets, outputs, argument=data.labels_from,
         decided=decides(request.loss_fn), known=known, ignore_label=ignore_label,
     )  # fmt: skip
-    if request.ignore_label is not None and not task.element_shape:
+    if request.ignore_label not in (None, task.ignore_label):
         raise ConfigError(
-            f'ignore_label: got {request.ignore_label} for {task.in_words}, expected None for one '
-            'target a row. Drop the rows, or give them sample_weight 0.'
+            f'ignore_label: got {request.ignore_label} for {task.in_words}, expected None: only '
+            'whole numbers that are classes of elements can be ignored. Use sample_weight 0.'
         )
     warn_of_new_classes(known, task)
     warn_of_unlabeled(data.targets, task, request)
     is_first = data.batches is not None
     check_targets_held(data.targets, task, data.labels_from, is_first=is_first)
     return task
+
+
+def _check_element_weights(train: Examples | Stream, objective: Objective, task: Task) -> None:
+    """Raises a `ConfigError` for weights of pixels beside an augmentation that moves pixels."""
+    if not (task.element_shape and moves_targets(objective.augment)):
+        return
+    if isinstance(train, Stream):
+        weight = train.batches.peek().weight
+        differ = train.class_table is not None or (weight is not None and weight.ndim > 1)
+    else:
+        differ = train.weight is not None and train.weight.ndim > 1
+    if differ:
+        raise ConfigError(
+            'augmentation: got one that moves pixels beside weights of pixels (class_weights, or '
+            'sample_weight of elements), which would not move along. Use weights of rows, or an '
+            'augmentation that moves nothing.'
+        )
 
 
 def _check_ids(model: Any, probe: Any, parts: dict[str, Examples | Stream | None]) -> None:

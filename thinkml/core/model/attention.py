@@ -1,6 +1,7 @@
 """Attention by the fastest kernel of the device that a program is for."""
 
 import functools
+import re
 from typing import Any
 
 import jax
@@ -60,9 +61,13 @@ def dot_product_attention(
 
 def _suits_cudnn(query: jax.Array, key: jax.Array) -> bool:
     size = query.shape[-1]
-    is_supported = query.dtype in _CUDNN_DTYPES and size % 8 == 0 and size <= _LARGEST_HEAD
-    capability = float(getattr(target_device(), 'compute_capability', 0))
-    return is_supported and capability >= _CUDNN_CAPABILITY and _has_cudnn()
+    if query.dtype not in _CUDNN_DTYPES or size % 8 or size > _LARGEST_HEAD:
+        return False
+    capability = str(getattr(target_device(), 'compute_capability', ''))  # of AMD: 'gfx942'
+    is_recent = (
+        bool(re.fullmatch(r'\d+\.\d+', capability)) and float(capability) >= _CUDNN_CAPABILITY
+    )
+    return is_recent and _has_cudnn()
 
 
 @functools.cache

@@ -213,7 +213,8 @@ class Dice:
 
     For each class it is ``1 - (2 sum(p y) + s) / (sum(p) + sum(y) + s)`` with the sums over the
     elements of a row that count, such as its pixels, averaged over the classes. ``p`` is the
-    softmax, or the sigmoid of one output for each label. It does not depend on how rare a class is.
+    softmax, or the sigmoid of one output for each label. It does not depend on how rare a class is,
+    and a row has the largest weight of its elements.
 
     Attributes:
         smooth: ``s``, above 0: the loss of a class that is neither there nor predicted is 0.

@@ -127,8 +127,10 @@ def make_entry(metric: Metric, index: int, shape: Shape) -> Entry:
 def mean_class(values: Callable[..., jax.Array], weight: str = 'mask') -> type[clu_metrics.Metric]:
     """Returns a metric class for the mean over examples of a function of a step's keywords."""
 
-    def values_and_weight(**step: PyTree) -> dict[str, jax.Array]:
-        return {'values': values(**step), 'weight': step[weight]}
+    def values_and_weight(**step: PyTree) -> dict[str, Any]:
+        found = {'values': values(**step), 'weight': step[weight]}
+        # A mask of elements does not fit the losses of rows, whose weights are 0 for padding.
+        return found if len(found['values']) == len(step['mask']) else found | {'mask': None}
 
     return WeightedMean.from_fun(values_and_weight)
 

@@ -116,6 +116,12 @@ def make_augmentation(
     return _Sequence(tuple(steps)) if steps else None
 
 
+def moves_targets(augment: Augment | None) -> bool:
+    """Returns True if an augmentation of ThinkML moves the targets of pixels along."""
+    steps = augment.steps if isinstance(augment, _Sequence) else (augment,)
+    return any(isinstance(step, WithTargets) for step in steps)
+
+
 def check_augmentation(augment: Augment, x: PyTree, y: PyTree) -> None:
     """Traces an augmentation on shapes alone, to find errors before a program is compiled.
 

@@ -90,7 +90,7 @@ def make_train_step(
         loss_fn: the loss ``(logits, labels) -> [batch]``, see `get_loss`.
         tx: an optax transformation, see `make_optimizer`.
         metrics: a CLU collection class, see `make_metrics`. The metrics use the labels from before
-            the augmentation.
+            the augmentation; for elements those after it.
         augment: a function ``(key, x, y) -> (x, y)``, applied to each part of the batch; to all of
             it if rows have elements.
         accumulate_steps: the number of parts that the batch is computed in, one after another. It
