@@ -449,7 +449,7 @@ def test_batches_whose_weights_do_not_fit_are_refused(weights, match):
 
 def test_batches_of_one_target_a_row_have_no_weights_of_elements():
     def source():
-        yield np.ones((6, 4), np.float32), np.ones((6, 3), np.float32), np.ones((6, 3))
+        yield np.ones((6, 4), np.float32), np.full((6, 3), 0.5), np.ones((6, 3))
 
     net = nnx.Linear(4, 3, rngs=nnx.Rngs(0))
     with pytest.raises(DataError, match=r'got weights of shape \(6, 3\) for regression'):
