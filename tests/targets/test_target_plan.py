@@ -115,3 +115,14 @@ def test_it_prints_well_and_is_plain_values():
 def test_a_target_that_does_not_exist_is_named(target, message):
     with pytest.raises(ConfigError, match=message):
         plan_for(target)
+
+
+def test_a_program_that_jax_can_not_read_is_planned_without_its_exchanges(monkeypatch):
+    def fail(*_):
+        raise jax.errors.JaxRuntimeError('INTERNAL: an operation of a newer compiler')
+
+    monkeypatch.setattr(jax.stages.Compiled, 'as_text', fail)
+    plan = plan_for('v5e')
+    assert plan.fits and plan.bounds is None
+    assert 'can not read the program' in str(plan)
+    json.dumps(plan.to_dict())

@@ -8,7 +8,7 @@ import jax
 
 from thinkml.checkpoint.filesystem import readable
 from thinkml.core.parallel.sharding import ONE_DEVICE
-from thinkml.core.xla.compiled_program import CompiledProgram
+from thinkml.core.xla.compiled_program import CompiledProgram, UnreadableProgramError
 from thinkml.core.xla.flop_count import count_flops
 from thinkml.training.compile_targets import CompileTarget, TargetMemoryError
 from thinkml.training.config import TrainingConfig
@@ -34,7 +34,7 @@ class TargetPlan:
         target: the name of the devices, such as ``'v5e:4x4'``.
         memory: the memory of each device, see `Plan`.
         bounds: the least time of a step, see `StepBounds`; None if the compiler made no program
-            because the step does not fit.
+            because the step does not fit, or one that JAX can't read.
         strategy: how the devices train together.
         batch_size: the rows of a step, of all devices.
         largest_batch_size: the largest power of two times ``batch_size`` that fits; None if
@@ -85,6 +85,11 @@ class TargetPlan:
     def _bounds_lines(self) -> list[str]:
         bounds = self.bounds
         if bounds is None:
+            if self.fits:
+                return [
+                    'The exchanges and the bound are unknown: this version of JAX can not read the '
+                    'program that the compiler made. Try another version of jax or libtpu.'
+                ]
             return ['The compiler made no program, because the step does not fit.']
         exchanged = ', '.join(
             f'{count} {kind} of {readable(num_bytes)}'
@@ -159,6 +164,8 @@ def _compile(
         temporaries = program.memory.temp_size_in_bytes
     except TargetMemoryError as error:
         program, temporaries = None, error.needed_bytes or target.accelerator.memory_bytes
+    except UnreadableProgramError as error:
+        program, temporaries = None, error.memory.temp_size_in_bytes
     return plan_of_step(step, temporaries, setup, config), program, step
 
 

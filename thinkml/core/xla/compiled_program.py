@@ -7,6 +7,8 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
+import jax
+
 _COMPUTATION = re.compile(r'^(ENTRY )?%?([\w.\-]+) \(.*\) -> .*\{$')
 _NAME = re.compile(r'^\s+(?:ROOT )?%?([\w.\-]+) = ')
 _OPCODE = re.compile(r' *([\w\-]+)\(')
@@ -121,11 +123,26 @@ class Collective(NamedTuple):
     channel: str
 
 
+class UnreadableProgramError(ValueError):
+    """An error for a compiled program whose text this version of JAX can't read.
+
+    Attributes:
+        memory: the memory of the program, which is known.
+    """
+
+    def __init__(self, message: str, memory: Any):
+        super().__init__(message)
+        self.memory = memory
+
+
 class CompiledProgram:
     """The structure of a compiled program.
 
     Args:
         compiled: the result of ``jax.jit(...).lower(...).compile()``.
+
+    Raises:
+        UnreadableProgramError: if the compiler is newer than JAX and wrote something it can't read.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -139,8 +156,11 @@ class CompiledProgram:
     """
 
     def __init__(self, compiled: Any):
-        self.text = compiled.as_text()
         self.memory = compiled.memory_analysis()
+        try:
+            self.text = compiled.as_text()
+        except jax.errors.JaxRuntimeError as error:
+            raise UnreadableProgramError(str(error), self.memory) from error
         self._computations, self._entry = _parse(self.text)
 
     @property
