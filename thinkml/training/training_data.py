@@ -81,6 +81,7 @@ class Stream(NamedTuple):
         class_table: the weight of each class; None if all are 1.
         weight_shift: the power of 2 that the weights of all batches are multiplied by.
         advice: a sentence for errors about unknown labels; empty if the task was known before.
+        has_element_weights: True if the batches hold a weight for each element of a row.
     """
 
     batches: Batches
@@ -88,12 +89,7 @@ class Stream(NamedTuple):
     class_table: np.ndarray | None = None
     weight_shift: int = 0
     advice: str = ''
-
-    @property
-    def has_element_weights(self) -> bool:
-        """Returns True if the elements of a row have weights of their own."""
-        weight = self.batches.peek().weight
-        return weight is not None and weight.ndim > 1
+    has_element_weights: bool = False
 
 
 class TrainRequest(NamedTuple):
@@ -247,16 +243,24 @@ def make_stream(
             f'validation_split: got {config.validation_split!r} for batches, from which no rows '
             'can be held out. Pass X_val, another source of batches or arrays.'
         )
-    shift = _weight_shift(batches)
+    shift, of_elements = _weight_shift(batches), _has_element_weights(batches)
     if request.class_weights is None:
-        return Stream(batches, task, weight_shift=shift, advice=advice)
+        return Stream(
+            batches, task, weight_shift=shift, advice=advice, has_element_weights=of_elements
+        )
     if request.class_weights == 'balanced':
         raise DataError(
             "class_weights: got 'balanced' for batches, whose classes can not be counted before "
             'training. Pass a dict of a weight for each label.'
         )
     table = class_weight_table(np.zeros(0, np.int32), task, request.class_weights)
-    return Stream(batches, task, table, shift, advice)
+    return Stream(batches, task, table, shift, advice, of_elements)
+
+
+def _has_element_weights(batches: Batches) -> bool:
+    """Returns True if the first batch has a weight for each element; the others must have, too."""
+    weight = batches.peek().weight
+    return weight is not None and weight.ndim > 1
 
 
 def _weight_shift(batches: Batches) -> int:
@@ -310,7 +314,10 @@ def open_validation(
         _check_epochs(batches, config)
         # The labels are checked now, and not after the first epoch.
         encode_targets(batches.peek().y, task, 'X_val, batch 1')
-        return Stream(batches, task, weight_shift=_weight_shift(batches))
+        return Stream(
+            batches, task,
+            weight_shift=_weight_shift(batches), has_element_weights=_has_element_weights(batches),
+        )  # fmt: skip
     if X_val is None or (y_val is None and not _holds_labels(request)):
         missing, given = ('X_val', 'y_val') if X_val is None else ('y_val', 'X_val')
         raise DataError(f'{missing}: got None together with {given}, expected both or neither.')

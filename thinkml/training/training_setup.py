@@ -189,8 +189,7 @@ def _check_element_weights(train: Examples | Stream, objective: Objective, task:
     if not (task.element_shape and moves_targets(objective.augment)):
         return
     if isinstance(train, Stream):
-        weight = train.batches.peek().weight
-        differ = train.class_table is not None or (weight is not None and weight.ndim > 1)
+        differ = train.class_table is not None or train.has_element_weights
     else:
         differ = train.weight is not None and train.weight.ndim > 1
     if differ:
