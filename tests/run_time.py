@@ -21,16 +21,23 @@ BUDGETS = {'fast': 15, 'slow': 90}
 # The files with a larger budget. They run first, so that no process ends long after the others.
 LARGER = {
     'fast': {
-        'tests/test_several_devices.py': 120,  # a process of eight devices, with all in that folder
+        'tests/test_several_devices.py': 170,  # a process of eight devices, with all in that folder
         'tests/training/test_resume.py': 80,  # hundreds of checkpoints
         'tests/training/test_processes.py': 95,  # pairs of processes
         'tests/test_examples.py': 40,  # as users run them
         'tests/training/active/test_learner.py': 55,
-        'tests/training/test_streams.py': 55,
+        'tests/training/test_streams.py': 65,
         'tests/training/test_transfer.py': 45,
         'tests/several_devices/test_same_curve.py': 50,
         'tests/several_devices/test_whole_workflow.py': 50,
         'tests/training/test_trainer.py': 42,
+        'tests/training/test_elements.py': 45,
+        'tests/core/test_elements.py': 30,
+        'tests/evaluation/test_elements.py': 30,
+        'tests/several_devices/test_elements.py': 35,
+        'tests/several_devices/test_parameter_gathering.py': 25,
+        'tests/core/test_attention.py': 25,
+        'tests/core/test_augment.py': 25,
         'tests/training/test_memory.py': 30,
         'tests/test_checkpoint.py': 30,
         'tests/test_pages.py': 25,  # trainings of four pages
