@@ -61,7 +61,7 @@ LARGER = {
         'tests/targets/test_target_plan.py': 65,
     },
     'slow': {
-        'tests/test_several_devices.py': 520,
+        'tests/test_several_devices.py': 640,
         'tests/several_devices/test_same_curve.py': 400,
         'tests/training/test_processes.py': 500,
         'tests/several_devices/test_whole_workflow.py': 150,
