@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from thinkml.core.parallel.parameter_gathering import gathered_at_use
+from thinkml.core.parallel.parameter_gathering import _is_cheap, gathered_at_use
 from thinkml.core.parallel.sharding import Layout, data_mesh
 
 WIDTH = 256  # a square of it is large enough to be gathered in order, and twice
@@ -134,3 +134,13 @@ def test_without_sharded_parameters_nothing_changes():
     assert gathered_at_use(forward, Layout()) is forward
     mirrored = Layout(data_mesh(jax.devices()[:4]))
     assert gathered_at_use(forward, mirrored) is forward
+
+
+def test_what_a_branch_or_a_loop_computes_is_not_computed_again():
+    def equation(function):
+        (found,) = jax.make_jaxpr(function)(jnp.ones(3)).jaxpr.eqns[-1:]
+        return found
+
+    assert _is_cheap(equation(lambda x: x * x))
+    assert not _is_cheap(equation(lambda x: jax.lax.cond(x[0] > 0, jnp.sin, jnp.cos, x)))
+    assert not _is_cheap(equation(lambda x: jax.lax.fori_loop(0, 3, lambda _, x: jnp.sin(x), x)))

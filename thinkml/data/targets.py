@@ -105,7 +105,7 @@ def infer_task(
 
 
 def check_targets(y: Labels, argument: str) -> np.ndarray:
-    """Returns the targets as an array of numbers, bools or text, the first axis of which are rows.
+    """Returns the targets as an array of numbers, bools or text, with rows along its first axis.
 
     Raises:
         DataError: for targets that are missing, of mixed kinds, not finite, out of the range of

@@ -20,7 +20,6 @@ from thinkml.evaluation.result import Evaluation
 from thinkml.evaluation.scored_elements import (
     counted_elements,
     draw_rows,
-    masks_of_elements,
     weights_of_elements,
 )
 from thinkml.evaluation.settings import Settings, open_resampling, open_weight
@@ -66,7 +65,8 @@ def evaluate_model(
             raise DataError(
                 'y_test: each element is ignored or has weight 0, expected some that count.'
             )
-        masks, resampling = masks_of_elements(masks, rows), draw_rows(resampling, rows)
+        masks = {name: mask[rows] for name, mask in masks.items()}
+        resampling = draw_rows(resampling, rows)
     predictions, data = inputs.predict()
     data = dataclasses.replace(data, weight=weight)
     if settings.metrics is None and data.probabilities is None:

@@ -6,7 +6,6 @@ import numpy as np
 
 from thinkml.core.objectives.elements import IGNORED
 from thinkml.evaluation.bootstrap import Resampling
-from thinkml.evaluation.slices import Mask
 from thinkml.model_record import Task
 
 
@@ -46,8 +45,3 @@ def draw_rows(resampling: Resampling, rows: np.ndarray) -> Resampling:
     strata = None if resampling.strata is None else resampling.strata[rows]
     _, numbered = np.unique(groups, return_inverse=True)
     return dataclasses.replace(resampling, groups=numbered, strata=strata)
-
-
-def masks_of_elements(masks: dict[str, Mask], rows: np.ndarray) -> dict[str, Mask]:
-    """Returns the masks of slices of rows for their elements."""
-    return {name: mask[rows] for name, mask in masks.items()}

@@ -128,7 +128,7 @@ def outputs_of(model: Model, x: PyTree, argument: str = 'X_train') -> Outputs:
     if outputs.ndim == 0 or outputs.shape[0] != PROBE_ROWS:
         raise DataError(
             f'model: it returns shape {with_rows(outputs.shape)}, expected (rows,), (rows, '
-            'outputs) or more axes, the first of which are the rows.'
+            'outputs) or more axes. The first axis must have the rows.'
         )
     return Outputs(outputs.shape[1:], call.range, call.gathers)
 

@@ -245,7 +245,7 @@ class Dice:
 
         Args:
             logits: ``[batch, *elements, classes]``, or ``[batch, *elements]`` for two classes.
-            labels: class indices ``[batch, *elements]``, of which -1 does not count; or 0 and 1,
+            labels: class indices ``[batch, *elements]``, where -1 does not count; or 0 and 1,
                 ``[batch, *elements, labels]``.
         """
         if jnp.issubdtype(labels.dtype, jnp.integer):

@@ -135,7 +135,7 @@ class Layout:
         if not self.shards_state or self.num_devices == 1:
             return {}
         return {
-            # It is the size of the result, of which each device gets a part.
+            # The limit holds for the result, and each device gets a part of it.
             'gpu': {_GPU_BUCKET: _BUCKET_BYTES // self.num_devices},
             # On slices of 16 chips and more a reduce-scatter becomes an all-reduce.
             'tpu': {_TPU_BUCKET: _BUCKET_BYTES},

@@ -22,8 +22,13 @@ def called_program(eqn: JaxprEqn) -> ClosedJaxpr | None:
 
 
 def inner_programs(eqn: JaxprEqn) -> list[ClosedJaxpr]:
-    """Returns the programs among an equation's parameters, such as the body of a loop."""
-    programs = [ClosedJaxpr(p, ()) if isinstance(p, Jaxpr) else p for p in eqn.params.values()]
+    """Returns the programs among an equation's parameters: the body of a loop, all branches."""
+    values = [
+        item
+        for value in eqn.params.values()
+        for item in (value if isinstance(value, tuple) else (value,))
+    ]
+    programs = [ClosedJaxpr(p, ()) if isinstance(p, Jaxpr) else p for p in values]
     return [program for program in programs if isinstance(program, ClosedJaxpr)]
 
 
