@@ -9,8 +9,8 @@ from tests.training.active.made import CONFIG, POOL, X
 from thinkml.checkpoint import load_arrays
 from thinkml.data import encode_targets
 from thinkml.errors import ConfigError, DataError, ModelFileError, ThinkMLError
-from thinkml.model_record import Task
 from thinkml.models import ModelManager, create, load_safetensors
+from thinkml.tasks import Task
 from thinkml.training import ActiveLearner, load_checkpoint
 
 

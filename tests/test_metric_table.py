@@ -18,7 +18,7 @@ from thinkml.core.objectives.metric_table import (
 )
 from thinkml.core.objectives.streaming_metrics import make_metrics
 from thinkml.evaluation.metrics import registry
-from thinkml.model_record import TaskKind
+from thinkml.tasks import TaskKind
 
 ROOT = Path(__file__).parent.parent
 TABLE = 'thinkml/core/objectives/metric_table.py'

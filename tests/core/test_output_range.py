@@ -10,7 +10,7 @@ import pytest
 from jax.scipy.special import erf, logsumexp
 
 from thinkml.core.model.output_range import Range, misread_outputs, output_range
-from thinkml.model_record import Task
+from thinkml.tasks import Task
 
 BINARY = Task('binary', (0, 1), 1)
 CLASSES = Task('multiclass', (0, 1, 2), 3)

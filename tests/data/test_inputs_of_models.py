@@ -9,8 +9,9 @@ from thinkml.core import predict_outputs
 from thinkml.data import check_inputs_of, device_budget, fits, open_rows, place
 from thinkml.errors import DataError
 from thinkml.evaluation import ModelEvaluator
-from thinkml.model_record import ArraySpec, InputSpec, Task, record_of
+from thinkml.model_record import ArraySpec, InputSpec, record_of
 from thinkml.models import predict, predict_proba
+from thinkml.tasks import Task
 
 INPUTS = InputSpec(ArraySpec((3,), 'float32', tuple(COLUMNS)))
 

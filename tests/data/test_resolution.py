@@ -7,7 +7,8 @@ import scipy.sparse
 
 from thinkml.data import check_inputs, check_targets_held, open_batches, open_dataset, open_rows
 from thinkml.errors import DataError, ThinkMLWarning
-from thinkml.model_record import ArraySpec, InputSpec, Task
+from thinkml.model_record import ArraySpec, InputSpec
+from thinkml.tasks import Task
 
 RNG = np.random.default_rng(0)
 # Times one second apart, which float32 rounds to 128 seconds.

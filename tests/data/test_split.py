@@ -4,7 +4,7 @@ from sklearn.model_selection import GroupShuffleSplit
 
 from thinkml.data import split_rows
 from thinkml.errors import ConfigError, DataError
-from thinkml.model_record import Task
+from thinkml.tasks import Task
 
 REGRESSION = Task('regression', None, 1)
 CLASSES = Task('multiclass', (0, 1, 2), 3)

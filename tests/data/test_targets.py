@@ -14,7 +14,7 @@ from thinkml.data import (
     split_rows,
 )
 from thinkml.errors import DataError
-from thinkml.model_record import Task
+from thinkml.tasks import Task
 
 ONE_HOT = np.eye(3, dtype=int)[[0, 1, 2, 1]]
 MULTILABEL = np.array([[1, 1, 0], [0, 0, 0], [0, 1, 0]])

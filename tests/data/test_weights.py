@@ -4,7 +4,7 @@ from sklearn.utils.class_weight import compute_class_weight, compute_sample_weig
 
 from thinkml.data import class_weight_table, encode_targets, example_weights
 from thinkml.errors import DataError
-from thinkml.model_record import Task
+from thinkml.tasks import Task
 
 TEXT = Task('multiclass', ('bird', 'cat', 'dog'), 3)
 NUMBERS = Task('multiclass', (0, 1, 2), 3)

@@ -10,7 +10,7 @@ from thinkml.evaluation.evaluation_data import EvaluationData
 from thinkml.evaluation.metrics.class_counts import class_counts, class_part, confusion_matrix
 from thinkml.evaluation.metrics.registry import default_metrics, get_metric
 from thinkml.evaluation.result import Evaluation
-from thinkml.model_record import Task
+from thinkml.tasks import Task
 
 FEW = Resampling(num_resamples=50)
 

@@ -4,7 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from thinkml.model_record import ModelRecord, Task, attach_record
+from thinkml.model_record import ModelRecord, attach_record
+from thinkml.tasks import Task
 
 
 class Shifted(nnx.Module):

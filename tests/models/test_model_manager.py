@@ -28,9 +28,10 @@ from thinkml.core.model.adapters import from_functions, from_linen
 from thinkml.core.model.functional import functionalize
 from thinkml.errors import ModelFileError, ModelTypeError
 from thinkml.history import History
-from thinkml.model_record import ArraySpec, InputSpec, ModelRecord, Task, attach_record, record_of
+from thinkml.model_record import ArraySpec, InputSpec, ModelRecord, attach_record, record_of
 from thinkml.models.manager import ModelManager
 from thinkml.models.serialization import directories, model_file
+from thinkml.tasks import Task
 
 MANAGER = ModelManager()
 SLOW = pytest.mark.slow

@@ -18,8 +18,9 @@ from thinkml.core import predict_outputs
 from thinkml.core.model.exported_forward import ExportedModel
 from thinkml.errors import ModelFileError, ModelTypeError, ThinkMLWarning
 from thinkml.evaluation import ModelEvaluator
-from thinkml.model_record import ArraySpec, InputSpec, ModelRecord, Task, attach_record, record_of
+from thinkml.model_record import ArraySpec, InputSpec, ModelRecord, attach_record, record_of
 from thinkml.models import ModelManager, predict, predict_proba
+from thinkml.tasks import Task
 from thinkml.training import ModelTrainer, TrainingConfig
 
 CODE = """

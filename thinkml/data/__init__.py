@@ -28,6 +28,10 @@ from thinkml.data.inputs import some_rows as some_rows
 from thinkml.data.inputs import warn_of_other_ranges as warn_of_other_ranges
 from thinkml.data.inputs import with_ranges as with_ranges
 from thinkml.data.numeric_checks import as_dtype_of as as_dtype_of
+from thinkml.data.predictions import WHY_NAN as WHY_NAN
+from thinkml.data.predictions import decode as decode
+from thinkml.data.predictions import log_probabilities as log_probabilities
+from thinkml.data.predictions import probabilities as probabilities
 from thinkml.data.rows import Rows as Rows
 from thinkml.data.rows import open_rows as open_rows
 from thinkml.data.sample_weights import class_weight_table as class_weight_table
@@ -37,14 +41,10 @@ from thinkml.data.stream import BatchFeed as BatchFeed
 from thinkml.data.stream import StreamedFeed as StreamedFeed
 from thinkml.data.stream import batch_parts as batch_parts
 from thinkml.data.stream import row_parts as row_parts
-from thinkml.data.targets import WHY_NAN as WHY_NAN
 from thinkml.data.targets import check_targets as check_targets
 from thinkml.data.targets import check_targets_held as check_targets_held
-from thinkml.data.targets import decode as decode
 from thinkml.data.targets import encode_targets as encode_targets
 from thinkml.data.targets import find_marker as find_marker
-from thinkml.data.targets import infer_task as infer_task
-from thinkml.data.targets import log_probabilities as log_probabilities
-from thinkml.data.targets import probabilities as probabilities
 from thinkml.data.targets import unlabeled as unlabeled
+from thinkml.data.task_inference import infer_task as infer_task
 from thinkml.data.tokens import token_windows as token_windows

@@ -10,7 +10,7 @@ from thinkml.core.objectives.elements import IGNORED
 from thinkml.data.arrays import as_numeric
 from thinkml.data.numeric_checks import check_finite
 from thinkml.errors import DataError, did_you_mean, is_number
-from thinkml.model_record import Task
+from thinkml.tasks import Task
 
 
 def example_weights(
@@ -48,7 +48,7 @@ def example_weights(
     Example:
         >>> import numpy as np
         >>> from thinkml.data import example_weights
-        >>> from thinkml.model_record import Task
+        >>> from thinkml.tasks import Task
         >>> task = Task('binary', ('no', 'yes'), num_outputs=1)
         >>> example_weights(np.array([0, 0, 0, 1]), task, {'yes': 3})
         array([1., 1., 1., 3.], dtype=float32)

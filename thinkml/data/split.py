@@ -6,7 +6,7 @@ import numpy as np
 
 from thinkml.data.arrays import number_groups
 from thinkml.errors import ConfigError, DataError, unknown_name
-from thinkml.model_record import Task
+from thinkml.tasks import Task
 from thinkml.typing import Labels
 
 SplitOrder = Literal['random', 'last']
@@ -50,7 +50,7 @@ def split_rows(
     Example:
         >>> import numpy as np
         >>> from thinkml.data import split_rows
-        >>> from thinkml.model_record import Task
+        >>> from thinkml.tasks import Task
         >>> task = Task('regression', None, 1)
         >>> split_rows(np.zeros(5), task, 0.4, seed=0, order='last')
         (array([0, 1, 2]), array([3, 4]))

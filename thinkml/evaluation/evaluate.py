@@ -24,7 +24,7 @@ from thinkml.evaluation.scored_elements import (
 )
 from thinkml.evaluation.settings import Settings, open_resampling, open_weight
 from thinkml.evaluation.slices import Mask, evaluate_slices, open_slices
-from thinkml.model_record import TaskKind
+from thinkml.tasks import TaskKind
 from thinkml.typing import Inputs, Labels, Model
 from thinkml.versions import library_versions
 

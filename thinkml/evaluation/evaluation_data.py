@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from thinkml.model_record import TaskKind
+from thinkml.tasks import TaskKind
 
 Part = TypeVar('Part')
 

@@ -10,7 +10,7 @@ from thinkml.data import WHY_NAN, encode_targets, fingerprint
 from thinkml.errors import DataError
 from thinkml.evaluation.evaluation_data import EvaluationData
 from thinkml.evaluation.scored_elements import counted_elements, of_elements
-from thinkml.model_record import Task
+from thinkml.tasks import Task
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,7 +18,7 @@ from thinkml.evaluation.evaluation_input import (
     fingerprint_of_labels,
     make_evaluation_data,
 )
-from thinkml.model_record import Task
+from thinkml.tasks import Task
 from thinkml.typing import Inputs, Labels, Model
 
 _BATCH_ROWS = 2**16

@@ -29,7 +29,8 @@ from thinkml.evaluation.evaluation_input import (
     make_evaluation_data,
 )
 from thinkml.evaluation.external_models import is_external, open_external
-from thinkml.model_record import InputSpec, Task, record_of
+from thinkml.model_record import InputSpec, record_of
+from thinkml.tasks import Task
 from thinkml.typing import Inputs, Labels, Model, PyTree
 
 

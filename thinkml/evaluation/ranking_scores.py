@@ -3,7 +3,7 @@
 import numpy as np
 
 from thinkml.evaluation.evaluation_data import EvaluationData
-from thinkml.model_record import TaskKind
+from thinkml.tasks import TaskKind
 
 
 def scores(data: EvaluationData) -> np.ndarray:

@@ -12,7 +12,7 @@ from thinkml.evaluation.bootstrap import Interval, Resampling
 from thinkml.evaluation.confidence_intervals import class_intervals, metric_intervals
 from thinkml.evaluation.evaluation_data import EvaluationData
 from thinkml.evaluation.metrics.registry import Metric, get_metric
-from thinkml.model_record import Task
+from thinkml.tasks import Task
 
 
 @dataclasses.dataclass(frozen=True)

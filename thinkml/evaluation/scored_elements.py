@@ -6,7 +6,7 @@ import numpy as np
 
 from thinkml.core.objectives.elements import IGNORED
 from thinkml.evaluation.bootstrap import Resampling
-from thinkml.model_record import Task
+from thinkml.tasks import Task
 
 
 def counted_elements(encoded: np.ndarray, task: Task) -> np.ndarray:

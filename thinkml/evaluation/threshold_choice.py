@@ -90,7 +90,7 @@ def choose_threshold(
     Example:
         >>> from thinkml.evaluation.result import Evaluation
         >>> from thinkml.evaluation.evaluation_data import EvaluationData
-        >>> from thinkml.model_record import Task
+        >>> from thinkml.tasks import Task
         >>> labels, p = np.array([0, 0, 1, 1, 1]), np.array([0.1, 0.4, 0.3, 0.6, 0.9])
         >>> data = EvaluationData('binary', 2, labels, labels, np.stack([1 - p, p], axis=1))
         >>> task = Task('binary', (0, 1), 2)

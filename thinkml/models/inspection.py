@@ -8,7 +8,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from thinkml.model_record import InputSpec, ModelRecord, Task
+from thinkml.model_record import InputSpec, ModelRecord
 from thinkml.models.serialization.directories import read_json, verify
 from thinkml.models.serialization.json_values import Json, decode, dtype_named
 from thinkml.models.serialization.model_file import (
@@ -20,6 +20,7 @@ from thinkml.models.serialization.model_file import (
     decode_notes,
     reading,
 )
+from thinkml.tasks import Task
 
 _FILES = (MODEL, RECORD, METADATA, INDEX)
 _MAX_LINES = 60

@@ -5,9 +5,10 @@ import numpy as np
 from thinkml.core import make_predict, predict_outputs
 from thinkml.core.model.forward import Reduce, largest_output
 from thinkml.data import decode, is_batches, open_batches, open_rows_of, probabilities
-from thinkml.data.targets import decode_indices
+from thinkml.data.predictions import decode_indices
 from thinkml.errors import NotTrainedError
-from thinkml.model_record import Task, record_of
+from thinkml.model_record import record_of
+from thinkml.tasks import Task
 from thinkml.typing import Inputs, Model
 
 

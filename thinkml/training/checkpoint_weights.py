@@ -22,9 +22,10 @@ from thinkml.errors import (
     problems,
 )
 from thinkml.history import History
-from thinkml.model_record import InputSpec, ModelRecord, Task, attach_record
+from thinkml.model_record import InputSpec, ModelRecord, attach_record
 from thinkml.models.serialization.json_values import decode
 from thinkml.paths import local_path
+from thinkml.tasks import Task
 from thinkml.training.run_directory import newest_directory
 from thinkml.training.training_setup import probe_of
 from thinkml.typing import Model, PyTree

@@ -8,7 +8,7 @@ from thinkml.core.objectives.elements import IGNORED
 from thinkml.data import find_marker, unlabeled, warn_of_missing_text
 from thinkml.data.dataframes import column_names, is_frame, take_column
 from thinkml.errors import warn_user
-from thinkml.model_record import Task
+from thinkml.tasks import Task
 from thinkml.training.training_data import Examples, Stream, TrainRequest, rows_of_weight
 
 

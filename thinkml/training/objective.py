@@ -22,7 +22,7 @@ from thinkml.core.objectives.probe_sizes import PROBE_ROWS, with_rows
 from thinkml.core.train.step import AugmentFn
 from thinkml.errors import ConfigError, problems, unknown_name
 from thinkml.history import MACHINE_VALUES
-from thinkml.model_record import Task
+from thinkml.tasks import Task
 
 
 @dataclasses.dataclass(frozen=True)

@@ -25,7 +25,8 @@ from thinkml.data import (
 )
 from thinkml.data.sample_weights import shift_of
 from thinkml.errors import ConfigError, DataError
-from thinkml.model_record import InputSpec, Task
+from thinkml.model_record import InputSpec
+from thinkml.tasks import Task
 from thinkml.training.config import TrainingConfig
 from thinkml.typing import PyTree
 

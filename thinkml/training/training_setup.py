@@ -27,7 +27,8 @@ from thinkml.data import (
 from thinkml.data.input_range import check_standardised
 from thinkml.data.targets import IGNORE_LABEL
 from thinkml.errors import ConfigError, ModelTypeError, warn_user
-from thinkml.model_record import ArraySpec, InputSpec, Task, record_of
+from thinkml.model_record import ArraySpec, InputSpec, record_of
+from thinkml.tasks import Task
 from thinkml.training.config import TrainingConfig
 from thinkml.training.data_warnings import (
     warn_of_classes_only_in_validation,

@@ -9,7 +9,7 @@ import numpy as np
 from jax.extend.core import Jaxpr, JaxprEqn, Literal, Var
 
 from thinkml.core.xla.traced_programs import called_program
-from thinkml.model_record import Task
+from thinkml.tasks import Task
 
 # An activation is a few operations, so earlier equations are not examined.
 _NUM_EQUATIONS = 200

@@ -6,7 +6,7 @@ denominator is 0 they return 0, like scikit-learn.
 
 from typing import NamedTuple
 
-from thinkml.model_record import TaskKind
+from thinkml.tasks import TaskKind
 from thinkml.typing import Array
 
 

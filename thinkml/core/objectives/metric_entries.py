@@ -34,7 +34,7 @@ from thinkml.core.objectives.metric_table import (
 from thinkml.core.objectives.per_example import classify
 from thinkml.core.objectives.probe_sizes import PROBE_ROWS, with_rows
 from thinkml.errors import ConfigError, problems
-from thinkml.model_record import TaskKind
+from thinkml.tasks import TaskKind
 from thinkml.typing import PyTree
 
 _Shaped: TypeAlias = jax.Array | jax.ShapeDtypeStruct | np.ndarray

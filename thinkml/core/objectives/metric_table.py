@@ -15,7 +15,7 @@ import jax
 from clu import metrics as clu_metrics
 
 from thinkml.errors import unknown_name
-from thinkml.model_record import TaskKind
+from thinkml.tasks import TaskKind
 
 Metric = str | type[clu_metrics.Metric] | Callable[[Any, Any], Any]
 

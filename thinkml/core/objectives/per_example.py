@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from thinkml.core.objectives.accumulators import add
 from thinkml.core.objectives.losses import is_softmax
-from thinkml.model_record import TaskKind
+from thinkml.tasks import TaskKind
 
 
 class ClassLogits(NamedTuple):

@@ -24,7 +24,7 @@ from thinkml.core.train.augmentations import (
     WithTargets,
 )
 from thinkml.errors import ConfigError, problems, unknown_name, warn_user
-from thinkml.model_record import TaskKind
+from thinkml.tasks import TaskKind
 from thinkml.typing import PyTree
 
 AUGMENTATIONS: dict[str, Augment] = {

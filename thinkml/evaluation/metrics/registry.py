@@ -24,7 +24,7 @@ from thinkml.evaluation.evaluation_data import EvaluationData
 from thinkml.evaluation.metrics import calibration, per_row, ranking, regression
 from thinkml.evaluation.metrics.class_counts import Labels, Pairs, class_counts, class_part
 from thinkml.evaluation.metrics.per_row import mean_of_rows
-from thinkml.model_record import TaskKind
+from thinkml.tasks import TaskKind
 from thinkml.typing import Array
 
 

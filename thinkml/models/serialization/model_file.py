@@ -34,13 +34,14 @@ from thinkml.core.model.exported_forward import (
 from thinkml.core.model.forward import predict_outputs
 from thinkml.core.parallel.multiprocess import broadcast_result
 from thinkml.errors import ModelFileError, ModelTypeError, NotStorableError, warn_user
-from thinkml.model_record import ArraySpec, InputSpec, ModelRecord, Task, attach_record, record_of
+from thinkml.model_record import ArraySpec, InputSpec, ModelRecord, attach_record, record_of
 from thinkml.models.serialization.architecture import build, describe
 from thinkml.models.serialization.directories import FORMAT, read_json, verify, write_json
 from thinkml.models.serialization.import_allowlist import MissingNameError
 from thinkml.models.serialization.json_values import Json, decode, encode, plain
 from thinkml.models.serialization.source_hashes import changed_sources, source_hashes
 from thinkml.models.serialization.weights import fill
+from thinkml.tasks import Task
 from thinkml.typing import Model, PyTree
 from thinkml.versions import code_revision, library_versions
 

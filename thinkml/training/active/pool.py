@@ -25,7 +25,8 @@ from thinkml.data import (
 )
 from thinkml.data.object_arrays import is_missing
 from thinkml.errors import DataError
-from thinkml.model_record import InputSpec, Task
+from thinkml.model_record import InputSpec
+from thinkml.tasks import Task
 from thinkml.typing import Inputs, Labels, PyTree
 
 

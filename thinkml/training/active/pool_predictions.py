@@ -16,7 +16,7 @@ from thinkml.core import (
 )
 from thinkml.data import Rows, decode, log_probabilities, probabilities
 from thinkml.errors import DataError, ModelTypeError
-from thinkml.model_record import Task
+from thinkml.tasks import Task
 from thinkml.typing import Inputs, Model
 
 # Passes with dropout are in memory for this many rows at a time.

@@ -25,15 +25,8 @@ from thinkml.data import (
 from thinkml.errors import ConfigError, DataError, ModelTypeError, warn_user
 from thinkml.evaluation import ModelEvaluator
 from thinkml.evaluation.metrics.registry import check_fit
-from thinkml.model_record import (
-    InputSpec,
-    ModelRecord,
-    Task,
-    TaskKind,
-    attach_record,
-    record_of,
-    record_to_change,
-)
+from thinkml.model_record import InputSpec, ModelRecord, attach_record, record_of, record_to_change
+from thinkml.tasks import Task, TaskKind
 from thinkml.training.active.pool import Pool
 from thinkml.training.active.pool_predictions import Ensemble
 from thinkml.training.config import TrainingConfig

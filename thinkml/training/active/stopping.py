@@ -6,7 +6,7 @@ import numpy as np
 
 from thinkml.core import is_higher_better
 from thinkml.errors import ConfigError
-from thinkml.model_record import Task
+from thinkml.tasks import Task
 from thinkml.training.active.history import ActiveHistory
 
 _NUM_AGREEMENTS = 3

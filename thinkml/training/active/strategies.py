@@ -29,7 +29,7 @@ from thinkml.core.active.selection import (
 )
 from thinkml.data import Rows
 from thinkml.errors import ConfigError, DataError, is_whole, unknown_name
-from thinkml.model_record import Task
+from thinkml.tasks import Task
 from thinkml.training.active.pool_predictions import PoolPredictions
 from thinkml.typing import Model
 

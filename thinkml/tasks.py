@@ -1,0 +1,151 @@
+"""Tasks: the meaning of a model's outputs."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any, Literal, Self, get_args
+
+import numpy as np
+
+TaskKind = Literal['binary', 'multiclass', 'multilabel', 'regression']
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """The meaning of a model's outputs.
+
+    Attributes:
+        kind: ``'binary'``, ``'multiclass'``, ``'multilabel'`` or ``'regression'``.
+        classes: the user's labels in the order of the model's outputs (for one-logit binary:
+            negative, positive); None for regression.
+        num_outputs: the number of values the model returns per example: 1 or 2 for binary, one per
+            class for multiclass, one per label for multilabel, one per target for regression.
+        target_shape: the shape of one element's target as the user passes it: ``()`` for a plain
+            label or number, ``(k,)`` for ``k`` values (one-hot, multilabel, several regression
+            targets).
+        element_shape: the axes of a row that have a target each: ``()`` for one target a row,
+            ``(tokens,)``, ``(height, width)``. All other attributes are those of one element.
+        ignore_label: the label of elements that count nowhere; None if there is none.
+    """
+
+    kind: TaskKind
+    classes: tuple[Any, ...] | None
+    num_outputs: int
+    target_shape: tuple[int, ...] = ()
+    element_shape: tuple[int, ...] = ()
+    ignore_label: int | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns all attributes by name. Classes are not converted, so they may be NumPy types.
+
+        Those of elements are left out for a task of one target a row.
+        """
+        values = {
+            'kind': self.kind,
+            'classes': None if self.classes is None else list(self.classes),
+            'num_outputs': int(self.num_outputs),
+            'target_shape': [int(size) for size in self.target_shape],
+        }
+        if self.element_shape:
+            values['element_shape'] = [int(size) for size in self.element_shape]
+            values['ignore_label'] = self.ignore_label
+        return values
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Returns the task that `to_dict` was called on.
+
+        Raises:
+            ValueError: for values that no task has, such as classes that don't fit the kind or the
+                number of outputs.
+
+        Example:
+            >>> task = Task('multiclass', ('a', 'b', 'c'), num_outputs=3)
+            >>> Task.from_dict(task.to_dict()) == task
+            True
+        """
+        if values['kind'] not in get_args(TaskKind):
+            raise ValueError(f'{values["kind"]!r} is not a kind of task')
+        kind, classes, num_outputs = (values[n] for n in ('kind', 'classes', 'num_outputs'))
+        if _size(num_outputs) == 0:
+            raise ValueError('a task without outputs')
+        if (classes is None) != (kind == 'regression'):
+            raise ValueError(f'{kind} with the classes {classes!r}')
+        if classes is not None:
+            _check_classes(kind, classes, num_outputs)
+            classes = tuple(classes)
+        ignore_label = values.get('ignore_label')
+        if type(ignore_label) not in (int, type(None)):
+            raise ValueError(f'{ignore_label!r} is not a label')
+        return cls(
+            kind=kind,
+            classes=classes,
+            num_outputs=num_outputs,
+            target_shape=sizes_of(values['target_shape']),
+            element_shape=sizes_of(values.get('element_shape', [])),
+            ignore_label=ignore_label,
+        )
+
+    @property
+    def row_shape(self) -> tuple[int, ...]:
+        """Returns the shape of the targets of a row."""
+        return (*self.element_shape, *self.target_shape)
+
+    @property
+    def num_elements(self) -> int:
+        """Returns the number of elements of a row."""
+        return math.prod(self.element_shape)
+
+    @property
+    def is_classification(self) -> bool:
+        return self.kind != 'regression'
+
+    @property
+    def is_one_hot(self) -> bool:
+        """Returns True if the user passes each label as a row with a single 1."""
+        return self.kind in ('binary', 'multiclass') and self.target_shape not in ((), (1,))
+
+    @property
+    def in_words(self) -> str:
+        """Returns the task as a noun phrase for error messages."""
+        kind, _, parts = str(self).partition(', ')
+        return f'{kind}{" classification" if self.is_classification else ""} with {parts}'
+
+    def __str__(self) -> str:
+        if not self.element_shape:
+            return self._element_in_words()
+        sizes = ' x '.join(map(str, self.element_shape))
+        return f'{self._element_in_words()}, for each of {sizes} elements'
+
+    def _element_in_words(self) -> str:
+        if self.kind == 'regression':
+            return f'regression, {self.num_outputs} target{"s" if self.num_outputs > 1 else ""}'
+        classes = [str(label) for label in np.asarray(self.classes).tolist()]
+        shown = classes if len(classes) <= 10 else [*classes[:4], '...', classes[-1]]
+        singular, plural = (
+            ('label', 'labels') if self.kind == 'multilabel' else ('class', 'classes')
+        )
+        noun = singular if len(classes) == 1 else plural
+        return f'{self.kind}, {len(classes)} {noun} ({", ".join(shown)})'
+
+
+def _check_classes(kind: TaskKind, classes: Any, num_outputs: int) -> None:
+    is_label = [isinstance(label, bool | int | float | str | np.generic) for label in classes]
+    if type(classes) is not list or not all(is_label) or len(set(classes)) != len(classes):
+        raise ValueError(f'{classes!r} are not different labels')
+    expected = (1, 2) if kind == 'binary' else (len(classes),)
+    if num_outputs not in expected or (kind == 'binary' and len(classes) != 2):
+        raise ValueError(f'{kind} with {len(classes)} classes and {num_outputs} outputs')
+
+
+def sizes_of(shape: object) -> tuple[int, ...]:
+    """Returns a shape that was read from JSON; raises a `ValueError` for anything else."""
+    if type(shape) is not list:
+        raise ValueError(f'{shape!r} is not a shape')
+    return tuple(map(_size, shape))
+
+
+def _size(value: object) -> int:
+    if type(value) is not int or value < 0:
+        raise ValueError(f'{value!r} is not a size')
+    return value
