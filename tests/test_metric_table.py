@@ -30,6 +30,8 @@ OTHER_FILES = sorted(
 KINDS = get_args(TaskKind)
 WITH_NUMBER = {
     'top_k_accuracy': ('top_3_accuracy', 3),
+    'psnr': ('psnr_255', 255),
+    'ssim': ('ssim_255', 255),
     'pinball_q': ('pinball_0.9', 0.9),
     'interval_score_level': ('interval_score_0.8', 0.8),
 }

@@ -105,6 +105,40 @@ def test_weights_slices_and_strata():
         ModelEvaluator().evaluate(model, x, y, stratify=True)
 
 
+def test_a_row_matches_exactly_if_all_tokens_that_count_are_right():
+    rng = np.random.default_rng(1)
+    weight = rng.random(len(words()[0]))
+    model, x, y, found = evaluated(
+        'tokens', metrics=['exact_match'], sample_weight=weight, slices={'first': weight > 0.5},
+    )  # fmt: skip
+    x, y = x.copy(), y.copy()
+    matches = ((predict(model, x) == y) | (y == -100)).all(axis=1)
+    assert 0 < matches.mean() < 1
+    np.testing.assert_allclose(found['exact_match'], np.average(matches, weights=weight))
+    first = weight > 0.5
+    expected = np.average(matches[first], weights=weight[first])
+    np.testing.assert_allclose(found.slices['first'].metrics['exact_match'], expected)
+    low, high = found.confidence_intervals['exact_match']
+    assert 0 <= low < found['exact_match'] < high <= 1
+    # A token without weight does not count, and a row has the largest weight of its tokens.
+    of_tokens = weight[:, None] * rng.integers(0, 2, y.shape)
+    of_tokens[0] = 0
+    of_tokens[1:, 0] = weight[1:]
+    matches = ((predict(model, x) == y) | (of_tokens == 0) | (y == -100)).all(axis=1)
+    found = ModelEvaluator().evaluate(model, x, y, metrics=['exact_match'], sample_weight=of_tokens)
+    expected = np.average(matches, weights=of_tokens.max(axis=1))
+    np.testing.assert_allclose(found['exact_match'], expected)
+
+
+def test_rows_of_one_label_match_exactly_where_they_are_accurate():
+    labels, predictions = np.random.default_rng(0).integers(0, 3, (2, 50))
+    data = EvaluationData('multiclass', 3, labels, predictions)
+    metrics = {name: get_metric(name, 'multiclass') for name in ('accuracy', 'exact_match')}
+    assert metrics['exact_match'].of(data) == metrics['accuracy'].of(data)
+    intervals = metric_intervals(data, metrics, Resampling())
+    assert intervals['exact_match'] == intervals['accuracy']
+
+
 def test_a_report_names_the_elements():
     *_, found = evaluated('tokens')
     report = ModelEvaluator().generate_report(found)

@@ -126,7 +126,7 @@ def reference(name, case):
 
 
 def reference_of_predictions(name, case):
-    name = {'mean_iou': 'iou_macro', 'dice': 'f1'}.get(name, name)
+    name = {'mean_iou': 'iou_macro', 'dice': 'f1', 'exact_match': 'accuracy'}.get(name, name)
     labels, predictions, weight = case.labels, case.predictions, {'sample_weight': case.weight}
     fraction, _, how = name.rpartition('_') if name.count('_') else (name, '', '')
     how = how or ('binary' if case.kind == 'binary' else 'macro')
@@ -285,7 +285,7 @@ def is_about_undefined(warning):
 
 
 def names_of(kind):
-    left_out = ('interval_coverage', 'interval_width')
+    left_out = ('interval_coverage', 'interval_width', 'psnr', 'ssim')
     return [*(n for n in METRICS[kind] if n not in left_out), *NUMBERED.get(kind, ())]
 
 

@@ -86,7 +86,7 @@ def metric_intervals(
         for name, sample in zip(others, samples, strict=True):
             low, high = percentiles(sample, resampling.confidence)
             value = metrics[name].of(data)
-            if np.isnan(value) or np.isnan(low):
+            if not np.isfinite(value) or np.isnan(low):
                 low = high = np.nan
             elif metrics[name].is_biased:
                 bias = np.nanmedian(sample) - value

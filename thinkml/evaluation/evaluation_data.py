@@ -26,6 +26,7 @@ class EvaluationData:
         weight: the weight of each example, float64 ``(n,)``; None if all weights are 1.
         positions: ``(n,)``, if examples are elements of rows: their positions among all elements of
             all rows; None if each row is an example.
+        element_shape: the axes of the elements of a row; ``()`` if each row is an example.
         custom: the values of custom metrics for each example, ``(n,)``, by name.
     """
 
@@ -37,6 +38,7 @@ class EvaluationData:
     outputs: np.ndarray | None = None
     weight: np.ndarray | None = None
     positions: np.ndarray | None = None
+    element_shape: tuple[int, ...] = ()
     custom: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
     _parts: dict[Callable[..., Any], Any] = dataclasses.field(default_factory=dict, init=False)
 

@@ -92,6 +92,7 @@ def make_evaluation_data(
         probabilities=probabilities,
         outputs=outputs,
         positions=positions,
+        element_shape=task.element_shape,
     )
 
 

@@ -35,7 +35,8 @@ class MetricSpec(NamedTuple):
 
     Attributes:
         name: the metric's name. Metrics whose names differ in a number have one row, which has a
-            letter in place of the number: ``'top_k_accuracy'``, ``'pinball_q'``.
+            letter in place of the number or leaves it out: ``'top_k_accuracy'``, ``'pinball_q'``,
+            ``'psnr'``.
         tasks: the kinds of tasks that it fits.
         higher_is_better: True if larger values are better, False if smaller ones are; None if the
             best value is in between.
@@ -49,8 +50,8 @@ class MetricSpec(NamedTuple):
             classes or labels, else None.
         pattern: a regular expression that matches the names with a number, which is its group;
             None for one name.
-        default_number: the number if the name has the letter in its place; None if the name then is
-            not valid.
+        default_number: the number if the name has the letter in its place or leaves it out; None if
+            the name then is not valid.
     """
 
     name: str
@@ -90,6 +91,7 @@ _SPECS = (
         name='accuracy', tasks=_CLASSIFICATION, in_training=True, is_default=True,
         active_learning_tasks=_CLASSIFICATION,
     ),
+    MetricSpec(name='exact_match', tasks=_CLASSIFICATION, in_analysis=False),
     MetricSpec(name='balanced_accuracy', tasks=_CLASSIFICATION, in_training=True),
     MetricSpec(name='mcc', tasks=_CLASSES),
     MetricSpec(name='kappa', tasks=_CLASSES),
@@ -173,6 +175,15 @@ _SPECS = (
     MetricSpec(
         name='pinball_q', tasks=_REGRESSION, higher_is_better=False, in_analysis=False,
         pattern=r'pinball_(0?\.\d+)',
+    ),
+    # An analysis leaves these out, since they need images and the range of their values.
+    MetricSpec(
+        name='psnr', tasks=_REGRESSION, in_analysis=False, pattern=r'psnr(?:_([1-9]\d*))?',
+        default_number=1,
+    ),
+    MetricSpec(
+        name='ssim', tasks=_REGRESSION, in_analysis=False, pattern=r'ssim(?:_([1-9]\d*))?',
+        default_number=1,
     ),
     # An analysis leaves these out, since they need a model that predicts bounds.
     MetricSpec(

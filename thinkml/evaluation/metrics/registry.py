@@ -21,7 +21,14 @@ from thinkml.core.objectives.metric_table import (
 )
 from thinkml.errors import ConfigError, problems, unknown_name
 from thinkml.evaluation.evaluation_data import EvaluationData
-from thinkml.evaluation.metrics import calibration, per_row, ranking, regression
+from thinkml.evaluation.metrics import (
+    calibration,
+    image_quality,
+    per_row,
+    ranking,
+    regression,
+    whole_rows,
+)
 from thinkml.evaluation.metrics.class_counts import Labels, Pairs, class_counts, class_part
 from thinkml.evaluation.metrics.per_row import mean_of_rows
 from thinkml.tasks import TaskKind
@@ -223,6 +230,14 @@ def _too_few(part: regression.Errors, weight: np.ndarray) -> str | None:
     return 'NaN, since it is not defined for a single row.'
 
 
+def _infinite(part: whole_rows.RowValues, weight: np.ndarray) -> str | None:
+    counted = weight[part.example] > 0
+    exact = np.isinf(part.value[counted]).sum()
+    if not exact:
+        return None
+    return f'infinite, since {exact:,} of {counted.sum():,} rows are predicted exactly.'
+
+
 def _separable(part: calibration.Logits, weight: np.ndarray) -> str | None:
     if not np.isnan(calibration.calibration_slope(part, weight)):
         return None
@@ -235,6 +250,11 @@ def _separable(part: calibration.Logits, weight: np.ndarray) -> str | None:
 _COMPUTATIONS = {
     'accuracy': _Computation(
         part=per_row.accuracy_rows, value=mean_of_rows, proportion=_sum_of_rows
+    ),
+    'exact_match': _Computation(
+        part=whole_rows.exact_match_rows,
+        value=whole_rows.mean_of_whole_rows,
+        proportion=whole_rows.sum_of_whole_rows,
     ),
     'mcc': _Computation(part=class_part, value=_counted(confusion_counts.mcc)),
     'kappa': _Computation(
@@ -303,6 +323,17 @@ def _computation(spec: MetricSpec, kind: TaskKind, number: Any) -> _Computation:
             return _Computation(
                 part=per_row.top_rows(number), value=mean_of_rows, proportion=_sum_of_rows
             )
+        case 'psnr':
+            return _Computation(
+                part=image_quality.psnr_rows(number),
+                value=whole_rows.mean_of_whole_rows,
+                resampled=image_quality.resampled_psnr,
+                undefined=_infinite,
+            )
+        case 'ssim':
+            return _Computation(
+                part=image_quality.ssim_rows(number), value=whole_rows.mean_of_whole_rows
+            )
         case 'pinball_q':
             return _Computation(part=regression.pinball_rows(number), value=mean_of_rows)
         case 'interval_score_level':
@@ -333,7 +364,7 @@ METRICS: Mapping[str, Mapping[str, Metric]] = MappingProxyType(
     {kind: _metrics_of(kind) for kind in get_args(TaskKind)}
 )
 """The metrics by kind of task and name. Names with a number are valid too:
-``'top_3_accuracy'``, ``'pinball_0.9'``, ``'interval_score_0.8'``."""
+``'top_3_accuracy'``, ``'psnr_255'``, ``'pinball_0.9'``, ``'interval_score_0.8'``."""
 
 _NAMES = tuple(dict.fromkeys(name for table in METRICS.values() for name in table))
 
