@@ -104,6 +104,20 @@ def test_a_loss_is_its_formula(loss_fn, labels, expected):
     close(jax.jit(loss_fn)(LOGITS, labels), expected)
 
 
+@pytest.mark.parametrize('shape', [(20,), (20, 1), (20, 4)])
+def test_the_poisson_loss_is_that_of_torch(shape):
+    import torch
+
+    rng = np.random.default_rng(0)
+    counts = rng.poisson(3, shape).astype(np.float32)
+    predictions = rng.gamma(2, size=shape).astype(np.float32)
+    predictions[0] = 0
+    reference = torch.nn.PoissonNLLLoss(log_input=False, eps=1e-7, reduction='none')
+    expected = reference(torch.tensor(predictions), torch.tensor(counts)).numpy()
+    got = get_loss('poisson')(jnp.array(predictions.reshape(20, -1)), jnp.array(counts))
+    close(got, expected.reshape(20, -1).mean(1))
+
+
 @pytest.mark.parametrize('loss_fn', ['binary_cross_entropy', 'focal', 'hinge', 'mse', 'huber'])
 def test_one_output_may_have_an_axis_of_its_own(loss_fn):
     labels = jnp.array(CLASSES % 2)

@@ -322,6 +322,22 @@ def log_cosh(predictions: jax.Array, targets: jax.Array) -> jax.Array:
     return _per_example(optax.log_cosh(predictions.reshape(targets.shape), targets))
 
 
+def poisson(predictions: jax.Array, targets: jax.Array) -> jax.Array:
+    """Computes the Poisson loss of counts, averaged over the targets of an example; ``[batch]``.
+
+    It is ``prediction - target log(prediction + 1e-7)``: the negative log-likelihood of a Poisson
+    distribution whose mean is the prediction, without the terms that depend on the target alone.
+
+    Args:
+        predictions: expected counts, which must be above 0. A negative one makes the loss NaN if
+            its target is not 0. A model that ends with `jax.nn.softplus` or an exponential returns
+            no others.
+        targets: counts, 0 or more, of the same shape.
+    """
+    predictions = predictions.reshape(targets.shape)
+    return _per_example(predictions - targets * jnp.log(predictions + 1e-7))
+
+
 def _per_example(values: jax.Array) -> jax.Array:
     return values.mean(axis=tuple(range(1, values.ndim)))
 
@@ -340,6 +356,7 @@ REGRESSION_LOSSES: dict[str, LossFn] = {
     'mae': mae,
     'huber': huber,
     'log_cosh': log_cosh,
+    'poisson': poisson,
 }
 # The decision of each ThinkML loss, by function, or by class for losses with settings.
 _DECISIONS: dict[Hashable, Decision] = {
