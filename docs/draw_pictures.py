@@ -1,15 +1,16 @@
-"""Draws the pictures of the README and of the pages for newcomers into ``docs/images``.
+"""Draws the pictures of the README, of the pages for newcomers and of the tutorials.
 
     python docs/draw_pictures.py            # all of them
-    python docs/draw_pictures.py concepts   # one: concepts, first_model or learning_curve
+    python docs/draw_pictures.py concepts   # one of them
 
-``first_model.png`` and ``learning_curve.png`` come from real runs: of the README's example, and of
-the blocks of ``getting-started.md``.
+They are written to ``docs/images``. All except that of the concepts come from real runs: of the
+README's example, of the blocks of ``getting-started.md``, and of the scripts of the tutorials.
 """
 
 import contextlib
 import os
 import re
+import runpy
 import sys
 import tempfile
 from pathlib import Path
@@ -130,6 +131,24 @@ def learning_curve() -> None:
     _reduce_colours(IMAGES / 'learning_curve.png')
 
 
+def segmentation() -> None:
+    """Draws the picture at the end of the tutorial on segmentation."""
+    _picture_of('10_segmentation', 'segmentation.png')
+
+
+def anomalies() -> None:
+    """Draws the picture at the end of the tutorial on autoencoders."""
+    _picture_of('11_autoencoder', 'anomalies.png')
+
+
+def _picture_of(example: str, name: str) -> None:
+    with _temporary_directory() as directory:
+        runpy.run_path(str(DOCS.parent / 'examples' / f'{example}.py'))
+        picture = (directory / 'output' / name).read_bytes()
+    (IMAGES / name).write_bytes(picture)
+    _reduce_colours(IMAGES / name)
+
+
 def _reduce_colours(path: Path) -> None:
     from PIL import Image
 
@@ -154,5 +173,7 @@ def _run_blocks(page: Path) -> dict[str, object]:
 
 if __name__ == '__main__':
     os.environ.setdefault('MPLBACKEND', 'agg')
-    for name in sys.argv[1:] or ('concepts', 'first_model', 'learning_curve'):
-        {'concepts': concepts, 'first_model': first_model, 'learning_curve': learning_curve}[name]()
+    pictures = (concepts, first_model, learning_curve, segmentation, anomalies)
+    draw = {picture.__name__: picture for picture in pictures}
+    for name in sys.argv[1:] or draw:
+        draw[name]()

@@ -24,7 +24,7 @@ LARGER = {
         'tests/test_several_devices.py': 170,  # a process of eight devices, with all in that folder
         'tests/training/test_resume.py': 80,  # hundreds of checkpoints
         'tests/training/test_processes.py': 95,  # pairs of processes
-        'tests/test_examples.py': 40,  # as users run them
+        'tests/test_examples.py': 60,  # as users run them
         'tests/training/active/test_learner.py': 55,
         'tests/training/test_streams.py': 65,
         'tests/training/test_transfer.py': 45,
@@ -69,7 +69,7 @@ LARGER = {
         'tests/training/test_streams.py': 160,
         'tests/core/test_jit.py': 120,
         'tests/models/test_hostile.py': 210,
-        'tests/test_examples.py': 140,
+        'tests/test_examples.py': 190,
         'tests/training/test_trainer.py': 125,
     },
 }

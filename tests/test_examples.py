@@ -37,7 +37,7 @@ print(json.dumps(outcomes))
 def run(arguments, directory):
     done = subprocess.run(
         [sys.executable, '-W', 'error', *arguments], cwd=directory,
-        env=os.environ | {'PYTHONPATH': str(ROOT)}, capture_output=True, text=True,
+        env=os.environ | {'PYTHONPATH': str(ROOT), 'EPOCHS': '1'}, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -77,6 +77,22 @@ def test_the_first_example_leaves_what_it_promises(outcomes, folder):
     assert written == {
         'confusion_matrix.png', 'digits_model', 'progress.png', 'report.txt', 'roc_curve.png',
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ('name', 'says', 'written'),
+    [
+        ('09_language_model.py', r'perplexity: [\d.]+, test text [\d.]+', set()),
+        ('10_segmentation.py', r'mean_iou: [\d.]+, from [\d.]+ to [\d.]+', {'segmentation.png'}),
+        ('11_autoencoder.py', r'ROC AUC: [\d.]+', {'anomalies.png'}),
+    ],
+)
+def test_the_tutorials_end_with_something_to_look_at(name, says, written, outcomes, folder):
+    output, _, failure = outcomes[name]
+    assert failure is None, failure
+    assert re.search(says, output)
+    found = (folder / name.removesuffix('.py')).glob('output/*')
+    assert {path.name for path in found} == written
 
 
 def test_the_readmes_first_model(outcomes):

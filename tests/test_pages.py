@@ -7,6 +7,12 @@ import pytest
 
 DOCS = Path(__file__).parent.parent / 'docs'
 PAGES = ('index', 'getting-started', 'concepts', 'extending')
+# The pages that explain a script of the examples, which tests/test_examples.py runs.
+TUTORIALS = {
+    'tutorials/language-model': '09_language_model.py',
+    'tutorials/segmentation': '10_segmentation.py',
+    'tutorials/autoencoder': '11_autoencoder.py',
+}
 
 
 def blocks(page: str) -> list[tuple[str, str]]:
@@ -31,8 +37,21 @@ def test_the_blocks_of_a_page_run_from_top_to_bottom(page, tmp_path, monkeypatch
         assert not output or (printed and in_general(printed) in in_general(output))
 
 
-@pytest.mark.parametrize('page', PAGES)
+@pytest.mark.parametrize('page', TUTORIALS)
+def test_the_blocks_of_a_tutorial_are_its_script(page):
+    script = (DOCS.parent / 'examples' / TUTORIALS[page]).read_text()
+    _, code = script.split('"""\n', maxsplit=1)  # behind the docstring
+    shown = ''.join(block for block, _ in blocks(page))
+    # Formatters ask for two blank lines beside functions, which a block need not have.
+    assert [line for line in shown.splitlines() if line] == [
+        line for line in code.splitlines() if line
+    ]
+
+
+@pytest.mark.parametrize('page', [*PAGES, *TUTORIALS])
 def test_the_links_and_pictures_of_a_page_exist(page):
-    found = re.findall(r'\]\(([^)#:]+)(?:#[^)]*)?\)', (DOCS / f'{page}.md').read_text())
+    path = DOCS / f'{page}.md'
+    text = re.sub(r'```.*?```', '', path.read_text(), flags=re.DOTALL)
+    found = re.findall(r'\]\(([^)#:]+)(?:#[^)]*)?\)', text)
     assert found
-    assert [target for target in found if not (DOCS / target).exists()] == []
+    assert [target for target in found if not (path.parent / target).exists()] == []
