@@ -25,6 +25,32 @@ class DropoutBatchNorm(nnx.Module):
         return self.out(self.dropout(nnx.relu(self.norm(self.hidden(x)))))
 
 
+class TokenTagger(nnx.Module):
+    """Returns the logits of each token, with dropout."""
+
+    def __init__(self, num_words, num_tags, rngs):
+        self.embed = nnx.Embed(num_words, 8, rngs=rngs)
+        self.mix = nnx.Conv(8, 8, (3,), rngs=rngs)
+        self.dropout = nnx.Dropout(0.5, rngs=rngs)
+        self.out = nnx.Linear(8, num_tags, rngs=rngs)
+
+    def __call__(self, x):
+        return self.out(self.dropout(nnx.relu(self.mix(self.embed(x)))))
+
+
+class PixelClassifier(nnx.Module):
+    """Returns the logits of each pixel, with dropout and batch normalization."""
+
+    def __init__(self, num_classes, rngs):
+        self.conv = nnx.Conv(1, 8, (3, 3), rngs=rngs)
+        self.norm = nnx.BatchNorm(8, rngs=rngs)
+        self.dropout = nnx.Dropout(0.5, rngs=rngs)
+        self.out = nnx.Conv(8, num_classes, (1, 1), rngs=rngs)
+
+    def __call__(self, x):
+        return self.out(self.dropout(nnx.relu(self.norm(self.conv(x)))))
+
+
 class Recurrent(nnx.Module):
     """Reads the features as a sequence."""
 

@@ -9,12 +9,16 @@ import jax
 import numpy as np
 from flax import nnx
 
-from tests.models_for_tests import DropoutBatchNorm
+from tests.models_for_tests import DropoutBatchNorm, PixelClassifier, TokenTagger
 from thinkml.training import Checkpoint, GaussianNoise, ModelTrainer, TrainingConfig
 
 rng = np.random.default_rng(0)
 X = rng.normal(size=(300, 4)).astype(np.float32)
 y = (X[:, 0] > 0).astype(int) + (X[:, 1] > 0.8)
+WORDS = rng.integers(0, 7, (300, 5))
+TAGS = np.where(np.arange(5) < rng.integers(1, 6, (300, 1)), WORDS % 3, -100)
+IMAGES = rng.normal(size=(300, 6, 6, 1)).astype(np.float32)
+MASKS = np.where(IMAGES[..., 0] > 1.5, 255, IMAGES[..., 0] > 0)
 
 
 class Batches:
@@ -38,7 +42,23 @@ def data_of(kind, directory):
     if kind == 'memmap':
         np.save(directory / 'x.npy', X)
         return (np.load(directory / 'x.npy', mmap_mode='r'), y), {'device_data_bytes': 1500}
-    return ((Batches(), None) if kind == 'batches' else (X, y)), {}
+    others = {'batches': (Batches(), None), 'tokens': (WORDS, TAGS), 'pixels': (IMAGES, MASKS)}
+    return others.get(kind, (X, y)), {}
+
+
+def arguments_of(kind):
+    """The model, and what train is given beside the data."""
+    if kind == 'tokens':
+        arguments = {'metrics': ['perplexity'], 'class_weights': {2: 3.0}}
+        return TokenTagger(7, 3, nnx.Rngs(0)), arguments
+    if kind == 'pixels':
+        return PixelClassifier(2, nnx.Rngs(0)), {
+            'metrics': ['mean_iou'], 'loss_fn': 'dice', 'ignore_label': 255,
+            'augmentation': ['flip', 'vertical_flip'],
+        }  # fmt: skip
+    return DropoutBatchNorm(4, 3, nnx.Rngs(0)), {
+        'metrics': ['f1', 'roc_auc'], 'augmentation': GaussianNoise(0.1), 'class_weights': {2: 3.0},
+    }  # fmt: skip
 
 
 class Slowly:
@@ -60,11 +80,11 @@ def main(directory, kind, output):
         ema_decay=0.9, callbacks=[Checkpoint(every_steps=3), slowly], checkpoint_dir=directory,
         **settings,
     )  # fmt: skip
-    model = DropoutBatchNorm(4, 3, nnx.Rngs(0))
+    model, arguments = arguments_of(kind)
+    validation = [part[:40] for part in data] if kind in ('tokens', 'pixels') else (X[:40], y[:40])
     history = ModelTrainer(config).train(
-        model, *data, X[:40], y[:40], metrics=['f1', 'roc_auc'], augmentation=GaussianNoise(0.1),
-        class_weights={2: 3.0}, resume=True, progress=False,
-    )  # fmt: skip
+        model, *data, *validation, resume=True, progress=False, **arguments
+    )
     leaves = {
         jax.tree_util.keystr(path): np.asarray(leaf)
         for path, leaf in jax.tree_util.tree_leaves_with_path(
