@@ -16,7 +16,7 @@ from flax.typing import HashableMapping
 
 from thinkml.errors import ModelTypeError
 from thinkml.history import History
-from thinkml.tasks import Task, sizes_of
+from thinkml.tasks import AnyTask, sizes_of, task_from_dict
 from thinkml.typing import Model, PyTree
 
 
@@ -222,7 +222,7 @@ class ModelRecord:
         continues: True if the next training run starts with these arrays.
     """
 
-    task: Task | None = None
+    task: AnyTask | None = None
     input_spec: InputSpec | None = None
     runs: list[History] = dataclasses.field(default_factory=list)
     config: dict[str, Any] | None = None
@@ -255,7 +255,7 @@ class ModelRecord:
         if type(values['runs']) is not list:
             raise ValueError('its runs are not a list of histories')
         return cls(
-            task=None if task is None else Task.from_dict(task),
+            task=None if task is None else task_from_dict(task),
             input_spec=None if input_spec is None else InputSpec.from_dict(input_spec),
             runs=[History.from_dict(run) for run in values['runs']],
             config=config,

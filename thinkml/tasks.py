@@ -2,10 +2,12 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, Self, get_args
 
 import numpy as np
+
+from thinkml.errors import ModelTypeError
 
 TaskKind = Literal['binary', 'multiclass', 'multilabel', 'regression']
 
@@ -127,6 +129,95 @@ class Task:
         )
         noun = singular if len(classes) == 1 else plural
         return f'{self.kind}, {len(classes)} {noun} ({", ".join(shown)})'
+
+
+@dataclasses.dataclass(frozen=True)
+class Composite:
+    """The meaning of the outputs of a model with several heads.
+
+    Attributes:
+        heads: the task of each head that has targets, by name, as pairs. The names of a tuple of
+            outputs are their positions.
+        is_tuple: True if the model returns a tuple and not a dict.
+
+    Example:
+        >>> price = Task('regression', None, num_outputs=1)
+        >>> kind = Task('binary', ('a', 'b'), num_outputs=2)
+        >>> print(Composite((('price', price), ('kind', kind))))
+        price (regression, 1 target), kind (binary, 2 classes (a, b))
+    """
+
+    heads: tuple[tuple[str, Task], ...]
+    is_tuple: bool = False
+
+    @property
+    def by_name(self) -> dict[str, Task]:
+        """Returns the tasks by the heads' names."""
+        return dict(self.heads)
+
+    def map(self, function: Callable[..., Any], *trees: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns ``function(task, *parts)`` for each head, by name."""
+        return {name: function(task, *(tree[name] for tree in trees)) for name, task in self.heads}
+
+    def restore(self, parts: Mapping[str, Any]) -> Any:
+        """Returns values by head in the form of the model's outputs: as a dict or a tuple."""
+        return tuple(parts.values()) if self.is_tuple else dict(parts)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns all attributes by name. Classes are not converted, so they may be NumPy types."""
+        heads = {name: task.to_dict() for name, task in self.heads}
+        return {'heads': heads, 'is_tuple': self.is_tuple}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Returns the task that `to_dict` was called on.
+
+        Raises:
+            ValueError: for values that no task has.
+        """
+        heads, is_tuple = values['heads'], values['is_tuple']
+        if type(heads) is not dict or not heads or type(is_tuple) is not bool:
+            raise ValueError(f'{heads!r} are not the tasks of heads')
+        return cls(tuple((name, Task.from_dict(task)) for name, task in heads.items()), is_tuple)
+
+    @property
+    def in_words(self) -> str:
+        """Returns the task as a noun phrase for error messages."""
+        return f'a model with the heads {self}'
+
+    def __str__(self) -> str:
+        return ', '.join(f'{name} ({task})' for name, task in self.heads)
+
+
+AnyTask = Task | Composite
+
+
+def task_from_dict(values: Mapping[str, Any]) -> AnyTask:
+    """Returns the task of one output or of several heads that ``to_dict`` was called on.
+
+    Raises:
+        ValueError: for values that no task has.
+    """
+    return Composite.from_dict(values) if 'heads' in values else Task.from_dict(values)
+
+
+def single_task(task: AnyTask | None, what: str) -> Task | None:
+    """Returns the task of a model that returns one array; None stays None.
+
+    Args:
+        task: the task, or None.
+        what: the start of an error message: the argument and what needs one output.
+
+    Raises:
+        ModelTypeError: for a model with several heads.
+    """
+    if isinstance(task, Composite):
+        names = ', '.join(repr(name) for name, _ in task.heads)
+        raise ModelTypeError(
+            f'{what} a model that returns one array, got one with the heads {names}. Wrap it in a '
+            'module whose __call__ returns one of them.'
+        )
+    return task
 
 
 def _check_classes(kind: TaskKind, classes: Any, num_outputs: int) -> None:

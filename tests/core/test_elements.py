@@ -10,8 +10,8 @@ import pytest
 from flax import nnx
 
 from thinkml import core
+from thinkml.core.objectives import heads as heads_module
 from thinkml.core.objectives.elements import IGNORED, loss_of_elements
-from thinkml.core.train import step as step_module
 from thinkml.errors import ConfigError
 
 ROWS, TOKENS, WORDS = 8, 5, 7
@@ -232,8 +232,8 @@ def test_steps_over_rows_compute_nothing_for_elements(monkeypatch):
     def refuse(*_):
         raise AssertionError('a row is an element')
 
-    monkeypatch.setattr(step_module, 'element_weights', refuse)
-    monkeypatch.setattr(step_module, 'as_elements', refuse)
+    monkeypatch.setattr(heads_module, 'element_weights', refuse)
+    monkeypatch.setattr(heads_module, 'as_elements', refuse)
     x, y = jnp.ones((6, 4)), jnp.zeros(6, jnp.int32)
     functional = core.functionalize(nnx.Linear(4, 3, rngs=nnx.Rngs(0)), x, jax.random.key(0))
     tx, metrics, loss = core.make_optimizer('sgd'), core.make_metrics(), core.get_loss('hinge')

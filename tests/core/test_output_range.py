@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jax.scipy.special import erf, logsumexp
 
-from thinkml.core.model.output_range import Range, misread_outputs, output_range
+from thinkml.core.model.output_range import Range, misread_outputs, output_ranges
 from thinkml.tasks import Task
 
 BINARY = Task('binary', (0, 1), 1)
@@ -21,7 +21,7 @@ X = np.random.default_rng(0).normal(size=(50, 3)).astype(np.float32) * 10 ** np.
 
 def range_of(function):
     jaxpr = jax.make_jaxpr(function)(X).jaxpr
-    return output_range(jaxpr, jaxpr.outvars[0])
+    return output_ranges(jaxpr, 1)[0]
 
 
 def pair(x):

@@ -1,4 +1,4 @@
-"""Trainings on tokens give the curve of one device on any number of devices."""
+"""Trainings on tokens and of several heads give the curve of one device on several devices."""
 
 import jax
 import jax.numpy as jnp
@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from tests.models_with_heads import DictModel
 from thinkml.models import predict
 from thinkml.training import DistributedTrainer, ModelTrainer, TrainingConfig
 
@@ -53,3 +54,36 @@ def test_the_curve_of_tokens_does_not_depend_on_the_devices(strategy, devices, p
         np.testing.assert_allclose(history[name], values, atol=1e-5, err_msg=name)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), params, expected[1])
     np.testing.assert_array_equal(predictions, expected[2])
+
+
+# --- several heads ------------------------------------------------------------------------------
+
+
+def trained_heads(trainer):
+    x = np.random.default_rng(0).normal(size=(61, 4)).astype(np.float32)
+    y = {'kind': x[:, :3].argmax(1), 'price': x.sum(1), 'tags': (x[:, :1] + np.arange(5) > 2) * 1}
+    y['tags'][:40, 2:] = -100
+    model = DictModel()
+    history = trainer.train(
+        model, x, y, x, y, metrics={'kind': ['f1'], 'price': ['r2']}, loss_weights={'price': 0.1},
+        sample_weight={'price': x[:, 0] > 0}, progress=False,
+    )  # fmt: skip
+    return dict(history), nnx.to_pure_dict(nnx.state(model, nnx.Param)), predict(model, x)
+
+
+@pytest.mark.parametrize(
+    ('strategy', 'devices', 'parts', 'num_bytes'),
+    [('mirrored', 8, 2, None), ('fsdp', 4, 1, None), ('mirrored', 2, 1, 100)],
+    ids=['accumulated', 'fsdp', 'streamed'],
+)
+def test_the_curve_of_heads_does_not_depend_on_the_devices(strategy, devices, parts, num_bytes):
+    settings = {'accumulate_steps': parts, 'batch_size': 16 // parts}
+    config = TrainingConfig(**SETTINGS | settings, device_data_bytes=num_bytes)
+    history, params, predictions = trained_heads(
+        DistributedTrainer(config, strategy=strategy, num_gpus=devices)
+    )
+    expected = trained_heads(ModelTrainer(TrainingConfig(**SETTINGS | settings)))
+    for name, values in expected[0].items():
+        np.testing.assert_allclose(history[name], values, atol=1e-5, err_msg=name)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), params, expected[1])
+    np.testing.assert_array_equal(predictions['kind'], expected[2]['kind'])

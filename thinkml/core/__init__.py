@@ -15,6 +15,8 @@ from thinkml.core.model.functional import last_activation as last_activation
 from thinkml.core.model.functional import num_outputs as num_outputs
 from thinkml.core.model.mc_dropout import WithDropout as WithDropout
 from thinkml.core.model.mixed_precision import get_compute_dtype as get_compute_dtype
+from thinkml.core.objectives.heads import Head as Head
+from thinkml.core.objectives.heads import HeadLosses as HeadLosses
 from thinkml.core.objectives.losses import BinaryCrossEntropy as BinaryCrossEntropy
 from thinkml.core.objectives.losses import CrossEntropy as CrossEntropy
 from thinkml.core.objectives.losses import Dice as Dice
@@ -27,6 +29,7 @@ from thinkml.core.objectives.metric_table import is_higher_better as is_higher_b
 from thinkml.core.objectives.metric_table import metric_name as metric_name
 from thinkml.core.objectives.streaming_metrics import WeightedMean as WeightedMean
 from thinkml.core.objectives.streaming_metrics import compute as compute
+from thinkml.core.objectives.streaming_metrics import make_head_metrics as make_head_metrics
 from thinkml.core.objectives.streaming_metrics import make_metrics as make_metrics
 from thinkml.core.train.augmentation_registry import AUGMENTATIONS as AUGMENTATIONS
 from thinkml.core.train.augmentation_registry import check_augmentation as check_augmentation

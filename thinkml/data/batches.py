@@ -47,13 +47,13 @@ class HostBatch(NamedTuple):
 
     Attributes:
         x: inputs ``[batch, ...]``: an array, or a dict or tuple of them.
-        y: the labels in the user's form; None if the source has none.
-        weight: float64 ``[batch]``; None if the source has none.
+        y: the labels in the user's form, or a dict of them by head; None if the source has none.
+        weight: float64 ``[batch]``, or a dict by head; None if the source has none.
     """
 
     x: PyTree
-    y: np.ndarray | None
-    weight: np.ndarray | None
+    y: PyTree
+    weight: PyTree
 
 
 def is_batches(X: Inputs) -> bool:
@@ -354,21 +354,37 @@ def _read_batch(
     x, y, weight = _parts(raw, argument, label, with_labels)
     x, inputs = check_tree(_inputs(x), argument, like, is_first=True)
     num_rows = len(jax.tree.leaves(x)[0])
-    if y is not None:
+    if isinstance(y, Mapping):
+        y = {name: _labels(part, num_rows, f'{argument}[{name!r}]') for name, part in y.items()}
+    elif y is not None:
         refuse_parts(y, argument)
-        y = as_array(y, argument)
-        if y.ndim == 0 or len(y) != num_rows:
-            raise DataError(
-                f'{argument}: got inputs of {num_rows} rows with labels of shape {y.shape}, '
-                'expected one label per row. Batch single examples first: '
-                'torch.utils.data.DataLoader(dataset, batch_size=32), or .batch(32).'
-            )
-    if weight is not None:
-        elements = () if y is None else y.shape[1 : np.ndim(weight)]
-        weight = check_sample_weight(weight, (num_rows, *elements), argument)
+        y = _labels(y, num_rows, argument)
+    if isinstance(weight, Mapping) and isinstance(y, dict):
+        weight = {
+            name: _weights(part, y.get(name), num_rows, f'{argument}[{name!r}]')
+            for name, part in weight.items()
+        }
+    elif weight is not None:
+        weight = _weights(weight, None if isinstance(y, dict) else y, num_rows, argument)
     # Copies: a source may write to the same arrays again before these are on the device.
     x, y = jax.tree.map(np.array, (x, y))
     return HostBatch(x, y, weight), inputs
+
+
+def _labels(y: Any, num_rows: int, argument: str) -> np.ndarray:
+    y = as_array(y, argument)
+    if y.ndim == 0 or len(y) != num_rows:
+        raise DataError(
+            f'{argument}: got inputs of {num_rows} rows with labels of shape {y.shape}, '
+            'expected one label per row. Batch single examples first: '
+            'torch.utils.data.DataLoader(dataset, batch_size=32), or .batch(32).'
+        )
+    return y
+
+
+def _weights(weight: Any, y: np.ndarray | None, num_rows: int, argument: str) -> np.ndarray:
+    elements = () if y is None else y.shape[1 : np.ndim(weight)]
+    return check_sample_weight(weight, (num_rows, *elements), argument)
 
 
 def _parts(raw: Any, argument: str, label: str | None, with_labels: bool) -> tuple[Any, Any, Any]:

@@ -2,10 +2,9 @@
 
 from collections.abc import Mapping
 
-import numpy as np
-
 from thinkml.data.arrays import as_array, check_lengths
 from thinkml.data.dataframes import column_names, is_frame, take_column, take_columns
+from thinkml.data.head_targets import check_any_targets
 from thinkml.data.map_style_datasets import (
     find_label,
     is_items,
@@ -15,7 +14,6 @@ from thinkml.data.map_style_datasets import (
     without,
 )
 from thinkml.data.rows import Rows, open_items, open_rows
-from thinkml.data.targets import check_targets
 from thinkml.errors import DataError
 from thinkml.model_record import InputSpec
 from thinkml.typing import Inputs, Labels, PyTree
@@ -27,8 +25,10 @@ def open_data(
     argument: str = 'X_train',
     label_argument: str = 'y_train',
     like: InputSpec | None = None,
-) -> tuple[Rows, np.ndarray]:
+) -> tuple[Rows, PyTree]:
     """Opens inputs and their targets, which are passed separately or are part of the inputs.
+
+    The targets of several heads are a dict or tuple of arrays; they are returned as a dict.
 
     Args:
         X: the inputs, as `open_rows` takes them.
@@ -46,7 +46,7 @@ def open_data(
     """
     if y is None or isinstance(y, str):
         return open_dataset(X, y, argument, label_argument, like)
-    rows, targets = open_rows(X, argument, like), check_targets(y, label_argument)
+    rows, targets = open_rows(X, argument, like), check_any_targets(y, label_argument)
     check_lengths({argument: rows, label_argument: targets})
     return rows, targets
 
@@ -57,7 +57,7 @@ def open_dataset(
     argument: str = 'X_train',
     label_argument: str = 'y_train',
     like: InputSpec | None = None,
-) -> tuple[Rows, np.ndarray]:
+) -> tuple[Rows, PyTree]:
     """Opens a data set that holds inputs and labels.
 
     It is a frame, a dict of arrays, a Hugging Face data set, or a data set of examples that are
@@ -102,7 +102,7 @@ def open_dataset(
     elif is_items(dataset):
         rows = open_items(dataset, argument, like, inputs_of)
         labels = read_labels(dataset, label, label_argument, argument)
-        return rows, check_targets(labels, label_argument)
+        return rows, check_any_targets(labels, label_argument)
     else:
         as_array(dataset, argument)  # its error says what to call on a lazy frame first
         raise DataError(

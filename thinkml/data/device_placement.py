@@ -30,9 +30,9 @@ _CGROUP_LIMIT = Path('/sys/fs/cgroup/memory.max')
 
 def place(
     x: Rows | PyTree,
-    y: np.ndarray,
+    y: PyTree,
     rows: np.ndarray | None = None,
-    weight: np.ndarray | None = None,
+    weight: PyTree = None,
     layout: Layout = ONE_DEVICE,
     *,
     parted: bool = False,
@@ -46,9 +46,10 @@ def place(
 
     Args:
         x: inputs ``[rows, ...]``: an array, a dict or tuple of them, or `Rows`.
-        y: encoded targets ``[rows, ...]``.
+        y: encoded targets ``[rows, ...]``, or a dict of them by head.
         rows: the rows to use; None for all.
-        weight: float32 ``[rows]``, the weight of each example's loss; None if all are 1.
+        weight: float32 ``[rows]``, the weight of each example's loss, or a dict by head; None if
+            all are 1.
         layout: the devices.
         parted: True to shard the rows over the devices, False to replicate them. With True, each
             process reads only the rows of its devices.
@@ -58,13 +59,14 @@ def place(
     """
     if layout.mesh is None:
         check_fits({'x': x, 'y': y})
-    count = capacity(len(y))
-    used = np.arange(len(y)) if rows is None else rows
+    num_rows = len(jax.tree.leaves(y)[0])
+    count = capacity(num_rows)
+    used = np.arange(num_rows) if rows is None else rows
     read = functools.partial(_read, x, y, weight)
     parted = parted and layout.num_devices > 1
     if parted:
         positions = np.arange(-(-count // layout.num_devices) * layout.num_devices)
-        arrays = put_parts(read, positions, len(y), layout)
+        arrays = put_parts(read, positions, num_rows, layout)
     else:
         inputs = x.all() if isinstance(x, Rows) and x.arrays is not None else x
         inputs = _read_padded(inputs, count) if isinstance(inputs, Rows) else inputs
@@ -84,15 +86,15 @@ def place(
 
 
 def _read(
-    x: Rows | PyTree, y: np.ndarray, weight: np.ndarray | None, rows: slice | np.ndarray
-) -> tuple[PyTree, np.ndarray, np.ndarray | None]:
+    x: Rows | PyTree, y: PyTree, weight: PyTree, rows: slice | np.ndarray
+) -> tuple[PyTree, PyTree, PyTree]:
     if not isinstance(x, Rows):
         x = jax.tree.map(lambda array: array[rows], x)
     elif isinstance(rows, slice):
         x = x.all()
     else:
         x = x.take(rows)
-    return x, y[rows], None if weight is None else weight[rows]
+    return x, *jax.tree.map(lambda array: array[rows], (y, weight))
 
 
 def put_parts(

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from thinkml.core.model.functional import outputs_of
+from thinkml.core.model.functional import any_outputs_of
 from thinkml.data.input_arrays import sample_rows
 from thinkml.data.input_range import range_of, warn_of_other_range
 from thinkml.data.rows import Rows, open_rows
@@ -58,7 +58,7 @@ def open_rows_of(model: Model, X: Inputs, argument: str = 'X_test') -> Rows:
     like = record_of(model).input_spec
     rows = open_rows(X, argument, like)
     if like is None:
-        outputs_of(model, rows.spec, argument)
+        any_outputs_of(model, rows.spec, argument)
     return rows
 
 
@@ -109,8 +109,8 @@ def warn_of_other_ranges(now: InputSpec, before: InputSpec, argument: str) -> No
 
 def fingerprint(
     X: Rows | Inputs,
-    y: np.ndarray,
-    weight: np.ndarray | None = None,
+    y: PyTree,
+    weight: PyTree = None,
     *,
     rows: np.ndarray | None = None,
 ) -> dict[str, Any]:
@@ -121,8 +121,8 @@ def fingerprint(
 
     Args:
         X: checked inputs, or `Rows`.
-        y: encoded targets.
-        weight: the weights of the rows; None if all are 1.
+        y: encoded targets, or a dict of them by head.
+        weight: the weights of the rows, or a dict of them; None if all are 1.
         rows: the rows in use; None for all.
     """
     stored = X if isinstance(X, Rows) else open_rows(X, 'X')
@@ -134,7 +134,7 @@ def fingerprint(
     if rows is not None:
         digest.update(rows.astype(np.int64).tobytes())
         chosen = np.sort(rows[chosen])
-    parts = (stored.take(chosen), y[chosen], None if weight is None else weight[chosen])
+    parts = (stored.take(chosen), *jax.tree.map(lambda array: array[chosen], (y, weight)))
     for path, leaf in jax.tree_util.tree_leaves_with_path(parts):
         key = jax.tree_util.keystr(path)
         digest.update(f'{key} {num_rows} {leaf.shape[1:]} {leaf.dtype}'.encode())

@@ -5,9 +5,10 @@ from typing import Literal, get_args
 import numpy as np
 
 from thinkml.data.arrays import number_groups
+from thinkml.data.head_targets import num_rows_of
 from thinkml.errors import ConfigError, DataError, unknown_name
-from thinkml.tasks import Task
-from thinkml.typing import Labels
+from thinkml.tasks import AnyTask, Task
+from thinkml.typing import Labels, PyTree
 
 SplitOrder = Literal['random', 'last']
 
@@ -16,8 +17,8 @@ _DRAWS = 32
 
 
 def split_rows(
-    targets: np.ndarray,
-    task: Task,
+    targets: PyTree,
+    task: AnyTask,
     fraction: float,
     seed: int,
     *,
@@ -32,7 +33,7 @@ def split_rows(
     would be empty). The fractions of the classes are the best of 32 random draws.
 
     Args:
-        targets: encoded targets ``[rows, ...]``.
+        targets: encoded targets ``[rows, ...]``, or a dict of them by head.
         task: the task of the targets.
         fraction: the fraction of the rows for validation, between 0 and 1.
         seed: the seed of the shuffling.
@@ -57,7 +58,7 @@ def split_rows(
     """
     if order not in get_args(SplitOrder):
         raise ConfigError(unknown_name('order', order, get_args(SplitOrder)))
-    num_rows = len(targets)
+    num_rows = num_rows_of(targets)
     num_val = round(num_rows * fraction)
     if not 0 < num_val < num_rows:
         raise DataError(
@@ -66,7 +67,9 @@ def split_rows(
             'one each: use another fraction, or pass X_val and y_val.'
         )
     rng = np.random.default_rng(seed)
-    has_one_class = task.kind in ('binary', 'multiclass') and not task.element_shape
+    has_one_class = (
+        isinstance(task, Task) and task.kind in ('binary', 'multiclass') and not task.element_shape
+    )
     labels = targets if has_one_class else np.zeros(num_rows, np.int64)
     if groups is not None:
         if order == 'last':

@@ -17,13 +17,14 @@ from thinkml.core.parallel.sharding import ONE_DEVICE, Layout, ShardedRows
 from thinkml.core.train.batch_feed import epoch_order, steps_of
 from thinkml.data.batches import Batches, BatchIterator, HostBatch
 from thinkml.data.device_placement import capacity, padded, put_parts
+from thinkml.data.head_targets import num_rows_of, rows_at
 from thinkml.data.rows import Rows
 from thinkml.errors import DataError
 from thinkml.typing import PyTree
 
 Item = TypeVar('Item')
-# Inputs, encoded targets, and weights if they are not all 1.
-Arrays = tuple[PyTree, np.ndarray, np.ndarray | None]
+# Inputs, encoded targets, and weights if they are not all 1; dicts of both for several heads.
+Arrays = tuple[PyTree, PyTree, PyTree]
 
 # For this many steps, the cost of a dispatch is negligible.
 _MAX_BLOCK_STEPS = 64
@@ -45,9 +46,10 @@ class StreamedFeed:
 
     Args:
         x: the inputs.
-        y: encoded targets ``[rows, ...]``, in memory.
+        y: encoded targets ``[rows, ...]``, in memory, or a dict of them by head.
         rows: the rows to use, in increasing order; None for all.
-        weight: float32 ``[rows]``, the weight of each example's loss; None if all are 1.
+        weight: float32 ``[rows]``, the weight of each example's loss, or a dict by head; None if
+            all are 1.
         batch_size: examples per step; a smaller data set trains as one batch.
         shuffle_key: PRNG key of the shuffling; None keeps the order of the rows.
         budget: bytes of device memory for the blocks; None for a default. The memory of four steps
@@ -62,10 +64,10 @@ class StreamedFeed:
     def __init__(
         self,
         x: Rows,
-        y: np.ndarray,
+        y: PyTree,
         *,
         rows: np.ndarray | None = None,
-        weight: np.ndarray | None = None,
+        weight: PyTree = None,
         batch_size: int,
         shuffle_key: jax.Array | None,
         budget: int | None = None,
@@ -107,8 +109,7 @@ class StreamedFeed:
 
         def read(positions: np.ndarray) -> Arrays:
             rows = rows_of_block[positions]
-            weight = None if self._weight is None else self._weight[rows]
-            return self._x.take(rows), self._y[rows], weight
+            return self._x.take(rows), *rows_at((self._y, self._weight), rows)
 
         return block_of(
             read, size,
@@ -152,7 +153,7 @@ class BatchFeed:
         self._batches, self._encode, self._layout = batches, encode, layout
         self._accumulate_steps, self._limit_steps = accumulate_steps, limit_steps
         arrays = encode(batches.peek(), f'{batches.argument}, batch 1')
-        self._rows_of_batch = len(arrays[1])
+        self._rows_of_batch = num_rows_of(arrays[1])
         self.batch_size = self._rows_of_batch * accumulate_steps
         count = batches.num_batches
         steps = None if count is None else math.ceil(count / accumulate_steps)
@@ -196,14 +197,14 @@ class BatchFeed:
         parts: list[Arrays] = []
         for number, batch in enumerate(iterator, 1):
             x, y, weight = self._encode(batch, f'{iterator.argument}, batch {number}')
-            if len(y) > self._rows_of_batch:
+            if num_rows_of(y) > self._rows_of_batch:
                 raise DataError(
-                    f'{iterator.argument}: got {len(y)} examples in batch {number} after '
+                    f'{iterator.argument}: got {num_rows_of(y)} examples in batch {number} after '
                     f'{self._rows_of_batch} in the first, expected at most as many. Make batches '
                     'of one size.'
                 )
             parts.append((x, y, weight))
-            if len(y) < self._rows_of_batch or len(parts) == self._accumulate_steps:
+            if num_rows_of(y) < self._rows_of_batch or len(parts) == self._accumulate_steps:
                 yield _Step(parts, iterator.position())
                 parts = []
         if parts:
@@ -216,7 +217,7 @@ class BatchFeed:
         rows = _pad_rows(num_rows, size, steps[-1].num_rows)
         arrays = jax.tree.map(lambda *leaves: _concatenate(leaves)[rows], *parts)
         block = block_of(
-            lambda positions: jax.tree.map(lambda leaf: leaf[positions], arrays), size,
+            lambda positions: rows_at(arrays, positions), size,
             num_rows=num_rows,
             shape=(self._block_steps, self.batch_size),
             start=start, last=len(steps), ends_epoch=ends_epoch, layout=self._layout,
@@ -227,7 +228,7 @@ class BatchFeed:
 def _has_weight(arrays: Arrays) -> bool:
     """Returns True if some of the rows have a weight above 0."""
     *_, weight = arrays
-    return weight is None or bool(weight.any())
+    return weight is None or any(leaf.any() for leaf in jax.tree.leaves(weight))
 
 
 def _check_weighted(
@@ -256,7 +257,7 @@ class _Step(NamedTuple):
 
     @property
     def num_rows(self) -> int:
-        return sum(len(y) for _, y, _ in self.parts)
+        return sum(num_rows_of(y) for _, y, _ in self.parts)
 
 
 def _mark_last(items: Iterable[Item]) -> Iterator[tuple[Item, bool]]:
@@ -286,13 +287,13 @@ def _pad_rows(num_rows: int, count: int, num_last: int) -> slice | np.ndarray:
     return np.append(np.arange(num_rows), more)
 
 
-def row_bytes(x: Rows | PyTree, y: np.ndarray, weight: np.ndarray | None) -> int:
+def row_bytes(x: Rows | PyTree, y: PyTree, weight: PyTree) -> int:
     """Returns the bytes of one row on the device, with its target, weight and index in the plan.
 
     Args:
         x: `Rows`, or arrays ``[rows, ...]``.
-        y: encoded targets ``[rows, ...]``.
-        weight: float32 ``[rows]``; None if all are 1.
+        y: encoded targets ``[rows, ...]``, or a dict of them.
+        weight: float32 ``[rows]``, or a dict; None if all are 1.
     """
     spec = x.spec if isinstance(x, Rows) else x
     leaves = jax.tree.leaves((spec, y, weight))
@@ -398,8 +399,8 @@ def arrange_block(steps: int, batch_size: int, layout: Layout) -> _Arrangement:
 
 def row_parts(
     x: Rows,
-    y: np.ndarray,
-    weight: np.ndarray | None,
+    y: PyTree,
+    weight: PyTree,
     rows: np.ndarray,
     part_rows: int,
     layout: Layout = ONE_DEVICE,
@@ -411,7 +412,7 @@ def row_parts(
 
         def read(positions: slice | np.ndarray) -> Arrays:
             indices = part_of_rows[positions]
-            return x.take(indices), y[indices], None if weight is None else weight[indices]
+            return x.take(indices), *rows_at((y, weight), indices)
 
         return _part(read, len(part_of_rows), part_rows, layout)
 
@@ -438,9 +439,10 @@ def batch_parts(
         return encode(batch, f'{batches.argument}, batch {number}')
 
     def part(arrays: Arrays) -> DeviceData:
+        num_rows = num_rows_of(arrays[1])
         return _part(
-            lambda positions: jax.tree.map(lambda leaf: leaf[positions], arrays),
-            len(arrays[1]), max(part_rows, len(arrays[1])), layout,
+            lambda positions: rows_at(arrays, positions),
+            num_rows, max(part_rows, num_rows), layout,
         )  # fmt: skip
 
     all_arrays: Iterable[Arrays] = itertools.starmap(encoded, enumerate(batches.iterate(), 1))

@@ -47,7 +47,7 @@ def check_targets(y: Labels, argument: str) -> np.ndarray:
 
 
 def refuse_parts(y: Labels, argument: str) -> None:
-    """Raises a `DataError` for targets that are a dict or tuple of arrays, or an array of dicts.
+    """Raises a `DataError` for a dict or tuple of arrays, or an array of dicts, as one target.
 
     The message explains how to learn several targets at once.
     """
@@ -57,18 +57,18 @@ def refuse_parts(y: Labels, argument: str) -> None:
         names = [repr(name) for name in list(y)[:3]]
         got = f'a dict of {", ".join(names)}{", ..." if len(y) > 3 else ""}'
         parts = ', '.join(f'y[{name}]' for name in names[:2])
-    elif isinstance(y, tuple) and _are_columns(y):
+    elif isinstance(y, tuple) and are_columns(y):
         got, parts = f'a tuple of {len(y)} arrays', 'y[0], y[1]'
     else:
         return
     raise DataError(
-        f'{argument}: got {got}, expected one array, (rows,) or (rows, targets). Put them side by '
-        f'side, a column for each output of the model and classes one-hot: np.column_stack(['
-        f'{parts}]). A custom loss_fn can split the columns.'
+        f'{argument}: got {got}, expected one array, (rows,) or (rows, targets), since the model '
+        'returns one array. Let the model return a dict with an output for each, or put numbers '
+        f'side by side: np.column_stack([{parts}]).'
     )
 
 
-def _are_columns(parts: tuple[Any, ...]) -> bool:
+def are_columns(parts: tuple[Any, ...]) -> bool:
     """Returns True for arrays of equal length that are columns, not rows."""
     lengths = {part.shape[0] if getattr(part, 'ndim', 0) else 0 for part in parts}
     return len(parts) > 1 and len(lengths) == 1 and max(lengths) > len(parts)

@@ -1,7 +1,7 @@
 """Evaluation of one model on one data set: predictions, metrics, slices and warnings."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -38,8 +38,10 @@ def evaluate_model(
     name: str = '',
     *,
     default: Callable[[TaskKind], list[str]] = default_metrics,
-) -> Evaluation:
+) -> Evaluation | dict[str, Evaluation]:
     """Evaluates a model on a data set; see `ModelEvaluator.evaluate`.
+
+    The result is a dict of evaluations by head for a model with several heads.
 
     Args:
         model: a model of any kind that can be evaluated.
@@ -51,6 +53,22 @@ def evaluate_model(
         default: returns the names of the metrics to compute if the settings name none.
     """
     inputs = open_model(model, X_test, y_test, devices)
+    if isinstance(inputs, dict):
+        return {
+            head: _evaluate(one, settings.for_head(head, inputs), name or head, default)
+            for head, one in inputs.items()
+        }
+    if isinstance(settings.metrics, Mapping):
+        raise ConfigError('metrics: got a dict for a model with one output, expected a list.')
+    return _evaluate(inputs, settings, name, default)
+
+
+def _evaluate(
+    inputs: EvaluationInput,
+    settings: Settings,
+    name: str,
+    default: Callable[[TaskKind], list[str]],
+) -> Evaluation:
     task, labels = inputs.task, inputs.labels
     weight = open_weight(settings.sample_weight, inputs)
     masks = open_slices(settings.slices, len(labels))

@@ -113,6 +113,9 @@ class ModelEvaluator:
         name. ``sample_weight``, ``groups``, ``stratify`` and ``slices`` are then dicts by the same
         names.
 
+        For a model with several heads ``y_test`` is a dict of targets by head, and the result a
+        dict of evaluations by head. ``metrics`` and ``sample_weight`` may be such dicts.
+
         Args:
             model: a `flax.nnx.Module`, ``thinkml.models.from_linen(module)`` or
                 ``from_functions(init, apply)``, or any object with ``predict`` and, for metrics of
@@ -156,7 +159,7 @@ class ModelEvaluator:
             ModelTypeError: if ``model`` is not a model.
         """
         settings = Settings(
-            metrics=check_metrics(metrics),
+            metrics=_check_metrics(metrics),
             sample_weight=sample_weight,
             confidence=confidence,
             num_resamples=num_resamples,
@@ -167,12 +170,15 @@ class ModelEvaluator:
             seed=seed,
         )
         if _are_data_sets(X_test, y_test):
-            return {
-                name: evaluate_model(
-                    model, X, y, settings.for_data_set(name, X_test), self._devices, name
-                )
-                for name, (X, y) in X_test.items()
-            }
+            evaluations: dict[str, Evaluation] = {}
+            for name, (X, y) in X_test.items():
+                of_set = settings.for_data_set(name, X_test)
+                found = evaluate_model(model, X, y, of_set, self._devices, name)
+                if isinstance(found, Evaluation):
+                    evaluations[name] = found
+                else:
+                    evaluations |= {f'{name}, {head}': one for head, one in found.items()}
+            return evaluations
         return evaluate_model(model, X_test, y_test, settings, self._devices)
 
     def generate_report(self, evaluation: Evaluation | dict[str, Evaluation]) -> Report:
@@ -200,10 +206,11 @@ class ModelEvaluator:
         X_test: Inputs,
         y_test: Labels = None,
         **settings: Unpack[EvaluationSettings],
-    ) -> PerformanceAnalysis:
+    ) -> PerformanceAnalysis | dict[str, PerformanceAnalysis]:
         """Evaluates with every metric that fits the task, and returns an analysis that has plots.
 
-        The speed of predictions is measured too.
+        The speed of predictions is measured too. A model with several heads has an analysis for
+        each, in a dict.
 
         Args:
             model: as in `evaluate`.
@@ -230,6 +237,11 @@ class ModelEvaluator:
         )
         speed = None if is_batches(X_test) else measure_speed(*self._predictor(model, X_test))
         runs = () if is_external(model) else tuple(record_of(model).runs)
+        if isinstance(evaluation, dict):
+            return {
+                head: PerformanceAnalysis(one, speed=speed, runs=runs)
+                for head, one in evaluation.items()
+            }
         return PerformanceAnalysis(evaluation, speed=speed, runs=runs)
 
     def _predictor(self, model: Model, X_test: Inputs) -> tuple[Callable[[Any], Any], Inputs]:
@@ -240,6 +252,12 @@ class ModelEvaluator:
         first_rows = rows.take(np.arange(min(len(rows), 1024)))
         predict = make_predict(model, first_rows, devices=self._devices, argument='X_test')
         return predict, first_rows
+
+
+def _check_metrics(metrics: Any) -> Any:
+    if isinstance(metrics, Mapping):
+        return {head: check_metrics(of_head) for head, of_head in metrics.items()}
+    return check_metrics(metrics)
 
 
 def _check_devices(devices: Sequence[Any] | None) -> list[Any] | None:

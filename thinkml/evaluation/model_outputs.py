@@ -1,24 +1,28 @@
 """Model outputs: runs any model on any data, and pairs its predictions with the true labels."""
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 from thinkml.core import make_predict, predict_outputs
-from thinkml.core.model.functional import outputs_of
+from thinkml.core.model.functional import HeadOutputs, Outputs, any_outputs_of
 from thinkml.core.model.output_range import misread_outputs
+from thinkml.core.objectives.heads import part_of
 from thinkml.data import (
     check_targets,
     concatenate_labels,
     decode,
     fingerprint,
-    infer_task,
+    infer_any_task,
     is_batches,
     open_batches,
     open_data,
     probabilities,
 )
+from thinkml.data.targets import refuse_parts
 from thinkml.errors import DataError, warn_user
 from thinkml.evaluation.evaluation_data import EvaluationData
 from thinkml.evaluation.evaluation_input import (
@@ -30,14 +34,16 @@ from thinkml.evaluation.evaluation_input import (
 )
 from thinkml.evaluation.external_models import is_external, open_external
 from thinkml.model_record import InputSpec, record_of
-from thinkml.tasks import Task
+from thinkml.tasks import AnyTask, Composite, Task
 from thinkml.typing import Inputs, Labels, Model, PyTree
+
+Opened = EvaluationInput | dict[str, EvaluationInput]
 
 
 def open_model(
     model: Model, X_test: Inputs, y_test: Labels, devices: Sequence[Any] | None = None
-) -> EvaluationInput:
-    """Checks a model and the data it is evaluated on.
+) -> Opened:
+    """Checks a model and the data it is evaluated on; returns a dict by head for several heads.
 
     Args:
         model: a model of any kind that can be evaluated.
@@ -56,21 +62,44 @@ def open_model(
         return _open_batches(model, X_test, y_test, input_spec, devices)
     rows, labels = open_data(X_test, y_test, 'X_test', 'y_test', input_spec)
     if input_spec is None:
-        outputs_of(model, rows.spec, 'X_test')
+        any_outputs_of(model, rows.spec, 'X_test')
     task = _task_of(model, labels, rows.spec)
-    encoded = encode_labels(labels, task)
 
-    def predict() -> tuple[np.ndarray, EvaluationData]:
-        outputs = predict_outputs(model, rows, devices=devices, argument='X_test')
-        return _decode_outputs(outputs, encoded, task)
+    @functools.cache
+    def all_outputs() -> PyTree:
+        return predict_outputs(model, rows, devices=devices, argument='X_test')
 
-    return EvaluationInput(
-        task=task,
-        labels=labels,
-        encoded=encoded,
-        predict=predict,
-        fingerprint=fingerprint(rows, encoded),
-    )
+    def open_head(task: Task, labels: np.ndarray, head: str | None) -> EvaluationInput:
+        encoded = encode_labels(labels, task)
+        return EvaluationInput(
+            task=task,
+            labels=labels,
+            encoded=encoded,
+            predict=lambda: _decode_outputs(part_of(all_outputs(), head), encoded, task),
+            fingerprint=fingerprint(rows, encoded),
+        )
+
+    return _by_head(open_head, task, labels, 'y_test')
+
+
+def _by_head(
+    open_head: Callable[[Task, Any, str | None], EvaluationInput],
+    task: AnyTask,
+    labels: PyTree,
+    argument: str,
+) -> Opened:
+    if isinstance(task, Task):
+        refuse_parts(labels, argument)
+        return open_head(task, labels, None)
+    if not isinstance(labels, dict) or not labels.keys() <= task.by_name.keys():
+        got = ', '.join(map(repr, labels)) if isinstance(labels, dict) else 'one array'
+        raise DataError(
+            f'{argument}: got {got}, expected the targets of heads of {task.in_words}. Pass a dict '
+            'of arrays by head.'
+        )
+    return {
+        name: open_head(head, labels[name], name) for name, head in task.heads if name in labels
+    }
 
 
 def _open_batches(
@@ -79,7 +108,7 @@ def _open_batches(
     y_test: Labels,
     input_spec: InputSpec | None,
     devices: Sequence[Any] | None,
-) -> EvaluationInput:
+) -> Opened:
     if not isinstance(y_test, str | None):
         raise DataError(
             f'y_test: got a {type(y_test).__name__} beside batches, expected None: the batches of '
@@ -88,31 +117,46 @@ def _open_batches(
     batches = open_batches(X_test, 'X_test', label=y_test, like=input_spec)
     example = batches.peek().x
     if input_spec is None:
-        outputs_of(model, example, 'X_test')
+        any_outputs_of(model, example, 'X_test')
     predict = make_predict(model, example, devices=devices, argument='X_test')
     outputs, labels, weights = [], [], []
     for batch in batches.iterate():
         outputs.append(predict(batch.x))
         labels.append(batch.y)
         weights.append(batch.weight)
+    if isinstance(labels[0], dict):
+        true = {
+            name: _concatenate([y[name] for y in labels], f'X_test, labels[{name!r}]')
+            for name in labels[0]
+        }
+    else:
+        true = _concatenate(labels, 'X_test, labels')
+    all_outputs = jax.tree.map(lambda *leaves: np.concatenate(leaves), *outputs)
+
+    def open_head(task: Task, labels_of_head: np.ndarray, head: str | None) -> EvaluationInput:
+        encoded = encode_labels(labels_of_head, task)
+        data = _decode_outputs(part_of(all_outputs, head), encoded, task)
+        of_head = [part_of(weight, head) for weight in weights]
+        return EvaluationInput(
+            task=task,
+            labels=labels_of_head,
+            encoded=encoded,
+            predict=lambda: data,
+            fingerprint=fingerprint_of_labels(encoded),
+            weight=_concatenate_weights(of_head, [part_of(y, head) for y in labels]),
+        )
+
+    return _by_head(open_head, _task_of(model, true, example), true, 'X_test, labels')
+
+
+def _concatenate(labels: list[np.ndarray], argument: str) -> np.ndarray:
     for y in labels:
         if y.shape[1:] != labels[0].shape[1:]:
             raise DataError(
-                f'X_test, labels: got shape {labels[0].shape} in the first batch and {y.shape} in '
+                f'{argument}: got shape {labels[0].shape} in the first batch and {y.shape} in '
                 'another, expected labels of the same form in all. Reshape them.'
             )
-    true = check_targets(concatenate_labels(labels), 'X_test, labels')
-    task = _task_of(model, true, example)
-    encoded = encode_labels(true, task)
-    data = _decode_outputs(np.concatenate(outputs), encoded, task)
-    return EvaluationInput(
-        task=task,
-        labels=true,
-        encoded=encoded,
-        predict=lambda: data,
-        fingerprint=fingerprint_of_labels(encoded),
-        weight=_concatenate_weights(weights, labels),
-    )
+    return check_targets(concatenate_labels(labels), argument)
 
 
 def _concatenate_weights(
@@ -129,14 +173,20 @@ def _concatenate_weights(
     )
 
 
-def _task_of(model: Model, labels: np.ndarray, example: PyTree) -> Task:
+def _task_of(model: Model, labels: PyTree, example: PyTree) -> AnyTask:
     recorded = record_of(model).task
     if recorded is not None:
         return recorded
-    outputs = outputs_of(model, example, 'X_test')
-    task = infer_task(labels, outputs.shape, argument='y_test')
-    if misread := misread_outputs(outputs.range, task):
-        warn_user(misread)
+    outputs = any_outputs_of(model, example, 'X_test')
+    task = infer_any_task(labels, outputs, argument='y_test')
+    if isinstance(task, Task) and isinstance(outputs, Outputs):
+        pairs = [(task, outputs)]
+    else:
+        assert isinstance(task, Composite) and isinstance(outputs, HeadOutputs)
+        pairs = [(head, outputs.heads[name]) for name, head in task.heads]
+    for head, output in pairs:
+        if misread := misread_outputs(output.range, head):
+            warn_user(misread)
     return task
 
 

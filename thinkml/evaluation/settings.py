@@ -30,7 +30,7 @@ class EvaluationSettings(TypedDict, total=False):
 class Settings:
     """Evaluation settings, checked as far as possible without the data."""
 
-    metrics: list[Any] | None = None
+    metrics: Any = None
     sample_weight: Any = None
     confidence: float | None = 0.95
     num_resamples: int = 1000
@@ -70,6 +70,21 @@ class Settings:
                     f'dict by their names: {", ".join(map(repr, data_sets))}.'
                 )
             values[field] = value.get(name, False if field == 'stratify' else None)
+        return dataclasses.replace(self, **values)
+
+    def for_head(self, head: str, heads: Mapping[str, Any]) -> 'Settings':
+        """Returns the settings of one of several heads; groups and slices are those of all."""
+        values: dict[str, Any] = {}
+        for field in ('metrics', 'sample_weight', 'stratify'):
+            value = getattr(self, field)
+            if not isinstance(value, Mapping):
+                continue
+            if not value.keys() <= heads.keys():
+                raise ConfigError(
+                    f'{field}: got {_keys_or_type(value)}, expected a dict by the names of the '
+                    f'heads: {", ".join(map(repr, heads))}.'
+                )
+            values[field] = value.get(head, False if field == 'stratify' else None)
         return dataclasses.replace(self, **values)
 
 

@@ -20,7 +20,7 @@ from thinkml.models.serialization.model_file import (
     decode_notes,
     reading,
 )
-from thinkml.tasks import Task
+from thinkml.tasks import AnyTask
 
 _FILES = (MODEL, RECORD, METADATA, INDEX)
 _MAX_LINES = 60
@@ -83,7 +83,7 @@ class Inspection:
     path: Path
     model: str
     parameters: tuple[Parameter, ...]
-    task: Task | None
+    task: AnyTask | None
     inputs: InputSpec | None
     record: ModelRecord
     metadata: dict[str, Any]

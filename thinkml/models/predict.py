@@ -1,18 +1,23 @@
 """Predictions of any model, as the labels it was trained on."""
 
+import dataclasses
+from typing import Any
+
+import jax
 import numpy as np
 
 from thinkml.core import make_predict, predict_outputs
 from thinkml.core.model.forward import Reduce, largest_output
+from thinkml.core.objectives.heads import part_of
 from thinkml.data import decode, is_batches, open_batches, open_rows_of, probabilities
 from thinkml.data.predictions import decode_indices
 from thinkml.errors import NotTrainedError
 from thinkml.model_record import record_of
-from thinkml.tasks import Task
-from thinkml.typing import Inputs, Model
+from thinkml.tasks import AnyTask, Task
+from thinkml.typing import Inputs, Model, PyTree
 
 
-def predict(model: Model, X: Inputs) -> np.ndarray:
+def predict(model: Model, X: Inputs) -> PyTree:
     """Predicts labels (classification) or numbers (regression).
 
     The model and its mode are not changed. There may be any number of rows: they are read and sent
@@ -26,7 +31,8 @@ def predict(model: Model, X: Inputs) -> np.ndarray:
 
     Returns:
         ``[rows]`` labels of the kind the model was trained on (text stays text), or one row per
-        example if it was trained on these: one-hot, multilabel, several targets.
+        example if it was trained on these: one-hot, multilabel, several targets. A model with
+        several heads returns a dict of them by head, or a tuple if it returns a tuple.
 
     Raises:
         NotTrainedError: if the model was neither trained by ThinkML nor loaded.
@@ -45,13 +51,14 @@ def predict(model: Model, X: Inputs) -> np.ndarray:
         ['no', 'yes']
     """
     task = _task_of(model)
-    if task.element_shape and task.num_outputs > 1 and task.kind in ('binary', 'multiclass'):
-        # The outputs of tokens and pixels are many times larger than their labels.
-        return decode_indices(_outputs(model, X, largest_output), task)
-    return decode(_outputs(model, X), task)
+    if isinstance(task, Task):
+        reduced = _outputs(model, X, largest_output if _chooses_on_device(task) else None)
+        return _decoded(reduced, task)
+    outputs = _outputs(model, X, _Reduction(task.heads))
+    return task.restore(task.map(lambda head, part: _decoded(part, head), outputs))
 
 
-def predict_proba(model: Model, X: Inputs) -> np.ndarray:
+def predict_proba(model: Model, X: Inputs) -> PyTree:
     """Predicts the probability of each class.
 
     Args:
@@ -60,25 +67,73 @@ def predict_proba(model: Model, X: Inputs) -> np.ndarray:
 
     Returns:
         float64 ``[rows, classes]`` in the order of the sorted labels; for a multilabel model the
-        probability of each label.
+        probability of each label. A model with several heads returns a dict of those of its
+        classifying heads, or a tuple.
 
     Raises:
         NotTrainedError: if the model was neither trained by ThinkML nor loaded.
         DataError: for inputs the model can't take, or a regression model.
     """
     task = _task_of(model)
-    return probabilities(_outputs(model, X), task)
+    if isinstance(task, Task):
+        return probabilities(_outputs(model, X), task)
+    outputs = _outputs(model, X, _Selection(task.heads))
+    return task.restore(
+        {
+            name: probabilities(outputs[name], head)
+            for name, head in task.heads
+            if head.is_classification
+        }
+    )
 
 
-def _outputs(model: Model, X: Inputs, reduce: Reduce | None = None) -> np.ndarray:
+def _chooses_on_device(task: Task) -> bool:
+    """Returns True if labels are chosen on the device.
+
+    The outputs of tokens and pixels are many times larger than their labels.
+    """
+    has_classes = task.num_outputs > 1 and task.kind in ('binary', 'multiclass')
+    return bool(task.element_shape) and has_classes
+
+
+def _decoded(outputs: np.ndarray, task: Task) -> np.ndarray:
+    return decode_indices(outputs, task) if _chooses_on_device(task) else decode(outputs, task)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Selection:
+    """A function that keeps the outputs of the heads that have a task, by name."""
+
+    heads: tuple[tuple[str, Task], ...]
+
+    def __call__(self, outputs: PyTree) -> dict[str, Any]:
+        return {name: part_of(outputs, name) for name, _ in self.heads}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Reduction:
+    """A `_Selection` that chooses labels where outputs are large."""
+
+    heads: tuple[tuple[str, Task], ...]
+
+    def __call__(self, outputs: PyTree) -> dict[str, Any]:
+        parts = _Selection(self.heads)(outputs)
+        return {
+            name: largest_output(parts[name]) if _chooses_on_device(task) else parts[name]
+            for name, task in self.heads
+        }
+
+
+def _outputs(model: Model, X: Inputs, reduce: Reduce | None = None) -> PyTree:
     if not is_batches(X):
         return predict_outputs(model, open_rows_of(model, X, 'X'), reduce=reduce)
     batches = open_batches(X, 'X', with_labels=False, like=record_of(model).input_spec)
     predict = make_predict(model, batches.peek().x, reduce=reduce)
-    return np.concatenate([predict(batch.x) for batch in batches.iterate()])
+    parts = [predict(batch.x) for batch in batches.iterate()]
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
 
 
-def _task_of(model: Model) -> Task:
+def _task_of(model: Model) -> AnyTask:
     task = record_of(model).task
     if task is None:
         raise NotTrainedError(

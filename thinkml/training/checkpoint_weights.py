@@ -25,7 +25,7 @@ from thinkml.history import History
 from thinkml.model_record import InputSpec, ModelRecord, attach_record
 from thinkml.models.serialization.json_values import decode
 from thinkml.paths import local_path
-from thinkml.tasks import Task
+from thinkml.tasks import task_from_dict
 from thinkml.training.run_directory import newest_directory
 from thinkml.training.training_setup import probe_of
 from thinkml.typing import Model, PyTree
@@ -149,7 +149,7 @@ def _make_record(metadata: dict[str, Any], step_loss: np.ndarray | None) -> Mode
     settings = metadata['settings']
     data = ('data', 'validation')
     return ModelRecord(
-        task=None if task is None else Task.from_dict(task),
+        task=None if task is None else task_from_dict(task),
         input_spec=None if inputs is None else InputSpec.from_dict(inputs),
         runs=[History.from_dict(metadata['history'], step_loss)],
         config={name: value for name, value in settings.items() if name not in data},

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from thinkml.core import DeviceData, Feed, ResidentFeed, inference_batch_size
+from thinkml.core.objectives.heads import part_of
 from thinkml.core.parallel.sharding import ONE_DEVICE, Layout
 from thinkml.core.train.batch_feed import steps_of
 from thinkml.data import (
@@ -19,7 +20,7 @@ from thinkml.data import (
     batch_parts,
     capacity,
     device_budget,
-    encode_targets,
+    encode_any_targets,
     place,
     row_parts,
     select,
@@ -27,6 +28,7 @@ from thinkml.data import (
 from thinkml.data.sample_weights import in_float32, of_rows
 from thinkml.data.stream import Arrays, row_bytes
 from thinkml.errors import ConfigError, DataError
+from thinkml.tasks import Task
 from thinkml.training.config import TrainingConfig
 from thinkml.training.run import Validation
 from thinkml.training.training_data import Examples, Stream, rows_of_weight, with_advice
@@ -210,22 +212,44 @@ def _first_weighted_rows(val: Examples, count: int) -> np.ndarray:
 
 def _encode(stream: Stream, batch: HostBatch, argument: str) -> Arrays:
     """Returns the inputs, encoded labels and weights of a batch, for the device."""
-    y = with_advice(stream.advice, encode_targets, batch.y, stream.task, argument)
-    weight = np.ones(len(y), np.float32)
-    if batch.weight is not None:
-        weight = in_float32(batch.weight, stream.weight_shift, argument)
-    if weight.ndim > 1 and weight.shape[1:] != stream.task.element_shape:
+    y = with_advice(stream.advice, encode_any_targets, batch.y, stream.task, argument)
+    if isinstance(stream.task, Task):
+        return batch.x, y, _stream_weights(stream, stream.task, y, batch.weight, argument)
+    if isinstance(batch.weight, dict) and (unknown := batch.weight.keys() - y.keys()):
         raise DataError(
-            f'{argument}: got weights of shape {weight.shape} for {stream.task.in_words}, expected '
+            f'{argument}: got weights of {", ".join(map(repr, sorted(unknown)))}, expected those '
+            f'of {", ".join(map(repr, y))}.'
+        )
+    weights = {
+        name: _stream_weights(
+            stream._replace(class_table=part_of(stream.class_table, name)), head, y[name],
+            batch.weight.get(name) if isinstance(batch.weight, dict) else batch.weight,
+            f'{argument}, head {name!r}',
+        )
+        for name, head in stream.task.heads
+    }  # fmt: skip
+    return batch.x, y, weights
+
+
+def _stream_weights(
+    stream: Stream, task: Task, y: np.ndarray, given: np.ndarray | None, argument: str
+) -> np.ndarray:
+    """Returns the weights of a batch's rows, or of their elements."""
+    weight = np.ones(len(y), np.float32)
+    if given is not None:
+        weight = in_float32(given, stream.weight_shift, argument)
+    if weight.ndim > 1 and weight.shape[1:] != task.element_shape:
+        raise DataError(
+            f'{argument}: got weights of shape {weight.shape} for {task.in_words}, expected '
             f'({len(y)},): one weight per row.'
         )
     if stream.has_element_weights:
-        weight = np.broadcast_to(of_rows(weight, y), (len(y), *stream.task.element_shape))
-    elif weight.ndim > 1:
+        weight = np.broadcast_to(of_rows(weight, y), (len(y), *task.element_shape))
+    elif weight.ndim > 1 and isinstance(stream.task, Task):
         raise DataError(
             f'{argument}: got weights of elements, expected weights of rows as in batch 1. Give '
             'each batch weights of elements.'
         )
     if stream.class_table is not None:
         weight = of_rows(weight, y) * stream.class_table[y]
-    return batch.x, y, weight
+    return weight

@@ -61,7 +61,7 @@ def warn_of_one_class(task: Task, y: np.ndarray) -> None:
 
 
 def warn_of_classes_only_in_validation(
-    task: Task, train: Examples | Stream, val: Examples | Stream | None, argument: str
+    task: Task, train: Examples | Stream | None, val: Examples | Stream | None, argument: str
 ) -> None:
     """Warns of classes that occur in the validation data alone."""
     if task.classes is None or not (isinstance(train, Examples) and isinstance(val, Examples)):

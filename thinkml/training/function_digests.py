@@ -16,8 +16,9 @@ from jax.extend.core import ClosedJaxpr
 
 from thinkml.core import functionalize, make_optimizer, metric_name
 from thinkml.core.objectives.probe_sizes import PROBE_ROWS
+from thinkml.tasks import Task
 from thinkml.training.config import TrainingConfig
-from thinkml.training.objective import probe_logits
+from thinkml.training.objective import Objective, probe_logits
 from thinkml.training.training_data import TrainRequest
 from thinkml.training.training_setup import TrainingSetup, probe_of
 from thinkml.typing import Model, PyTree
@@ -42,18 +43,19 @@ def function_digests(
         request: the arguments of ``train``.
         config: the settings.
     """
-    objective, task = setup.objective, setup.task
-    logits = probe_logits(task, setup.labels)
-    labels = jax.ShapeDtypeStruct((PROBE_ROWS, *setup.labels.shape[1:]), setup.labels.dtype)
+    objective = setup.objective
+    labels = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct((PROBE_ROWS, *leaf.shape[1:]), leaf.dtype), setup.labels
+    )
     key = jax.eval_shape(lambda: jax.random.key(0))
     x = probe_of(setup.inputs, PROBE_ROWS)
 
     digests = {VERSIONS: _versions()}
-    if objective.is_custom_loss:
-        gradient = jax.value_and_grad(
-            lambda logits, labels: objective.loss_fn(logits, labels).sum()
-        )
-        digests['loss_fn'] = _traced(gradient, logits, labels)
+    if isinstance(setup.task, Task):
+        digests |= _of_objective(objective, setup.task, labels, '')
+    else:
+        for name, head in setup.task.heads:
+            digests |= _of_objective(objective.heads[name], head, labels[name], f'[{name!r}]')
     if objective.augment is not None and any(map(_is_custom, _items(request.augmentation))):
         digests['augmentation'] = _traced(objective.augment, key, x, labels)
     if callable(config.learning_rate):
@@ -64,8 +66,20 @@ def function_digests(
         params = jax.eval_shape(lambda key: functionalize(model, x, key).params, key)
         update = lambda params: tx.update(params, tx.init(params), params)  # noqa: E731
         digests['optimizer'] = _traced(update, params)
+    return digests
+
+
+def _of_objective(
+    objective: Objective, task: Task, labels: jax.ShapeDtypeStruct, head: str
+) -> dict[str, str]:
+    """Returns the digests of a loss and of metrics, by argument and head."""
+    digests, logits = {}, probe_logits(task, labels)
+    if objective.is_custom_loss:
+        loss_fn: Any = objective.loss_fn
+        gradient = jax.value_and_grad(lambda logits, labels: loss_fn(logits, labels).sum())
+        digests[f'loss_fn{head}'] = _traced(gradient, logits, labels)
     for metric in filter(_is_custom, objective.metrics):
-        digests[f'metrics.{metric_name(metric)}'] = _metric_digest(metric, logits, labels)
+        digests[f'metrics{head}.{metric_name(metric)}'] = _metric_digest(metric, logits, labels)
     return digests
 
 

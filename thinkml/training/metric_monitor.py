@@ -90,7 +90,9 @@ def monitor_for(
         )
     if name not in metric_names:
         raise ConfigError(unknown_name('monitor', name, metric_names))
-    higher = is_higher_better(name)
+    # Only heads have losses of their own.
+    heads = [each.removesuffix('_loss') for each in metric_names if each.endswith('_loss')]
+    higher = is_higher_better(name, heads)
     if mode is None and higher is None:
         raise ConfigError(
             f"mode: got None for {name!r}, a custom metric, expected 'min' if smaller values are "

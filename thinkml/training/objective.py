@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -16,13 +16,16 @@ from thinkml.core import (
     metric_name,
 )
 from thinkml.core.objectives.elements import loss_of_elements
+from thinkml.core.objectives.heads import Head, HeadLosses
 from thinkml.core.objectives.losses import CLASSIFICATION_LOSSES, REGRESSION_LOSSES, LossFn, decides
 from thinkml.core.objectives.metric_table import TRAINING_ONLY_METRICS
 from thinkml.core.objectives.probe_sizes import PROBE_ROWS, with_rows
+from thinkml.core.train.augmentation_registry import make_head_augmentation
 from thinkml.core.train.step import AugmentFn
-from thinkml.errors import ConfigError, problems, unknown_name
+from thinkml.errors import ConfigError, is_number, problems, unknown_name
 from thinkml.history import MACHINE_VALUES
-from thinkml.tasks import Task
+from thinkml.tasks import Composite, Task
+from thinkml.training.training_data import TrainRequest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,25 +33,38 @@ class Objective:
     """A loss, metrics and an augmentation that fit a task.
 
     Attributes:
-        loss_fn: the loss of each example.
+        loss_fn: the loss of each example, or the losses of several heads.
         loss_name: the name of the loss, for the record.
         is_custom_loss: True if the user wrote the loss.
         metrics: the metrics of training and validation, accuracy first for classification.
         training_metrics: further metrics, of training alone.
         augment: the augmentation of training batches; None for none.
+        heads: the objective of each head, by name; empty for a model with one output.
     """
 
-    loss_fn: LossFn
+    loss_fn: LossFn | HeadLosses
     loss_name: str
     is_custom_loss: bool
     metrics: tuple[Any, ...]
     training_metrics: tuple[str, ...]
     augment: AugmentFn | None
+    heads: Mapping[str, 'Objective'] = dataclasses.field(default_factory=dict)
 
     @property
     def metric_names(self) -> tuple[str, ...]:
         """Returns the names of the metrics that training and validation record."""
-        return tuple(map(metric_name, self.metrics))
+        of_heads = (
+            f'{head}_{name}'
+            for head, objective in self.heads.items()
+            for name in ('loss', *objective.metric_names)
+        )
+        return (*map(metric_name, self.metrics), *of_heads)
+
+    @property
+    def loss_weights(self) -> dict[str, float]:
+        """Returns the factor of each head's loss."""
+        assert isinstance(self.loss_fn, HeadLosses)
+        return {name: head.loss_weight for name, head in self.loss_fn.heads}
 
 
 def make_objective(
@@ -78,7 +94,7 @@ def make_objective(
     recorded = _check_metrics(metrics, task)
     of_training = [metric for metric in recorded if metric in TRAINING_ONLY_METRICS]
     augment = make_augmentation(augmentation, x, task.kind, task.num_outputs, task.element_shape)
-    labels = jax.ShapeDtypeStruct((PROBE_ROWS, *y.shape[1:]), y.dtype)
+    labels = _probe_of(y)
     augmented = labels if augment is None else _check_augmentation(augment, x, labels)
     chosen = _choose_loss(loss_fn, task)
     if task.element_shape and (augmented.shape, augmented.dtype) != (labels.shape, labels.dtype):
@@ -102,6 +118,95 @@ def make_objective(
         training_metrics=tuple(dict.fromkeys((*of_training, *training_metrics))),
         augment=augment,
     )
+
+
+def make_head_objective(
+    task: Composite,
+    x: Any,
+    y: dict[str, np.ndarray],
+    request: TrainRequest,
+    training_metrics: Sequence[str] = (),
+) -> Objective:
+    """Returns the objective of a model with several heads, see `make_objective`.
+
+    Args:
+        task: the tasks of the heads.
+        x: the inputs, or `jax.ShapeDtypeStruct` of them.
+        y: encoded targets by head, or the first of them.
+        request: the arguments of ``train``: losses, metrics and weights by head, or for all.
+        training_metrics: further metrics of training alone.
+
+    Raises:
+        ConfigError: see `make_objective`; also for a name that is not a head's.
+    """
+    weights = _check_loss_weights(request.loss_weights, task)
+    shared = request.metrics if not isinstance(request.metrics, Mapping) else ()
+    of_step = [metric for metric in shared or () if metric in TRAINING_ONLY_METRICS]
+    objectives = {}
+    for name, head in task.heads:
+        of_head = request.of_head(name, task)
+        metrics = of_head.metrics
+        if isinstance(metrics, Sequence) and not isinstance(metrics, str):
+            metrics = [metric for metric in metrics if metric not in of_step]
+        try:
+            objectives[name] = make_objective(
+                head, x, y[name], loss_fn=of_head.loss_fn, metrics=metrics, augmentation=None
+            )
+        except ConfigError as error:
+            raise ConfigError(f'head {name!r}: {error}') from error
+        if objectives[name].training_metrics:
+            raise ConfigError(
+                f'metrics: got {objectives[name].training_metrics[0]!r} for the head {name!r}, '
+                'expected it for all heads, since it is one value of a step. Pass a list of '
+                "metrics, or callbacks=['grad_norm']."
+            )
+    losses = HeadLosses(
+        tuple(
+            (name, Head(objectives[name].loss_fn, head.element_shape, weights[name]))
+            for name, head in task.heads
+        )
+    )
+    kinds = task.map(lambda head: (head.kind, head.element_shape))
+    augment = make_head_augmentation(request.augmentation, x, kinds)
+    if augment is not None:
+        _check_augmentation(augment, x, jax.tree.map(_probe_of, y))
+    factors = {name: '' if weight == 1 else f'{weight:g} ' for name, weight in weights.items()}
+    return Objective(
+        loss_fn=losses,
+        loss_name=', '.join(
+            f'{name}: {factors[name]}{one.loss_name}' for name, one in objectives.items()
+        ),
+        is_custom_loss=any(one.is_custom_loss for one in objectives.values()),
+        metrics=(),
+        training_metrics=tuple(dict.fromkeys((*of_step, *training_metrics))),
+        augment=augment,
+        heads=objectives,
+    )
+
+
+def _probe_of(y: np.ndarray) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct((PROBE_ROWS, *y.shape[1:]), y.dtype)
+
+
+def _check_loss_weights(loss_weights: Any, task: Composite) -> dict[str, float]:
+    weights = dict.fromkeys(task.by_name, 1.0)
+    if loss_weights is None:
+        return weights
+    if not isinstance(loss_weights, Mapping):
+        raise ConfigError(
+            f'loss_weights: got {loss_weights!r}, expected a dict of a number for each head.'
+        )
+    for name, value in loss_weights.items():
+        if name not in weights:
+            raise ConfigError(unknown_name('loss_weights', name, weights))
+        if not is_number(value) or value < 0:
+            raise ConfigError(
+                f'loss_weights[{name!r}]: got {value!r}, expected a finite number of at least 0.'
+            )
+        weights[name] = float(value)
+    if not any(weights.values()):
+        raise ConfigError('loss_weights: got 0 for each head, expected some above 0.')
+    return weights
 
 
 def _loss_name(loss_fn: Any, task: Task) -> str:

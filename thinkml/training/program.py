@@ -16,6 +16,7 @@ from thinkml.core import (
     TrainState,
     init_state,
     make_eval_step,
+    make_head_metrics,
     make_metrics,
     make_optimizer,
     make_train_step,
@@ -27,7 +28,9 @@ from thinkml.core.train.step import TrainStep
 from thinkml.core.xla.jit import Jit
 from thinkml.data import capacity
 from thinkml.errors import ConfigError
+from thinkml.tasks import AnyTask, Task
 from thinkml.training.config import TrainingConfig
+from thinkml.training.objective import Objective
 from thinkml.training.run import Program, Validation
 from thinkml.training.training_setup import TrainingSetup
 
@@ -156,22 +159,19 @@ def make_program(
         savings: how memory is saved.
     """
     objective = setup.objective
-    metrics = _metrics(
-        (*objective.metrics, *objective.training_metrics), setup, _rows_of_epoch(feed, config),
-        'X_train',
-    )  # fmt: skip
+    metrics = _metrics(setup, _rows_of_epoch(feed, config), 'X_train', objective.training_metrics)
     eval_metrics = metrics
     if validation is not None:
-        eval_metrics = _metrics(objective.metrics, setup, validation.capacity, 'X_val')
+        eval_metrics = _metrics(setup, validation.capacity, 'X_val')
     train_step = make_train_step(
         apply, objective.loss_fn, tx, metrics,
         augment=objective.augment, remat=savings.remat,
         accumulate_steps=num_parts(feed.batch_size, config, savings),
-        element_shape=setup.task.element_shape, layout=layout,
+        element_shape=_element_shape(setup.task), layout=layout,
     )  # fmt: skip
     eval_step = make_eval_step(
         apply, objective.loss_fn, eval_metrics,
-        element_shape=setup.task.element_shape, layout=layout,
+        element_shape=_element_shape(setup.task), layout=layout,
     )  # fmt: skip
     return Program(
         train_step=train_step,
@@ -198,15 +198,27 @@ def _loop_length(setup: TrainingSetup, batch_size: int) -> int:
     return LOOP_LENGTH if is_short else 1
 
 
+def _element_shape(task: AnyTask) -> tuple[int, ...]:
+    """Returns the element shape of a model's output; those of heads are with their losses."""
+    return task.element_shape if isinstance(task, Task) else ()
+
+
 def _metrics(
-    metrics: tuple[Any, ...], setup: TrainingSetup, rows: int | None, argument: str
+    setup: TrainingSetup, rows: int | None, argument: str, training_metrics: tuple[str, ...] = ()
 ) -> type[Collection]:
-    task = setup.task
-    elements = None if rows is None else rows * task.num_elements
-    try:
+    objective, task = setup.objective, setup.task
+
+    def metrics_of(one: Objective, task: Task, more: tuple[str, ...] = ()) -> type[Collection]:
         return make_metrics(
-            metrics, kind=task.kind, num_outputs=task.num_outputs, capacity=elements
-        )
+            (*one.metrics, *more), kind=task.kind, num_outputs=task.num_outputs,
+            capacity=None if rows is None else rows * task.num_elements,
+        )  # fmt: skip
+
+    try:
+        if isinstance(task, Task):
+            return metrics_of(objective, task, training_metrics)
+        heads = {name: metrics_of(objective.heads[name], head) for name, head in task.heads}
+        return make_head_metrics(heads, objective.loss_weights, training_metrics)
     except ConfigError as error:
         if rows is not None:
             raise
@@ -269,7 +281,8 @@ def step_arguments(
         return jax.ShapeDtypeStruct((batch_size, *leaf.shape[1:]), leaf.dtype)
 
     weight: Any = jax.ShapeDtypeStruct((batch_size,), jnp.float32)
-    batch = Batch(jax.tree.map(rows, setup.spec), rows(setup.labels), weight)
+    x, y = jax.tree.map(rows, (setup.spec, setup.labels))
+    batch = Batch(x, y, weight)
     if layout.mesh is not None:
         state = jax.tree.map(placed, state, layout.state_sharding(state))
         batch = jax.tree.map(lambda leaf: placed(leaf, layout.replicated), batch)

@@ -28,6 +28,7 @@ from thinkml.core.train.loop import empty_metrics
 from thinkml.errors import ConfigError, NotTrainedError, warn_user
 from thinkml.model_record import record_of, record_to_change
 from thinkml.monitoring import History, ProgressBar
+from thinkml.tasks import Task
 from thinkml.training.callbacks.checkpoint import Checkpoint
 from thinkml.training.callbacks.dispatch import (
     check_callbacks,
@@ -49,7 +50,7 @@ from thinkml.training.same_run import check_same_run, monitored_metrics
 from thinkml.training.signals import Signals, catch_signals
 from thinkml.training.train_loop import Training, fit, note_interrupt
 from thinkml.training.training_data import Examples, TrainRequest
-from thinkml.training.training_setup import TrainingSetup, make_setup
+from thinkml.training.training_setup import TrainingSetup, by_head, make_setup
 from thinkml.training.tuning import LearningRateRange, learning_rate_range
 from thinkml.typing import Model
 
@@ -357,20 +358,21 @@ def _recorded(run: Run, setup: TrainingSetup) -> Iterator[None]:
 
 def _missing_labels(setup: TrainingSetup) -> dict[str, list[Any]]:
     """Returns the classes that no row has; for multilabel, the labels that all or none have."""
-    classes = setup.task.classes or ()
     missing: dict[str, list[Any]] = {'train': [], 'val': []}
     for name, data in (('train', setup.train), ('val', setup.val)):
-        if classes and isinstance(data, Examples):
-            y = data.y[data.rows]
-            if setup.task.kind == 'multilabel':
-                y = y.reshape(-1, y.shape[-1])
-                found = y.min(0) != y.max(0)
-            else:
-                found = np.isin(np.arange(len(classes)), y)
-            missing[name] = [
-                label for label, is_in in zip(classes, found, strict=True) if not is_in
-            ]
+        if isinstance(data, Examples):
+            for _, task, y in by_head(setup.task, data.y):
+                missing[name] += _missing_in(y[data.rows], task)
     return missing
+
+
+def _missing_in(y: np.ndarray, task: Task) -> list[Any]:
+    if task.kind == 'multilabel':
+        y = y.reshape(-1, y.shape[-1])
+        found = y.min(0) != y.max(0)
+    else:
+        found = np.isin(np.arange(len(task.classes or ())), y)
+    return [label for label, is_in in zip(task.classes or (), found, strict=True) if not is_in]
 
 
 def _write_back(run: Run, layout: Layout) -> None:

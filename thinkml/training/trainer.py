@@ -1,6 +1,6 @@
 """ModelTrainer and DistributedTrainer, which check, train, record and plan."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import jax
@@ -144,13 +144,14 @@ class ModelTrainer:
         X_val: Inputs = None,
         y_val: Labels = None,
         *,
-        loss_fn: str | LossFn | None = None,
-        metrics: Sequence[Any] | None = None,
+        loss_fn: str | LossFn | Mapping[str, Any] | None = None,
+        metrics: Sequence[Any] | Mapping[str, Any] | None = None,
+        loss_weights: Mapping[str, float] | None = None,
         class_weights: Any = None,
         sample_weight: Any = None,
         augmentation: Any = None,
         groups: Any = None,
-        ignore_label: int | None = None,
+        ignore_label: int | Mapping[str, int] | None = None,
         resume: Resume = False,
         progress: bool = True,
     ) -> History:
@@ -160,6 +161,11 @@ class ModelTrainer:
         `thinkml.data.infer_task`), shown, and kept in the model's record. Everything is checked
         before anything is compiled; if that fails, the model is untouched. Ctrl-C ends the
         training early and keeps what was learned.
+
+        A model with several heads returns a dict or tuple of arrays. ``y_train`` is then a dict or
+        tuple of targets; outputs without targets are not trained. ``loss_fn``, ``metrics``,
+        ``class_weights``, ``sample_weight`` and ``ignore_label`` may be dicts by the names of the
+        heads, and the history holds ``kind_loss`` and ``kind_accuracy`` for a head ``kind``.
 
         The loss of a step is the weighted mean ``sum(weight * loss) / sum(weight)`` over its
         examples, where an example's weight is that of its class times its own.
@@ -186,6 +192,7 @@ class ModelTrainer:
                 object such as ``CrossEntropy(label_smoothing=0.1)``, or a function
                 ``(logits, labels)`` that returns a scalar or a value per example. None:
                 cross-entropy for classes, mean squared error for numbers.
+            loss_weights: the factor of each head's loss in their sum; those left out count 1.
             metrics: values to record in addition to the loss: names, functions
                 ``(logits, labels)`` and CLU metrics, see `thinkml.core.make_metrics`.
                 ``'accuracy'`` is always recorded for classification. Weights count in the loss
@@ -229,7 +236,7 @@ class ModelTrainer:
             X_train=X_train, y_train=y_train, X_val=X_val, y_val=y_val,
             loss_fn=loss_fn, metrics=metrics, class_weights=class_weights,
             sample_weight=sample_weight, augmentation=augmentation, groups=groups,
-            ignore_label=ignore_label,
+            ignore_label=ignore_label, loss_weights=loss_weights,
         )  # fmt: skip
         with open_training(model, request, self.config, self._layout, resume=resume) as opened:
             self._result = opened.result  # now, so that it is there after an interruption
@@ -247,12 +254,14 @@ class ModelTrainer:
         X_val: Inputs = None,
         y_val: Labels = None,
         *,
-        loss_fn: str | LossFn | None = None,
-        metrics: Sequence[Any] | None = None,
+        loss_fn: str | LossFn | Mapping[str, Any] | None = None,
+        metrics: Sequence[Any] | Mapping[str, Any] | None = None,
+        loss_weights: Mapping[str, float] | None = None,
         class_weights: Any = None,
         sample_weight: Any = None,
         augmentation: Any = None,
         groups: Any = None,
+        ignore_label: int | Mapping[str, int] | None = None,
         target: str | None = None,
     ) -> 'Plan | TargetPlan':
         """Returns how much memory of each device a training with these arguments would take.
@@ -268,10 +277,12 @@ class ModelTrainer:
             y_val: as in `train`.
             loss_fn: as in `train`.
             metrics: as in `train`.
+            loss_weights: as in `train`.
             class_weights: as in `train`.
             sample_weight: as in `train`.
             augmentation: as in `train`.
             groups: as in `train`.
+            ignore_label: as in `train`.
             target: the devices to plan for, if they are not those of this machine: ``'h200:8'``
                 for 8 GPUs, ``'v5e:4x4'`` for a slice of 16 TPUs. Their compiler must be installed,
                 but no driver and no device. The model's arrays may be shapes only, such as those
@@ -298,6 +309,7 @@ class ModelTrainer:
             X_train=X_train, y_train=y_train, X_val=X_val, y_val=y_val,
             loss_fn=loss_fn, metrics=metrics, class_weights=class_weights,
             sample_weight=sample_weight, augmentation=augmentation, groups=groups,
+            ignore_label=ignore_label, loss_weights=loss_weights,
         )  # fmt: skip
         callbacks, _ = make_callbacks(self.config)
         setup = make_setup(model, request, self.config, metrics_recorded_for(callbacks))

@@ -1,32 +1,36 @@
 """Training and validation data: opened, checked and encoded."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
+import jax
 import numpy as np
 
 from thinkml.core.objectives.elements import IGNORED
+from thinkml.core.objectives.heads import part_of
 from thinkml.core.objectives.losses import decides
 from thinkml.data import (
     Batches,
     Rows,
+    check_any_targets,
     check_lengths,
-    check_targets,
     class_weight_table,
-    encode_targets,
+    encode_any_targets,
     example_weights,
     fingerprint,
     is_batches,
+    num_rows_of,
     open_batches,
     open_data,
+    rows_at,
     some_rows,
     split_rows,
     with_ranges,
 )
 from thinkml.data.sample_weights import shift_of
-from thinkml.errors import ConfigError, DataError
+from thinkml.errors import ConfigError, DataError, unknown_name
 from thinkml.model_record import InputSpec
-from thinkml.tasks import Task
+from thinkml.tasks import AnyTask, Composite, Task
 from thinkml.training.config import TrainingConfig
 from thinkml.typing import PyTree
 
@@ -38,30 +42,39 @@ class Examples(NamedTuple):
 
     Attributes:
         x: the inputs of all rows.
-        y: the encoded targets of all rows.
+        y: the encoded targets of all rows, or a dict of them by head.
         rows: the rows to use.
-        weight: the weight of each row's loss, float32, for all rows; None if all are 1.
+        weight: the weight of each row's loss, float32, for all rows, or a dict by head; None if all
+            are 1.
         room: the number of rows that may be used in later trainings, if that number grows; else
             None.
     """
 
     x: Rows
-    y: np.ndarray
+    y: PyTree
     rows: np.ndarray
-    weight: np.ndarray | None
+    weight: PyTree
     room: int | None = None
 
 
 def rows_of_weight(examples: Examples) -> np.ndarray:
     """Returns the rows with an element that is not ignored and whose weight is above 0."""
-    rows, weight = examples.rows, examples.weight
+    parts = examples.y if isinstance(examples.y, dict) else {None: examples.y}
+    counts = [
+        _counts(labels, part_of(examples.weight, name), examples.rows)
+        for name, labels in parts.items()
+    ]
+    return examples.rows[np.stack(counts).any(axis=0)]
+
+
+def _counts(labels: np.ndarray, weight: np.ndarray | None, rows: np.ndarray) -> np.ndarray:
     counts = np.ones((len(rows), 1), bool)
     if weight is not None:
         counts = weight[rows].reshape(len(rows), -1) > 0
-    labels = examples.y[rows]
+    labels = labels[rows]
     if labels.ndim > 1 and labels.dtype.kind == 'i':
         counts = counts & (labels.reshape(len(rows), -1) != IGNORED)
-    return rows[counts.any(axis=1)]
+    return np.asarray(counts.any(axis=1))
 
 
 def check_counted(examples: Examples | None, argument: str) -> None:
@@ -79,15 +92,15 @@ class Stream(NamedTuple):
     Attributes:
         batches: the source.
         task: the meaning of the labels.
-        class_table: the weight of each class; None if all are 1.
+        class_table: the weight of each class, or a dict by head; None if all are 1.
         weight_shift: the power of 2 that the weights of all batches are multiplied by.
         advice: a sentence for errors about unknown labels; empty if the task was known before.
         has_element_weights: True if the batches hold a weight for each element of a row.
     """
 
     batches: Batches
-    task: Task
-    class_table: np.ndarray | None = None
+    task: AnyTask
+    class_table: PyTree = None
     weight_shift: int = 0
     advice: str = ''
     has_element_weights: bool = False
@@ -107,14 +120,34 @@ class TrainRequest(NamedTuple):
     X_val: Any = None
     y_val: Any = None
     loss_fn: Any = None
-    metrics: Sequence[Any] | None = None
+    metrics: Sequence[Any] | Mapping[str, Any] | None = None
     class_weights: Any = None
     sample_weight: Any = None
     augmentation: Any = None
     groups: Any = None
     rows: np.ndarray | None = None
     known: InputSpec | None = None
-    ignore_label: int | None = None
+    ignore_label: Any = None
+    loss_weights: Any = None
+
+    def of_head(self, head: str, task: Composite) -> 'TrainRequest':
+        """Returns the request for one head: its loss, metrics, weights and ignored label."""
+
+        def part(argument: str) -> Any:
+            value = getattr(self, argument)
+            if not isinstance(value, Mapping):
+                return value
+            if unknown := [name for name in value if name not in task.by_name]:
+                raise ConfigError(unknown_name(argument, unknown[0], task.by_name))
+            return value.get(head)
+
+        if self.class_weights is not None and not isinstance(self.class_weights, Mapping):
+            raise ConfigError(
+                f'class_weights: got {self.class_weights!r} for {task.in_words}, expected a dict '
+                f'by head, for instance {{{head!r}: {self.class_weights!r}}}.'
+            )
+        arguments = ('loss_fn', 'metrics', 'class_weights', 'sample_weight', 'ignore_label')
+        return self._replace(**{argument: part(argument) for argument in arguments})
 
 
 class InputData(NamedTuple):
@@ -124,7 +157,7 @@ class InputData(NamedTuple):
         batches: the source of batches; None for rows.
         x: the rows, or the inputs of the first batch.
         inputs: the shape, dtype and range of a row of inputs.
-        targets: the labels, or those of the first batch.
+        targets: the labels, or those of the first batch; a dict of them for several heads.
         labels_from: the name of the labels, for errors.
         advice: a sentence for errors about labels, if only the first batch was looked at.
     """
@@ -132,7 +165,7 @@ class InputData(NamedTuple):
     batches: Batches | None
     x: Rows | PyTree
     inputs: InputSpec
-    targets: np.ndarray
+    targets: PyTree
     labels_from: str = 'y_train'
     advice: str = ''
 
@@ -161,14 +194,13 @@ def open_inputs(
             advice=first_batch_advice(request.loss_fn),
         )
     x, targets = open_data(request.X_train, request.y_train, like=names)
-    targets = check_targets(targets, 'y_train')
     check_lengths({'X_train': x, 'y_train': targets})
     return InputData(batches=None, x=x, inputs=with_ranges(x.inputs, some_rows(x)), targets=targets)
 
 
 def open_stream(
     request: TrainRequest, config: TrainingConfig, names: InputSpec | None
-) -> tuple[Batches, Any, np.ndarray]:
+) -> tuple[Batches, Any, PyTree]:
     """Returns the source of batches, and the inputs and labels of its first batch."""
     label = _label_of_batches(request.y_train, 'y_train')
     for name in ('sample_weight', 'groups'):
@@ -184,7 +216,7 @@ def open_stream(
         _check_again(batches, "learning_rate='auto', which reads some of it before training")
     _check_epochs(batches, config)
     first = batches.peek()
-    return batches, first.x, check_targets(first.y, 'X_train, batch 1')
+    return batches, first.x, check_any_targets(first.y, 'X_train, batch 1')
 
 
 def _label_of_batches(y: Any, argument: str) -> str | None:
@@ -236,7 +268,7 @@ def with_advice(advice: str, function: Callable[..., R], *args: Any, **kwargs: A
 
 
 def make_stream(
-    batches: Batches, task: Task, request: TrainRequest, config: TrainingConfig, advice: str
+    batches: Batches, task: AnyTask, request: TrainRequest, config: TrainingConfig, advice: str
 ) -> Stream:
     """Returns a source of batches with the weights of its classes."""
     if config.validation_split != 0 and request.X_val is None:
@@ -249,60 +281,107 @@ def make_stream(
         return Stream(
             batches, task, weight_shift=shift, advice=advice, has_element_weights=of_elements
         )
-    if request.class_weights == 'balanced':
+    if isinstance(task, Composite):
+        table = {
+            name: _class_table(head, request.of_head(name, task).class_weights)
+            for name, head in task.heads
+        }
+    else:
+        table = _class_table(task, request.class_weights)
+    return Stream(batches, task, table, shift, advice, of_elements)
+
+
+def _class_table(task: Task, class_weights: Any) -> np.ndarray | None:
+    if class_weights is None:
+        return None
+    if isinstance(class_weights, str) and class_weights == 'balanced':
         raise DataError(
             "class_weights: got 'balanced' for batches, whose classes can not be counted before "
             'training. Pass a dict of a weight for each label.'
         )
-    table = class_weight_table(np.zeros(0, np.int32), task, request.class_weights)
-    return Stream(batches, task, table, shift, advice, of_elements)
+    return class_weight_table(np.zeros(0, np.int32), task, class_weights)
 
 
 def _has_element_weights(batches: Batches) -> bool:
     """Returns True if the first batch has a weight for each element; the others must have, too."""
     weight = batches.peek().weight
-    return weight is not None and weight.ndim > 1
+    return isinstance(weight, np.ndarray) and weight.ndim > 1
 
 
 def _weight_shift(batches: Batches) -> int:
     """Returns the shift of the first batch, so that a resumed run has the same one."""
     weight = batches.peek().weight
-    return 0 if weight is None else shift_of(weight)
+    if weight is None:
+        return 0
+    return shift_of(np.concatenate([leaf.ravel() for leaf in jax.tree.leaves(weight)]))
+
+
+def weights_of_examples(
+    y: PyTree, task: AnyTask, request: TrainRequest, rows: np.ndarray | None = None
+) -> PyTree:
+    """Returns the weight of each row, see `example_weights`; a dict of them for several heads."""
+    if isinstance(task, Task):
+        return example_weights(y, task, request.class_weights, request.sample_weight, rows=rows)
+    weights = {
+        name: _weights_of_head(y[name], head, request.of_head(name, task), name, rows)
+        for name, head in task.heads
+    }
+    if all(weight is None for weight in weights.values()):
+        return None
+    ones = np.ones(num_rows_of(y), np.float32)
+    return {name: ones if weight is None else weight for name, weight in weights.items()}
+
+
+def _weights_of_head(
+    y: np.ndarray, task: Task, request: TrainRequest, head: str, rows: np.ndarray | None
+) -> np.ndarray | None:
+    try:
+        return example_weights(y, task, request.class_weights, request.sample_weight, rows=rows)
+    except DataError as error:
+        raise DataError(f'head {head!r}: {error}') from error
 
 
 def make_examples(
-    x: Rows, y: np.ndarray, task: Task, request: TrainRequest, config: TrainingConfig
+    x: Rows, y: PyTree, task: AnyTask, request: TrainRequest, config: TrainingConfig
 ) -> tuple[Examples, Examples | None]:
     """Returns the rows to train on, and those held out for validation."""
     rows, rows_val = np.arange(len(x)) if request.rows is None else request.rows, None
     room = None if request.rows is None else len(x)
     order, share = config.held_out
     if request.X_val is None and request.y_val is None and share > 0:
-        parts = split_rows(y[rows], task, share, config.seed, order=order, groups=request.groups)
+        parts = split_rows(
+            rows_at(y, rows), task, share, config.seed, order=order, groups=request.groups
+        )
         rows, rows_val = (rows[part] for part in parts)
     elif request.groups is not None:
         raise ConfigError(
             'groups: got them where no rows are held out, expected TrainingConfig('
             'validation_split=...) and no X_val.'
         )
-    weight = example_weights(y, task, request.class_weights, request.sample_weight, rows=rows)
+    weight = weights_of_examples(y, task, request, rows)
     if rows_val is None:
         return Examples(x, y, rows, weight, room), None
     if weight is not None:
         # Class weights change what is learned, not what is true: validation ignores them.
-        alone = example_weights(y, task, None, request.sample_weight)
-        weight[rows_val] = 1 if alone is None else alone[rows_val]
-        if not weight[rows_val].any():
-            raise DataError(
-                f'sample_weight: got weight 0 for each of the {len(rows_val):,} rows held out for '
-                'validation, expected some above 0, whose mean val_loss is. Hold out other '
-                'rows (validation_split, seed), or pass X_val and y_val.'
-            )
+        alone = weights_of_examples(y, task, request._replace(class_weights=None))
+        for name, head_weight in weight.items() if isinstance(weight, dict) else [(None, weight)]:
+            _set_weights(head_weight, part_of(alone, name), rows_val)
     return Examples(x, y, rows, weight, room), Examples(x, y, rows_val, weight)
 
 
+def _set_weights(weight: np.ndarray, values: np.ndarray | None, rows: np.ndarray) -> None:
+    """Sets the weights of rows held out for validation; 1 if there are no values."""
+    weight[rows] = 1 if values is None else values[rows]
+    if not weight[rows].any():
+        raise DataError(
+            f'sample_weight: got weight 0 for each of the {len(rows):,} rows held out for '
+            'validation, expected some above 0, whose mean val_loss is. Hold out other '
+            'rows (validation_split, seed), or pass X_val and y_val.'
+        )
+
+
 def open_validation(
-    request: TrainRequest, inputs: InputSpec, task: Task, config: TrainingConfig
+    request: TrainRequest, inputs: InputSpec, task: AnyTask, config: TrainingConfig
 ) -> Examples | Stream | None:
     """Opens and encodes the validation data; returns None if there is none."""
     X_val, y_val = request.X_val, request.y_val
@@ -314,7 +393,7 @@ def open_validation(
         batches = open_batches(X_val, 'X_val', label=_label_of_batches(y_val, 'y_val'), like=inputs)
         _check_epochs(batches, config)
         # The labels are checked now, and not after the first epoch.
-        encode_targets(batches.peek().y, task, 'X_val, batch 1')
+        encode_any_targets(batches.peek().y, task, 'X_val, batch 1')
         return Stream(
             batches, task,
             weight_shift=_weight_shift(batches), has_element_weights=_has_element_weights(batches),
@@ -323,9 +402,8 @@ def open_validation(
         missing, given = ('X_val', 'y_val') if X_val is None else ('y_val', 'X_val')
         raise DataError(f'{missing}: got None together with {given}, expected both or neither.')
     x, targets = open_data(X_val, y_val, 'X_val', 'y_val', like=inputs)
-    targets = check_targets(targets, 'y_val')
     check_lengths({'X_val': x, 'y_val': targets})
-    return Examples(x, encode_targets(targets, task, 'y_val'), np.arange(len(x)), None)
+    return Examples(x, encode_any_targets(targets, task, 'y_val'), np.arange(len(x)), None)
 
 
 def _holds_labels(request: TrainRequest) -> bool:

@@ -1,7 +1,7 @@
 """TrainingSetup: the checked data, task and objective of a training."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -10,25 +10,32 @@ from flax import nnx
 
 from thinkml.core import check_trainable, functionalize, get_compute_dtype
 from thinkml.core.model.embedding_lookups import check_lookups, has_lookups, lookups
-from thinkml.core.model.functional import Footprint, is_model, not_a_model, outputs_of
+from thinkml.core.model.functional import (
+    Footprint,
+    HeadOutputs,
+    Outputs,
+    any_outputs_of,
+    is_model,
+    not_a_model,
+)
 from thinkml.core.model.output_range import misread_outputs
 from thinkml.core.model.partly_frozen import PartlyFrozen
+from thinkml.core.objectives.heads import part_of
 from thinkml.core.objectives.losses import decides
 from thinkml.core.objectives.probe_sizes import PROBE_ROWS
 from thinkml.core.train.augmentation_registry import moves_targets
 from thinkml.data import (
     Rows,
     check_targets_held,
-    encode_targets,
-    infer_task,
+    encode_any_targets,
+    infer_any_task,
     is_batches,
     warn_of_other_ranges,
 )
 from thinkml.data.input_range import check_standardised
-from thinkml.data.targets import IGNORE_LABEL
 from thinkml.errors import ConfigError, ModelTypeError, warn_user
 from thinkml.model_record import ArraySpec, InputSpec, record_of
-from thinkml.tasks import Task
+from thinkml.tasks import AnyTask, Composite, Task
 from thinkml.training.config import TrainingConfig
 from thinkml.training.data_warnings import (
     warn_of_classes_only_in_validation,
@@ -38,7 +45,7 @@ from thinkml.training.data_warnings import (
     warn_of_one_class,
     warn_of_unlabeled,
 )
-from thinkml.training.objective import Objective, make_objective
+from thinkml.training.objective import Objective, make_head_objective, make_objective
 from thinkml.training.training_data import (
     Examples,
     InputData,
@@ -52,7 +59,7 @@ from thinkml.training.training_data import (
     open_validation,
     with_advice,
 )
-from thinkml.typing import Model
+from thinkml.typing import Model, PyTree
 
 # Enough rows to see the range of values.
 _SOME_ROWS = 1000
@@ -69,7 +76,7 @@ class TrainingSetup:
         val: the validation data; None for none.
         inputs: the shape and dtype of a row of inputs.
         task: the meaning of the outputs.
-        labels: an encoded label, as `jax.ShapeDtypeStruct` of a row.
+        labels: an encoded label, as `jax.ShapeDtypeStruct` of a row; a dict of them by head.
         objective: loss, metrics and augmentation.
         fingerprint: identifies the training data.
         val_fingerprint: identifies the validation data; empty for none.
@@ -79,8 +86,8 @@ class TrainingSetup:
     train: Examples | Stream
     val: Examples | Stream | None
     inputs: InputSpec
-    task: Task
-    labels: jax.ShapeDtypeStruct
+    task: AnyTask
+    labels: PyTree
     objective: Objective
     fingerprint: dict[str, Any]
     val_fingerprint: dict[str, Any]
@@ -125,38 +132,39 @@ def make_setup(
         warn_of_other_ranges(inputs, before, 'X_train')
     check_pixels_of(model.model if isinstance(model, PartlyFrozen) else model, inputs)
     probe = probe_of(inputs, PROBE_ROWS)
-    outputs, output_range, gathers = outputs_of(model, probe, 'X_train')
+    outputs = any_outputs_of(model, probe, 'X_train')
     task = _infer_task(data, outputs, request, known.task)
-    y = encode_targets(data.targets, task, data.labels_from)
+    y = encode_any_targets(data.targets, task, data.labels_from)
     dtype = get_compute_dtype(config.precision)
     footprint = check_trainable(model, probe, outputs, 'X_train', compute_dtype=dtype)
-    objective = make_objective(
-        task, _first_rows(x) if isinstance(x, Rows) and x.in_memory else probe, y,
-        loss_fn=request.loss_fn, metrics=request.metrics, augmentation=request.augmentation,
-        training_metrics=training_metrics,
-    )  # fmt: skip
-    if misread := misread_outputs(output_range, task, objective.is_custom_loss):
-        warn_user(misread)
+    some = _first_rows(x) if isinstance(x, Rows) and x.in_memory else probe
+    objective = _make_objective(task, some, y, request, training_metrics)
+    _warn_of_outputs(outputs, task, objective)
     if batches is not None:
         advice = '' if task == known.task else data.advice
         train, split = make_stream(batches, task, request, config, advice), None
     else:
-        warn_of_one_class(task, y)
+        for _, head, labels in by_head(task, y):
+            warn_of_one_class(head, labels)
         train, split = make_examples(x, y, task, request, config)
-    _check_element_weights(train, objective, task)
+    _check_element_weights(train, objective)
     val = split or open_validation(request, inputs, task, config)
-    if task.element_shape:
+    if isinstance(task, Composite) or task.element_shape:
         for argument, data_set in {'y_train': train, 'y_val': val}.items():
             check_counted(data_set if isinstance(data_set, Examples) else None, argument)
-    if gathers:
+    if outputs.gathers:
         _check_ids(model, probe, {'X_train': train, 'X_val': val})
-    warn_of_classes_only_in_validation(task, train, val, 'validation_split' if split else 'y_val')
+    for name, head, _ in by_head(task, y):
+        warn_of_classes_only_in_validation(
+            head, _of_head(train, name), _of_head(val, name),
+            'validation_split' if split else 'y_val',
+        )  # fmt: skip
     return TrainingSetup(
         train=train,
         val=val,
         inputs=inputs,
         task=task,
-        labels=jax.ShapeDtypeStruct((1, *y.shape[1:]), y.dtype),
+        labels=jax.tree.map(lambda one: jax.ShapeDtypeStruct((1, *one.shape[1:]), one.dtype), y),
         objective=objective,
         fingerprint=identify(train, in_part=request.rows is not None),
         val_fingerprint=identify(val, in_part=split is not None),
@@ -165,40 +173,101 @@ def make_setup(
 
 
 def _infer_task(
-    data: InputData, outputs: tuple[int, ...], request: TrainRequest, known: Task | None
-) -> Task:
+    data: InputData,
+    outputs: Outputs | HeadOutputs,
+    request: TrainRequest,
+    known: AnyTask | None,
+) -> AnyTask:
     """Infers the task from the labels and the outputs' shape, and checks the labels for it."""
-    ignore_label = IGNORE_LABEL if request.ignore_label is None else request.ignore_label
+
+    def of_head(value: Any, head: str | None) -> Any:
+        return value.get(head) if isinstance(value, Mapping) else value
+
     task = with_advice(
-        data.advice, infer_task, data.targets, outputs, argument=data.labels_from,
-        decided=decides(request.loss_fn), known=known, ignore_label=ignore_label,
+        data.advice, infer_any_task, data.targets, outputs, argument=data.labels_from,
+        decided=lambda head: decides(of_head(request.loss_fn, head)), known=known,
+        ignore_label=lambda head: of_head(request.ignore_label, head),
     )  # fmt: skip
-    if request.ignore_label not in (None, task.ignore_label):
-        raise ConfigError(
-            f'ignore_label: got {request.ignore_label} for {task.in_words}, expected None: only '
-            'whole numbers that are classes of elements can be ignored. Use sample_weight 0.'
-        )
-    warn_of_new_classes(known, task)
-    warn_of_unlabeled(data.targets, task, request)
-    is_first = data.batches is not None
-    check_targets_held(data.targets, task, data.labels_from, is_first=is_first)
+    _check_by_head(request, task)
+    before: dict[Any, Task] = {}
+    if known is not None:
+        before = {name: head for name, head, _ in by_head(known, None)}
+    for name, head, targets in by_head(task, data.targets):
+        of_request = request.of_head(name, task) if isinstance(task, Composite) else request
+        where = data.labels_from if name is None else f'{data.labels_from}[{name!r}]'
+        if of_request.ignore_label not in (None, head.ignore_label):
+            raise ConfigError(
+                f'ignore_label: got {of_request.ignore_label} for {head.in_words}, expected None: '
+                'only whole numbers that are classes of elements can be ignored. Use '
+                'sample_weight 0.'
+            )
+        warn_of_new_classes(before.get(name), head)
+        warn_of_unlabeled(targets, head, of_request)
+        check_targets_held(targets, head, where, is_first=data.batches is not None)
     return task
 
 
-def _check_element_weights(train: Examples | Stream, objective: Objective, task: Task) -> None:
+def _check_by_head(request: TrainRequest, task: AnyTask) -> None:
+    """Raises a `ConfigError` for arguments by head of a model with one output."""
+    if isinstance(task, Composite):
+        return
+    for argument in ('loss_fn', 'metrics', 'loss_weights', 'ignore_label'):
+        if isinstance(getattr(request, argument), Mapping):
+            raise ConfigError(
+                f'{argument}: got a dict for a model that returns one array, expected one value. '
+                'Let the model return a dict of outputs to train several heads.'
+            )
+
+
+def _make_objective(
+    task: AnyTask, x: Any, y: Any, request: TrainRequest, training_metrics: tuple[str, ...]
+) -> Objective:
+    if isinstance(task, Composite):
+        return make_head_objective(task, x, y, request, training_metrics)
+    return make_objective(
+        task, x, y,
+        loss_fn=request.loss_fn, metrics=request.metrics, augmentation=request.augmentation,
+        training_metrics=training_metrics,
+    )  # fmt: skip
+
+
+def _warn_of_outputs(outputs: Outputs | HeadOutputs, task: AnyTask, objective: Objective) -> None:
+    by_name: dict[Any, Outputs] = {None: outputs} if isinstance(outputs, Outputs) else outputs.heads
+    for name, head, _ in by_head(task, None):
+        of_head = objective if name is None else objective.heads[name]
+        if misread := misread_outputs(by_name[name].range, head, of_head.is_custom_loss):
+            warn_user(misread if name is None else f'output {name!r}: {misread}')
+
+
+def by_head(task: AnyTask, values: Any) -> Iterator[tuple[Any, Task, Any]]:
+    """Yields the name, the task and the value of each head; the name is None for one output."""
+    if isinstance(task, Task):
+        yield None, task, values
+    else:
+        yield from ((name, head, part_of(values, name)) for name, head in task.heads)
+
+
+def _check_element_weights(train: Examples | Stream, objective: Objective) -> None:
     """Raises a `ConfigError` for weights of pixels beside an augmentation that moves pixels."""
-    if not (task.element_shape and moves_targets(objective.augment)):
+    if not moves_targets(objective.augment):
         return
     if isinstance(train, Stream):
-        differ = train.class_table is not None or train.has_element_weights
+        differ = bool(jax.tree.leaves(train.class_table)) or train.has_element_weights
     else:
-        differ = train.weight is not None and train.weight.ndim > 1
+        differ = any(weight.ndim > 1 for weight in jax.tree.leaves(train.weight))
     if differ:
         raise ConfigError(
             'augmentation: got one that moves pixels beside weights of pixels (class_weights, or '
             'sample_weight of elements), which would not move along. Use weights of rows, or an '
             'augmentation that moves nothing.'
         )
+
+
+def _of_head(data: Examples | Stream | None, head: str | None) -> Examples | Stream | None:
+    """Returns a data set with the targets of one head."""
+    if head is None or not isinstance(data, Examples):
+        return data
+    return data._replace(y=data.y[head], weight=part_of(data.weight, head))
 
 
 def _check_ids(model: Any, probe: Any, parts: dict[str, Examples | Stream | None]) -> None:

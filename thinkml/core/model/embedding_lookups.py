@@ -113,11 +113,11 @@ def lookups(functional: FunctionalModel, x: PyTree) -> list[Lookup]:
 
 
 def with_lookups(
-    forward: Callable[[PyTree, PyTree, PyTree], jax.Array],
+    forward: Callable[[PyTree, PyTree, PyTree], PyTree],
     params: PyTree,
     model_state: PyTree,
     x: PyTree,
-) -> tuple[jax.Array, list[Lookup]]:
+) -> tuple[PyTree, list[Lookup]]:
     """Computes a model's outputs and its `lookups`, as arrays inside a ``jax.jit``.
 
     Args:
@@ -126,12 +126,14 @@ def with_lookups(
         model_state: see `FunctionalModel`.
         x: inputs, ``[rows, ...]``.
     """
-    traced = jax.make_jaxpr(forward)(params, model_state, x)
+    traced, shapes = jax.make_jaxpr(forward, return_shape=True)(params, model_state, x)
+    structure = jax.tree.structure(shapes)
     if not gathers(traced.jaxpr):
-        [outputs] = jaxpr_as_fun(traced)(*jax.tree.leaves((params, model_state, x)))
-        return outputs, []
-    [outputs], found = _trace_reads(traced, (params, model_state), x)
-    return outputs, [Lookup(jnp.array(size), rows.min(), rows.max()) for size, rows in found]
+        leaves = jaxpr_as_fun(traced)(*jax.tree.leaves((params, model_state, x)))
+        return jax.tree.unflatten(structure, leaves), []
+    leaves, found = _trace_reads(traced, (params, model_state), x)
+    reads = [Lookup(jnp.array(size), rows.min(), rows.max()) for size, rows in found]
+    return jax.tree.unflatten(structure, leaves), reads
 
 
 def _table_sizes(functional: FunctionalModel, x: PyTree) -> list[int]:

@@ -21,6 +21,7 @@ from thinkml.core.model.adapters import FunctionalModel
 from thinkml.core.model.forward import inference_batch_size
 from thinkml.core.model.functional import functionalize
 from thinkml.core.model.mixed_precision import DType
+from thinkml.core.objectives.heads import named_outputs
 from thinkml.core.xla.target import tracing_for
 from thinkml.errors import ModelFileError, ModelTypeError
 from thinkml.typing import Model, PyTree
@@ -78,12 +79,14 @@ def export_forward(model: Model, x: PyTree) -> Forward:
     positions = [i for i, leaf in enumerate(leaves) if isinstance(leaf, jax.Array | np.ndarray)]
     arrays = [leaves[i] for i in positions]
 
-    def forward(arrays: Sequence[jax.Array], x: PyTree) -> jax.Array:
+    def forward(arrays: Sequence[jax.Array], x: PyTree) -> PyTree:
         array_at = dict(zip(positions, arrays, strict=True))
         filled = [array_at.get(i, leaf) for i, leaf in enumerate(leaves)]  # numbers are constants
         params, model_state = jax.tree.unflatten(structure, filled)
         outputs, _ = functional.apply(params, model_state, x, key=None, train=False)
-        return outputs.astype(jnp.float32)
+        # A file does not name the class of a NamedTuple.
+        outputs = named_outputs(outputs) if hasattr(outputs, '_fields') else outputs
+        return jax.tree.map(lambda leaf: leaf.astype(jnp.float32), outputs)
 
     array_specs = tuple(map(_aval, arrays))
     from jax import export  # imported only when needed
@@ -155,7 +158,7 @@ class ExportedModel:
 
         return FunctionalModel(self._apply, {}, tuple(self.forward.arrays), write)
 
-    def __call__(self, x: PyTree) -> jax.Array:
+    def __call__(self, x: PyTree) -> PyTree:
         """Returns the outputs for a batch."""
         return self._apply({}, tuple(self.forward.arrays), x, key=None, train=False)[0]
 
@@ -177,7 +180,7 @@ class _ExportedApply:
 
     def __call__(
         self, params: PyTree, model_state: PyTree, x: PyTree, *, key: jax.Array | None, train: bool
-    ) -> tuple[jax.Array, PyTree]:
+    ) -> tuple[PyTree, PyTree]:
         if train:
             raise ModelTypeError(_NO_TRAINING)
         if self.rows is None:
@@ -188,7 +191,8 @@ class _ExportedApply:
             indices = jnp.arange(first, first + self.rows) % num_rows
             part = jax.tree.map(lambda leaf, i=indices: leaf[i], x)
             parts.append(self.exported.call(model_state, part))
-        return jnp.concatenate(parts)[:num_rows], model_state
+        outputs = jax.tree.map(lambda *leaves: jnp.concatenate(leaves)[:num_rows], *parts)
+        return outputs, model_state
 
 
 def open_program(forward: Forward) -> Any:

@@ -35,7 +35,7 @@ def inference_batch_size(x: PyTree) -> int:
     return int(np.clip(2 ** int(math.log2(max(1, most_rows))), _MIN_BATCH, _MAX_BATCH))
 
 
-Reduce = Callable[[jax.Array], jax.Array]
+Reduce = Callable[[PyTree], PyTree]
 
 
 class RowSource(Protocol):
@@ -55,10 +55,10 @@ class RowSource(Protocol):
 
 def eval_outputs(
     apply: ApplyFn, params: PyTree, model_state: PyTree, x: PyTree, layout: Layout = ONE_DEVICE
-) -> jax.Array:
+) -> PyTree:
     """Returns the model's outputs in evaluation mode."""
 
-    def forward(params: PyTree, model_state: PyTree, x: PyTree) -> jax.Array:
+    def forward(params: PyTree, model_state: PyTree, x: PyTree) -> PyTree:
         outputs, _ = apply(params, model_state, x, key=None, train=False)
         return outputs
 
@@ -74,12 +74,12 @@ def predict_outputs(
     devices: Sequence[Any] | None = None,
     argument: str = 'X',
     reduce: Reduce | None = None,
-) -> np.ndarray:
+) -> PyTree:
     """Returns the model's raw outputs for ``x`` in eval mode, float32 ``[rows, ...]``.
 
-    The model and its mode are not changed. Rows are read and sent to the devices one batch at a
-    time, and each device gets a part of the batch. The last batch is padded, so that every batch
-    runs the same program.
+    A model with several heads returns a dict or tuple of such arrays. The model and its mode are
+    not changed. Rows are read and sent to the devices one batch at a time, and each device gets a
+    part of the batch. The last batch is padded, so that every batch runs the same program.
 
     Args:
         model: see `functionalize`.
@@ -117,7 +117,7 @@ def make_predict(
     devices: Sequence[Any] | None = None,
     argument: str = 'X',
     reduce: Reduce | None = None,
-) -> Callable[[PyTree | RowSource], np.ndarray]:
+) -> Callable[[PyTree | RowSource], PyTree]:
     """Returns `predict_outputs` of a model with its current parameters, for many calls.
 
     Splitting a model and sending it to the devices takes milliseconds; here it happens only once.
@@ -162,7 +162,7 @@ def _by_batches(
     argument: str,
     reduce: Reduce | None,
     x: PyTree | RowSource,
-) -> np.ndarray:
+) -> PyTree:
     spec, take = (x.spec, x.take) if hasattr(x, 'spec') else (x, functools.partial(_take, x))
     num_rows = jax.tree.leaves(spec)[0].shape[0]
     if batch_size is None:
@@ -177,7 +177,7 @@ def _by_batches(
             parts[-2] = jax.device_get(parts[-2])
     outputs, reads = zip(*jax.device_get(parts), strict=True)
     check_lookups(reads, argument)
-    return np.concatenate(outputs)[:num_rows]
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves)[:num_rows], *outputs)
 
 
 def _layout_on(devices: Sequence[Any] | None) -> Layout:
@@ -205,11 +205,11 @@ def _forward(
     params: PyTree,
     model_state: PyTree,
     x: PyTree,
-) -> tuple[jax.Array, list[Lookup]]:
+) -> tuple[PyTree, list[Lookup]]:
     forward = functools.partial(eval_outputs, apply, layout=layout)
     with tracing_for(layout.device, layout.mesh):
         outputs, reads = with_lookups(forward, params, model_state, x)
-    outputs = outputs.astype(jnp.float32)
+    outputs = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), outputs)
     outputs = outputs if reduce is None else reduce(outputs)
     return replicate(layout, (outputs, reads))
 

@@ -20,7 +20,8 @@ from thinkml.core.model.adapters import ApplyFn, FunctionalModel, functionalize_
 from thinkml.core.model.embedding_lookups import gathers
 from thinkml.core.model.image_layout import layout_hint, likely_layout_hint
 from thinkml.core.model.mixed_precision import DType
-from thinkml.core.model.output_range import Range, output_range
+from thinkml.core.model.output_range import Range, output_ranges
+from thinkml.core.objectives.heads import named_outputs
 from thinkml.core.objectives.probe_sizes import PROBE_ROWS, with_rows
 from thinkml.core.xla.jit import trace_settings
 from thinkml.core.xla.rematerialization import computed_bytes
@@ -101,11 +102,11 @@ def last_activation(model: Model, x: PyTree, argument: str = 'X_train') -> str |
 
 
 class Outputs(NamedTuple):
-    """The properties of a model's outputs that a trace shows.
+    """The properties of a model's output that a trace shows.
 
     Attributes:
-        shape: the shape of the outputs of one row.
-        range: the range of the outputs.
+        shape: the shape of the output of one row.
+        range: the range of the output.
         gathers: True if the model reads arrays at computed indices, as an embedding does.
     """
 
@@ -114,23 +115,77 @@ class Outputs(NamedTuple):
     gathers: bool
 
 
+class HeadOutputs(NamedTuple):
+    """The properties of the outputs of a model with several heads.
+
+    Attributes:
+        heads: the properties of each output by name; for a tuple, by position.
+        is_tuple: True if the model returns a tuple or list without names.
+        gathers: see `Outputs`.
+    """
+
+    heads: dict[str, Outputs]
+    is_tuple: bool
+    gathers: bool
+
+
 def outputs_of(model: Model, x: PyTree, argument: str = 'X_train') -> Outputs:
-    """Returns the shape and other properties of a model's outputs, from a single trace."""
-    call = _trace(model, x, argument, train=False)
-    outputs = call.outputs
-    if not isinstance(outputs, jax.ShapeDtypeStruct):
+    """Returns the shape and other properties of a model's output, from a single trace.
+
+    Raises:
+        ModelTypeError: if the object is not a model, or does not return one array.
+        DataError: if the model can't take these inputs, or its output has no axis of rows.
+    """
+    outputs = any_outputs_of(model, x, argument)
+    if isinstance(outputs, HeadOutputs):
         raise ModelTypeError(
-            f'model: it returns a {type(outputs).__name__}, expected one array of logits or '
-            'predictions, (rows,) or (rows, outputs). Return only that array, or concatenate '
-            'several: jnp.concatenate(outputs, axis=1), which a custom loss_fn splits by columns. '
-            'The targets then need a column for each output.'
+            f'model: it returns {", ".join(map(repr, outputs.heads))}, expected one array of '
+            'logits or predictions, (rows,) or (rows, outputs). Wrap it in a module whose '
+            '__call__ returns one of them.'
         )
-    if outputs.ndim == 0 or outputs.shape[0] != PROBE_ROWS:
+    return outputs
+
+
+def any_outputs_of(model: Model, x: PyTree, argument: str = 'X_train') -> Outputs | HeadOutputs:
+    """Returns the properties of a model's output, or of each of its outputs.
+
+    Raises:
+        ModelTypeError: if the object is not a model, or returns something else than an array or a
+            dict or tuple of arrays.
+        DataError: if the model can't take these inputs, or an output has no axis of rows.
+    """
+    call = _trace(model, x, argument, train=False)
+    named = named_outputs(call.outputs)
+    if named is None:
+        return Outputs(_row_shape(call.outputs, 'it returns'), call.ranges[0], call.gathers)
+    if not named or not all(
+        isinstance(name, str) and isinstance(part, jax.ShapeDtypeStruct)
+        for name, part in named.items()
+    ):
+        raise ModelTypeError(
+            f'model: it returns a {type(call.outputs).__name__} of '
+            f'{with_rows(jax.tree.map(lambda leaf: leaf.shape, call.outputs))}, expected one array '
+            'of logits or predictions, (rows,) or (rows, outputs), or a dict with names or a tuple '
+            'of such arrays.'
+        )
+    # The leaves of a dict are in the order of its sorted names.
+    leaves = jax.tree.leaves(call.outputs)
+    ranges = {id(leaf): span for leaf, span in zip(leaves, call.ranges, strict=True)}
+    heads = {
+        name: Outputs(_row_shape(part, f'its output {name!r} has'), ranges[id(part)], call.gathers)
+        for name, part in named.items()
+    }
+    is_tuple = isinstance(call.outputs, tuple | list) and not hasattr(call.outputs, '_asdict')
+    return HeadOutputs(heads, is_tuple, call.gathers)
+
+
+def _row_shape(output: Any, what: str) -> tuple[int, ...]:
+    if output.ndim == 0 or output.shape[0] != PROBE_ROWS:
         raise DataError(
-            f'model: it returns shape {with_rows(outputs.shape)}, expected (rows,), (rows, '
-            'outputs) or more axes. The first axis must have the rows.'
+            f'model: {what} shape {with_rows(output.shape)}, expected (rows,), (rows, outputs) or '
+            'more axes. The first axis must have the rows.'
         )
-    return Outputs(outputs.shape[1:], call.range, call.gathers)
+    return output.shape[1:]
 
 
 class Footprint(NamedTuple):
@@ -148,7 +203,7 @@ class Footprint(NamedTuple):
 def check_trainable(
     model: Model,
     x: PyTree,
-    output_shape: tuple[int, ...],
+    outputs: Outputs | HeadOutputs,
     argument: str = 'X_train',
     compute_dtype: DType | None = None,
 ) -> Footprint:
@@ -157,7 +212,7 @@ def check_trainable(
     Args:
         model: see `functionalize`.
         x: inputs; only the shape of a row and the dtype are read.
-        output_shape: the shape of the outputs of a row in evaluation mode, from `outputs_of`.
+        outputs: the outputs in evaluation mode, from `any_outputs_of`.
         argument: the name of the inputs in error messages.
         compute_dtype: see `functionalize`.
 
@@ -167,13 +222,7 @@ def check_trainable(
             its parameters are not floats.
     """
     call = _trace(model, x, argument, train=True, compute_dtype=compute_dtype)
-    shape = getattr(call.outputs, 'shape', None)
-    expected = (PROBE_ROWS, *output_shape)
-    if shape != expected and {shape, expected} != {(PROBE_ROWS,), (PROBE_ROWS, 1)}:
-        raise ModelTypeError(
-            f'model: it returns {with_rows(_shapes(call.outputs))} in training mode and '
-            f'{with_rows(expected)} in evaluation mode, expected the same.'
-        )
+    _check_same_outputs(call.outputs, outputs)
     before, after = _shapes(call.model_state), _shapes(call.updated_state)
     if before != after:
         raise ModelTypeError(
@@ -188,6 +237,23 @@ def check_trainable(
             )
     params_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(call.params))
     return Footprint(params_bytes, -(-call.computed_bytes // PROBE_ROWS))
+
+
+def _check_same_outputs(in_training: PyTree, in_evaluation: Outputs | HeadOutputs) -> None:
+    """Raises a `ModelTypeError` if outputs in training mode have other shapes."""
+    if isinstance(in_evaluation, HeadOutputs):
+        expected = {name: (PROBE_ROWS, *one.shape) for name, one in in_evaluation.heads.items()}
+        named = named_outputs(in_training) or {}
+        shape = {name: getattr(part, 'shape', None) for name, part in named.items()}
+    else:
+        expected = (PROBE_ROWS, *in_evaluation.shape)
+        shape = getattr(in_training, 'shape', None)
+    one_each = ((PROBE_ROWS,), (PROBE_ROWS, 1))
+    if shape != expected and not (shape in one_each and expected in one_each):
+        raise ModelTypeError(
+            f'model: it returns {with_rows(_shapes(in_training))} in training mode and '
+            f'{with_rows(expected)} in evaluation mode, expected the same.'
+        )
 
 
 def probe(x: PyTree) -> PyTree:
@@ -209,7 +275,7 @@ class _Call(NamedTuple):
         model_state: its state before the call.
         updated_state: its state after the call.
         outputs: its outputs.
-        range: a range that contains all outputs, if they are one array.
+        ranges: for each array of the outputs, a range that contains its values.
         gathers: see `Outputs`.
         computed_bytes: bytes of all arrays that the call computes.
     """
@@ -218,7 +284,7 @@ class _Call(NamedTuple):
     model_state: PyTree
     updated_state: PyTree
     outputs: PyTree
-    range: Range
+    ranges: tuple[Range, ...]
     gathers: bool
     computed_bytes: int
 
@@ -274,13 +340,12 @@ def _traced_call(
     arguments = jax.tree.unflatten(structure, leaves)
     traced, (outputs, updated) = jax.make_jaxpr(forward, return_shape=True)(*arguments)
     params, model_state, *_ = arguments
-    is_array = isinstance(outputs, jax.ShapeDtypeStruct)
     return _Call(
         params=params,
         model_state=model_state,
         updated_state=updated,
         outputs=outputs,
-        range=output_range(traced.jaxpr, traced.jaxpr.outvars[0]) if is_array else Range(),
+        ranges=output_ranges(traced.jaxpr, len(jax.tree.leaves(outputs))),
         gathers=gathers(traced.jaxpr),
         computed_bytes=computed_bytes(traced.jaxpr, PROBE_ROWS),
     )

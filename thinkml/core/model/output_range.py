@@ -43,17 +43,17 @@ class Range(NamedTuple):
         return is_in_bounds and not self.is_constant
 
 
-def output_range(jaxpr: Jaxpr, output: Var | Literal) -> Range:
-    """Returns a range that contains all values of a variable; the true range may be smaller.
+def output_ranges(jaxpr: Jaxpr, num_outputs: int) -> tuple[Range, ...]:
+    """Returns ranges that contain all values of outputs; the true ranges may be smaller.
 
     Args:
         jaxpr: a forward pass.
-        output: one of its output variables.
+        num_outputs: the number of its first outputs whose ranges are returned.
     """
     interpreter = _Interpreter()
     with np.errstate(all='ignore'):  # bounds may be infinite
         values = interpreter.run(jaxpr, [interpreter.unknown() for _ in jaxpr.invars])
-    return values[jaxpr.outvars.index(output)].range
+    return tuple(value.range for value in values[:num_outputs])
 
 
 def misread_outputs(found: Range, task: Task, custom_loss: bool | None = None) -> str | None:

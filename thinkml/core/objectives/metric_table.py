@@ -7,7 +7,7 @@ ones of evaluation in `thinkml.evaluation.metrics.registry`.
 import functools
 import inspect
 import re
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple, get_args
 
@@ -273,11 +273,12 @@ def metric_names(
 TRAINING_ONLY_METRICS = metric_names(in_training=True, in_evaluation=False)
 
 
-def is_higher_better(name: str) -> bool | None:
+def is_higher_better(name: str, heads: Iterable[str] = ()) -> bool | None:
     """Returns True if larger values of a metric are better, False if smaller ones are.
 
     Args:
         name: the metric's name in the history, which may begin with ``'val_'``.
+        heads: the names of the model's heads, which may follow.
 
     Returns:
         True or False, or None for a custom metric, whose direction is unknown, and for a metric
@@ -289,6 +290,10 @@ def is_higher_better(name: str) -> bool | None:
         (True, False, None)
     """
     name = name.removeprefix('val_')
+    within = [name.removeprefix(f'{head}_') for head in heads if name.startswith(f'{head}_')]
+    directions = [known for rest in within if (known := is_higher_better(rest)) is not None]
+    if directions:
+        return directions[0]
     if name == 'loss':  # always recorded, so it is not a metric that users name
         return False
     spec = metric_spec(name)

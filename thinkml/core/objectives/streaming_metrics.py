@@ -22,6 +22,7 @@ from clu import metrics as clu_metrics
 from clu.values import Scalar, Value
 
 from thinkml.core.objectives.accumulators import WeightedMean as WeightedMean
+from thinkml.core.objectives.heads import weighted_sum
 from thinkml.core.objectives.metric_entries import (
     Entry,
     Shape,
@@ -167,6 +168,100 @@ def _make(metrics: tuple[Metric, ...], shape: Shape) -> type[clu_metrics.Collect
         'entries': MappingProxyType(entries),
     }
     return _register_pytree(type('Metrics', (_Metrics,), members))
+
+
+def make_head_metrics(
+    heads: Mapping[str, type[clu_metrics.Collection]],
+    loss_weights: Mapping[str, float],
+    training_metrics: Sequence[str] = (),
+) -> type[clu_metrics.Collection]:
+    """Returns the CLU collection class of a model with several heads.
+
+    Its ``loss`` is the weighted sum of the heads' losses. The other metrics have the head's name in
+    front: ``kind_loss``, ``kind_accuracy``. ``single_from_model_output`` takes ``heads``, a dict of
+    each head's keywords for the classes of `make_metrics`.
+
+    Args:
+        heads: a class from `make_metrics` for each head.
+        loss_weights: the factor of each head's loss.
+        training_metrics: names of metrics of training steps, such as ``'grad_norm'``.
+
+    Raises:
+        ConfigError: if two metrics have the same name, such as ``f1`` of a head ``a_b`` and
+            ``b_f1`` of a head ``a``.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from thinkml.core.objectives.streaming_metrics import make_head_metrics, make_metrics
+        >>> both = make_head_metrics({'a': make_metrics(), 'b': make_metrics()}, {'a': 1, 'b': 0.5})
+        >>> values = {'logits': jnp.zeros(2), 'labels': jnp.zeros(2), 'losses': jnp.array([1., 3.]),
+        ...           'weight': jnp.ones(2)}
+        >>> metrics = both.single_from_model_output(heads={'a': values, 'b': values})
+        >>> {name: float(value) for name, value in metrics.compute().items()}
+        {'loss': 3.0, 'a_loss': 2.0, 'b_loss': 2.0}
+    """
+    weights = tuple((name, float(loss_weights[name])) for name in heads)
+    return _make_heads(tuple(heads.items()), weights, tuple(training_metrics))
+
+
+class _HeadMetrics(_Metrics):
+    """A collection whose fields are those of the heads' collections."""
+
+    kind = None
+    parts: ClassVar[Mapping[str, tuple[type[clu_metrics.Collection], Mapping[str, str]]]]
+    loss_fields: ClassVar[tuple[tuple[float, str], ...]]
+    step_fields: ClassVar[Mapping[str, type[clu_metrics.Metric]]]
+
+    @property
+    def loss_parts(self) -> list[tuple[float, jax.Array]]:
+        """Returns the weight and the mean of each head's loss."""
+        return [(weight, getattr(self, field).compute()) for weight, field in self.loss_fields]
+
+    @classmethod
+    def _from_model_output(cls, *, heads, **step):
+        counter = cls.empty()._reduction_counter
+        values = {name: part.from_model_output(**step) for name, part in cls.step_fields.items()}
+        for name, (part, fields) in cls.parts.items():
+            collected = part._from_model_output(**heads[name], **step)
+            values |= {own: getattr(collected, field) for field, own in fields.items()}
+        return cls(**values, _reduction_counter=counter)  # pyright: ignore[reportCallIssue]
+
+
+@functools.lru_cache(maxsize=64)
+def _make_heads(
+    heads: tuple[tuple[str, type[_Metrics]], ...],
+    weights: tuple[tuple[str, float], ...],
+    training_metrics: tuple[str, ...],
+) -> type[clu_metrics.Collection]:
+    entries = {'loss': Entry('loss_parts', clu_metrics.Metric, weighted_sum)}
+    annotations, parts = {}, {}
+    for index, (head, part) in enumerate(heads):
+        # Names of heads may be no identifiers.
+        fields = {field: f'_{index}_{field}' for field in part.__annotations__}
+        annotations |= {fields[field]: state for field, state in part.__annotations__.items()}
+        for name, entry in part.entries.items():
+            full_name = f'{head}_{name}'
+            if full_name in entries:
+                raise ConfigError(
+                    f'metrics: got two called {full_name!r}, expected different names. Rename one '
+                    'of the heads.'
+                )
+            entries[full_name] = entry._replace(field=fields[entry.field])
+        parts[head] = part, fields
+    steps = {}
+    for index, name in enumerate(training_metrics):
+        entry = make_entry(name, index, Shape(None, None, None))
+        steps[entry.field] = entry.state
+        entries[name] = entry
+    members = {
+        '__annotations__': annotations | steps,
+        '__doc__': f"The epoch's {', '.join(entries)}.",
+        'entries': MappingProxyType(entries),
+        'parts': MappingProxyType(parts),
+        'loss_fields': tuple((weight, parts[head][1]['loss']) for head, weight in weights),
+        'step_fields': MappingProxyType(steps),
+    }
+    return _register_pytree(type('HeadMetrics', (_HeadMetrics,), members))
 
 
 def _register_pytree(cls: type[clu_metrics.Collection]) -> type[clu_metrics.Collection]:

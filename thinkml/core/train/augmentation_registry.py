@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import cast
 
 import jax
@@ -116,10 +116,52 @@ def make_augmentation(
     return _Sequence(tuple(steps)) if steps else None
 
 
+def make_head_augmentation(
+    spec: object, x: PyTree, heads: Mapping[str, tuple[TaskKind, tuple[int, ...]]]
+) -> Augment | None:
+    """Returns an augmentation ``(key, x, y) -> (x, y)`` whose ``y`` is a dict of heads' labels.
+
+    Flips, crops and rotations move the targets of pixels along, with one draw for all heads.
+
+    Args:
+        spec: see `make_augmentation`.
+        x: see `make_augmentation`.
+        heads: the kind of the task and the element shape of each head.
+
+    Raises:
+        ConfigError: see `make_augmentation`; also for a mix of examples.
+    """
+    steps = _steps(spec, x)
+    found = [
+        f'{type(step).__name__}: {problem} (head {name!r})'
+        for step in steps
+        for name, (kind, element_shape) in heads.items()
+        if (problem := _step_problem(step, x, kind, element_shape)) is not None
+    ]
+    found += [
+        f'{type(step).__name__}: got several heads, expected one output to mix. Write a function '
+        '(key, x, y) -> (x, y), whose y is a dict.'
+        for step in steps
+        if isinstance(step, _MIXING)
+    ]
+    if found:
+        raise ConfigError(
+            f'augmentation: {found[0]}' if len(found) == 1 else problems('augmentation:', found)
+        )
+    of_pixels = tuple(
+        (name, kind == 'regression') for name, (kind, shape) in heads.items() if shape
+    )
+    steps = [
+        _WithHeads(step, of_pixels) if of_pixels and isinstance(step, _MOVING) else step
+        for step in steps
+    ]
+    return _Sequence(tuple(steps)) if steps else None
+
+
 def moves_targets(augment: Augment | None) -> bool:
     """Returns True if an augmentation of ThinkML moves the targets of pixels along."""
     steps = augment.steps if isinstance(augment, _Sequence) else (augment,)
-    return any(isinstance(step, WithTargets) for step in steps)
+    return any(isinstance(step, WithTargets | _WithHeads) for step in steps)
 
 
 def check_augmentation(augment: Augment, x: PyTree, y: PyTree) -> None:
@@ -297,6 +339,7 @@ def _trace_step(step: Augment, x: PyTree, y: PyTree) -> tuple[PyTree, PyTree]:
         )
     soft = (
         _is_array(new_y)
+        and _is_array(y)
         and jnp.issubdtype(new_y.dtype, jnp.floating)
         and (new_y.shape == y.shape or (y.ndim == 1 and new_y.shape[:-1] == y.shape))
     )
@@ -336,6 +379,26 @@ class _Sequence:
         for index, step in enumerate(self.steps):
             x, y = step(jax.random.fold_in(key, index), x, y)
         return x, y
+
+
+@dataclasses.dataclass(frozen=True)
+class _WithHeads:
+    """A step that moves pixels, for the images and the targets of several heads.
+
+    Attributes:
+        step: the step.
+        heads: the name of each head with targets of pixels, and True if these are numbers.
+    """
+
+    step: RandomFlip | RandomCrop | RandomRotation
+    heads: tuple[tuple[str, bool], ...]
+
+    def __call__(self, key: jax.Array, x: PyTree, y: PyTree) -> tuple[PyTree, PyTree]:
+        moved, images = dict(y), x
+        for name, are_numbers in self.heads:
+            # The same key moves the images in the same way each time.
+            images, moved[name] = WithTargets(self.step, are_numbers)(key, x, y[name])
+        return images, moved
 
 
 @dataclasses.dataclass(frozen=True)

@@ -26,20 +26,21 @@ class DeviceData(struct.PyTreeNode):
 
     Attributes:
         x: inputs, arrays ``[capacity, ...]``.
-        y: encoded labels or targets, ``[capacity, ...]``.
+        y: encoded labels or targets, ``[capacity, ...]``; a dict of them by head.
         rows: int32, the indices of the rows in use; only the first ``num_rows`` entries are valid.
         num_rows: int32 scalar, the number of rows in use.
         weight: float32 ``[capacity]``, the weight of each example's loss, or ``[capacity,
-            *element_shape]`` for each element's; None if all weights are 1.
+            *element_shape]`` for each element's, or a dict of them by head; None if all weights
+            are 1.
         parted: the way ``x``, ``y`` and ``weight`` are sharded over several devices; None if each
             device has all of them.
     """
 
     x: PyTree
-    y: jax.Array
+    y: PyTree
     rows: jax.Array
     num_rows: jax.Array
-    weight: jax.Array | None = None
+    weight: PyTree = None
     parted: ShardedRows | None = struct.field(pytree_node=False, default=None)
 
 
@@ -210,6 +211,10 @@ def take(data: DeviceData, rows: jax.Array, first: jax.Array | int) -> Batch:
     mask = (first + jnp.arange(len(rows)) < data.num_rows).astype(jnp.float32)
     weight = mask
     if data.weight is not None:  # of rows or of elements
-        weights = gather(data.weight)
-        weight = mask.reshape(-1, *[1] * (weights.ndim - 1)) * weights
-    return Batch(x=jax.tree.map(gather, data.x), y=gather(data.y), weight=weight, mask=mask)
+
+        def masked(weights: jax.Array) -> jax.Array:
+            return mask.reshape(-1, *[1] * (weights.ndim - 1)) * weights
+
+        weight = jax.tree.map(lambda leaf: masked(gather(leaf)), data.weight)
+    x, y = jax.tree.map(gather, (data.x, data.y))
+    return Batch(x=x, y=y, weight=weight, mask=mask)

@@ -11,13 +11,8 @@ from clu.metrics import Collection
 
 from thinkml.core.model.adapters import ApplyFn
 from thinkml.core.model.forward import eval_outputs
-from thinkml.core.objectives.elements import (
-    ElementShape,
-    as_elements,
-    element_weights,
-    loss_of_elements,
-    weights_of,
-)
+from thinkml.core.objectives.elements import ElementShape
+from thinkml.core.objectives.heads import Head, HeadLosses, OneOutput, as_heads
 from thinkml.core.objectives.losses import LossFn
 from thinkml.core.parallel.parameter_gathering import gathered_at_use
 from thinkml.core.parallel.sharding import (
@@ -40,17 +35,17 @@ class Batch(NamedTuple):
     Attributes:
         x: inputs, ``[batch, ...]``.
         y: labels or targets, ``[batch]`` or ``[batch, k]``, with the axes of the elements of a row
-            after the first.
+            after the first; a dict of them for a model with several heads.
         weight: float32 ``[batch]``, the weight of each example's loss; 0 for padding. Or the weight
-            of each element, ``[batch, *element_shape]``.
+            of each element, ``[batch, *element_shape]``; or a dict of them by head.
         mask: float32 ``[batch]``, the weight of each example in all other metrics: 1, or 0 for
             padding. None uses ``weight``.
     """
 
     x: PyTree
-    y: jax.Array
-    weight: jax.Array
-    mask: jax.Array | None = None
+    y: PyTree
+    weight: PyTree
+    mask: PyTree = None
 
 
 class StepOutput(NamedTuple):
@@ -68,7 +63,7 @@ EvalStep = Callable[[PyTree, PyTree, Batch], Collection]
 @functools.lru_cache(maxsize=64)
 def make_train_step(
     apply: ApplyFn,
-    loss_fn: LossFn,
+    loss_fn: LossFn | HeadLosses,
     tx: optax.GradientTransformation,
     metrics: type[Collection],
     *,
@@ -87,10 +82,11 @@ def make_train_step(
 
     Args:
         apply: the model's forward pass, from `functionalize`.
-        loss_fn: the loss ``(logits, labels) -> [batch]``, see `get_loss`.
+        loss_fn: the loss ``(logits, labels) -> [batch]``, see `get_loss`; or the losses of several
+            heads, `HeadLosses`.
         tx: an optax transformation, see `make_optimizer`.
-        metrics: a CLU collection class, see `make_metrics`. The metrics use the labels from before
-            the augmentation; for elements those after it.
+        metrics: a CLU collection class, see `make_metrics` and `make_head_metrics`. The metrics use
+            the labels from before the augmentation; for elements and heads those after it.
         augment: a function ``(key, x, y) -> (x, y)``, applied to each part of the batch; to all of
             it if rows have elements.
         accumulate_steps: the number of parts that the batch is computed in, one after another. It
@@ -100,7 +96,8 @@ def make_train_step(
             `rematerialized`. This takes less memory and a third more time.
         element_shape: the axes of a row that have a label each, such as ``(tokens,)``. The sums are
             over these elements, and the metrics count them. A label of -1 is ignored. A loss
-            may return values ``[batch, *element_shape]``, or ``[batch]`` for sums over rows.
+            may return values ``[batch, *element_shape]``, or ``[batch]`` for sums over rows. Not
+            used with `HeadLosses`, which have one for each head.
         layout: the layout of the arrays.
 
     Example:
@@ -115,12 +112,13 @@ def make_train_step(
     # Rematerialized parts gather again anyway.
     forward = gathered_at_use(forward, layout, twice=not remat)
     forward = rematerialized(forward) if remat else forward
-    loss_fn = loss_of_elements(loss_fn, element_shape)
+    heads = as_heads(loss_fn, element_shape)
     # Moved targets change which elements count, so they are moved before the weights are summed.
-    augment_rows, augment_part = (augment, None) if element_shape else (None, augment)
+    has_elements = bool(element_shape) or isinstance(heads, HeadLosses)
+    augment_rows, augment_part = (augment, None) if has_elements else (None, augment)
 
     def gradients(
-        params: PyTree, model_state: PyTree, batch: Batch, totals: Totals, key: jax.Array
+        params: PyTree, model_state: PyTree, batch: Batch, totals: PyTree, key: jax.Array
     ):
         """Returns ``batch``'s part of the loss, its gradients, and the outputs of its forward."""
         x, y = batch.x, batch.y
@@ -129,17 +127,17 @@ def make_train_step(
 
         def partial_loss(params):
             outputs, new_state = forward(params, model_state, x, key)
-            logits = _as_logits(outputs, batch.y, element_shape)
-            losses = loss_fn(logits, y)
-            weight = weights_of(losses, batch.weight)
-            return jnp.sum(weight * losses) / totals[losses.ndim], (new_state, logits, losses)
+            logits = heads.map(Head.logits, outputs, batch.y)
+            losses = heads.map(Head.losses, logits, y)
+            means = heads.map(Head.mean, losses, batch.weight, totals)
+            return heads.total(means), (new_state, logits, losses)
 
         loss_and_grad = fast_convolutions(jax.value_and_grad(partial_loss, has_aux=True))
         (loss, aux), grads = loss_and_grad(params)
         return loss, grads, *aux
 
     def accumulated(
-        params: PyTree, model_state: PyTree, batch: Batch, totals: Totals, key: jax.Array
+        params: PyTree, model_state: PyTree, batch: Batch, totals: PyTree, key: jax.Array
     ):
         """Returns the same as `gradients`, summed over the parts. Parts of padding are ignored."""
 
@@ -158,7 +156,13 @@ def make_train_step(
             )
             return (*jax.tree.map(keep, sums, (loss, grads)), model_state), outputs
 
-        has_rows = jnp.any(_mask_of(batch).reshape(accumulate_steps, -1) != 0, axis=1)
+        has_rows = functools.reduce(
+            jnp.logical_or,
+            (
+                jnp.any(mask.reshape(accumulate_steps, -1) != 0, axis=1)
+                for mask in jax.tree.leaves(_mask_of(batch))
+            ),
+        )
         parts = jax.tree.map(
             lambda leaf: leaf.reshape(accumulate_steps, -1, *leaf.shape[1:]), batch
         )
@@ -177,8 +181,8 @@ def make_train_step(
         if augment_rows is not None:
             x, y = augment_rows(jax.random.fold_in(key, _AUGMENT), batch.x, batch.y)
             batch = batch._replace(x=x, y=y)
-        batch = _with_element_weights(batch._replace(weight=weight, mask=mask), element_shape)
-        totals = _totals(batch.weight)
+        batch = _with_element_weights(heads, batch._replace(weight=weight, mask=mask))
+        totals = heads.map(Head.totals, batch.weight)
         if accumulate_steps == 1:
             batch = split_rows(layout, batch)
         compute = gradients if accumulate_steps == 1 else accumulated
@@ -188,7 +192,7 @@ def make_train_step(
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         collected = _collect(
-            metrics, logits, losses, batch, element_shape,
+            heads, metrics, logits, losses, batch,
             grads=grads, params=params, updates=updates,
         )  # fmt: skip
         state = state.replace(
@@ -210,7 +214,7 @@ _AUGMENT = 2**31
 @functools.lru_cache(maxsize=64)
 def make_eval_step(
     apply: ApplyFn,
-    loss_fn: LossFn,
+    loss_fn: LossFn | HeadLosses,
     metrics: type[Collection],
     *,
     element_shape: ElementShape = (),
@@ -220,51 +224,28 @@ def make_eval_step(
 
     Equal arguments return the same function. See `make_train_step` for ``element_shape``.
     """
-    loss_fn = loss_of_elements(loss_fn, element_shape)
+    heads = as_heads(loss_fn, element_shape)
 
     @tracing_for(layout.device, layout.mesh)
     def eval_step(params: PyTree, model_state: PyTree, batch: Batch) -> Collection:
-        batch = split_rows(layout, _with_element_weights(batch, element_shape))
+        batch = split_rows(layout, _with_element_weights(heads, batch))
         outputs = eval_outputs(apply, params, model_state, batch.x, layout)
-        logits = _as_logits(outputs, batch.y, element_shape)
-        losses = loss_fn(logits, batch.y)
-        return replicate(layout, _collect(metrics, logits, losses, batch, element_shape))
+        logits = heads.map(Head.logits, outputs, batch.y)
+        losses = heads.map(Head.losses, logits, batch.y)
+        return replicate(layout, _collect(heads, metrics, logits, losses, batch))
 
     return eval_step
 
 
-Totals = dict[int, jax.Array]
-"""The sum of the weights of a batch, by the number of axes of the losses."""
-
-
-def _with_element_weights(batch: Batch, shape: ElementShape) -> Batch:
-    if not shape:
-        return batch
-    weight = element_weights(batch.weight, batch.y, shape)
-    mask = None if batch.mask is None else element_weights(batch.mask, batch.y, shape)
+def _with_element_weights(heads: OneOutput | HeadLosses, batch: Batch) -> Batch:
+    weight = heads.map(Head.element_weights, batch.weight, batch.y)
+    if batch.mask is None:
+        return batch._replace(weight=weight)
+    mask = heads.masks(heads.map(Head.element_weights, batch.mask, batch.y), weight)
     return batch._replace(weight=weight, mask=mask)
 
 
-def _totals(weight: jax.Array) -> Totals:
-    totals = {weight.ndim: jnp.sum(weight)}
-    if weight.ndim > 1:
-        totals[1] = jnp.sum(weight.max(axis=tuple(range(1, weight.ndim))))
-    # A batch of weight 0 has gradient 0, not NaN.
-    return {ndim: jnp.where(total > 0, total, 1) for ndim, total in totals.items()}
-
-
-def _as_logits(outputs: jax.Array, labels: jax.Array, shape: ElementShape) -> jax.Array:
-    """Returns the outputs in float32; ``[batch, 1]`` becomes ``[batch]`` if the labels have it.
-
-    Otherwise a loss written as ``(logits - labels) ** 2`` would silently broadcast to
-    ``[batch, batch]``.
-    """
-    if labels.ndim == 1 + len(shape) and outputs.shape == (*labels.shape, 1):
-        outputs = outputs[..., 0]
-    return outputs.astype(jnp.float32)
-
-
-def _mask_of(batch: Batch) -> jax.Array:
+def _mask_of(batch: Batch) -> PyTree:
     return batch.weight if batch.mask is None else batch.mask
 
 
@@ -272,18 +253,13 @@ _ONLY_IN_TRAINING = dict.fromkeys(('grads', 'params', 'updates'))
 
 
 def _collect(
+    heads: OneOutput | HeadLosses,
     metrics: type[Collection],
-    logits: jax.Array,
-    losses: jax.Array,
+    logits: PyTree,
+    losses: PyTree,
     batch: Batch,
-    shape: ElementShape,
     **training_values: PyTree,
 ) -> Collection:
-    weight, mask, labels = weights_of(losses, batch.weight), _mask_of(batch), batch.y
-    if shape:
-        logits, labels, mask = (as_elements(array, shape) for array in (logits, labels, mask))
-        losses, weight = losses.reshape(-1), weight.reshape(-1)
-    return metrics.single_from_model_output(
-        logits=logits, labels=labels, losses=losses, weight=weight, mask=mask,
-        **_ONLY_IN_TRAINING | training_values,
-    )  # fmt: skip
+    inputs = heads.map(Head.metric_inputs, logits, batch.y, losses, batch.weight, _mask_of(batch))
+    inputs = {'heads': inputs} if isinstance(heads, HeadLosses) else inputs
+    return metrics.single_from_model_output(**inputs, **_ONLY_IN_TRAINING | training_values)

@@ -32,6 +32,7 @@ from thinkml.core.model.exported_forward import (
     export_forward,
 )
 from thinkml.core.model.forward import predict_outputs
+from thinkml.core.objectives.heads import named_outputs
 from thinkml.core.parallel.multiprocess import broadcast_result
 from thinkml.errors import ModelFileError, ModelTypeError, NotStorableError, warn_user
 from thinkml.model_record import ArraySpec, InputSpec, ModelRecord, attach_record, record_of
@@ -41,7 +42,7 @@ from thinkml.models.serialization.import_allowlist import MissingNameError
 from thinkml.models.serialization.json_values import Json, decode, encode, plain
 from thinkml.models.serialization.source_hashes import changed_sources, source_hashes
 from thinkml.models.serialization.weights import fill
-from thinkml.tasks import Task
+from thinkml.tasks import task_from_dict
 from thinkml.typing import Model, PyTree
 from thinkml.versions import code_revision, library_versions
 
@@ -211,7 +212,7 @@ def _record_to_json(record: ModelRecord) -> Json:
     values = record.to_dict()
     if record.task is not None:
         try:
-            Task.from_dict(record.task.to_dict())
+            task_from_dict(record.task.to_dict())
         except ValueError as error:
             raise ModelFileError(f'record.task: {error}.') from error
     for name in ('config', 'data_fingerprint'):  # people read these, so objects become their repr
@@ -433,8 +434,12 @@ def _agree(model: Model, stand_in: ExportedModel, spec: InputSpec, directory: Pa
         return False
     with reading(directory, FORWARD):
         expected = predict_outputs(stand_in, inputs)
-    return found.shape == expected.shape and np.allclose(
-        found, expected, rtol=1e-3, atol=1e-5, equal_nan=True
+    if hasattr(found, '_fields'):  # the program returns a dict in place of a NamedTuple
+        found = named_outputs(found)
+    leaves, others = jax.tree.leaves(found), jax.tree.leaves(expected)
+    return jax.tree.structure(found) == jax.tree.structure(expected) and all(
+        leaf.shape == other.shape and np.allclose(leaf, other, rtol=1e-3, atol=1e-5, equal_nan=True)
+        for leaf, other in zip(leaves, others, strict=True)
     )
 
 

@@ -26,7 +26,7 @@ from thinkml.errors import ConfigError, DataError, ModelTypeError, warn_user
 from thinkml.evaluation import ModelEvaluator
 from thinkml.evaluation.metrics.registry import check_fit
 from thinkml.model_record import InputSpec, ModelRecord, attach_record, record_of, record_to_change
-from thinkml.tasks import Task, TaskKind
+from thinkml.tasks import Task, TaskKind, single_task
 from thinkml.training.active.pool import Pool
 from thinkml.training.active.pool_predictions import Ensemble
 from thinkml.training.config import TrainingConfig
@@ -38,6 +38,9 @@ from thinkml.typing import Inputs, Labels, Model, PyTree
 _MIN_PADDED_ROWS = 64
 
 Retrain = Literal['reset', 'warm']
+
+# The start of an error about a model with several heads.
+_MODEL = 'model: active learning needs'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -229,7 +232,7 @@ class Retraining:
             return self._infer_task(pool.with_initial_labels(labels, 'y_unlabeled'), 'y_unlabeled')
         if pool.initial_labels is not None:
             return self._task_or_none(pool.initial_labels)
-        return record_of(self.models[0]).task
+        return single_task(record_of(self.models[0]).task, _MODEL)
 
     def _task_or_none(self, y: np.ndarray) -> Task | None:
         """Returns the task of labels; None if there are too few to infer it."""
@@ -243,7 +246,7 @@ class Retraining:
     def _infer_task(self, y: Labels, argument: str) -> Task:
         return infer_task(
             y, self._num_outputs, argument=argument, decided=decides(self._settings.loss_fn),
-            known=record_of(self.models[0]).task,
+            known=single_task(record_of(self.models[0]).task, _MODEL),
         )  # fmt: skip
 
     def _can_learn(self, y: np.ndarray) -> bool:

@@ -33,6 +33,7 @@ from thinkml.models.model_table import Table
 from thinkml.models.transfer_model import TransferModel
 from thinkml.models.zoo import check_weights
 from thinkml.monitoring import History
+from thinkml.tasks import single_task
 from thinkml.training.config import TrainingConfig
 from thinkml.training.train import (
     TrainResult,
@@ -406,8 +407,9 @@ class TransferLearner:
     def _copy_record(self, head: nnx.Module, groups: LayerGroups, data: '_TrainingData') -> None:
         """Copies the record of a trained head to the whole model."""
         head_record = record_of(head)
-        assert head_record.task is not None and data.rows is not None
-        labels = encode_targets(data.targets, head_record.task, 'y_train')
+        task = single_task(head_record.task, 'model: fine-tuning needs')
+        assert task is not None and data.rows is not None
+        labels = encode_targets(data.targets, task, 'y_train')
         record = dataclasses.replace(
             head_record,
             input_spec=data.inputs,

@@ -1,0 +1,166 @@
+"""Targets of models with several heads: a dict of arrays, or a tuple for a tuple of outputs."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from thinkml.core.model.functional import HeadOutputs, Outputs
+from thinkml.core.objectives.heads import named_outputs
+from thinkml.data.predictions import decode, probabilities
+from thinkml.data.targets import (
+    IGNORE_LABEL,
+    are_columns,
+    check_targets,
+    encode_targets,
+    refuse_parts,
+)
+from thinkml.data.task_inference import Decided, infer_task
+from thinkml.errors import DataError, did_you_mean
+from thinkml.tasks import AnyTask, Composite, Task
+from thinkml.typing import Labels, PyTree
+
+
+def check_any_targets(y: Labels, argument: str) -> PyTree:
+    """Returns targets as an array, or as a dict of arrays for several heads.
+
+    The names of a tuple of targets are their positions, as text.
+
+    Raises:
+        DataError: see `check_targets`.
+    """
+    if isinstance(y, tuple) and (hasattr(y, '_fields') or are_columns(y)):
+        y = named_outputs(y)
+    if not isinstance(y, Mapping):
+        return check_targets(y, argument)
+    if not y:
+        raise DataError(f'{argument}: got an empty dict, expected the targets of each head.')
+    return {name: check_targets(part, f'{argument}[{name!r}]') for name, part in y.items()}
+
+
+def infer_any_task(
+    targets: PyTree,
+    outputs: Outputs | HeadOutputs,
+    *,
+    argument: str = 'y_train',
+    decided: Callable[[str | None], Decided | None] = lambda head: None,
+    known: AnyTask | None = None,
+    ignore_label: Callable[[str | None], int | None] = lambda head: None,
+) -> AnyTask:
+    """Infers the task of a model with one output or with several heads, see `infer_task`.
+
+    Args:
+        targets: from `check_any_targets`.
+        outputs: the model's outputs.
+        argument: the name of the targets in error messages.
+        decided: returns the kind of task that the loss of a head requires; its argument is the name
+            of the head, or None for one output.
+        known: the task that the model was trained on before.
+        ignore_label: returns the label of ignored elements in a head; None for the default.
+
+    Raises:
+        DataError: if the targets do not fit the outputs.
+    """
+
+    def infer(y: np.ndarray, shape: tuple[int, ...], where: str, head: str | None, known: Any):
+        marker = ignore_label(head)
+        return infer_task(
+            y, shape,
+            argument=where, decided=decided(head), known=known if isinstance(known, Task) else None,
+            ignore_label=IGNORE_LABEL if marker is None else marker,
+        )  # fmt: skip
+
+    if isinstance(outputs, Outputs):
+        refuse_parts(targets, argument)
+        return infer(targets, outputs.shape, argument, None, known)
+    if not isinstance(targets, dict):
+        raise DataError(_one_target(targets, outputs, argument))
+    _check_names(targets, outputs, argument)
+    before = known.by_name if isinstance(known, Composite) else {}
+    heads = tuple(
+        (name, infer(targets[name], one.shape, f'{argument}[{name!r}]', name, before.get(name)))
+        for name, one in outputs.heads.items()
+        if name in targets
+    )
+    return Composite(heads, outputs.is_tuple)
+
+
+def _one_target(targets: Any, outputs: HeadOutputs, argument: str) -> str:
+    got = f'{argument}: got one array of shape {targets.shape}'
+    if outputs.is_tuple:
+        return (
+            f'{got}, but the model returns a tuple of {len(outputs.heads)} arrays. Pass a tuple of '
+            'targets, one for each, or let the model return a dict and pass the targets of some '
+            'outputs by name.'
+        )
+    first = next(iter(outputs.heads))
+    return (
+        f'{got}, but the model returns a dict of {_names(outputs.heads)}. Pass a dict with the '
+        f'targets of the outputs to train: {{{first!r}: ...}}.'
+    )
+
+
+def _check_names(targets: dict[str, Any], outputs: HeadOutputs, argument: str) -> None:
+    unknown = [name for name in targets if name not in outputs.heads]
+    if unknown:
+        hint = did_you_mean(unknown[0], outputs.heads) if isinstance(unknown[0], str) else ''
+        raise DataError(
+            f'{argument}: got targets of {_names(targets)}, but the model returns '
+            f'{_names(outputs.heads)}. Use the names of its outputs.{hint}'
+        )
+    if outputs.is_tuple and len(targets) < len(outputs.heads):
+        raise DataError(
+            f'{argument}: got {len(targets)} arrays, but the model returns a tuple of '
+            f'{len(outputs.heads)}. Pass one for each; to train only some outputs, let the model '
+            'return a dict.'
+        )
+
+
+def _names(parts: Mapping[str, Any]) -> str:
+    return ', '.join(map(repr, parts))
+
+
+def encode_any_targets(y: PyTree, task: AnyTask, argument: str = 'y_train') -> PyTree:
+    """Encodes targets for the losses, see `encode_targets`; a dict of arrays for several heads.
+
+    Raises:
+        DataError: for targets that do not fit the task.
+    """
+    if isinstance(task, Task):
+        return encode_targets(y, task, argument)
+    y = check_any_targets(y, argument)
+    if not isinstance(y, dict) or y.keys() != task.by_name.keys():
+        got = _names(y) if isinstance(y, dict) else 'one array'
+        raise DataError(
+            f'{argument}: got {got}, expected targets of {_names(task.by_name)} as in training.'
+        )
+    return {
+        name: encode_targets(y[name], head, f'{argument}[{name!r}]') for name, head in task.heads
+    }
+
+
+def decode_any(outputs: PyTree, task: AnyTask) -> PyTree:
+    """Converts raw outputs to predictions in the form of the targets, see `decode`."""
+    return _of_outputs(decode, outputs, task)
+
+
+def any_probabilities(outputs: PyTree, task: AnyTask) -> PyTree:
+    """Converts raw outputs to probabilities, see `probabilities`."""
+    return _of_outputs(probabilities, outputs, task)
+
+
+def _of_outputs(function: Callable[..., np.ndarray], outputs: PyTree, task: AnyTask) -> PyTree:
+    if isinstance(task, Task):
+        return function(outputs, task)
+    return task.restore(task.map(lambda head, part: function(part, head), outputs))
+
+
+def num_rows_of(tree: PyTree) -> int:
+    """Returns the number of rows of an array, or of the arrays of a pytree."""
+    return len(jax.tree.leaves(tree)[0])
+
+
+def rows_at(tree: PyTree, rows: Any) -> PyTree:
+    """Returns some rows of an array, or of each array of a pytree."""
+    return jax.tree.map(lambda leaf: leaf[rows], tree)
