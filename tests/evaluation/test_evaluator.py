@@ -265,7 +265,7 @@ def test_what_is_no_model():
     [
         ('f1', r"metrics: got the string 'f1', expected a list: \['f1'\]"),
         ((name for name in ['f1']), 'metrics: got generator, expected a list of names'),
-        ({'f1': 1}, 'metrics: got dict, expected a list'),
+        ({'f1': 1}, 'metrics: got int, expected a list'),
         (3, 'metrics: got int, expected a list'),
         ([['f1']], r"metrics: got \['f1'\], expected one of"),
         (['f1', 3, None], r'(?s)metrics: got 3, .*metrics: got None, '),

@@ -20,13 +20,6 @@ from thinkml.data.device_placement import device_budget as device_budget
 from thinkml.data.device_placement import fits as fits
 from thinkml.data.device_placement import place as place
 from thinkml.data.device_placement import select as select
-from thinkml.data.head_targets import any_probabilities as any_probabilities
-from thinkml.data.head_targets import check_any_targets as check_any_targets
-from thinkml.data.head_targets import decode_any as decode_any
-from thinkml.data.head_targets import encode_any_targets as encode_any_targets
-from thinkml.data.head_targets import infer_any_task as infer_any_task
-from thinkml.data.head_targets import num_rows_of as num_rows_of
-from thinkml.data.head_targets import rows_at as rows_at
 from thinkml.data.inputs import check_inputs as check_inputs
 from thinkml.data.inputs import check_inputs_of as check_inputs_of
 from thinkml.data.inputs import fingerprint as fingerprint

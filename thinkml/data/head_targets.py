@@ -8,7 +8,6 @@ import numpy as np
 
 from thinkml.core.model.functional import HeadOutputs, Outputs
 from thinkml.core.objectives.heads import named_outputs
-from thinkml.data.predictions import decode, probabilities
 from thinkml.data.targets import (
     IGNORE_LABEL,
     are_columns,
@@ -72,7 +71,7 @@ def infer_any_task(
         )  # fmt: skip
 
     if isinstance(outputs, Outputs):
-        refuse_parts(targets, argument)
+        refuse_heads(targets, argument)
         return infer(targets, outputs.shape, argument, None, known)
     if not isinstance(targets, dict):
         raise DataError(_one_target(targets, outputs, argument))
@@ -84,6 +83,13 @@ def infer_any_task(
         if name in targets
     )
     return Composite(heads, outputs.is_tuple)
+
+
+def refuse_heads(targets: PyTree, argument: str) -> None:
+    """Raises a `DataError` for targets of several heads, from `check_any_targets`."""
+    if isinstance(targets, dict) and list(targets) == list(map(str, range(len(targets)))):
+        targets = tuple(targets.values())
+    refuse_parts(targets, argument)
 
 
 def _one_target(targets: Any, outputs: HeadOutputs, argument: str) -> str:
@@ -138,22 +144,6 @@ def encode_any_targets(y: PyTree, task: AnyTask, argument: str = 'y_train') -> P
     return {
         name: encode_targets(y[name], head, f'{argument}[{name!r}]') for name, head in task.heads
     }
-
-
-def decode_any(outputs: PyTree, task: AnyTask) -> PyTree:
-    """Converts raw outputs to predictions in the form of the targets, see `decode`."""
-    return _of_outputs(decode, outputs, task)
-
-
-def any_probabilities(outputs: PyTree, task: AnyTask) -> PyTree:
-    """Converts raw outputs to probabilities, see `probabilities`."""
-    return _of_outputs(probabilities, outputs, task)
-
-
-def _of_outputs(function: Callable[..., np.ndarray], outputs: PyTree, task: AnyTask) -> PyTree:
-    if isinstance(task, Task):
-        return function(outputs, task)
-    return task.restore(task.map(lambda head, part: function(part, head), outputs))
 
 
 def num_rows_of(tree: PyTree) -> int:

@@ -16,13 +16,12 @@ from thinkml.data import (
     concatenate_labels,
     decode,
     fingerprint,
-    infer_any_task,
     is_batches,
     open_batches,
     open_data,
     probabilities,
 )
-from thinkml.data.targets import refuse_parts
+from thinkml.data.head_targets import infer_any_task, refuse_heads
 from thinkml.errors import DataError, warn_user
 from thinkml.evaluation.evaluation_data import EvaluationData
 from thinkml.evaluation.evaluation_input import (
@@ -89,7 +88,7 @@ def _by_head(
     argument: str,
 ) -> Opened:
     if isinstance(task, Task):
-        refuse_parts(labels, argument)
+        refuse_heads(labels, argument)
         return open_head(task, labels, None)
     if not isinstance(labels, dict) or not labels.keys() <= task.by_name.keys():
         got = ', '.join(map(repr, labels)) if isinstance(labels, dict) else 'one array'

@@ -20,11 +20,11 @@ from thinkml.data import (
     batch_parts,
     capacity,
     device_budget,
-    encode_any_targets,
     place,
     row_parts,
     select,
 )
+from thinkml.data.head_targets import encode_any_targets
 from thinkml.data.sample_weights import in_float32, of_rows
 from thinkml.data.stream import Arrays, row_bytes
 from thinkml.errors import ConfigError, DataError

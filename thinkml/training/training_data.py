@@ -12,21 +12,18 @@ from thinkml.core.objectives.losses import decides
 from thinkml.data import (
     Batches,
     Rows,
-    check_any_targets,
     check_lengths,
     class_weight_table,
-    encode_any_targets,
     example_weights,
     fingerprint,
     is_batches,
-    num_rows_of,
     open_batches,
     open_data,
-    rows_at,
     some_rows,
     split_rows,
     with_ranges,
 )
+from thinkml.data.head_targets import check_any_targets, encode_any_targets, num_rows_of, rows_at
 from thinkml.data.sample_weights import shift_of
 from thinkml.errors import ConfigError, DataError, unknown_name
 from thinkml.model_record import InputSpec

@@ -27,11 +27,10 @@ from thinkml.core.train.augmentation_registry import moves_targets
 from thinkml.data import (
     Rows,
     check_targets_held,
-    encode_any_targets,
-    infer_any_task,
     is_batches,
     warn_of_other_ranges,
 )
+from thinkml.data.head_targets import encode_any_targets, infer_any_task
 from thinkml.data.input_range import check_standardised
 from thinkml.errors import ConfigError, ModelTypeError, warn_user
 from thinkml.model_record import ArraySpec, InputSpec, record_of

@@ -139,7 +139,8 @@ def outputs_of(model: Model, x: PyTree, argument: str = 'X_train') -> Outputs:
     outputs = any_outputs_of(model, x, argument)
     if isinstance(outputs, HeadOutputs):
         raise ModelTypeError(
-            f'model: it returns {", ".join(map(repr, outputs.heads))}, expected one array of '
+            f'model: it returns a {"tuple" if outputs.is_tuple else "dict"} of '
+            f'{", ".join(map(repr, outputs.heads))}, expected one array of '
             'logits or predictions, (rows,) or (rows, outputs). Wrap it in a module whose '
             '__call__ returns one of them.'
         )
