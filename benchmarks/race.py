@@ -1,7 +1,7 @@
 """ThinkML beside its alternatives: the same nets, weights, data, Adam and shuffling.
 
-    python benchmarks/race.py                  # everything, about 15 minutes on 2 idle cores
-    python benchmarks/race.py w1a w5           # these workloads
+    python benchmarks/race.py                  # everything, about 20 minutes on 2 idle cores
+    python benchmarks/race.py w1a w6           # these workloads
     python benchmarks/race.py w2 --with-scan   # on a CPU also the slow scan over convolutions
     python benchmarks/race.py w4 --rows 50000  # more rows, for a GPU
     python benchmarks/race.py --sides thinkml,scan,torch-1 --json FILE
@@ -92,7 +92,10 @@ def show(name, measured, rows):
     num_rows = '1,797' if workload.rows is None else f'{rows or workload.rows:,}'
     batches = f'{num_rows} rows, batch {workload.batch_size}'
     print(f'\n### {name.upper()}: {workload.title}; {batches}\n')
-    (show_totals if workload.rows is None else show_epochs)(measured)
+    if workload.rows is None:
+        show_totals(measured)
+    else:
+        show_epochs(measured, workload.num_tokens)
     busy = measured['busy']
     told = 'unknown' if busy is None else f'{busy:.2f} of {os.cpu_count()} cores'
     print(f'\nUsed by other work meanwhile: {told}.')
@@ -104,7 +107,7 @@ def show(name, measured, rows):
         print(f'- {goal}')
 
 
-def show_epochs(measured):
+def show_epochs(measured, num_tokens=None):
     reference = 'scan' if 'scan' in measured['sides'] else 'loop'
     heads = [
         'side', 'examples/s', 's/epoch', 'CPU s', 'times ThinkML', 'by CPU', f'times {reference}',
@@ -112,6 +115,8 @@ def show_epochs(measured):
     ]  # fmt: skip
     if any(of_side['device_peak'] for of_side in measured['sides'].values()):
         heads.insert(-1, 'device MB')
+    if num_tokens:
+        heads.insert(2, 'tokens/s')
     rows, beside = [], beside_thinkml(measured)
     for side, of_side in measured['sides'].items():
         row = [
@@ -124,6 +129,8 @@ def show_epochs(measured):
         ]  # fmt: skip
         if 'device MB' in heads:
             row.insert(-1, f'{of_side["device_peak"] / 1e6:.0f}')
+        if num_tokens:
+            row.insert(2, f'{of_side["examples_per_second"] * num_tokens:,.0f}')
         rows.append(row)
     show_table(heads, rows)
 

@@ -16,7 +16,7 @@ class Module(lightning.LightningModule):
 
     def training_step(self, batch):
         x, y = batch
-        loss = functional.cross_entropy(self.net(x), y)
+        loss = functional.cross_entropy(self.net(x).flatten(0, -2), y.flatten())
         self.log('loss', loss, on_step=False, on_epoch=True)
         return loss
 

@@ -26,7 +26,8 @@ def train(job, turns, threads=None, compiled=False):
             if compiled:
                 torch.compiler.cudagraph_mark_step_begin()
             optimizer.zero_grad()
-            loss = functional.cross_entropy(model(x[rows]), y[rows])
+            outputs = model(x[rows])
+            loss = functional.cross_entropy(outputs.flatten(0, -2), y[rows].flatten())
             loss.backward()
             optimizer.step()
             losses.append(loss.detach())

@@ -3,9 +3,10 @@
 import itertools
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
-from .workloads import DEPTH, HEADS, HIDDEN, NORM_EPSILON, STAGES, WIDTH
+from .workloads import HEADS, HIDDEN, NORM_EPSILON, STAGES, VOCABULARY, WIDTH
 
 
 class MLP(nnx.Module):
@@ -83,15 +84,14 @@ class EncoderLayer(nnx.Module):
         self.up = nnx.Linear(WIDTH, HIDDEN, rngs=rngs)
         self.down = nnx.Linear(HIDDEN, WIDTH, rngs=rngs)
 
-    def __call__(self, x):
-        x = x + self.attention(self.norm1(x))
+    def __call__(self, x, mask=None):
+        x = x + self.attention(self.norm1(x), mask=mask)
         return x + self.down(nnx.gelu(self.up(self.norm2(x))))
 
 
 class Transformer(nnx.Module):
     def __init__(self, workload, rngs):
-        del workload
-        self.block = nnx.List(EncoderLayer(rngs) for _ in range(DEPTH))
+        self.block = nnx.List(EncoderLayer(rngs) for _ in range(workload.depth))
         self.norm = nnx.LayerNorm(WIDTH, epsilon=NORM_EPSILON, rngs=rngs)
         self.head = nnx.Linear(WIDTH, 10, rngs=rngs)
 
@@ -101,7 +101,23 @@ class Transformer(nnx.Module):
         return self.head(self.norm(x).mean(axis=1))
 
 
-NETS = {'mlp': MLP, 'cnn': CNN, 'resnet': ResNet, 'transformer': Transformer}
+class GPT(nnx.Module):
+    def __init__(self, workload, rngs):
+        self.token = nnx.Embed(VOCABULARY, WIDTH, rngs=rngs)
+        self.position = nnx.Embed(workload.num_tokens, WIDTH, rngs=rngs)
+        self.block = nnx.List(EncoderLayer(rngs) for _ in range(workload.depth))
+        self.norm = nnx.LayerNorm(WIDTH, epsilon=NORM_EPSILON, rngs=rngs)
+        self.head = nnx.Linear(WIDTH, VOCABULARY, rngs=rngs)
+
+    def __call__(self, tokens):
+        x = self.token(tokens) + self.position(jnp.arange(tokens.shape[1]))
+        mask = nnx.make_causal_mask(tokens)
+        for block in self.block:
+            x = block(x, mask)
+        return self.head(self.norm(x))
+
+
+NETS = {'mlp': MLP, 'cnn': CNN, 'resnet': ResNet, 'transformer': Transformer, 'gpt': GPT}
 
 
 def make_net(workload, weights):

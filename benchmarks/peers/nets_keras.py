@@ -3,7 +3,7 @@
 import keras
 from keras import layers
 
-from .workloads import DEPTH, HEADS, HIDDEN, NORM_EPSILON, STAGES, WIDTH
+from .workloads import HEADS, HIDDEN, NORM_EPSILON, STAGES, VOCABULARY, WIDTH
 
 
 def _mlp(workload, x):
@@ -55,29 +55,47 @@ def _gelu(x):
     return keras.activations.gelu(x, approximate=True)
 
 
-def _transformer(workload, x):
-    del workload
-    for block in (f'block.{index}' for index in range(DEPTH)):
+def _blocks(workload, x, causal=False):
+    for block in (f'block.{index}' for index in range(workload.depth)):
         y = _norm(x, f'{block}.norm1')
-        y = layers.MultiHeadAttention(HEADS, WIDTH // HEADS, name=f'{block}.attention')(y, y)
+        attention = layers.MultiHeadAttention(HEADS, WIDTH // HEADS, name=f'{block}.attention')
+        y = attention(y, y, use_causal_mask=causal)
         x = layers.Add()([x, y])
         y = layers.Dense(HIDDEN, activation=_gelu, name=f'{block}.up')(_norm(x, f'{block}.norm2'))
         x = layers.Add()([x, layers.Dense(WIDTH, name=f'{block}.down')(y)])
-    x = layers.GlobalAveragePooling1D()(_norm(x, 'norm'))
+    return _norm(x, 'norm')
+
+
+def _transformer(workload, x):
+    x = layers.GlobalAveragePooling1D()(_blocks(workload, x))
     return layers.Dense(10, name='head')(x)
 
 
-_NETS = {'mlp': _mlp, 'cnn': _cnn, 'resnet': _resnet, 'transformer': _transformer}
+class Positions(layers.Layer):
+    def build(self, shape):
+        self.embedding = self.add_weight(shape=shape[1:], name='embedding')
+
+    def call(self, x):
+        return x + self.embedding
+
+
+def _gpt(workload, tokens):
+    x = Positions(name='position')(layers.Embedding(VOCABULARY, WIDTH, name='token')(tokens))
+    return layers.Dense(VOCABULARY, name='head')(_blocks(workload, x, causal=True))
+
+
+_NETS = {'mlp': _mlp, 'cnn': _cnn, 'resnet': _resnet, 'transformer': _transformer, 'gpt': _gpt}
 _ATTENTION = [
     f'{name}.{leaf}' for name in ('query', 'key', 'value', 'out') for leaf in ('kernel', 'bias')
 ]
 # Keras keeps a layer's weights in this order.
-_ORDER = ['kernel', 'scale', 'bias', 'mean', 'var', *_ATTENTION]
+_ORDER = ['embedding', 'kernel', 'scale', 'bias', 'mean', 'var', *_ATTENTION]
 
 
 def make_net(workload, weights):
     """Returns the net with these weights."""
-    inputs = keras.Input(workload.shape)
+    dtype = 'int32' if workload.net == 'gpt' else 'float32'
+    inputs = keras.Input(workload.shape, dtype=dtype)
     net = keras.Model(inputs, _NETS[workload.net](workload, inputs))
     for layer in net.layers:
         names = [f'{layer.name}.{leaf}' for leaf in _ORDER]

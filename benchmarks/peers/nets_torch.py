@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from .workloads import DEPTH, HEADS, HIDDEN, NORM_EPSILON, STAGES, WIDTH
+from .workloads import HEADS, HIDDEN, NORM_EPSILON, STAGES, VOCABULARY, WIDTH
 
 
 class MLP(nn.Module):
@@ -73,29 +73,47 @@ class ResNet(nn.Module):
         return self.head(x.mean((2, 3)))
 
 
+def _encoder(depth):
+    layer = nn.TransformerEncoderLayer(
+        WIDTH, HEADS, HIDDEN, dropout=0.0, activation=nn.GELU('tanh'), batch_first=True,
+        norm_first=True, layer_norm_eps=NORM_EPSILON,
+    )  # fmt: skip
+    norm = nn.LayerNorm(WIDTH, NORM_EPSILON)
+    return nn.TransformerEncoder(layer, depth, norm, enable_nested_tensor=False)
+
+
 class Transformer(nn.Module):
     def __init__(self, workload):
         super().__init__()
-        del workload
-        layer = nn.TransformerEncoderLayer(
-            WIDTH, HEADS, HIDDEN, dropout=0.0, activation=nn.GELU('tanh'), batch_first=True,
-            norm_first=True, layer_norm_eps=NORM_EPSILON,
-        )  # fmt: skip
-        norm = nn.LayerNorm(WIDTH, NORM_EPSILON)
-        self.encoder = nn.TransformerEncoder(layer, DEPTH, norm, enable_nested_tensor=False)
+        self.encoder = _encoder(workload.depth)
         self.head = nn.Linear(WIDTH, 10)
 
     def forward(self, x):
         return self.head(self.encoder(x).mean(1))
 
 
-NETS = {'mlp': MLP, 'cnn': CNN, 'resnet': ResNet, 'transformer': Transformer}
+class GPT(nn.Module):
+    def __init__(self, workload):
+        super().__init__()
+        self.token = nn.Embedding(VOCABULARY, WIDTH)
+        self.position = nn.Embedding(workload.num_tokens, WIDTH)
+        self.encoder = _encoder(workload.depth)
+        self.head = nn.Linear(WIDTH, VOCABULARY)
+        mask = nn.Transformer.generate_square_subsequent_mask(workload.num_tokens)
+        self.register_buffer('mask', mask, persistent=False)
+
+    def forward(self, tokens):
+        x = self.token(tokens) + self.position(torch.arange(tokens.shape[1], device=tokens.device))
+        return self.head(self.encoder(x, self.mask, is_causal=True))
+
+
+NETS = {'mlp': MLP, 'cnn': CNN, 'resnet': ResNet, 'transformer': Transformer, 'gpt': GPT}
 
 
 def make_net(workload, weights):
     """Returns the net with these weights."""
     net = NETS[workload.net](workload)
-    translate = _of_encoder if workload.net == 'transformer' else _of_layers
+    translate = _of_encoder if workload.depth else _of_layers
     arrays = {name: torch.from_numpy(array) for name, array in translate(weights).items()}
     counters = {k: v for k, v in net.state_dict().items() if k.endswith('num_batches_tracked')}
     net.load_state_dict(arrays | counters)
@@ -109,8 +127,8 @@ def make_tensors(job):
 
 
 _LEAVES = {
-    'kernel': 'weight', 'scale': 'weight', 'bias': 'bias', 'mean': 'running_mean',
-    'var': 'running_var',
+    'kernel': 'weight', 'embedding': 'weight', 'scale': 'weight', 'bias': 'bias',
+    'mean': 'running_mean', 'var': 'running_var',
 }  # fmt: skip
 
 
@@ -139,7 +157,8 @@ def _of_encoder(weights):
         f'encoder.{name}' if name.startswith('norm.') else name: array
         for name, array in arrays.items()
     }
-    for index in range(DEPTH):
+    depth = sum(name.endswith('.attention.out.kernel') for name in weights)
+    for index in range(depth):
         ours, theirs = f'block.{index}.attention', f'encoder.layers.{index}.self_attn'
         inward = [f'{ours}.{name}' for name in ('query', 'key', 'value')]
         arrays[f'{theirs}.in_proj_weight'] = np.concatenate(

@@ -12,12 +12,13 @@ class Workload:
     """A net, its data and its batch size, the same for all peers.
 
     Attributes:
-        net: 'mlp', 'cnn', 'resnet' or 'transformer'.
+        net: 'mlp', 'cnn', 'resnet', 'transformer' or 'gpt'.
         shape: the shape of a row of the data.
         rows: the number of rows; None for scikit-learn's digits.
         batch_size: rows per step.
         rounds: turns in which ThinkML trains an epoch; slow peers take every third.
         widths: the widths of an MLP's layers, inputs and outputs included.
+        depth: the number of blocks of a transformer or GPT.
     """
 
     title: str
@@ -27,6 +28,12 @@ class Workload:
     batch_size: int
     rounds: int
     widths: tuple[int, ...] = ()
+    depth: int = 0
+
+    @property
+    def num_tokens(self):
+        """Returns the number of tokens of a row; None if rows are not tokens."""
+        return self.shape[0] if self.net == 'gpt' else None
 
     @property
     def has_convolutions(self):
@@ -46,11 +53,15 @@ WORKLOADS = {
     'w4': Workload('ResNet-8 with BatchNorm on 32x32x3', 'resnet', (32, 32, 3), 1_280, 64, 8),
     'w5': Workload(
         'transformer encoder, 2 layers, sequence 64, width 128', 'transformer', (64, 128), 1_024,
-        32, 8,
+        32, 8, depth=2,
+    ),
+    'w6': Workload(
+        'GPT, 4 layers, 128 tokens, width 128, bytes', 'gpt', (128,), 512, 32, 8, depth=4
     ),
 }  # fmt: skip
 STAGES = (16, 32, 64)
-WIDTH, HEADS, HIDDEN, DEPTH = 128, 4, 512, 2
+WIDTH, HEADS, HIDDEN = 128, 4, 512
+VOCABULARY = 256
 NORM_EPSILON = 1e-5
 LEARNING_RATE = 1e-3
 
@@ -61,8 +72,9 @@ class Job:
 
     Attributes:
         workload: the net and the size of a step.
-        x: float32 ``[rows, ...]``, images with the channels last.
-        y: int64 ``[rows]``.
+        x: float32 ``[rows, ...]``, images with the channels last; for a GPT int32
+            ``[rows, tokens]``.
+        y: int64 ``[rows]``; for a GPT the token after each one, ``[rows, tokens]``.
         weights: initial weights by name, as `initial_weights` makes them.
         epochs: passes over the data.
         alone: True if no other peer takes turns, so that epochs need not be separated.
@@ -77,9 +89,15 @@ class Job:
 
 
 def make_job(workload, epochs, rows=None, data=None, alone=False):
-    """Returns a job on rows around the centres of ten classes, or on those of an ``.npz`` file."""
+    """Returns a job on drawn rows, or on those of an ``.npz`` file.
+
+    The drawn rows lie around the centres of ten classes. Those of a GPT are bytes, each one of the
+    four that may follow the byte before.
+    """
     rng = np.random.default_rng(0)
-    if data is None:
+    if data is None and workload.net == 'gpt':
+        x, y = _draw_tokens(rows or workload.rows, workload.num_tokens, rng)
+    elif data is None:
         rows = rows or workload.rows
         y = rng.integers(0, 10, rows)
         centres = rng.normal(size=(10, *workload.shape)).astype(np.float32) * 0.3
@@ -88,6 +106,15 @@ def make_job(workload, epochs, rows=None, data=None, alone=False):
         with np.load(data) as arrays:
             x, y = arrays['x'], arrays['y']
     return Job(workload, x, y, initial_weights(workload, rng), epochs, alone)
+
+
+def _draw_tokens(rows, length, rng):
+    followers = rng.integers(0, VOCABULARY, (VOCABULARY, 4))
+    tokens = np.empty((rows, length + 1), np.int64)
+    tokens[:, 0] = rng.integers(0, VOCABULARY, rows)
+    for index in range(length):
+        tokens[:, index + 1] = followers[tokens[:, index], rng.integers(0, 4, rows)]
+    return tokens[:, :-1].astype(np.int32), tokens[:, 1:].copy()
 
 
 def initial_weights(workload, rng):
@@ -105,6 +132,8 @@ def _draw(name, shape, rng):
     if leaf == 'kernel':
         inputs = WIDTH if '.attention.' in name else math.prod(shape[:-1])
         return (rng.normal(size=shape) * math.sqrt(2 / inputs)).astype(np.float32)
+    if leaf == 'embedding':
+        return (rng.normal(size=shape) * 0.02).astype(np.float32)
     return (np.ones if leaf in ('scale', 'var') else np.zeros)(shape, np.float32)
 
 
@@ -153,10 +182,9 @@ def _resnet(workload):
     return shapes | _dense('head', inputs, 10)
 
 
-def _transformer(workload):
-    del workload
+def _blocks(workload):
     shapes = {}
-    for block in (f'block.{index}' for index in range(DEPTH)):
+    for block in (f'block.{index}' for index in range(workload.depth)):
         for name in ('query', 'key', 'value'):
             shapes[f'{block}.attention.{name}.kernel'] = (WIDTH, HEADS, WIDTH // HEADS)
             shapes[f'{block}.attention.{name}.bias'] = (HEADS, WIDTH // HEADS)
@@ -164,7 +192,21 @@ def _transformer(workload):
         shapes[f'{block}.attention.out.bias'] = (WIDTH,)
         shapes |= _norm(f'{block}.norm1', WIDTH) | _norm(f'{block}.norm2', WIDTH)
         shapes |= _dense(f'{block}.up', WIDTH, HIDDEN) | _dense(f'{block}.down', HIDDEN, WIDTH)
-    return shapes | _norm('norm', WIDTH) | _dense('head', WIDTH, 10)
+    return shapes | _norm('norm', WIDTH)
 
 
-_SHAPES = {'mlp': _mlp, 'cnn': _cnn, 'resnet': _resnet, 'transformer': _transformer}
+def _transformer(workload):
+    return _blocks(workload) | _dense('head', WIDTH, 10)
+
+
+def _gpt(workload):
+    embeddings = {
+        'token.embedding': (VOCABULARY, WIDTH),
+        'position.embedding': (workload.num_tokens, WIDTH),
+    }
+    return embeddings | _blocks(workload) | _dense('head', WIDTH, VOCABULARY)
+
+
+_SHAPES = {
+    'mlp': _mlp, 'cnn': _cnn, 'resnet': _resnet, 'transformer': _transformer, 'gpt': _gpt,
+}  # fmt: skip
