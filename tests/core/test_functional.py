@@ -336,3 +336,51 @@ def test_values_sown_by_earlier_calls_are_not_state():
     functional = functionalize(model, X, key())
     _, state = functional.apply(functional.params, functional.model_state, X, key=key(), train=True)
     assert state == functional.model_state == {}
+
+
+# --- inputs by keyword ------------------------------------------------------------------------
+
+
+class Masked(nnx.Module):
+    def __call__(self, tokens, mask=None, *, train=False):
+        return tokens.sum(-1) if mask is None else (tokens * mask).sum(-1)
+
+
+class MaskedLinen(nn.Module):
+    @nn.compact
+    def __call__(self, tokens, mask=None):
+        return Masked()(tokens, mask)
+
+
+def call(model, x):
+    functional = functionalize(model, x, jax.random.key(0))
+    outputs, _ = functional.apply(
+        functional.params, functional.model_state, x, key=None, train=False
+    )
+    return outputs.tolist()
+
+
+@pytest.mark.parametrize(
+    'make',
+    [
+        Masked,
+        lambda: from_linen(MaskedLinen()),
+        lambda: from_functions(
+            lambda key, tokens, mask=None: {}, lambda params, tokens, mask=None: Masked()(tokens, mask)
+        ),
+    ],
+    ids=['nnx', 'linen', 'functions'],
+)  # fmt: skip
+def test_a_dict_is_passed_by_keyword_if_its_names_are_parameters(make):
+    tokens, mask = np.array([[1.0, 2.0], [3.0, 4.0]]), np.array([[1.0, 0.0], [1.0, 1.0]])
+    assert call(make(), {'tokens': tokens, 'mask': mask}) == [1, 7]
+    assert call(make(), {'tokens': tokens}) == [3, 7]
+    assert call(make(), tokens) == [3, 7]
+
+
+def test_other_names_are_passed_as_a_dict():
+    class Dict(nnx.Module):
+        def __call__(self, x, scale=None):
+            return x['a'] + x['scale']
+
+    assert call(Dict(), {'a': np.ones(2), 'scale': np.ones(2)}) == [2, 2]

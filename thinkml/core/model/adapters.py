@@ -5,7 +5,7 @@ import functools
 import inspect
 import threading
 from collections.abc import Callable, Collection, Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import jax
 import jax.numpy as jnp
@@ -91,6 +91,45 @@ def _set_flags(flags: tuple[str, ...], train: bool) -> dict[str, Any]:
     return {name: train == _TRAIN_FLAGS[name] for name in flags}
 
 
+@dataclasses.dataclass(frozen=True)
+class InputNames:
+    """The parameters of a function by which it may take its inputs.
+
+    Attributes:
+        names: the names, in their order.
+        required: those without a default.
+    """
+
+    names: tuple[str, ...]
+    required: tuple[str, ...]
+
+    @classmethod
+    def of(cls, function: Callable, num_others: int = 1) -> Self:
+        """Returns the parameters of a function, without those that ThinkML sets itself.
+
+        Args:
+            function: the function.
+            num_others: the number of first parameters that are not inputs, such as ``self``.
+        """
+        kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+        parameters = [
+            parameter
+            for parameter in list(inspect.signature(function).parameters.values())[num_others:]
+            if parameter.kind in kinds and parameter.name not in (*_TRAIN_FLAGS, 'rngs', 'key')
+        ]
+        required = [each.name for each in parameters if each.default is inspect.Parameter.empty]
+        return cls(tuple(each.name for each in parameters), tuple(required))
+
+    def arguments(self, x: PyTree) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Returns inputs as positional arguments and keywords.
+
+        A dict is passed by keyword if its names are parameters, and include all that are required.
+        """
+        if isinstance(x, Mapping) and set(self.required) <= x.keys() <= set(self.names):
+            return (), dict(x)
+        return (x,), {}
+
+
 def _to_float32(outputs: PyTree, compute_dtype: DType | None) -> PyTree:
     return outputs if compute_dtype is None else cast_floats(outputs, jnp.float32)
 
@@ -112,6 +151,7 @@ class _NNXApply:
     # from the key it gets, so that a step's random draws depend on (seed, step) alone.
     random_state: tuple[tuple[VariablePath, str, tuple[int, ...]], ...]
     flags: tuple[str, ...]
+    inputs: InputNames
     takes_rngs: bool
     # The graphs refer to the user's lists, dicts and settings objects, which may change in place.
     # A compiled program depends on their contents, so these are part of the comparison.
@@ -127,7 +167,8 @@ class _NNXApply:
         arguments = _set_flags(self.flags, train)
         if self.takes_rngs:
             arguments['rngs'] = nnx.Rngs(jax.random.fold_in(key, len(self.random_state)))
-        outputs = _to_float32(model(x, **arguments), self.compute_dtype)
+        inputs, by_name = self.inputs.arguments(x)
+        outputs = _to_float32(model(*inputs, **by_name, **arguments), self.compute_dtype)
         if not train:
             return outputs, model_state
         new_state = nnx.to_pure_dict(nnx.state(model, nnx.Not(nnx.RngState)))
@@ -253,6 +294,7 @@ def _nnx_apply(
             for path, variable in nnx.to_flat_state(random_state)
         ),
         flags=_mode_flags(call),
+        inputs=InputNames.of(call),
         takes_rngs='rngs' in inspect.signature(call).parameters,
         attributes=repr(mutable_attributes),
         compute_dtype=key.compute_dtype,
@@ -323,6 +365,7 @@ class _LinenApply:
     module: Any = dataclasses.field(hash=False)  # its fields may be lists: compared, not hashed
     collections: tuple[str, ...]
     flags: tuple[str, ...]
+    inputs: InputNames
     compute_dtype: DType | None
 
     def __call__(self, params, model_state, x, *, key, train):
@@ -332,11 +375,12 @@ class _LinenApply:
 
     def _apply(self, params, model_state, x, *, key, train):
         variables = {'params': params, **model_state}
-        arguments = _set_flags(self.flags, train)
+        inputs, by_name = self.inputs.arguments(x)
+        arguments = by_name | _set_flags(self.flags, train)
         if not train:
-            return self.module.apply(variables, x, **arguments), model_state
+            return self.module.apply(variables, *inputs, **arguments), model_state
         outputs, updated = self.module.apply(
-            variables, x, **arguments,
+            variables, *inputs, **arguments,
             rngs={name: jax.random.fold_in(key, i) for i, name in enumerate(_LINEN_STREAMS)},
             mutable=list(self.collections),
         )  # fmt: skip
@@ -368,7 +412,8 @@ class LinenModel:
         if variables is None:
             variables = _init_linen(self.module, flags, x, key)
         model_state = {name: tree for name, tree in variables.items() if name != 'params'}
-        apply = _LinenApply(self.module, tuple(sorted(model_state)), flags, compute_dtype)
+        inputs = InputNames.of(type(self.module).__call__)
+        apply = _LinenApply(self.module, tuple(sorted(model_state)), flags, inputs, compute_dtype)
 
         def write(params: PyTree, model_state: PyTree) -> None:
             self.variables = {'params': params, **model_state}
@@ -390,7 +435,8 @@ class LinenModel:
 def _init_linen(module: Any, flags: tuple[str, ...], x: PyTree, key: jax.Array) -> Mapping:
     def init(key: jax.Array) -> Mapping:
         zeros = jax.tree.map(lambda leaf: jnp.zeros((1, *leaf.shape[1:]), leaf.dtype), x)
-        return module.init({'params': key}, zeros, **_set_flags(flags, train=False))
+        inputs, by_name = InputNames.of(type(module).__call__).arguments(zeros)
+        return module.init({'params': key}, *inputs, **by_name, **_set_flags(flags, train=False))
 
     return jax.jit(init)(key)
 
@@ -433,6 +479,7 @@ def from_linen(module: Any, variables: Mapping | None = None) -> LinenModel:
 class _FunctionApply:
     function: Callable
     flags: tuple[str, ...]
+    inputs: InputNames
     takes_key: bool
     compute_dtype: DType | None
 
@@ -442,7 +489,8 @@ class _FunctionApply:
             arguments['key'] = key if train else None
         if self.compute_dtype is not None:
             params, x = cast_floats((params, x), self.compute_dtype)
-        outputs = self.function(params, x, **arguments)
+        inputs, by_name = self.inputs.arguments(x)
+        outputs = self.function(params, *inputs, **by_name, **arguments)
         return _to_float32(outputs, self.compute_dtype), model_state
 
 
@@ -466,9 +514,13 @@ class FunctionModel:
         params = self.params
         if params is None:
             zeros = jax.tree.map(lambda leaf: jnp.zeros((1, *leaf.shape[1:]), leaf.dtype), x)
-            params = jax.jit(self.init)(key, zeros)
+            inputs, by_name = InputNames.of(self.init).arguments(zeros)
+            params = jax.jit(self.init)(key, *inputs, **by_name)
         takes_key = 'key' in inspect.signature(self.apply).parameters
-        apply = _FunctionApply(self.apply, _mode_flags(self.apply), takes_key, compute_dtype)
+        apply = _FunctionApply(
+            self.apply, _mode_flags(self.apply), InputNames.of(self.apply), takes_key,
+            compute_dtype,
+        )  # fmt: skip
 
         def write(params: PyTree, model_state: PyTree) -> None:
             self.params = params
