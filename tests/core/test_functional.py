@@ -366,13 +366,14 @@ def call(model, x):
         Masked,
         lambda: from_linen(MaskedLinen()),
         lambda: from_functions(
-            lambda key, tokens, mask=None: {}, lambda params, tokens, mask=None: Masked()(tokens, mask)
+            lambda key, tokens, mask=None: {},
+            lambda params, tokens, mask=None: Masked()(tokens, mask),
         ),
     ],
     ids=['nnx', 'linen', 'functions'],
 )  # fmt: skip
 def test_a_dict_is_passed_by_keyword_if_its_names_are_parameters(make):
-    tokens, mask = np.array([[1.0, 2.0], [3.0, 4.0]]), np.array([[1.0, 0.0], [1.0, 1.0]])
+    tokens, mask = np.float32([[1, 2], [3, 4]]), np.float32([[1, 0], [1, 1]])
     assert call(make(), {'tokens': tokens, 'mask': mask}) == [1, 7]
     assert call(make(), {'tokens': tokens}) == [3, 7]
     assert call(make(), tokens) == [3, 7]
@@ -383,4 +384,4 @@ def test_other_names_are_passed_as_a_dict():
         def __call__(self, x, scale=None):
             return x['a'] + x['scale']
 
-    assert call(Dict(), {'a': np.ones(2), 'scale': np.ones(2)}) == [2, 2]
+    assert call(Dict(), {'a': np.ones(2, np.float32), 'scale': np.ones(2, np.float32)}) == [2, 2]

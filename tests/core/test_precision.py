@@ -9,7 +9,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr
 
 from tests.models_for_tests import Recurrent, Tied, apply_mlp, init_mlp
 from thinkml.core.model.adapters import from_functions, from_linen
-from thinkml.core.model.functional import check_trainable, functionalize
+from thinkml.core.model.functional import check_trainable, functionalize, outputs_of
 from thinkml.core.model.mixed_precision import cast_floats, get_compute_dtype
 from thinkml.errors import ConfigError
 
@@ -175,7 +175,7 @@ def test_all_results_are_float32_and_close_to_a_step_in_float32(model_and_x):
 
 def test_outputs_are_float32_in_evaluation_too(model_and_x):
     model, x = model_and_x
-    check_trainable(model, x, (3,), compute_dtype=jnp.bfloat16)
+    check_trainable(model, x, outputs_of(model, x), compute_dtype=jnp.bfloat16)
     functional = functionalize(model, x, KEY, jnp.bfloat16)
     loss = make_loss(functional, x, train=False)
     _, (outputs, model_state) = jax.eval_shape(loss, functional.params)

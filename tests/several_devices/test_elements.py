@@ -7,6 +7,8 @@ import pytest
 from flax import nnx
 
 from tests.models_with_heads import DictModel
+from tests.training.test_sequences import TAGS, Reader
+from tests.training.test_sequences import TOKENS as SEQUENCES
 from thinkml.models import predict
 from thinkml.training import DistributedTrainer, ModelTrainer, TrainingConfig
 
@@ -87,3 +89,20 @@ def test_the_curve_of_heads_does_not_depend_on_the_devices(strategy, devices, pa
         np.testing.assert_allclose(history[name], values, atol=1e-5, err_msg=name)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), params, expected[1])
     np.testing.assert_array_equal(predictions['kind'], expected[2]['kind'])
+
+
+@pytest.mark.parametrize(('strategy', 'devices'), [('mirrored', 4), ('fsdp', 2)])
+def test_the_curve_of_sequences_does_not_depend_on_the_devices(strategy, devices):
+    def train(trainer):
+        model = Reader()
+        history = trainer.train(
+            model, SEQUENCES, TAGS, SEQUENCES, TAGS, metrics=['f1'], progress=False
+        )
+        return dict(history), nnx.to_pure_dict(nnx.state(model, nnx.Param))
+
+    config = TrainingConfig(**SETTINGS)
+    history, params = train(DistributedTrainer(config, strategy=strategy, num_gpus=devices))
+    expected = train(ModelTrainer(config))
+    for name, values in expected[0].items():
+        np.testing.assert_allclose(history[name], values, atol=1e-5, err_msg=name)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), params, expected[1])

@@ -43,9 +43,11 @@ from thinkml.core.train.augmentations import RandomCrop as RandomCrop
 from thinkml.core.train.augmentations import RandomFlip as RandomFlip
 from thinkml.core.train.augmentations import RandomRotation as RandomRotation
 from thinkml.core.train.batch_feed import Block as Block
+from thinkml.core.train.batch_feed import BucketFeed as BucketFeed
 from thinkml.core.train.batch_feed import DeviceData as DeviceData
 from thinkml.core.train.batch_feed import Feed as Feed
 from thinkml.core.train.batch_feed import ResidentFeed as ResidentFeed
+from thinkml.core.train.batch_feed import Shortening as Shortening
 from thinkml.core.train.loop import Chunk as Chunk
 from thinkml.core.train.loop import Position as Position
 from thinkml.core.train.loop import empty_metrics as empty_metrics

@@ -22,6 +22,7 @@ from thinkml.data import (
     probabilities,
 )
 from thinkml.data.head_targets import infer_any_task, refuse_heads
+from thinkml.data.sequences import pad_sequences
 from thinkml.errors import DataError, warn_user
 from thinkml.evaluation.evaluation_data import EvaluationData
 from thinkml.evaluation.evaluation_input import (
@@ -56,7 +57,13 @@ def open_model(
     """
     if is_external(model):
         return open_external(model, X_test, y_test)
-    input_spec = record_of(model).input_spec
+    record = record_of(model)
+    input_spec = record.input_spec
+    marker = record.task.ignore_label if isinstance(record.task, Task) else None
+    X_test, y_test, _ = pad_sequences(
+        model, X_test, y_test,
+        argument='X_test', label_argument='y_test', like=input_spec, ignore_label=marker,
+    )  # fmt: skip
     if is_batches(X_test):
         return _open_batches(model, X_test, y_test, input_spec, devices)
     rows, labels = open_data(X_test, y_test, 'X_test', 'y_test', input_spec)

@@ -11,6 +11,7 @@ from thinkml.core.model.forward import Reduce, largest_output
 from thinkml.core.objectives.heads import part_of
 from thinkml.data import decode, is_batches, open_batches, open_rows_of, probabilities
 from thinkml.data.predictions import decode_indices
+from thinkml.data.sequences import pad_sequences
 from thinkml.errors import NotTrainedError
 from thinkml.model_record import record_of
 from thinkml.tasks import AnyTask, Task
@@ -51,11 +52,14 @@ def predict(model: Model, X: Inputs) -> PyTree:
         ['no', 'yes']
     """
     task = _task_of(model)
+    X, _, lengths = pad_sequences(model, X, None, argument='X', like=record_of(model).input_spec)
     if isinstance(task, Task):
         reduced = _outputs(model, X, largest_output if _chooses_on_device(task) else None)
-        return _decoded(reduced, task)
+        return _cut(_decoded(reduced, task), task, lengths)
     outputs = _outputs(model, X, _Reduction(task.heads))
-    return task.restore(task.map(lambda head, part: _decoded(part, head), outputs))
+    return task.restore(
+        task.map(lambda head, part: _cut(_decoded(part, head), head, lengths), outputs)
+    )
 
 
 def predict_proba(model: Model, X: Inputs) -> PyTree:
@@ -75,12 +79,13 @@ def predict_proba(model: Model, X: Inputs) -> PyTree:
         DataError: for inputs the model can't take, or a regression model.
     """
     task = _task_of(model)
+    X, _, lengths = pad_sequences(model, X, None, argument='X', like=record_of(model).input_spec)
     if isinstance(task, Task):
-        return probabilities(_outputs(model, X), task)
+        return _cut(probabilities(_outputs(model, X), task), task, lengths)
     outputs = _outputs(model, X, _Selection(task.heads))
     return task.restore(
         {
-            name: probabilities(outputs[name], head)
+            name: _cut(probabilities(outputs[name], head), head, lengths)
             for name, head in task.heads
             if head.is_classification
         }
@@ -94,6 +99,13 @@ def _chooses_on_device(task: Task) -> bool:
     """
     has_classes = task.num_outputs > 1 and task.kind in ('binary', 'multiclass')
     return bool(task.element_shape) and has_classes
+
+
+def _cut(values: np.ndarray, task: Task, lengths: np.ndarray | None) -> Any:
+    """Returns values of positions as a list of arrays without padding, for padded sequences."""
+    if lengths is None or not task.element_shape:
+        return values
+    return [row[:length] for row, length in zip(values, lengths, strict=True)]
 
 
 def _decoded(outputs: np.ndarray, task: Task) -> np.ndarray:

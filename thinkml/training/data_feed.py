@@ -9,7 +9,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from thinkml.core import DeviceData, Feed, ResidentFeed, inference_batch_size
+from thinkml.core import (
+    BucketFeed,
+    DeviceData,
+    Feed,
+    ResidentFeed,
+    Shortening,
+    inference_batch_size,
+)
 from thinkml.core.objectives.heads import part_of
 from thinkml.core.parallel.sharding import ONE_DEVICE, Layout
 from thinkml.core.train.batch_feed import steps_of
@@ -26,6 +33,7 @@ from thinkml.data import (
 )
 from thinkml.data.head_targets import encode_any_targets
 from thinkml.data.sample_weights import in_float32, of_rows
+from thinkml.data.sequences import bucket_lengths
 from thinkml.data.stream import Arrays, row_bytes
 from thinkml.errors import ConfigError, DataError
 from thinkml.tasks import Task
@@ -74,14 +82,37 @@ def make_feed(
         )  # fmt: skip
         return feed, _validation(val, None, config, _less(budget, feed.num_bytes), layout)
     data = _placed(train, train.rows, where, layout)
-    feed = ResidentFeed(
-        data, num_rows=len(train.rows), batch_size=batch_size,
-        shuffle_key=layout.put(shuffle_key), limit_steps=limit,
-        room=train.room,
-    )  # fmt: skip
+    if train.lengths is not None:
+        buckets, shortenings = _buckets_of(train)
+        limit = _limit(config, _steps(buckets, batch_size))
+        feed: Feed = BucketFeed(
+            data, rows=train.rows, buckets=buckets, shortenings=shortenings,
+            batch_size=batch_size, shuffle_key=shuffle_key, limit_steps=limit,
+        )  # fmt: skip
+    else:
+        feed = ResidentFeed(
+            data, num_rows=len(train.rows), batch_size=batch_size,
+            shuffle_key=layout.put(shuffle_key), limit_steps=limit,
+            room=train.room,
+        )  # fmt: skip
     shared = data if isinstance(val, Examples) and val.x is train.x else None
     left = _less(budget, bytes_to_put(train, where, layout))
     return feed, _validation(val, shared, config, left, layout)
+
+
+def _buckets_of(examples: Examples) -> tuple[np.ndarray, list[Shortening]]:
+    """Returns the bucket of each row in use, and how the sequences of each bucket are cut."""
+    assert examples.lengths is not None
+    sizes = bucket_lengths(examples.lengths[examples.rows])
+    longest = jax.tree.leaves(examples.x.spec)[0].shape[1]
+    labels = jax.tree.leaves(examples.y)
+    targets = tuple(y.ndim > 1 and y.shape[1] == longest and y.dtype.kind == 'i' for y in labels)
+    buckets = np.searchsorted(sizes, examples.lengths[examples.rows])
+    return buckets, [Shortening(int(size), targets) for size in sizes]
+
+
+def _steps(buckets: np.ndarray, batch_size: int) -> int:
+    return int((-(-np.bincount(buckets) // min(batch_size, len(buckets)))).sum())
 
 
 def planned_placements(
@@ -131,7 +162,7 @@ def choose_placement(examples: Examples, budget: int | None, layout: Layout) -> 
 
 def num_bytes(examples: Examples, where: Placement, layout: Layout) -> int:
     """Returns the bytes of a device that all rows take, with filler rows up to the capacity."""
-    x, y, _, weight, _ = examples
+    x, y, weight = examples.x, examples.y, examples.weight
     num_devices = 1 if where is Placement.REPLICATED else layout.num_devices
     count = capacity(len(x))
     # The index plan, 4 bytes a row, is replicated.
@@ -146,7 +177,7 @@ def bytes_to_put(examples: Examples, where: Placement, layout: Layout) -> int:
 
 
 def _placed(examples: Examples, rows: np.ndarray, where: Placement, layout: Layout) -> DeviceData:
-    x, y, _, weight, _ = examples
+    x, y, weight = examples.x, examples.y, examples.weight
     return place(x, y, rows, weight, layout, parted=where is Placement.SHARDED)
 
 
@@ -202,7 +233,14 @@ def _validation(
     if shared is None and where is Placement.HOST:
         return make(lambda: row_parts(val.x, val.y, val.weight, rows, batch_size, layout))
     data = _placed(val, rows, where, layout) if shared is None else select(shared, rows, layout)
-    return make(lambda: data)
+    if val.lengths is None or config.fast_dev_run:
+        return make(lambda: data)
+    buckets, shortenings = _buckets_of(val)
+    parts = [
+        select(data, rows[buckets == bucket], layout).replace(shortening=shortening)
+        for bucket, shortening in enumerate(shortenings)
+    ]
+    return make(lambda: parts)
 
 
 def _first_weighted_rows(val: Examples, count: int) -> np.ndarray:

@@ -152,6 +152,7 @@ class ModelTrainer:
         augmentation: Any = None,
         groups: Any = None,
         ignore_label: int | Mapping[str, int] | None = None,
+        max_length: int | None = None,
         resume: Resume = False,
         progress: bool = True,
     ) -> History:
@@ -206,6 +207,8 @@ class ModelTrainer:
             groups: a group for each row. ``validation_split`` holds out whole groups.
             ignore_label: the label of elements that count nowhere, if a row has several; None for
                 -100.
+            max_length: the length that longer rows are cut to, if ``X_train`` is a list or column
+                of sequences of different lengths; None pads to the longest row.
             resume: True continues from the newest checkpoint of the newest run in
                 ``checkpoint_dir``, or of the run whose directory that is, as if the training had
                 never stopped; without a checkpoint a new run begins. Needs the ``'checkpoint'``
@@ -236,7 +239,7 @@ class ModelTrainer:
             X_train=X_train, y_train=y_train, X_val=X_val, y_val=y_val,
             loss_fn=loss_fn, metrics=metrics, class_weights=class_weights,
             sample_weight=sample_weight, augmentation=augmentation, groups=groups,
-            ignore_label=ignore_label, loss_weights=loss_weights,
+            ignore_label=ignore_label, loss_weights=loss_weights, max_length=max_length,
         )  # fmt: skip
         with open_training(model, request, self.config, self._layout, resume=resume) as opened:
             self._result = opened.result  # now, so that it is there after an interruption

@@ -45,6 +45,8 @@ class Examples(NamedTuple):
             are 1.
         room: the number of rows that may be used in later trainings, if that number grows; else
             None.
+        lengths: the number of positions of each row, for sequences that were padded and have a
+            mask; else None.
     """
 
     x: Rows
@@ -52,6 +54,7 @@ class Examples(NamedTuple):
     rows: np.ndarray
     weight: PyTree
     room: int | None = None
+    lengths: np.ndarray | None = None
 
 
 def rows_of_weight(examples: Examples) -> np.ndarray:
@@ -126,6 +129,7 @@ class TrainRequest(NamedTuple):
     known: InputSpec | None = None
     ignore_label: Any = None
     loss_weights: Any = None
+    max_length: int | None = None
 
     def of_head(self, head: str, task: Composite) -> 'TrainRequest':
         """Returns the request for one head: its loss, metrics, weights and ignored label."""

@@ -32,7 +32,8 @@ from thinkml.data import (
 )
 from thinkml.data.head_targets import encode_any_targets, infer_any_task
 from thinkml.data.input_range import check_standardised
-from thinkml.errors import ConfigError, ModelTypeError, warn_user
+from thinkml.data.sequences import PaddedData, length_spec, pad_sequences
+from thinkml.errors import ConfigError, ModelTypeError, is_whole, warn_user
 from thinkml.model_record import ArraySpec, InputSpec, record_of
 from thinkml.tasks import AnyTask, Composite, Task
 from thinkml.training.config import TrainingConfig
@@ -122,6 +123,7 @@ def make_setup(
     known = record_of(model)
     if isinstance(model, nnx.Module):
         warn_of_modes(model)
+    request, lengths, val_lengths = _pad_sequences(model, request)
     before = request.known or known.input_spec
     if not is_batches(request.X_train):
         warn_of_label_column(request)
@@ -146,8 +148,12 @@ def make_setup(
         for _, head, labels in by_head(task, y):
             warn_of_one_class(head, labels)
         train, split = make_examples(x, y, task, request, config)
+        train = train._replace(lengths=lengths)
+        split = None if split is None else split._replace(lengths=lengths)
     _check_element_weights(train, objective)
     val = split or open_validation(request, inputs, task, config)
+    if isinstance(val, Examples) and split is None:
+        val = val._replace(lengths=val_lengths)
     if isinstance(task, Composite) or task.element_shape:
         for argument, data_set in {'y_train': train, 'y_val': val}.items():
             check_counted(data_set if isinstance(data_set, Examples) else None, argument)
@@ -169,6 +175,37 @@ def make_setup(
         val_fingerprint=identify(val, in_part=split is not None),
         footprint=footprint,
     )
+
+
+def _pad_sequences(
+    model: Model, request: TrainRequest
+) -> tuple[TrainRequest, np.ndarray | None, np.ndarray | None]:
+    """Returns the request with rows of one length, and the lengths if the model takes a mask."""
+    length = request.max_length
+    if length is not None and not (is_whole(length) and length >= 1):
+        raise ConfigError(f'max_length: got {length!r}, expected a whole number of at least 1.')
+    user_model = model.model if isinstance(model, PartlyFrozen) else model
+    marker = request.ignore_label if is_whole(request.ignore_label) else None
+    train = pad_sequences(
+        user_model, request.X_train, request.y_train, max_length=length, ignore_label=marker
+    )
+    if train.lengths is None and length is not None:
+        raise ConfigError(
+            f'max_length: got {length} for inputs that are not a list or column of sequences of '
+            'different lengths, expected None. Cut arrays yourself: X[:, :max_length].'
+        )
+    arrays = next(iter(train.X.values())) if isinstance(train.X, dict) else train.X
+    val = pad_sequences(
+        user_model, request.X_val, request.y_val,
+        argument='X_val', label_argument='y_val', ignore_label=marker,
+        max_length=length, like=None if train.lengths is None else length_spec(arrays),
+    )  # fmt: skip
+    request = request._replace(X_train=train.X, y_train=train.y, X_val=val.X, y_val=val.y)
+    return request, _masked_lengths(train), _masked_lengths(val)
+
+
+def _masked_lengths(data: PaddedData) -> np.ndarray | None:
+    return data.lengths if isinstance(data.X, dict) else None
 
 
 def _infer_task(

@@ -357,6 +357,15 @@ def _select_like(tree: Mapping, template: Mapping) -> dict:
     }
 
 
+def input_names(model: Model) -> InputNames | None:
+    """Returns the parameters by which a model may take its inputs; None for an exported program."""
+    if isinstance(model, nnx.Module):
+        return InputNames.of(type(model).__call__)
+    if isinstance(model, LinenModel):
+        return InputNames.of(type(model.module).__call__)
+    return InputNames.of(model.apply) if isinstance(model, FunctionModel) else None
+
+
 # --- flax.linen -------------------------------------------------------------------------------
 
 

@@ -1,7 +1,8 @@
 """Elements: the parts of a row that have one label each, such as tokens or pixels.
 
-A row with one label is one element. Otherwise the labels are ``[rows, *element_shape]``. Losses
-and metrics are computed for elements, so their arrays have one axis ``[rows * elements]``.
+A row with one label is one element. Otherwise the labels are ``[rows, *element_shape]``. Batches of
+short sequences may have fewer elements, so only the number of axes of a shape is used. Losses and
+metrics are computed for elements, so their arrays have one axis ``[rows * elements]``.
 """
 
 import functools
@@ -20,7 +21,8 @@ IGNORED = -1
 
 def as_elements(array: jax.Array, shape: ElementShape) -> jax.Array:
     """Returns an array of rows, ``[rows, *shape, ...]``, as one of elements."""
-    return array.reshape(len(array) * math.prod(shape), *array.shape[1 + len(shape) :])
+    num_axes = 1 + len(shape)
+    return array.reshape(math.prod(array.shape[:num_axes]), *array.shape[num_axes:])
 
 
 def element_weights(weight: jax.Array, labels: jax.Array, shape: ElementShape) -> jax.Array:
@@ -33,7 +35,7 @@ def element_weights(weight: jax.Array, labels: jax.Array, shape: ElementShape) -
     """
     if weight.ndim == 1:
         weight = weight.reshape(-1, *[1] * len(shape))
-    weight = jnp.broadcast_to(weight, (len(labels), *shape))
+    weight = jnp.broadcast_to(weight, labels.shape[: 1 + len(shape)])
     if not jnp.issubdtype(labels.dtype, jnp.integer):
         return weight
     return jnp.where(labels.reshape(weight.shape) == IGNORED, 0, weight)
@@ -64,6 +66,6 @@ def loss_of_elements(loss_fn: LossFn, shape: ElementShape) -> LossFn:
         if jnp.issubdtype(labels.dtype, jnp.integer):
             labels = jnp.maximum(labels, 0)
         losses = loss_fn(as_elements(logits, shape), as_elements(labels, shape))
-        return losses.reshape(len(labels), *shape)
+        return losses.reshape(labels.shape[: 1 + len(shape)])
 
     return per_element

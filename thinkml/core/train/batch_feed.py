@@ -1,5 +1,6 @@
 """Batch feeds: data on the device, divided into steps by an index plan."""
 
+import dataclasses
 import functools
 import math
 from collections.abc import Iterator, Sequence
@@ -19,6 +20,33 @@ SourcePosition: TypeAlias = Any
 """The position of a data source, as plain values that a checkpoint can store; None for none."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Shortening:
+    """The length that the sequences of a batch are cut to, since the rest is padding.
+
+    Attributes:
+        length: the number of positions.
+        targets: for each array of targets, True if it has a target for each position.
+    """
+
+    length: int
+    targets: tuple[bool, ...]
+
+    def __call__(self, batch: Batch) -> Batch:
+        """Returns the batch with its sequences cut."""
+        y, structure = jax.tree.flatten(batch.y)
+        y = [
+            self._cut(leaf) if is_long else leaf
+            for leaf, is_long in zip(y, self.targets, strict=True)
+        ]
+        weight = jax.tree.map(lambda leaf: self._cut(leaf) if leaf.ndim > 1 else leaf, batch.weight)
+        x = jax.tree.map(self._cut, batch.x)
+        return batch._replace(x=x, y=jax.tree.unflatten(structure, y), weight=weight)
+
+    def _cut(self, leaf: jax.Array) -> jax.Array:
+        return leaf[:, : self.length]
+
+
 class DeviceData(struct.PyTreeNode):
     """A data set on the device, or a subset of its rows, given by their indices.
 
@@ -34,6 +62,7 @@ class DeviceData(struct.PyTreeNode):
             are 1.
         parted: the way ``x``, ``y`` and ``weight`` are sharded over several devices; None if each
             device has all of them.
+        shortening: how the sequences of these rows are cut; None if they are not.
     """
 
     x: PyTree
@@ -42,6 +71,7 @@ class DeviceData(struct.PyTreeNode):
     num_rows: jax.Array
     weight: PyTree = None
     parted: ShardedRows | None = struct.field(pytree_node=False, default=None)
+    shortening: Shortening | None = struct.field(pytree_node=False, default=None)
 
 
 class Block(NamedTuple):
@@ -139,6 +169,94 @@ class ResidentFeed:
         )
 
 
+class BucketFeed:
+    """A feed of sequences on the device, whose batches hold rows of similar lengths.
+
+    Each bucket has its own length and its own program. The batches of an epoch are drawn from one
+    bucket each, in runs of up to 8 whose order is random. The last batch of a bucket is padded.
+
+    Args:
+        data: the training data, padded to the length of the longest bucket.
+        rows: the indices of the rows in use.
+        buckets: the bucket of each of these rows.
+        shortenings: how the sequences of each bucket are cut.
+        batch_size: the number of examples in a step.
+        shuffle_key: the PRNG key of the shuffling; None keeps the order of the rows.
+        limit_steps: the number of steps after which an epoch ends, if it has more; None for all.
+    """
+
+    def __init__(
+        self,
+        data: DeviceData,
+        *,
+        rows: np.ndarray,
+        buckets: np.ndarray,
+        shortenings: Sequence[Shortening],
+        batch_size: int,
+        shuffle_key: jax.Array | None,
+        limit_steps: int | None = None,
+    ):
+        self.batch_size = min(batch_size, len(rows))
+        self._data, self._rows, self._key = data, rows, shuffle_key
+        self._bucket_of = np.zeros(len(data.rows), np.int64)
+        self._bucket_of[rows] = buckets
+        self._shortenings = shortenings
+        counts = np.bincount(buckets, minlength=len(shortenings))
+        self._steps = -(-counts // self.batch_size)
+        steps = int(self._steps.sum())
+        self.steps_per_epoch = steps if limit_steps is None else min(steps, limit_steps)
+
+    def blocks(self, epoch: int, first: int, source: SourcePosition = None) -> Iterator[Block]:
+        """Yields the blocks of an epoch from step ``first`` on, each of one bucket."""
+        order = epoch_order(self._rows, len(self._data.rows), self._key, epoch)
+        buckets = [self._in_bucket(order, bucket) for bucket in range(len(self._steps))]
+        start = 0
+        for bucket, begin, end in self._runs(epoch):
+            end = min(end, begin + self.steps_per_epoch - start)
+            skipped = max(0, first - start)
+            if begin + skipped < end:
+                data, plan = buckets[bucket]
+                yield Block(
+                    data=data,
+                    plan=plan,
+                    start=start - begin,
+                    first=begin + skipped,
+                    last=end,
+                    ends_epoch=start + end - begin == self.steps_per_epoch,
+                )
+            start += end - begin
+            if start == self.steps_per_epoch:
+                return
+
+    def _in_bucket(self, order: np.ndarray, bucket: int) -> tuple[DeviceData, jax.Array]:
+        rows = order[self._bucket_of[order] == bucket]
+        plan = np.resize(rows, (self._steps[bucket], self.batch_size)).astype(np.int32)
+        sharding = self._data.rows.sharding if self._data.rows.committed else None
+        data = self._data.replace(
+            num_rows=jax.device_put(np.int32(len(rows)), sharding),
+            shortening=self._shortenings[bucket],
+        )
+        return data, jax.device_put(plan, sharding)
+
+    def _runs(self, epoch: int) -> list[tuple[int, int, int]]:
+        """Returns the bucket, the first and the last step of each run, in the epoch's order."""
+        runs = [
+            (bucket, begin, min(begin + _RUN, steps))
+            for bucket, steps in enumerate(self._steps.tolist())
+            for begin in range(0, steps, _RUN)
+        ]
+        if self._key is None:
+            return runs
+        bits = np.asarray(_bits(len(runs), jax.random.fold_in(self._key, _RUNS), epoch))
+        return [runs[index] for index in np.argsort(bits, kind='stable')]
+
+
+# Steps of one bucket in a row, which cost one dispatch.
+_RUN = 8
+# Differs from the numbers of epochs.
+_RUNS = 2**31
+
+
 def steps_of(num_rows: int, batch_size: int, limit_steps: int | None = None) -> int:
     """Returns the number of steps in an epoch over ``num_rows`` rows."""
     steps = math.ceil(num_rows / min(batch_size, num_rows))
@@ -217,4 +335,5 @@ def take(data: DeviceData, rows: jax.Array, first: jax.Array | int) -> Batch:
 
         weight = jax.tree.map(lambda leaf: masked(gather(leaf)), data.weight)
     x, y = jax.tree.map(gather, (data.x, data.y))
-    return Batch(x=x, y=y, weight=weight, mask=mask)
+    batch = Batch(x=x, y=y, weight=weight, mask=mask)
+    return batch if data.shortening is None else data.shortening(batch)
