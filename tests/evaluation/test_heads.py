@@ -90,9 +90,13 @@ def test_the_task_of_an_untrained_model_is_inferred():
 
 def test_data_sets_and_analyses_and_reports_have_heads(model):
     evaluator = ModelEvaluator()
-    found = evaluator.evaluate(model, {'test': (X, Y), 'other': (X[:9], part_of_rows(9))})
+    data_sets = {'test': (X, Y), 'other': (X[:9], part_of_rows(9))}
+    found = evaluator.evaluate(model, data_sets, confidence=None)
     assert list(found) == [f'{name}, {head}' for name in ('test', 'other') for head in TASKS]
     assert 'test, kind' in str(evaluator.generate_report(found))
+    heads = {head: found[f'other, {head}'] for head in TASKS}
+    text = str(evaluator.generate_report(heads))
+    assert text.startswith('3 evaluations: kind, price, tags\n')
     analyses = evaluator.analyze_performance(model, X, Y, confidence=None)
     assert list(analyses) == list(TASKS)
 

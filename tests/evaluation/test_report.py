@@ -384,7 +384,7 @@ def test_several_data_sets_stand_side_by_side_and_each_by_itself():
     for name, evaluation in evaluations.items():
         assert content['data_sets'][name] == said(evaluation)
     text = str(report)
-    assert text.startswith('2 data sets: test, site B\n')
+    assert text.startswith('2 evaluations: test, site B\n')
     table = rows_of(text, '             test')
     for name in evaluations['test'].metrics:
         assert table[name] == [f'{part[name]:.4f}' for part in evaluations.values()]

@@ -187,7 +187,7 @@ class ModelEvaluator:
         Use ``print(report)``, ``report.save(path)`` or ``report.to_html()``.
 
         Args:
-            evaluation: the result of `evaluate`, for one data set or several.
+            evaluation: the result of `evaluate`, also the dict for several data sets or heads.
 
         Raises:
             ConfigError: if ``evaluation`` is something else.

@@ -64,12 +64,12 @@ def describe_evaluation(evaluation: Evaluation, name: str | None = None) -> dict
 
 
 def describe_evaluations(evaluations: Mapping[str, Evaluation]) -> dict[str, Any]:
-    """Gathers the content of a report on several data sets, each under its name."""
+    """Gathers the content of a report on several data sets or heads, each under its name."""
     evaluations = {str(name): part for name, part in evaluations.items()}
     plural = 's' if len(evaluations) > 1 else ''
     return {
         'schema': SCHEMA,
-        'headline': f'{len(evaluations)} data set{plural}: {", ".join(evaluations)}',
+        'headline': f'{len(evaluations)} evaluation{plural}: {", ".join(evaluations)}',
         'data_sets': {name: describe_evaluation(part, name) for name, part in evaluations.items()},
     }
 

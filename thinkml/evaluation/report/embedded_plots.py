@@ -28,7 +28,7 @@ _SAFE = " /:;=,()!*@'$+?"  # characters that need no escape in a data URL
 def add_plots(page: Page, evaluations: Iterable[Evaluation]) -> Page:
     """Returns the page with the plots of the evaluations in its sections.
 
-    A page on several data sets has parts, and each part gets the plots of its evaluation.
+    A page on several evaluations has parts, and each part gets the plots of its evaluation.
     """
     if page.parts:
         pairs = zip(page.parts, evaluations, strict=True)

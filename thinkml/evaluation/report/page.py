@@ -87,10 +87,10 @@ class Page:
     """A report as sections.
 
     Attributes:
-        name: the name of the data set; empty if it has none.
+        name: the name of the data set or head; empty if it has none.
         headline: the evaluation in one line.
         sections: the sections in order.
-        parts: one page for each data set, in a report on several.
+        parts: one page for each evaluation, in a report on several.
     """
 
     name: str

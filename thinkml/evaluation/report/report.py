@@ -22,7 +22,7 @@ from thinkml.paths import local_file
 
 _EXPECTED = (
     'expected the result of evaluate(model, X_test, y_test): an Evaluation, or for several data '
-    'sets a dict of them by name.'
+    'sets or heads a dict of them by name.'
 )
 
 
@@ -35,8 +35,8 @@ class Report:
     classes; for more, the report lists the most frequent confusions. Calibration, thresholds, the
     most confident errors, slices, warnings, and the data, versions and seed follow. The baseline
     predicts the most frequent class of the evaluated data, with the classes' frequencies as
-    probabilities; in regression, the mean of the targets. A report on several data sets begins with
-    a comparison.
+    probabilities; in regression, the mean of the targets. A report on several data sets or
+    heads begins with a comparison.
 
     ``str(report)`` is plain text.
 
@@ -54,7 +54,7 @@ class Report:
         'regression'
 
     Attributes:
-        evaluation: the evaluation; for several data sets a dict of them by name.
+        evaluation: the evaluation; for several data sets or heads a dict of them by name.
 
     Raises:
         ConfigError: if ``evaluation`` is something else.
@@ -75,7 +75,7 @@ class Report:
         """Returns the report as plain values that JSON can hold; NaN is None, classes are text.
 
         ``'schema'`` is a number that increases when the meaning of a key changes. For several data
-        sets, ``'data_sets'`` holds the content of each, by name.
+        sets or heads, ``'data_sets'`` holds the content of each, by name.
         """
         return copy.deepcopy(self._content)
 

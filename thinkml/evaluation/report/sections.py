@@ -235,7 +235,7 @@ def _slice_row(label: str, part: Content, metric: str, gap: str) -> list[Cell]:
 
 
 def _comparison(content: Content) -> Section:
-    """Returns the metrics of several data sets, side by side."""
+    """Returns the metrics of several data sets or heads, side by side."""
     parts = content['data_sets']
     names = dict.fromkeys(name for part in parts.values() for name in part['metrics'])
     rows = [[Cell('rows'), *(Cell(f'{part["num_rows"]:,}') for part in parts.values())]]

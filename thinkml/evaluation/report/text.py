@@ -12,7 +12,7 @@ _MAX_HEAD = 20  # of a column
 
 
 def render_text(page: Page) -> str:
-    """Lays a report out as text; a data set among several begins with its headline, underlined."""
+    """Lays a report out as text; one evaluation of several begins with its headline, underlined."""
     return '\n\n'.join([_wrapped(page.headline), *_parts(page)])
 
 
