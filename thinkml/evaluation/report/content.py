@@ -13,6 +13,7 @@ from thinkml.evaluation.result import Evaluation
 from thinkml.json_values import to_json_value
 
 SCHEMA = 1
+MAX_CLASSES = 30  # in the table of a task of elements; the others share a line
 _SCORES = ('precision', 'recall', 'f1')
 
 
@@ -39,6 +40,7 @@ def describe_evaluation(evaluation: Evaluation, name: str | None = None) -> dict
             'num_outputs': task.num_outputs,
             'num_rows': evaluation.num_rows,
             'num_elements': len(evaluation.scored),
+            'element_shape': task.element_shape,
             'is_weighted': evaluation.scored.weight is not None,
             'confidence': resampling.confidence,
             'metrics': evaluation.metrics,
@@ -49,6 +51,7 @@ def describe_evaluation(evaluation: Evaluation, name: str | None = None) -> dict
             'per_class': evaluation.per_class,
             'per_class_intervals': _class_intervals(evaluation),
             'averages': _averages(evaluation),
+            'other_classes': _other_classes(evaluation),
             'confusion_matrix': evaluation.confusion_matrix,
             'confusions': confusions(evaluation),
             'calibration': calibration(evaluation),
@@ -82,14 +85,46 @@ def _averages(evaluation: Evaluation) -> dict[str, dict[str, float]] | None:
     """Returns the means of the table by class, as in scikit-learn."""
     if evaluation.per_class is None:
         return None
-    rows = evaluation.per_class.values()
-    scores = np.array([[row[name] for name in _SCORES] for row in rows])
-    support = np.array([row['support'] for row in rows])
+    scores, support = _class_table(evaluation.per_class)
     occurs = evaluation.scored.part(class_part).occurs
     weights = support / (support.sum() or 1)
     means = {'macro mean': scores[occurs].mean(axis=0), 'weighted mean': weights @ scores}
     total = {'support': support.sum()}
     return {name: dict(zip(_SCORES, mean, strict=True)) | total for name, mean in means.items()}
+
+
+def _class_table(per_class: Mapping[Any, Mapping[str, float]]) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the scores ``(classes, 3)`` and the support ``(classes,)``."""
+    rows = per_class.values()
+    scores = np.array([[row[name] for name in _SCORES] for row in rows])
+    return scores, np.array([row['support'] for row in rows])
+
+
+def _other_classes(evaluation: Evaluation) -> dict[str, Any] | None:
+    """Returns the mean scores of the classes with little support, for tokens and pixels.
+
+    The vocabulary of a language model has thousands of classes, and most occur a few times only.
+    Classes that neither occur nor are predicted are left out of the means, as in the macro mean.
+
+    Returns:
+        The names of the classes with the largest support as ``'shown'``, and for the others their
+        number, mean scores and total support; None if all classes are shown.
+    """
+    per_class = evaluation.per_class
+    if per_class is None or not evaluation.task.element_shape or len(per_class) <= MAX_CLASSES:
+        return None
+    scores, support = _class_table(per_class)
+    order = np.argsort(-support, kind='stable')
+    shown, others = order[:MAX_CLASSES], order[MAX_CLASSES:]
+    counted = others[evaluation.scored.part(class_part).occurs[others]]
+    means = scores[counted].mean(axis=0) if len(counted) else np.full(len(_SCORES), np.nan)
+    names = [str(name) for name in per_class]
+    return {
+        'shown': [names[index] for index in shown],
+        'count': len(others),
+        **dict(zip(_SCORES, means, strict=True)),
+        'support': support[others].sum(),
+    }
 
 
 def _notes(evaluation: Evaluation, classes: list[str] | None) -> list[str]:

@@ -54,18 +54,31 @@ def _warnings(content: Content) -> Section | None:
 
 
 def _classes(content: Content) -> Section | None:
-    """Returns the table by class; with very many classes only the worst."""
+    """Returns the table by class.
+
+    With very many classes, the table has only the worst. For a task of elements it has those with
+    the largest support, and a line on the others.
+    """
     per_class, intervals = content['per_class'], content['per_class_intervals']
     if per_class is None:
         return None
     noun, nouns, title = 'class', 'classes', 'By class'
     if content['task'] == 'multilabel':
         noun, nouns, title = 'label', 'labels', 'By label'
-    names, blocks = list(per_class), []
-    if len(names) > MAX_ROWS:
+    names, blocks, others = list(per_class), [], content['other_classes']
+    if others is not None:
+        names = others['shown']
+        blocks.append(
+            f'The {len(names)} of {len(per_class):,} {nouns} with the largest support. '
+            'The line on the others has means of their scores and their total support:'
+        )
+    elif len(names) > MAX_ROWS:
         blocks.append(f'The {MAX_ROWS} of {len(names):,} {nouns} with the lowest F1:')
         names = sorted(names, key=lambda name: per_class[name]['f1'])[:MAX_ROWS]
     rows = [_score_row(name, per_class[name], intervals.get(name, {})) for name in names]
+    if others is not None:
+        name = f'{others["count"]:,} other {noun if others["count"] == 1 else nouns}'
+        rows.append(_score_row(name, others, {}))
     means = {}
     if content['task'] != 'binary':  # there the metrics are those of the positive class
         means = {'macro mean': content['confidence_intervals']}
