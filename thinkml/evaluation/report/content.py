@@ -8,7 +8,7 @@ import numpy as np
 
 from thinkml.evaluation.metrics.class_counts import class_part
 from thinkml.evaluation.report.diagnostics import baseline, calibration, thresholds
-from thinkml.evaluation.report.largest_errors import confusions, errors
+from thinkml.evaluation.report.largest_errors import confusions, errors, surprises
 from thinkml.evaluation.result import Evaluation
 from thinkml.json_values import to_json_value
 
@@ -57,6 +57,7 @@ def describe_evaluation(evaluation: Evaluation, name: str | None = None) -> dict
             'calibration': calibration(evaluation),
             'thresholds': thresholds(evaluation),
             'errors': errors(evaluation),
+            'surprises': surprises(evaluation),
             'slices': [dataclasses.asdict(part) for part in evaluation.slices.values()],
             'data_fingerprint': evaluation.data_fingerprint,
             'versions': evaluation.versions,

@@ -1,16 +1,18 @@
-"""Largest errors: the most confident wrong predictions, the largest residuals and confusions."""
+"""Largest errors: confident wrong predictions, surprises, large residuals and confusions."""
 
 from typing import Any
 
 import numpy as np
 
 from thinkml.evaluation.evaluation_data import EvaluationData
+from thinkml.evaluation.metrics.per_row import log_loss_rows
 from thinkml.evaluation.metrics.regression import errors as target_less_prediction
 from thinkml.evaluation.ranking_scores import scores
 from thinkml.evaluation.result import Evaluation
 
 NUM_ERRORS = 10
 NUM_CONFUSIONS = 10
+NUM_SURPRISES = 10
 
 
 def errors(evaluation: Evaluation) -> dict[str, Any]:
@@ -100,13 +102,38 @@ def _residuals(data: EvaluationData) -> dict[str, Any]:
     return {'count': len(rows), 'rows': largest}
 
 
-def _largest(values: np.ndarray | None, count: int) -> np.ndarray:
+def surprises(evaluation: Evaluation) -> list[dict[str, Any]] | None:
+    """Returns the tokens whose true label was least probable, the least probable one first.
+
+    None unless the task has one label for each token and the model returns probabilities.
+    """
+    data, task = evaluation.scored, evaluation.task
+    has_tokens = len(task.element_shape) == 1 and data.kind in ('binary', 'multiclass')
+    if not has_tokens or data.probabilities is None or data.positions is None:
+        return None
+    classes = [str(label) for label in task.classes or ()]
+    counted, losses = np.flatnonzero(data.weights > 0), data.part(log_loss_rows)
+    tokens = counted[_largest(losses[counted], len(counted), NUM_SURPRISES)]
+    rows = [
+        {
+            'row': int(token),
+            'true': classes[data.labels[token]],
+            'predicted': classes[data.predictions[token]],
+            'probability': float(data.probabilities[token, data.labels[token]]),
+            'log_loss': float(losses[token]),
+        }
+        for token in tokens
+    ]
+    return [_place(row, data.positions, task.element_shape) for row in rows]
+
+
+def _largest(values: np.ndarray | None, count: int, most: int = NUM_ERRORS) -> np.ndarray:
     """Returns the indices of the largest values, with ties in order.
 
     If there are no values, these are the first indices.
     """
     order = np.arange(count) if values is None else np.argsort(-values, kind='stable')
-    return order[:NUM_ERRORS]
+    return order[:most]
 
 
 def confusions(evaluation: Evaluation) -> list[dict[str, Any]] | None:

@@ -29,6 +29,7 @@ def lay_out(content: Content) -> Page:
         _calibration(content),
         _thresholds(content),
         _errors(content),
+        _surprises(content),
         _slices(content),
         _origin(content),
     )
@@ -198,7 +199,24 @@ def _errors(content: Content) -> Section:
     table = [_texts(*(_error_value(row[name]) for name in head)) for row in rows]
     align = 'r' + 'l' * (len(element) + len(label) + 2) + 'r' * has_probabilities
     title = 'Most confident errors' if has_probabilities else 'Errors'
-    return Section('errors', title, [note, Table(head, table, align)])
+    return Section('errors', title, [note, Table(_named(head, content), table, align)])
+
+
+def _named(head: Sequence[str], content: Content) -> list[str]:
+    """Returns the names of columns; the index of a token is its position."""
+    has_positions = len(content['element_shape']) == 1
+    return ['position' if has_positions and name == 'element' else name for name in head]
+
+
+def _surprises(content: Content) -> Section | None:
+    rows = content['surprises']
+    if rows is None:
+        return None
+    names = ('row', 'element', 'true', 'predicted', 'probability', 'log_loss')
+    table = [_texts(*(_error_value(row[name]) for name in names)) for row in rows]
+    head = (*_named(names[:4], content), 'probability of true', 'log loss')
+    note = 'The elements whose true class had the lowest probability.'
+    return Section('surprises', 'Most surprising elements', [note, Table(head, table, 'rrllrr')])
 
 
 def _error_value(value: Any) -> str:
@@ -218,7 +236,8 @@ def _residuals(content: Content) -> Section:
     note = 'A residual is the true value minus the predicted one.'
     if not is_one:
         note += " Ordered by size, in units of the target's RMSE."
-    return Section('errors', 'Largest residuals', [Table(head, table, 'r' * len(head)), note])
+    residuals = Table(_named(head, content), table, 'r' * len(head))
+    return Section('errors', 'Largest residuals', [residuals, note])
 
 
 def _slices(content: Content) -> Section | None:
