@@ -181,16 +181,22 @@ class ModelEvaluator:
             return evaluations
         return evaluate_model(model, X_test, y_test, settings, self._devices)
 
-    def generate_report(self, evaluation: Evaluation | dict[str, Evaluation]) -> Report:
+    def generate_report(
+        self, evaluation: Evaluation | dict[str, Evaluation], inputs: Any = None
+    ) -> Report:
         """Writes an evaluation as a report that can be printed, saved or shown as a web page.
 
         Use ``print(report)``, ``report.save(path)`` or ``report.to_html()``.
 
         Args:
             evaluation: the result of `evaluate`, also the dict for several data sets or heads.
+            inputs: the evaluated images ``(rows, height, width)`` or ``(rows, height, width,
+                channels)``, which the web page shows beside targets that are images too; None to
+                leave them out. For several data sets, a dict by their names.
 
         Raises:
-            ConfigError: if ``evaluation`` is something else.
+            ConfigError: if ``evaluation`` is something else, or the targets are not images.
+            DataError: if ``inputs`` are not images, or not one for each row.
         """
         evaluations = list(evaluation.values()) if isinstance(evaluation, dict) else [evaluation]
         if not (evaluations and all(isinstance(one, Evaluation) for one in evaluations)):
@@ -198,7 +204,7 @@ class ModelEvaluator:
                 f'evaluation: got {type(evaluation).__name__}, expected the result of '
                 'evaluate(model, X_test, y_test).'
             )
-        return Report(evaluation)
+        return Report(evaluation, inputs)
 
     def analyze_performance(
         self,

@@ -8,6 +8,7 @@ import numpy as np
 
 from thinkml.evaluation.metrics.class_counts import class_part
 from thinkml.evaluation.report.diagnostics import baseline, calibration, thresholds
+from thinkml.evaluation.report.example_rows import example_rows
 from thinkml.evaluation.report.largest_errors import confusions, errors, surprises
 from thinkml.evaluation.result import Evaluation
 from thinkml.json_values import to_json_value
@@ -58,6 +59,7 @@ def describe_evaluation(evaluation: Evaluation, name: str | None = None) -> dict
             'thresholds': thresholds(evaluation),
             'errors': errors(evaluation),
             'surprises': surprises(evaluation),
+            'examples': example_rows(evaluation),
             'slices': [dataclasses.asdict(part) for part in evaluation.slices.values()],
             'data_fingerprint': evaluation.data_fingerprint,
             'versions': evaluation.versions,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from thinkml.evaluation import plots
+from thinkml.evaluation.report.example_rows import example_rows
 from thinkml.evaluation.report.page import Page, Picture
 from thinkml.evaluation.report.sections import MAX_MATRIX
 from thinkml.evaluation.result import Evaluation, number
@@ -25,21 +26,39 @@ _DPI = 144
 _SAFE = " /:;=,()!*@'$+?"  # characters that need no escape in a data URL
 
 
-def add_plots(page: Page, evaluations: Iterable[Evaluation]) -> Page:
+def add_plots(page: Page, evaluations: Iterable[Evaluation], inputs: Iterable[Any]) -> Page:
     """Returns the page with the plots of the evaluations in its sections.
 
     A page on several evaluations has parts, and each part gets the plots of its evaluation.
+
+    Args:
+        page: the page.
+        evaluations: the evaluations it is on.
+        inputs: the images that each was evaluated on; None to show none.
     """
     if page.parts:
-        pairs = zip(page.parts, evaluations, strict=True)
-        return dataclasses.replace(page, parts=[add_plots(part, [e]) for part, e in pairs])
-    [evaluation] = evaluations
+        triples = zip(page.parts, evaluations, inputs, strict=True)
+        parts = [add_plots(part, [evaluation], [images]) for part, evaluation, images in triples]
+        return dataclasses.replace(page, parts=parts)
+    [evaluation], [images] = evaluations, inputs
     by_section = _plots(evaluation)
-    sections = [
-        dataclasses.replace(section, pictures=_draw(by_section.get(section.key, []), evaluation))
-        for section in page.sections
-    ]
+    sections = []
+    for section in page.sections:
+        pictures = _draw(by_section.get(section.key, []), evaluation)
+        if section.key == 'examples':
+            pictures = [_example_picture(evaluation, images)]
+        sections.append(dataclasses.replace(section, pictures=pictures))
     return dataclasses.replace(page, sections=sections)
+
+
+def _example_picture(evaluation: Evaluation, inputs: Any) -> Picture:
+    examples = example_rows(evaluation)
+    assert examples is not None
+    shown = 'Targets and predictions' if inputs is None else 'Inputs, targets and predictions'
+    figure = plots.example_images(evaluation, examples, inputs)
+    # In a PNG, the pixels of the images look the same in every browser.
+    alt = f'{shown} of the best, median and worst rows.'
+    return Picture(_png(figure), alt, *_size(figure), is_photo=True)
 
 
 def _plots(evaluation: Evaluation) -> dict[str, list[Plot]]:
@@ -88,9 +107,14 @@ def _picture(figure: 'Figure', alt: str) -> Picture:
         warnings.filterwarnings('ignore', 'Glyph .* missing from font')
         source = _svg(_save_bytes(figure, format='svg', metadata={'Date': None}).decode())
         if len(source) > _LARGE_SVG:
-            source = min(source, _png(_save_bytes(figure, format='png', dpi=_DPI)), key=len)
+            source = min(source, _png(figure), key=len)
+    return Picture(source, alt, *_size(figure))
+
+
+def _size(figure: 'Figure') -> tuple[int, int]:
+    """Returns the width and the height in CSS pixels."""
     width, height = (round(96 * inches) for inches in figure.get_size_inches())
-    return Picture(source, alt, width, height)
+    return width, height
 
 
 def _svg(text: str) -> str:
@@ -99,7 +123,8 @@ def _svg(text: str) -> str:
     return f'data:image/svg+xml,{quote(" ".join(lines.split()), safe=_SAFE)}'
 
 
-def _png(data: bytes) -> str:
+def _png(figure: 'Figure') -> str:
+    data = _save_bytes(figure, format='png', dpi=_DPI)
     return f'data:image/png;base64,{base64.b64encode(data).decode()}'
 
 

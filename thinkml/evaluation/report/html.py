@@ -61,9 +61,11 @@ def _beside(section: Section) -> Iterator[str]:
     yield '<div class="beside"><div>'
     yield from lines
     yield '</div><div class="figures">'
-    for source, alt, width, height in section.pictures:
-        size = f'width="{width}" height="{height}"'
-        yield f'<figure><img src="{_text(source)}" alt="{_text(alt)}" {size}></figure>'
+    for picture in section.pictures:
+        style = ' class="photo"' if picture.is_photo else ''
+        size = f'width="{picture.width}" height="{picture.height}"'
+        alt = _text(picture.alt)
+        yield f'<figure><img{style} src="{_text(picture.source)}" alt="{alt}" {size}></figure>'
     yield '</div></div>'
 
 

@@ -53,12 +53,14 @@ class Picture(NamedTuple):
         alt: a description, for people who cannot see it.
         width: the width in CSS pixels.
         height: the height in CSS pixels.
+        is_photo: True if its colours stay the same on a dark page.
     """
 
     source: str
     alt: str
     width: int
     height: int
+    is_photo: bool = False
 
 
 Block = str | Table | Items

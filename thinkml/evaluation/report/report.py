@@ -12,6 +12,7 @@ from thinkml.core.parallel.multiprocess import is_first_process
 from thinkml.errors import ConfigError
 from thinkml.evaluation.report.content import describe_evaluation, describe_evaluations
 from thinkml.evaluation.report.embedded_plots import add_plots
+from thinkml.evaluation.report.example_rows import input_images
 from thinkml.evaluation.report.html import render_html
 from thinkml.evaluation.report.markdown import render_markdown
 from thinkml.evaluation.report.page import Page
@@ -33,10 +34,12 @@ class Report:
     It contains the metrics with confidence intervals and those of a baseline that ignores the
     inputs. The table by class has scikit-learn's layout. The confusion matrix is for up to 20
     classes; for more, the report lists the most frequent confusions. Calibration, thresholds, the
-    most confident errors, slices, warnings, and the data, versions and seed follow. The baseline
-    predicts the most frequent class of the evaluated data, with the classes' frequencies as
-    probabilities; in regression, the mean of the targets. A report on several data sets or
-    heads begins with a comparison.
+    most confident errors, slices, warnings, and the data, versions and seed follow. A report on
+    tokens has the most surprising ones, and a report on pixels the best, median and worst rows.
+
+    The baseline predicts the most frequent class of the evaluated data, with the classes'
+    frequencies as probabilities; in regression, the mean of the targets. A report on several data
+    sets or heads begins with a comparison.
 
     ``str(report)`` is plain text.
 
@@ -55,15 +58,21 @@ class Report:
 
     Attributes:
         evaluation: the evaluation; for several data sets or heads a dict of them by name.
+        inputs: the inputs to show beside targets that are images, see
+            `ModelEvaluator.generate_report`.
 
     Raises:
-        ConfigError: if ``evaluation`` is something else.
+        ConfigError: if ``evaluation`` is something else, or ``inputs`` have nothing to stand
+            beside.
+        DataError: if ``inputs`` are not images, or not one for each row.
     """
 
     evaluation: Evaluation | Mapping[str, Evaluation]
+    inputs: Any = dataclasses.field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         _check(self.evaluation)
+        input_images(self.inputs, self._by_name)
 
     def __str__(self) -> str:
         return render_text(self._page)
@@ -89,9 +98,11 @@ class Report:
 
     def to_html(self) -> str:
         """Returns the report with its plots as one web page that needs no other file."""
-        reported = self.evaluation
-        evaluations = [reported] if isinstance(reported, Evaluation) else reported.values()
-        return render_html(add_plots(self._page, evaluations))
+        evaluations = self._by_name
+        images = input_images(self.inputs, evaluations)
+        return render_html(
+            add_plots(self._page, evaluations.values(), [images.get(name) for name in evaluations])
+        )
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the report to a file, atomically. Creates the directory if needed.
@@ -126,6 +137,12 @@ class Report:
             unfinished.replace(path)
         finally:
             unfinished.unlink(missing_ok=True)
+
+    @property
+    def _by_name(self) -> Mapping[str, Evaluation]:
+        """Returns the evaluations by name, which is empty for a single one."""
+        reported = self.evaluation
+        return {'': reported} if isinstance(reported, Evaluation) else reported
 
     @functools.cached_property
     def _content(self) -> dict[str, Any]:

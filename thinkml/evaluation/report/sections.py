@@ -30,6 +30,7 @@ def lay_out(content: Content) -> Page:
         _thresholds(content),
         _errors(content),
         _surprises(content),
+        _examples(content),
         _slices(content),
         _origin(content),
     )
@@ -217,6 +218,18 @@ def _surprises(content: Content) -> Section | None:
     head = (*_named(names[:4], content), 'probability of true', 'log loss')
     note = 'The elements whose true class had the lowest probability.'
     return Section('surprises', 'Most surprising elements', [note, Table(head, table, 'rrllrr')])
+
+
+def _examples(content: Content) -> Section | None:
+    examples = content['examples']
+    if examples is None:
+        return None
+    rows = [
+        _texts(row['rank'], str(row['row']), _value(row['score']), f'{row["num_elements"]:,}')
+        for row in examples['rows']
+    ]
+    head = ('', 'row', examples['score'], 'elements that count')
+    return Section('examples', 'Best, median and worst rows', [Table(head, rows, 'lrrr')])
 
 
 def _error_value(value: Any) -> str:
