@@ -154,6 +154,28 @@ def test_probabilities_are_those_of_the_classifying_heads():
     np.testing.assert_allclose(found['tags'], jax.nn.softmax(model(X)['tags']), atol=1e-6)
 
 
+def test_the_line_of_a_run_names_the_other_reading(capfd):
+    x, bits = X, (X[:, 0] > 0) * 1
+    config = TrainingConfig(**SETTINGS | {'epochs': 1})
+    both = np.column_stack([bits, bits])
+    cases = (
+        (1, bits, None, "binary, 2 classes (0, 1); loss_fn='mse' for numbers; 24 rows"),
+        (1, bits, 'binary_cross_entropy', 'binary, 2 classes (0, 1); 24 rows'),
+        (1, KIND != 'a', None, 'binary, 2 classes (False, True); 24 rows'),
+        (
+            2,
+            np.eye(2)[bits],
+            None,
+            "; loss_fn='binary_cross_entropy' for a yes or no in each column",
+        ),
+        (2, both, None, "multilabel, 2 labels (0, 1); loss_fn='mse' for numbers"),
+    )
+    for outputs, y, loss_fn, line in cases:
+        model = nnx.Linear(4, outputs, rngs=nnx.Rngs(0))
+        ModelTrainer(config).train(model, x, y, loss_fn=loss_fn)
+        assert line in capfd.readouterr().err
+
+
 # --- the same run -------------------------------------------------------------------------------
 
 

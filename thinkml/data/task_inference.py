@@ -97,6 +97,25 @@ def infer_task(
     return Task(kind, classes, num_outputs, shape)
 
 
+def other_reading(task: Task) -> str | None:
+    """Returns how to have targets read in another way; None if no other task fits their shape.
+
+    Example:
+        >>> from thinkml.data.task_inference import other_reading
+        >>> other_reading(Task('binary', (0, 1), num_outputs=1))
+        "loss_fn='mse' for numbers"
+        >>> other_reading(Task('binary', ('no', 'yes'), num_outputs=1))
+    """
+    if task.is_one_hot:
+        return "loss_fn='binary_cross_entropy' for a yes or no in each column"
+    are_numbers = not any(isinstance(label, str | bool) for label in task.classes or ())
+    if task.kind == 'multilabel' or (
+        task.kind == 'binary' and task.num_outputs == 1 and are_numbers
+    ):
+        return "loss_fn='mse' for numbers"
+    return None
+
+
 def _looks_like_labels(flat: np.ndarray, num_outputs: int) -> bool:
     if flat.dtype.kind in 'Ub':
         return True

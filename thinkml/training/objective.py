@@ -36,6 +36,7 @@ class Objective:
         loss_fn: the loss of each example, or the losses of several heads.
         loss_name: the name of the loss, for the record.
         is_custom_loss: True if the user wrote the loss.
+        is_default_loss: True if the user named none.
         metrics: the metrics of training and validation, accuracy first for classification.
         training_metrics: further metrics, of training alone.
         augment: the augmentation of training batches; None for none.
@@ -45,6 +46,7 @@ class Objective:
     loss_fn: LossFn | HeadLosses
     loss_name: str
     is_custom_loss: bool
+    is_default_loss: bool
     metrics: tuple[Any, ...]
     training_metrics: tuple[str, ...]
     augment: AugmentFn | None
@@ -114,6 +116,7 @@ def make_objective(
         loss_fn=chosen,
         loss_name=_loss_name(loss_fn, task),
         is_custom_loss=loss_fn is not None and decides(loss_fn) is None,
+        is_default_loss=loss_fn is None,
         metrics=tuple(metric for metric in recorded if metric not in TRAINING_ONLY_METRICS),
         training_metrics=tuple(dict.fromkeys((*of_training, *training_metrics))),
         augment=augment,
@@ -177,6 +180,7 @@ def make_head_objective(
             f'{name}: {factors[name]}{one.loss_name}' for name, one in objectives.items()
         ),
         is_custom_loss=any(one.is_custom_loss for one in objectives.values()),
+        is_default_loss=all(one.is_default_loss for one in objectives.values()),
         metrics=(),
         training_metrics=tuple(dict.fromkeys((*of_step, *training_metrics))),
         augment=augment,

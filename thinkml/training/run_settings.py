@@ -6,7 +6,10 @@ from typing import Any
 import jax
 import numpy as np
 
+from thinkml.data.task_inference import other_reading
+from thinkml.tasks import Task
 from thinkml.training.config import TrainingConfig
+from thinkml.training.objective import Objective
 from thinkml.training.program import MemorySavings
 from thinkml.training.run import Run
 from thinkml.training.run_checkpoints import Checkpoints
@@ -52,7 +55,7 @@ def describe_run(run: Run, setup: TrainingSetup, checkpoints: Checkpoints | None
     config = run.config
     parameters = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(run.state.params))
     parts = [
-        str(setup.task),
+        _task_of(setup),
         _rows_of(setup),
         f'{parameters:,} parameters',
         f'{setup.objective.loss_name}, {_optimizer_of(config)}',
@@ -61,6 +64,21 @@ def describe_run(run: Run, setup: TrainingSetup, checkpoints: Checkpoints | None
     if run.resumed and checkpoints is not None:
         parts.append(f'resumed after {run.step:,} steps from {checkpoints.directory}')
     return '; '.join(parts)
+
+
+def _task_of(setup: TrainingSetup) -> str:
+    """Returns the task, and how to have the targets read in another way if there is one."""
+    if isinstance(setup.task, Task):
+        return _with_other_reading(setup.task, setup.objective)
+    heads = setup.objective.heads
+    return ', '.join(
+        f'{name} ({_with_other_reading(head, heads[name])})' for name, head in setup.task.heads
+    )
+
+
+def _with_other_reading(task: Task, objective: Objective) -> str:
+    other = other_reading(task) if objective.is_default_loss else None
+    return str(task) if other is None else f'{task}; {other}'
 
 
 def _rows_of(setup: TrainingSetup) -> str:
