@@ -1,4 +1,4 @@
-"""Models with several heads, in a module of their own so that model files can name them."""
+"""Models with several heads, in a separate module so that model files can name them."""
 
 from typing import NamedTuple
 

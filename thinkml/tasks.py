@@ -201,6 +201,13 @@ def task_from_dict(values: Mapping[str, Any]) -> AnyTask:
     return Composite.from_dict(values) if 'heads' in values else Task.from_dict(values)
 
 
+def with_heads_of(task: AnyTask, before: AnyTask | None) -> AnyTask:
+    """Returns a task with the heads of an earlier one that it lacks, for dicts of outputs."""
+    if not (isinstance(task, Composite) and isinstance(before, Composite)) or task.is_tuple:
+        return task
+    return dataclasses.replace(task, heads=tuple(sorted((before.by_name | task.by_name).items())))
+
+
 def single_task(task: AnyTask | None, what: str) -> Task | None:
     """Returns the task of a model that returns one array; None stays None.
 

@@ -1,5 +1,6 @@
 """Evaluations of models with several heads."""
 
+import jax
 import numpy as np
 import pytest
 from flax import nnx
@@ -77,6 +78,26 @@ def test_batches_are_evaluated_by_head(model):
         assert dict(evaluation.metrics) == pytest.approx(dict(by_batches[head].metrics))
 
 
+def test_weights_of_some_heads_in_batches_count(model):
+    weight = np.linspace(0, 1, ROWS)
+    found = ModelEvaluator().evaluate(model, lambda: iter([(X, Y, {'kind': weight})]))
+    expected = ModelEvaluator().evaluate(model, X, Y, sample_weight={'kind': weight})
+    for head in TASKS:
+        assert dict(found[head].metrics) == pytest.approx(dict(expected[head].metrics))
+
+
+def test_only_the_heads_with_targets_leave_the_device(model, monkeypatch):
+    fetched, device_get = [], jax.device_get
+
+    def record(arrays):
+        fetched.extend(jax.tree.leaves(arrays))
+        return device_get(arrays)
+
+    monkeypatch.setattr(jax, 'device_get', record)
+    ModelEvaluator().evaluate(model, X, {'price': Y['price']}, confidence=None)
+    assert fetched and max(np.size(array) for array in fetched) <= 64
+
+
 def test_some_heads_are_enough(model):
     found = ModelEvaluator().evaluate(model, X, {'kind': Y['kind']})
     assert list(found) == ['kind']
@@ -111,7 +132,9 @@ def part_of_rows(count):
         (Y['kind'], {}, DataError, 'got one array, expected the targets of heads'),
         ({'sort': Y['kind']}, {}, DataError, "y_test: got 'sort', expected the targets of heads"),
         (Y, {'metrics': {'sort': ['f1']}}, ConfigError, "metrics: got a dict of 'sort'"),
-        (Y, {'metrics': ['f1']}, ConfigError, 'f1'),
+        (Y, {'metrics': ['f1']}, ConfigError, "head 'price': .*'f1'"),
+        (Y | {'kind': ['z'] * ROWS}, {}, DataError, r"y_test\['kind'\]: got labels"),
+        (Y | {'price': Y['price'][:9]}, {}, DataError, r"y_test\['price'\] with 9 rows"),
     ],
 )
 def test_what_does_not_fit_is_refused(model, y, settings, error, message):

@@ -13,11 +13,13 @@ from sklearn.metrics import f1_score, r2_score
 from tests.models_with_heads import TOKENS, Both, DictModel, NamedModel, TupleModel
 from thinkml.core import functionalize, is_higher_better
 from thinkml.core.model.exported_forward import ExportedModel, export_forward
+from thinkml.data import split_rows
 from thinkml.errors import ConfigError, DataError, ModelTypeError
 from thinkml.model_record import ModelRecord, attach_record, record_of
 from thinkml.models import ModelManager, predict, predict_proba
+from thinkml.tasks import Composite, Task
 from thinkml.training import ActiveLearner, ModelTrainer, TrainingConfig
-from thinkml.training.metric_monitor import monitor_for
+from thinkml.training.metric_monitor import MetricNames, monitor_for
 
 ROWS = 24
 SETTINGS = {'epochs': 20, 'batch_size': ROWS, 'learning_rate': 0.05, 'validation_split': 0}
@@ -122,7 +124,8 @@ def test_one_list_of_metrics_is_for_all_heads():
 
 
 def test_a_monitor_knows_the_direction_of_a_heads_metric():
-    names = ('loss', 'kind_loss', 'kind_accuracy', 'val_loss', 'val_kind_loss', 'val_kind_accuracy')
+    names = MetricNames(['loss', 'kind_loss', 'val_loss', 'val_kind_loss', 'val_kind_accuracy'])
+    names.heads = ('kind',)
     assert monitor_for('val_kind_accuracy', None, names).mode == 'max'
     assert monitor_for('val_kind_loss', None, names).mode == 'min'
     assert is_higher_better('kind_accuracy') is None
@@ -224,6 +227,173 @@ def test_another_weight_of_a_head_is_another_run(tmp_path):
         train(settings=settings, loss_weights={'price': 0.2}, resume='continue')
 
 
+# --- targets, weights and names ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize('change', [lambda y: y[:5], lambda y: np.r_[y, y]], ids=['short', 'long'])
+def test_the_rows_of_each_head_are_counted(change):
+    for name in Y:
+        other = Y | {name: change(Y[name])}
+        for arguments in ({'y': other}, {'y': other, 'settings': {'device_data_bytes': 100}}):
+            with pytest.raises(DataError, match=rf"y_train\['{name}'\] with \d+ rows"):
+                train(**arguments)
+        with pytest.raises(DataError, match=rf"y_val\['{name}'\] with \d+ rows"):
+            train(X_val=X, y_val=other)
+
+
+@pytest.mark.parametrize('form', [tuple, list], ids=['tuple', 'list'])
+def test_batches_may_hold_tuples_of_targets(form):
+    def pairs():
+        yield X, form((KIND, PRICE))
+
+    model, _ = train(TupleModel(), None, X=pairs, settings={'epochs': 2})
+    again, _ = train(TupleModel(), (KIND, PRICE), settings={'epochs': 2})
+    assert_close(params_of(model), params_of(again), 1e-6)
+    np.testing.assert_array_equal(predict(model, pairs)[0], predict(model, X)[0])
+
+
+def test_batches_keep_their_heads_and_the_form_of_their_weights():
+    def batches(second, weights=(None, None)):
+        for part, names, weight in zip(
+            (slice(12), slice(12, 24)), (Y, second), weights, strict=True
+        ):
+            y = {name: Y[name][part] for name in names}
+            yield (X[part], y) if weight is None else (X[part], y, weight)
+
+    run = functools.partial(train, y=None, settings={'epochs': 1})
+    with pytest.raises(
+        DataError, match=r"batch 2: got targets of 'kind', expected .* as in batch 1"
+    ):
+        run(X=lambda: batches(['kind']))
+    of_tags, of_rows = {'tags': np.ones((12, TOKENS))}, {'tags': np.ones(12)}
+    with pytest.raises(DataError, match=r"head 'tags': got weights of elements"):
+        run(X=lambda: batches(Y, (of_rows, of_tags)))
+    run(X=lambda: batches(Y, (of_tags, of_rows)))
+    with pytest.raises(DataError, match=r"got weights of 'sort', expected those of"):
+        run(X=lambda: batches(Y, ({'sort': np.ones(12)}, of_rows)))
+
+
+def test_a_head_without_targets_adds_nothing_to_the_loss():
+    def batches():
+        yield X, Y, {'price': np.zeros(ROWS)}
+
+    _, history = train(X=batches, y=None, settings={'epochs': 1})
+    losses = [history[f'{name}_loss'][0] for name in ('kind', 'tags')]
+    assert np.isnan(history['price_loss'][0])
+    assert history['loss'][0] == pytest.approx(sum(losses))
+
+
+def test_each_head_of_a_data_set_needs_targets_that_count():
+    empty = Y | {'tags': np.full((ROWS, TOKENS), -100)}
+    with pytest.raises(DataError, match=r"y_val\['tags'\]: each element is ignored"):
+        train(X_val=X, y_val=empty)
+
+
+@pytest.mark.parametrize('name', ['val', 'val_kind', 'learning', ''])
+def test_a_head_must_not_take_the_name_of_another_value(name):
+    class Renamed(nnx.Module):
+        def __init__(self):
+            self.out = nnx.Linear(4, 1, rngs=nnx.Rngs(0))
+
+        def __call__(self, x):
+            return {name: self.out(x)}
+
+    def rate(outputs, labels):
+        return (outputs - labels) ** 2
+
+    with pytest.raises(ConfigError, match='Give the output another name'):
+        train(Renamed(), {name: PRICE}, metrics=[rate])
+
+
+def test_rows_held_out_have_all_combinations_of_classes():
+    rare = np.arange(ROWS) >= ROWS - 4
+    task = Composite((('a', Task('binary', (0, 1), 2)), ('b', Task('regression', None, 1))))
+    for seed in range(10):
+        _, held_out = split_rows({'a': rare * 1, 'b': PRICE}, task, 0.25, seed)
+        assert rare[held_out].sum() == 1
+
+
+def test_rows_of_weight_0_are_in_the_statistics_of_any_number_of_parts():
+    class Normed(nnx.Module):
+        def __init__(self):
+            self.norm, self.inner = nnx.BatchNorm(4, rngs=nnx.Rngs(0)), DictModel()
+
+        def __call__(self, x):
+            return self.inner(self.norm(x))
+
+    weight = dict.fromkeys(['kind', 'price'], np.arange(ROWS) < 12)
+    y = {'kind': KIND, 'price': PRICE}
+    settings = {'epochs': 1, 'batch_size': 12, 'accumulate_steps': 2}
+    model, _ = train(Normed(), y, settings=settings, sample_weight=weight)
+    alone, _ = train(
+        nnx.Sequential(nnx.BatchNorm(4, rngs=nnx.Rngs(0)), nnx.Linear(4, 1, rngs=nnx.Rngs(0))),
+        PRICE,
+        settings=settings,
+        sample_weight=weight['price'],
+    )
+    np.testing.assert_allclose(
+        model.norm.mean.get_value(), alone.layers[0].mean.get_value(), atol=1e-6
+    )
+
+
+def test_probabilities_keep_the_positions_of_a_tuple():
+    class Swapped(TupleModel):
+        def __call__(self, x):
+            return super().__call__(x)[::-1]
+
+    model, _ = train(Swapped(), (PRICE, KIND), settings={'epochs': 1})
+    numbers, classes = predict_proba(model, X)
+    assert numbers is None and classes.shape == (ROWS, 3)
+    model, _ = train(DictModel(), {'price': PRICE}, settings={'epochs': 1})
+    with pytest.raises(DataError, match='heads predict numbers'):
+        predict_proba(model, X)
+
+
+def test_positions_name_the_heads_of_a_tuple():
+    _, history = train(
+        TupleModel(), (KIND, PRICE), loss_weights={1: 0.1}, metrics={1: ['r2']},
+        settings={'epochs': 1},
+    )  # fmt: skip
+    assert history['loss'][0] == pytest.approx(history['0_loss'][0] + 0.1 * history['1_loss'][0])
+
+
+def test_heads_that_are_not_trained_again_are_still_predicted():
+    model, _ = train(settings={'epochs': 1})
+    train(model, {'kind': KIND}, settings={'epochs': 1})
+    assert list(predict(model, X)) == ['kind', 'price', 'tags']
+
+
+def test_the_learning_rate_is_measured_for_the_loss_that_is_trained():
+    trainer = ModelTrainer(TrainingConfig(**SETTINGS))
+    found = trainer.find_learning_rate(DictModel(), X, Y, loss_weights={'price': 0.0})
+    again = trainer.find_learning_rate(DictModel(), X, Y)
+    assert found.losses[0] < again.losses[0]
+    assert trainer.find_batch_size(DictModel(), X, Y, loss_weights=WEIGHTS) >= 16
+
+
+def test_weights_of_pixels_beside_moving_pixels_are_refused_by_head():
+    pictures, masks = np.zeros((8, 8, 8, 1), np.float32), np.zeros((8, 8, 8), int)
+    masks[:, 0] = 1
+
+    class Net(nnx.Module):
+        def __init__(self):
+            self.conv = nnx.Conv(1, 2, (1, 1), rngs=nnx.Rngs(0))
+
+        def __call__(self, x):
+            return {'mask': self.conv(x), 'kind': self.conv(x).mean((1, 2))}
+
+    def run(weight, **more):
+        y = {'mask': masks, 'kind': np.arange(8) % 2}
+        batches = lambda: iter([(pictures, y) if weight is None else (pictures, y, weight)])  # noqa: E731
+        train(Net(), None, X=batches, augmentation='flip', settings={'epochs': 1}, **more)
+
+    run(None, class_weights={'kind': {0: 2.0}})
+    with pytest.raises(ConfigError, match='beside weights of pixels'):
+        run({'mask': np.ones((8, 8, 8))})
+    with pytest.raises(ConfigError, match='beside weights of pixels'):
+        run(None, class_weights={'mask': {0: 2.0}})
+
+
 # --- files and evaluation -----------------------------------------------------------------------
 
 
@@ -281,11 +451,10 @@ def test_masks_move_along_with_pictures():
 @pytest.mark.parametrize(
     ('arguments', 'error', 'message'),
     [
-        ({'y': KIND}, DataError, r"returns a dict of 'features', .* \{'features': \.\.\.\}"),
+        ({'y': KIND}, DataError, r"returns a dict of 'features', .* by these names"),
         ({'y': {'sort': KIND}}, DataError, r"targets of 'sort', but the model returns 'features'"),
         ({'y': {'knd': KIND}}, DataError, r"Did you mean 'kind'"),
         ({'y': {}}, DataError, 'an empty dict'),
-        ({'y': {'kind': KIND[:5], 'price': PRICE}}, DataError, r'expected one target per example'),
         ({'y': {'kind': KIND, 'price': TAGS}}, DataError, r"y_train\['price'\]"),
         ({'loss_fn': {'sort': 'mse'}}, ConfigError, r"loss_fn: got 'sort'"),
         ({'loss_fn': {'kind': 'mse'}}, DataError, r"y_train\['kind'\]: got text"),
@@ -298,7 +467,9 @@ def test_masks_move_along_with_pictures():
         ({'class_weights': 'balanced'}, ConfigError, r"class_weights: got 'balanced' for"),
         ({'sample_weight': {'kind': -np.ones(ROWS)}}, DataError, r"head 'kind': sample_weight"),
         ({'augmentation': 'mixup'}, ConfigError, 'expected one output to mix'),
-        ({'ignore_label': {'price': 3}}, ConfigError, 'ignore_label: got 3 for regression'),
+        ({'ignore_label': {'price': 3}}, ConfigError, r"ignore_label\['price'\]: got 3 for regr"),
+        ({'ignore_label': {'tags': 'a'}}, ConfigError, "ignore_label: got 'a'"),
+        ({'metrics': ['f1']}, ConfigError, r"Pass a dict by head: metrics=\{'price'"),
     ],
     ids=str,
 )  # fmt: skip
@@ -331,7 +502,7 @@ def test_a_tuple_needs_a_target_for_each_output():
         train(TupleModel(), KIND)
 
 
-def test_outputs_that_are_no_arrays_of_rows_are_named():
+def test_outputs_that_are_not_arrays_of_rows_are_named():
     class Nested(nnx.Module):
         def __call__(self, x):
             return {'a': x, 'b': {'c': x}}

@@ -212,6 +212,7 @@ def check_lengths(arrays: Mapping[str, Any]) -> None:
     Args:
         arrays: by argument name; arrays, dicts or tuples of them, or `Rows`.
     """
+    arrays = _by_part(arrays)
     lengths = {name: _num_rows(array) for name, array in arrays.items()}
     if len(set(lengths.values())) > 1:
         got = ' and '.join(f'{name} with {length:,} rows' for name, length in lengths.items())
@@ -219,6 +220,17 @@ def check_lengths(arrays: Mapping[str, Any]) -> None:
             f'{", ".join(lengths)}: got {got}, expected one target per example. Check that both '
             f'were split and filtered in the same way.{_columns_hint(arrays, lengths)}'
         )
+
+
+def _by_part(arrays: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the arrays, with each part of a dict under its own name."""
+    named = {}
+    for name, array in arrays.items():
+        if isinstance(array, Mapping):
+            named |= {f'{name}[{part!r}]': values for part, values in array.items()}
+        else:
+            named[name] = array
+    return named
 
 
 def _columns_hint(arrays: Mapping[str, Any], lengths: Mapping[str, int]) -> str:

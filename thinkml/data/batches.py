@@ -31,7 +31,7 @@ from thinkml.data.map_style_datasets import (
 )
 from thinkml.data.rows import check_tree
 from thinkml.data.sample_weights import check_sample_weight
-from thinkml.data.targets import refuse_parts
+from thinkml.data.targets import named_targets
 from thinkml.errors import DataError
 from thinkml.model_record import InputSpec
 from thinkml.typing import Inputs, PyTree
@@ -138,6 +138,7 @@ class Batches:
     ):
         self._like = like
         self._inputs: InputSpec | None = None
+        self._heads: frozenset[str] | None = None
         self._source = source
         self.argument = argument
         self._read = read
@@ -219,6 +220,13 @@ class Batches:
         if self._inputs is None:
             # Later batches must match the first one; only the range of its values is checked.
             self._inputs, self._like = inputs, inputs.without_ranges()
+            self._heads = _heads_of(batch)
+        if _heads_of(batch) != self._heads:
+            got, expected = map(_heads_in_words, (_heads_of(batch), self._heads))
+            raise DataError(
+                f'{self.argument}, batch {number}: got {got}, expected {expected} as in batch 1. '
+                'Give rows without a target any of the labels, and weight 0.'
+            )
         return batch
 
 
@@ -354,21 +362,25 @@ def _read_batch(
     x, y, weight = _parts(raw, argument, label, with_labels)
     x, inputs = check_tree(_inputs(x), argument, like, is_first=True)
     num_rows = len(jax.tree.leaves(x)[0])
-    if isinstance(y, Mapping):
-        y = {name: _labels(part, num_rows, f'{argument}[{name!r}]') for name, part in y.items()}
-    elif y is not None:
-        refuse_parts(y, argument)
-        y = _labels(y, num_rows, argument)
-    if isinstance(weight, Mapping) and isinstance(y, dict):
-        weight = {
-            name: _weights(part, y.get(name), num_rows, f'{argument}[{name!r}]')
-            for name, part in weight.items()
-        }
-    elif weight is not None:
-        weight = _weights(weight, None if isinstance(y, dict) else y, num_rows, argument)
+    y, heads = y if with_labels else None, None
+    if y is not None:
+        heads = named_targets(y, num_rows)
+        y = y if heads is not None else _labels(y, num_rows, argument)
+    if heads is not None:
+        y = {name: _labels(part, num_rows, f'{argument}[{name!r}]') for name, part in heads.items()}
+    if weight is not None:
+        weight = _all_weights(weight, y, num_rows, argument)
     # Copies: a source may write to the same arrays again before these are on the device.
     x, y = jax.tree.map(np.array, (x, y))
     return HostBatch(x, y, weight), inputs
+
+
+def _heads_of(batch: HostBatch) -> frozenset[str] | None:
+    return frozenset(batch.y) if isinstance(batch.y, dict) else None
+
+
+def _heads_in_words(heads: frozenset[str] | None) -> str:
+    return 'one array' if heads is None else f'targets of {", ".join(map(repr, sorted(heads)))}'
 
 
 def _labels(y: Any, num_rows: int, argument: str) -> np.ndarray:
@@ -380,6 +392,22 @@ def _labels(y: Any, num_rows: int, argument: str) -> np.ndarray:
             'torch.utils.data.DataLoader(dataset, batch_size=32), or .batch(32).'
         )
     return y
+
+
+def _all_weights(weight: Any, y: PyTree, num_rows: int, argument: str) -> PyTree:
+    """Returns the weights of rows or elements, or a dict of them by head."""
+    by_head = named_targets(weight, num_rows) if isinstance(y, dict) else None
+    if by_head is None:
+        return _weights(weight, None if isinstance(y, dict) else y, num_rows, argument)
+    if unknown := by_head.keys() - y.keys():
+        raise DataError(
+            f'{argument}: got weights of {", ".join(map(repr, sorted(unknown)))}, expected those '
+            f'of {", ".join(map(repr, y))}.'
+        )
+    return {
+        name: _weights(part, y[name], num_rows, f'{argument}[{name!r}]')
+        for name, part in by_head.items()
+    }
 
 
 def _weights(weight: Any, y: np.ndarray | None, num_rows: int, argument: str) -> np.ndarray:

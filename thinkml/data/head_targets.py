@@ -1,22 +1,22 @@
 """Targets of models with several heads: a dict of arrays, or a tuple for a tuple of outputs."""
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
 from thinkml.core.model.functional import HeadOutputs, Outputs
-from thinkml.core.objectives.heads import named_outputs
 from thinkml.data.targets import (
     IGNORE_LABEL,
-    are_columns,
     check_targets,
     encode_targets,
+    named_targets,
     refuse_parts,
 )
 from thinkml.data.task_inference import Decided, infer_task
-from thinkml.errors import DataError, did_you_mean
+from thinkml.errors import ConfigError, DataError, did_you_mean
 from thinkml.tasks import AnyTask, Composite, Task
 from thinkml.typing import Labels, PyTree
 
@@ -29,13 +29,12 @@ def check_any_targets(y: Labels, argument: str) -> PyTree:
     Raises:
         DataError: see `check_targets`.
     """
-    if isinstance(y, tuple) and (hasattr(y, '_fields') or are_columns(y)):
-        y = named_outputs(y)
-    if not isinstance(y, Mapping):
+    named = named_targets(y)
+    if named is None:
         return check_targets(y, argument)
-    if not y:
+    if not named:
         raise DataError(f'{argument}: got an empty dict, expected the targets of each head.')
-    return {name: check_targets(part, f'{argument}[{name!r}]') for name, part in y.items()}
+    return {name: check_targets(part, f'{argument}[{name!r}]') for name, part in named.items()}
 
 
 def infer_any_task(
@@ -100,14 +99,18 @@ def _one_target(targets: Any, outputs: HeadOutputs, argument: str) -> str:
             'targets, one for each, or let the model return a dict and pass the targets of some '
             'outputs by name.'
         )
-    first = next(iter(outputs.heads))
     return (
         f'{got}, but the model returns a dict of {_names(outputs.heads)}. Pass a dict with the '
-        f'targets of the outputs to train: {{{first!r}: ...}}.'
+        'targets of the outputs to train, by these names.'
     )
 
 
 def _check_names(targets: dict[str, Any], outputs: HeadOutputs, argument: str) -> None:
+    if outputs.is_tuple and len(targets) > len(outputs.heads):
+        raise DataError(
+            f'{argument}: got {len(targets)} arrays, but the model returns a tuple of '
+            f'{len(outputs.heads)}, expected one for each.'
+        )
     unknown = [name for name in targets if name not in outputs.heads]
     if unknown:
         hint = did_you_mean(unknown[0], outputs.heads) if isinstance(unknown[0], str) else ''
@@ -144,6 +147,15 @@ def encode_any_targets(y: PyTree, task: AnyTask, argument: str = 'y_train') -> P
     return {
         name: encode_targets(y[name], head, f'{argument}[{name!r}]') for name, head in task.heads
     }
+
+
+@contextlib.contextmanager
+def naming_head(head: str) -> Iterator[None]:
+    """Adds the name of a head to the errors that are raised within the block."""
+    try:
+        yield
+    except (DataError, ConfigError) as error:
+        raise type(error)(f'head {head!r}: {error}') from error
 
 
 def num_rows_of(tree: PyTree) -> int:

@@ -28,7 +28,8 @@ def split_rows(
     """Splits rows into training and validation rows.
 
     The random split of a binary or multiclass task with one label a row is stratified: each class
-    has the same fraction of validation rows, to the nearest row. With groups, all rows of a group
+    has the same fraction of validation rows, to the nearest row; for several heads each combination
+    of their classes has. With groups, all rows of a group
     are on the same side. The fraction is then accurate to half of the largest group (unless a side
     would be empty). The fractions of the classes are the best of 32 random draws.
 
@@ -67,10 +68,7 @@ def split_rows(
             'one each: use another fraction, or pass X_val and y_val.'
         )
     rng = np.random.default_rng(seed)
-    has_one_class = (
-        isinstance(task, Task) and task.kind in ('binary', 'multiclass') and not task.element_shape
-    )
-    labels = targets if has_one_class else np.zeros(num_rows, np.int64)
+    labels = _classes_of_rows(targets, task, num_rows)
     if groups is not None:
         if order == 'last':
             raise ConfigError("groups: got them with the order 'last', expected one of the two.")
@@ -81,6 +79,21 @@ def split_rows(
         return rows[:-num_val], rows[-num_val:]
     shuffled = _spread_classes(rng.permutation(num_rows), labels)
     return np.sort(shuffled[num_val:]), np.sort(shuffled[:num_val])
+
+
+def _classes_of_rows(targets: PyTree, task: AnyTask, num_rows: int) -> np.ndarray:
+    """Returns the number of each row's class; for heads, of its combination of classes."""
+    heads = (
+        [(task, targets)] if isinstance(task, Task) else [(t, targets[n]) for n, t in task.heads]
+    )
+    classes = [
+        labels
+        for head, labels in heads
+        if head.kind in ('binary', 'multiclass') and not head.element_shape
+    ]
+    if len(classes) < 2:
+        return classes[0] if classes else np.zeros(num_rows, np.int64)
+    return np.unique(np.stack(classes), axis=1, return_inverse=True)[1].reshape(num_rows)
 
 
 def _spread_classes(order: np.ndarray, targets: np.ndarray) -> np.ndarray:

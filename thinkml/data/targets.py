@@ -68,6 +68,29 @@ def refuse_parts(y: Labels, argument: str) -> None:
     )
 
 
+def named_targets(y: Any, num_rows: int | None = None) -> dict[str, Any] | None:
+    """Returns the targets of several heads by name; None for one array.
+
+    The names of a tuple of arrays are their positions, as text.
+
+    Args:
+        y: the targets.
+        num_rows: the number of rows, if it is known. A tuple or list of as many arrays as there are
+            rows is one array.
+    """
+    if isinstance(y, Mapping):
+        return {str(name): part for name, part in y.items()}
+    if hasattr(y, '_fields'):
+        return y._asdict()
+    is_tuple = isinstance(y, tuple) and (are_columns(y) if num_rows is None else True)
+    is_list = isinstance(y, list) and num_rows is not None and len(y) != num_rows
+    if not (is_tuple or is_list) or (
+        num_rows is not None and any(len(np.shape(part)) < 1 or len(part) != num_rows for part in y)
+    ):
+        return None
+    return {str(position): part for position, part in enumerate(y)}
+
+
 def are_columns(parts: tuple[Any, ...]) -> bool:
     """Returns True for arrays of equal length that are columns, not rows."""
     lengths = {part.shape[0] if getattr(part, 'ndim', 0) else 0 for part in parts}

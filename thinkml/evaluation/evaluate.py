@@ -8,6 +8,7 @@ import numpy as np
 
 from thinkml.core.objectives.confusion_counts import f1, precision, ratio, recall
 from thinkml.core.objectives.metric_table import metric_name
+from thinkml.data.head_targets import naming_head
 from thinkml.errors import ConfigError, DataError, warn_user
 from thinkml.evaluation.bootstrap import Resampling
 from thinkml.evaluation.evaluation_data import EvaluationData
@@ -54,10 +55,14 @@ def evaluate_model(
     """
     inputs = open_model(model, X_test, y_test, devices)
     if isinstance(inputs, dict):
-        return {
-            head: _evaluate(one, settings.for_head(head, inputs), name or head, default)
-            for head, one in inputs.items()
-        }
+        evaluations = {}
+        for head, one in inputs.items():
+            of_head = settings.for_head(head, inputs)
+            with naming_head(head):
+                evaluations[head] = _evaluate(
+                    one, of_head, f'{name}, {head}' if name else head, default
+                )
+        return evaluations
     if isinstance(settings.metrics, Mapping):
         raise ConfigError('metrics: got a dict for a model with one output, expected a list.')
     return _evaluate(inputs, settings, name, default)

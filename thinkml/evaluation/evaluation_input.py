@@ -37,11 +37,11 @@ class EvaluationInput:
     weight: np.ndarray | None = None
 
 
-def encode_labels(labels: np.ndarray, task: Task) -> np.ndarray:
+def encode_labels(labels: np.ndarray, task: Task, argument: str = 'y_test') -> np.ndarray:
     """Returns the labels encoded as in `EvaluationData`."""
     if task.classes is None:
-        return _regression_targets(labels, (len(labels), *task.row_shape), 'y_test')
-    return encode_targets(labels, task, argument='y_test')
+        return _regression_targets(labels, (len(labels), *task.row_shape), argument)
+    return encode_targets(labels, task, argument=argument)
 
 
 def _regression_targets(values: np.ndarray, shape: tuple[int, ...], argument: str) -> np.ndarray:

@@ -10,7 +10,7 @@ import numpy as np
 from thinkml.core import make_predict, predict_outputs
 from thinkml.core.model.functional import HeadOutputs, Outputs, any_outputs_of
 from thinkml.core.model.output_range import misread_outputs
-from thinkml.core.objectives.heads import part_of
+from thinkml.core.objectives.heads import Selection, part_of
 from thinkml.data import (
     check_targets,
     concatenate_labels,
@@ -71,12 +71,14 @@ def open_model(
         any_outputs_of(model, rows.spec, 'X_test')
     task = _task_of(model, labels, rows.spec)
 
+    heads = None if isinstance(task, Task) else Selection(tuple(labels))
+
     @functools.cache
     def all_outputs() -> PyTree:
-        return predict_outputs(model, rows, devices=devices, argument='X_test')
+        return predict_outputs(model, rows, devices=devices, argument='X_test', reduce=heads)
 
     def open_head(task: Task, labels: np.ndarray, head: str | None) -> EvaluationInput:
-        encoded = encode_labels(labels, task)
+        encoded = encode_labels(labels, task, _named(head))
         return EvaluationInput(
             task=task,
             labels=labels,
@@ -86,6 +88,10 @@ def open_model(
         )
 
     return _by_head(open_head, task, labels, 'y_test')
+
+
+def _named(head: str | None) -> str:
+    return 'y_test' if head is None else f'y_test[{head!r}]'
 
 
 def _by_head(
@@ -140,9 +146,9 @@ def _open_batches(
     all_outputs = jax.tree.map(lambda *leaves: np.concatenate(leaves), *outputs)
 
     def open_head(task: Task, labels_of_head: np.ndarray, head: str | None) -> EvaluationInput:
-        encoded = encode_labels(labels_of_head, task)
+        encoded = encode_labels(labels_of_head, task, _named(head))
         data = _decode_outputs(part_of(all_outputs, head), encoded, task)
-        of_head = [part_of(weight, head) for weight in weights]
+        of_head = [weight.get(head) if isinstance(weight, dict) else weight for weight in weights]
         return EvaluationInput(
             task=task,
             labels=labels_of_head,

@@ -8,11 +8,11 @@ import numpy as np
 
 from thinkml.core import make_predict, predict_outputs
 from thinkml.core.model.forward import Reduce, largest_output
-from thinkml.core.objectives.heads import part_of
+from thinkml.core.objectives.heads import Selection
 from thinkml.data import decode, is_batches, open_batches, open_rows_of, probabilities
 from thinkml.data.predictions import decode_indices
 from thinkml.data.sequences import pad_sequences
-from thinkml.errors import NotTrainedError
+from thinkml.errors import DataError, NotTrainedError
 from thinkml.model_record import record_of
 from thinkml.tasks import AnyTask, Task
 from thinkml.typing import Inputs, Model, PyTree
@@ -72,7 +72,7 @@ def predict_proba(model: Model, X: Inputs) -> PyTree:
     Returns:
         float64 ``[rows, classes]`` in the order of the sorted labels; for a multilabel model the
         probability of each label. A model with several heads returns a dict of those of its
-        classifying heads, or a tuple.
+        classifying heads; a tuple has None for the others.
 
     Raises:
         NotTrainedError: if the model was neither trained by ThinkML nor loaded.
@@ -82,14 +82,18 @@ def predict_proba(model: Model, X: Inputs) -> PyTree:
     X, _, lengths = pad_sequences(model, X, None, argument='X', like=record_of(model).input_spec)
     if isinstance(task, Task):
         return _cut(probabilities(_outputs(model, X), task), task, lengths)
-    outputs = _outputs(model, X, _Selection(task.heads))
-    return task.restore(
-        {
-            name: _cut(probabilities(outputs[name], head), head, lengths)
-            for name, head in task.heads
-            if head.is_classification
-        }
+    outputs = _outputs(model, X, Selection(tuple(task.by_name)))
+    found = task.map(
+        lambda head, part: (
+            _cut(probabilities(part, head), head, lengths) if head.is_classification else None
+        ),
+        outputs,
     )
+    if all(values is None for values in found.values()):
+        raise DataError('model: its heads predict numbers, which have no probabilities.')
+    if not task.is_tuple:
+        found = {name: values for name, values in found.items() if values is not None}
+    return task.restore(found)
 
 
 def _chooses_on_device(task: Task) -> bool:
@@ -113,23 +117,13 @@ def _decoded(outputs: np.ndarray, task: Task) -> np.ndarray:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Selection:
-    """A function that keeps the outputs of the heads that have a task, by name."""
-
-    heads: tuple[tuple[str, Task], ...]
-
-    def __call__(self, outputs: PyTree) -> dict[str, Any]:
-        return {name: part_of(outputs, name) for name, _ in self.heads}
-
-
-@dataclasses.dataclass(frozen=True)
 class _Reduction:
-    """A `_Selection` that chooses labels where outputs are large."""
+    """A function that keeps the outputs with a task, and chooses labels where they are large."""
 
     heads: tuple[tuple[str, Task], ...]
 
     def __call__(self, outputs: PyTree) -> dict[str, Any]:
-        parts = _Selection(self.heads)(outputs)
+        parts = Selection(tuple(name for name, _ in self.heads))(outputs)
         return {
             name: largest_output(parts[name]) if _chooses_on_device(task) else parts[name]
             for name, task in self.heads

@@ -258,7 +258,9 @@ def _base(name: str) -> str:
 
 
 def _panel(name: str) -> str:
-    return _PANELS.get(_base(name), 'metric')
+    # A head's loss is on the scale of the loss.
+    is_loss = _base(name).endswith('_loss') and _base(name) != 'log_loss'
+    return _PANELS.get(_base(name), 'loss' if is_loss else 'metric')
 
 
 def _block_means(losses: np.ndarray, interval: int) -> tuple[np.ndarray, np.ndarray]:

@@ -253,14 +253,17 @@ def _encode(stream: Stream, batch: HostBatch, argument: str) -> Arrays:
     y = with_advice(stream.advice, encode_any_targets, batch.y, stream.task, argument)
     if isinstance(stream.task, Task):
         return batch.x, y, _stream_weights(stream, stream.task, y, batch.weight, argument)
-    if isinstance(batch.weight, dict) and (unknown := batch.weight.keys() - y.keys()):
-        raise DataError(
-            f'{argument}: got weights of {", ".join(map(repr, sorted(unknown)))}, expected those '
-            f'of {", ".join(map(repr, y))}.'
-        )
+    of_elements = stream.has_element_weights
     weights = {
         name: _stream_weights(
-            stream._replace(class_table=part_of(stream.class_table, name)), head, y[name],
+            stream._replace(
+                class_table=part_of(stream.class_table, name),
+                has_element_weights=of_elements.get(name, False)
+                if isinstance(of_elements, dict)
+                else of_elements,
+            ),
+            head,
+            y[name],
             batch.weight.get(name) if isinstance(batch.weight, dict) else batch.weight,
             f'{argument}, head {name!r}',
         )
@@ -283,7 +286,7 @@ def _stream_weights(
         )
     if stream.has_element_weights:
         weight = np.broadcast_to(of_rows(weight, y), (len(y), *task.element_shape))
-    elif weight.ndim > 1 and isinstance(stream.task, Task):
+    elif weight.ndim > 1:
         raise DataError(
             f'{argument}: got weights of elements, expected weights of rows as in batch 1. Give '
             'each batch weights of elements.'

@@ -51,11 +51,11 @@ def warn_of_label_column(request: TrainRequest) -> None:
         )
 
 
-def warn_of_one_class(task: Task, y: np.ndarray) -> None:
+def warn_of_one_class(task: Task, y: np.ndarray, argument: str) -> None:
     """Warns of labels that are all the same class."""
     if task.kind in ('binary', 'multiclass') and len(_occurring(y, task)) == 1:
         warn_user(
-            f'y_train: got only one class ({len(y):,} rows of it), so there is nothing to tell '
+            f'{argument}: got only one class ({len(y):,} rows of it), so there is nothing to tell '
             'apart. Check how the rows were selected.'
         )
 
@@ -88,15 +88,17 @@ def _occurring(y: np.ndarray, task: Task) -> np.ndarray:
     return found[found != IGNORED]
 
 
-def warn_of_unlabeled(targets: np.ndarray, task: Task, request: TrainRequest) -> None:
+def warn_of_unlabeled(
+    targets: np.ndarray, task: Task, request: TrainRequest, argument: str
+) -> None:
     """Warns of numbers and text that mark rows without a label in other libraries."""
-    warn_of_missing_text(targets, 'y_train', 'a class')
+    warn_of_missing_text(targets, argument, 'a class')
     marker = find_marker(targets)
     if marker is None or marker == task.ignore_label:
         return
     if task.element_shape:
         warn_user(
-            f'y_train: {marker} counts like the other labels ({task.in_words}). If it marks '
+            f'{argument}: {marker} counts like the other labels ({task.in_words}). If it marks '
             f'elements without a label, pass ignore_label={marker}.'
         )
         return
@@ -112,14 +114,14 @@ def warn_of_unlabeled(targets: np.ndarray, task: Task, request: TrainRequest) ->
     if is_class:
         what = 'a number to predict' if task.kind == 'regression' else 'a class'
         warn_user(
-            f'y_train: {marker} is {what} like the others ({task.in_words}). {unlabeled(marker)}'
+            f'{argument}: {marker} is {what} like the others ({task.in_words}). {unlabeled(marker)}'
         )
 
 
-def warn_of_new_classes(known: Task | None, task: Task) -> None:
+def warn_of_new_classes(known: Task | None, task: Task, argument: str) -> None:
     """Warns if a trained model is trained for other classes than before."""
     if known is not None and known.classes != task.classes:
         warn_user(
-            f'y_train: the model was trained for {known.in_words}, and now for {task.in_words}: '
+            f'{argument}: the model was trained for {known.in_words}, and now for {task.in_words}: '
             'its outputs change their meaning. Make a new model if that is not intended.'
         )

@@ -13,6 +13,16 @@ from thinkml.training.run import Run
 Mode = Literal['min', 'max']
 
 
+class MetricNames(tuple[str, ...]):
+    """The names of the values that an epoch records.
+
+    Attributes:
+        heads: the names of the model's heads, which begin the names of their values.
+    """
+
+    heads: tuple[str, ...] = ()
+
+
 @dataclasses.dataclass
 class MetricMonitor:
     """The best value of a metric so far, and the last value that counts as an improvement.
@@ -90,9 +100,7 @@ def monitor_for(
         )
     if name not in metric_names:
         raise ConfigError(unknown_name('monitor', name, metric_names))
-    # Only heads have losses of their own.
-    heads = [each.removesuffix('_loss') for each in metric_names if each.endswith('_loss')]
-    higher = is_higher_better(name, heads)
+    higher = is_higher_better(name, getattr(metric_names, 'heads', ()))
     if mode is None and higher is None:
         raise ConfigError(
             f"mode: got None for {name!r}, a custom metric, expected 'min' if smaller values are "

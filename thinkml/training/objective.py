@@ -151,12 +151,15 @@ def make_head_objective(
         metrics = of_head.metrics
         if isinstance(metrics, Sequence) and not isinstance(metrics, str):
             metrics = [metric for metric in metrics if metric not in of_step]
+            if not head.is_classification:  # accuracy is always recorded for classes
+                metrics = [metric for metric in metrics if metric != 'accuracy']
         try:
             objectives[name] = make_objective(
                 head, x, y[name], loss_fn=of_head.loss_fn, metrics=metrics, augmentation=None
             )
         except ConfigError as error:
-            raise ConfigError(f'head {name!r}: {error}') from error
+            raise ConfigError(f'head {name!r}: {error}{_advice(request, name, error)}') from error
+        _check_head_names(name, objectives[name])
         if objectives[name].training_metrics:
             raise ConfigError(
                 f'metrics: got {objectives[name].training_metrics[0]!r} for the head {name!r}, '
@@ -186,6 +189,22 @@ def make_head_objective(
         augment=augment,
         heads=objectives,
     )
+
+
+def _advice(request: TrainRequest, head: str, error: ConfigError) -> str:
+    is_list = str(error).startswith('metrics:') and not isinstance(request.metrics, Mapping)
+    return f' Pass a dict by head: metrics={{{head!r}: [...]}}.' if is_list else ''
+
+
+def _check_head_names(head: str, objective: Objective) -> None:
+    """Raises a `ConfigError` for a head whose values in the history are those of something else."""
+    names = [f'{head}_{name}' for name in ('loss', *objective.metric_names)]
+    taken = [name for name in names if name.startswith('val_') or name in _RESERVED]
+    if not head or taken:
+        reason = f'whose {taken[0]!r} means something else in the history' if head else 'no name'
+        raise ConfigError(
+            f'model: got an output called {head!r}, {reason}. Give the output another name.'
+        )
 
 
 def _probe_of(y: np.ndarray) -> jax.ShapeDtypeStruct:

@@ -28,7 +28,7 @@ from thinkml.core.train.loop import empty_metrics
 from thinkml.errors import ConfigError, NotTrainedError, warn_user
 from thinkml.model_record import record_of, record_to_change
 from thinkml.monitoring import History, ProgressBar
-from thinkml.tasks import Task
+from thinkml.tasks import Task, with_heads_of
 from thinkml.training.callbacks.checkpoint import Checkpoint
 from thinkml.training.callbacks.dispatch import (
     check_callbacks,
@@ -38,6 +38,7 @@ from thinkml.training.callbacks.dispatch import (
 from thinkml.training.config import TrainingConfig
 from thinkml.training.function_digests import function_digests
 from thinkml.training.memory_plan import reduce_memory
+from thinkml.training.metric_monitor import MetricNames
 from thinkml.training.optimizer_state import optimizer_arrays
 from thinkml.training.process_consistency import check_same_everywhere
 from thinkml.training.program import MemorySavings, needs_length
@@ -198,11 +199,15 @@ def _trial_config(config: TrainingConfig) -> TrainingConfig:
     return dataclasses.replace(config, epochs=1, callbacks=callbacks, early_stopping=False)
 
 
-def _history_names(setup: TrainingSetup) -> tuple[str, ...]:
+def _history_names(setup: TrainingSetup) -> MetricNames:
     """Returns the names of the values that an epoch records."""
     shared = ('loss', *setup.objective.metric_names)
     names = (*shared, *setup.objective.training_metrics)
-    return names if setup.val is None else (*names, *(f'val_{name}' for name in shared))
+    found = MetricNames(
+        names if setup.val is None else (*names, *(f'val_{name}' for name in shared))
+    )
+    found.heads = tuple(setup.objective.heads)
+    return found
 
 
 def _open_checkpoints(
@@ -339,7 +344,7 @@ def _recorded(run: Run, setup: TrainingSetup) -> Iterator[None]:
     """Writes the run into the model's record, and removes it if it fails before its first step."""
     record = record_to_change(run.user_model)
     before = vars(record) | {'runs': list(record.runs)}
-    record.task = setup.task
+    record.task = with_heads_of(setup.task, record.task)
     record.input_spec = setup.inputs
     if run.resumed and record.runs and run.history.continues(record.runs[-1]):
         record.runs.pop()  # the same run, which is resumed

@@ -265,6 +265,7 @@ class ModelTrainer:
         augmentation: Any = None,
         groups: Any = None,
         ignore_label: int | Mapping[str, int] | None = None,
+        max_length: int | None = None,
         target: str | None = None,
     ) -> 'Plan | TargetPlan':
         """Returns how much memory of each device a training with these arguments would take.
@@ -286,6 +287,7 @@ class ModelTrainer:
             augmentation: as in `train`.
             groups: as in `train`.
             ignore_label: as in `train`.
+            max_length: as in `train`.
             target: the devices to plan for, if they are not those of this machine: ``'h200:8'``
                 for 8 GPUs, ``'v5e:4x4'`` for a slice of 16 TPUs. Their compiler must be installed,
                 but no driver and no device. The model's arrays may be shapes only, such as those
@@ -312,7 +314,7 @@ class ModelTrainer:
             X_train=X_train, y_train=y_train, X_val=X_val, y_val=y_val,
             loss_fn=loss_fn, metrics=metrics, class_weights=class_weights,
             sample_weight=sample_weight, augmentation=augmentation, groups=groups,
-            ignore_label=ignore_label, loss_weights=loss_weights,
+            ignore_label=ignore_label, loss_weights=loss_weights, max_length=max_length,
         )  # fmt: skip
         callbacks, _ = make_callbacks(self.config)
         setup = make_setup(model, request, self.config, metrics_recorded_for(callbacks))
@@ -329,10 +331,13 @@ class ModelTrainer:
         X_train: Inputs,
         y_train: Labels = None,
         *,
-        loss_fn: str | LossFn | None = None,
+        loss_fn: str | LossFn | Mapping[str, Any] | None = None,
+        loss_weights: Mapping[str, float] | None = None,
         class_weights: Any = None,
         sample_weight: Any = None,
         augmentation: Any = None,
+        ignore_label: int | Mapping[str, int] | None = None,
+        max_length: int | None = None,
     ) -> LearningRateRange:
         """Tries rates from 1e-6 to 10 on a copy of the model, one for each of 100 steps.
 
@@ -343,16 +348,20 @@ class ModelTrainer:
             X_train: as in `train`.
             y_train: as in `train`.
             loss_fn: as in `train`.
+            loss_weights: as in `train`.
             class_weights: as in `train`.
             sample_weight: as in `train`.
             augmentation: as in `train`.
+            ignore_label: as in `train`.
+            max_length: as in `train`.
 
         Returns:
             The rates, the losses and the suggestion; ``.plot()`` draws them.
         """
         request = TrainRequest(
             X_train=X_train, y_train=y_train, loss_fn=loss_fn, class_weights=class_weights,
-            sample_weight=sample_weight, augmentation=augmentation,
+            sample_weight=sample_weight, augmentation=augmentation, ignore_label=ignore_label,
+            loss_weights=loss_weights, max_length=max_length,
         )  # fmt: skip
         setup = make_setup(model, request, self.config)
         savings, _ = reduce_memory(model, setup, self.config, self._layout)
@@ -364,10 +373,13 @@ class ModelTrainer:
         X_train: Inputs,
         y_train: Labels = None,
         *,
-        loss_fn: str | LossFn | None = None,
+        loss_fn: str | LossFn | Mapping[str, Any] | None = None,
+        loss_weights: Mapping[str, float] | None = None,
         class_weights: Any = None,
         sample_weight: Any = None,
         augmentation: Any = None,
+        ignore_label: int | Mapping[str, int] | None = None,
+        max_length: int | None = None,
     ) -> int:
         """Returns the largest power of two, as batch size, whose step fits in device memory.
 
@@ -379,13 +391,17 @@ class ModelTrainer:
             X_train: as in `train`.
             y_train: as in `train`.
             loss_fn: as in `train`.
+            loss_weights: as in `train`.
             class_weights: as in `train`.
             sample_weight: as in `train`.
             augmentation: as in `train`.
+            ignore_label: as in `train`.
+            max_length: as in `train`.
         """
         request = TrainRequest(
             X_train=X_train, y_train=y_train, loss_fn=loss_fn, class_weights=class_weights,
-            sample_weight=sample_weight, augmentation=augmentation,
+            sample_weight=sample_weight, augmentation=augmentation, ignore_label=ignore_label,
+            loss_weights=loss_weights, max_length=max_length,
         )  # fmt: skip
         setup = make_setup(model, request, self.config)
         return largest_batch_size(model, setup, self.config, self._layout)

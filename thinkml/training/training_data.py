@@ -23,7 +23,13 @@ from thinkml.data import (
     split_rows,
     with_ranges,
 )
-from thinkml.data.head_targets import check_any_targets, encode_any_targets, num_rows_of, rows_at
+from thinkml.data.head_targets import (
+    check_any_targets,
+    encode_any_targets,
+    naming_head,
+    num_rows_of,
+    rows_at,
+)
 from thinkml.data.sample_weights import shift_of
 from thinkml.errors import ConfigError, DataError, unknown_name
 from thinkml.model_record import InputSpec
@@ -95,7 +101,8 @@ class Stream(NamedTuple):
         class_table: the weight of each class, or a dict by head; None if all are 1.
         weight_shift: the power of 2 that the weights of all batches are multiplied by.
         advice: a sentence for errors about unknown labels; empty if the task was known before.
-        has_element_weights: True if the batches hold a weight for each element of a row.
+        has_element_weights: True if the batches hold a weight for each element of a row; a dict of
+            bools by head if they hold weights by head.
     """
 
     batches: Batches
@@ -103,7 +110,7 @@ class Stream(NamedTuple):
     class_table: PyTree = None
     weight_shift: int = 0
     advice: str = ''
-    has_element_weights: bool = False
+    has_element_weights: bool | dict[str, bool] = False
 
 
 class TrainRequest(NamedTuple):
@@ -131,16 +138,31 @@ class TrainRequest(NamedTuple):
     loss_weights: Any = None
     max_length: int | None = None
 
+    def with_text_names(self) -> 'TrainRequest':
+        """Returns the request with positions of a tuple of outputs as text: ``'0'`` for 0."""
+
+        def named(value: Any) -> Any:
+            are_positions = isinstance(value, Mapping) and all(type(name) is int for name in value)
+            return {str(name): part for name, part in value.items()} if are_positions else value
+
+        arguments = ('loss_fn', 'metrics', 'loss_weights', 'sample_weight', 'ignore_label')
+        return self._replace(**{name: named(getattr(self, name)) for name in arguments})
+
+    def check_names(self, argument: str, task: Composite) -> None:
+        """Raises a `ConfigError` for a dict with names that are not those of heads."""
+        value = getattr(self, argument)
+        if isinstance(value, Mapping):
+            unknown = [name for name in value if name not in task.by_name]
+            if unknown:
+                raise ConfigError(unknown_name(argument, unknown[0], task.by_name))
+
     def of_head(self, head: str, task: Composite) -> 'TrainRequest':
         """Returns the request for one head: its loss, metrics, weights and ignored label."""
 
         def part(argument: str) -> Any:
+            self.check_names(argument, task)
             value = getattr(self, argument)
-            if not isinstance(value, Mapping):
-                return value
-            if unknown := [name for name in value if name not in task.by_name]:
-                raise ConfigError(unknown_name(argument, unknown[0], task.by_name))
-            return value.get(head)
+            return value.get(head) if isinstance(value, Mapping) else value
 
         if self.class_weights is not None and not isinstance(self.class_weights, Mapping):
             raise ConfigError(
@@ -283,10 +305,10 @@ def make_stream(
             batches, task, weight_shift=shift, advice=advice, has_element_weights=of_elements
         )
     if isinstance(task, Composite):
-        table = {
-            name: _class_table(head, request.of_head(name, task).class_weights)
-            for name, head in task.heads
-        }
+        table = {}
+        for name, head in task.heads:
+            with naming_head(name):
+                table[name] = _class_table(head, request.of_head(name, task).class_weights)
     else:
         table = _class_table(task, request.class_weights)
     return Stream(batches, task, table, shift, advice, of_elements)
@@ -303,10 +325,12 @@ def _class_table(task: Task, class_weights: Any) -> np.ndarray | None:
     return class_weight_table(np.zeros(0, np.int32), task, class_weights)
 
 
-def _has_element_weights(batches: Batches) -> bool:
+def _has_element_weights(batches: Batches) -> bool | dict[str, bool]:
     """Returns True if the first batch has a weight for each element; the others must have, too."""
     weight = batches.peek().weight
-    return isinstance(weight, np.ndarray) and weight.ndim > 1
+    if isinstance(weight, dict):
+        return {name: part.ndim > 1 for name, part in weight.items()}
+    return weight is not None and weight.ndim > 1
 
 
 def _weight_shift(batches: Batches) -> int:
@@ -323,23 +347,17 @@ def weights_of_examples(
     """Returns the weight of each row, see `example_weights`; a dict of them for several heads."""
     if isinstance(task, Task):
         return example_weights(y, task, request.class_weights, request.sample_weight, rows=rows)
-    weights = {
-        name: _weights_of_head(y[name], head, request.of_head(name, task), name, rows)
-        for name, head in task.heads
-    }
+    weights = {}
+    for name, head in task.heads:
+        of_head = request.of_head(name, task)
+        with naming_head(name):
+            weights[name] = example_weights(
+                y[name], head, of_head.class_weights, of_head.sample_weight, rows=rows
+            )
     if all(weight is None for weight in weights.values()):
         return None
     ones = np.ones(num_rows_of(y), np.float32)
     return {name: ones if weight is None else weight for name, weight in weights.items()}
-
-
-def _weights_of_head(
-    y: np.ndarray, task: Task, request: TrainRequest, head: str, rows: np.ndarray | None
-) -> np.ndarray | None:
-    try:
-        return example_weights(y, task, request.class_weights, request.sample_weight, rows=rows)
-    except DataError as error:
-        raise DataError(f'head {head!r}: {error}') from error
 
 
 def make_examples(
@@ -365,8 +383,12 @@ def make_examples(
     if weight is not None:
         # Class weights change what is learned, not what is true: validation ignores them.
         alone = weights_of_examples(y, task, request._replace(class_weights=None))
-        for name, head_weight in weight.items() if isinstance(weight, dict) else [(None, weight)]:
-            _set_weights(head_weight, part_of(alone, name), rows_val)
+        if isinstance(weight, dict):
+            for name, of_head in weight.items():
+                with naming_head(name):
+                    _set_weights(of_head, part_of(alone, name), rows_val)
+        else:
+            _set_weights(weight, alone, rows_val)
     return Examples(x, y, rows, weight, room), Examples(x, y, rows_val, weight)
 
 

@@ -123,7 +123,7 @@ def make_setup(
     known = record_of(model)
     if isinstance(model, nnx.Module):
         warn_of_modes(model)
-    request, lengths, val_lengths = _pad_sequences(model, request)
+    request, lengths, val_lengths = _pad_sequences(model, request.with_text_names())
     before = request.known or known.input_spec
     if not is_batches(request.X_train):
         warn_of_label_column(request)
@@ -145,8 +145,8 @@ def make_setup(
         advice = '' if task == known.task else data.advice
         train, split = make_stream(batches, task, request, config, advice), None
     else:
-        for _, head, labels in by_head(task, y):
-            warn_of_one_class(head, labels)
+        for name, head, labels in by_head(task, y):
+            warn_of_one_class(head, labels, _named('y_train', name))
         train, split = make_examples(x, y, task, request, config)
         train = train._replace(lengths=lengths)
         split = None if split is None else split._replace(lengths=lengths)
@@ -156,13 +156,16 @@ def make_setup(
         val = val._replace(lengths=val_lengths)
     if isinstance(task, Composite) or task.element_shape:
         for argument, data_set in {'y_train': train, 'y_val': val}.items():
-            check_counted(data_set if isinstance(data_set, Examples) else None, argument)
+            for name, _, _ in by_head(task, None):
+                of_head = _of_head(data_set, name)
+                counted = of_head if isinstance(of_head, Examples) else None
+                check_counted(counted, _named(argument, name))
     if outputs.gathers:
         _check_ids(model, probe, {'X_train': train, 'X_val': val})
     for name, head, _ in by_head(task, y):
         warn_of_classes_only_in_validation(
             head, _of_head(train, name), _of_head(val, name),
-            'validation_split' if split else 'y_val',
+            _named('validation_split' if split else 'y_val', name),
         )  # fmt: skip
     return TrainingSetup(
         train=train,
@@ -219,6 +222,10 @@ def _infer_task(
     def of_head(value: Any, head: str | None) -> Any:
         return value.get(head) if isinstance(value, Mapping) else value
 
+    markers = request.ignore_label
+    for marker in markers.values() if isinstance(markers, Mapping) else [markers]:
+        if not (marker is None or is_whole(marker)):
+            raise ConfigError(f'ignore_label: got {marker!r}, expected a whole number.')
     task = with_advice(
         data.advice, infer_any_task, data.targets, outputs, argument=data.labels_from,
         decided=lambda head: decides(of_head(request.loss_fn, head)), known=known,
@@ -230,15 +237,15 @@ def _infer_task(
         before = {name: head for name, head, _ in by_head(known, None)}
     for name, head, targets in by_head(task, data.targets):
         of_request = request.of_head(name, task) if isinstance(task, Composite) else request
-        where = data.labels_from if name is None else f'{data.labels_from}[{name!r}]'
+        where = _named(data.labels_from, name)
         if of_request.ignore_label not in (None, head.ignore_label):
             raise ConfigError(
-                f'ignore_label: got {of_request.ignore_label} for {head.in_words}, expected None: '
-                'only whole numbers that are classes of elements can be ignored. Use '
-                'sample_weight 0.'
+                f'{_named("ignore_label", name)}: got {of_request.ignore_label} for '
+                f'{head.in_words}, expected None: only whole numbers that are classes of elements '
+                'can be ignored. Use sample_weight 0.'
             )
-        warn_of_new_classes(before.get(name), head)
-        warn_of_unlabeled(targets, head, of_request)
+        warn_of_new_classes(before.get(name), head, where)
+        warn_of_unlabeled(targets, head, of_request, where)
         check_targets_held(targets, head, where, is_first=data.batches is not None)
     return task
 
@@ -246,6 +253,8 @@ def _infer_task(
 def _check_by_head(request: TrainRequest, task: AnyTask) -> None:
     """Raises a `ConfigError` for arguments by head of a model with one output."""
     if isinstance(task, Composite):
+        for argument in ('loss_fn', 'metrics', 'class_weights', 'sample_weight', 'ignore_label'):
+            request.check_names(argument, task)
         return
     for argument in ('loss_fn', 'metrics', 'loss_weights', 'ignore_label'):
         if isinstance(getattr(request, argument), Mapping):
@@ -275,6 +284,10 @@ def _warn_of_outputs(outputs: Outputs | HeadOutputs, task: AnyTask, objective: O
             warn_user(misread if name is None else f'output {name!r}: {misread}')
 
 
+def _named(argument: str, head: str | None) -> str:
+    return argument if head is None else f'{argument}[{head!r}]'
+
+
 def by_head(task: AnyTask, values: Any) -> Iterator[tuple[Any, Task, Any]]:
     """Yields the name, the task and the value of each head; the name is None for one output."""
     if isinstance(task, Task):
@@ -288,7 +301,11 @@ def _check_element_weights(train: Examples | Stream, objective: Objective) -> No
     if not moves_targets(objective.augment):
         return
     if isinstance(train, Stream):
-        differ = bool(jax.tree.leaves(train.class_table)) or train.has_element_weights
+        has_classes = any(
+            head.element_shape and table is not None
+            for _, head, table in by_head(train.task, train.class_table)
+        )
+        differ = has_classes or any(jax.tree.leaves(train.has_element_weights))
     else:
         differ = any(weight.ndim > 1 for weight in jax.tree.leaves(train.weight))
     if differ:

@@ -64,6 +64,11 @@ class WeightedMean(clu_metrics.Metric):
     def merge(self, other):
         return type(self)(jnp.stack(add(*self.sums, *other.sums)))
 
+    @property
+    def total_weight(self):
+        """Returns the sum of the weights."""
+        return self.sums.sum(axis=0)[1]
+
     def compute(self):
         total, weight = self.sums.sum(axis=0)
         return total / weight

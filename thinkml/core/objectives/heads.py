@@ -112,7 +112,7 @@ class OneOutput:
 class HeadLosses:
     """The losses of a model with several heads, whose weighted sum is the loss of a batch.
 
-    The loss of a head is ``sum(weight * loss) / sum(weight)`` over the head's own elements.
+    The loss of a head is ``sum(weight * loss) / sum(weight)`` over the elements that have a target.
 
     Attributes:
         heads: the heads by name, as pairs. The names of a tuple of outputs are their positions.
@@ -176,6 +176,20 @@ def named_outputs(outputs: PyTree) -> dict[str, Any] | None:
     if isinstance(outputs, tuple | list):
         return {str(position): part for position, part in enumerate(outputs)}
     return None
+
+
+@dataclasses.dataclass(frozen=True)
+class Selection:
+    """A function that keeps some of a model's outputs, by name.
+
+    Attributes:
+        names: the names to keep.
+    """
+
+    names: tuple[str, ...]
+
+    def __call__(self, outputs: PyTree) -> dict[str, Any]:
+        return {name: part_of(outputs, name) for name in self.names}
 
 
 def part_of(tree: PyTree, name: str | None) -> Any:

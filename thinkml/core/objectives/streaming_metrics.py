@@ -17,6 +17,7 @@ from types import MappingProxyType
 from typing import Any, ClassVar, get_args
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from clu import metrics as clu_metrics
 from clu.values import Scalar, Value
@@ -183,7 +184,7 @@ def make_head_metrics(
 
     Args:
         heads: a class from `make_metrics` for each head.
-        loss_weights: the factor of each head's loss.
+        loss_weights: the factor of each head's loss; 1 for those left out.
         training_metrics: names of metrics of training steps, such as ``'grad_norm'``.
 
     Raises:
@@ -200,7 +201,7 @@ def make_head_metrics(
         >>> {name: float(value) for name, value in metrics.compute().items()}
         {'loss': 3.0, 'a_loss': 2.0, 'b_loss': 2.0}
     """
-    weights = tuple((name, float(loss_weights[name])) for name in heads)
+    weights = tuple((name, float(loss_weights.get(name, 1))) for name in heads)
     return _make_heads(tuple(heads.items()), weights, tuple(training_metrics))
 
 
@@ -213,18 +214,27 @@ class _HeadMetrics(_Metrics):
     step_fields: ClassVar[Mapping[str, type[clu_metrics.Metric]]]
 
     @property
-    def loss_parts(self) -> list[tuple[float, jax.Array]]:
-        """Returns the weight and the mean of each head's loss."""
-        return [(weight, getattr(self, field).compute()) for weight, field in self.loss_fields]
+    def losses(self) -> list[tuple[float, WeightedMean]]:
+        """Returns the factor and the mean of each head's loss."""
+        return [(factor, getattr(self, field)) for factor, field in self.loss_fields]
 
     @classmethod
     def _from_model_output(cls, *, heads, **step):
         counter = cls.empty()._reduction_counter
         values = {name: part.from_model_output(**step) for name, part in cls.step_fields.items()}
-        for name, (part, fields) in cls.parts.items():
-            collected = part._from_model_output(**heads[name], **step)
-            values |= {own: getattr(collected, field) for field, own in fields.items()}
+        for head, (part, fields) in cls.parts.items():
+            collected = part._from_model_output(**heads[head], **step)
+            values |= {name: getattr(collected, field) for field, name in fields.items()}
         return cls(**values, _reduction_counter=counter)  # pyright: ignore[reportCallIssue]
+
+
+def _sum_of_losses(losses: list[tuple[float, WeightedMean]]) -> jax.Array:
+    """Returns the weighted sum; a head without targets adds 0, as in a step."""
+    has_targets = jnp.stack([mean.total_weight > 0 for _, mean in losses])
+    total = weighted_sum(
+        [(factor, jnp.where(mean.total_weight > 0, mean.compute(), 0)) for factor, mean in losses]
+    )
+    return jnp.where(has_targets.any(), total, jnp.nan)
 
 
 @functools.lru_cache(maxsize=64)
@@ -233,10 +243,10 @@ def _make_heads(
     weights: tuple[tuple[str, float], ...],
     training_metrics: tuple[str, ...],
 ) -> type[clu_metrics.Collection]:
-    entries = {'loss': Entry('loss_parts', clu_metrics.Metric, weighted_sum)}
+    entries = {'loss': Entry('losses', clu_metrics.Metric, _sum_of_losses)}
     annotations, parts = {}, {}
     for index, (head, part) in enumerate(heads):
-        # Names of heads may be no identifiers.
+        # The name of a head may not be an identifier.
         fields = {field: f'_{index}_{field}' for field in part.__annotations__}
         annotations |= {fields[field]: state for field, state in part.__annotations__.items()}
         for name, entry in part.entries.items():

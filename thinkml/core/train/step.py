@@ -241,8 +241,7 @@ def _with_element_weights(heads: OneOutput | HeadLosses, batch: Batch) -> Batch:
     weight = heads.map(Head.element_weights, batch.weight, batch.y)
     if batch.mask is None:
         return batch._replace(weight=weight)
-    mask = heads.masks(heads.map(Head.element_weights, batch.mask, batch.y), weight)
-    return batch._replace(weight=weight, mask=mask)
+    return batch._replace(weight=weight, mask=heads.map(Head.element_weights, batch.mask, batch.y))
 
 
 def _mask_of(batch: Batch) -> PyTree:
@@ -260,6 +259,7 @@ def _collect(
     batch: Batch,
     **training_values: PyTree,
 ) -> Collection:
-    inputs = heads.map(Head.metric_inputs, logits, batch.y, losses, batch.weight, _mask_of(batch))
+    mask = heads.masks(_mask_of(batch), batch.weight)
+    inputs = heads.map(Head.metric_inputs, logits, batch.y, losses, batch.weight, mask)
     inputs = {'heads': inputs} if isinstance(heads, HeadLosses) else inputs
     return metrics.single_from_model_output(**inputs, **_ONLY_IN_TRAINING | training_values)
