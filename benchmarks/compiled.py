@@ -211,14 +211,16 @@ def beside(ours, by_hand, key, text=str):
 def row_of(key, facts):
     net, target, strategy = key.split('/')
     ours, hand = facts['training'], facts['by hand']
-    parts = [facts[part] for part in ('by hand', 'evaluation', 'prediction')]
-    if any('does_not_fit' in part for part in (ours, *parts)):
-        ours = {'does_not_fit': max(part.get('does_not_fit', 0) for part in (ours, *parts))}
-        needed = f'does not fit: {megabytes(ours["does_not_fit"])} of temporaries'
-        return [net, target, strategy, needed, *[''] * 6]
+    parts = [ours, *(facts[part] for part in ('evaluation', 'prediction'))]
+    if any('does_not_fit' in part for part in parts):
+        needed = megabytes(max(part.get('does_not_fit', 0) for part in parts))
+        return [net, target, strategy, f'does not fit: {needed} of temporaries', *[''] * 6]
+    temporaries = beside(ours, hand, 'temporaries', megabytes)
+    if 'does_not_fit' in hand:
+        temporaries += f' / does not fit: {megabytes(hand["does_not_fit"])}'
     return [
         net, target, strategy,
-        beside(ours, hand, 'temporaries', megabytes),
+        temporaries,
         beside(ours, hand, 'kernels'),
         f'{megabytes(ours["in_place"])} of {megabytes(facts["state_bytes"])}',
         exchanged(ours) or 'none',
