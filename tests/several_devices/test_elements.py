@@ -10,7 +10,7 @@ from tests.models_with_heads import DictModel
 from tests.training.test_sequences import TAGS, Reader
 from tests.training.test_sequences import TOKENS as SEQUENCES
 from thinkml.models import predict
-from thinkml.training import DistributedTrainer, ModelTrainer, TrainingConfig
+from thinkml.training import CrossEntropy, DistributedTrainer, ModelTrainer, TrainingConfig
 
 ROWS, TOKENS, WORDS = 61, 6, 8  # rows that no number of devices divides
 SETTINGS = {'epochs': 3, 'batch_size': 16, 'learning_rate': 0.05, 'optimizer': 'momentum'}
@@ -30,27 +30,30 @@ class Tagger(nnx.Module):
         return self.out(jnp.tanh(self.embed(x)).cumsum(axis=1))
 
 
-def trained(trainer):
+def trained(trainer, chunk=None):
     model = Tagger()
     history = trainer.train(
-        model, X, Y, X, Y, metrics=['f1', 'perplexity'], class_weights={0: 3.0}, progress=False
-    )
+        model, X, Y, X, Y, loss_fn=CrossEntropy(chunk=chunk), metrics=['f1', 'perplexity'],
+        class_weights={0: 3.0}, progress=False,
+    )  # fmt: skip
     return dict(history), nnx.to_pure_dict(nnx.state(model, nnx.Param)), predict(model, X)
 
 
 @pytest.mark.parametrize(
-    ('strategy', 'devices', 'parts', 'num_bytes'),
+    ('strategy', 'devices', 'parts', 'num_bytes', 'chunk'),
     [
-        ('mirrored', 2, 1, None), ('mirrored', 8, 2, None), ('fsdp', 4, 1, None),
-        ('mirrored', 4, 1, 1000), ('mirrored', 2, 1, 100),
+        ('mirrored', 2, 1, None, None), ('mirrored', 8, 2, None, 5), ('fsdp', 4, 1, None, None),
+        ('fsdp', 4, 1, None, 5), ('mirrored', 4, 1, 1000, None), ('mirrored', 2, 1, 100, None),
     ],
-    ids=['mirrored', 'accumulated', 'fsdp', 'sharded', 'streamed'],
+    ids=['mirrored', 'accumulated, chunks', 'fsdp', 'fsdp, chunks', 'sharded', 'streamed'],
 )  # fmt: skip
-def test_the_curve_of_tokens_does_not_depend_on_the_devices(strategy, devices, parts, num_bytes):
+def test_the_curve_of_tokens_does_not_depend_on_the_devices(
+    strategy, devices, parts, num_bytes, chunk
+):
     settings = {'accumulate_steps': parts, 'batch_size': 16 // parts}
     config = TrainingConfig(**SETTINGS | settings, device_data_bytes=num_bytes)
     trainer = DistributedTrainer(config, strategy=strategy, num_gpus=devices)
-    history, params, predictions = trained(trainer)
+    history, params, predictions = trained(trainer, chunk)
     expected = trained(ModelTrainer(TrainingConfig(**SETTINGS | settings)))
     for name, values in expected[0].items():
         np.testing.assert_allclose(history[name], values, atol=1e-5, err_msg=name)

@@ -9,6 +9,7 @@ import numpy as np
 from flax import nnx
 
 from thinkml.core import check_trainable, functionalize, get_compute_dtype
+from thinkml.core.model.dense_output import check_chunk
 from thinkml.core.model.embedding_lookups import check_lookups, has_lookups, lookups
 from thinkml.core.model.functional import (
     Footprint,
@@ -138,9 +139,9 @@ def make_setup(
     y = encode_any_targets(data.targets, task, data.labels_from)
     dtype = get_compute_dtype(config.precision)
     footprint = check_trainable(model, probe, outputs, 'X_train', compute_dtype=dtype)
-    some = _first_rows(x) if isinstance(x, Rows) and x.in_memory else probe
-    objective = _make_objective(task, some, y, request, training_metrics)
+    objective = _make_objective(task, _first_rows(x, probe), y, request, training_metrics)
     _warn_of_outputs(outputs, task, objective)
+    check_chunk(objective.loss_fn, model, probe, dtype)
     if batches is not None:
         advice = '' if task == known.task else data.advice
         train, split = make_stream(batches, task, request, config, advice), None
@@ -358,8 +359,10 @@ def check_pixels_of(model: Any, inputs: InputSpec) -> None:
         check_standardised(inputs.arrays, 'X_train')
 
 
-def _first_rows(x: Rows) -> Any:
-    """Returns the first rows."""
+def _first_rows(x: Any, probe: Any) -> Any:
+    """Returns the first rows of inputs in memory, else the shapes and dtypes of some rows."""
+    if not (isinstance(x, Rows) and x.in_memory):
+        return probe
     return x.take(np.arange(min(len(x), _SOME_ROWS)))
 
 

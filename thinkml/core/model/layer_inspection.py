@@ -94,7 +94,7 @@ def last_dense(model: nnx.Module, x: PyTree) -> VariablePath | None:
     product = last_product(jaxpr, jaxpr.outvars[0], paths)
     if product is None:
         return None
-    path = paths[_origin(product.invars[1], _producers(jaxpr))]
+    path = paths[origin(product.invars[1], producers_of(jaxpr))]
     return path[:-1] if path[-1] == 'kernel' else None
 
 
@@ -111,21 +111,35 @@ def last_product(
     Returns:
         the equation of the product; None if the output is not such a product.
     """
-    producers = _producers(jaxpr)
+    equations = last_dense_equations(jaxpr, output, parameters)
+    return equations[0] if equations else None
+
+
+def last_dense_equations(
+    jaxpr: Jaxpr, output: Var | Literal, parameters: Container[Any]
+) -> list[JaxprEqn]:
+    """Returns the equations of the dense layer that computes an output, its product first.
+
+    The list is empty if the output is not that of a dense layer. See `last_product`.
+    """
+    producers = producers_of(jaxpr)
+    equations = []
     while not isinstance(output, Literal) and output in producers:
         eqn = producers[output]
         if eqn.primitive.name not in _AFTER_DENSE:
-            return None
+            return []
+        equations.append(eqn)
         if eqn.primitive.name == 'dot_general':
-            return eqn if _origin(eqn.invars[1], producers) in parameters else None
-        others = [v for v in eqn.invars if _origin(v, producers) not in parameters]  # no biases
+            is_dense = origin(eqn.invars[1], producers) in parameters
+            return equations[::-1] if is_dense else []
+        others = [v for v in eqn.invars if origin(v, producers) not in parameters]  # no biases
         if len(others) != 1:
-            return None
+            return []
         [output] = others
-    return None
+    return []
 
 
-def _producers(jaxpr: Jaxpr) -> dict[Any, JaxprEqn]:
+def producers_of(jaxpr: Jaxpr) -> dict[Any, JaxprEqn]:
     """Returns the equation that computes each variable."""
     return {variable: eqn for eqn in jaxpr.eqns for variable in eqn.outvars}
 
@@ -134,9 +148,9 @@ def _producers(jaxpr: Jaxpr) -> dict[Any, JaxprEqn]:
 _AFTER_DENSE = ('dot_general', 'add', 'reshape', 'squeeze', 'convert_element_type')
 
 
-def _origin(variable: Var | Literal, producers: Mapping[Any, JaxprEqn]) -> Any:
+def origin(variable: Var | Literal, producers: Mapping[Any, JaxprEqn]) -> Any:
     """Returns the variable that another one was before changes of dtype and shape."""
-    keeps_values = ('convert_element_type', 'reshape', 'broadcast_in_dim')
+    keeps_values = ('convert_element_type', 'reshape', 'broadcast_in_dim', 'transpose')
     while not isinstance(variable, Literal) and variable in producers:
         eqn = producers[variable]
         if eqn.primitive.name not in keeps_values:

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import optax
 
 from thinkml.core.objectives.probe_sizes import with_rows
-from thinkml.errors import ConfigError, is_number, unknown_name
+from thinkml.errors import ConfigError, is_number, is_whole, unknown_name
 
 LossFn = Callable[[jax.Array, jax.Array], jax.Array]
 Decision = Literal['regression', 'softmax', 'sigmoid', 'classification']
@@ -86,15 +86,19 @@ def is_softmax(logits: jax.Array, labels: jax.Array) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class CrossEntropy:
-    """Softmax cross-entropy with label smoothing.
+    """Softmax cross-entropy with label smoothing, and in chunks for many classes.
 
     The labels are mixed with the uniform distribution: ``(1 - s) y + s / classes``.
 
     Attributes:
         label_smoothing: ``s``, at least 0 and below 1.
+        chunk: the number of elements (tokens, or rows) whose logits a training step holds at a
+            time, on each device; None for all. The gradient computes them again: a third
+            more operations in the model's last product. The model must end in a dense layer or in
+            `flax.nnx.Embed.attend`. The values do not depend on it.
 
     Raises:
-        ConfigError: for another ``label_smoothing``.
+        ConfigError: for another ``label_smoothing`` or ``chunk``.
 
     Reference:
         Szegedy et al., 2016, *Rethinking the inception architecture for computer vision*.
@@ -108,9 +112,14 @@ class CrossEntropy:
     """
 
     label_smoothing: float = 0.0
+    chunk: int | None = dataclasses.field(default=None, repr=False)  # changes no value
 
     def __post_init__(self):
         _check_smoothing(self.label_smoothing)
+        if self.chunk is not None and not (is_whole(self.chunk) and self.chunk >= 1):
+            raise ConfigError(
+                f'chunk: got {self.chunk!r}, expected a whole number of at least 1, or None.'
+            )
 
     def __call__(self, logits: jax.Array, labels: jax.Array) -> jax.Array:
         """Returns the loss of each example, ``[batch]``; arguments as for `cross_entropy`."""
@@ -392,6 +401,11 @@ def decides(loss_fn: object) -> Decision | None:
         loss_fn = (CLASSIFICATION_LOSSES | REGRESSION_LOSSES).get(loss_fn)
     by_type = _DECISIONS.get(type(loss_fn))
     return by_type or (_DECISIONS.get(loss_fn) if isinstance(loss_fn, Hashable) else None)
+
+
+def chunk_of(loss_fn: object) -> int | None:
+    """Returns the chunk of a `CrossEntropy`; None for a loss that needs all logits at once."""
+    return loss_fn.chunk if isinstance(loss_fn, CrossEntropy) else None
 
 
 def get_loss(loss_fn: str | LossFn, element_shape: tuple[int, ...] = ()) -> LossFn:

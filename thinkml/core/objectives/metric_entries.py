@@ -62,6 +62,10 @@ _EXPECTED = {
 }
 
 
+COLLECTED = '_collected'
+"""The field of a collection that holds the scores of an epoch."""
+
+
 class Shape(NamedTuple):
     """The task and sizes that a metric's accumulator depends on, see `make_metrics`."""
 
@@ -167,7 +171,7 @@ def _log_loss_entry(name: str, shape: Shape) -> Entry:
 def _ranking_entry(name: str, shape: Shape) -> Entry:
     kind, *_ = shape.require(name, 'kind', 'num_outputs', 'capacity')
     read = functools.partial(_ranking_value, name, kind)
-    return Entry('_collected', _row_collector(shape), read)
+    return Entry(COLLECTED, _row_collector(shape), read)
 
 
 def _counts_entry(name: str, shape: Shape) -> Entry:
@@ -223,7 +227,7 @@ def _step_value(value: jax.Array, weight: npt.ArrayLike) -> dict[str, Any]:
 
 
 @struct.dataclass
-class _StepMean(clu_metrics.Metric):
+class StepMean(clu_metrics.Metric):
     """A mean over steps.
 
     Both sums are in one array, because each additional array costs time in the step of a small
@@ -248,8 +252,8 @@ class _StepMean(clu_metrics.Metric):
 
 
 _TRAINING_METRICS = {
-    'grad_norm': _StepMean.from_fun(_grad_norm),
-    'update_ratio': _StepMean.from_fun(_update_ratio),
+    'grad_norm': StepMean.from_fun(_grad_norm),
+    'update_ratio': StepMean.from_fun(_update_ratio),
 }
 
 
@@ -318,7 +322,7 @@ def _function_entry(function: Callable[..., Any], index: int, shape: Shape) -> E
         values = functools.partial(_values_per_example, function)
         return Entry(f'_own_{index}', mean_class(values), _compute)
     shape.require(metric_name(function), 'capacity')
-    return Entry('_collected', _row_collector(shape), function, on_host=True)
+    return Entry(COLLECTED, _row_collector(shape), function, on_host=True)
 
 
 def _needs_whole_epoch(function: Callable[..., Any], shape: Shape) -> bool:

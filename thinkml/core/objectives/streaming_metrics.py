@@ -25,8 +25,10 @@ from clu.values import Scalar, Value
 from thinkml.core.objectives.accumulators import WeightedMean as WeightedMean
 from thinkml.core.objectives.heads import weighted_sum
 from thinkml.core.objectives.metric_entries import (
+    COLLECTED,
     Entry,
     Shape,
+    StepMean,
     check_per_example,
     make_entry,
     mean_class,
@@ -160,7 +162,7 @@ def _make(metrics: tuple[Metric, ...], shape: Shape) -> type[clu_metrics.Collect
     for index, metric in enumerate(metrics):
         entries[metric_name(metric)] = make_entry(metric, index, shape)
     fields = {entry.field: entry.state for entry in entries.values()}
-    if shape.capacity is not None and '_collected' not in fields:
+    if shape.capacity is not None and COLLECTED not in fields:
         return _make(metrics, shape._replace(capacity=None))
     members = {
         '__annotations__': fields,
@@ -272,6 +274,43 @@ def _make_heads(
         'step_fields': MappingProxyType(steps),
     }
     return _register_pytree(type('HeadMetrics', (_HeadMetrics,), members))
+
+
+@functools.lru_cache(maxsize=256)
+def row_metrics(metrics: type[clu_metrics.Collection]) -> type[clu_metrics.Collection]:
+    """Returns a collection class without the metrics of a step, such as the gradients' norm.
+
+    The others are sums over rows, so those of a batch can be merged from parts of it.
+    """
+    rows = {
+        name: state for name, state in metrics.__annotations__.items()
+        if not issubclass(state, StepMean)
+    }  # fmt: skip
+    if rows == metrics.__annotations__:
+        return metrics
+    kind = getattr(metrics, 'kind', None)
+    members = {'__annotations__': rows, 'kind': kind, 'entries': MappingProxyType({})}
+    return _register_pytree(type('RowMetrics', (_Metrics,), members))
+
+
+def with_step_metrics(
+    metrics: type[clu_metrics.Collection], rows: clu_metrics.Collection, **step: Any
+) -> clu_metrics.Collection:
+    """Returns a collection from those of its class's `row_metrics` and the values of a step."""
+    if type(rows) is metrics:
+        return rows
+    fields = {
+        name: getattr(rows, name) if hasattr(rows, name) else state.from_model_output(**step)
+        for name, state in metrics.__annotations__.items()
+    }
+    fields['_reduction_counter'] = rows._reduction_counter
+    return metrics(**fields)
+
+
+def metrics_of_all_scores(metrics: type[clu_metrics.Collection]) -> list[str]:
+    """Returns the names of the metrics that keep the scores of an epoch."""
+    entries: Mapping[str, Entry] = getattr(metrics, 'entries', {})
+    return [name for name, entry in entries.items() if entry.field == COLLECTED]
 
 
 def _register_pytree(cls: type[clu_metrics.Collection]) -> type[clu_metrics.Collection]:

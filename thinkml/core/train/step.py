@@ -22,6 +22,7 @@ from thinkml.core.parallel.sharding import (
     replicate,
     split_rows,
 )
+from thinkml.core.train.scoring import make_scoring
 from thinkml.core.train.state import TrainState
 from thinkml.core.xla.cpu_convolutions import fast_convolutions
 from thinkml.core.xla.rematerialization import rematerialized
@@ -107,12 +108,14 @@ def make_train_step(
     def forward(
         params: PyTree, model_state: PyTree, x: PyTree, key: jax.Array
     ) -> tuple[jax.Array, PyTree]:
-        return apply(params, model_state, x, key=key, train=True)
+        return scored_apply(params, model_state, x, key=key, train=True)
 
+    heads = as_heads(loss_fn, element_shape)
+    scoring = make_scoring(heads, metrics, layout)
+    scored_apply = scoring.forward(apply)
     # Rematerialized parts gather again anyway.
     forward = gathered_at_use(forward, layout, twice=not remat)
     forward = rematerialized(forward) if remat else forward
-    heads = as_heads(loss_fn, element_shape)
     # Moved targets change which elements count, so they are moved before the weights are summed.
     has_elements = bool(element_shape) or isinstance(heads, HeadLosses)
     augment_rows, augment_part = (augment, None) if has_elements else (None, augment)
@@ -120,21 +123,20 @@ def make_train_step(
     def gradients(
         params: PyTree, model_state: PyTree, batch: Batch, totals: PyTree, key: jax.Array
     ):
-        """Returns ``batch``'s part of the loss, its gradients, and the outputs of its forward."""
+        """Returns ``batch``'s part of the loss, its gradients, the new state, and its scores."""
         x, y = batch.x, batch.y
         if augment_part is not None:
             x, y = augment_part(jax.random.fold_in(key, _AUGMENT), x, y)
 
         def partial_loss(params):
             outputs, new_state = forward(params, model_state, x, key)
-            logits = heads.map(Head.logits, outputs, batch.y)
-            losses = heads.map(Head.losses, logits, y)
+            losses, scored = scoring.losses(outputs, y, batch.y, batch.weight, _mask_of(batch))
             means = heads.map(Head.mean, losses, batch.weight, totals)
-            return heads.total(means), (new_state, logits, losses)
+            return heads.total(means), (new_state, scored)
 
         loss_and_grad = fast_convolutions(jax.value_and_grad(partial_loss, has_aux=True))
-        (loss, aux), grads = loss_and_grad(params)
-        return loss, grads, *aux
+        (loss, (new_state, scored)), grads = loss_and_grad(params)
+        return loss, grads, new_state, scored
 
     def accumulated(
         params: PyTree, model_state: PyTree, batch: Batch, totals: PyTree, key: jax.Array
@@ -144,7 +146,7 @@ def make_train_step(
         def add_part(carry, part):
             index, has_rows, batch = part
             loss, grads, model_state = carry
-            part_loss, part_grads, new_state, *outputs = gradients(
+            part_loss, part_grads, new_state, scored = gradients(
                 params, model_state, batch, totals, jax.random.fold_in(key, index)
             )
             sums = (loss + part_loss, jax.tree.map(jnp.add, grads, part_grads))
@@ -154,7 +156,7 @@ def make_train_step(
             model_state = jax.lax.cond(
                 has_rows, lambda new, old: new, lambda new, old: old, new_state, model_state
             )
-            return (*jax.tree.map(keep, sums, (loss, grads)), model_state), outputs
+            return (*jax.tree.map(keep, sums, (loss, grads)), model_state), scored
 
         has_rows = functools.reduce(
             jnp.logical_or,
@@ -168,10 +170,10 @@ def make_train_step(
         )
         parts = split_rows(layout, parts, axis=1)
         start = (jnp.zeros((), jnp.float32), jax.tree.map(jnp.zeros_like, params), model_state)
-        (loss, grads, model_state), outputs = jax.lax.scan(
+        (loss, grads, model_state), scored = jax.lax.scan(
             add_part, start, (jnp.arange(accumulate_steps), has_rows, parts)
         )
-        return loss, grads, model_state, *jax.tree.map(lambda leaf: jnp.concatenate(leaf), outputs)
+        return loss, grads, model_state, scoring.joined(scored)
 
     @tracing_for(layout.device, layout.mesh)
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, StepOutput]:
@@ -186,13 +188,13 @@ def make_train_step(
         if accumulate_steps == 1:
             batch = split_rows(layout, batch)
         compute = gradients if accumulate_steps == 1 else accumulated
-        loss, grads, model_state, logits, losses = compute(
+        loss, grads, model_state, scored = compute(
             state.params, state.model_state, batch, totals, key
         )
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        collected = _collect(
-            heads, metrics, logits, losses, batch,
+        collected = scoring.metrics(
+            scored, batch.y, batch.weight, _mask_of(batch),
             grads=grads, params=params, updates=updates,
         )  # fmt: skip
         state = state.replace(
@@ -225,14 +227,16 @@ def make_eval_step(
     Equal arguments return the same function. See `make_train_step` for ``element_shape``.
     """
     heads = as_heads(loss_fn, element_shape)
+    scoring = make_scoring(heads, metrics, layout)
+    scored_apply = scoring.forward(apply)
 
     @tracing_for(layout.device, layout.mesh)
     def eval_step(params: PyTree, model_state: PyTree, batch: Batch) -> Collection:
         batch = split_rows(layout, _with_element_weights(heads, batch))
-        outputs = eval_outputs(apply, params, model_state, batch.x, layout)
-        logits = heads.map(Head.logits, outputs, batch.y)
-        losses = heads.map(Head.losses, logits, batch.y)
-        return replicate(layout, _collect(heads, metrics, logits, losses, batch))
+        outputs = eval_outputs(scored_apply, params, model_state, batch.x, layout)
+        y, weight, mask = batch.y, batch.weight, _mask_of(batch)
+        _, scored = scoring.losses(outputs, y, y, weight, mask)
+        return replicate(layout, scoring.metrics(scored, y, weight, mask))
 
     return eval_step
 
@@ -246,20 +250,3 @@ def _with_element_weights(heads: OneOutput | HeadLosses, batch: Batch) -> Batch:
 
 def _mask_of(batch: Batch) -> PyTree:
     return batch.weight if batch.mask is None else batch.mask
-
-
-_ONLY_IN_TRAINING = dict.fromkeys(('grads', 'params', 'updates'))
-
-
-def _collect(
-    heads: OneOutput | HeadLosses,
-    metrics: type[Collection],
-    logits: PyTree,
-    losses: PyTree,
-    batch: Batch,
-    **training_values: PyTree,
-) -> Collection:
-    mask = heads.masks(_mask_of(batch), batch.weight)
-    inputs = heads.map(Head.metric_inputs, logits, batch.y, losses, batch.weight, mask)
-    inputs = {'heads': inputs} if isinstance(heads, HeadLosses) else inputs
-    return metrics.single_from_model_output(**inputs, **_ONLY_IN_TRAINING | training_values)
