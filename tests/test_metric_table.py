@@ -91,7 +91,8 @@ def test_other_names_have_no_row(name):
 
 
 def test_names_are_selected_by_task_and_use():
-    assert metric_names(in_training=True, in_evaluation=False) == ('grad_norm', 'update_ratio')
+    of_training = ('roc_auc_binned', 'grad_norm', 'update_ratio')
+    assert metric_names(in_training=True, in_evaluation=False) == of_training
     assert metric_number('top_k_accuracy') == 5
     assert 'top_k_accuracy' in metric_names('multiclass', in_training=True)
     assert 'top_k_accuracy' not in metric_names('binary', in_training=True)

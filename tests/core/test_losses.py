@@ -3,6 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from sklearn import metrics as sk
 
 from thinkml.core.objectives.losses import (
     CLASSIFICATION_LOSSES,
@@ -11,6 +12,7 @@ from thinkml.core.objectives.losses import (
     CrossEntropy,
     Focal,
     Huber,
+    Quantile,
     binary_cross_entropy,
     cross_entropy,
     decides,
@@ -130,11 +132,14 @@ def test_one_output_may_have_an_axis_of_its_own(loss_fn):
 @pytest.mark.parametrize('scale', [1.0, 1e4])
 def test_gradients_are_finite_for_saturated_outputs(name, loss_fn, scale):
     labels = CLASSES if decides(name) != 'regression' and name != 'binary_cross_entropy' else BITS
+    logits = scale * LOGITS
+    if name == 'quantile':  # of three columns
+        logits, labels = logits[:, :3], labels[:, :3]
 
     def total(logits):
         return loss_fn(logits, jnp.array(labels)).sum()
 
-    assert np.isfinite(jax.grad(total)(scale * LOGITS)).all()
+    assert np.isfinite(jax.grad(total)(logits)).all()
 
 
 @pytest.mark.parametrize('gamma', [0, 0.5, 1, 2])
@@ -211,3 +216,28 @@ def test_weighted_mean_is_that_of_numpy():
     values = np.where(np.arange(20) == 3, np.nan, LOGITS[:, 0])
     expected = np.average(np.nan_to_num(values), weights=weight)
     close(weighted_mean(jnp.array(values), jnp.array(weight)), expected)
+
+
+def test_the_quantile_loss_is_that_of_scikit_learn():
+    rng = np.random.default_rng(0)
+    target, outputs = rng.normal(size=(20, 1)).repeat(3, axis=1), rng.normal(size=(20, 3))
+    expected = np.mean(
+        [
+            sk.mean_pinball_loss(target[:, i], outputs[:, i], alpha=q)
+            for i, q in enumerate((0.1, 0.5, 0.9))
+        ]
+    )
+    got = get_loss('quantile')(jnp.array(outputs), jnp.array(target))
+    assert got.shape == (20,) and float(got.mean()) == pytest.approx(expected, rel=1e-6)
+    assert Quantile([0.1, 0.5, 0.9]) == Quantile()
+
+
+@pytest.mark.parametrize('quantiles', [(), (0,), (0.5, 1), 'a', (True,), 0])
+def test_other_quantiles_are_refused(quantiles):
+    with pytest.raises(ConfigError, match='quantiles: got'):
+        Quantile(quantiles)
+
+
+def test_the_columns_of_quantiles_are_counted():
+    with pytest.raises(ConfigError, match=r'3 quantiles for targets of 2 columns.*np\.stack'):
+        Quantile()(jnp.zeros((4, 2)), jnp.zeros((4, 2)))

@@ -818,3 +818,36 @@ def test_names_of_own_metrics():
 def test_functions_of_scikit_learn_take_their_arguments_the_other_way_round(metric):
     with pytest.raises(ConfigError, match=r"scikit-learn's (r2|fbeta)_score, which takes \(labels"):
         make_metrics((metric,), kind='regression', num_outputs=1, capacity=8)
+
+
+# --- counts of scores by bin -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ('kind', 'num_outputs'), [('binary', 1), ('binary', 2), ('multiclass', 3), ('multilabel', 3)]
+)
+def test_the_binned_roc_auc_is_near_the_exact_one(kind, num_outputs):
+    rng = np.random.default_rng(0)
+    rows = 4000
+    if kind == 'multilabel':
+        labels = rng.integers(0, 2, (rows, num_outputs)).astype(np.float32)
+        logits = labels * 1.5 + rng.normal(size=labels.shape) * 3
+    else:
+        labels = rng.integers(0, max(2, num_outputs), rows)
+        logits = rng.normal(size=(rows, num_outputs)) * 3
+        signal = labels[:, None] if num_outputs == 1 else np.eye(num_outputs)[labels]
+        logits = (logits + 1.5 * signal).reshape((rows,) if num_outputs == 1 else (rows, -1))
+    metrics = make_metrics(
+        ('roc_auc', 'roc_auc_binned'), kind=kind, num_outputs=num_outputs, capacity=rows
+    )
+    mask = np.arange(rows) % 7 > 0
+    parts = [
+        metrics.single_from_model_output(
+            logits=jnp.asarray(logits[part], jnp.float32), labels=jnp.asarray(labels[part]),
+            losses=jnp.zeros(rows // 2), weight=jnp.ones(rows // 2), mask=jnp.asarray(mask[part]),
+        )
+        for part in (slice(rows // 2), slice(rows // 2, None))
+    ]  # fmt: skip
+    got = compute(parts[0].merge(parts[1]))
+    assert got['roc_auc_binned'] == pytest.approx(got['roc_auc'], abs=1e-4)
+    assert 0.6 < got['roc_auc'] < 0.9

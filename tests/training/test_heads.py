@@ -162,21 +162,45 @@ def test_the_line_of_a_run_names_the_other_reading(capfd):
     config = TrainingConfig(**SETTINGS | {'epochs': 1})
     both = np.column_stack([bits, bits])
     cases = (
-        (1, bits, None, "binary, 2 classes (0, 1); loss_fn='mse' for numbers; 24 rows"),
+        (1, bits, None, "binary, 2 classes (0, 1); task='regression' for numbers; 24 rows"),
         (1, bits, 'binary_cross_entropy', 'binary, 2 classes (0, 1); 24 rows'),
         (1, KIND != 'a', None, 'binary, 2 classes (False, True); 24 rows'),
         (
             2,
             np.eye(2)[bits],
             None,
-            "; loss_fn='binary_cross_entropy' for a yes or no in each column",
+            "; task='multilabel' for a yes or no in each column",
         ),
-        (2, both, None, "multilabel, 2 labels (0, 1); loss_fn='mse' for numbers"),
+        (2, both, None, "multilabel, 2 labels (0, 1); task='regression' for numbers"),
     )
     for outputs, y, loss_fn, line in cases:
         model = nnx.Linear(4, outputs, rngs=nnx.Rngs(0))
         ModelTrainer(config).train(model, x, y, loss_fn=loss_fn)
         assert line in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ('outputs', 'y', 'task', 'kind'),
+    [
+        (1, (X[:, 0] > 0) * 1, 'regression', 'regression'),
+        (2, np.eye(2)[(X[:, 0] > 0) * 1], 'multilabel', 'multilabel'),
+        (3, KIND, 'multiclass', 'multiclass'),
+        (3, (X[:, 0] > 0) * 2, Task('multiclass', (0, 1, 2), 3), 'multiclass'),
+    ],
+)
+def test_the_task_may_be_passed(outputs, y, task, kind):
+    model, _ = train(nnx.Linear(4, outputs, rngs=nnx.Rngs(0)), y, settings={'epochs': 1}, task=task)
+    assert record_of(model).task.kind == kind
+
+
+def test_the_tasks_of_heads_may_be_passed():
+    model, _ = train(
+        y={'kind': KIND, 'price': (X[:, 0] > 0) * 1},
+        task={'price': 'regression'},
+        settings={'epochs': 1},
+    )
+    assert record_of(model).task.by_name['price'].kind == 'regression'
+    assert record_of(model).task.by_name['kind'].kind == 'multiclass'
 
 
 # --- the same run -------------------------------------------------------------------------------
@@ -469,6 +493,11 @@ def test_masks_move_along_with_pictures():
         ({'augmentation': 'mixup'}, ConfigError, 'expected one output to mix'),
         ({'ignore_label': {'price': 3}}, ConfigError, r"ignore_label\['price'\]: got 3 for regr"),
         ({'ignore_label': {'tags': 'a'}}, ConfigError, "ignore_label: got 'a'"),
+        ({'task': {'kind': 'regression'}}, DataError, r"y_train\['kind'\]: got text"),
+        ({'task': {'price': 'multilabel'}}, DataError, r"y_train\['price'\]: got"),
+        ({'task': {'tags': 'multilabel'}}, DataError, "task: got 'multilabel', but y_train"),
+        ({'task': {'kind': 'clasification'}}, ConfigError, "task: got 'clasification'"),
+        ({'task': 3}, ConfigError, 'task: got 3, expected a Task or binary'),
         ({'metrics': ['f1']}, ConfigError, r"Pass a dict by head: metrics=\{'price'"),
     ],
     ids=str,

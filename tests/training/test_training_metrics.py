@@ -9,9 +9,10 @@ from flax import nnx, struct
 from sklearn import metrics as sk
 
 from tests.models_for_tests import mlp
+from thinkml.errors import ConfigError
 from thinkml.evaluation import ModelEvaluator
 from thinkml.models import predict, predict_proba
-from thinkml.training import ModelTrainer, TrainingConfig
+from thinkml.training import ModelTrainer, TrainingConfig, program
 
 pytestmark = pytest.mark.compiled
 
@@ -227,3 +228,30 @@ def test_metrics_of_accumulated_steps_are_those_of_the_epoch():
     plain, _ = train(model, three_classes, ['f1', 'roc_auc', 'log_loss'])
     parts, _ = train(model, three_classes, ['f1', 'roc_auc', 'log_loss'], accumulate_steps=3)
     assert parts == pytest.approx(plain, rel=1e-5)
+
+
+def test_scores_beyond_a_bound_are_refused_before_training(monkeypatch):
+    monkeypatch.setattr(program, '_MOST_SCORE_BYTES', 400)
+    model, x, y = nnx.Linear(2, 1, rngs=nnx.Rngs(0)), np.eye(2)[[0, 1] * 30], [0, 1] * 30
+    trainer = ModelTrainer(TrainingConfig(epochs=1, validation_split=0))
+    before = model.kernel.get_value()
+    for name, instead in {
+        'roc_auc': "Record 'roc_auc_binned'",
+        'average_precision': "'f1'",
+    }.items():
+        with pytest.raises(ConfigError, match=rf"'{name}' keeps the scores of 64 rows.*{instead}"):
+            trainer.train(model, x, y, metrics=[name], progress=False)
+    assert (model.kernel.get_value() == before).all()
+    history = trainer.train(model, x, y, x, y, metrics=['roc_auc_binned'], progress=False)
+    assert 0 <= history['val_roc_auc_binned'][0] <= 1
+
+
+def test_quantiles_contain_as_many_targets_as_they_say():
+    x = rows(0, 600)
+    noise = np.random.default_rng(1).normal(size=600).astype(np.float32)
+    y = np.stack([x.sum(1) + noise] * 3, axis=1)
+    model = nnx.Linear(4, 3, rngs=nnx.Rngs(0))
+    config = TrainingConfig(epochs=40, batch_size=100, learning_rate=0.05, validation_split=0)
+    ModelTrainer(config).train(model, x, y, loss_fn='quantile', progress=False)
+    below = (y[:, 0] < predict(model, x).T).mean(axis=1)
+    np.testing.assert_allclose(below, [0.1, 0.5, 0.9], atol=0.03)

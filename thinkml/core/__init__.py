@@ -22,6 +22,7 @@ from thinkml.core.objectives.losses import CrossEntropy as CrossEntropy
 from thinkml.core.objectives.losses import Dice as Dice
 from thinkml.core.objectives.losses import Focal as Focal
 from thinkml.core.objectives.losses import Huber as Huber
+from thinkml.core.objectives.losses import Quantile as Quantile
 from thinkml.core.objectives.losses import get_loss as get_loss
 from thinkml.core.objectives.losses import weighted_mean as weighted_mean
 from thinkml.core.objectives.metric_table import check_metric as check_metric

@@ -17,7 +17,7 @@ from thinkml.data.targets import (
 )
 from thinkml.data.task_inference import Decided, infer_task
 from thinkml.errors import ConfigError, DataError, did_you_mean
-from thinkml.tasks import AnyTask, Composite, Task
+from thinkml.tasks import AnyTask, Composite, Task, TaskKind
 from thinkml.typing import Labels, PyTree
 
 
@@ -43,6 +43,7 @@ def infer_any_task(
     *,
     argument: str = 'y_train',
     decided: Callable[[str | None], Decided | None] = lambda head: None,
+    requested: Callable[[str | None], Task | TaskKind | None] = lambda head: None,
     known: AnyTask | None = None,
     ignore_label: Callable[[str | None], int | None] = lambda head: None,
 ) -> AnyTask:
@@ -54,6 +55,7 @@ def infer_any_task(
         argument: the name of the targets in error messages.
         decided: returns the kind of task that the loss of a head requires; its argument is the name
             of the head, or None for one output.
+        requested: returns the task of a head that the user passed, or its kind; None to infer it.
         known: the task that the model was trained on before.
         ignore_label: returns the label of ignored elements in a head; None for the default.
 
@@ -62,12 +64,19 @@ def infer_any_task(
     """
 
     def infer(y: np.ndarray, shape: tuple[int, ...], where: str, head: str | None, known: Any):
-        marker = ignore_label(head)
-        return infer_task(
+        marker, request = ignore_label(head), requested(head)
+        known = request if isinstance(request, Task) else known
+        kind = request.kind if isinstance(request, Task) else request
+        task = infer_task(
             y, shape,
-            argument=where, decided=decided(head), known=known if isinstance(known, Task) else None,
+            argument=where, decided=decided(head) if kind is None else _DECIDED[kind],
+            known=known if isinstance(known, Task) else None,
             ignore_label=IGNORE_LABEL if marker is None else marker,
         )  # fmt: skip
+        differs = task != request if isinstance(request, Task) else task.kind != kind
+        if request is not None and differs:
+            raise DataError(_other_task(task, request, where))
+        return task
 
     if isinstance(outputs, Outputs):
         refuse_heads(targets, argument)
@@ -82,6 +91,23 @@ def infer_any_task(
         if name in targets
     )
     return Composite(heads, outputs.is_tuple)
+
+
+# The reading of the targets that each kind of task requires.
+_DECIDED: dict[TaskKind, Decided] = {
+    'binary': 'classification',
+    'multiclass': 'softmax',
+    'multilabel': 'sigmoid',
+    'regression': 'regression',
+}
+
+
+def _other_task(found: Task, requested: Task | TaskKind | None, argument: str) -> str:
+    shown = requested.in_words if isinstance(requested, Task) else repr(requested)
+    return (
+        f'task: got {shown}, but {argument} and the outputs of the model are those of '
+        f'{found.in_words}. Change the targets or the outputs, or leave task out.'
+    )
 
 
 def refuse_heads(targets: PyTree, argument: str) -> None:

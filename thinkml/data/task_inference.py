@@ -103,16 +103,16 @@ def other_reading(task: Task) -> str | None:
     Example:
         >>> from thinkml.data.task_inference import other_reading
         >>> other_reading(Task('binary', (0, 1), num_outputs=1))
-        "loss_fn='mse' for numbers"
+        "task='regression' for numbers"
         >>> other_reading(Task('binary', ('no', 'yes'), num_outputs=1))
     """
     if task.is_one_hot:
-        return "loss_fn='binary_cross_entropy' for a yes or no in each column"
+        return "task='multilabel' for a yes or no in each column"
     are_numbers = not any(isinstance(label, str | bool) for label in task.classes or ())
     if task.kind == 'multilabel' or (
         task.kind == 'binary' and task.num_outputs == 1 and are_numbers
     ):
-        return "loss_fn='mse' for numbers"
+        return "task='regression' for numbers"
     return None
 
 

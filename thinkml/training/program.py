@@ -209,6 +209,8 @@ def _metrics(
     objective, task = setup.objective, setup.task
 
     def metrics_of(one: Objective, task: Task, more: tuple[str, ...] = ()) -> type[Collection]:
+        if rows is not None:
+            _check_score_bytes(one.metrics, task, rows * task.num_elements)
         return make_metrics(
             (*one.metrics, *more), kind=task.kind, num_outputs=task.num_outputs,
             capacity=None if rows is None else rows * task.num_elements,
@@ -226,6 +228,28 @@ def _metrics(
             f'{error}\n{argument}: got batches that have no length. Give their source a __len__'
             + (', or set limit_train_batches.' if argument == 'X_train' else '.')
         ) from error
+
+
+# The scores of more than 100 million rows with one output.
+_MOST_SCORE_BYTES = 2**30
+
+
+def _check_score_bytes(metrics: tuple[Any, ...], task: Task, capacity: int) -> None:
+    """Raises a `ConfigError` for metrics that would keep too many scores on the device."""
+    keeping = [name for name in ('roc_auc', 'average_precision') if name in metrics]
+    num_bytes = capacity * (4 * task.num_outputs + 5)
+    if not keeping or num_bytes <= _MOST_SCORE_BYTES:
+        return
+    instead = (
+        "Record 'roc_auc_binned', which keeps counts alone"
+        if keeping[0] == 'roc_auc'
+        else "Record 'f1' or 'log_loss'"
+    )
+    raise ConfigError(
+        f'metrics: {keeping[0]!r} keeps the scores of {capacity:,} rows or elements on the device, '
+        f'{num_bytes / 2**30:,.1f} GiB, more than {_MOST_SCORE_BYTES / 2**30:.0f} GiB. {instead}, '
+        'and evaluate a sample of the rows with ModelEvaluator.'
+    )
 
 
 def _rows_of_epoch(feed: Steps, config: TrainingConfig) -> int | None:

@@ -153,6 +153,7 @@ class ModelTrainer:
         groups: Any = None,
         ignore_label: int | Mapping[str, int] | None = None,
         max_length: int | None = None,
+        task: Any = None,
         resume: Resume = False,
         progress: bool = True,
     ) -> History:
@@ -189,7 +190,8 @@ class ModelTrainer:
             X_val: validation inputs. None holds out ``config.validation_split`` of the rows.
             y_val: validation targets.
             loss_fn: a name (``'cross_entropy'``, ``'binary_cross_entropy'``, ``'focal'``,
-                ``'hinge'``, ``'dice'``, ``'mse'``, ``'mae'``, ``'huber'``, ``'log_cosh'``), an
+                ``'hinge'``, ``'dice'``, ``'mse'``, ``'mae'``, ``'huber'``, ``'log_cosh'``,
+                ``'poisson'``, ``'quantile'``), an
                 object such as ``CrossEntropy(label_smoothing=0.1)``, or a function
                 ``(logits, labels)`` that returns a scalar or a value per example. None:
                 cross-entropy for classes, mean squared error for numbers.
@@ -209,6 +211,8 @@ class ModelTrainer:
                 -100.
             max_length: the length that longer rows are cut to, if ``X_train`` is a list or column
                 of sequences of different lengths; None pads to the longest row.
+            task: ``'binary'``, ``'multiclass'``, ``'multilabel'`` or ``'regression'``, a
+                `thinkml.tasks.Task`, or a dict of these by head; None infers it.
             resume: True continues from the newest checkpoint of the newest run in
                 ``checkpoint_dir``, or of the run whose directory that is, as if the training had
                 never stopped; without a checkpoint a new run begins. Needs the ``'checkpoint'``
@@ -239,7 +243,7 @@ class ModelTrainer:
             X_train=X_train, y_train=y_train, X_val=X_val, y_val=y_val,
             loss_fn=loss_fn, metrics=metrics, class_weights=class_weights,
             sample_weight=sample_weight, augmentation=augmentation, groups=groups,
-            ignore_label=ignore_label, loss_weights=loss_weights, max_length=max_length,
+            ignore_label=ignore_label, loss_weights=loss_weights, max_length=max_length, task=task,
         )  # fmt: skip
         with open_training(model, request, self.config, self._layout, resume=resume) as opened:
             self._result = opened.result  # now, so that it is there after an interruption
@@ -266,6 +270,7 @@ class ModelTrainer:
         groups: Any = None,
         ignore_label: int | Mapping[str, int] | None = None,
         max_length: int | None = None,
+        task: Any = None,
         target: str | None = None,
     ) -> 'Plan | TargetPlan':
         """Returns how much memory of each device a training with these arguments would take.
@@ -288,6 +293,7 @@ class ModelTrainer:
             groups: as in `train`.
             ignore_label: as in `train`.
             max_length: as in `train`.
+            task: as in `train`.
             target: the devices to plan for, if they are not those of this machine: ``'h200:8'``
                 for 8 GPUs, ``'v5e:4x4'`` for a slice of 16 TPUs. Their compiler must be installed,
                 but no driver and no device. The model's arrays may be shapes only, such as those
@@ -314,7 +320,7 @@ class ModelTrainer:
             X_train=X_train, y_train=y_train, X_val=X_val, y_val=y_val,
             loss_fn=loss_fn, metrics=metrics, class_weights=class_weights,
             sample_weight=sample_weight, augmentation=augmentation, groups=groups,
-            ignore_label=ignore_label, loss_weights=loss_weights, max_length=max_length,
+            ignore_label=ignore_label, loss_weights=loss_weights, max_length=max_length, task=task,
         )  # fmt: skip
         callbacks, _ = make_callbacks(self.config)
         setup = make_setup(model, request, self.config, metrics_recorded_for(callbacks))
@@ -338,6 +344,7 @@ class ModelTrainer:
         augmentation: Any = None,
         ignore_label: int | Mapping[str, int] | None = None,
         max_length: int | None = None,
+        task: Any = None,
     ) -> LearningRateRange:
         """Tries rates from 1e-6 to 10 on a copy of the model, one for each of 100 steps.
 
@@ -354,6 +361,7 @@ class ModelTrainer:
             augmentation: as in `train`.
             ignore_label: as in `train`.
             max_length: as in `train`.
+            task: as in `train`.
 
         Returns:
             The rates, the losses and the suggestion; ``.plot()`` draws them.
@@ -361,7 +369,7 @@ class ModelTrainer:
         request = TrainRequest(
             X_train=X_train, y_train=y_train, loss_fn=loss_fn, class_weights=class_weights,
             sample_weight=sample_weight, augmentation=augmentation, ignore_label=ignore_label,
-            loss_weights=loss_weights, max_length=max_length,
+            loss_weights=loss_weights, max_length=max_length, task=task,
         )  # fmt: skip
         setup = make_setup(model, request, self.config)
         savings, _ = reduce_memory(model, setup, self.config, self._layout)
@@ -380,6 +388,7 @@ class ModelTrainer:
         augmentation: Any = None,
         ignore_label: int | Mapping[str, int] | None = None,
         max_length: int | None = None,
+        task: Any = None,
     ) -> int:
         """Returns the largest power of two, as batch size, whose step fits in device memory.
 
@@ -397,11 +406,12 @@ class ModelTrainer:
             augmentation: as in `train`.
             ignore_label: as in `train`.
             max_length: as in `train`.
+            task: as in `train`.
         """
         request = TrainRequest(
             X_train=X_train, y_train=y_train, loss_fn=loss_fn, class_weights=class_weights,
             sample_weight=sample_weight, augmentation=augmentation, ignore_label=ignore_label,
-            loss_weights=loss_weights, max_length=max_length,
+            loss_weights=loss_weights, max_length=max_length, task=task,
         )  # fmt: skip
         setup = make_setup(model, request, self.config)
         return largest_batch_size(model, setup, self.config, self._layout)

@@ -137,6 +137,7 @@ class TrainRequest(NamedTuple):
     ignore_label: Any = None
     loss_weights: Any = None
     max_length: int | None = None
+    task: Any = None
 
     def with_text_names(self) -> 'TrainRequest':
         """Returns the request with positions of a tuple of outputs as text: ``'0'`` for 0."""
@@ -145,7 +146,9 @@ class TrainRequest(NamedTuple):
             are_positions = isinstance(value, Mapping) and all(type(name) is int for name in value)
             return {str(name): part for name, part in value.items()} if are_positions else value
 
-        arguments = ('loss_fn', 'metrics', 'loss_weights', 'sample_weight', 'ignore_label')
+        arguments = (
+            'loss_fn', 'metrics', 'loss_weights', 'sample_weight', 'ignore_label', 'task'
+        )  # fmt: skip
         return self._replace(**{name: named(getattr(self, name)) for name in arguments})
 
     def check_names(self, argument: str, task: Composite) -> None:

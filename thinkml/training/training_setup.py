@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, get_args
 
 import jax
 import numpy as np
@@ -34,9 +34,9 @@ from thinkml.data import (
 from thinkml.data.head_targets import encode_any_targets, infer_any_task
 from thinkml.data.input_range import check_standardised
 from thinkml.data.sequences import PaddedData, length_spec, pad_sequences
-from thinkml.errors import ConfigError, ModelTypeError, is_whole, warn_user
+from thinkml.errors import ConfigError, ModelTypeError, is_whole, unknown_name, warn_user
 from thinkml.model_record import ArraySpec, InputSpec, record_of
-from thinkml.tasks import AnyTask, Composite, Task
+from thinkml.tasks import AnyTask, Composite, Task, TaskKind
 from thinkml.training.config import TrainingConfig
 from thinkml.training.data_warnings import (
     warn_of_classes_only_in_validation,
@@ -230,6 +230,7 @@ def _infer_task(
     task = with_advice(
         data.advice, infer_any_task, data.targets, outputs, argument=data.labels_from,
         decided=lambda head: decides(of_head(request.loss_fn, head)), known=known,
+        requested=lambda head: _check_task(of_head(_tasks_by_head(request.task), head)),
         ignore_label=lambda head: of_head(request.ignore_label, head),
     )  # fmt: skip
     _check_by_head(request, task)
@@ -251,13 +252,32 @@ def _infer_task(
     return task
 
 
+def _tasks_by_head(task: Any) -> Any:
+    return task.by_name if isinstance(task, Composite) else task
+
+
+def _check_task(task: Any) -> Any:
+    """Returns a task or the name of its kind; raises a `ConfigError` for anything else."""
+    if task is None or isinstance(task, Task):
+        return task
+    if not isinstance(task, str):
+        raise ConfigError(f'task: got {task!r}, expected a Task or {", ".join(_KINDS)}.')
+    if task not in _KINDS:
+        raise ConfigError(unknown_name('task', task, _KINDS))
+    return task
+
+
+_KINDS = get_args(TaskKind)
+_BY_HEAD = ('loss_fn', 'metrics', 'ignore_label', 'task')
+
+
 def _check_by_head(request: TrainRequest, task: AnyTask) -> None:
     """Raises a `ConfigError` for arguments by head of a model with one output."""
     if isinstance(task, Composite):
-        for argument in ('loss_fn', 'metrics', 'class_weights', 'sample_weight', 'ignore_label'):
+        for argument in (*_BY_HEAD, 'class_weights', 'sample_weight'):
             request.check_names(argument, task)
         return
-    for argument in ('loss_fn', 'metrics', 'loss_weights', 'ignore_label'):
+    for argument in (*_BY_HEAD, 'loss_weights'):
         if isinstance(getattr(request, argument), Mapping):
             raise ConfigError(
                 f'{argument}: got a dict for a model that returns one array, expected one value. '

@@ -195,6 +195,38 @@ class Residuals(clu_metrics.Metric):
 
 
 @functools.lru_cache(maxsize=256)
+def score_counts(num_columns: int, num_bins: int) -> type[clu_metrics.Metric]:
+    """Returns a metric class that counts positive and negative rows by the bin of their score.
+
+    Its ``from_model_output`` takes ``bins``, int32 ``[batch, columns]``, ``positive``, bool
+    ``[batch, columns]``, and ``mask``.
+    """
+
+    @struct.dataclass
+    class ScoreCounts(clu_metrics.Metric):
+        """The counts, int32 ``[2, columns, bins]``: those of negative rows, then of positive."""
+
+        counts: jax.Array
+
+        @classmethod
+        def empty(cls):
+            return cls(jnp.zeros((2, num_columns, num_bins), jnp.int32))
+
+        @classmethod
+        def from_model_output(cls, bins, positive, mask=None, **_):
+            counted = jnp.ones(len(bins), jnp.int32) if mask is None else mask.astype(jnp.int32)
+            counted = jnp.broadcast_to(counted[:, None], bins.shape)
+            columns = jnp.broadcast_to(jnp.arange(num_columns), bins.shape)
+            indices = positive.astype(jnp.int32), columns, bins
+            return cls(jnp.zeros((2, num_columns, num_bins), jnp.int32).at[indices].add(counted))
+
+        def merge(self, other):
+            return type(self)(self.counts + other.counts)
+
+    return ScoreCounts
+
+
+@functools.lru_cache(maxsize=256)
 def residuals(num_targets: int) -> type[clu_metrics.Metric]:
     """Returns a metric class with the sums of squared errors and of squared deviations.
 

@@ -9,7 +9,7 @@ compiled for one ``CrossEntropy(label_smoothing=0.1)`` is used again for another
 
 import dataclasses
 import functools
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable
 from typing import Literal
 
 import jax
@@ -320,6 +320,55 @@ class Huber:
         return _per_example(optax.huber_loss(predictions, targets, delta=self.delta))
 
 
+@dataclasses.dataclass(frozen=True)
+class Quantile:
+    """The pinball loss of several quantiles: ``max(q e, (q - 1) e)`` with ``e = target - output``.
+
+    The model returns a column for each quantile, and the targets have the same number in each.
+
+    Attributes:
+        quantiles: numbers between 0 and 1, one for each column.
+
+    Raises:
+        ConfigError: for other quantiles, or another number of columns.
+
+    Reference:
+        Koenker and Bassett, 1978, *Regression quantiles*.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from thinkml.core import Quantile
+        >>> loss_fn = Quantile((0.1, 0.9))
+        >>> loss_fn(jnp.array([[0.0, 2.0]]), jnp.array([[1.0, 1.0]])).round(3).tolist()
+        [0.1]
+    """
+
+    quantiles: tuple[float, ...] = (0.1, 0.5, 0.9)
+
+    def __post_init__(self):
+        given = self.quantiles
+        values = tuple(given) if isinstance(given, Iterable) else (given,)
+        if not values or not all(is_number(value) and 0 < value < 1 for value in values):
+            raise ConfigError(
+                f'quantiles: got {given!r}, expected numbers between 0 and 1, such as '
+                '(0.1, 0.5, 0.9).'
+            )
+        object.__setattr__(self, 'quantiles', tuple(map(float, values)))
+
+    def __call__(self, predictions: jax.Array, targets: jax.Array) -> jax.Array:
+        """Returns the loss averaged over the quantiles, ``[batch]``."""
+        columns = targets.reshape(len(targets), -1)
+        if columns.shape[1] != len(self.quantiles):
+            raise ConfigError(
+                f'loss_fn: got {len(self.quantiles)} quantiles for targets of {columns.shape[1]} '
+                f'column{"s" if columns.shape[1] > 1 else ""}, expected a column and an output for '
+                f'each: y = np.stack([y] * {len(self.quantiles)}, axis=1).'
+            )
+        error = columns - predictions.reshape(columns.shape)
+        quantiles = jnp.asarray(self.quantiles, error.dtype)
+        return jnp.maximum(quantiles * error, (quantiles - 1) * error).mean(axis=1)
+
+
 def log_cosh(predictions: jax.Array, targets: jax.Array) -> jax.Array:
     """Computes ``log(cosh(error))``, averaged over the targets of an example; ``[batch]``.
 
@@ -365,6 +414,7 @@ REGRESSION_LOSSES: dict[str, LossFn] = {
     'mae': mae,
     'huber': huber,
     'log_cosh': log_cosh,
+    'quantile': Quantile(),
     'poisson': poisson,
 }
 # The decision of each ThinkML loss, by function, or by class for losses with settings.
@@ -377,6 +427,7 @@ _DECISIONS: dict[Hashable, Decision] = {
     hinge: 'classification',
     Dice: 'classification',
     Huber: 'regression',
+    Quantile: 'regression',
     **dict.fromkeys(REGRESSION_LOSSES.values(), 'regression'),
 }
 
@@ -422,8 +473,8 @@ def get_loss(loss_fn: str | LossFn, element_shape: tuple[int, ...] = ()) -> Loss
 
     Args:
         loss_fn: ``'cross_entropy'``, ``'binary_cross_entropy'``, ``'focal'``, ``'hinge'`` or
-            ``'dice'`` (classification); ``'mse'``, ``'mae'``, ``'huber'`` or ``'log_cosh'``
-            (regression); or a callable.
+            ``'dice'`` (classification); ``'mse'``, ``'mae'``, ``'huber'``, ``'log_cosh'``,
+            ``'poisson'`` or ``'quantile'`` (regression); or a callable.
         element_shape: the axes of a row that have a label each, such as ``(tokens,)``. A callable
             may then also return a value for each of these. It gets the label -1 for elements that
             are ignored.

@@ -18,6 +18,7 @@ from thinkml.core.objectives.accumulators import (
     class_counts,
     residuals,
     row_collector,
+    score_counts,
 )
 from thinkml.core.objectives.confusion_counts import Counts
 from thinkml.core.objectives.losses import mae, mse
@@ -303,12 +304,32 @@ def _ranking_value(name: str, kind: TaskKind, rows: Any) -> jax.Array:
     return jnp.where(rows.position > len(rows.mask), jnp.nan, area)
 
 
+def _binned_entry(name: str, shape: Shape) -> Entry:
+    kind, num_outputs = shape.require(name, 'kind', 'num_outputs')
+
+    def bins_and_positives(logits, labels, **_):
+        outputs = classify(logits, labels, kind)
+        (scores, low), positive = per_example.one_vs_rest(outputs)
+        scores = scores if low is None else scores + low
+        return {'bins': ranking.bins_of(scores), 'positive': positive}
+
+    columns = num_outputs if kind != 'binary' else 1
+    state = score_counts(columns, ranking.NUM_BINS).from_fun(bins_and_positives)
+    return Entry(name, state, _mean_binned_area)
+
+
+def _mean_binned_area(sums: Any) -> jax.Array:
+    negatives, positives = sums.counts
+    return ranking.binned_roc_auc(positives, negatives).mean()
+
+
 # By the names of the metric table, without averages.
 _COMPUTATIONS: dict[str, Callable[[str, Shape], Entry]] = {
     **dict.fromkeys((*_FRACTIONS, 'balanced_accuracy'), _counts_entry),
     **dict.fromkeys((*_PER_EXAMPLE, *_ERRORS, 'top_k_accuracy'), _mean_entry),
     **dict.fromkeys(_FROM_LOG_LOSS, _log_loss_entry),
     **dict.fromkeys(_RANKINGS, _ranking_entry),
+    'roc_auc_binned': _binned_entry,
     **dict.fromkeys(('rmse', 'r2'), _residuals_entry),
     **dict.fromkeys(_TRAINING_METRICS, _step_entry),
 }

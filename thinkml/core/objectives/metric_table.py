@@ -119,6 +119,10 @@ _SPECS = (
     ),
     MetricSpec(name='roc_auc_ovo', tasks=_MULTICLASS, needs_probabilities=True),
     MetricSpec(
+        name='roc_auc_binned', tasks=_CLASSIFICATION, in_training=True, in_evaluation=False,
+        in_analysis=False, needs_probabilities=True,
+    ),
+    MetricSpec(
         name='average_precision', tasks=_CLASSIFICATION, in_training=True, needs_probabilities=True
     ),
     MetricSpec(
@@ -270,7 +274,8 @@ def metric_names(
     )
 
 
-TRAINING_ONLY_METRICS = metric_names(in_training=True, in_evaluation=False)
+TRAINING_ONLY_METRICS = ('grad_norm', 'update_ratio')
+"""Values of training steps, which validation does not have."""
 
 
 def is_higher_better(name: str, heads: Iterable[str] = ()) -> bool | None:

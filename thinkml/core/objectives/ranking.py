@@ -43,6 +43,41 @@ def roc_auc(
     return _each_column(_roc_area, scores, positive, mask, low)
 
 
+NUM_BINS = 2048
+# Beyond this logit, the scores of all rows are in the last bin.
+_LARGEST_LOGIT = 16.0
+
+
+def bins_of(logits: jax.Array) -> jax.Array:
+    """Returns the bin of each logit, int32: bins of equal width from -16 to 16."""
+    position = (logits / _LARGEST_LOGIT + 1) * (NUM_BINS / 2)
+    return jnp.clip(position, 0, NUM_BINS - 1).astype(jnp.int32)
+
+
+def binned_roc_auc(positives: jax.Array, negatives: jax.Array) -> jax.Array:
+    """Computes the area under the ROC curve of each column from counts by bin of the score.
+
+    Scores in one bin count as tied. With bins of 1/64 logit the area differs from the exact one in
+    the third to fifth decimal.
+
+    Args:
+        positives: int32 ``[columns, bins]``, the number of positive rows in each bin.
+        negatives: int32 ``[columns, bins]``, the number of negative ones.
+
+    Returns:
+        ``[columns]``; NaN for columns without positives or without negatives.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> binned_roc_auc(jnp.array([[0, 1, 1]]), jnp.array([[1, 1, 0]])).tolist()
+        [0.875]
+    """
+    num_positive, num_negative = positives.sum(axis=1), negatives.sum(axis=1)
+    share = positives / num_positive[:, None]
+    below = (jnp.cumsum(negatives, axis=1) - negatives / 2) / num_negative[:, None]
+    return (share * below).sum(axis=1)
+
+
 def average_precision(
     scores: jax.Array, positive: jax.Array, mask: jax.Array, low: jax.Array | None = None
 ) -> jax.Array:
