@@ -16,6 +16,7 @@ from thinkml.paths import local_path
 from thinkml.training.active.history import ActiveHistory
 from thinkml.training.active.labelling_widget import Widget, labelling_widget
 from thinkml.training.active.pool import Pool
+from thinkml.training.active.pool_predictions import ElementScore
 from thinkml.training.active.query_loop import KnownLabels, Oracle, plan_queries, run_queries
 from thinkml.training.active.retraining import (
     Retrain,
@@ -55,6 +56,9 @@ class ActiveLearner:
         classes: all possible labels; needed if the initial labels do not contain every class and
             labels are not 0, 1, 2, ...
         num_draws: the number of passes with dropout.
+        element_score: the score of a row with a target for each token or pixel: the ``'mean'`` of
+            its elements' scores, or the largest one, ``'max'``. The elements count that are True
+            in a mask of the inputs, ``X_unlabeled={'tokens': ..., 'mask': ...}``; else all.
         loss_fn: as in `ModelTrainer.train`.
         class_weights: as in `ModelTrainer.train`; ``'balanced'`` if some classes are rare.
         augmentation: as in `ModelTrainer.train`.
@@ -103,6 +107,7 @@ class ActiveLearner:
         seed: int = 0,
         classes: Sequence[Any] | None = None,
         num_draws: int = 20,
+        element_score: ElementScore = 'mean',
         loss_fn: str | LossFn | None = None,
         class_weights: Mapping[Any, float] | str | None = None,
         augmentation: Any = None,
@@ -126,6 +131,8 @@ class ActiveLearner:
             raise ConfigError(
                 f'min_agreement: got {min_agreement!r}, expected more than 0, at most 1.'
             )
+        if element_score not in ('mean', 'max'):
+            raise ConfigError(f"element_score: got {element_score!r}, expected 'mean' or 'max'.")
         models = list(model) if isinstance(model, list | tuple) else [model]
         if not models or len({id(one) for one in models}) < len(models):
             raise ConfigError(
@@ -139,6 +146,7 @@ class ActiveLearner:
             stopping=StoppingRules(max_labels, patience, min_agreement),
             seed=seed,
             num_draws=num_draws,
+            element_score=element_score,
         )
         self._strategy = strategy
         self._models = models
@@ -347,7 +355,9 @@ class ActiveLearner:
 
         Args:
             indices: rows of the pool.
-            y: a label for each row; None or NaN for a row that has none, which is skipped.
+            y: a label for each row; None or NaN for a row that has none, which is skipped. For
+                tokens and pixels the label of a row is an array, with -100 for elements that do
+                not count.
 
         Raises:
             DataError: for rows that are not in the pool, and labels that the model can't learn;
@@ -413,6 +423,11 @@ class ActiveLearner:
         """
         session = self._require_session('ask_in_notebook')
         task = session.retraining.task
+        if session.retraining.has_elements:
+            raise ConfigError(
+                'ask_in_notebook: it is for one label a row, and the model has outputs for each '
+                'element of a row. Use query() and teach(rows, labels).'
+            )
         if task is None or task.classes is None or task.kind == 'multilabel':
             raise ConfigError(
                 'classes: the possible labels are not known yet. Pass ActiveLearner(classes=[...]).'

@@ -2,7 +2,8 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Literal
 
 import jax
 import numpy as np
@@ -15,12 +16,17 @@ from thinkml.core import (
     predict_outputs,
 )
 from thinkml.data import Rows, decode, log_probabilities, probabilities
+from thinkml.data.sequences import MASK_NAMES
 from thinkml.errors import DataError, ModelTypeError
 from thinkml.tasks import Task
 from thinkml.typing import Inputs, Model
 
-# Passes with dropout are in memory for this many rows at a time.
+# Passes with dropout, and the outputs of elements, are in memory for this many rows or elements at
+# a time. For elements with many outputs this many numbers are.
 _ROWS_PER_BLOCK = 2**16
+_NUMBERS_PER_BLOCK = 2**24
+
+ElementScore = Literal['mean', 'max']
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +40,7 @@ class PoolPredictions:
         initial_rows: the rows that have labels from the beginning; None for none.
         num_draws: passes with dropout if there is one model.
         key: the key of the dropout.
+        element_score: the score of a row of elements: the mean or the largest of theirs.
     """
 
     models: Sequence[Model]
@@ -42,6 +49,12 @@ class PoolPredictions:
     initial_rows: Rows | None
     num_draws: int
     key: jax.Array
+    element_score: ElementScore = 'mean'
+
+    @property
+    def has_elements(self) -> bool:
+        """Returns True if a row has a target for each of its elements, such as tokens or pixels."""
+        return self.task is not None and bool(self.task.element_shape)
 
     @functools.cached_property
     def outputs(self) -> np.ndarray:
@@ -115,14 +128,19 @@ class PoolPredictions:
     def log_probabilities(self) -> np.ndarray:
         """Returns logarithms of the mean probabilities, in the layout of `log_probabilities`."""
         assert self.task is not None
-        per_model = [log_probabilities(outputs, self.task) for outputs in self._reused_outputs]
-        return np.logaddexp.reduce(per_model) - np.log(len(per_model))
+        return mean_log_probabilities(self._reused_outputs, self.task)
 
     @property
     def predictions(self) -> np.ndarray:
         """Returns the predicted labels or numbers, ``[rows, ...]``."""
         assert self.task is not None
-        return mean_predictions(self.outputs, self.task)
+        if not self.has_elements:
+            return mean_predictions(self.outputs, self.task)
+        parts = [
+            mean_predictions(outputs.reshape(len(outputs), len(rows), -1), self.task)
+            for rows, outputs in self._blocks(with_dropout=False)
+        ]
+        return np.concatenate(parts)
 
     def check_features(self) -> None:
         """Raises a `ModelTypeError` for a model without features."""
@@ -133,14 +151,31 @@ class PoolPredictions:
         if len(self.models) == 1:
             WithDropout(self.models[0], 1, self.key).functionalize(self.rows.spec, self.key)
 
-    def score_draws(self, score: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-        """Returns a score for each row by how models or passes with dropout differ.
+    def score_probabilities(self, score: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+        """Returns the logarithm of each row's score, by the probabilities of its classes.
 
         Args:
-            score: a function that takes ``[draws, some rows, ...]`` and returns ``[some rows]``.
-                It gets the logarithms of the classes' probabilities, in the layout of
-                `thinkml.data.log_probabilities`, or the outputs of a regression.
+            score: a function that takes logarithms of mean probabilities, in the layout of
+                `log_probabilities`, and returns the logarithm of a score for each row or element.
         """
+        task = self.task
+        assert task is not None
+        if not self.has_elements:
+            return score(self.log_probabilities)
+        return self._score_elements(lambda outputs: score(mean_log_probabilities(outputs, task)))
+
+    def score_draws(self, score: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+        """Returns the logarithm of each row's score, by how models or passes with dropout differ.
+
+        Args:
+            score: a function that takes ``[draws, some rows, ...]`` and returns ``[some rows]``,
+                or the same for elements. It gets the logarithms of the classes' probabilities, in
+                the layout of `thinkml.data.log_probabilities`, or the outputs of a regression.
+        """
+        if self.has_elements:
+            return self._score_elements(
+                lambda outputs: score(self._score_inputs(outputs)), with_dropout=True
+            )
         if len(self.models) > 1:
             return score(self._score_inputs(self.outputs))
         predict = make_predict(WithDropout(self.models[0], self.num_draws, self.key), self.rows)
@@ -152,11 +187,73 @@ class PoolPredictions:
             scores.append(score(self._score_inputs(np.moveaxis(outputs, 1, 0))))
         return np.concatenate(scores)
 
+    def _score_elements(
+        self, score: Callable[[np.ndarray], np.ndarray], *, with_dropout: bool = False
+    ) -> np.ndarray:
+        """Returns the logarithm of the mean or largest score of each row's elements.
+
+        Args:
+            score: a function that takes ``[models, some elements, outputs]`` and returns the
+                logarithms of the elements' scores.
+            with_dropout: True for several passes of a single model in place of one.
+        """
+        scores = []
+        for rows, outputs in self._blocks(with_dropout=with_dropout):
+            of_elements = score(outputs).reshape(len(rows), -1)
+            is_counted = self._is_counted(rows)
+            of_elements = np.where(is_counted, of_elements, -np.inf)
+            if self.element_score == 'max':
+                scores.append(of_elements.max(axis=1))
+                continue
+            counts = np.broadcast_to(is_counted, of_elements.shape).sum(axis=1)
+            scores.append(np.logaddexp.reduce(of_elements, axis=1) - np.log(np.maximum(counts, 1)))
+        return np.concatenate(scores)
+
+    def _blocks(self, *, with_dropout: bool) -> Iterator[tuple[Rows, np.ndarray]]:
+        """Yields some rows at a time, with the outputs of their elements.
+
+        The outputs are ``[models, elements, outputs]``. Those of a pool of images would not fit in
+        memory together.
+        """
+        task, rows, count = self.task, self.rows, len(self.models)
+        assert task is not None
+        models = list(self.models)
+        if with_dropout and count == 1:
+            models, count = [WithDropout(models[0], self.num_draws, self.key)], self.num_draws
+        predict = [make_predict(model, rows, argument='X_unlabeled') for model in models]
+        numbers = count * task.num_elements * task.num_outputs
+        size = min(_ROWS_PER_BLOCK // task.num_elements, _NUMBERS_PER_BLOCK // numbers)
+        for start in range(0, len(rows), max(size, 1)):
+            part = rows.part(start, min(start + max(size, 1), len(rows)))
+            # A model with dropout returns its passes side by side.
+            outputs = np.stack([_flatten(one(part)) for one in predict], axis=1)
+            outputs = outputs.reshape(len(outputs), count, -1, task.num_outputs)
+            outputs = np.moveaxis(outputs, 1, 0).reshape(count, -1, task.num_outputs)
+            yield part, _check_finite(outputs)
+
+    def _is_counted(self, rows: Rows) -> np.ndarray:
+        """Returns the elements that count, ``[rows, elements]``: those in the mask of the inputs.
+
+        All of them count if the inputs are not a dict with a mask of the elements' shape.
+        """
+        assert self.task is not None
+        spec = rows.spec if isinstance(rows.spec, dict) else {}
+        for name in MASK_NAMES:
+            if name in spec and spec[name].shape[1:] == self.task.element_shape:
+                return rows.all()[name].reshape(len(rows), -1) != 0
+        return np.ones((1, 1), bool)
+
     def _score_inputs(self, outputs: np.ndarray) -> np.ndarray:
         assert self.task is not None
         if not self.task.is_classification:
             return outputs
         return np.stack([log_probabilities(draw, self.task) for draw in outputs])
+
+
+def mean_log_probabilities(outputs: np.ndarray, task: Task) -> np.ndarray:
+    """Returns logarithms of mean probabilities for outputs ``[models, rows, outputs]``."""
+    per_model = [log_probabilities(one, task) for one in outputs]
+    return np.logaddexp.reduce(per_model) - np.log(len(per_model))
 
 
 def mean_probabilities(outputs: np.ndarray, task: Task) -> np.ndarray:
@@ -171,7 +268,7 @@ def mean_predictions(outputs: np.ndarray, task: Task) -> np.ndarray:
     mean = mean_probabilities(outputs, task)
     # Converted to outputs that decode to the same: for one class or label, above 0 means yes.
     yes_or_no = task.kind == 'multilabel' or task.num_outputs == 1
-    return decode(mean[:, -task.num_outputs :] - 0.5 if yes_or_no else mean, task)
+    return decode(mean[..., -task.num_outputs :] - 0.5 if yes_or_no else mean, task)
 
 
 class Ensemble:

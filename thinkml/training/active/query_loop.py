@@ -61,12 +61,16 @@ def run_queries(
 def plan_queries(
     session: Session, strategy: Strategy, query_size: int, n_iterations: int, *, progress: bool
 ) -> ActiveHistory:
-    """Trains once, and selects the rows of all queries together, so that they are diverse."""
+    """Trains once, and selects the rows of all queries together, so that they are diverse.
+
+    Rows of tokens or pixels are selected by their scores alone.
+    """
     history = session.store.history
     session.fit()
     total = n_iterations * query_size
     start = time.perf_counter()
-    selection = session.select(diversify(strategy), total)
+    chosen = strategy if session.retraining.has_elements else diversify(strategy)
+    selection = session.select(chosen, total)
     seconds = (time.perf_counter() - start) / n_iterations
     for first in range(0, len(selection.indices), query_size):
         part = slice(first, first + query_size)

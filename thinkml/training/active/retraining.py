@@ -3,13 +3,15 @@
 import copy
 import dataclasses
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import jax
 import numpy as np
 
-from thinkml.core import functionalize, num_outputs
+from thinkml.core import functionalize
+from thinkml.core.model.functional import outputs_of
 from thinkml.core.model.training_lock import check_not_trained
 from thinkml.core.objectives.losses import LossFn, decides
 from thinkml.core.objectives.metric_table import METRIC_TABLE, metric_name
@@ -22,6 +24,7 @@ from thinkml.data import (
     open_data,
     open_rows,
 )
+from thinkml.data.targets import IGNORE_LABEL, elements_of
 from thinkml.errors import ConfigError, DataError, ModelTypeError, warn_user
 from thinkml.evaluation import ModelEvaluator
 from thinkml.evaluation.metrics.registry import check_fit
@@ -95,13 +98,15 @@ class Retraining:
         self._retrain = retrain
         self._inputs = pool.inputs
         probe = probe_of(self._inputs, PROBE_ROWS)
-        counts = [num_outputs(model, probe, 'X_unlabeled') for model in models]
-        if len(set(counts)) > 1:
+        shapes = [outputs_of(model, probe, 'X_unlabeled').shape or (1,) for model in models]
+        if len(set(shapes)) > 1:
+            counts = ', '.join(' x '.join(map(str, shape)) for shape in shapes)
             raise ModelTypeError(
-                f'model: got models of {", ".join(map(str, counts))} outputs, expected an ensemble '
-                'of models with the same number of outputs.'
+                f'model: got models of {counts} outputs, expected an ensemble of models with the '
+                'same number of outputs.'
             )
-        self._num_outputs = counts[0]
+        self._row_outputs = shapes[0]
+        self.task: Task | None = None
         self.task = self._initial_task(pool, pool_labels)
         self.is_trained = self._has_earlier_runs()
         self._has_warned = False
@@ -111,6 +116,11 @@ class Retraining:
             missing, other = ('X_val', 'y_val') if X_val is None else ('y_val', 'X_val')
             raise DataError(f'{missing}: got None together with {other}, expected both or neither.')
         self._validation = None
+        if X_val is not None and self.has_elements and len(models) > 1:
+            raise ConfigError(
+                'X_val: got validation data for an ensemble of models with outputs for each '
+                'element of a row, expected None: these are validated as single models only.'
+            )
         if X_val is not None:
             rows, labels = open_data(X_val, y_val, 'X_val', 'y_val', self._inputs)
             labels = check_targets(labels, 'y_val')
@@ -123,6 +133,11 @@ class Retraining:
     def _check(self, labels: np.ndarray, argument: str) -> None:
         if self.task is not None:
             encode_targets(labels, self.task, argument)
+
+    @property
+    def has_elements(self) -> bool:
+        """Returns True if a row has a target for each of its elements, such as tokens or pixels."""
+        return len(self._row_outputs) > 1 if self.task is None else bool(self.task.element_shape)
 
     @property
     def weights_hash(self) -> str:
@@ -226,7 +241,12 @@ class Retraining:
 
     def _initial_task(self, pool: Pool, pool_labels: np.ndarray | None) -> Task | None:
         if self._settings.classes is not None:
-            return self._infer_task(self._settings.classes, 'classes')
+            classes = check_targets(self._settings.classes, 'classes')
+            element_shape = self._row_outputs[:-1]
+            num_rows = -(-len(classes) // math.prod(element_shape))
+            if element_shape and classes.ndim == 1:
+                classes = np.resize(classes, (num_rows, *element_shape))
+            return self._infer_task(classes, 'classes')
         if pool_labels is not None:
             labels = check_targets(pool_labels, 'y_unlabeled').tolist()
             return self._infer_task(pool.with_initial_labels(labels, 'y_unlabeled'), 'y_unlabeled')
@@ -239,13 +259,27 @@ class Retraining:
         try:
             return self._infer_task(y, 'y_labeled')
         except DataError:
-            if len(np.unique(y, axis=0)) >= max(2, self._num_outputs):
+            *element_shape, num_outputs = self._row_outputs
+            has_shape = y.shape[1 : 1 + len(element_shape)] == tuple(element_shape)
+            if not has_shape or self._num_labels(y) >= max(2, num_outputs):
                 raise
             return None
 
+    def _num_labels(self, y: np.ndarray) -> int:
+        """Returns the number of different labels, of rows or of their elements."""
+        if self.task is not None:
+            labels, marker = elements_of(y, self.task), self.task.ignore_label
+        elif self.has_elements:
+            labels, marker = y.reshape(-1), IGNORE_LABEL
+        else:
+            labels, marker = y, None
+        if marker is not None and labels.dtype.kind != 'U':
+            labels = labels[labels != marker]
+        return len(np.unique(labels, axis=0))
+
     def _infer_task(self, y: Labels, argument: str) -> Task:
         return infer_task(
-            y, self._num_outputs, argument=argument, decided=decides(self._settings.loss_fn),
+            y, self._row_outputs, argument=argument, decided=decides(self._settings.loss_fn),
             known=single_task(record_of(self.models[0]).task, _MODEL),
         )  # fmt: skip
 
@@ -255,17 +289,17 @@ class Retraining:
         if self.task is None:
             self._warn_of_missing_classes(y)
             return False
-        return not self.task.is_classification or len(np.unique(y, axis=0)) > 1
+        return not self.task.is_classification or self._num_labels(y) > 1
 
     def _warn_of_missing_classes(self, y: np.ndarray) -> None:
-        count = len(np.unique(y, axis=0))
+        count = self._num_labels(y)
         if count > 1 and not self._has_warned:
             self._has_warned = True
             warn_user(
                 f'classes: got {count} different labels so far, but the model has '
-                f'{self._num_outputs} outputs. Rows are chosen without the model until there is a '
-                'label for each output. Pass all possible labels, ActiveLearner(classes=[...]), or '
-                'use whole numbers from 0 as labels.'
+                f'{self._row_outputs[-1]} outputs. Rows are chosen without the model until there '
+                'is a label for each output. Pass all possible labels, '
+                'ActiveLearner(classes=[...]), or use whole numbers from 0 as labels.'
             )
 
 

@@ -9,10 +9,11 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from thinkml.core.active.selection import Selection, at_random
+from thinkml.data.targets import elements_of
 from thinkml.errors import ModelTypeError
 from thinkml.training.active.label_store import LabelStore
 from thinkml.training.active.pool import Pool
-from thinkml.training.active.pool_predictions import PoolPredictions
+from thinkml.training.active.pool_predictions import ElementScore, PoolPredictions
 from thinkml.training.active.retraining import Retraining
 from thinkml.training.active.stopping import StoppingRules, prediction_agreement
 from thinkml.training.active.strategies import Strategy, check_strategy, select_typical
@@ -27,6 +28,7 @@ class QuerySettings:
     stopping: StoppingRules
     seed: int
     num_draws: int
+    element_score: ElementScore
 
 
 class Session:
@@ -60,7 +62,10 @@ class Session:
     def _check(self) -> None:
         retraining, settings = self.retraining, self._settings
         settings.stopping.check(retraining.task, has_validation=retraining.has_validation)
-        check_strategy(settings.strategy, retraining.models, self.pool.rows, retraining.task)
+        check_strategy(
+            settings.strategy, retraining.models, self.pool.rows, retraining.task,
+            has_elements=retraining.has_elements,
+        )  # fmt: skip
 
     def restart(self) -> 'Session':
         """Returns a new session with the same pool; the models get their initial weights back."""
@@ -128,8 +133,10 @@ class Session:
                 self._last_predictions,
                 self.pool_predictions.predictions,
             )
-            if before is not None:
-                agreement = prediction_agreement(before, self._last_predictions)
+            task = self.retraining.task
+            if before is not None and task is not None:
+                both = (elements_of(one, task) for one in (before, self._last_predictions))
+                agreement = prediction_agreement(*both)
         self.store.record(
             {
                 'event': 'fit', 'num_labels': num_labels, 'metrics': metrics,
@@ -150,6 +157,7 @@ class Session:
                 rows=self.pool.rows,
                 initial_rows=self.pool.initial_rows,
                 num_draws=self._settings.num_draws,
+                element_score=self._settings.element_score,
                 key=jax.random.fold_in(jax.random.key(seed), num_queries),
             )
         return self._pool_predictions
@@ -170,11 +178,16 @@ class Session:
         )
 
     def select(self, strategy: Strategy, count: int) -> Selection:
-        """Selects rows by the strategy, or typical rows as long as no model is trained."""
+        """Selects rows by the strategy, or typical rows as long as no model is trained.
+
+        Rows of tokens or pixels are then selected at random.
+        """
         available = self.store.available
         key = jax.random.fold_in(jax.random.key(self._settings.seed), self.store.num_queries)
         if self.retraining.is_trained or strategy.name == 'random':
             return strategy.select(self.pool_predictions, count, key, available)
+        if self.retraining.has_elements:  # features of elements are not those of rows
+            return at_random(len(available), count, key, available)
         try:
             return select_typical(self.pool_predictions, count, key, available)
         except ModelTypeError:  # the model has no features, by which rows are typical

@@ -54,6 +54,7 @@ class Strategy:
             they are chosen together. Logarithms also rank rows whose scores round to 0.
         needs_features: True if it reads the features.
         needs_draws: True if it reads how models, or passes with dropout, differ.
+        of_elements: True if it supports rows with a target for each token or pixel.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Strategy:
     score: Score | None = None
     needs_features: bool = False
     needs_draws: bool = False
+    of_elements: bool = False
 
 
 class DiverseBatches:
@@ -125,19 +127,36 @@ def make_strategy(strategy: Any) -> Strategy:
 
 
 def check_strategy(
-    strategy: Strategy, models: Sequence[Model], rows: Rows, task: Task | None
+    strategy: Strategy,
+    models: Sequence[Model],
+    rows: Rows,
+    task: Task | None,
+    *,
+    has_elements: bool,
 ) -> None:
     """Checks that a strategy supports the task, and the models have what it needs.
+
+    Args:
+        strategy: the strategy.
+        models: the models.
+        rows: the rows of the pool.
+        task: the task; None if it is not known yet.
+        has_elements: True if a row has a target for each of its elements.
 
     Raises:
         ConfigError: for a task that the strategy does not support.
         ModelTypeError: for a model without the features or the dropout that the strategy needs.
     """
-    if task is not None and task.kind not in strategy.kinds:
-        fitting = [name for name, entry in STRATEGIES.items() if task.kind in entry.kinds]
+
+    def supports(strategy: Strategy) -> bool:
+        supports_kind = task is None or task.kind in strategy.kinds
+        return supports_kind and (strategy.of_elements or not has_elements)
+
+    if not supports(strategy):
+        fitting = [name for name, entry in STRATEGIES.items() if supports(entry)]
+        got = 'a model with outputs for each element of a row' if task is None else task.in_words
         raise ConfigError(
-            f'strategy: got {strategy.name!r} for {task.in_words}, expected one of '
-            f'{", ".join(fitting)}.'
+            f'strategy: got {strategy.name!r} for {got}, expected one of {", ".join(fitting)}.'
         )
     predictions = PoolPredictions(
         models=models,
@@ -170,8 +189,9 @@ def diversify(strategy: Strategy, oversample: int = 10) -> Strategy:
         return diverse(scores, vectors, count, key, available, oversample=oversample)
 
     return dataclasses.replace(
-        strategy, name=f'diverse {strategy.name}', select=select, score=None, needs_features=True
-    )
+        strategy, name=f'diverse {strategy.name}', select=select, score=None, needs_features=True,
+        of_elements=False,
+    )  # fmt: skip
 
 
 def _by_score(
@@ -184,12 +204,16 @@ def _by_score(
         [rows, _] = highest(logarithms, count, available)
         return Selection(rows, np.exp(logarithms[rows]).astype(np.float32))
 
-    return Strategy(name, select, kinds, score, needs_features=features, needs_draws=draws)
+    return Strategy(
+        name, select, kinds, score,
+        needs_features=features, needs_draws=draws, of_elements=not features,
+    )  # fmt: skip
 
 
 def _score_probabilities(log_score: LogScore) -> Score:
     def score(predictions: PoolPredictions) -> np.ndarray:
-        return _mean_over_labels(log_score, predictions.log_probabilities, task=predictions.task)
+        score_block = functools.partial(_mean_over_labels, log_score, task=predictions.task)
+        return predictions.score_probabilities(score_block)
 
     return score
 
@@ -286,14 +310,17 @@ def _custom_strategy(function: Callable[..., Any]) -> Strategy:
         if reads_features:
             values = predictions.features
         else:
-            is_regression = predictions.task is not None and predictions.task.kind == 'regression'
+            task = predictions.task
+            is_regression = task is not None and task.kind == 'regression'
             values = predictions.outputs.mean(0) if is_regression else predictions.probabilities
+            if task is not None and task.element_shape:
+                values = values.reshape(len(values), *task.element_shape, -1)
         order = np.asarray(function(values[candidates], key))
         _check_order(order, len(candidates), name)
         chosen = candidates[order[:count]]
         return Selection(chosen.astype(np.int64), np.full(len(chosen), np.nan, np.float32))
 
-    return Strategy(name, select, needs_features=reads_features)
+    return Strategy(name, select, needs_features=reads_features, of_elements=not reads_features)
 
 
 def _check_order(order: np.ndarray, num_rows: int, name: str) -> None:
@@ -319,7 +346,7 @@ STRATEGIES: Mapping[str, Strategy] = {
         _by_score('variation_ratio', _score_draws(_log_variation_ratio), _LABELS, draws=True),
         _by_score('variance', _score_draws(_log_variance), frozenset({'regression'}), draws=True),
         _by_score('expected_gradient_length', _log_gradient_lengths, _CLASSES, features=True),
-        Strategy('random', _select_at_random),
+        Strategy('random', _select_at_random, of_elements=True),
         Strategy('core_set', _select_core_set, needs_features=True),
         Strategy('badge', _select_badge, _CLASSES, needs_features=True),
         Strategy('typiclust', select_typical, needs_features=True),
