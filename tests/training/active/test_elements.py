@@ -9,7 +9,7 @@ from thinkml import core
 from thinkml.errors import ConfigError, DataError, ModelTypeError
 from thinkml.models import predict, predict_proba
 from thinkml.training import ActiveLearner, DiverseBatches, TrainingConfig
-from thinkml.training.active import pool_predictions
+from thinkml.training.active import label_store, pool_predictions
 from thinkml.training.active.strategies import STRATEGIES
 
 ROWS, TOKENS, WORDS, TAGS = 60, 6, 12, 3
@@ -176,6 +176,20 @@ def test_labels_of_tokens_are_kept_on_disk(tmp_path):
         np.testing.assert_array_equal(label, Y[POOL][row])
     np.testing.assert_array_equal(loaded.query(), learners[1].query())
     loaded.close()
+
+
+def test_a_session_does_not_become_too_large_to_be_read_again(tmp_path, monkeypatch):
+    learner = started(learner_of())
+    learner.save(tmp_path / 'session')
+    learner.teach([0], [Y[POOL][0]])
+    monkeypatch.setattr(label_store, '_MAX_BYTES', 300)
+    with pytest.raises(DataError, match='expected at most 300'):
+        learner.teach(range(1, 40), Y[POOL][1:40])
+    with pytest.raises(DataError, match='expected at most 3'):
+        monkeypatch.setattr(label_store, '_MAX_BYTES', 3)
+        learner.save(tmp_path / 'other')
+    assert list(learner.labels) == [0] and not (tmp_path / 'other').exists()
+    learner.close()
 
 
 def test_without_labels_the_first_rows_are_random_and_classes_may_be_named():

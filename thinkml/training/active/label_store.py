@@ -153,7 +153,7 @@ class LabelStore:
         """Writes all events to a new directory; later events are appended to it.
 
         Raises:
-            DataError: if the path exists already.
+            DataError: if the path exists already, or the file would be too large to read again.
             OSError: if it can't be written.
         """
         if path.exists():
@@ -162,9 +162,11 @@ class LabelStore:
         path.parent.mkdir(parents=True, exist_ok=True)
         new = path.with_name(f'.{path.name}.{uuid.uuid4().hex}.tmp')
         saved = {'format': _FORMAT, **to_json_value(metadata)}
+        lines = b''.join(map(_line, self._events))
+        _check_size(len(lines), path)
         new.mkdir()
         try:
-            write_synced(new / _EVENTS, b''.join(map(_line, self._events)))
+            write_synced(new / _EVENTS, lines)
             write_synced(new / _SESSION, json.dumps(saved).encode())
             sync_folder(new)
             new.rename(path)
@@ -266,7 +268,8 @@ class LabelLog:
         """Writes an event; it is on disk when this returns.
 
         Raises:
-            DataError: if the file was closed, or the process forked from the one that opened it.
+            DataError: if the file was closed or would be too large to read again, or the process
+                forked from the one that opened it.
             OSError: if writing fails; then no part of the event remains in the file.
         """
         if not self.close.alive or self._process != os.getpid():
@@ -277,6 +280,7 @@ class LabelLog:
                 f'path: the session at {self._path.parent} {why}. Load it again to continue.'
             )
         line = _line(event)
+        _check_size(self._end + len(line), self._path.parent)
         try:
             self._file.seek(self._end)
             rest = memoryview(line)
@@ -307,6 +311,15 @@ class LabelLog:
 def _close(file: io.FileIO, locked: int) -> None:
     file.close()
     unlock(locked)
+
+
+def _check_size(num_bytes: int, path: Path) -> None:
+    if num_bytes > _MAX_BYTES:  # masks take some 3 bytes for each pixel
+        raise DataError(
+            f'path: the session at {path} would have {num_bytes:,} bytes with these labels, '
+            f'expected at most {_MAX_BYTES:,}. Start another session with the labels so far as '
+            'y_labeled.'
+        )
 
 
 def _line(event: Event) -> bytes:
