@@ -18,6 +18,7 @@ from thinkml.evaluation.metrics.custom import custom_metric, custom_values
 from thinkml.evaluation.metrics.registry import check_fit, default_metrics, get_metric
 from thinkml.evaluation.model_outputs import open_model
 from thinkml.evaluation.result import Evaluation
+from thinkml.evaluation.score_summary import MOST_SCORE_BYTES, score_bytes
 from thinkml.evaluation.scored_elements import (
     counted_elements,
     draw_rows,
@@ -80,6 +81,9 @@ def _evaluate(
     resampling = open_resampling(settings, inputs)
     metrics = default(task.kind) if settings.metrics is None else settings.metrics
     check_fit(metrics, task.kind)
+    notes: list[str] = []
+    if not inputs.has_all_scores:
+        metrics, notes = _without_all_scores(metrics, inputs, settings.metrics is None)
     if task.element_shape:
         positions = counted_elements(inputs.encoded, task)
         rows = positions // task.num_elements
@@ -92,12 +96,12 @@ def _evaluate(
         resampling = draw_rows(resampling, rows)
     predictions, data = inputs.predict()
     data = dataclasses.replace(data, weight=weight)
-    if settings.metrics is None and data.probabilities is None:
+    if settings.metrics is None and not data.has_probabilities:
         metrics = [metric for metric in metrics if not _needs_probabilities(metric, task.kind)]
-    elif data.probabilities is None:
+    elif not data.has_probabilities:
         _check_probabilities(metrics, task.kind)
     return _compute_evaluation(
-        inputs, predictions, data, metrics, resampling, masks, settings.min_support, name
+        inputs, predictions, data, metrics, resampling, masks, settings.min_support, name, notes
     )
 
 
@@ -110,6 +114,7 @@ def _compute_evaluation(
     masks: dict[str, Mask],
     min_support: int,
     name: str,
+    notes: list[str],
 ) -> Evaluation:
     names = [metric_name(metric) for metric in metrics]
     if duplicates := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
@@ -124,7 +129,7 @@ def _compute_evaluation(
     }
     row_values = {key: value for key, value in custom.items() if isinstance(value, np.ndarray)}
     data = dataclasses.replace(data, custom=row_values)
-    definitions, values, notes = {}, {}, []
+    definitions, values, notes = {}, {}, list(notes)
     for key in names:
         if isinstance(number := custom.get(key), float):
             values[key] = number
@@ -165,6 +170,38 @@ def _ignored_settings_notes(name: str, data: EvaluationData, masks: dict[str, Ma
         f'{name}: it returned one number for all rows, so {" and ".join(ignored)} did not count. '
         'Return a value for each row to have it weighted.'
     ]
+
+
+def _without_all_scores(
+    metrics: list[Any], inputs: EvaluationInput, is_default: bool
+) -> tuple[list[Any], list[str]]:
+    """Returns the metrics that need no scores of all classes, and notes on those left out.
+
+    Raises:
+        ConfigError: if others were requested.
+    """
+
+    def needs_all(metric: Any) -> bool:
+        definition = get_metric(metric, inputs.task.kind) if isinstance(metric, str) else None
+        return definition is None or definition.needs_all_scores
+
+    left_out = [metric_name(metric) for metric in metrics if needs_all(metric)]
+    if not left_out:
+        return metrics, []
+    size = score_bytes(inputs.task, len(inputs.labels)) / 1e9
+    reason = (
+        f'the scores of {len(inputs.labels) * inputs.task.num_elements:,} examples and '
+        f'{inputs.task.num_outputs:,} classes take {size:,.1f} GB, more than an evaluation keeps '
+        f'({MOST_SCORE_BYTES / 1e9:.1f} GB)'
+    )
+    if not is_default:
+        raise ConfigError(
+            f'metrics: {", ".join(map(repr, left_out))} need the scores of all classes, but '
+            f'{reason}. Use metrics such as accuracy, f1, log_loss, perplexity, brier, ece or '
+            'top_5_accuracy, or evaluate fewer rows.'
+        )
+    kept = [metric for metric in metrics if not needs_all(metric)]
+    return kept, [f'{", ".join(left_out)}: left out, since {reason}.']
 
 
 def _needs_probabilities(metric: Any, kind: TaskKind) -> bool:

@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from thinkml.evaluation.score_summary import ScoreSummary
 from thinkml.tasks import TaskKind
 
 Part = TypeVar('Part')
@@ -28,6 +29,8 @@ class EvaluationData:
             all rows; None if each row is an example.
         element_shape: the axes of the elements of a row; ``()`` if each row is an example.
         custom: the values of custom metrics for each example, ``(n,)``, by name.
+        summary: the summary of each example's outputs, if all of them are too large to be kept;
+            probabilities and outputs are then None.
     """
 
     kind: TaskKind
@@ -40,6 +43,7 @@ class EvaluationData:
     positions: np.ndarray | None = None
     element_shape: tuple[int, ...] = ()
     custom: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    summary: ScoreSummary | None = None
     _parts: dict[Callable[..., Any], Any] = dataclasses.field(default_factory=dict, init=False)
 
     def __len__(self) -> int:
@@ -49,6 +53,11 @@ class EvaluationData:
     def weights(self) -> np.ndarray:
         """Returns the weight of each example, float64 ``(n,)``."""
         return np.ones(len(self)) if self.weight is None else self.weight
+
+    @property
+    def has_probabilities(self) -> bool:
+        """Returns True if the probability of the predicted class of each example is known."""
+        return self.probabilities is not None or self.summary is not None
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {'_parts': {}}  # computed again on demand
@@ -69,4 +78,5 @@ class EvaluationData:
             for name in ('labels', 'predictions', 'probabilities', 'outputs', 'weight', 'positions')
         }
         custom = {name: values[rows] for name, values in self.custom.items()}
-        return dataclasses.replace(self, **chosen, custom=custom)
+        summary = None if self.summary is None else self.summary.map(lambda values: values[rows])
+        return dataclasses.replace(self, **chosen, summary=summary, custom=custom)

@@ -9,6 +9,7 @@ import numpy as np
 from thinkml.data import WHY_NAN, encode_targets, fingerprint
 from thinkml.errors import DataError
 from thinkml.evaluation.evaluation_data import EvaluationData
+from thinkml.evaluation.score_summary import ScoreSummary
 from thinkml.evaluation.scored_elements import counted_elements, of_elements
 from thinkml.tasks import Task
 
@@ -26,6 +27,8 @@ class EvaluationInput:
         fingerprint: identifies the data.
         versions: the version of the model's library, for a model of another library.
         weight: the weight of each row, float64 ``(rows,)``, if the batches hold weights; else None.
+        has_all_scores: False if the scores of all classes are too large to be kept, so that the
+            data have a `ScoreSummary`.
     """
 
     task: Task
@@ -35,6 +38,7 @@ class EvaluationInput:
     fingerprint: dict[str, Any]
     versions: dict[str, str] = dataclasses.field(default_factory=dict)
     weight: np.ndarray | None = None
+    has_all_scores: bool = True
 
 
 def encode_labels(labels: np.ndarray, task: Task, argument: str = 'y_test') -> np.ndarray:
@@ -58,6 +62,7 @@ def make_evaluation_data(
     task: Task,
     probabilities: np.ndarray | None,
     outputs: np.ndarray | None = None,
+    summary: ScoreSummary | None = None,
 ) -> EvaluationData:
     """Returns encoded labels and predictions as `EvaluationData`.
 
@@ -67,6 +72,7 @@ def make_evaluation_data(
         task: the task of the model.
         probabilities: as in `EvaluationData`.
         outputs: as in `EvaluationData`.
+        summary: as in `EvaluationData`, with the axes of rows and elements.
     """
     # Only decode makes predictions from outputs, so ties at 0.5 are treated the same everywhere.
     if task.classes is None:
@@ -84,6 +90,7 @@ def make_evaluation_data(
         encoded, encoded_predictions = counted(encoded), counted(encoded_predictions)
         probabilities = None if probabilities is None else counted(probabilities)
         outputs = None if outputs is None else counted(outputs)
+        summary = None if summary is None else summary.map(counted)
     return EvaluationData(
         kind=task.kind,
         num_classes=num_classes,
@@ -91,6 +98,7 @@ def make_evaluation_data(
         predictions=encoded_predictions,
         probabilities=probabilities,
         outputs=outputs,
+        summary=summary,
         positions=positions,
         element_shape=task.element_shape,
     )
@@ -104,9 +112,14 @@ def fingerprint_of_labels(encoded: np.ndarray) -> dict[str, Any]:
 
 def check_outputs(outputs: np.ndarray) -> None:
     """Raises a `DataError` if a model returned NaN or infinite values."""
-    finite = np.isfinite(outputs.reshape(len(outputs), -1)).all(axis=1)
+    check_finite(np.asarray(np.isfinite(outputs)))
+
+
+def check_finite(is_finite: np.ndarray) -> None:
+    """Raises a `DataError` if some values of rows ``(rows, ...)`` are not finite."""
+    finite = is_finite.reshape(len(is_finite), -1).all(axis=1)
     if not finite.all():
         raise DataError(
             f'model: it returns NaN or infinite values for {np.sum(~finite):,} of '
-            f'{len(outputs):,} rows of X_test, expected finite numbers. {WHY_NAN}'
+            f'{len(is_finite):,} rows of X_test, expected finite numbers. {WHY_NAN}'
         )

@@ -16,10 +16,14 @@ from thinkml.evaluation.external_models import is_external
 from thinkml.evaluation.metrics.registry import check_metrics, metrics_for
 from thinkml.evaluation.report import Report
 from thinkml.evaluation.result import Evaluation
+from thinkml.evaluation.score_summary import score_bytes
 from thinkml.evaluation.settings import EvaluationSettings, Settings
 from thinkml.evaluation.speed import measure_speed
 from thinkml.model_record import record_of
 from thinkml.typing import Inputs, Labels, Model
+
+# The outputs of the rows with which predictions are timed take at most this size.
+_TIMED_BYTES = 2**28
 
 
 class ModelEvaluator:
@@ -241,7 +245,11 @@ class ModelEvaluator:
         evaluation = evaluate_model(
             model, X_test, y_test, checked, self._devices, default=metrics_for
         )
-        speed = None if is_batches(X_test) else measure_speed(*self._predictor(model, X_test))
+        speed = (
+            None
+            if is_batches(X_test)
+            else measure_speed(*self._predictor(model, X_test, evaluation))
+        )
         runs = () if is_external(model) else tuple(record_of(model).runs)
         if isinstance(evaluation, dict):
             return {
@@ -250,14 +258,23 @@ class ModelEvaluator:
             }
         return PerformanceAnalysis(evaluation, speed=speed, runs=runs)
 
-    def _predictor(self, model: Model, X_test: Inputs) -> tuple[Callable[[Any], Any], Inputs]:
+    def _predictor(
+        self, model: Model, X_test: Inputs, evaluation: Evaluation | dict[str, Evaluation]
+    ) -> tuple[Callable[[Any], Any], Inputs]:
         """Returns a function that predicts rows of the data, and some rows to time it with."""
         if is_external(model):
             return model.predict, X_test
         rows = open_rows(X_test, 'X_test', record_of(model).input_spec)
-        first_rows = rows.take(np.arange(min(len(rows), 1024)))
+        first_rows = rows.take(np.arange(min(len(rows), _rows_to_time(evaluation))))
         predict = make_predict(model, first_rows, devices=self._devices, argument='X_test')
         return predict, first_rows
+
+
+def _rows_to_time(evaluation: Evaluation | dict[str, Evaluation]) -> int:
+    """Returns a number of rows whose outputs take little memory, at most 1,024."""
+    evaluations = evaluation.values() if isinstance(evaluation, dict) else [evaluation]
+    row_bytes = sum(score_bytes(one.task, 1) for one in evaluations)
+    return int(np.clip(_TIMED_BYTES // max(1, row_bytes), 1, 1024))
 
 
 def _check_metrics(metrics: Any) -> Any:

@@ -22,17 +22,27 @@ from thinkml.data import (
     probabilities,
 )
 from thinkml.data.head_targets import infer_any_task, refuse_heads
+from thinkml.data.predictions import decode_indices
 from thinkml.data.sequences import pad_sequences
 from thinkml.errors import DataError, warn_user
 from thinkml.evaluation.evaluation_data import EvaluationData
 from thinkml.evaluation.evaluation_input import (
     EvaluationInput,
+    check_finite,
     check_outputs,
     encode_labels,
     fingerprint_of_labels,
     make_evaluation_data,
 )
 from thinkml.evaluation.external_models import is_external, open_external
+from thinkml.evaluation.score_summary import (
+    LabeledRows,
+    ScoreSummary,
+    Summaries,
+    WithLabels,
+    is_summarized,
+    summary_batch_size,
+)
 from thinkml.model_record import InputSpec, record_of
 from thinkml.tasks import AnyTask, Composite, Task
 from thinkml.typing import Inputs, Labels, Model, PyTree
@@ -71,20 +81,35 @@ def open_model(
         any_outputs_of(model, rows.spec, 'X_test')
     task = _task_of(model, labels, rows.spec)
 
-    heads = None if isinstance(task, Task) else Selection(tuple(labels))
+    tasks: dict[Any, Task] = {None: task} if isinstance(task, Task) else dict(task.heads)
+    summarized = [name for name, head in tasks.items() if is_summarized(head, len(rows))]
+    encoded_labels: dict[Any, np.ndarray] = {}
 
     @functools.cache
     def all_outputs() -> PyTree:
-        return predict_outputs(model, rows, devices=devices, argument='X_test', reduce=heads)
+        predict = functools.partial(predict_outputs, devices=devices, argument='X_test')
+        heads = () if isinstance(task, Task) else tuple(labels)
+        large = [name for name in summarized if name in encoded_labels]
+        if not large:
+            return predict(model, rows, reduce=Selection(heads) if heads else None)
+        encoded = {name: encoded_labels[name] for name in large} if heads else encoded_labels[None]
+        return predict(
+            WithLabels(model), LabeledRows(rows, encoded),
+            batch_size=summary_batch_size(tasks, rows.spec),
+            reduce=Summaries(heads, tuple(large)),
+        )  # fmt: skip
 
     def open_head(task: Task, labels: np.ndarray, head: str | None) -> EvaluationInput:
-        encoded = encode_labels(labels, task, _named(head))
+        encoded = encoded_labels[head] = encode_labels(labels, task, _named(head))
+        is_large = head in summarized
+        decode_outputs = _decode_summary if is_large else _decode_outputs
         return EvaluationInput(
             task=task,
             labels=labels,
             encoded=encoded,
-            predict=lambda: _decode_outputs(part_of(all_outputs(), head), encoded, task),
+            predict=lambda: decode_outputs(part_of(all_outputs(), head), encoded, task),
             fingerprint=fingerprint(rows, encoded),
+            has_all_scores=not is_large,
         )
 
     return _by_head(open_head, task, labels, 'y_test')
@@ -200,6 +225,14 @@ def _task_of(model: Model, labels: PyTree, example: PyTree) -> AnyTask:
         if misread := misread_outputs(output.range, head):
             warn_user(misread)
     return task
+
+
+def _decode_summary(
+    summary: ScoreSummary, encoded: np.ndarray, task: Task
+) -> tuple[np.ndarray, EvaluationData]:
+    check_finite(summary.is_finite)
+    predictions = decode_indices(summary.prediction, task)
+    return predictions, make_evaluation_data(predictions, encoded, task, None, summary=summary)
 
 
 def _decode_outputs(

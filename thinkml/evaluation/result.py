@@ -48,8 +48,8 @@ class Evaluation:
         per_class: ``precision``, ``recall``, ``f1`` and ``support`` (the number of examples, or
             their weight) by class, for multilabel by label; None for regression.
         confusion_matrix: ``(classes, classes)``, true classes in rows, predicted in columns; for
-            multilabel ``[[tn, fp], [fn, tp]]`` per label, ``(k, 2, 2)``; None for regression.
-            Integers, or floats with sample weights.
+            multilabel ``[[tn, fp], [fn, tp]]`` per label, ``(k, 2, 2)``. Integers, or floats with
+            sample weights. None for regression, and if it would take more than 1 GiB.
         predictions: in the form of the labels, ``(rows, ...)``.
         labels: the true labels, as they were passed.
         scored: labels and predictions as the metrics take them, with the probabilities.
@@ -85,7 +85,10 @@ class Evaluation:
 
     @property
     def probabilities(self) -> np.ndarray | None:
-        """Probabilities ``(rows, classes)``, for multilabel ``(rows, k)``; None for regression."""
+        """Probabilities ``(rows, classes)``, for multilabel ``(rows, k)``.
+
+        None for regression, and for scores of one class per example that take more than 1 GiB.
+        """
         return self.scored.probabilities
 
     @property

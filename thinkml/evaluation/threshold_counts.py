@@ -154,6 +154,11 @@ def check_probabilities(evaluation: Evaluation, function: str) -> None:
             f'{function}: got the evaluation of a regression model, expected one of a '
             'classification model. For regression see plot_residuals and get_metrics().'
         )
+    if evaluation.scored.summary is not None:
+        raise ConfigError(
+            f'{function}: got an evaluation that did not keep the scores of all classes, since '
+            'they are too large, expected one with. Evaluate fewer rows.'
+        )
     if evaluation.probabilities is None:
         raise ConfigError(
             f'{function}: got the evaluation of a model without probabilities, expected one with. '

@@ -40,6 +40,8 @@ def confidences(data: EvaluationData) -> tuple[np.ndarray, np.ndarray]:
     For binary the confidence is the probability of the positive class, for multilabel that of each
     label, for multiclass that of the predicted class.
     """
+    if data.summary is not None:
+        return data.summary.confidence[None], (data.predictions == data.labels)[None]
     assert data.probabilities is not None
     confidence = _confidence_columns(data, data.probabilities)
     if data.kind == 'multiclass':
@@ -63,7 +65,10 @@ def even_bins(data: EvaluationData) -> Bins:
 
 def filled_bins(data: EvaluationData) -> Bins:
     """Returns bins with about the same number of rows each, by quantiles of all rows."""
-    values = _confidence_columns(data, data.part(scores))
+    if data.summary is not None:
+        values = data.summary.logit[None].astype(np.float64)
+    else:
+        values = _confidence_columns(data, data.part(scores))
     edges = [np.quantile(column, np.linspace(0, 1, NUM_BINS + 1)) for column in values]
     return _binned(data, values, edges)
 

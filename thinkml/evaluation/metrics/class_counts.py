@@ -12,6 +12,7 @@ import numpy as np
 
 from thinkml.core.objectives.confusion_counts import Counts, occurring, ratio
 from thinkml.evaluation.evaluation_data import EvaluationData
+from thinkml.evaluation.score_summary import MOST_SCORE_BYTES
 from thinkml.typing import Array
 
 _MAX_CELLS = 4096
@@ -105,13 +106,13 @@ def class_counts(part: Pairs | Labels, weight: Array) -> Counts:
     )
 
 
-def confusion_matrix(data: EvaluationData) -> np.ndarray:
+def confusion_matrix(data: EvaluationData) -> np.ndarray | None:
     """Returns the number (or weight) of rows by true and predicted class.
 
     Returns:
         ``(classes, classes)``, true classes in rows, predicted in columns. For multilabel one
         matrix ``[[tn, fp], [fn, tp]]`` per label, ``(k, 2, 2)``. Integers, unless rows are
-        weighted.
+        weighted. None if it would take more than 1 GiB, as for the words of a language.
     """
     part = data.part(class_part)
     if isinstance(part, Labels):
@@ -120,6 +121,8 @@ def confusion_matrix(data: EvaluationData) -> np.ndarray:
         matrix = np.stack(
             [neither, predicted - true_positives, actual - true_positives, true_positives], 1
         ).reshape(-1, 2, 2)
+    elif 8 * data.num_classes**2 > MOST_SCORE_BYTES:
+        return None
     else:
         matrix = np.zeros((data.num_classes,) * 2)
         pair_counts = tally(part.pair, data.weights, len(part.truth))

@@ -31,6 +31,8 @@ def top_rows(k: int) -> Callable[[EvaluationData], np.ndarray]:
     """
 
     def rows(data: EvaluationData) -> np.ndarray:
+        if data.summary is not None:
+            return (data.summary.rank < k).astype(np.float64)
         labels = data.labels[:, None]
         values = data.probabilities if data.outputs is None else data.outputs
         assert values is not None
@@ -51,6 +53,8 @@ def log_loss_rows(data: EvaluationData) -> np.ndarray:
     the ``eps`` of their dtype, as in scikit-learn. For multilabel, scikit-learn's ``log_loss``
     counts only positive labels; this one is the mean of the labels' binary log losses.
     """
+    if data.summary is not None:
+        return data.summary.log_loss.astype(np.float64)
     values, has_logits = data.part(scores), data.outputs is not None
     if data.kind == 'multilabel':
         true = np.where(data.labels > 0.5, values, -values if has_logits else 1 - values)
@@ -82,6 +86,8 @@ def brier_rows(data: EvaluationData) -> np.ndarray:
     Reference:
         Brier, 1950, *Verification of forecasts expressed in terms of probability*.
     """
+    if data.summary is not None:
+        return data.summary.squares.astype(np.float64) + 1 - 2 * data.summary.true_probability
     probabilities = data.probabilities
     assert probabilities is not None
     if data.kind == 'multilabel':

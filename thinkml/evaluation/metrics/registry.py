@@ -66,6 +66,11 @@ class Metric:
     resampled: Callable[[Any, Any], Any] | None = None
     undefined: Callable[[Any, np.ndarray], str | None] | None = None
 
+    @property
+    def needs_all_scores(self) -> bool:
+        """Returns True if the metric ranks the examples by the scores of every class."""
+        return self.part is ranking.rankings
+
     def of(self, data: EvaluationData) -> float:
         """Returns the metric of labels and predictions, as a plain float."""
         return float(self.value(data.part(self.part), data.weights))

@@ -25,6 +25,11 @@ def confusion_matrix(
             'plot_confusion_matrix: got the evaluation of a regression model, expected one of a '
             'classification model. For regression see plot_residuals and get_metrics().'
         )
+    if evaluation.confusion_matrix is None:
+        raise ConfigError(
+            f'plot_confusion_matrix: got {len(evaluation.task.classes):,} classes, whose matrix '
+            'is too large to be kept, expected fewer. See evaluation.per_class.'
+        )
     rows = columns = [shorten(label) for label in evaluation.task.classes]
     counts = np.asarray(evaluation.confusion_matrix)
     titles = {'title': 'Confusion matrix', 'xlabel': 'predicted', 'ylabel': 'true'}

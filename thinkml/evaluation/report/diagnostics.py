@@ -15,6 +15,7 @@ from thinkml.evaluation.metrics.calibration import (
 from thinkml.evaluation.metrics.class_counts import tally
 from thinkml.evaluation.metrics.registry import get_metric
 from thinkml.evaluation.result import Evaluation
+from thinkml.evaluation.score_summary import summary_of_constant
 from thinkml.evaluation.threshold_choice import Objective, choose_threshold
 
 
@@ -49,13 +50,17 @@ def _baseline(data: EvaluationData) -> EvaluationData:
     else:
         probabilities = tally(labels, weight, data.num_classes) / weight.sum()
         prediction = probabilities.argmax()
-    if probabilities is not None:
+    summary = None
+    if probabilities is not None and data.summary is not None:
+        summary, probabilities = summary_of_constant(probabilities, labels), None
+    elif probabilities is not None:
         probabilities = np.broadcast_to(probabilities, (len(data), len(probabilities)))
     return dataclasses.replace(
         data,
         predictions=np.broadcast_to(prediction, labels.shape),
         probabilities=probabilities,
         outputs=None,
+        summary=summary,
     )
 
 
@@ -65,7 +70,7 @@ def calibration(evaluation: Evaluation) -> dict[str, Any] | None:
     For several labels the bins hold the rows of each.
     """
     data = evaluation.scored
-    if data.probabilities is None:
+    if not data.has_probabilities:
         return None
     part, weight = data.part(even_bins), data.weights
     confidence, truth = (values.ravel() for values in confidences(data))

@@ -67,7 +67,8 @@ def _plots(evaluation: Evaluation) -> dict[str, list[Plot]]:
     if classes is None:
         return {'errors': [(plots.residual_plot, 'Residuals over the predicted values.')]}
     by_section: dict[str, list[Plot]] = {}
-    if kind == 'multiclass' and len(classes) > MAX_MATRIX:
+    has_matrix = evaluation.confusion_matrix is not None
+    if kind == 'multiclass' and len(classes) > MAX_MATRIX and has_matrix:
         by_section['confusion'] = [
             (plots.confusion_matrix, 'Confusion matrix, true classes in rows.')
         ]

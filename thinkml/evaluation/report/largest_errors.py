@@ -44,7 +44,9 @@ def _place(error: dict[str, Any], positions: np.ndarray, shape: tuple[int, ...])
 def _wrong_classes(data: EvaluationData, classes: list[str]) -> dict[str, Any]:
     wrong = np.flatnonzero((data.labels != data.predictions) & (data.weights > 0))
     predicted, p, confidence = data.predictions[wrong], None, None
-    if data.probabilities is not None:
+    if data.summary is not None:
+        p, confidence = data.summary.confidence[wrong], data.summary.logit[wrong]
+    elif data.probabilities is not None:
         p, confidence = data.probabilities[wrong, predicted], data.part(scores)[wrong, predicted]
     rows = [
         {
@@ -109,9 +111,14 @@ def surprises(evaluation: Evaluation) -> list[dict[str, Any]] | None:
     """
     data, task = evaluation.scored, evaluation.task
     has_tokens = len(task.element_shape) == 1 and data.kind in ('binary', 'multiclass')
-    if not has_tokens or data.probabilities is None or data.positions is None:
+    if not has_tokens or not data.has_probabilities or data.positions is None:
         return None
     classes = [str(label) for label in task.classes or ()]
+    probability = (
+        np.take_along_axis(data.probabilities, data.labels[:, None], axis=1)[:, 0]
+        if data.summary is None
+        else data.summary.true_probability
+    )
     counted, losses = np.flatnonzero(data.weights > 0), data.part(log_loss_rows)
     tokens = counted[_largest(losses[counted], len(counted), NUM_SURPRISES)]
     rows = [
@@ -119,7 +126,7 @@ def surprises(evaluation: Evaluation) -> list[dict[str, Any]] | None:
             'row': int(token),
             'true': classes[data.labels[token]],
             'predicted': classes[data.predictions[token]],
-            'probability': float(data.probabilities[token, data.labels[token]]),
+            'probability': float(probability[token]),
             'log_loss': float(losses[token]),
         }
         for token in tokens
