@@ -427,6 +427,14 @@ def test_many_classes(num_classes):
             assert got == pytest.approx(reference(name, case), rel=1e-9), name
 
 
+def test_mcc_of_one_predicted_class_is_0_for_all_weights():
+    rng = np.random.default_rng(0)
+    for _ in range(50):  # the sum of the predicted frequencies rounds to below, at or above 1
+        labels, weight = rng.integers(CLASSES, size=30), rng.random(30)
+        case = EvaluationData('multiclass', CLASSES, labels, np.zeros(30, int), weight=weight)
+        np.testing.assert_allclose(METRICS['multiclass']['mcc'].of(case), 0, atol=1e-7)
+
+
 def test_scores_below_zero_are_ranked_too():
     rng = np.random.default_rng(0)
     labels, scores = rng.integers(2, size=500), rng.normal(size=500).astype(np.float32).round(1)

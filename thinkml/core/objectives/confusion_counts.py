@@ -134,7 +134,8 @@ def mcc(counts: Counts) -> Array:
     """
     # From frequencies and not from counts: float32 can't represent squares of millions exactly.
     true_positives, predicted, actual = _frequencies(counts)
-    spread = (1 - (predicted**2).sum()) * (1 - (actual**2).sum())
+    # The weighted frequency of a single class may round to more than 1.
+    spread = (1 - (predicted**2).sum()).clip(0) * (1 - (actual**2).sum()).clip(0)
     return ratio(true_positives.sum() - (predicted * actual).sum(), spread**0.5)
 
 
