@@ -7,10 +7,18 @@ import pytest
 from flax import nnx
 
 from tests.models_with_heads import DictModel
+from tests.training.test_objective import Vae, elbo
+from tests.training.test_objective import X as ROWS_OF_VAE
 from tests.training.test_sequences import TAGS, Reader
 from tests.training.test_sequences import TOKENS as SEQUENCES
 from thinkml.models import predict
-from thinkml.training import CrossEntropy, DistributedTrainer, ModelTrainer, TrainingConfig
+from thinkml.training import (
+    CrossEntropy,
+    DistributedTrainer,
+    ModelTrainer,
+    Objective,
+    TrainingConfig,
+)
 
 ROWS, TOKENS, WORDS = 61, 6, 8  # rows that no number of devices divides
 SETTINGS = {'epochs': 3, 'batch_size': 16, 'learning_rate': 0.05, 'optimizer': 'momentum'}
@@ -108,4 +116,19 @@ def test_the_curve_of_sequences_does_not_depend_on_the_devices(strategy, devices
     expected = train(ModelTrainer(config))
     for name, values in expected[0].items():
         np.testing.assert_allclose(history[name], values, atol=1e-5, err_msg=name)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), params, expected[1])
+
+
+@pytest.mark.parametrize('strategy', ['mirrored', 'fsdp'])
+def test_the_curve_of_an_objective_does_not_depend_on_the_devices(strategy):
+    def train(trainer):
+        model = Vae()
+        history = trainer.train(model, ROWS_OF_VAE, loss_fn=Objective(elbo), progress=False)
+        return dict(history), nnx.to_pure_dict(nnx.state(model, nnx.Param))
+
+    config = TrainingConfig(**SETTINGS, validation_split=0)
+    history, params = train(DistributedTrainer(config, strategy=strategy, num_gpus=2))
+    expected = train(ModelTrainer(config))
+    for name, values in expected[0].items():
+        np.testing.assert_allclose(history[name], values, rtol=1e-5, err_msg=name)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), params, expected[1])

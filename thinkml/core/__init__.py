@@ -28,10 +28,16 @@ from thinkml.core.objectives.losses import weighted_mean as weighted_mean
 from thinkml.core.objectives.metric_table import check_metric as check_metric
 from thinkml.core.objectives.metric_table import is_higher_better as is_higher_better
 from thinkml.core.objectives.metric_table import metric_name as metric_name
+from thinkml.core.objectives.model_objective import Objective as Objective
+from thinkml.core.objectives.model_objective import ObjectiveBatch as ObjectiveBatch
+from thinkml.core.objectives.model_objective import ObjectiveLoss as ObjectiveLoss
 from thinkml.core.objectives.streaming_metrics import WeightedMean as WeightedMean
 from thinkml.core.objectives.streaming_metrics import compute as compute
 from thinkml.core.objectives.streaming_metrics import make_head_metrics as make_head_metrics
 from thinkml.core.objectives.streaming_metrics import make_metrics as make_metrics
+from thinkml.core.objectives.streaming_metrics import (
+    make_objective_metrics as make_objective_metrics,
+)
 from thinkml.core.train.augmentation_registry import AUGMENTATIONS as AUGMENTATIONS
 from thinkml.core.train.augmentation_registry import check_augmentation as check_augmentation
 from thinkml.core.train.augmentation_registry import make_augmentation as make_augmentation

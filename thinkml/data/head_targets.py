@@ -93,6 +93,21 @@ def infer_any_task(
     return Composite(heads, outputs.is_tuple)
 
 
+def task_of_numbers(outputs: Outputs | HeadOutputs) -> AnyTask:
+    """Returns the task of outputs that are predicted as they are."""
+
+    def task_of(shape: tuple[int, ...]) -> Task:
+        width = shape[-1] if shape else 1
+        return Task(
+            'regression', None, width, target_shape=shape[-1:], element_shape=shape[:-1]
+        )  # fmt: skip
+
+    if isinstance(outputs, Outputs):
+        return task_of(outputs.shape)
+    heads = tuple((name, task_of(one.shape)) for name, one in outputs.heads.items())
+    return Composite(heads, outputs.is_tuple)
+
+
 # The reading of the targets that each kind of task requires.
 _DECIDED: dict[TaskKind, Decided] = {
     'binary': 'classification',

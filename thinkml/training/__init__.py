@@ -13,6 +13,7 @@ from thinkml.core import Focal as Focal
 from thinkml.core import GaussianNoise as GaussianNoise
 from thinkml.core import Huber as Huber
 from thinkml.core import MixUp as MixUp
+from thinkml.core import Objective as Objective
 from thinkml.core import Quantile as Quantile
 from thinkml.core import RandomCrop as RandomCrop
 from thinkml.core import RandomFlip as RandomFlip

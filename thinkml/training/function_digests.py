@@ -14,11 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr
 
-from thinkml.core import functionalize, make_optimizer, metric_name
+from thinkml.core import ObjectiveLoss, functionalize, make_optimizer, metric_name
 from thinkml.core.objectives.probe_sizes import PROBE_ROWS
+from thinkml.core.train.scoring import objective_apply
 from thinkml.tasks import Task
 from thinkml.training.config import TrainingConfig
-from thinkml.training.objective import Objective, probe_logits
+from thinkml.training.objective import TrainingObjective, probe_logits
 from thinkml.training.training_data import TrainRequest
 from thinkml.training.training_setup import TrainingSetup, probe_of
 from thinkml.typing import Model, PyTree
@@ -51,7 +52,9 @@ def function_digests(
     x = probe_of(setup.inputs, PROBE_ROWS)
 
     digests = {VERSIONS: _versions()}
-    if isinstance(setup.task, Task):
+    if isinstance(objective.loss_fn, ObjectiveLoss):
+        digests['loss_fn'] = _of_model_objective(objective.loss_fn, model, x, labels)
+    elif isinstance(setup.task, Task):
         digests |= _of_objective(objective, setup.task, labels, '')
     else:
         for name, head in setup.task.heads:
@@ -70,7 +73,7 @@ def function_digests(
 
 
 def _of_objective(
-    objective: Objective, task: Task, labels: jax.ShapeDtypeStruct, head: str
+    objective: TrainingObjective, task: Task, labels: jax.ShapeDtypeStruct, head: str
 ) -> dict[str, str]:
     """Returns the digests of a loss and of metrics, by argument and head."""
     digests, logits = {}, probe_logits(task, labels)
@@ -81,6 +84,19 @@ def _of_objective(
     for metric in filter(_is_custom, objective.metrics):
         digests[f'metrics{head}.{metric_name(metric)}'] = _metric_digest(metric, logits, labels)
     return digests
+
+
+def _of_model_objective(loss: ObjectiveLoss, model: Model, x: PyTree, labels: Any) -> str:
+    """Returns the digest of an objective together with the model that it calls."""
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    weight = jax.ShapeDtypeStruct((PROBE_ROWS,), np.float32)
+
+    def run(key: jax.Array, batch: Any) -> PyTree:
+        functional = functionalize(model, batch.x, key)
+        apply = objective_apply(functional.apply, loss)
+        return apply(functional.params, functional.model_state, batch, key=key, train=True)[0]
+
+    return _traced(run, key, loss.batch(x, labels, weight))
 
 
 def _versions() -> str:

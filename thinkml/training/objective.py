@@ -2,15 +2,21 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from thinkml.core import (
+    Objective,
+    ObjectiveLoss,
     check_augmentation,
     check_metric,
+    functionalize,
+    get_compute_dtype,
     get_loss,
     make_augmentation,
     metric_name,
@@ -21,15 +27,18 @@ from thinkml.core.objectives.losses import CLASSIFICATION_LOSSES, REGRESSION_LOS
 from thinkml.core.objectives.metric_table import TRAINING_ONLY_METRICS
 from thinkml.core.objectives.probe_sizes import PROBE_ROWS, with_rows
 from thinkml.core.train.augmentation_registry import make_head_augmentation
+from thinkml.core.train.scoring import objective_apply
 from thinkml.core.train.step import AugmentFn
-from thinkml.errors import ConfigError, is_number, problems, unknown_name
+from thinkml.errors import ConfigError, ModelTypeError, is_number, problems, unknown_name
 from thinkml.history import MACHINE_VALUES
 from thinkml.tasks import Composite, Task
+from thinkml.training.config import TrainingConfig
 from thinkml.training.training_data import TrainRequest
+from thinkml.typing import Model
 
 
 @dataclasses.dataclass(frozen=True)
-class Objective:
+class TrainingObjective:
     """A loss, metrics and an augmentation that fit a task.
 
     Attributes:
@@ -41,16 +50,18 @@ class Objective:
         training_metrics: further metrics, of training alone.
         augment: the augmentation of training batches; None for none.
         heads: the objective of each head, by name; empty for a model with one output.
+        values: the names of the values that an `thinkml.core.Objective` returns.
     """
 
-    loss_fn: LossFn | HeadLosses
+    loss_fn: LossFn | HeadLosses | ObjectiveLoss
     loss_name: str
     is_custom_loss: bool
     is_default_loss: bool
     metrics: tuple[Any, ...]
     training_metrics: tuple[str, ...]
     augment: AugmentFn | None
-    heads: Mapping[str, 'Objective'] = dataclasses.field(default_factory=dict)
+    heads: Mapping[str, 'TrainingObjective'] = dataclasses.field(default_factory=dict)
+    values: tuple[str, ...] = ()
 
     @property
     def metric_names(self) -> tuple[str, ...]:
@@ -60,7 +71,7 @@ class Objective:
             for head, objective in self.heads.items()
             for name in ('loss', *objective.metric_names)
         )
-        return (*map(metric_name, self.metrics), *of_heads)
+        return (*map(metric_name, self.metrics), *of_heads, *self.values)
 
     @property
     def loss_weights(self) -> dict[str, float]:
@@ -78,7 +89,7 @@ def make_objective(
     metrics: Any,
     augmentation: Any,
     training_metrics: Sequence[str] = (),
-) -> Objective:
+) -> TrainingObjective:
     """Checks the loss, the metrics and the augmentation, and fills in defaults.
 
     Args:
@@ -112,7 +123,9 @@ def make_objective(
         )
     for targets in {labels, augmented}:  # validation has labels without augmentation
         _try_loss(chosen, task, labels, targets)
-    return Objective(
+    if loss_fn is not None and decides(loss_fn) is None:
+        _check_rows_alone(loss_fn, task, y)
+    return TrainingObjective(
         loss_fn=chosen,
         loss_name=_loss_name(loss_fn, task),
         is_custom_loss=loss_fn is not None and decides(loss_fn) is None,
@@ -123,13 +136,103 @@ def make_objective(
     )
 
 
+def make_model_objective(
+    model: Model,
+    x: Any,
+    y: np.ndarray,
+    request: TrainRequest,
+    config: TrainingConfig,
+    training_metrics: Sequence[str] = (),
+) -> TrainingObjective:
+    """Returns the objective of a training whose loss calls the model, see `Objective`.
+
+    Args:
+        model: the user's object.
+        x: the inputs, or `jax.ShapeDtypeStruct` of them.
+        y: encoded targets, or the first of them.
+        request: the arguments of ``train``.
+        config: the settings.
+        training_metrics: further metrics of training alone.
+
+    Raises:
+        ConfigError: if the function fails or returns something else than losses and values, or for
+            arguments that do not go with an objective.
+    """
+    objective: Objective = request.loss_fn
+    if objective.coupled and config.accumulate_steps > 1:
+        raise ConfigError(
+            f'accumulate_steps: got {config.accumulate_steps} beside a coupled objective, expected '
+            '1: its loss depends on all rows of a batch together.'
+        )
+    of_step = [metric for metric in request.metrics or () if metric in TRAINING_ONLY_METRICS]
+    if others := [metric for metric in request.metrics or () if metric not in of_step]:
+        raise ConfigError(
+            f'metrics: got {others[0]!r} beside an objective, expected none: the values that it '
+            "returns beside the losses are recorded. Return (losses, {'name': values})."
+        )
+    augment = make_augmentation(request.augmentation, x, 'regression', 1)
+    if augment is not None:
+        _check_augmentation(augment, x, _probe_of(y))
+    loss = ObjectiveLoss(objective, has_labels=request.y_train is not None)
+    names = _traced_names(model, loss, x, y, get_compute_dtype(config.precision))
+    for name in names:
+        if problem := _problem_with_name(name):
+            raise ConfigError(problem.replace('metrics:', 'loss_fn:', 1))
+    return TrainingObjective(
+        loss_fn=loss,
+        loss_name=objective.name,
+        is_custom_loss=True,
+        is_default_loss=False,
+        metrics=(),
+        training_metrics=tuple(dict.fromkeys((*of_step, *training_metrics))),
+        augment=augment,
+        values=names,
+    )
+
+
+def _traced_names(
+    model: Model, loss: ObjectiveLoss, x: Any, y: np.ndarray, dtype: Any
+) -> tuple[str, ...]:
+    """Traces an objective in both modes, and returns the names of its values."""
+    rows = jax.tree.map(_probe_of, x)
+    batch = loss.batch(rows, _probe_of(y), jax.ShapeDtypeStruct((PROBE_ROWS,), np.float32))
+    names: list[tuple[str, ...]] = []
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    for train in (True, False):
+
+        def run(key: jax.Array, batch: Any, train: bool = train) -> Any:
+            functional = functionalize(model, batch.x, key, dtype)
+            apply = objective_apply(functional.apply, loss)
+            arguments = (functional.params, functional.model_state, batch)
+            losses, values = loss.losses(apply(*arguments, key=key, train=train)[0], PROBE_ROWS)
+            names.append(tuple(values))
+            return losses
+
+        try:
+            jax.eval_shape(run, key, batch)
+        except (ConfigError, ModelTypeError) as error:
+            raise type(error)(with_rows(error)) from error
+        except Exception as error:
+            mode = 'training' if train else 'evaluation'
+            raise ConfigError(
+                f'loss_fn: {loss.objective.name} failed with the model in {mode} mode: '
+                f'{type(error).__name__}: {with_rows(error)}'
+            ) from error
+    if names[0] != names[-1]:
+        raise ConfigError(
+            f'loss_fn: {loss.objective.name} returned the values {", ".join(names[0])} in training '
+            f'mode and {", ".join(names[-1])} in evaluation mode, expected the same.'
+        )
+    return names[0]
+
+
 def make_head_objective(
     task: Composite,
     x: Any,
     y: dict[str, np.ndarray],
     request: TrainRequest,
     training_metrics: Sequence[str] = (),
-) -> Objective:
+) -> TrainingObjective:
     """Returns the objective of a model with several heads, see `make_objective`.
 
     Args:
@@ -177,7 +280,7 @@ def make_head_objective(
     if augment is not None:
         _check_augmentation(augment, x, jax.tree.map(_probe_of, y))
     factors = {name: '' if weight == 1 else f'{weight:g} ' for name, weight in weights.items()}
-    return Objective(
+    return TrainingObjective(
         loss_fn=losses,
         loss_name=', '.join(
             f'{name}: {factors[name]}{one.loss_name}' for name, one in objectives.items()
@@ -196,7 +299,7 @@ def _advice(request: TrainRequest, head: str, error: ConfigError) -> str:
     return f' Pass a dict by head: metrics={{{head!r}: [...]}}.' if is_list else ''
 
 
-def _check_head_names(head: str, objective: Objective) -> None:
+def _check_head_names(head: str, objective: TrainingObjective) -> None:
     """Raises a `ConfigError` for a head whose values in the history are those of something else."""
     names = [f'{head}_{name}' for name in ('loss', *objective.metric_names)]
     taken = [name for name in names if name.startswith('val_') or name in _RESERVED]
@@ -295,6 +398,37 @@ def _try_loss(loss_fn: LossFn, task: Task, labels: Any, targets: Any) -> None:
             f'{shown(targets.shape)} {targets.dtype}{after}: {type(error).__name__}: '
             f'{shown(error)}'
         ) from error
+
+
+# A loss of a few rows and the mean of their losses differ by less if rows do not depend on others.
+_ROUNDING = 1e-3
+
+
+def _check_rows_alone(loss_fn: LossFn, task: Task, y: np.ndarray) -> None:
+    """Raises a `ConfigError` for a loss of one number in which a row depends on other rows.
+
+    Such a loss is computed for each row alone. It is compared with that of some rows together, for
+    random outputs, on the host.
+    """
+    rows = np.unique(np.linspace(0, len(y) - 1, 4).astype(np.int64))
+    spec = probe_logits(task, jax.ShapeDtypeStruct(y.shape, y.dtype))
+    drawn = np.random.default_rng(0).normal(size=(len(rows), *spec.shape[1:]))
+    logits, labels = jnp.asarray(drawn, jnp.float32), jnp.asarray(y[rows])
+    together = loss_fn(logits, labels)
+    if np.shape(together) != () or len(rows) < 2:
+        return
+    alone = [float(loss_fn(logits[i : i + 1], labels[i : i + 1])) for i in range(len(rows))]
+    expected = float(np.mean(alone))
+    is_near = [
+        math.isclose(float(together), value, rel_tol=_ROUNDING, abs_tol=_ROUNDING)
+        for value in (expected, expected * len(rows))  # a mean, or a sum
+    ]
+    if math.isfinite(float(together)) and not any(is_near):
+        raise ConfigError(
+            f'loss_fn: {_loss_name(loss_fn, task)!r} returns one number that depends on several '
+            f'rows together: {float(together):.4g} for {len(rows)} rows, and {expected:.4g} as the '
+            'mean of each alone. Return a loss for each row, or write Objective(fn, coupled=True).'
+        )
 
 
 def probe_logits(task: Task, labels: Any) -> jax.ShapeDtypeStruct:

@@ -13,11 +13,13 @@ from thinkml.core import (
     Batch,
     Feed,
     FunctionalModel,
+    ObjectiveLoss,
     TrainState,
     init_state,
     make_eval_step,
     make_head_metrics,
     make_metrics,
+    make_objective_metrics,
     make_optimizer,
     make_train_step,
 )
@@ -30,7 +32,7 @@ from thinkml.data import capacity
 from thinkml.errors import ConfigError
 from thinkml.tasks import AnyTask, Task
 from thinkml.training.config import TrainingConfig
-from thinkml.training.objective import Objective
+from thinkml.training.objective import TrainingObjective
 from thinkml.training.run import Program, Validation
 from thinkml.training.training_setup import TrainingSetup
 
@@ -167,11 +169,11 @@ def make_program(
         apply, objective.loss_fn, tx, metrics,
         augment=objective.augment, remat=savings.remat,
         accumulate_steps=num_parts(feed.batch_size, config, savings),
-        element_shape=_element_shape(setup.task), layout=layout,
+        element_shape=_shape_of_loss(setup), layout=layout,
     )  # fmt: skip
     eval_step = make_eval_step(
         apply, objective.loss_fn, eval_metrics,
-        element_shape=_element_shape(setup.task), layout=layout,
+        element_shape=_shape_of_loss(setup), layout=layout,
     )  # fmt: skip
     return Program(
         train_step=train_step,
@@ -203,12 +205,20 @@ def _element_shape(task: AnyTask) -> tuple[int, ...]:
     return task.element_shape if isinstance(task, Task) else ()
 
 
+def _shape_of_loss(setup: TrainingSetup) -> tuple[int, ...]:
+    """Returns the element shape of the loss; an objective's is of rows."""
+    is_objective = isinstance(setup.objective.loss_fn, ObjectiveLoss)
+    return () if is_objective else _element_shape(setup.task)
+
+
 def _metrics(
     setup: TrainingSetup, rows: int | None, argument: str, training_metrics: tuple[str, ...] = ()
 ) -> type[Collection]:
     objective, task = setup.objective, setup.task
 
-    def metrics_of(one: Objective, task: Task, more: tuple[str, ...] = ()) -> type[Collection]:
+    def metrics_of(
+        one: TrainingObjective, task: Task, more: tuple[str, ...] = ()
+    ) -> type[Collection]:
         if rows is not None:
             _check_score_bytes(one.metrics, task, rows * task.num_elements)
         return make_metrics(
@@ -216,6 +226,8 @@ def _metrics(
             capacity=None if rows is None else rows * task.num_elements,
         )  # fmt: skip
 
+    if isinstance(objective.loss_fn, ObjectiveLoss):
+        return make_objective_metrics(objective.values, training_metrics)
     try:
         if isinstance(task, Task):
             return metrics_of(objective, task, training_metrics)

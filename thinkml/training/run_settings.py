@@ -9,7 +9,7 @@ import numpy as np
 from thinkml.data.task_inference import other_reading
 from thinkml.tasks import Task
 from thinkml.training.config import TrainingConfig
-from thinkml.training.objective import Objective
+from thinkml.training.objective import TrainingObjective
 from thinkml.training.program import MemorySavings
 from thinkml.training.run import Run
 from thinkml.training.run_checkpoints import Checkpoints
@@ -76,7 +76,7 @@ def _task_of(setup: TrainingSetup) -> str:
     )
 
 
-def _with_other_reading(task: Task, objective: Objective) -> str:
+def _with_other_reading(task: Task, objective: TrainingObjective) -> str:
     other = other_reading(task) if objective.is_default_loss else None
     return str(task) if other is None else f'{task}; {other}'
 

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple, TypeVar
 import jax
 import numpy as np
 
+from thinkml.core import Objective
 from thinkml.core.objectives.elements import IGNORED
 from thinkml.core.objectives.heads import part_of
 from thinkml.core.objectives.losses import decides
@@ -19,6 +20,7 @@ from thinkml.data import (
     is_batches,
     open_batches,
     open_data,
+    open_rows,
     some_rows,
     split_rows,
     with_ranges,
@@ -219,9 +221,26 @@ def open_inputs(
             labels_from=f'{batches.argument}, batch 1',
             advice=first_batch_advice(request.loss_fn),
         )
+    if has_no_labels(request):
+        x = open_rows(request.X_train, 'X_train', names)
+        return InputData(
+            batches=None,
+            x=x,
+            inputs=with_ranges(x.inputs, some_rows(x)),
+            targets=np.zeros(len(x), np.int32),
+        )
     x, targets = open_data(request.X_train, request.y_train, like=names)
     check_lengths({'X_train': x, 'y_train': targets})
     return InputData(batches=None, x=x, inputs=with_ranges(x.inputs, some_rows(x)), targets=targets)
+
+
+def has_no_labels(request: TrainRequest) -> bool:
+    """Returns True for an objective beside rows without labels."""
+    return (
+        isinstance(request.loss_fn, Objective)
+        and request.y_train is None
+        and not is_batches(request.X_train)
+    )
 
 
 def open_stream(
@@ -413,6 +432,14 @@ def open_validation(
     X_val, y_val = request.X_val, request.y_val
     if X_val is None and y_val is None:
         return None
+    if has_no_labels(request):
+        if y_val is not None or is_batches(X_val):
+            raise DataError(
+                'y_val, X_val: got labels or batches beside training rows without labels, expected '
+                'rows without labels. Pass X_val alone.'
+            )
+        x = open_rows(X_val, 'X_val', inputs)
+        return Examples(x, np.zeros(len(x), np.int32), np.arange(len(x)), None)
     if y_val is None and isinstance(request.y_train, str):
         y_val = request.y_train
     if X_val is not None and is_batches(X_val):

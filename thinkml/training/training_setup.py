@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from thinkml.core import check_trainable, functionalize, get_compute_dtype
+from thinkml.core import Objective, check_trainable, functionalize, get_compute_dtype
 from thinkml.core.model.dense_output import check_chunk
 from thinkml.core.model.embedding_lookups import check_lookups, has_lookups, lookups
 from thinkml.core.model.functional import (
@@ -31,10 +31,17 @@ from thinkml.data import (
     is_batches,
     warn_of_other_ranges,
 )
-from thinkml.data.head_targets import encode_any_targets, infer_any_task
+from thinkml.data.head_targets import encode_any_targets, infer_any_task, task_of_numbers
 from thinkml.data.input_range import check_standardised
 from thinkml.data.sequences import PaddedData, length_spec, pad_sequences
-from thinkml.errors import ConfigError, ModelTypeError, is_whole, unknown_name, warn_user
+from thinkml.errors import (
+    ConfigError,
+    DataError,
+    ModelTypeError,
+    is_whole,
+    unknown_name,
+    warn_user,
+)
 from thinkml.model_record import ArraySpec, InputSpec, record_of
 from thinkml.tasks import AnyTask, Composite, Task, TaskKind
 from thinkml.training.config import TrainingConfig
@@ -46,13 +53,19 @@ from thinkml.training.data_warnings import (
     warn_of_one_class,
     warn_of_unlabeled,
 )
-from thinkml.training.objective import Objective, make_head_objective, make_objective
+from thinkml.training.objective import (
+    TrainingObjective,
+    make_head_objective,
+    make_model_objective,
+    make_objective,
+)
 from thinkml.training.training_data import (
     Examples,
     InputData,
     Stream,
     TrainRequest,
     check_counted,
+    has_no_labels,
     identify,
     make_examples,
     make_stream,
@@ -89,7 +102,7 @@ class TrainingSetup:
     inputs: InputSpec
     task: AnyTask
     labels: PyTree
-    objective: Objective
+    objective: TrainingObjective
     fingerprint: dict[str, Any]
     val_fingerprint: dict[str, Any]
     footprint: Footprint
@@ -135,19 +148,28 @@ def make_setup(
     check_pixels_of(model.model if isinstance(model, PartlyFrozen) else model, inputs)
     probe = probe_of(inputs, PROBE_ROWS)
     outputs = any_outputs_of(model, probe, 'X_train')
-    task = _infer_task(data, outputs, request, known.task)
-    y = encode_any_targets(data.targets, task, data.labels_from)
+    is_objective = isinstance(request.loss_fn, Objective)
+    if is_objective:
+        task, y = task_beside_objective(data, outputs, request)
+    else:
+        task = _infer_task(data, outputs, request, known.task)
+        y = encode_any_targets(data.targets, task, data.labels_from)
     dtype = get_compute_dtype(config.precision)
     footprint = check_trainable(model, probe, outputs, 'X_train', compute_dtype=dtype)
-    objective = _make_objective(task, _first_rows(x, probe), y, request, training_metrics)
-    _warn_of_outputs(outputs, task, objective)
-    check_chunk(objective.loss_fn, model, probe, dtype)
+    some = _first_rows(x, probe)
+    if is_objective:
+        objective = make_model_objective(model, some, y, request, config, training_metrics)
+    else:
+        objective = _make_objective(task, some, y, request, training_metrics)
+        _warn_of_outputs(outputs, task, objective)
+        check_chunk(objective.loss_fn, model, probe, dtype)
     if batches is not None:
         advice = '' if task == known.task else data.advice
         train, split = make_stream(batches, task, request, config, advice), None
     else:
-        for name, head, labels in by_head(task, y):
-            warn_of_one_class(head, labels, _named('y_train', name))
+        if not is_objective:
+            for name, head, labels in by_head(task, y):
+                warn_of_one_class(head, labels, _named('y_train', name))
         train, split = make_examples(x, y, task, request, config)
         train = train._replace(lengths=lengths)
         split = None if split is None else split._replace(lengths=lengths)
@@ -155,7 +177,7 @@ def make_setup(
     val = split or open_validation(request, inputs, task, config)
     if isinstance(val, Examples) and split is None:
         val = val._replace(lengths=val_lengths)
-    if isinstance(task, Composite) or task.element_shape:
+    if not is_objective and (isinstance(task, Composite) or task.element_shape):
         for argument, data_set in {'y_train': train, 'y_val': val}.items():
             for name, _, _ in by_head(task, None):
                 of_head = _of_head(data_set, name)
@@ -163,7 +185,7 @@ def make_setup(
                 check_counted(counted, _named(argument, name))
     if outputs.gathers:
         _check_ids(model, probe, {'X_train': train, 'X_val': val})
-    for name, head, _ in by_head(task, y):
+    for name, head, _ in [] if is_objective else by_head(task, y):
         warn_of_classes_only_in_validation(
             head, _of_head(train, name), _of_head(val, name),
             _named('validation_split' if split else 'y_val', name),
@@ -252,6 +274,26 @@ def _infer_task(
     return task
 
 
+def task_beside_objective(
+    data: InputData, outputs: Outputs | HeadOutputs, request: TrainRequest
+) -> tuple[AnyTask, np.ndarray]:
+    """Returns the meaning of the outputs for predictions, and the targets that an objective gets.
+
+    Labels that fit the outputs are encoded, as for other losses. Other targets are numbers, and the
+    outputs are predicted as numbers.
+    """
+    y = data.targets
+    if not has_no_labels(request):
+        try:
+            task = infer_any_task(y, outputs, argument=data.labels_from)
+            return task, encode_any_targets(y, task, data.labels_from)
+        except DataError:
+            if isinstance(y, dict) or y.dtype.kind == 'U':
+                raise
+    dtype = np.float32 if y.dtype.kind == 'f' else np.int32
+    return task_of_numbers(outputs), y.astype(dtype)
+
+
 def _tasks_by_head(task: Any) -> Any:
     return task.by_name if isinstance(task, Composite) else task
 
@@ -287,7 +329,7 @@ def _check_by_head(request: TrainRequest, task: AnyTask) -> None:
 
 def _make_objective(
     task: AnyTask, x: Any, y: Any, request: TrainRequest, training_metrics: tuple[str, ...]
-) -> Objective:
+) -> TrainingObjective:
     if isinstance(task, Composite):
         return make_head_objective(task, x, y, request, training_metrics)
     return make_objective(
@@ -297,7 +339,9 @@ def _make_objective(
     )  # fmt: skip
 
 
-def _warn_of_outputs(outputs: Outputs | HeadOutputs, task: AnyTask, objective: Objective) -> None:
+def _warn_of_outputs(
+    outputs: Outputs | HeadOutputs, task: AnyTask, objective: TrainingObjective
+) -> None:
     by_name: dict[Any, Outputs] = {None: outputs} if isinstance(outputs, Outputs) else outputs.heads
     for name, head, _ in by_head(task, None):
         of_head = objective if name is None else objective.heads[name]
@@ -317,7 +361,7 @@ def by_head(task: AnyTask, values: Any) -> Iterator[tuple[Any, Task, Any]]:
         yield from ((name, head, part_of(values, name)) for name, head in task.heads)
 
 
-def _check_element_weights(train: Examples | Stream, objective: Objective) -> None:
+def _check_element_weights(train: Examples | Stream, objective: TrainingObjective) -> None:
     """Raises a `ConfigError` for weights of pixels beside an augmentation that moves pixels."""
     if not moves_targets(objective.augment):
         return

@@ -35,6 +35,22 @@ class ApplyFn(Protocol):
         ...
 
 
+class RunFn(Protocol):
+    """An `ApplyFn` that can also call a function of the model."""
+
+    def run(
+        self,
+        params: PyTree,
+        model_state: PyTree,
+        function: Callable[[Any], PyTree],
+        *,
+        key: jax.Array,
+        train: bool,
+    ) -> tuple[PyTree, PyTree]:
+        """Returns the result of ``function(model)`` and the updated model state."""
+        ...
+
+
 def no_arrays() -> None:
     """Returns None: the `FunctionalModel.read` of a model whose arrays are never read again."""
 
@@ -160,15 +176,22 @@ class _NNXApply:
 
     def __call__(self, params, model_state, x, *, key, train):
         key = jax.random.key(0) if key is None else key
+        inputs, by_name = self.inputs.arguments(x)
+        arguments = by_name | _set_flags(self.flags, train)
+        if self.takes_rngs:
+            arguments['rngs'] = nnx.Rngs(jax.random.fold_in(key, len(self.random_state)))
+
+        def call(model: nnx.Module) -> PyTree:
+            return model(*inputs, **arguments)  # pyright: ignore[reportCallIssue]
+
+        return self.run(params, model_state, call, key=key, train=train)
+
+    def run(self, params, model_state, function, *, key, train):
         model = nnx.merge(
             self.train_graph if train else self.eval_graph,
             params, self._fresh_random_state(key), model_state,
         )  # fmt: skip
-        arguments = _set_flags(self.flags, train)
-        if self.takes_rngs:
-            arguments['rngs'] = nnx.Rngs(jax.random.fold_in(key, len(self.random_state)))
-        inputs, by_name = self.inputs.arguments(x)
-        outputs = _to_float32(model(*inputs, **by_name, **arguments), self.compute_dtype)
+        outputs = _to_float32(function(model), self.compute_dtype)
         if not train:
             return outputs, model_state
         new_state = nnx.to_pure_dict(nnx.state(model, nnx.Not(nnx.RngState)))
@@ -378,18 +401,25 @@ class _LinenApply:
     compute_dtype: DType | None
 
     def __call__(self, params, model_state, x, *, key, train):
-        with linen_dtype(self.compute_dtype):
-            outputs, model_state = self._apply(params, model_state, x, key=key, train=train)
-        return _to_float32(outputs, self.compute_dtype), model_state
-
-    def _apply(self, params, model_state, x, *, key, train):
-        variables = {'params': params, **model_state}
         inputs, by_name = self.inputs.arguments(x)
         arguments = by_name | _set_flags(self.flags, train)
+
+        def call(module: Any) -> PyTree:
+            return module(*inputs, **arguments)
+
+        return self.run(params, model_state, call, key=key, train=train)
+
+    def run(self, params, model_state, function, *, key, train):
+        with linen_dtype(self.compute_dtype):
+            outputs, model_state = self._run(params, model_state, function, key=key, train=train)
+        return _to_float32(outputs, self.compute_dtype), model_state
+
+    def _run(self, params, model_state, function, *, key, train):
+        variables = {'params': params, **model_state}
         if not train:
-            return self.module.apply(variables, *inputs, **arguments), model_state
+            return self.module.apply(variables, method=function), model_state
         outputs, updated = self.module.apply(
-            variables, *inputs, **arguments,
+            variables, method=function,
             rngs={name: jax.random.fold_in(key, i) for i, name in enumerate(_LINEN_STREAMS)},
             mutable=list(self.collections),
         )  # fmt: skip
@@ -500,6 +530,13 @@ class _FunctionApply:
             params, x = cast_floats((params, x), self.compute_dtype)
         inputs, by_name = self.inputs.arguments(x)
         outputs = self.function(params, *inputs, **by_name, **arguments)
+        return _to_float32(outputs, self.compute_dtype), model_state
+
+    def run(self, params, model_state, function, *, key, train):
+        del key, train  # the caller passes them to the function
+        if self.compute_dtype is not None:
+            params = cast_floats(params, self.compute_dtype)
+        outputs = function(functools.partial(self.function, params))
         return _to_float32(outputs, self.compute_dtype), model_state
 
 

@@ -98,8 +98,15 @@ class _LowRankApply:
     paths: tuple[VariablePath, ...]
 
     def __call__(self, params, model_state, x, *, key, train):
+        return self._with_updates(self.apply, params, model_state, x, key=key, train=train)
+
+    def run(self, params, model_state, function, *, key, train):
+        run = self.apply.run  # pyright: ignore[reportAttributeAccessIssue]
+        return self._with_updates(run, params, model_state, function, key=key, train=train)
+
+    def _with_updates(self, call, params, model_state, argument, *, key, train):
         updated = _add_updates(model_state, params['low_rank'], self.paths)
-        outputs, new_state = self.apply(params['own'], updated, x, key=key, train=train)
+        outputs, new_state = call(params['own'], updated, argument, key=key, train=train)
         for path in self.paths:
             new_state = replaced_at(new_state, path, get_at(model_state, path))
         return outputs, new_state

@@ -198,6 +198,6 @@ def part_of(tree: PyTree, name: str | None) -> Any:
     return tree if parts is None or name is None else parts[name]
 
 
-def as_heads(loss_fn: LossFn | HeadLosses, element_shape: ElementShape) -> OneOutput | HeadLosses:
+def as_heads(loss_fn: Any, element_shape: ElementShape) -> OneOutput | HeadLosses:
     """Returns the heads of a step's loss."""
     return loss_fn if isinstance(loss_fn, HeadLosses) else OneOutput(Head(loss_fn, element_shape))

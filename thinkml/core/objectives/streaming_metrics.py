@@ -207,6 +207,34 @@ def make_head_metrics(
     return _make_heads(tuple(heads.items()), weights, tuple(training_metrics))
 
 
+@functools.lru_cache(maxsize=64)
+def make_objective_metrics(
+    names: tuple[str, ...], training_metrics: tuple[str, ...] = ()
+) -> type[clu_metrics.Collection]:
+    """Returns the CLU collection class of an objective's loss and of the values it returns.
+
+    All are weighted means over the rows. ``single_from_model_output`` takes ``values``, a dict of
+    arrays ``[batch]``.
+
+    Args:
+        names: the names of the values.
+        training_metrics: names of metrics of training steps, such as ``'grad_norm'``.
+    """
+    entries = {'loss': Entry('loss', _LOSS, _LOSS.compute)}
+    for index, name in enumerate(names):
+        state = mean_class(lambda values, name=name, **_: values[name], weight='weight')
+        entries[name] = Entry(f'_value_{index}', state, state.compute)
+    for index, name in enumerate(training_metrics):
+        entries[name] = make_entry(name, index, Shape(None, None, None))
+    members = {
+        '__annotations__': {entry.field: entry.state for entry in entries.values()},
+        '__doc__': f"The epoch's {', '.join(entries)}.",
+        'kind': None,
+        'entries': MappingProxyType(entries),
+    }
+    return _register_pytree(type('ObjectiveMetrics', (_Metrics,), members))
+
+
 class _HeadMetrics(_Metrics):
     """A collection whose fields are those of the heads' collections."""
 

@@ -15,13 +15,14 @@ from thinkml.core.model.dense_output import DenseOutput, with_dense_output
 from thinkml.core.objectives.elements import ElementShape, as_elements
 from thinkml.core.objectives.heads import Head, HeadLosses, OneOutput
 from thinkml.core.objectives.losses import LossFn, chunk_of
+from thinkml.core.objectives.model_objective import ObjectiveLoss
 from thinkml.core.objectives.streaming_metrics import (
     metrics_of_all_scores,
     row_metrics,
     with_step_metrics,
 )
 from thinkml.core.parallel.sharding import Layout, replicate, split_rows
-from thinkml.errors import ConfigError
+from thinkml.errors import ConfigError, ModelTypeError
 from thinkml.typing import PyTree
 
 Scored = Any
@@ -33,6 +34,10 @@ class Scoring(Protocol):
 
     def forward(self, apply: ApplyFn) -> Callable[..., tuple[PyTree, PyTree]]:
         """Returns the forward pass whose outputs are scored."""
+        ...
+
+    def inputs(self, x: PyTree, y: PyTree, weight: PyTree) -> PyTree:
+        """Returns the inputs of the forward pass."""
         ...
 
     def losses(
@@ -83,6 +88,9 @@ def make_scoring(
                 'one output. Leave chunk out.'
             )
         return _AllRows(heads, metrics)
+    loss_fn: Any = heads.head.loss_fn
+    if isinstance(loss_fn, ObjectiveLoss):
+        return _OfObjective(loss_fn, metrics)
     chunk = chunk_of(heads.head.loss_fn)
     if chunk is None:
         return _AllRows(heads, metrics)
@@ -105,6 +113,9 @@ class _AllRows:
     def forward(self, apply: ApplyFn) -> Callable[..., tuple[PyTree, PyTree]]:
         return apply
 
+    def inputs(self, x: PyTree, y: PyTree, weight: PyTree) -> PyTree:
+        return x
+
     def losses(
         self, outputs: PyTree, targets: PyTree, labels: PyTree, weight: PyTree, mask: PyTree
     ) -> tuple[PyTree, Scored]:
@@ -126,6 +137,68 @@ class _AllRows:
         return self.metrics_class.single_from_model_output(**inputs, **_ONLY_IN_TRAINING | step)
 
 
+@dataclasses.dataclass(frozen=True)
+class _OfObjective:
+    """The losses and values that an objective returns."""
+
+    loss: ObjectiveLoss
+    metrics_class: type[Collection]
+
+    def forward(self, apply: ApplyFn) -> Callable[..., tuple[PyTree, PyTree]]:
+        return objective_apply(apply, self.loss)
+
+    def inputs(self, x: PyTree, y: PyTree, weight: PyTree) -> PyTree:
+        return self.loss.batch(x, y, weight)
+
+    def losses(
+        self, outputs: PyTree, targets: PyTree, labels: PyTree, weight: PyTree, mask: PyTree
+    ) -> tuple[PyTree, Scored]:
+        del targets, labels, mask
+        losses, values = self.loss.losses(outputs, len(weight))
+        return losses, (losses, values)
+
+    def joined(self, parts: Scored) -> Scored:
+        return jax.tree.map(lambda leaf: jnp.concatenate(leaf), parts)
+
+    def metrics(
+        self, scored: Scored, labels: PyTree, weight: PyTree, mask: PyTree, **step: PyTree
+    ) -> Collection:
+        losses, values = scored
+        return self.metrics_class.single_from_model_output(
+            losses=losses, values=values, labels=labels, weight=weight, mask=mask,
+            **_ONLY_IN_TRAINING | step,
+        )  # fmt: skip
+
+
+# Differs from the numbers that models and augmentations fold into the same key.
+_OBJECTIVE = 2**31 + 1
+
+
+def objective_apply(apply: ApplyFn, loss: ObjectiveLoss) -> ApplyFn:
+    """Returns the forward pass that calls an objective; its inputs are an `ObjectiveBatch`.
+
+    Raises:
+        ModelTypeError: for a model that can't be trained.
+    """
+    if not hasattr(apply, 'run'):
+        raise ModelTypeError('model: it can not be trained, which an objective needs.')
+    return _ObjectiveApply(apply, loss)
+
+
+@dataclasses.dataclass(frozen=True)
+class _ObjectiveApply:
+    apply: Any
+    loss: ObjectiveLoss
+
+    def __call__(self, params, model_state, x, *, key, train):
+        key = jax.random.key(0) if key is None else key
+
+        def call(model: Any) -> PyTree:
+            return self.loss.objective.fn(model, x, jax.random.fold_in(key, _OBJECTIVE))
+
+        return self.apply.run(params, model_state, call, key=key, train=train)
+
+
 _ONLY_IN_TRAINING = dict.fromkeys(('grads', 'params', 'updates'))
 
 
@@ -144,6 +217,9 @@ class _InChunks:
 
     def forward(self, apply: ApplyFn) -> Callable[..., tuple[PyTree, PyTree]]:
         return with_dense_output(apply)
+
+    def inputs(self, x: PyTree, y: PyTree, weight: PyTree) -> PyTree:
+        return x
 
     def losses(
         self,

@@ -14,6 +14,7 @@ from thinkml.core.model.forward import eval_outputs
 from thinkml.core.objectives.elements import ElementShape
 from thinkml.core.objectives.heads import Head, HeadLosses, OneOutput, as_heads
 from thinkml.core.objectives.losses import LossFn
+from thinkml.core.objectives.model_objective import ObjectiveLoss
 from thinkml.core.parallel.parameter_gathering import gathered_at_use
 from thinkml.core.parallel.sharding import (
     ONE_DEVICE,
@@ -64,7 +65,7 @@ EvalStep = Callable[[PyTree, PyTree, Batch], Collection]
 @functools.lru_cache(maxsize=64)
 def make_train_step(
     apply: ApplyFn,
-    loss_fn: LossFn | HeadLosses,
+    loss_fn: LossFn | HeadLosses | ObjectiveLoss,
     tx: optax.GradientTransformation,
     metrics: type[Collection],
     *,
@@ -83,8 +84,8 @@ def make_train_step(
 
     Args:
         apply: the model's forward pass, from `functionalize`.
-        loss_fn: the loss ``(logits, labels) -> [batch]``, see `get_loss`; or the losses of several
-            heads, `HeadLosses`.
+        loss_fn: the loss ``(logits, labels) -> [batch]``, see `get_loss`; the losses of several
+            heads, `HeadLosses`; or an `ObjectiveLoss`.
         tx: an optax transformation, see `make_optimizer`.
         metrics: a CLU collection class, see `make_metrics` and `make_head_metrics`. The metrics use
             the labels from before the augmentation; for elements and heads those after it.
@@ -129,7 +130,8 @@ def make_train_step(
             x, y = augment_part(jax.random.fold_in(key, _AUGMENT), x, y)
 
         def partial_loss(params):
-            outputs, new_state = forward(params, model_state, x, key)
+            inputs = scoring.inputs(x, y, batch.weight)
+            outputs, new_state = forward(params, model_state, inputs, key)
             losses, scored = scoring.losses(outputs, y, batch.y, batch.weight, _mask_of(batch))
             means = heads.map(Head.mean, losses, batch.weight, totals)
             return heads.total(means), (new_state, scored)
@@ -216,7 +218,7 @@ _AUGMENT = 2**31
 @functools.lru_cache(maxsize=64)
 def make_eval_step(
     apply: ApplyFn,
-    loss_fn: LossFn | HeadLosses,
+    loss_fn: LossFn | HeadLosses | ObjectiveLoss,
     metrics: type[Collection],
     *,
     element_shape: ElementShape = (),
@@ -233,8 +235,9 @@ def make_eval_step(
     @tracing_for(layout.device, layout.mesh)
     def eval_step(params: PyTree, model_state: PyTree, batch: Batch) -> Collection:
         batch = split_rows(layout, _with_element_weights(heads, batch))
-        outputs = eval_outputs(scored_apply, params, model_state, batch.x, layout)
         y, weight, mask = batch.y, batch.weight, _mask_of(batch)
+        inputs = scoring.inputs(batch.x, y, weight)
+        outputs = eval_outputs(scored_apply, params, model_state, inputs, layout)
         _, scored = scoring.losses(outputs, y, y, weight, mask)
         return replicate(layout, scoring.metrics(scored, y, weight, mask))
 
