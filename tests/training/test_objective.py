@@ -342,3 +342,14 @@ def test_means_and_sums_over_rows_are_losses(reduce):
 
     _, history = train(linear(1), squared, X.sum(axis=1))
     assert history['loss'][-1] < history['loss'][0]
+
+
+def test_batches_hold_the_labels_of_an_objective():
+    def batches():
+        yield X, LABELS
+
+    model, _ = train(linear(), Objective(distil), X=batches, settings={'epochs': 2})
+    again, _ = train(linear(), Objective(distil), LABELS, settings={'epochs': 2})
+    jax.tree.map(
+        functools.partial(np.testing.assert_allclose, atol=1e-5), params_of(model), params_of(again)
+    )

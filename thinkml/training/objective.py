@@ -33,7 +33,7 @@ from thinkml.errors import ConfigError, ModelTypeError, is_number, problems, unk
 from thinkml.history import MACHINE_VALUES
 from thinkml.tasks import Composite, Task
 from thinkml.training.config import TrainingConfig
-from thinkml.training.training_data import TrainRequest
+from thinkml.training.training_data import TrainRequest, has_no_labels
 from thinkml.typing import Model
 
 
@@ -172,8 +172,8 @@ def make_model_objective(
         )
     augment = make_augmentation(request.augmentation, x, 'regression', 1)
     if augment is not None:
-        _check_augmentation(augment, x, _probe_of(y))
-    loss = ObjectiveLoss(objective, has_labels=request.y_train is not None)
+        _check_augmentation(augment, x, jax.tree.map(_probe_of, y))
+    loss = ObjectiveLoss(objective, has_labels=not has_no_labels(request))
     names = _traced_names(model, loss, x, y, get_compute_dtype(config.precision))
     for name in names:
         if problem := _problem_with_name(name):
@@ -195,7 +195,9 @@ def _traced_names(
 ) -> tuple[str, ...]:
     """Traces an objective in both modes, and returns the names of its values."""
     rows = jax.tree.map(_probe_of, x)
-    batch = loss.batch(rows, _probe_of(y), jax.ShapeDtypeStruct((PROBE_ROWS,), np.float32))
+    batch = loss.batch(
+        rows, jax.tree.map(_probe_of, y), jax.ShapeDtypeStruct((PROBE_ROWS,), np.float32)
+    )
     names: list[tuple[str, ...]] = []
     key = jax.eval_shape(lambda: jax.random.key(0))
     for train in (True, False):

@@ -148,16 +148,11 @@ def make_setup(
     check_pixels_of(model.model if isinstance(model, PartlyFrozen) else model, inputs)
     probe = probe_of(inputs, PROBE_ROWS)
     outputs = any_outputs_of(model, probe, 'X_train')
-    is_objective = isinstance(request.loss_fn, Objective)
-    if is_objective:
-        task, y = task_beside_objective(data, outputs, request)
-    else:
-        task = _infer_task(data, outputs, request, known.task)
-        y = encode_any_targets(data.targets, task, data.labels_from)
+    task, y = _task_and_targets(data, outputs, request, known.task)
     dtype = get_compute_dtype(config.precision)
     footprint = check_trainable(model, probe, outputs, 'X_train', compute_dtype=dtype)
     some = _first_rows(x, probe)
-    if is_objective:
+    if isinstance(request.loss_fn, Objective):
         objective = make_model_objective(model, some, y, request, config, training_metrics)
     else:
         objective = _make_objective(task, some, y, request, training_metrics)
@@ -167,9 +162,6 @@ def make_setup(
         advice = '' if task == known.task else data.advice
         train, split = make_stream(batches, task, request, config, advice), None
     else:
-        if not is_objective:
-            for name, head, labels in by_head(task, y):
-                warn_of_one_class(head, labels, _named('y_train', name))
         train, split = make_examples(x, y, task, request, config)
         train = train._replace(lengths=lengths)
         split = None if split is None else split._replace(lengths=lengths)
@@ -177,19 +169,10 @@ def make_setup(
     val = split or open_validation(request, inputs, task, config)
     if isinstance(val, Examples) and split is None:
         val = val._replace(lengths=val_lengths)
-    if not is_objective and (isinstance(task, Composite) or task.element_shape):
-        for argument, data_set in {'y_train': train, 'y_val': val}.items():
-            for name, _, _ in by_head(task, None):
-                of_head = _of_head(data_set, name)
-                counted = of_head if isinstance(of_head, Examples) else None
-                check_counted(counted, _named(argument, name))
+    if not isinstance(request.loss_fn, Objective):
+        _check_labels(task, y, train, val, 'validation_split' if split else 'y_val')
     if outputs.gathers:
         _check_ids(model, probe, {'X_train': train, 'X_val': val})
-    for name, head, _ in [] if is_objective else by_head(task, y):
-        warn_of_classes_only_in_validation(
-            head, _of_head(train, name), _of_head(val, name),
-            _named('validation_split' if split else 'y_val', name),
-        )  # fmt: skip
     return TrainingSetup(
         train=train,
         val=val,
@@ -201,6 +184,37 @@ def make_setup(
         val_fingerprint=identify(val, in_part=split is not None),
         footprint=footprint,
     )
+
+
+def _task_and_targets(
+    data: InputData,
+    outputs: Outputs | HeadOutputs,
+    request: TrainRequest,
+    known: AnyTask | None,
+) -> tuple[AnyTask, Any]:
+    """Returns the meaning of the outputs, and the encoded targets."""
+    if isinstance(request.loss_fn, Objective):
+        return task_beside_objective(data, outputs, request)
+    task = _infer_task(data, outputs, request, known)
+    return task, encode_any_targets(data.targets, task, data.labels_from)
+
+
+def _check_labels(
+    task: AnyTask,
+    y: Any,
+    train: Examples | Stream,
+    val: Examples | Stream | None,
+    val_argument: str,
+) -> None:
+    """Checks that some labels of each data set count, and warns of classes that do not occur."""
+    for name, head, labels in by_head(task, y):
+        of_head = _of_head(train, name), _of_head(val, name)
+        if isinstance(train, Examples):
+            warn_of_one_class(head, labels, _named('y_train', name))
+        if isinstance(task, Composite) or head.element_shape:
+            for argument, part in zip(('y_train', 'y_val'), of_head, strict=True):
+                check_counted(part if isinstance(part, Examples) else None, _named(argument, name))
+        warn_of_classes_only_in_validation(head, *of_head, _named(val_argument, name))
 
 
 def _pad_sequences(
