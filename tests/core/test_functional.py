@@ -246,7 +246,7 @@ def test_predicting_a_few_rows_runs_a_few_rows(monkeypatch):
     model = from_functions(lambda key, x: {}, apply, {})
     outputs = predict_outputs(model, X[:5])
     np.testing.assert_array_equal(outputs, X[:5])
-    assert seen == [8]
+    assert set(seen) == {8}
 
 
 def test_settings_changed_in_place_are_seen():
@@ -385,3 +385,40 @@ def test_other_names_are_passed_as_a_dict():
             return x['a'] + x['scale']
 
     assert call(Dict(), {'a': np.ones(2, np.float32), 'scale': np.ones(2, np.float32)}) == [2, 2]
+
+
+# --- models that draw when they predict -------------------------------------------------------
+
+
+class Noisy(nnx.Module):
+    """Adds noise in every mode; a stream of its own, an argument, or none."""
+
+    def __init__(self, stream):
+        self.stream = nnx.Rngs(0) if stream else None
+        self.dropout = nnx.Dropout(0.5, rngs=nnx.Rngs(1))
+
+    def __call__(self, x, rngs=None):
+        key = (self.stream or rngs).noise()
+        return self.dropout(x) + jax.random.normal(key, x.shape)
+
+
+@pytest.mark.parametrize('stream', [True, False])
+def test_each_row_has_its_own_draws(stream):
+    x = np.zeros((64, 3), np.float32)
+    model = Noisy(stream)
+    found = predict_outputs(model, x)
+    assert len(np.unique(found)) == found.size
+    for size in (1, 16, 64):
+        np.testing.assert_allclose(predict_outputs(model, x, batch_size=size), found, atol=1e-6)
+    np.testing.assert_allclose(make_predict(model, x[:5])(x[:5], 7), found[7:12], atol=1e-6)
+    assert np.abs(predict_outputs(model, x, seed=1) - found).min() > 0
+
+
+def test_models_without_draws_are_computed_in_batches(monkeypatch):
+    def refuse(*_):
+        raise AssertionError('it draws nothing')
+
+    monkeypatch.setattr(forward, '_drawn_outputs', refuse)
+    x = np.ones((5, 3), np.float32)
+    model = nnx.Sequential(nnx.Linear(3, 2, rngs=nnx.Rngs(0)), nnx.Dropout(0.5, rngs=nnx.Rngs(1)))
+    assert predict_outputs(model, x).shape == (5, 2)

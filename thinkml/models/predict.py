@@ -12,13 +12,13 @@ from thinkml.core.objectives.heads import Selection
 from thinkml.data import decode, is_batches, open_batches, open_rows_of, probabilities
 from thinkml.data.predictions import decode_indices
 from thinkml.data.sequences import pad_sequences
-from thinkml.errors import DataError, NotTrainedError
+from thinkml.errors import ConfigError, DataError, NotTrainedError, is_whole
 from thinkml.model_record import record_of
 from thinkml.tasks import AnyTask, Task
 from thinkml.typing import Inputs, Model, PyTree
 
 
-def predict(model: Model, X: Inputs) -> PyTree:
+def predict(model: Model, X: Inputs, *, seed: int = 0) -> PyTree:
     """Predicts labels (classification) or numbers (regression).
 
     The model and its mode are not changed. There may be any number of rows: they are read and sent
@@ -29,6 +29,8 @@ def predict(model: Model, X: Inputs) -> PyTree:
         X: inputs, one row per example, of any kind that training takes: arrays, data frames, files
             (see `thinkml.data.open_rows`), batches (`thinkml.data.open_batches`). Labels in them
             are ignored.
+        seed: the seed of a model that draws random numbers when it predicts. Each row has its own
+            draws, whatever the number of rows and devices.
 
     Returns:
         ``[rows]`` labels of the kind the model was trained on (text stays text), or one row per
@@ -54,20 +56,21 @@ def predict(model: Model, X: Inputs) -> PyTree:
     task = _task_of(model)
     X, _, lengths = pad_sequences(model, X, None, argument='X', like=record_of(model).input_spec)
     if isinstance(task, Task):
-        reduced = _outputs(model, X, largest_output if _chooses_on_device(task) else None)
+        reduced = _outputs(model, X, largest_output if _chooses_on_device(task) else None, seed)
         return _cut(_decoded(reduced, task), task, lengths)
-    outputs = _outputs(model, X, _Reduction(task.heads))
+    outputs = _outputs(model, X, _Reduction(task.heads), seed)
     return task.restore(
         task.map(lambda head, part: _cut(_decoded(part, head), head, lengths), outputs)
     )
 
 
-def predict_proba(model: Model, X: Inputs) -> PyTree:
+def predict_proba(model: Model, X: Inputs, *, seed: int = 0) -> PyTree:
     """Predicts the probability of each class.
 
     Args:
         model: a trained or loaded classifier.
         X: inputs, as in `predict`.
+        seed: as in `predict`.
 
     Returns:
         float64 ``[rows, classes]`` in the order of the sorted labels; for a multilabel model the
@@ -81,8 +84,8 @@ def predict_proba(model: Model, X: Inputs) -> PyTree:
     task = _task_of(model)
     X, _, lengths = pad_sequences(model, X, None, argument='X', like=record_of(model).input_spec)
     if isinstance(task, Task):
-        return _cut(probabilities(_outputs(model, X), task), task, lengths)
-    outputs = _outputs(model, X, Selection(tuple(task.by_name)))
+        return _cut(probabilities(_outputs(model, X, None, seed), task), task, lengths)
+    outputs = _outputs(model, X, Selection(tuple(task.by_name)), seed)
     found = task.map(
         lambda head, part: (
             _cut(probabilities(part, head), head, lengths) if head.is_classification else None
@@ -130,12 +133,17 @@ class _Reduction:
         }
 
 
-def _outputs(model: Model, X: Inputs, reduce: Reduce | None = None) -> PyTree:
+def _outputs(model: Model, X: Inputs, reduce: Reduce | None, seed: int) -> PyTree:
+    if not (is_whole(seed) and 0 <= seed < 2**32):
+        raise ConfigError(f'seed: got {seed!r}, expected a whole number from 0 to 2**32 - 1.')
     if not is_batches(X):
-        return predict_outputs(model, open_rows_of(model, X, 'X'), reduce=reduce)
+        return predict_outputs(model, open_rows_of(model, X, 'X'), reduce=reduce, seed=seed)
     batches = open_batches(X, 'X', with_labels=False, like=record_of(model).input_spec)
-    predict = make_predict(model, batches.peek().x, reduce=reduce)
-    parts = [predict(batch.x) for batch in batches.iterate()]
+    predict = make_predict(model, batches.peek().x, reduce=reduce, seed=seed)
+    parts, first_row = [], 0
+    for batch in batches.iterate():
+        parts.append(predict(batch.x, first_row))
+        first_row += len(jax.tree.leaves(batch.x)[0])
     return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
 
 

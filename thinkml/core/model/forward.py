@@ -17,6 +17,7 @@ from thinkml.core.parallel.sharding import ONE_DEVICE, Layout, data_mesh, layout
 from thinkml.core.xla.cpu_convolutions import fast_convolutions
 from thinkml.core.xla.jit import Jit
 from thinkml.core.xla.target import tracing_for
+from thinkml.core.xla.traced_programs import uses_last_input
 from thinkml.typing import Model, PyTree
 
 # The inputs of one batch take about this size; activations take a small multiple of it.
@@ -66,6 +67,34 @@ def eval_outputs(
     return forward(params, model_state, x)
 
 
+def _drawn_outputs(
+    apply: ApplyFn, params: PyTree, model_state: PyTree, x: PyTree, keys: jax.Array, layout: Layout
+) -> PyTree:
+    """Returns the outputs of a model that draws random numbers in evaluation mode.
+
+    Each row is computed with its own key, so its draws do not depend on the other rows.
+    """
+
+    def forward(params: PyTree, model_state: PyTree, x: PyTree, keys: jax.Array) -> PyTree:
+        def of_row(row: PyTree, key: jax.Array) -> PyTree:
+            batch = jax.tree.map(lambda leaf: leaf[None], row)
+            outputs, _ = apply(params, model_state, batch, key=key, train=False)
+            return jax.tree.map(lambda leaf: leaf[0], outputs)
+
+        return jax.vmap(of_row)(x, keys)
+
+    return fast_convolutions(gathered_at_use(forward, layout))(params, model_state, x, keys)
+
+
+def _draws(apply: ApplyFn, params: PyTree, model_state: PyTree, x: PyTree) -> bool:
+    """Returns True if the outputs in evaluation mode depend on the key."""
+
+    def forward(params: PyTree, model_state: PyTree, x: PyTree, key: jax.Array) -> PyTree:
+        return apply(params, model_state, x, key=key, train=False)[0]
+
+    return uses_last_input(jax.make_jaxpr(forward)(params, model_state, x, jax.random.key(0)))
+
+
 def predict_outputs(
     model: Model,
     x: PyTree | RowSource,
@@ -74,6 +103,7 @@ def predict_outputs(
     devices: Sequence[Any] | None = None,
     argument: str = 'X',
     reduce: Reduce | None = None,
+    seed: int = 0,
 ) -> PyTree:
     """Returns the model's raw outputs for ``x`` in eval mode, float32 ``[rows, ...]``.
 
@@ -91,6 +121,8 @@ def predict_outputs(
         argument: the name of the inputs in error messages.
         reduce: a function that makes smaller arrays of the outputs, on the device; None returns the
             outputs.
+        seed: the seed of a model that draws random numbers in evaluation mode. Each row has its own
+            draws, whatever the batch size and the devices.
 
     Raises:
         DataError: if the model reads rows that its tables, such as embeddings, lack.
@@ -104,8 +136,9 @@ def predict_outputs(
         (5, 2)
     """
     predict = make_predict(
-        model, x, batch_size=batch_size, devices=devices, argument=argument, reduce=reduce
-    )
+        model, x, batch_size=batch_size, devices=devices, argument=argument, reduce=reduce,
+        seed=seed,
+    )  # fmt: skip
     return predict(x)
 
 
@@ -117,11 +150,13 @@ def make_predict(
     devices: Sequence[Any] | None = None,
     argument: str = 'X',
     reduce: Reduce | None = None,
-) -> Callable[[PyTree | RowSource], PyTree]:
+    seed: int = 0,
+) -> Callable[..., PyTree]:
     """Returns `predict_outputs` of a model with its current parameters, for many calls.
 
     Splitting a model and sending it to the devices takes milliseconds; here it happens only once.
-    The returned function does not see later changes of the parameters.
+    The returned function does not see later changes of the parameters. Its second argument,
+    ``first_row``, is the number of the first of the rows, for the draws of models that draw.
 
     Args:
         model: see `predict_outputs`.
@@ -130,6 +165,7 @@ def make_predict(
         devices: see `predict_outputs`.
         argument: see `predict_outputs`.
         reduce: see `predict_outputs`.
+        seed: see `predict_outputs`.
 
     Raises:
         DataError: when the returned function is called, see `predict_outputs`.
@@ -150,7 +186,7 @@ def make_predict(
         arrays = jax.device_put(arrays, layout.local_devices[0])
     arrays = layout.put_state(arrays)
     return functools.partial(
-        _by_batches, functional.apply, layout, arrays, batch_size, argument, reduce
+        _by_batches, functional.apply, layout, arrays, batch_size, argument, reduce, seed
     )
 
 
@@ -161,7 +197,9 @@ def _by_batches(
     batch_size: int | None,
     argument: str,
     reduce: Reduce | None,
+    seed: int,
     x: PyTree | RowSource,
+    first_row: int = 0,
 ) -> PyTree:
     spec, take = (x.spec, x.take) if hasattr(x, 'spec') else (x, functools.partial(_take, x))
     num_rows = jax.tree.leaves(spec)[0].shape[0]
@@ -172,7 +210,8 @@ def _by_batches(
     parts = []
     for first in range(0, num_rows, batch_size):
         batch = _padded(take(np.arange(first, min(first + batch_size, num_rows))), batch_size)
-        parts.append(_forward(apply, layout, reduce, *arrays, layout.put_rows(batch)))
+        rows = np.uint32(first_row + first), np.uint32(seed)
+        parts.append(_forward(apply, layout, reduce, *arrays, layout.put_rows(batch), *rows))
         if len(parts) > 1:  # waits for the previous batch, so that inputs don't pile up
             parts[-2] = jax.device_get(parts[-2])
     outputs, reads = zip(*jax.device_get(parts), strict=True)
@@ -205,10 +244,16 @@ def _forward(
     params: PyTree,
     model_state: PyTree,
     x: PyTree,
+    first_row: jax.Array,
+    seed: jax.Array,
 ) -> tuple[PyTree, list[Lookup]]:
     forward = functools.partial(eval_outputs, apply, layout=layout)
     with tracing_for(layout.device, layout.mesh):
         outputs, reads = with_lookups(forward, params, model_state, x)
+        if _draws(apply, params, model_state, x):
+            rows = first_row + jnp.arange(len(jax.tree.leaves(x)[0]), dtype=jnp.uint32)
+            keys = jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(seed)))(rows)
+            outputs = _drawn_outputs(apply, params, model_state, x, keys, layout)
     outputs = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), outputs)
     outputs = outputs if reduce is None else reduce(outputs)
     return replicate(layout, (outputs, reads))

@@ -52,3 +52,12 @@ def function_of(jaxpr: Jaxpr, eqn: JaxprEqn) -> Callable[..., list[Any]]:
         return run(*(values[v] for v in variables))
 
     return function
+
+
+def uses_last_input(closed: ClosedJaxpr) -> bool:
+    """Returns True if an output of a program depends on its last input."""
+    used = {v for v in closed.jaxpr.outvars if not isinstance(v, Literal)}
+    for eqn in reversed(closed.jaxpr.eqns):
+        if not used.isdisjoint(eqn.outvars) or eqn.effects:
+            used |= {v for v in eqn.invars if not isinstance(v, Literal)}
+    return closed.jaxpr.invars[-1] in used
