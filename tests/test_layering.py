@@ -14,7 +14,8 @@ FILES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / 'thinkml').
 # The lowest first. A part imports itself and what is below it, nothing beside it or above it.
 LAYERS = (
     ('environment', 'errors', 'json_values', 'lazy', 'text_table', 'typing', 'versions'),
-    ('compilation_cache', 'history', 'paths', 'tasks'),
+    ('compilation_cache', 'history', 'paths', 'task_types'),
+    ('tasks',),
     ('model_record',),
     ('core', 'record'),
     ('checkpoint', 'data', 'figures'),

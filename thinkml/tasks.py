@@ -3,13 +3,12 @@
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, Self, get_args
+from typing import Any, Self, get_args
 
 import numpy as np
 
 from thinkml.errors import ModelTypeError
-
-TaskKind = Literal['binary', 'multiclass', 'multilabel', 'regression']
+from thinkml.task_types import TASK_TYPES, TaskKind, TaskType
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +70,7 @@ class Task:
         kind, classes, num_outputs = (values[n] for n in ('kind', 'classes', 'num_outputs'))
         if _size(num_outputs) == 0:
             raise ValueError('a task without outputs')
-        if (classes is None) != (kind == 'regression'):
+        if (classes is not None) != TASK_TYPES[kind].is_classification:
             raise ValueError(f'{kind} with the classes {classes!r}')
         if classes is not None:
             _check_classes(kind, classes, num_outputs)
@@ -89,6 +88,11 @@ class Task:
         )
 
     @property
+    def type(self) -> TaskType:
+        """Returns the meaning of the labels and outputs of tasks of this kind."""
+        return TASK_TYPES[self.kind]
+
+    @property
     def row_shape(self) -> tuple[int, ...]:
         """Returns the shape of the targets of a row."""
         return (*self.element_shape, *self.target_shape)
@@ -100,12 +104,12 @@ class Task:
 
     @property
     def is_classification(self) -> bool:
-        return self.kind != 'regression'
+        return self.type.is_classification
 
     @property
     def is_one_hot(self) -> bool:
         """Returns True if the user passes each label as a row with a single 1."""
-        return self.kind in ('binary', 'multiclass') and self.target_shape not in ((), (1,))
+        return self.type.has_one_class and self.target_shape not in ((), (1,))
 
     @property
     def in_words(self) -> str:
@@ -120,15 +124,14 @@ class Task:
         return f'{self._element_in_words()}, for each of {sizes} elements'
 
     def _element_in_words(self) -> str:
-        if self.kind == 'regression':
-            return f'regression, {self.num_outputs} target{"s" if self.num_outputs > 1 else ""}'
+        count = self.num_outputs if self.classes is None else len(self.classes)
+        singular, plural = self.type.nouns
+        columns = f'{self.kind}, {count} {singular if count == 1 else plural}'
+        if self.classes is None:
+            return columns
         classes = [str(label) for label in np.asarray(self.classes).tolist()]
         shown = classes if len(classes) <= 10 else [*classes[:4], '...', classes[-1]]
-        singular, plural = (
-            ('label', 'labels') if self.kind == 'multilabel' else ('class', 'classes')
-        )
-        noun = singular if len(classes) == 1 else plural
-        return f'{self.kind}, {len(classes)} {noun} ({", ".join(shown)})'
+        return f'{columns} ({", ".join(shown)})'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -231,8 +234,7 @@ def _check_classes(kind: TaskKind, classes: Any, num_outputs: int) -> None:
     is_label = [isinstance(label, bool | int | float | str | np.generic) for label in classes]
     if type(classes) is not list or not all(is_label) or len(set(classes)) != len(classes):
         raise ValueError(f'{classes!r} are not different labels')
-    expected = (1, 2) if kind == 'binary' else (len(classes),)
-    if num_outputs not in expected or (kind == 'binary' and len(classes) != 2):
+    if num_outputs not in TASK_TYPES[kind].output_counts(len(classes)):
         raise ValueError(f'{kind} with {len(classes)} classes and {num_outputs} outputs')
 
 

@@ -15,9 +15,10 @@ from thinkml.data.targets import (
     named_targets,
     refuse_parts,
 )
-from thinkml.data.task_inference import Decided, infer_task
+from thinkml.data.task_inference import infer_task
 from thinkml.errors import ConfigError, DataError, did_you_mean
-from thinkml.tasks import AnyTask, Composite, Task, TaskKind
+from thinkml.task_types import TASK_TYPES, Decision, TaskKind
+from thinkml.tasks import AnyTask, Composite, Task
 from thinkml.typing import Labels, PyTree
 
 
@@ -42,7 +43,7 @@ def infer_any_task(
     outputs: Outputs | HeadOutputs,
     *,
     argument: str = 'y_train',
-    decided: Callable[[str | None], Decided | None] = lambda head: None,
+    decided: Callable[[str | None], Decision | None] = lambda head: None,
     requested: Callable[[str | None], Task | TaskKind | None] = lambda head: None,
     known: AnyTask | None = None,
     ignore_label: Callable[[str | None], int | None] = lambda head: None,
@@ -69,7 +70,7 @@ def infer_any_task(
         kind = request.kind if isinstance(request, Task) else request
         task = infer_task(
             y, shape,
-            argument=where, decided=decided(head) if kind is None else _DECIDED[kind],
+            argument=where, decided=decided(head) if kind is None else TASK_TYPES[kind].decision,
             known=known if isinstance(known, Task) else None,
             ignore_label=IGNORE_LABEL if marker is None else marker,
         )  # fmt: skip
@@ -106,15 +107,6 @@ def task_of_numbers(outputs: Outputs | HeadOutputs) -> AnyTask:
         return task_of(outputs.shape)
     heads = tuple((name, task_of(one.shape)) for name, one in outputs.heads.items())
     return Composite(heads, outputs.is_tuple)
-
-
-# The reading of the targets that each kind of task requires.
-_DECIDED: dict[TaskKind, Decided] = {
-    'binary': 'classification',
-    'multiclass': 'softmax',
-    'multilabel': 'sigmoid',
-    'regression': 'regression',
-}
 
 
 def _other_task(found: Task, requested: Task | TaskKind | None, argument: str) -> str:

@@ -27,26 +27,15 @@ def probabilities(outputs: np.ndarray, task: Task) -> np.ndarray:
     Raises:
         DataError: for a regression task, and outputs that are NaN.
     """
-    if task.kind == 'regression':
-        raise DataError('model: it was trained for regression, which has no probabilities.')
     shape = (len(outputs), *task.element_shape)
-    return _probabilities(_matrix(outputs, task).astype(np.float64), task).reshape(*shape, -1)
+    outputs = _matrix(outputs, task).astype(np.float64)
+    _check_numbers(outputs, task)
+    return task.type.probabilities(outputs).reshape(*shape, -1)
 
 
 def _matrix(outputs: np.ndarray, task: Task) -> np.ndarray:
     """Returns the outputs as ``[elements, num_outputs]``."""
     return outputs.reshape(len(outputs) * task.num_elements, -1)
-
-
-def _probabilities(outputs: np.ndarray, task: Task) -> np.ndarray:
-    _check_numbers(outputs)
-    if task.kind == 'multilabel' or outputs.shape[1] == 1:
-        positive = _sigmoid(outputs)
-        if task.kind == 'multilabel':
-            return positive
-        return np.concatenate([_sigmoid(-outputs), positive], axis=1)
-    shifted = np.exp(outputs - outputs.max(axis=1, keepdims=True))
-    return shifted / shifted.sum(axis=1, keepdims=True)
 
 
 def log_probabilities(outputs: np.ndarray, task: Task) -> np.ndarray:
@@ -59,16 +48,12 @@ def log_probabilities(outputs: np.ndarray, task: Task) -> np.ndarray:
     Returns:
         float64 ``[rows, classes]``; for multilabel ``[rows, labels, 2]``, for no and yes.
     """
-    outputs = outputs.reshape(len(outputs), -1).astype(np.float64)
-    if task.kind == 'multilabel' or outputs.shape[1] == 1:
-        both = -np.logaddexp(0, np.stack([outputs, -outputs], axis=-1))
-        return both if task.kind == 'multilabel' else both[:, 0]
-    shifted = outputs - outputs.max(axis=1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    return task.type.log_probabilities(outputs.reshape(len(outputs), -1).astype(np.float64))
 
 
-def _check_numbers(outputs: np.ndarray) -> None:
-    _check_no_nan(np.isnan(outputs))
+def _check_numbers(outputs: np.ndarray, task: Task) -> None:
+    if task.is_classification:
+        _check_no_nan(np.isnan(outputs))
 
 
 def _check_no_nan(is_nan: np.ndarray) -> None:
@@ -78,11 +63,6 @@ def _check_no_nan(is_nan: np.ndarray) -> None:
             f'model: it returns NaN for {unclear.sum():,} of {len(is_nan):,} rows, the first at '
             f'row {unclear.argmax()}, expected numbers to choose a class by. {WHY_NAN}'
         )
-
-
-def _sigmoid(outputs: np.ndarray) -> np.ndarray:
-    # Exact to the last digit even for the smallest probabilities, which rank confident negatives.
-    return np.exp(-np.logaddexp(0, -outputs))
 
 
 def decode(outputs: np.ndarray, task: Task) -> np.ndarray:
@@ -97,14 +77,9 @@ def decode(outputs: np.ndarray, task: Task) -> np.ndarray:
     """
     shape = (len(outputs), *task.row_shape)
     outputs = _matrix(outputs, task)
-    if task.kind == 'regression':
-        return outputs.reshape(shape)
-    _check_numbers(outputs)
-    if task.kind == 'multilabel':
-        return (outputs > 0).astype(np.int64).reshape(shape)
-    one_logit = outputs.shape[1] == 1
-    indices = (outputs[:, 0] > 0).astype(np.int64) if one_logit else outputs.argmax(axis=1)
-    return _labels_of(indices, task).reshape(shape)
+    _check_numbers(outputs, task)
+    encoded = task.type.decide(outputs)
+    return (_labels_of(encoded, task) if task.type.has_one_class else encoded).reshape(shape)
 
 
 def decode_indices(indices: np.ndarray, task: Task) -> np.ndarray:

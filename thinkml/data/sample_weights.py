@@ -166,7 +166,7 @@ def class_weight_table(
     The arguments and errors are those of `example_weights`; ``targets`` and ``sample_weight`` hold
     only the rows to train on.
     """
-    if task.classes is None or task.kind == 'multilabel':
+    if task.classes is None or not task.type.has_one_class:
         raise DataError(
             f'class_weights: got them for {task.in_words}, expected a task with one class '
             'per row. Pass sample_weight=..., one weight per row.'

@@ -87,9 +87,7 @@ def _classes_of_rows(targets: PyTree, task: AnyTask, num_rows: int) -> np.ndarra
         [(task, targets)] if isinstance(task, Task) else [(t, targets[n]) for n, t in task.heads]
     )
     classes = [
-        labels
-        for head, labels in heads
-        if head.kind in ('binary', 'multiclass') and not head.element_shape
+        labels for head, labels in heads if head.type.has_one_class and not head.element_shape
     ]
     if len(classes) < 2:
         return classes[0] if classes else np.zeros(num_rows, np.int64)

@@ -147,7 +147,7 @@ def elements_of(array: np.ndarray, task: Task) -> np.ndarray:
 
 
 def _encode_elements(array: np.ndarray, task: Task, argument: str) -> np.ndarray:
-    if task.kind in ('regression', 'multilabel'):
+    if not task.type.has_one_class:
         return _encode_numbers(array, task, argument)
     if task.is_one_hot:
         if not is_one_hot(array):
@@ -176,7 +176,7 @@ def check_targets_held(
     Raises:
         DataError: if they are too close or too large for float32. Names the fix.
     """
-    if task.kind == 'regression' and targets.dtype != np.float32:
+    if not task.is_classification and targets.dtype != np.float32:
         check_magnitude(targets, np.dtype(np.float32), argument, 'Scale the targets')
         check_resolution(targets, np.dtype(np.float32), argument, is_first=is_first)
 
@@ -184,7 +184,7 @@ def check_targets_held(
 def _encode_numbers(array: np.ndarray, task: Task, argument: str) -> np.ndarray:
     if array.dtype.kind == 'U':
         raise DataError(f'{argument}: got text, expected numbers for {task.in_words}.')
-    if task.kind == 'multilabel' and not np.isin(array, (0, 1)).all():
+    if task.type.has_many_labels and not np.isin(array, (0, 1)).all():
         raise DataError(f'{argument}: got other values than 0 and 1, expected rows of 0 and 1.')
     check_magnitude(array, np.dtype(np.float32), argument, 'Scale the targets')
     encoded = array.astype(np.float32)
@@ -217,9 +217,9 @@ def fits(array: np.ndarray, task: Task) -> bool:
     array = elements_of(array, task)
     if task.ignore_label is not None and array.dtype.kind != 'U':
         array = array[array != task.ignore_label]
-    if task.kind == 'regression':
+    if not task.is_classification:
         return array.dtype.kind != 'U'
-    if task.kind == 'multilabel':
+    if task.type.has_many_labels:
         return bool(np.isin(array, (0, 1)).all())
     if task.is_one_hot:
         return is_one_hot(array)

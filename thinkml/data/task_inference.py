@@ -1,7 +1,7 @@
 """Task inference: the task of a model, from its outputs' shape and its targets."""
 
 import dataclasses
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -14,10 +14,9 @@ from thinkml.data.targets import (
     unlabeled,
 )
 from thinkml.errors import DataError
+from thinkml.task_types import Decision, TaskKind, kind_of_classes
 from thinkml.tasks import Task
 from thinkml.typing import Labels
-
-Decided = Literal['regression', 'softmax', 'sigmoid', 'classification']
 
 
 def infer_task(
@@ -25,7 +24,7 @@ def infer_task(
     num_outputs: int | tuple[int, ...],
     *,
     argument: str = 'y_train',
-    decided: Decided | None = None,
+    decided: Decision | None = None,
     known: Task | None = None,
     ignore_label: int = IGNORE_LABEL,
 ) -> Task:
@@ -93,8 +92,7 @@ def infer_task(
     if decided == 'regression' or (decided is None and not _looks_like_labels(flat, num_outputs)):
         return _regression_task(flat, num_outputs, shape, argument)
     classes = _infer_classes(flat, num_outputs, argument)
-    kind = 'binary' if len(classes) == 2 else 'multiclass'
-    return Task(kind, classes, num_outputs, shape)
+    return Task(kind_of_classes(len(classes)), classes, num_outputs, shape)
 
 
 def other_reading(task: Task) -> str | None:
@@ -109,9 +107,8 @@ def other_reading(task: Task) -> str | None:
     if task.is_one_hot:
         return "task='multilabel' for a yes or no in each column"
     are_numbers = not any(isinstance(label, str | bool) for label in task.classes or ())
-    if task.kind == 'multilabel' or (
-        task.kind == 'binary' and task.num_outputs == 1 and are_numbers
-    ):
+    one_logit = task.type.has_positive_class and task.num_outputs == 1
+    if task.type.has_many_labels or (one_logit and are_numbers):
         return "task='regression' for numbers"
     return None
 
@@ -163,7 +160,7 @@ def _are_indices(values: np.ndarray, slots: int) -> bool:
 
 
 def _infer_from_rows(
-    array: np.ndarray, num_outputs: int, argument: str, decided: Decided | None
+    array: np.ndarray, num_outputs: int, argument: str, decided: Decision | None
 ) -> Task:
     width = array.shape[1]
     if array.dtype.kind == 'U':
@@ -186,7 +183,7 @@ def _infer_from_rows(
             f'per example. Build the model with {width} outputs.'
         )
     one_hot = decided != 'sigmoid' and is_one_hot(array)
-    kind = ('binary' if width == 2 else 'multiclass') if one_hot else 'multilabel'
+    kind = kind_of_classes(width) if one_hot else 'multilabel'
     return Task(kind, tuple(range(width)), num_outputs, (width,))
 
 
@@ -194,7 +191,7 @@ def _infer_from_elements(
     array: np.ndarray,
     outputs: tuple[int, ...],
     argument: str,
-    decided: Decided | None,
+    decided: Decision | None,
     known: Task | None,
     ignore_label: int,
 ) -> Task:
@@ -209,7 +206,7 @@ def _infer_from_elements(
         has_columns = is_class and targets == outputs and array.shape[-1] > 1
         has_columns = has_columns and array.dtype.kind != 'U'
         if has_columns and decided != 'sigmoid' and is_one_hot(array):
-            return _task_of_columns('multiclass', targets)
+            return _task_of_columns(kind_of_classes(targets[-1]), targets)
         if has_columns and len(targets) > 2:
             return _task_of_columns('multilabel', targets)
         if not is_class:
@@ -233,25 +230,24 @@ def _infer_from_elements(
     if flat.dtype.kind == 'f' and not np.array_equal(flat, np.round(flat)):
         raise DataError(_shapes_differ(array, outputs, argument))
     classes = _infer_classes(flat, num_outputs, argument)
-    kind = 'binary' if len(classes) == 2 else 'multiclass'
     return Task(
-        kind, classes, num_outputs,
+        kind_of_classes(len(classes)), classes, num_outputs,
         target_shape=target_shape, element_shape=element_shape, ignore_label=marker,
     )  # fmt: skip
 
 
-def _is_kept(known: Task, array: np.ndarray, num_outputs: int, decided: Decided | None) -> bool:
+def _is_kept(known: Task, array: np.ndarray, num_outputs: int, decided: Decision | None) -> bool:
     """Returns True if the task of an earlier training is kept for these targets."""
     return (
         known.num_outputs == num_outputs
         and known.is_classification
         and decided != 'regression'
-        and (decided != 'sigmoid' or known.kind == 'multilabel' or num_outputs == 1)
+        and (decided != 'sigmoid' or known.type.has_yes_no_outputs(num_outputs))
         and fits(array, known)
     )
 
 
-def _has_two_values(array: np.ndarray, decided: Decided | None, ignore_label: int) -> bool:
+def _has_two_values(array: np.ndarray, decided: Decision | None, ignore_label: int) -> bool:
     """Returns True for labels of two classes; for floats these are 0 and 1."""
     if array.dtype.kind in 'Ub' or decided is not None:
         return True
@@ -261,11 +257,10 @@ def _has_two_values(array: np.ndarray, decided: Decided | None, ignore_label: in
     return are_bits or (array.dtype.kind in 'iu' and len(values) <= 2)
 
 
-def _task_of_columns(kind: Literal['multiclass', 'multilabel'], targets: tuple[int, ...]) -> Task:
+def _task_of_columns(kind: TaskKind, targets: tuple[int, ...]) -> Task:
     width = targets[-1]
-    is_pair = kind == 'multiclass' and width == 2
     return Task(
-        'binary' if is_pair else kind, tuple(range(width)), width,
+        kind, tuple(range(width)), width,
         target_shape=(width,), element_shape=targets[:-1],
     )  # fmt: skip
 

@@ -104,7 +104,7 @@ def _chooses_on_device(task: Task) -> bool:
 
     The outputs of tokens and pixels are many times larger than their labels.
     """
-    has_classes = task.num_outputs > 1 and task.kind in ('binary', 'multiclass')
+    has_classes = task.num_outputs > 1 and task.type.has_one_class
     return bool(task.element_shape) and has_classes
 
 

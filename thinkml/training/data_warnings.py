@@ -53,7 +53,7 @@ def warn_of_label_column(request: TrainRequest) -> None:
 
 def warn_of_one_class(task: Task, y: np.ndarray, argument: str) -> None:
     """Warns of labels that are all the same class."""
-    if task.kind in ('binary', 'multiclass') and len(_occurring(y, task)) == 1:
+    if task.type.has_one_class and len(_occurring(y, task)) == 1:
         warn_user(
             f'{argument}: got only one class ({len(y):,} rows of it), so there is nothing to tell '
             'apart. Check how the rows were selected.'
@@ -72,9 +72,9 @@ def warn_of_classes_only_in_validation(
         shown = ', '.join(repr(task.classes[index]) for index in alone[:10])
         shown += ', ...' if alone.size > 10 else ''
         one = alone.size == 1
-        nouns = ('label', 'labels') if task.kind == 'multilabel' else ('class', 'classes')
+        noun, nouns = task.type.nouns
         warn_user(
-            f'{argument}: the {nouns[0] if one else nouns[1]} {shown} '
+            f'{argument}: the {noun if one else nouns} {shown} '
             f'occur{"s" if one else ""} in the validation data only, so that no model can learn '
             f'{"it" if one else "them"}. Hold out fewer rows or others, or remove these.'
         )
@@ -82,7 +82,7 @@ def warn_of_classes_only_in_validation(
 
 def _occurring(y: np.ndarray, task: Task) -> np.ndarray:
     """Returns the indices of the classes, or of the labels of a multilabel task, that occur."""
-    if task.kind == 'multilabel':
+    if task.type.has_many_labels:
         return np.flatnonzero(y.reshape(-1, y.shape[-1]).any(axis=0))
     found = np.unique(y)
     return found[found != IGNORED]
@@ -102,7 +102,7 @@ def warn_of_unlabeled(
             f'elements without a label, pass ignore_label={marker}.'
         )
         return
-    if task.kind == 'regression':
+    if not task.is_classification:
         # A custom loss may handle it.
         is_class = request.loss_fn is None and set(np.unique(targets)) == {0, 1, marker}
     else:
@@ -112,7 +112,7 @@ def warn_of_unlabeled(
             marker == -100 or len(classes) > 2
         )
     if is_class:
-        what = 'a number to predict' if task.kind == 'regression' else 'a class'
+        what = 'a class' if task.is_classification else 'a number to predict'
         warn_user(
             f'{argument}: {marker} is {what} like the others ({task.in_words}). {unlabeled(marker)}'
         )

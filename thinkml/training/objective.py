@@ -344,10 +344,7 @@ def _loss_name(loss_fn: Any, task: Task) -> str:
         return repr(loss_fn)
     if loss_fn is not None:
         return getattr(loss_fn, '__name__', type(loss_fn).__name__)
-    if task.kind == 'regression':
-        return 'mse'
-    one_logit = task.kind == 'multilabel' or task.num_outputs == 1
-    return 'binary_cross_entropy' if one_logit else 'cross_entropy'
+    return task.type.default_loss(task.num_outputs)
 
 
 def _choose_loss(loss_fn: Any, task: Task) -> LossFn:

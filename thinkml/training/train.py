@@ -372,7 +372,7 @@ def _missing_labels(setup: TrainingSetup) -> dict[str, list[Any]]:
 
 
 def _missing_in(y: np.ndarray, task: Task) -> list[Any]:
-    if task.kind == 'multilabel':
+    if task.type.has_many_labels:
         y = y.reshape(-1, y.shape[-1])
         found = y.min(0) != y.max(0)
     else:

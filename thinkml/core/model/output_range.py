@@ -83,7 +83,7 @@ def misread_outputs(found: Range, task: Task, custom_loss: bool | None = None) -
             f'model: {ends}, but predictions and metrics expect logits and apply the sigmoid or '
             f'softmax themselves. Return logits: remove the {activation} from the model{advice}.'
         )
-    by_sign = task.kind == 'multilabel' or task.num_outputs == 1
+    by_sign = task.type.has_yes_no_outputs(task.num_outputs)
     if by_sign and (found.low >= 0 or found.high <= 0):
         side, answer = ('below', 'yes') if found.low >= 0 else ('above', 'no')
         return (

@@ -6,7 +6,7 @@ denominator is 0 they return 0, like scikit-learn.
 
 from typing import NamedTuple
 
-from thinkml.tasks import TaskKind
+from thinkml.task_types import TASK_TYPES, TaskKind
 from thinkml.typing import Array
 
 
@@ -91,7 +91,7 @@ def average(
         which: bool ``[classes]``, True for the classes that occur; None for those with counts.
     """
     ratios = ratio(*fraction)
-    if how is None and kind == 'binary':
+    if how is None and TASK_TYPES[kind].has_positive_class:
         return ratios[1]
     which = occurring(counts, kind) if which is None else which
     if how == 'micro':
@@ -106,7 +106,7 @@ def occurring(counts: Counts, kind: TaskKind) -> Array:
     For multilabel tasks these are all labels.
     """
     either = counts.actual + counts.predicted
-    return either >= 0 if kind == 'multilabel' else either > 0
+    return either >= 0 if TASK_TYPES[kind].has_many_labels else either > 0
 
 
 def balanced_accuracy(counts: Counts, kind: TaskKind) -> Array:
@@ -116,7 +116,7 @@ def balanced_accuracy(counts: Counts, kind: TaskKind) -> Array:
     labels.
     """
     recalls = ratio(*recall(counts))
-    if kind != 'multilabel':
+    if not TASK_TYPES[kind].has_many_labels:
         return ratio(recalls.sum(), (counts.actual > 0).sum())
     absent = counts.total - counts.actual
     kinds = (counts.actual > 0) * 1.0 + (absent > 0)

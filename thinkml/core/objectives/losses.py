@@ -10,7 +10,6 @@ compiled for one ``CrossEntropy(label_smoothing=0.1)`` is used again for another
 import dataclasses
 import functools
 from collections.abc import Callable, Hashable, Iterable
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -18,10 +17,9 @@ import optax
 
 from thinkml.core.objectives.probe_sizes import with_rows
 from thinkml.errors import ConfigError, is_number, is_whole, unknown_name
+from thinkml.task_types import Decision
 
 LossFn = Callable[[jax.Array, jax.Array], jax.Array]
-Decision = Literal['regression', 'softmax', 'sigmoid', 'classification']
-
 # --- classification ---------------------------------------------------------------------------
 
 

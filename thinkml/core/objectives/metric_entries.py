@@ -35,7 +35,7 @@ from thinkml.core.objectives.metric_table import (
 from thinkml.core.objectives.per_example import classify
 from thinkml.core.objectives.probe_sizes import PROBE_ROWS, with_rows
 from thinkml.errors import ConfigError, problems
-from thinkml.tasks import TaskKind
+from thinkml.task_types import TASK_TYPES, TaskKind
 from thinkml.typing import PyTree
 
 _Shaped: TypeAlias = jax.Array | jax.ShapeDtypeStruct | np.ndarray
@@ -92,7 +92,7 @@ class Shape(NamedTuple):
         num_outputs = self.num_outputs or 1
         width = (num_outputs,) if num_outputs > 1 else ()
         logits = jax.ShapeDtypeStruct((rows, *width), jnp.float32)
-        if self.kind in ('binary', 'multiclass'):
+        if self.kind is not None and TASK_TYPES[self.kind].has_one_class:
             return logits, jax.ShapeDtypeStruct((rows,), jnp.int32)
         return logits, logits
 
@@ -272,8 +272,7 @@ def _class_counts(kind: TaskKind, num_outputs: int) -> type[clu_metrics.Metric]:
         truth, prediction = per_example.truth_and_prediction(classify(logits, labels, kind))
         return {'truth': truth, 'prediction': prediction}
 
-    num_classes = num_outputs if kind == 'multilabel' else max(2, num_outputs)
-    return class_counts(num_classes).from_fun(truth_and_prediction)
+    return class_counts(TASK_TYPES[kind].num_classes(num_outputs)).from_fun(truth_and_prediction)
 
 
 def _counts_value(spec: MetricSpec, kind: TaskKind, sums: Any) -> jax.Array:
@@ -313,7 +312,7 @@ def _binned_entry(name: str, shape: Shape) -> Entry:
         scores = scores if low is None else scores + low
         return {'bins': ranking.bins_of(scores), 'positive': positive}
 
-    columns = num_outputs if kind != 'binary' else 1
+    columns = 1 if TASK_TYPES[kind].has_positive_class else num_outputs
     state = score_counts(columns, ranking.NUM_BINS).from_fun(bins_and_positives)
     return Entry(name, state, _mean_binned_area)
 

@@ -15,7 +15,7 @@ import jax
 from clu import metrics as clu_metrics
 
 from thinkml.errors import unknown_name
-from thinkml.tasks import TaskKind
+from thinkml.task_types import TaskKind
 
 Metric = str | type[clu_metrics.Metric] | Callable[[Any, Any], Any]
 

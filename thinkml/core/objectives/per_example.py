@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from thinkml.core.objectives.accumulators import add
 from thinkml.core.objectives.losses import is_softmax
-from thinkml.tasks import TaskKind
+from thinkml.task_types import TASK_TYPES, TaskKind
 
 
 class ClassLogits(NamedTuple):
@@ -42,7 +42,7 @@ def class_indices(labels: jax.Array, kind: TaskKind | None) -> jax.Array:
     For class probabilities ``[batch, classes]``, such as those of mixed examples, it returns the
     most probable class.
     """
-    if kind not in ('binary', 'multiclass'):
+    if kind is None or not TASK_TYPES[kind].has_one_class:
         return labels
     if labels.ndim == 2 and labels.shape[1] > 1:
         return jnp.argmax(labels, axis=1).astype(jnp.int32)
@@ -59,7 +59,7 @@ def classify(logits: jax.Array, labels: jax.Array, kind: TaskKind | None = None)
         kind: the kind of the task. None assumes a multilabel task if the labels have two axes.
     """
     labels = class_indices(labels, kind)
-    if kind == 'multilabel' or (kind is None and labels.ndim == 2):
+    if labels.ndim == 2 if kind is None else TASK_TYPES[kind].has_many_labels:
         logits = logits.reshape(len(logits), -1)
         return ClassLogits(
             _with_zero(logits), (labels.reshape(logits.shape) > 0.5).astype(jnp.int32)

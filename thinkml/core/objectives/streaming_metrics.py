@@ -37,7 +37,7 @@ from thinkml.core.objectives.metric_table import Metric, check_metric, metric_na
 from thinkml.core.objectives.per_example import class_indices
 from thinkml.core.xla.jit import Jit
 from thinkml.errors import ConfigError, is_whole, problems, unknown_name
-from thinkml.tasks import TaskKind
+from thinkml.task_types import TaskKind
 
 _LOSS = mean_class(lambda losses, **_: losses, weight='weight')
 

@@ -24,7 +24,7 @@ from thinkml.core.train.augmentations import (
     WithTargets,
 )
 from thinkml.errors import ConfigError, problems, unknown_name, warn_user
-from thinkml.tasks import TaskKind
+from thinkml.task_types import TASK_TYPES, TaskKind
 from thinkml.typing import PyTree
 
 AUGMENTATIONS: dict[str, Augment] = {
@@ -106,10 +106,10 @@ def make_augmentation(
         raise ConfigError(
             f'augmentation: {found[0]}' if len(found) == 1 else problems('augmentation:', found)
         )
-    if mixing and task_kind in ('binary', 'multiclass'):
+    if mixing and TASK_TYPES[task_kind].has_one_class:
         steps.insert(mixing[0], _SoftLabels(num_outputs))
     if element_shape:
-        are_numbers = task_kind == 'regression'
+        are_numbers = not TASK_TYPES[task_kind].is_classification
         steps = [
             WithTargets(step, are_numbers) if isinstance(step, _MOVING) else step for step in steps
         ]
@@ -149,7 +149,9 @@ def make_head_augmentation(
             f'augmentation: {found[0]}' if len(found) == 1 else problems('augmentation:', found)
         )
     of_pixels = tuple(
-        (name, kind == 'regression') for name, (kind, shape) in heads.items() if shape
+        (name, not TASK_TYPES[kind].is_classification)
+        for name, (kind, shape) in heads.items()
+        if shape
     )
     steps = [
         _WithHeads(step, of_pixels) if of_pixels and isinstance(step, _MOVING) else step
@@ -264,7 +266,7 @@ def _step_problem(
             f'got targets for {_by(element_shape)} elements beside images of {_by(x.shape[1:3])}, '
             'expected a target for each pixel, which moves along.'
         )
-    if isinstance(step, CutMix) and task_kind == 'regression':
+    if isinstance(step, CutMix) and not TASK_TYPES[task_kind].is_classification:
         return 'got a regression, expected classes to mix. Use MixUp.'
     if isinstance(step, RandomCrop | Cutout):
         return _size_problem(step, x.shape)

@@ -428,7 +428,7 @@ class ActiveLearner:
                 'ask_in_notebook: it is for one label a row, and the model has outputs for each '
                 'element of a row. Use query() and teach(rows, labels).'
             )
-        if task is None or task.classes is None or task.kind == 'multilabel':
+        if task is None or task.classes is None or not task.type.has_one_class:
             raise ConfigError(
                 'classes: the possible labels are not known yet. Pass ActiveLearner(classes=[...]).'
             )

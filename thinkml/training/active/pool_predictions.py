@@ -267,7 +267,7 @@ def mean_predictions(outputs: np.ndarray, task: Task) -> np.ndarray:
         return decode(outputs.mean(0), task)
     mean = mean_probabilities(outputs, task)
     # Converted to outputs that decode to the same: for one class or label, above 0 means yes.
-    yes_or_no = task.kind == 'multilabel' or task.num_outputs == 1
+    yes_or_no = task.type.has_yes_no_outputs(task.num_outputs)
     return decode(mean[..., -task.num_outputs :] - 0.5 if yes_or_no else mean, task)
 
 

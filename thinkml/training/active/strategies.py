@@ -228,7 +228,7 @@ def _score_draws(log_score: LogScore) -> Score:
 
 def _mean_over_labels(log_score: LogScore, values: np.ndarray, *, task: Task | None) -> np.ndarray:
     """Scores ``[..., rows, classes]``; for ``[..., rows, labels, 2]`` the mean over the labels."""
-    if task is None or task.kind != 'multilabel':
+    if task is None or not task.type.has_many_labels:
         return _compute(log_score, values)
     *draws, rows, labels, _ = values.shape
     label_scores = _compute(log_score, values.reshape(*draws, rows * labels, 2))
@@ -311,8 +311,8 @@ def _custom_strategy(function: Callable[..., Any]) -> Strategy:
             values = predictions.features
         else:
             task = predictions.task
-            is_regression = task is not None and task.kind == 'regression'
-            values = predictions.outputs.mean(0) if is_regression else predictions.probabilities
+            are_numbers = task is not None and not task.is_classification
+            values = predictions.outputs.mean(0) if are_numbers else predictions.probabilities
             if task is not None and task.element_shape:
                 values = values.reshape(len(values), *task.element_shape, -1)
         order = np.asarray(function(values[candidates], key))
