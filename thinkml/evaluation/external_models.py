@@ -18,6 +18,7 @@ from thinkml.evaluation.evaluation_input import (
     fingerprint_of_labels,
     make_evaluation_data,
 )
+from thinkml.task_types import kind_of_classes
 from thinkml.tasks import Task
 from thinkml.typing import Inputs, Labels, Model
 
@@ -127,8 +128,7 @@ def _task_of(model: Model, labels: np.ndarray, predictions: Callable[[], np.ndar
     values = _infer_classes(labels, predictions()) if classes is None else np.unique(classes)
     if values is None:
         return Task('regression', None, targets, shape)
-    kind = 'binary' if len(values) == 2 else 'multiclass'
-    return Task(kind, tuple(values.tolist()), len(values), shape)
+    return Task(kind_of_classes(len(values)), tuple(values.tolist()), len(values), shape)
 
 
 def _is_regressor(model: Model) -> bool:
@@ -174,7 +174,7 @@ def _open_probabilities(
         )
     _check_length(probabilities, num_rows, 'predict_proba')
     _check_probabilities(probabilities, task)
-    if task.kind != 'multilabel' and known_classes is not None:
+    if task.type.has_one_class and known_classes is not None:
         probabilities = probabilities[:, np.argsort(known_classes)]  # in the task's class order
     return probabilities.astype(np.float64 if probabilities.dtype == np.float64 else np.float32)
 
@@ -187,7 +187,7 @@ def _check_probabilities(probabilities: np.ndarray, task: Task) -> None:
             f'model: predict_proba returned values from {low:.4g} to {high:.4g}, '
             'expected probabilities. If these are logits, return their softmax.'
         )
-    if task.kind == 'multilabel':
+    if task.type.has_many_labels:
         return
     sums = probabilities.sum(axis=1)
     if np.abs(sums - 1).max() > _ROUNDING:

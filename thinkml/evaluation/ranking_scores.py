@@ -3,7 +3,7 @@
 import numpy as np
 
 from thinkml.evaluation.evaluation_data import EvaluationData
-from thinkml.tasks import TaskKind
+from thinkml.task_types import TASK_TYPES, TaskKind
 
 
 def scores(data: EvaluationData) -> np.ndarray:
@@ -33,7 +33,7 @@ def logits(outputs: np.ndarray, kind: TaskKind) -> np.ndarray:
         already keep their dtype, the others become float64.
     """
     outputs = outputs.reshape(len(outputs), -1)
-    if kind == 'multilabel':
+    if TASK_TYPES[kind].has_many_labels:
         return outputs
     if outputs.shape[1] == 1:
         return np.concatenate([-outputs, outputs], axis=1)

@@ -142,7 +142,7 @@ def open_resampling(settings: Settings, inputs: EvaluationInput) -> Resampling:
             raise DataError('groups: got one group of all rows, expected several to draw from.')
     strata = None
     if isinstance(stratify, bool | np.bool_) and stratify:
-        if inputs.task.kind not in ('binary', 'multiclass') or inputs.task.element_shape:
+        if not inputs.task.type.has_one_class or inputs.task.element_shape:
             raise ConfigError(
                 f'stratify: got True for {inputs.task.in_words}, expected an array that names '
                 'the stratum of each row.'

@@ -119,7 +119,7 @@ def choose_threshold(
     obstacles = {
         label: _obstacle(counts, objective, settings) for label, counts in all_counts.items()
     }
-    if evaluation.task.kind == 'multilabel':
+    if evaluation.task.type.has_many_labels:
         if skipped := [f'{label}: it has {why}' for label, why in obstacles.items() if why]:
             headline = f'choose_threshold: {len(skipped)} of {len(all_counts)} labels are left out:'
             warn_user(problems(headline, skipped))
@@ -133,7 +133,7 @@ def choose_threshold(
         for label, counts in all_counts.items()
         if not obstacles[label]
     }
-    return chosen if evaluation.task.kind == 'multilabel' else next(iter(chosen.values()))
+    return chosen if evaluation.task.type.has_many_labels else next(iter(chosen.values()))
 
 
 _SETTINGS: dict[str, tuple[str, ...]] = {
@@ -168,10 +168,10 @@ def check_uses_threshold(evaluation: Evaluation, function: str) -> None:
     Raises:
         ConfigError: for regression, multiclass and models without probabilities.
     """
-    kind = evaluation.task.kind
-    if kind == 'multiclass':
+    task = evaluation.task
+    if task.is_classification and not task.type.has_threshold:
         raise ConfigError(
-            f'{function}: got a multiclass evaluation, expected a binary or multilabel one. The '
+            f'{function}: got a {task.kind} evaluation, expected a binary or multilabel one. The '
             'most probable class is predicted, so there is no threshold to choose.'
         )
     check_probabilities(evaluation, function)

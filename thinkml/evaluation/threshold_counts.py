@@ -12,6 +12,7 @@ from thinkml.evaluation.evaluation_data import EvaluationData
 from thinkml.evaluation.metrics.ranking import rankings, rankings_by_probability
 from thinkml.evaluation.ranking_scores import scores
 from thinkml.evaluation.result import Evaluation
+from thinkml.task_types import TASK_TYPES
 
 
 class Ranking(NamedTuple):
@@ -94,7 +95,7 @@ def each_ranking(data: EvaluationData, *, by_probability: bool = False) -> Itera
     part = data.part(rankings_by_probability if by_probability else rankings)
     values = data.probabilities if by_probability else data.part(scores)
     assert values is not None
-    columns = values[:, 1:] if data.kind == 'binary' else values
+    columns = values[:, TASK_TYPES[data.kind].ranked]
     rows = zip(part.order, part.label, part.positive_label, strict=True)
     for index, (order, label, positive_label) in enumerate(rows):
         ends = np.arange(len(order))
@@ -139,8 +140,7 @@ def all_threshold_counts(
 
 def ranked_classes(evaluation: Evaluation) -> tuple[Any, ...]:
     """Returns the classes or labels that `each_ranking` ranks: for binary the positive class."""
-    classes = evaluation.task.classes or ()
-    return classes[1:] if evaluation.task.kind == 'binary' else classes
+    return (evaluation.task.classes or ())[evaluation.task.type.ranked]
 
 
 def check_probabilities(evaluation: Evaluation, function: str) -> None:

@@ -87,7 +87,7 @@ def line_style(index: int) -> dict[str, Any]:
 
 def class_or_label(evaluation: Evaluation) -> str:
     """Returns the noun for the columns of the evaluation: class or label."""
-    return 'label' if evaluation.task.kind == 'multilabel' else 'class'
+    return evaluation.task.type.nouns[0]
 
 
 def sample_rows(weight: np.ndarray, most: int) -> np.ndarray:

@@ -176,10 +176,10 @@ def _draw_counts(ax: 'Axes', counts: np.ndarray) -> None:
 
 def _title(evaluation: Evaluation) -> tuple[str, str]:
     """Returns the title and the name of the probability axis."""
-    kind = evaluation.task.kind
-    if kind == 'binary':
+    task_type = evaluation.task.type
+    if task_type.has_positive_class:
         name = shorten(ranked_classes(evaluation)[0])
         return f'Calibration of class {name}', f'probability of class {name}'
-    if kind == 'multiclass':
+    if task_type.has_one_class:
         return 'Calibration of the predicted class', 'probability of the predicted class'
     return 'Calibration of each label', 'probability of the label'

@@ -19,6 +19,7 @@ from thinkml.evaluation.threshold_counts import (
     all_threshold_counts,
     counts_at_scores,
     each_ranking,
+    ranked_classes,
 )
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ def bands(
     confidence = resampling.confidence
     if confidence is None or not can_vary(resampling, data.weight, len(data)):
         return [None] * len(curve_types)
-    columns = 1 if data.kind == 'binary' else data.num_classes
+    columns = len(ranked_classes(evaluation))
     num_resamples = max(100, min(_MAX_CURVES // columns, _MAX_RESAMPLES))
     num_resamples = min(resampling.num_resamples, num_resamples)
     sample, sample_resampling, fraction = _subsample(

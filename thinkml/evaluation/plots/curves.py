@@ -131,7 +131,7 @@ def _positive_rate(evaluation: Evaluation, counts: Sequence[ThresholdCounts]) ->
     It is also 0 for other tasks, which have several such fractions.
     """
     first = counts[0]
-    is_one = evaluation.task.kind == 'binary' and first.positives
+    is_one = evaluation.task.type.has_positive_class and first.positives
     return first.positives / (first.positives + first.negatives) if is_one else 0.0
 
 
@@ -152,7 +152,7 @@ def _draw(
     if not curves:
         return write_message(ax, 'no examples to draw a curve from')
     [band] = bands(evaluation, [curve_type])
-    if evaluation.task.kind == 'binary':
+    if evaluation.task.type.has_positive_class:
         label, title = f'{drawing.number_name} = {curves[0].number:.3f}', None
         points = thin_points(curves[0].x, curves[0].y)
         ax.plot(*points, color=COLOURS[0], linewidth=2, drawstyle=curve_type.drawstyle, label=label)
@@ -193,7 +193,7 @@ def _draw_mean(
 
 
 def _title(name: str, evaluation: Evaluation) -> str:
-    if evaluation.task.kind == 'binary':
+    if evaluation.task.type.has_positive_class:
         return f'{name} of class {shorten(ranked_classes(evaluation)[0])}'
     against = 'label' if class_or_label(evaluation) == 'label' else 'class against the others'
     return f'{name}s, each {against}' if name.endswith('curve') else f'{name} of each {against}'

@@ -53,10 +53,10 @@ def threshold_curves(
 ) -> 'Figure':
     """Draws precision, recall and F1 over the threshold; see `plot_threshold`."""
     check_uses_threshold(evaluation, 'plot_threshold')
-    is_binary = evaluation.task.kind == 'binary'
+    has_one_curve = evaluation.task.type.has_positive_class
     threshold = choice if isinstance(choice, Threshold) else None
     by_label = choice if isinstance(choice, Mapping) else {}
-    if choice is not None and (threshold is None if is_binary else choice is not by_label):
+    if choice is not None and (threshold is None if has_one_curve else choice is not by_label):
         raise ConfigError(
             f'choice: got {type(choice).__name__}, expected the result of '
             f'choose_threshold(evaluation) for a {evaluation.task.kind} model.'
@@ -65,7 +65,7 @@ def threshold_curves(
     counts_by_label = dict(zip(ranked_classes(evaluation), all_counts, strict=True))
     counts_by_label = {label: each for label, each in counts_by_label.items() if each.positives}
     ax = new_axes(ax, 5.6, 4.4)
-    if is_binary:
+    if has_one_curve:
         title = f'Thresholds of class {shorten(ranked_classes(evaluation)[0])}'
         set_rate_axes(ax, title=title, ylabel='rate')
     else:
@@ -73,7 +73,7 @@ def threshold_curves(
     ax.set_xlabel('threshold: positive at or above this probability')
     if not counts_by_label:
         write_message(ax, 'no positive examples to draw a curve from')
-    elif is_binary:
+    elif has_one_curve:
         _draw_rates(ax, evaluation, next(iter(counts_by_label.values())), threshold)
     else:
         _draw_labels(ax, counts_by_label, by_label)

@@ -132,15 +132,16 @@ def _other_classes(evaluation: Evaluation) -> dict[str, Any] | None:
 
 def _notes(evaluation: Evaluation, classes: list[str] | None) -> list[str]:
     """Returns notes on the metrics, the baseline and the intervals."""
-    kind, data = evaluation.task.kind, evaluation.scored
+    task_type, data = evaluation.task.type, evaluation.scored
     if classes is None:
         scope = [] if evaluation.task.num_outputs == 1 else ['Metrics: means over the targets.']
         base = 'Baseline: always the mean of the true values.'
-    elif kind == 'multilabel':
+    elif task_type.has_many_labels:
         scope = ['Metrics: means over the labels; accuracy: all labels right.']
         base = "Baseline: each label's most frequent value; probabilities: the labels' frequencies."
     else:
-        target = f'of class {classes[1]}' if kind == 'binary' else 'means over the classes'
+        has_positive = task_type.has_positive_class
+        target = f'of class {classes[1]}' if has_positive else 'means over the classes'
         scope = [f'Precision, recall and similar metrics: {target}.']
         most = classes[int(np.bincount(data.labels, data.weights).argmax())]
         base = (

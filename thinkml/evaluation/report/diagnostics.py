@@ -17,6 +17,7 @@ from thinkml.evaluation.metrics.registry import get_metric
 from thinkml.evaluation.result import Evaluation
 from thinkml.evaluation.score_summary import summary_of_constant
 from thinkml.evaluation.threshold_choice import Objective, choose_threshold
+from thinkml.task_types import TASK_TYPES
 
 
 def baseline(evaluation: Evaluation) -> dict[str, float]:
@@ -27,7 +28,7 @@ def baseline(evaluation: Evaluation) -> dict[str, float]:
     """
     data, kind = _baseline(evaluation.scored), evaluation.task.kind
     values = {name: _value(name, data) for name in evaluation.metrics if get_metric(name, kind)}
-    has_units = kind == 'regression'  # 1e-13 may be a large value in these units
+    has_units = not evaluation.task.is_classification  # 1e-13 may be a large value in these units
     return {
         name: value if has_units and name not in _UNITLESS else round(value, 12)  # 1e-17 becomes 0
         for name, value in values.items()
@@ -41,10 +42,10 @@ def _value(name: str, data: EvaluationData) -> float:
 
 
 def _baseline(data: EvaluationData) -> EvaluationData:
-    labels, weight = data.labels, data.weights
-    if data.kind == 'regression':
+    labels, weight, task_type = data.labels, data.weights, TASK_TYPES[data.kind]
+    if not task_type.is_classification:
         prediction, probabilities = np.average(labels, axis=0, weights=weight), None
-    elif data.kind == 'multilabel':
+    elif task_type.has_many_labels:
         probabilities = weight @ (labels > 0.5) / weight.sum()
         prediction = (probabilities > 0.5).astype(labels.dtype)
     else:
@@ -111,7 +112,7 @@ def thresholds(evaluation: Evaluation) -> dict[str, Any] | None:
     if its probability is at or above the threshold.
     """
     data = evaluation.scored
-    if data.kind != 'binary' or data.probabilities is None:
+    if not evaluation.task.type.has_positive_class or data.probabilities is None:
         return None
     if len(np.unique(data.labels[data.weights > 0])) < 2:
         return None

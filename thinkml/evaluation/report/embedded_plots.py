@@ -63,17 +63,17 @@ def _example_picture(evaluation: Evaluation, inputs: Any) -> Picture:
 
 def _plots(evaluation: Evaluation) -> dict[str, list[Plot]]:
     """Returns the plots of each section, with a description of each."""
-    classes, kind = evaluation.task.classes, evaluation.task.kind
+    classes, task_type = evaluation.task.classes, evaluation.task.type
     if classes is None:
         return {'errors': [(plots.residual_plot, 'Residuals over the predicted values.')]}
     by_section: dict[str, list[Plot]] = {}
     has_matrix = evaluation.confusion_matrix is not None
-    if kind == 'multiclass' and len(classes) > MAX_MATRIX and has_matrix:
+    if task_type.has_one_class and len(classes) > MAX_MATRIX and has_matrix:
         by_section['confusion'] = [
             (plots.confusion_matrix, 'Confusion matrix, true classes in rows.')
         ]
     if evaluation.probabilities is not None:
-        name = f' of class {classes[1]}' if kind == 'binary' else ''
+        name = f' of class {classes[1]}' if task_type.has_positive_class else ''
         roc = f'ROC curve{name}: true over false positive rate.{_area(evaluation, "roc_auc")}'
         precision = f'Precision over recall{name}.{_area(evaluation, "average_precision")}'
         by_section |= {

@@ -9,7 +9,6 @@ import numpy as np
 from thinkml.core.objectives.confusion_counts import ratio
 from thinkml.data import as_array
 from thinkml.errors import ConfigError, DataError
-from thinkml.evaluation.evaluation_data import EvaluationData
 from thinkml.evaluation.metrics.image_quality import WINDOW
 from thinkml.evaluation.metrics.per_row import accuracy_rows
 from thinkml.evaluation.metrics.regression import errors
@@ -25,9 +24,9 @@ def has_images(evaluation: Evaluation) -> bool:
     count as images from the size on from which `ssim` compares them.
     """
     task = evaluation.task
-    if task.kind == 'multilabel' or evaluation.scored.positions is None:
+    if task.type.has_many_labels or evaluation.scored.positions is None:
         return False
-    is_matrix = len(task.element_shape) == 1 and task.kind == 'regression'
+    is_matrix = len(task.element_shape) == 1 and not task.is_classification
     if is_matrix and min(*task.element_shape, task.num_outputs) >= WINDOW:
         return True
     return len(task.element_shape) == 2
@@ -41,11 +40,11 @@ def example_rows(evaluation: Evaluation) -> dict[str, Any] | None:
     """
     if not has_images(evaluation):
         return None
-    is_regression = evaluation.task.kind == 'regression'
-    rows, scores, counts = _row_scores(evaluation.scored)
-    order = np.argsort(scores if is_regression else -scores, kind='stable')
+    is_class = evaluation.task.is_classification
+    rows, scores, counts = _row_scores(evaluation)
+    order = np.argsort(-scores if is_class else scores, kind='stable')
     return {
-        'score': 'mse' if is_regression else 'accuracy',
+        'score': 'accuracy' if is_class else 'mse',
         'rows': [
             {
                 'rank': rank,
@@ -58,15 +57,15 @@ def example_rows(evaluation: Evaluation) -> dict[str, Any] | None:
     }
 
 
-def _row_scores(data: EvaluationData) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _row_scores(evaluation: Evaluation) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Returns the rows that count, the score of each, and the number of its elements that count."""
+    data = evaluation.scored
     assert data.positions is not None
     row, weights = data.positions // math.prod(data.element_shape), data.weights
-    is_regression = data.kind == 'regression'
     values = (
-        np.square(data.part(errors).error).mean(axis=1)
-        if is_regression
-        else data.part(accuracy_rows)
+        data.part(accuracy_rows)
+        if evaluation.task.is_classification
+        else np.square(data.part(errors).error).mean(axis=1)
     )
     counts = np.bincount(row, weights > 0)
     scores = ratio(np.bincount(row, weights * values), np.bincount(row, weights))

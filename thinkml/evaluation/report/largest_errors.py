@@ -21,17 +21,17 @@ def errors(evaluation: Evaluation) -> dict[str, Any]:
     Rows with weight 0 are left out. With several labels, each label of a row can be an error. With
     several targets, residuals are compared in units of their target's RMSE.
     """
-    data = evaluation.scored
-    classes = [str(label) for label in evaluation.task.classes or ()]
-    if data.kind == 'regression':
+    data, task = evaluation.scored, evaluation.task
+    classes = [str(label) for label in task.classes or ()]
+    if not task.is_classification:
         found = _residuals(data)
-    elif data.kind == 'multilabel':
+    elif task.type.has_many_labels:
         found = _wrong_labels(data, classes)
     else:
         found = _wrong_classes(data, classes)
     if data.positions is None:
         return found
-    rows = [_place(row, data.positions, evaluation.task.element_shape) for row in found['rows']]
+    rows = [_place(row, data.positions, task.element_shape) for row in found['rows']]
     return found | {'rows': rows}
 
 
@@ -110,7 +110,7 @@ def surprises(evaluation: Evaluation) -> list[dict[str, Any]] | None:
     None unless the task has one label for each token and the model returns probabilities.
     """
     data, task = evaluation.scored, evaluation.task
-    has_tokens = len(task.element_shape) == 1 and data.kind in ('binary', 'multiclass')
+    has_tokens = len(task.element_shape) == 1 and task.type.has_one_class
     if not has_tokens or not data.has_probabilities or data.positions is None:
         return None
     classes = [str(label) for label in task.classes or ()]

@@ -7,6 +7,7 @@ from typing import Any
 from thinkml.evaluation.report.content import percent
 from thinkml.evaluation.report.page import Block, Cell, Items, Page, Section, Table
 from thinkml.evaluation.result import number
+from thinkml.task_types import TASK_TYPES
 
 MAX_ROWS = 50  # of a table; with more, only the most important are shown
 MAX_MATRIX = 20  # classes; with more, the confusion matrix is not written out
@@ -64,9 +65,8 @@ def _classes(content: Content) -> Section | None:
     per_class, intervals = content['per_class'], content['per_class_intervals']
     if per_class is None:
         return None
-    noun, nouns, title = 'class', 'classes', 'By class'
-    if content['task'] == 'multilabel':
-        noun, nouns, title = 'label', 'labels', 'By label'
+    task_type = TASK_TYPES[content['task']]
+    noun, nouns = task_type.nouns
     names, blocks, others = list(per_class), [], content['other_classes']
     if others is not None:
         names = others['shown']
@@ -82,13 +82,13 @@ def _classes(content: Content) -> Section | None:
         name = f'{others["count"]:,} other {noun if others["count"] == 1 else nouns}'
         rows.append(_score_row(name, others, {}))
     means = {}
-    if content['task'] != 'binary':  # there the metrics are those of the positive class
+    if not task_type.has_positive_class:  # else the metrics are those of the positive class
         means = {'macro mean': content['confidence_intervals']}
     foot = [
         _score_row(name, mean, means.get(name, {})) for name, mean in content['averages'].items()
     ]
     head = (noun, *_SCORES, 'support')
-    return Section('classes', title, [*blocks, Table(head, rows, 'lrrrr', foot=foot)])
+    return Section('classes', f'By {noun}', [*blocks, Table(head, rows, 'lrrrr', foot=foot)])
 
 
 def _score_row(name: str, row: Content, intervals: Content) -> list[Cell]:
@@ -100,7 +100,7 @@ def _confusion(content: Content) -> Section | None:
     matrix, classes = content['confusion_matrix'], content['classes']
     if matrix is None:
         return None
-    if content['task'] == 'multilabel':
+    if TASK_TYPES[content['task']].has_many_labels:
         return _label_confusion(content)
     if len(matrix) <= MAX_MATRIX:
         rows = [
@@ -180,13 +180,13 @@ def _thresholds(content: Content) -> Section | None:
 
 
 def _errors(content: Content) -> Section:
-    found, task = content['errors'], content['task']
-    if task == 'regression':
+    found, task_type = content['errors'], TASK_TYPES[content['task']]
+    if not task_type.is_classification:
         return _residuals(content)
     rows = found['rows']
     element = ('element',) if rows and 'element' in rows[0] else ()
     total = f'{content["num_elements"]:,} {"elements" if element else "rows"}'
-    if task == 'multilabel':
+    if task_type.has_many_labels:
         total = f'{content["num_elements"] * len(content["classes"]):,} labels of rows'
     if not rows:
         return Section('errors', 'Errors', [f'Predicted wrong: none of {total}.'])
@@ -194,7 +194,7 @@ def _errors(content: Content) -> Section:
     shown = 'the most confident' if has_probabilities else 'the first'
     note = f'Predicted wrong: {found["count"]:,} of {total}'
     note += f'; {shown}:' if len(rows) < found['count'] else ':'
-    label = ('label',) if task == 'multilabel' else ()
+    label = ('label',) if task_type.has_many_labels else ()
     probability = ('probability',) if has_probabilities else ()
     head = ('row', *element, *label, 'true', 'predicted', *probability)
     table = [_texts(*(_error_value(row[name]) for name in head)) for row in rows]
