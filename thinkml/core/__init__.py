@@ -53,6 +53,7 @@ from thinkml.core.train.batch_feed import Block as Block
 from thinkml.core.train.batch_feed import BucketFeed as BucketFeed
 from thinkml.core.train.batch_feed import DeviceData as DeviceData
 from thinkml.core.train.batch_feed import Feed as Feed
+from thinkml.core.train.batch_feed import PeriodFeed as PeriodFeed
 from thinkml.core.train.batch_feed import ResidentFeed as ResidentFeed
 from thinkml.core.train.batch_feed import Shortening as Shortening
 from thinkml.core.train.loop import Chunk as Chunk

@@ -65,6 +65,9 @@ class TrainingConfig:
             `datetime.timedelta` or ``'HH:MM:SS'``; None for no limit.
         limit_train_batches: the number of steps after which an epoch ends, or a fraction (a float
             up to 1) of its steps. None for all.
+        validate_every: the number of steps after which the model is validated; None for an epoch.
+            The epochs of the history, of callbacks and of plots are then periods of so many steps,
+            through the passes over the data. For rows, not for batches.
         fast_dev_run: True trains one step and evaluates one batch, without checkpoints and logs, to
             check that everything runs; a number trains that many steps.
         device_data_bytes: the device memory that training data may take; larger data is streamed.
@@ -104,6 +107,7 @@ class TrainingConfig:
     max_steps: int | None = None
     max_time: float | str | datetime.timedelta | None = None
     limit_train_batches: int | float | None = None
+    validate_every: int | None = None
     fast_dev_run: bool | int = False
     device_data_bytes: int | None = None
     seed: int = 0
@@ -172,6 +176,7 @@ _NUMBERS = {
     'accumulate_steps': int,
     'ema_decay': float,
     'max_steps': int,
+    'validate_every': int,
     'device_data_bytes': int,
     'seed': int,
     'steps_per_dispatch': int,

@@ -37,7 +37,9 @@ NAMES_ELSEWHERE = {
     'save_total_limit': 'callbacks=[Checkpoint(keep=...)]',
     'steps_per_epoch': 'limit_train_batches',
     'terminate_on_nan': 'on_nan',
+    'eval_steps': 'validate_every',
     'use_ema': 'ema_decay',
+    'val_check_interval': 'validate_every',
     'warmup_ratio': 'warmup_steps',
 }
 TRAIN_ARGUMENTS = {
@@ -107,6 +109,7 @@ def _value_problems(settings: dict[str, Any]) -> list[str]:
         ('accumulate_steps', _is_count, count),
         ('ema_decay', _or_none(_is_fraction), 'None or a number between 0 and 1'),
         ('max_steps', _or_none(_is_count), f'None or {count}'),
+        ('validate_every', _or_none(_is_count), f'None or {count}'),
         (
             'max_time',
             _or_none(_is_time),

@@ -13,6 +13,7 @@ from thinkml.core import (
     BucketFeed,
     DeviceData,
     Feed,
+    PeriodFeed,
     ResidentFeed,
     Shortening,
     inference_batch_size,
@@ -65,6 +66,12 @@ def make_feed(
     budget = device_budget(config.device_data_bytes, layout)
     train, val = setup.train, setup.val
     if isinstance(train, Stream):
+        if config.validate_every is not None:
+            raise ConfigError(
+                f'validate_every: got {config.validate_every} for batches, expected None: their '
+                'source begins again with each epoch. Set limit_train_batches, the number of '
+                'batches in an epoch.'
+            )
         feed = BatchFeed(
             train.batches, functools.partial(_encode, train),
             accumulate_steps=config.accumulate_steps, budget=budget,
@@ -80,12 +87,13 @@ def make_feed(
             train.x, train.y, rows=train.rows, weight=train.weight, batch_size=batch_size,
             shuffle_key=shuffle_key, budget=budget, limit_steps=limit, layout=layout,
         )  # fmt: skip
-        return feed, _validation(val, None, config, _less(budget, feed.num_bytes), layout)
+        validation = _validation(val, None, config, _less(budget, feed.num_bytes), layout)
+        return _in_periods(feed, config), validation
     data = _placed(train, train.rows, where, layout)
     if train.lengths is not None:
         buckets, shortenings = _buckets_of(train)
         limit = _limit(config, _steps(buckets, batch_size))
-        feed: Feed = BucketFeed(
+        feed = BucketFeed(
             data, rows=train.rows, buckets=buckets, shortenings=shortenings,
             batch_size=batch_size, shuffle_key=shuffle_key, limit_steps=limit,
         )  # fmt: skip
@@ -97,7 +105,14 @@ def make_feed(
         )  # fmt: skip
     shared = data if isinstance(val, Examples) and val.x is train.x else None
     left = _less(budget, bytes_to_put(train, where, layout))
-    return feed, _validation(val, shared, config, left, layout)
+    return _in_periods(feed, config), _validation(val, shared, config, left, layout)
+
+
+def _in_periods(feed: Feed, config: TrainingConfig) -> Feed:
+    """Returns the feed in periods of ``validate_every`` steps, if these are set."""
+    if config.validate_every is None:
+        return feed
+    return PeriodFeed(feed, every=config.validate_every, epochs=config.epochs)
 
 
 def _buckets_of(examples: Examples) -> tuple[np.ndarray, list[Shortening]]:

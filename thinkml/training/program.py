@@ -14,6 +14,7 @@ from thinkml.core import (
     Feed,
     FunctionalModel,
     ObjectiveLoss,
+    PeriodFeed,
     TrainState,
     init_state,
     make_eval_step,
@@ -112,6 +113,7 @@ def total_steps_of(feed: Feed, config: TrainingConfig) -> int | None:
     """
     if feed.steps_per_epoch is not None:
         steps = config.epochs * feed.steps_per_epoch
+        steps = feed.total_steps if isinstance(feed, PeriodFeed) else steps
         return steps if config.max_steps is None else min(steps, config.max_steps)
     if config.max_steps is None and needs_length(config):
         raise ConfigError(
@@ -120,6 +122,11 @@ def total_steps_of(feed: Feed, config: TrainingConfig) -> int | None:
             "'reduce_on_plateau'."
         )
     return config.max_steps
+
+
+def num_epochs_of(feed: Feed, config: TrainingConfig) -> int:
+    """Returns the number of epochs of a run, or of its periods."""
+    return feed.num_epochs if isinstance(feed, PeriodFeed) else config.epochs
 
 
 def _hyperparams(config: TrainingConfig, total_steps: int | None) -> dict[str, float | None]:

@@ -166,6 +166,7 @@ class Run:
         shown: the arrays that were there when the object was last shown, or the run began.
         is_shown: True if a callback has read ``model``.
         is_checked: True if the object was checked since then to be the same model.
+        num_epochs: the number of epochs, or of periods of ``config.validate_every`` steps.
     """
 
     user_model: Any
@@ -195,6 +196,7 @@ class Run:
     shown: list[Any] = dataclasses.field(default_factory=list)
     is_shown: bool = False
     is_checked: bool = True
+    num_epochs: int = 0
 
     def __repr__(self) -> str:
         return f'Run(epoch={self.epoch}, step={self.step}, stop_reason={self.stop_reason!r})'

@@ -132,7 +132,7 @@ def _chunks(
         run.history.resumed_at.append(run.step)
     return train_chunks(
         program.train_step, program.metrics, run.state, feed,
-        epochs=config.epochs, start=run.position,
+        epochs=run.num_epochs, start=run.position,
         max_steps=None if config.max_steps is None else config.max_steps - run.step,
         border_every=None if checkpoints is None else checkpoints.border_every,
         stop_nonfinite=config.on_nan != 'ignore', steps_per_dispatch=config.steps_per_dispatch,
@@ -143,7 +143,7 @@ def _chunks(
 def _is_complete(run: Run) -> bool:
     """Returns True if all requested epochs or steps are trained."""
     max_steps = run.config.max_steps
-    return run.epoch >= run.config.epochs or (max_steps is not None and run.step >= max_steps)
+    return run.epoch >= run.num_epochs or (max_steps is not None and run.step >= max_steps)
 
 
 def _keep_state(run: Run) -> None:
