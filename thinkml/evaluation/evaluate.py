@@ -26,7 +26,7 @@ from thinkml.evaluation.scored_elements import (
 )
 from thinkml.evaluation.settings import Settings, open_resampling, open_weight
 from thinkml.evaluation.slices import Mask, evaluate_slices, open_slices
-from thinkml.tasks import TaskKind
+from thinkml.task_types import TASK_TYPES, TaskKind
 from thinkml.typing import Inputs, Labels, Model
 from thinkml.versions import library_versions
 
@@ -205,7 +205,7 @@ def _without_all_scores(
 
 
 def _needs_probabilities(metric: Any, kind: TaskKind) -> bool:
-    if not isinstance(metric, str) or kind == 'regression':
+    if not isinstance(metric, str) or not TASK_TYPES[kind].is_classification:
         return False
     definition = get_metric(metric, kind)
     return definition is not None and definition.needs_probabilities

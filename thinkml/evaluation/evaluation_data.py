@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from thinkml.evaluation.score_summary import ScoreSummary
-from thinkml.tasks import TaskKind
+from thinkml.task_types import TASK_TYPES, TaskKind, TaskType
 
 Part = TypeVar('Part')
 
@@ -48,6 +48,11 @@ class EvaluationData:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def task_type(self) -> TaskType:
+        """Returns the meaning of the labels and predictions."""
+        return TASK_TYPES[self.kind]
 
     @property
     def weights(self) -> np.ndarray:

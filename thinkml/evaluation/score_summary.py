@@ -115,7 +115,8 @@ def score_bytes(task: Task, num_rows: int) -> int:
 
 def is_summarized(task: Task, num_rows: int) -> bool:
     """Returns True if the scores of a data set are too large to be kept."""
-    return task.kind == 'multiclass' and score_bytes(task, num_rows) > MOST_SCORE_BYTES
+    has_top_class = task.type.has_one_class and not task.type.has_threshold
+    return has_top_class and score_bytes(task, num_rows) > MOST_SCORE_BYTES
 
 
 def summary_batch_size(tasks: Mapping[Any, Task], x: PyTree) -> int:

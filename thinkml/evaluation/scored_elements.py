@@ -11,7 +11,7 @@ from thinkml.tasks import Task
 
 def counted_elements(encoded: np.ndarray, task: Task) -> np.ndarray:
     """Returns the positions, among all elements of all rows, of those that are not ignored."""
-    if task.classes is None or task.kind == 'multilabel':
+    if not task.type.has_one_class:
         return np.arange(len(encoded) * task.num_elements)
     return np.flatnonzero(encoded.reshape(-1) != IGNORED)
 

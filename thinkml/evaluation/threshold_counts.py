@@ -12,7 +12,6 @@ from thinkml.evaluation.evaluation_data import EvaluationData
 from thinkml.evaluation.metrics.ranking import rankings, rankings_by_probability
 from thinkml.evaluation.ranking_scores import scores
 from thinkml.evaluation.result import Evaluation
-from thinkml.task_types import TASK_TYPES
 
 
 class Ranking(NamedTuple):
@@ -95,7 +94,7 @@ def each_ranking(data: EvaluationData, *, by_probability: bool = False) -> Itera
     part = data.part(rankings_by_probability if by_probability else rankings)
     values = data.probabilities if by_probability else data.part(scores)
     assert values is not None
-    columns = values[:, TASK_TYPES[data.kind].ranked]
+    columns = values[:, data.task_type.ranked]
     rows = zip(part.order, part.label, part.positive_label, strict=True)
     for index, (order, label, positive_label) in enumerate(rows):
         ends = np.arange(len(order))

@@ -44,16 +44,16 @@ def confidences(data: EvaluationData) -> tuple[np.ndarray, np.ndarray]:
         return data.summary.confidence[None], (data.predictions == data.labels)[None]
     assert data.probabilities is not None
     confidence = _confidence_columns(data, data.probabilities)
-    if data.kind == 'multiclass':
+    if not data.task_type.has_threshold:
         return confidence, (data.predictions == data.labels)[None]
-    return confidence, (data.labels == 1)[None] if data.kind == 'binary' else data.labels.T > 0.5
+    return confidence, np.atleast_2d(data.labels.T > 0.5)
 
 
 def _confidence_columns(data: EvaluationData, values: np.ndarray) -> np.ndarray:
     """Returns the columns of ``values`` that are `confidences`, ``(columns, n)``."""
-    if data.kind == 'multiclass':
+    if not data.task_type.has_threshold:
         return values.max(axis=1)[None]
-    return values[:, 1][None] if data.kind == 'binary' else values.T
+    return values[:, data.task_type.ranked].T
 
 
 def even_bins(data: EvaluationData) -> Bins:

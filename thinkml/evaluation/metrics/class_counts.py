@@ -62,7 +62,7 @@ def class_part(data: EvaluationData) -> Pairs | Labels:
 
 
 def _part(data: EvaluationData) -> Pairs | Labels:
-    if data.kind == 'multilabel':
+    if data.task_type.has_many_labels:
         truth, prediction = data.labels > 0.5, data.predictions > 0.5
         return Labels(*(a.astype(np.float32) for a in (truth, prediction, truth & prediction)))
     k = data.num_classes

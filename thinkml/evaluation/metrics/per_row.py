@@ -18,7 +18,7 @@ def mean_of_rows(part: Array, weight: Array) -> Array:
 def accuracy_rows(data: EvaluationData) -> np.ndarray:
     """Returns 1 for each row with a right prediction; for multilabel, all labels must be right."""
     right = data.labels == data.predictions
-    right = right.all(axis=1) if data.kind == 'multilabel' else right
+    right = right.all(axis=1) if data.task_type.has_many_labels else right
     return right.astype(np.float64)
 
 
@@ -56,7 +56,7 @@ def log_loss_rows(data: EvaluationData) -> np.ndarray:
     if data.summary is not None:
         return data.summary.log_loss.astype(np.float64)
     values, has_logits = data.part(scores), data.outputs is not None
-    if data.kind == 'multilabel':
+    if data.task_type.has_many_labels:
         true = np.where(data.labels > 0.5, values, -values if has_logits else 1 - values)
     else:
         true = np.take_along_axis(values, data.labels[:, None], axis=1)
@@ -90,9 +90,9 @@ def brier_rows(data: EvaluationData) -> np.ndarray:
         return data.summary.squares.astype(np.float64) + 1 - 2 * data.summary.true_probability
     probabilities = data.probabilities
     assert probabilities is not None
-    if data.kind == 'multilabel':
+    if data.task_type.has_many_labels:
         return ((probabilities - (data.labels > 0.5)) ** 2).mean(axis=1, dtype=np.float64)
-    if data.kind == 'binary':
+    if data.task_type.has_positive_class:
         return (probabilities[:, 1].astype(np.float64) - data.labels) ** 2
     true = np.take_along_axis(probabilities, data.labels[:, None], axis=1)[:, 0]
     true = true.astype(np.float64)

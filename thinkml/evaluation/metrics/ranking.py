@@ -61,15 +61,13 @@ def rankings_by_probability(data: EvaluationData) -> Rankings:
 
 
 def _rankings(data: EvaluationData, values: np.ndarray) -> Rankings:
-    if data.kind == 'multiclass':
-        columns, labels = values.T, data.labels[None]
-        positive_label, classes = np.arange(len(columns)), np.arange(data.num_classes)
-    elif data.kind == 'binary':
-        columns, labels = values[:, 1][None], data.labels[None]
-        positive_label, classes = np.ones(1, int), np.arange(2)
+    columns = values[:, data.task_type.ranked].T
+    if data.task_type.has_one_class:
+        labels, classes = data.labels[None], np.arange(data.num_classes)
+        positive_label = classes[data.task_type.ranked]
     else:
-        columns, labels = values.T, (data.labels.T > 0.5).astype(np.int64)
-        positive_label, classes = np.ones(len(columns), int), np.arange(2)
+        labels, classes = (data.labels.T > 0.5).astype(np.int64), np.arange(2)
+        positive_label = np.ones(len(columns), int)
     order, first, last, label = (np.empty(columns.shape, np.int32) for _ in range(4))
     columns = np.ascontiguousarray(columns)
 

@@ -31,7 +31,7 @@ from thinkml.evaluation.metrics import (
 )
 from thinkml.evaluation.metrics.class_counts import Labels, Pairs, class_counts, class_part
 from thinkml.evaluation.metrics.per_row import mean_of_rows
-from thinkml.tasks import TaskKind
+from thinkml.task_types import TASK_TYPES, TaskKind
 from thinkml.typing import Array
 
 
@@ -110,7 +110,8 @@ _FRACTIONS = {
 
 def _fraction(spec: MetricSpec, kind: TaskKind) -> _Computation:
     how = spec.average
-    missing, fraction = _FRACTIONS[spec.base_name]
+    task_type, (missing, fraction) = TASK_TYPES[kind], _FRACTIONS[spec.base_name]
+    is_of_positive_class = how is None and task_type.has_positive_class
 
     def value(part: Pairs | Labels, weight: Array) -> Array:
         counts = class_counts(part, weight)
@@ -125,14 +126,13 @@ def _fraction(spec: MetricSpec, kind: TaskKind) -> _Computation:
     def undefined(part: Pairs | Labels, weight: np.ndarray) -> str | None:
         counts = class_counts(part, weight)
         which = part.occurs
-        if how is None and kind == 'binary':
+        if is_of_positive_class:
             which = np.array([False, True])
         empty = int((fraction(counts).denominator[which] == 0).sum())
         if not empty or how == 'micro':
             return None
-        noun = 'labels' if kind == 'multilabel' else 'classes'
-        affected = f'{empty} of {which.sum()} {noun}'
-        if how is None and kind == 'binary':
+        affected = f'{empty} of {which.sum()} {task_type.nouns[1]}'
+        if is_of_positive_class:
             affected = 'the positive class'
         return f'{missing} {affected}; set to 0 there.'
 
@@ -153,9 +153,9 @@ def _fraction(spec: MetricSpec, kind: TaskKind) -> _Computation:
         return confusion_counts.ratio((ratios * counted).sum(), counted.sum())
 
     is_proportion = spec.base_name not in ('f1', 'dice', 'iou', 'mean_iou') and (
-        (how == 'micro' and kind != 'multilabel') or (how is None and kind == 'binary')
+        is_of_positive_class or (how == 'micro' and task_type.has_one_class)
     )
-    is_mean_of_labels = kind == 'multilabel' and how in (None, 'macro')
+    is_mean_of_labels = task_type.has_many_labels and how in (None, 'macro')
     return _Computation(
         part=class_part,
         value=value,
@@ -173,7 +173,7 @@ def _balanced_accuracy(kind: TaskKind) -> _Computation:
     def undefined(part: Pairs | Labels, weight: np.ndarray) -> str | None:
         counts = class_counts(part, weight)
         missing = part.occurs & (counts.actual == 0)
-        if kind == 'multilabel':  # each label has the classes 0 and 1
+        if TASK_TYPES[kind].has_many_labels:  # each label has the classes 0 and 1
             always = counts.actual == counts.total
             missing = missing & (counts.predicted > 0) | always & (counts.predicted < counts.total)
         return (

@@ -17,7 +17,6 @@ from thinkml.evaluation.metrics.registry import get_metric
 from thinkml.evaluation.result import Evaluation
 from thinkml.evaluation.score_summary import summary_of_constant
 from thinkml.evaluation.threshold_choice import Objective, choose_threshold
-from thinkml.task_types import TASK_TYPES
 
 
 def baseline(evaluation: Evaluation) -> dict[str, float]:
@@ -42,7 +41,7 @@ def _value(name: str, data: EvaluationData) -> float:
 
 
 def _baseline(data: EvaluationData) -> EvaluationData:
-    labels, weight, task_type = data.labels, data.weights, TASK_TYPES[data.kind]
+    labels, weight, task_type = data.labels, data.weights, data.task_type
     if not task_type.is_classification:
         prediction, probabilities = np.average(labels, axis=0, weights=weight), None
     elif task_type.has_many_labels:
