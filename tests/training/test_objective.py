@@ -353,3 +353,100 @@ def test_batches_hold_the_labels_of_an_objective():
     jax.tree.map(
         functools.partial(np.testing.assert_allclose, atol=1e-5), params_of(model), params_of(again)
     )
+
+
+# --- data and settings beside an objective ----------------------------------------------------
+
+
+def test_the_task_may_be_passed():
+    seen = {}
+
+    def squared(model, batch, key):
+        return jnp.square(model(batch.x)[:, 0] - batch.y), {'y': batch.y}
+
+    _, history = train(linear(1), Objective(squared), LABELS + 1, task='regression')
+    seen['y'] = history['y'][-1]
+    assert seen['y'] == pytest.approx(LABELS.mean() + 1)
+    for name, value in {'loss_weights': {'a': 1.0}, 'ignore_label': 0}.items():
+        with pytest.raises(ConfigError, match=f'{name}: got .* beside an objective'):
+            train(linear(1), Objective(squared), LABELS, **{name: value})
+
+
+def test_weights_are_those_of_rows():
+    class Pixels(nnx.Module):
+        def __init__(self):
+            self.out = nnx.Linear(1, 2, rngs=nnx.Rngs(0))
+
+        def __call__(self, x):
+            return self.out(x[..., None])
+
+    def of_pixels(model, batch, key):
+        losses = optax.softmax_cross_entropy_with_integer_labels
+        return losses(model(batch.x), batch.y).mean(axis=1)
+
+    y = (X > 0).astype(int)
+    train(Pixels(), Objective(of_pixels), y, sample_weight=np.ones(ROWS))
+    for weights in ({'class_weights': 'balanced'}, {'sample_weight': np.ones((ROWS, 6))}):
+        with pytest.raises(DataError):
+            train(Pixels(), Objective(of_pixels), y, **weights)
+
+
+def test_a_model_with_heads_needs_no_labels():
+    class Heads(nnx.Module):
+        def __init__(self):
+            self.out = nnx.Linear(6, 6, rngs=nnx.Rngs(0))
+
+        def __call__(self, x):
+            return {'a': self.out(x), 'b': x.sum(-1)}
+
+    def copied(model, batch, key):
+        return jnp.square(model(batch.x)['a'] - batch.x).mean(axis=1)
+
+    model, history = train(Heads(), Objective(copied), sample_weight=np.ones(ROWS))
+    assert history['loss'][-1] < history['loss'][0] and set(predict(model, X)) == {'a', 'b'}
+
+
+def test_a_coupled_objective_is_validated_in_batches_of_training():
+    sizes = []
+
+    def coupled(model, batch, key):
+        sizes.append(len(batch.x))
+        return jnp.square(model(batch.x)).mean()
+
+    train(linear(), Objective(coupled, coupled=True), X_val=X, settings={'batch_size': 8})
+    assert 8 in sizes and max(sizes) <= 13  # 13 rows were traced, 8 were compiled
+
+
+def test_functions_get_the_mode():
+    modes = []
+
+    def apply(w, x, *, train, key):
+        modes.append((train, key is not None))
+        return x @ w
+
+    def squared(model, batch, key):
+        return jnp.square(model(batch.x) - batch.y)
+
+    functions = from_functions(lambda key, x: jnp.zeros(6), apply)
+    train(functions, Objective(squared), X.sum(axis=1), X_val=X, y_val=X.sum(axis=1))
+    assert {(True, True), (False, False)} <= set(modes)
+
+
+@pytest.mark.parametrize('name', ['loss', 'grad_norm', 'val_a', ''])
+def test_values_must_not_take_other_names(name):
+    def fn(model, batch, key):
+        return jnp.square(model(batch.x)).mean(axis=1), {name: 1.0}
+
+    with pytest.raises(ConfigError, match='loss_fn: fn returned'):
+        train(linear(), Objective(fn), metrics=['grad_norm'])
+
+
+def test_a_mean_over_the_tokens_that_count_is_a_loss():
+    def masked(logits, labels):
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(labels, 0))
+        return (losses * (labels >= 0)).sum() / (labels >= 0).sum()
+
+    model = nnx.Sequential(lambda x: x[..., None], nnx.Linear(1, 2, rngs=nnx.Rngs(0)))
+    y = np.where(np.arange(6) <= np.arange(ROWS)[:, None] % 6, X > 0, -100).astype(int)
+    _, history = train(model, masked, y)
+    assert history['loss'][-1] < history['loss'][0]

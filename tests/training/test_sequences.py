@@ -268,3 +268,54 @@ def test_packed_sequences_keep_every_token_in_order():
     assert sorted(pieces) == sorted(expected)
     with pytest.raises(DataError, match='sequences, row 1'):
         pack_sequences([[1], [0.5]], 4)
+
+
+# --- single requests and other forms ----------------------------------------------------------
+
+
+def test_one_sequence_and_rows_of_one_length_are_predicted():
+    model, _ = train(Reader(), TOKENS, TAGS, {'epochs': 1})
+    all_rows = predict(model, TOKENS)
+    np.testing.assert_array_equal(predict(model, TOKENS[3:4])[0], all_rows[3])
+    three = [TOKENS[0][:3], TOKENS[1][:3].repeat(3)[:3]]
+    assert [len(row) for row in predict(model, three)] == [3, 3]
+    evaluation = ModelEvaluator().evaluate(model, TOKENS[:1], TAGS[:1], metrics=['accuracy'])
+    assert evaluation['accuracy'] == np.mean(all_rows[0] == TAGS[0])
+    train(Reader(), [row.tolist() for row in DENSE], [row.tolist() for row in DENSE % 3])
+
+
+def test_rows_of_jax_and_a_column_of_hugging_face_are_sequences():
+    datasets = pytest.importorskip('datasets')
+    column = datasets.Dataset.from_dict({'t': [row.tolist() for row in TOKENS]})['t']
+    expected, _ = train(Reader(), TOKENS, TAGS, {'epochs': 1})
+    for rows in (column, [jnp.asarray(row) for row in TOKENS]):
+        model, _ = train(Reader(), rows, TAGS, {'epochs': 1})
+        assert_close(params_of(model), params_of(expected), 1e-6)
+
+
+def test_the_mask_may_come_first():
+    class Swapped(Reader):
+        def __call__(self, mask, tokens):
+            return super().__call__(tokens, mask)
+
+    model, _ = train(Swapped(), TOKENS, TAGS, {'epochs': 1})
+    assert set(record_of(model).input_spec.arrays) == {'tokens', 'mask'}
+
+
+def test_a_row_without_positions_is_refused():
+    empty = [TOKENS[0], np.array([], int), *TOKENS[2:]]
+    with pytest.raises(DataError, match='X_train: got no positions in row 1'):
+        train(Reader(), empty, KIND)
+
+
+def test_a_model_of_one_length_is_refused_before_training():
+    class Fixed(Reader):
+        def __init__(self):
+            super().__init__()
+            self.positions = nnx.Param(jnp.zeros((LONGEST, 3)))
+
+        def __call__(self, tokens, mask):
+            return super().__call__(tokens, mask) + self.positions[...]
+
+    with pytest.raises(DataError, match=r'let the model take shorter sequences'):
+        train(Fixed(), TOKENS, TAGS)

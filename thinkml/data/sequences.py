@@ -1,5 +1,6 @@
 """Sequences: rows of different lengths, padded to one length."""
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -41,10 +42,14 @@ def is_ragged(values: Any) -> bool:
         (True, False, False)
     """
     rows = _rows_of(values)
-    if rows is None or not len(rows) or not all(isinstance(row, list | np.ndarray) for row in rows):
+    return _are_of_one_kind(rows) and len(set(map(len, rows or ()))) > 1
+
+
+def _are_of_one_kind(rows: Sequence[Any] | None) -> bool:
+    """Returns True for sequences, of numbers or of arrays of one shape."""
+    if not rows or not all(isinstance(row, list) or is_array(row) for row in rows):
         return False
-    shapes = {row.shape[1:] if isinstance(row, np.ndarray) else () for row in rows}
-    return len(shapes) == 1 and len(set(map(len, rows))) > 1
+    return len({() if isinstance(row, list) else np.shape(row)[1:] for row in rows}) == 1
 
 
 def _rows_of(values: Any) -> Sequence[Any] | None:
@@ -56,6 +61,8 @@ def _rows_of(values: Any) -> Sequence[Any] | None:
     if isinstance(values, np.ndarray):
         return list(values) if values.dtype == object and values.ndim == 1 else None
     kind = str(getattr(values, 'type', getattr(values, 'dtype', '')))
+    if type(values).__name__ == 'Column' and hasattr(values, '__getitem__'):  # of Hugging Face
+        return _rows_of(list(values[:]))
     for name in ('to_pylist', 'to_list'):  # of Arrow, pandas and polars
         if hasattr(values, name) and ('list' in kind.lower() or kind == 'object'):
             return getattr(values, name)()
@@ -91,10 +98,16 @@ def pad_sequences(
     Raises:
         DataError: for rows that are not sequences of numbers, or targets of other lengths.
     """
-    if not is_ragged(X):
+    names = _names_of_inputs(model)
+    if not (is_ragged(X) or (names.mask is not None and _are_flat_sequences(X))):
         return PaddedData(X, y)
     rows = [_as_row(row, f'{argument}, row {index}') for index, row in enumerate(_rows_of(X) or [])]
     lengths = np.array(list(map(len, rows)))
+    if not lengths.all():
+        raise DataError(
+            f'{argument}: got no positions in row {lengths.argmin()}, expected at least one. Leave '
+            'empty rows out.'
+        )
     known = _known_length(like)
     length = known or min(max_length or lengths.max(), int(lengths.max()))
     too_long = int((lengths > length).sum())
@@ -108,21 +121,43 @@ def pad_sequences(
         y = _pad_labels(y, lengths, length, label_argument, ignore_label)
     array = _padded(rows, length, 0)
     lengths = np.minimum(lengths, length)
-    names = input_names(model)
-    mask = next((name for name in MASK_NAMES if names and name in names.names), None)
-    if mask is None or names is None:
+    if names.mask is None or names.tokens is None:
         return PaddedData(array, y, lengths)
-    return PaddedData(
-        {names.names[0]: array, mask: np.arange(length) < lengths[:, None]}, y, lengths
-    )
+    is_real = np.arange(length) < lengths[:, None]
+    return PaddedData({names.tokens: array, names.mask: is_real}, y, lengths)
 
 
-def _as_row(row: Any, argument: str) -> np.ndarray:
-    array = np.asarray(row)
+class _Names(NamedTuple):
+    """The parameters of a model that receive the sequences and their mask; None without a mask."""
+
+    tokens: str | None = None
+    mask: str | None = None
+
+
+def _names_of_inputs(model: Model) -> _Names:
+    names = input_names(model)
+    if names is None:
+        return _Names()
+    mask = next((name for name in MASK_NAMES if name in names.names), None)
+    tokens = next((name for name in names.names if name not in MASK_NAMES), None)
+    return _Names(tokens, mask) if mask and set(names.required) <= {tokens, mask} else _Names()
+
+
+def _are_flat_sequences(values: Any) -> bool:
+    """Returns True for a list or column of sequences of numbers, whose lengths may be equal."""
+    rows = _rows_of(values)
+    return bool(rows) and _are_of_one_kind(rows) and np.ndim(rows[0]) == 1
+
+
+def _as_row(row: Any, argument: str, advice: str = 'Encode text as token ids first.') -> np.ndarray:
+    try:
+        array = np.asarray(row)
+    except ValueError as error:
+        raise DataError(f'{argument}: got a row that is not an array ({error}).') from error
     if array.ndim == 0 or array.dtype.kind not in 'biuf':
         raise DataError(
             f'{argument}: got {array.dtype} of shape {array.shape}, expected a sequence of '
-            'numbers. Encode text as token ids first.'
+            f'numbers. {advice}'
         )
     return array
 
@@ -133,6 +168,13 @@ def _known_length(like: InputSpec | None) -> int | None:
     parts = like.arrays.values() if isinstance(like.arrays, dict) else [like.arrays]
     lengths = [part.shape[0] for part in parts if isinstance(part, ArraySpec) and part.shape]
     return lengths[0] if lengths else None
+
+
+def shorter_inputs(inputs: InputSpec, length: int) -> InputSpec:
+    """Returns the description of inputs whose sequences have another length."""
+    return inputs.map(
+        lambda part: dataclasses.replace(part, shape=(length, *part.shape[1:]))
+    )  # fmt: skip
 
 
 def length_spec(array: np.ndarray) -> InputSpec:
@@ -156,7 +198,11 @@ def _are_sequences(y: Labels, lengths: np.ndarray) -> bool:
 def _pad_labels(
     y: Labels, lengths: np.ndarray, length: int, argument: str, ignore_label: int | None
 ) -> np.ndarray:
-    rows = [_as_row(row, f'{argument}, row {index}') for index, row in enumerate(_rows_of(y) or [])]
+    advice = 'Number the labels from 0 on.'
+    rows = [
+        _as_row(row, f'{argument}, row {index}', advice)
+        for index, row in enumerate(_rows_of(y) or [])
+    ]
     if len(rows) != len(lengths):
         raise DataError(f'{argument}: got {len(rows):,} rows beside inputs of {len(lengths):,}.')
     for index, (row, expected) in enumerate(zip(rows, lengths, strict=True)):
@@ -168,7 +214,8 @@ def _pad_labels(
     if any(row.dtype.kind == 'f' for row in rows):
         raise DataError(
             f'{argument}: got floats in rows of different lengths, expected whole numbers, which '
-            'are classes. Pad numbers to predict yourself, and give padding sample_weight 0.'
+            'are classes. For numbers, pad X and y yourself and write an Objective that leaves '
+            'out positions by the mask.'
         )
     return _padded(rows, length, IGNORE_LABEL if ignore_label is None else ignore_label)
 

@@ -13,6 +13,7 @@ from thinkml.core import (
     BucketFeed,
     DeviceData,
     Feed,
+    ObjectiveLoss,
     PeriodFeed,
     ResidentFeed,
     Shortening,
@@ -65,6 +66,8 @@ def make_feed(
     """
     budget = device_budget(config.device_data_bytes, layout)
     train, val = setup.train, setup.val
+    loss: Any = setup.objective.loss_fn
+    is_coupled = isinstance(loss, ObjectiveLoss) and loss.objective.coupled
     if isinstance(train, Stream):
         if config.validate_every is not None:
             raise ConfigError(
@@ -78,7 +81,9 @@ def make_feed(
             limit_steps=_limit(config, _steps_of_batches(train.batches.num_batches, config)),
             layout=layout,
         )  # fmt: skip
-        return feed, _validation(val, None, config, _less(budget, feed.num_bytes), layout)
+        return feed, _validation(
+            val, None, config, _less(budget, feed.num_bytes), layout, is_coupled
+        )
     batch_size = config.batch_size * config.accumulate_steps
     limit = _limit(config, steps_of(len(train.rows), batch_size))
     where = choose_placement(train, budget, layout)
@@ -87,7 +92,9 @@ def make_feed(
             train.x, train.y, rows=train.rows, weight=train.weight, batch_size=batch_size,
             shuffle_key=shuffle_key, budget=budget, limit_steps=limit, layout=layout,
         )  # fmt: skip
-        validation = _validation(val, None, config, _less(budget, feed.num_bytes), layout)
+        validation = _validation(
+            val, None, config, _less(budget, feed.num_bytes), layout, is_coupled
+        )
         return _in_periods(feed, config), validation
     data = _placed(train, train.rows, where, layout)
     if train.lengths is not None:
@@ -105,7 +112,7 @@ def make_feed(
         )  # fmt: skip
     shared = data if isinstance(val, Examples) and val.x is train.x else None
     left = _less(budget, bytes_to_put(train, where, layout))
-    return _in_periods(feed, config), _validation(val, shared, config, left, layout)
+    return _in_periods(feed, config), _validation(val, shared, config, left, layout, is_coupled)
 
 
 def _in_periods(feed: Feed, config: TrainingConfig) -> Feed:
@@ -225,6 +232,7 @@ def _validation(
     config: TrainingConfig,
     budget: int | None,
     layout: Layout,
+    is_coupled: bool,
 ) -> Validation | None:
     if val is None:
         return None
@@ -239,6 +247,8 @@ def _validation(
         )  # fmt: skip
     # By the capacity, so that splits of similar sizes share a compiled program.
     batch_size = min(inference_batch_size(val.x.spec), capacity(len(val.x)))
+    if is_coupled:  # the loss depends on the number of rows in a batch
+        batch_size = min(config.batch_size, capacity(len(val.x)))
     rows = _first_weighted_rows(val, batch_size) if config.fast_dev_run else val.rows
     make = functools.partial(
         Validation, batch_size=batch_size,

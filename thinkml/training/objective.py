@@ -123,7 +123,8 @@ def make_objective(
         )
     for targets in {labels, augmented}:  # validation has labels without augmentation
         _try_loss(chosen, task, labels, targets)
-    if loss_fn is not None and decides(loss_fn) is None:
+    # A mean over the tokens that count is no mean of the rows' means, and a loss all the same.
+    if loss_fn is not None and decides(loss_fn) is None and not task.element_shape:
         _check_rows_alone(loss_fn, task, y)
     return TrainingObjective(
         loss_fn=chosen,
@@ -176,8 +177,11 @@ def make_model_objective(
     loss = ObjectiveLoss(objective, has_labels=not has_no_labels(request))
     names = _traced_names(model, loss, x, y, get_compute_dtype(config.precision))
     for name in names:
-        if problem := _problem_with_name(name):
-            raise ConfigError(problem.replace('metrics:', 'loss_fn:', 1))
+        if name in ('loss', *of_step, *training_metrics) or _problem_with_name(name):
+            raise ConfigError(
+                f'loss_fn: {objective.name} returned a value called {name!r}, which is the name of '
+                'something else in the history. Give it another name.'
+            )
     return TrainingObjective(
         loss_fn=loss,
         loss_name=objective.name,
@@ -407,16 +411,23 @@ def _check_rows_alone(loss_fn: LossFn, task: Task, y: np.ndarray) -> None:
     """Raises a `ConfigError` for a loss of one number in which a row depends on other rows.
 
     Such a loss is computed for each row alone. It is compared with that of some rows together, for
-    random outputs, on the host.
+    random outputs.
     """
+    labels = jax.ShapeDtypeStruct((PROBE_ROWS, *y.shape[1:]), y.dtype)
+    spec = probe_logits(task, labels)
     rows = np.unique(np.linspace(0, len(y) - 1, 4).astype(np.int64))
-    spec = probe_logits(task, jax.ShapeDtypeStruct(y.shape, y.dtype))
+    if len(rows) < 2 or getattr(jax.eval_shape(loss_fn, spec, labels), 'shape', None) != ():
+        return
     drawn = np.random.default_rng(0).normal(size=(len(rows), *spec.shape[1:]))
     logits, labels = jnp.asarray(drawn, jnp.float32), jnp.asarray(y[rows])
-    together = loss_fn(logits, labels)
-    if np.shape(together) != () or len(rows) < 2:
-        return
-    alone = [float(loss_fn(logits[i : i + 1], labels[i : i + 1])) for i in range(len(rows))]
+    try:
+        together = loss_fn(logits, labels)
+        alone = [float(loss_fn(logits[i : i + 1], labels[i : i + 1])) for i in range(len(rows))]
+    except Exception as error:
+        raise ConfigError(
+            f'loss_fn: it failed for outputs {logits.shape} and labels {labels.shape}: '
+            f'{type(error).__name__}: {error}'
+        ) from error
     expected = float(np.mean(alone))
     is_near = [
         math.isclose(float(together), value, rel_tol=_ROUNDING, abs_tol=_ROUNDING)

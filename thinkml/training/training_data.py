@@ -1,6 +1,7 @@
 """Training and validation data: opened, checked and encoded."""
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import jax
@@ -33,7 +34,7 @@ from thinkml.data.head_targets import (
     rows_at,
 )
 from thinkml.data.sample_weights import shift_of
-from thinkml.errors import ConfigError, DataError, unknown_name
+from thinkml.errors import ConfigError, DataError, ModelTypeError, unknown_name
 from thinkml.model_record import InputSpec
 from thinkml.tasks import AnyTask, Composite, Task
 from thinkml.training.config import TrainingConfig
@@ -312,6 +313,15 @@ def with_advice(advice: str, function: Callable[..., R], *args: Any, **kwargs: A
         raise DataError(f'{error} {advice}') from error
 
 
+@contextlib.contextmanager
+def advising(advice: str) -> Iterator[None]:
+    """Adds a sentence to the errors about data and models that are raised within the block."""
+    try:
+        yield
+    except (DataError, ModelTypeError) as error:
+        raise type(error)(f'{error} {advice}') from error
+
+
 def make_stream(
     batches: Batches, task: AnyTask, request: TrainRequest, config: TrainingConfig, advice: str
 ) -> Stream:
@@ -367,6 +377,10 @@ def weights_of_examples(
     y: PyTree, task: AnyTask, request: TrainRequest, rows: np.ndarray | None = None
 ) -> PyTree:
     """Returns the weight of each row, see `example_weights`; a dict of them for several heads."""
+    if isinstance(request.loss_fn, Objective) and (
+        isinstance(task, Composite) or task.element_shape
+    ):
+        y, task = np.zeros(num_rows_of(y), np.float32), Task('regression', None, 1)  # of rows
     if isinstance(task, Task):
         return example_weights(y, task, request.class_weights, request.sample_weight, rows=rows)
     weights = {}

@@ -33,7 +33,13 @@ from thinkml.data import (
 )
 from thinkml.data.head_targets import encode_any_targets, infer_any_task, task_of_numbers
 from thinkml.data.input_range import check_standardised
-from thinkml.data.sequences import PaddedData, length_spec, pad_sequences
+from thinkml.data.sequences import (
+    PaddedData,
+    bucket_lengths,
+    length_spec,
+    pad_sequences,
+    shorter_inputs,
+)
 from thinkml.errors import (
     ConfigError,
     DataError,
@@ -64,6 +70,7 @@ from thinkml.training.training_data import (
     InputData,
     Stream,
     TrainRequest,
+    advising,
     check_counted,
     has_no_labels,
     identify,
@@ -148,6 +155,11 @@ def make_setup(
     check_pixels_of(model.model if isinstance(model, PartlyFrozen) else model, inputs)
     probe = probe_of(inputs, PROBE_ROWS)
     outputs = any_outputs_of(model, probe, 'X_train')
+    if lengths is not None:
+        for length in bucket_lengths(lengths):
+            shorter = probe_of(shorter_inputs(inputs, int(length)), PROBE_ROWS)
+            with advising(_FIXED_LENGTH):
+                any_outputs_of(model, shorter, 'X_train')
     task, y = _task_and_targets(data, outputs, request, known.task)
     dtype = get_compute_dtype(config.precision)
     footprint = check_trainable(model, probe, outputs, 'X_train', compute_dtype=dtype)
@@ -297,12 +309,21 @@ def task_beside_objective(
     outputs are predicted as numbers.
     """
     y = data.targets
+    for argument in ('loss_weights', 'ignore_label'):
+        if getattr(request, argument) is not None:
+            raise ConfigError(
+                f'{argument}: got {getattr(request, argument)!r} beside an objective, expected '
+                'None: it computes its loss itself.'
+            )
+    requested = _check_task(request.task)
     if not has_no_labels(request):
         try:
-            task = infer_any_task(y, outputs, argument=data.labels_from)
+            task = infer_any_task(
+                y, outputs, argument=data.labels_from, requested=lambda head: requested
+            )
             return task, encode_any_targets(y, task, data.labels_from)
         except DataError:
-            if isinstance(y, dict) or y.dtype.kind == 'U':
+            if requested is not None or isinstance(y, dict) or y.dtype.kind == 'U':
                 raise
     dtype = np.float32 if y.dtype.kind == 'f' else np.int32
     return task_of_numbers(outputs), y.astype(dtype)
@@ -323,6 +344,10 @@ def _check_task(task: Any) -> Any:
     return task
 
 
+_FIXED_LENGTH = (
+    'Rows of similar lengths share a batch, whose length is that of its longest row: let the model '
+    'take shorter sequences, for instance by positions[: tokens.shape[1]].'
+)
 _KINDS = get_args(TaskKind)
 _BY_HEAD = ('loss_fn', 'metrics', 'ignore_label', 'task')
 

@@ -120,18 +120,18 @@ class InputNames:
     required: tuple[str, ...]
 
     @classmethod
-    def of(cls, function: Callable, num_others: int = 1) -> Self:
-        """Returns the parameters of a function, without those that ThinkML sets itself.
+    def of(cls, function: Callable, reserved: tuple[str, ...] = ()) -> Self:
+        """Returns the parameters of a function, without the first one and those that ThinkML sets.
 
         Args:
-            function: the function.
-            num_others: the number of first parameters that are not inputs, such as ``self``.
+            function: the function; its first parameter is ``self`` or the parameters.
+            reserved: the names of further parameters that ThinkML sets.
         """
         kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
         parameters = [
             parameter
-            for parameter in list(inspect.signature(function).parameters.values())[num_others:]
-            if parameter.kind in kinds and parameter.name not in (*_TRAIN_FLAGS, 'rngs', 'key')
+            for parameter in list(inspect.signature(function).parameters.values())[1:]
+            if parameter.kind in kinds and parameter.name not in (*_TRAIN_FLAGS, *reserved)
         ]
         required = [each.name for each in parameters if each.default is inspect.Parameter.empty]
         return cls(tuple(each.name for each in parameters), tuple(required))
@@ -317,7 +317,7 @@ def _nnx_apply(
             for path, variable in nnx.to_flat_state(random_state)
         ),
         flags=_mode_flags(call),
-        inputs=InputNames.of(call),
+        inputs=InputNames.of(call, ('rngs',)),
         takes_rngs='rngs' in inspect.signature(call).parameters,
         attributes=repr(mutable_attributes),
         compute_dtype=key.compute_dtype,
@@ -383,10 +383,10 @@ def _select_like(tree: Mapping, template: Mapping) -> dict:
 def input_names(model: Model) -> InputNames | None:
     """Returns the parameters by which a model may take its inputs; None for an exported program."""
     if isinstance(model, nnx.Module):
-        return InputNames.of(type(model).__call__)
+        return InputNames.of(type(model).__call__, ('rngs',))
     if isinstance(model, LinenModel):
         return InputNames.of(type(model.module).__call__)
-    return InputNames.of(model.apply) if isinstance(model, FunctionModel) else None
+    return InputNames.of(model.apply, ('key',)) if isinstance(model, FunctionModel) else None
 
 
 # --- flax.linen -------------------------------------------------------------------------------
@@ -533,10 +533,12 @@ class _FunctionApply:
         return _to_float32(outputs, self.compute_dtype), model_state
 
     def run(self, params, model_state, function, *, key, train):
-        del key, train  # the caller passes them to the function
         if self.compute_dtype is not None:
             params = cast_floats(params, self.compute_dtype)
-        outputs = function(functools.partial(self.function, params))
+        arguments = _set_flags(self.flags, train)
+        if self.takes_key:
+            arguments['key'] = key if train else None
+        outputs = function(functools.partial(self.function, params, **arguments))
         return _to_float32(outputs, self.compute_dtype), model_state
 
 
@@ -564,7 +566,7 @@ class FunctionModel:
             params = jax.jit(self.init)(key, *inputs, **by_name)
         takes_key = 'key' in inspect.signature(self.apply).parameters
         apply = _FunctionApply(
-            self.apply, _mode_flags(self.apply), InputNames.of(self.apply), takes_key,
+            self.apply, _mode_flags(self.apply), InputNames.of(self.apply, ('key',)), takes_key,
             compute_dtype,
         )  # fmt: skip
 

@@ -337,7 +337,8 @@ class Quantile:
         >>> import jax.numpy as jnp
         >>> from thinkml.core import Quantile
         >>> loss_fn = Quantile((0.1, 0.9))
-        >>> loss_fn(jnp.array([[0.0, 2.0]]), jnp.array([[1.0, 1.0]])).round(3).tolist()
+        >>> losses = loss_fn(jnp.array([[0.0, 2.0]]), jnp.array([[1.0, 1.0]]))
+        >>> [round(loss, 3) for loss in losses.tolist()]
         [0.1]
     """
 
@@ -346,9 +347,10 @@ class Quantile:
     def __post_init__(self):
         given = self.quantiles
         values = tuple(given) if isinstance(given, Iterable) else (given,)
-        if not values or not all(is_number(value) and 0 < value < 1 for value in values):
+        are_valid = values and all(is_number(value) and 0 < value < 1 for value in values)
+        if not are_valid or list(values) != sorted(set(values)):
             raise ConfigError(
-                f'quantiles: got {given!r}, expected numbers between 0 and 1, such as '
+                f'quantiles: got {given!r}, expected increasing numbers between 0 and 1, such as '
                 '(0.1, 0.5, 0.9).'
             )
         object.__setattr__(self, 'quantiles', tuple(map(float, values)))

@@ -1,4 +1,4 @@
-"""Objectives: losses that call the model themselves, for what no loss of outputs and labels is."""
+"""Objectives: losses that call the model themselves instead of getting its outputs."""
 
 import dataclasses
 from collections.abc import Callable
@@ -99,10 +99,16 @@ class ObjectiveLoss:
         shape = getattr(losses, 'shape', None)
         if shape != expected:
             raise ConfigError(self._other_shape(shape, num_rows))
-        if not isinstance(values, dict):
+        if not jnp.issubdtype(losses.dtype, jnp.floating):
+            raise ConfigError(
+                f'loss_fn: {self.objective.name} returned {losses.dtype}, expected floats, which '
+                'have gradients.'
+            )
+        is_named = isinstance(values, dict) and all(isinstance(name, str) for name in values)
+        if not is_named or '' in values:
             raise ConfigError(
                 f'loss_fn: {self.objective.name} returned a pair with a {type(values).__name__}, '
-                'expected a dict of values to record.'
+                'expected a dict of values to record, by names.'
             )
         of_rows = {name: self._of_rows(name, value, num_rows) for name, value in values.items()}
         return jnp.broadcast_to(losses.astype(jnp.float32), (num_rows,)), of_rows
