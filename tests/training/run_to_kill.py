@@ -10,6 +10,7 @@ import numpy as np
 from flax import nnx
 
 from tests.models_for_tests import DropoutBatchNorm, PixelClassifier, TokenTagger
+from tests.models_with_heads import DictModel
 from thinkml.training import Checkpoint, GaussianNoise, ModelTrainer, TrainingConfig
 
 rng = np.random.default_rng(0)
@@ -18,6 +19,9 @@ y = (X[:, 0] > 0).astype(int) + (X[:, 1] > 0.8)
 WORDS = rng.integers(0, 7, (300, 5))
 TAGS = np.where(np.arange(5) < rng.integers(1, 6, (300, 1)), WORDS % 3, -100)
 IMAGES = rng.normal(size=(300, 6, 6, 1)).astype(np.float32)
+HEADS = {
+    'kind': X[:, :3].argmax(1), 'price': X.sum(1), 'tags': (X[:, :1] + np.arange(5) > 2).astype(int)
+}  # fmt: skip
 MASKS = np.where(IMAGES[..., 0] > 1.5, 255, IMAGES[..., 0] > 0)
 
 
@@ -42,7 +46,10 @@ def data_of(kind, directory):
     if kind == 'memmap':
         np.save(directory / 'x.npy', X)
         return (np.load(directory / 'x.npy', mmap_mode='r'), y), {'device_data_bytes': 1500}
-    others = {'batches': (Batches(), None), 'tokens': (WORDS, TAGS), 'pixels': (IMAGES, MASKS)}
+    others = {
+        'batches': (Batches(), None), 'tokens': (WORDS, TAGS), 'pixels': (IMAGES, MASKS),
+        'heads': (X, HEADS),
+    }  # fmt: skip
     return others.get(kind, (X, y)), {}
 
 
@@ -51,6 +58,11 @@ def arguments_of(kind):
     if kind == 'tokens':
         arguments = {'metrics': ['perplexity'], 'class_weights': {2: 3.0}}
         return TokenTagger(7, 3, nnx.Rngs(0)), arguments
+    if kind == 'heads':
+        return DictModel(), {
+            'metrics': {'kind': ['f1'], 'price': ['r2']}, 'loss_weights': {'price': 0.1},
+            'sample_weight': {'price': X[:, 0] > 0}, 'class_weights': {'tags': {1: 2.0}},
+        }  # fmt: skip
     if kind == 'pixels':
         return PixelClassifier(2, nnx.Rngs(0)), {
             'metrics': ['mean_iou'], 'loss_fn': 'dice', 'ignore_label': 255,
@@ -81,7 +93,8 @@ def main(directory, kind, output):
         **settings,
     )  # fmt: skip
     model, arguments = arguments_of(kind)
-    validation = [part[:40] for part in data] if kind in ('tokens', 'pixels') else (X[:40], y[:40])
+    is_separate = kind in ('tokens', 'pixels', 'heads')
+    validation = jax.tree.map(lambda part: part[:40], data if is_separate else (X, y))
     history = ModelTrainer(config).train(
         model, *data, *validation, resume=True, progress=False, **arguments
     )
