@@ -141,6 +141,11 @@ def anomalies() -> None:
     _picture_of('11_autoencoder', 'anomalies.png')
 
 
+def samples() -> None:
+    """Draws the picture at the end of the tutorial on variational autoencoders."""
+    _picture_of('12_vae', 'samples.png')
+
+
 def _picture_of(example: str, name: str) -> None:
     with _temporary_directory() as directory:
         runpy.run_path(str(DOCS.parent / 'examples' / f'{example}.py'))
@@ -173,7 +178,7 @@ def _run_blocks(page: Path) -> dict[str, object]:
 
 if __name__ == '__main__':
     os.environ.setdefault('MPLBACKEND', 'agg')
-    pictures = (concepts, first_model, learning_curve, segmentation, anomalies)
+    pictures = (concepts, first_model, learning_curve, segmentation, anomalies, samples)
     draw = {picture.__name__: picture for picture in pictures}
     for name in sys.argv[1:] or draw:
         draw[name]()

@@ -85,6 +85,7 @@ def test_the_first_example_leaves_what_it_promises(outcomes, folder):
         ('09_language_model.py', r'perplexity: [\d.]+, test text [\d.]+', set()),
         ('10_segmentation.py', r'mean_iou: [\d.]+, from [\d.]+ to [\d.]+', {'segmentation.png'}),
         ('11_autoencoder.py', r'ROC AUC: [\d.]+', {'anomalies.png'}),
+        ('12_vae.py', r'epoch  reconstruction     kl', {'samples.png'}),
     ],
 )
 def test_the_tutorials_end_with_something_to_look_at(name, says, written, outcomes, folder):

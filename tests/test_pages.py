@@ -12,6 +12,7 @@ TUTORIALS = {
     'tutorials/language-model': '09_language_model.py',
     'tutorials/segmentation': '10_segmentation.py',
     'tutorials/autoencoder': '11_autoencoder.py',
+    'tutorials/vae': '12_vae.py',
 }
 
 
