@@ -146,6 +146,11 @@ def samples() -> None:
     _picture_of('12_vae', 'samples.png')
 
 
+def embeddings() -> None:
+    """Draws the picture at the end of the tutorial on contrastive learning."""
+    _picture_of('13_contrastive', 'embeddings.png')
+
+
 def _picture_of(example: str, name: str) -> None:
     with _temporary_directory() as directory:
         runpy.run_path(str(DOCS.parent / 'examples' / f'{example}.py'))
@@ -178,7 +183,7 @@ def _run_blocks(page: Path) -> dict[str, object]:
 
 if __name__ == '__main__':
     os.environ.setdefault('MPLBACKEND', 'agg')
-    pictures = (concepts, first_model, learning_curve, segmentation, anomalies, samples)
+    pictures = (concepts, first_model, learning_curve, segmentation, anomalies, samples, embeddings)
     draw = {picture.__name__: picture for picture in pictures}
     for name in sys.argv[1:] or draw:
         draw[name]()

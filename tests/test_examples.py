@@ -86,6 +86,7 @@ def test_the_first_example_leaves_what_it_promises(outcomes, folder):
         ('10_segmentation.py', r'mean_iou: [\d.]+, from [\d.]+ to [\d.]+', {'segmentation.png'}),
         ('11_autoencoder.py', r'ROC AUC: [\d.]+', {'anomalies.png'}),
         ('12_vae.py', r'epoch  reconstruction     kl', {'samples.png'}),
+        ('13_contrastive.py', r'50 +[\d.]+ +[\d.]+ +[\d.]+', {'embeddings.png'}),
     ],
 )
 def test_the_tutorials_end_with_something_to_look_at(name, says, written, outcomes, folder):

@@ -13,6 +13,7 @@ TUTORIALS = {
     'tutorials/segmentation': '10_segmentation.py',
     'tutorials/autoencoder': '11_autoencoder.py',
     'tutorials/vae': '12_vae.py',
+    'tutorials/contrastive': '13_contrastive.py',
 }
 
 
