@@ -319,3 +319,9 @@ def test_a_model_of_one_length_is_refused_before_training():
 
     with pytest.raises(DataError, match=r'let the model take shorter sequences'):
         train(Fixed(), TOKENS, TAGS)
+
+
+def test_ragged_rows_of_a_table_are_a_mistake():
+    table = [[1.0, 2.0, 3.0]] * 5 + [[1.0, 2.0]]
+    with pytest.raises(DataError, match='Expected rows of equal length'):
+        train(nnx.Linear(3, 2, rngs=nnx.Rngs(0)), table, [0, 1] * 3)

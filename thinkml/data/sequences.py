@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from thinkml.core.model.adapters import input_names
+from thinkml.data.dataframes import is_named_row
 from thinkml.data.map_style_datasets import is_array
 from thinkml.data.targets import IGNORE_LABEL
 from thinkml.errors import DataError, warn_user
@@ -49,6 +50,8 @@ def _are_of_one_kind(rows: Sequence[Any] | None) -> bool:
     """Returns True for sequences, of numbers or of arrays of one shape."""
     if not rows or not all(isinstance(row, list) or is_array(row) for row in rows):
         return False
+    if any(map(is_named_row, rows)):  # rows of a frame
+        return False
     return len({() if isinstance(row, list) else np.shape(row)[1:] for row in rows}) == 1
 
 
@@ -87,7 +90,8 @@ def pad_sequences(
 
     Args:
         model: the model that takes the inputs.
-        X: the inputs. Data that is not ragged is returned as it is.
+        X: the inputs. Data that is not ragged is returned as it is, and so are rows of floats for a
+            model without a mask.
         y: the targets: one for each row, or for each position of a row.
         argument: the name of ``X`` used in error messages.
         label_argument: the name of ``y`` used in error messages.
@@ -103,6 +107,8 @@ def pad_sequences(
         return PaddedData(X, y)
     rows = [_as_row(row, f'{argument}, row {index}') for index, row in enumerate(_rows_of(X) or [])]
     lengths = np.array(list(map(len, rows)))
+    if names.mask is None and any(row.dtype.kind == 'f' and row.ndim == 1 for row in rows):
+        return PaddedData(X, y)  # more likely a table with a mistake, which others report
     if not lengths.all():
         raise DataError(
             f'{argument}: got no positions in row {lengths.argmin()}, expected at least one. Leave '
