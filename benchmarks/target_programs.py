@@ -106,7 +106,8 @@ def lower_prediction(case: Case) -> jax.stages.Lowered:
     x = jax.ShapeDtypeStruct(case.x, _input_dtype(case), sharding=case.layout.rows)
     arrays = training.state.params, training.state.model_state
     reduce = forward.largest_output if case.tokens else None  # as for labels of tokens
-    return forward._forward.lower(training.apply, case.layout, reduce, *arrays, x)
+    rows = np.uint32(0), np.uint32(0)  # the first row and the seed
+    return forward._forward.lower(training.apply, case.layout, reduce, *arrays, x, *rows)
 
 
 def training_of(case: Case) -> Training:

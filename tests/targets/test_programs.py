@@ -7,7 +7,15 @@ import jax
 import jax.numpy as jnp
 import pytest
 from flax import nnx
-from target_programs import STEPS, Case, lower_by_hand, lower_by_thinkml, training_of
+from target_programs import (
+    STEPS,
+    Case,
+    lower_by_hand,
+    lower_by_thinkml,
+    lower_evaluation,
+    lower_prediction,
+    training_of,
+)
 
 from thinkml.core.model.attention import dot_product_attention
 from thinkml.core.xla.compiled_program import summed
@@ -219,3 +227,10 @@ def test_bfloat16_computes_no_product_in_float32_that_the_step_by_hand_does_not(
     assert len(ours) == len(by_hand)
     # By hand BatchNorm's float32 statistics make the layers after it float32.
     assert sum('bf16' in line for line in ours) >= sum('bf16' in line for line in by_hand) > 0
+
+
+@pytest.mark.parametrize('target', ['h200', 'v5e:2x2'])
+def test_evaluation_and_prediction_compile_and_ask_the_host_for_nothing(target):
+    for lower in lower_evaluation, lower_prediction:
+        compiled = program('mlp', target, lower=lower)
+        assert not any(loop.host_transfers for loop in compiled.loops)
