@@ -111,15 +111,32 @@ class TaskType(Protocol):
         ...
 
 
-class BinaryTask:
-    """One of two classes, from one logit of the second class or from a logit of each."""
+class _OneClass:
+    """One class for each element, of two or of several."""
 
-    kind: TaskKind = 'binary'
     nouns = ('class', 'classes')
-    decision: Decision = 'classification'
     is_classification = True
     has_one_class = True
     has_many_labels = False
+
+    def num_classes(self, num_outputs: int) -> int:
+        return max(2, num_outputs)
+
+    def decide(self, outputs: np.ndarray) -> np.ndarray:
+        return _largest(outputs)
+
+    def probabilities(self, outputs: np.ndarray) -> np.ndarray:
+        return _class_probabilities(outputs)
+
+    def log_probabilities(self, outputs: np.ndarray) -> np.ndarray:
+        return _class_log_probabilities(outputs)
+
+
+class BinaryTask(_OneClass):
+    """One of two classes, from one logit of the second class or from a logit of each."""
+
+    kind: TaskKind = 'binary'
+    decision: Decision = 'classification'
     has_positive_class = True
     has_threshold = True
     ranked = slice(1, None)
@@ -127,34 +144,18 @@ class BinaryTask:
     def output_counts(self, num_classes: int) -> tuple[int, ...]:
         return (1, 2) if num_classes == 2 else ()
 
-    def num_classes(self, num_outputs: int) -> int:
-        return max(2, num_outputs)
-
     def has_yes_no_outputs(self, num_outputs: int) -> bool:
         return num_outputs == 1
 
     def default_loss(self, num_outputs: int) -> str:
         return 'binary_cross_entropy' if num_outputs == 1 else 'cross_entropy'
 
-    def decide(self, outputs: np.ndarray) -> np.ndarray:
-        return _largest(outputs)
 
-    def probabilities(self, outputs: np.ndarray) -> np.ndarray:
-        return _class_probabilities(outputs)
-
-    def log_probabilities(self, outputs: np.ndarray) -> np.ndarray:
-        return _class_log_probabilities(outputs)
-
-
-class MulticlassTask:
+class MulticlassTask(_OneClass):
     """One of several classes, from a logit of each."""
 
     kind: TaskKind = 'multiclass'
-    nouns = ('class', 'classes')
     decision: Decision = 'softmax'
-    is_classification = True
-    has_one_class = True
-    has_many_labels = False
     has_positive_class = False
     has_threshold = False
     ranked = slice(None)
@@ -162,23 +163,11 @@ class MulticlassTask:
     def output_counts(self, num_classes: int) -> tuple[int, ...]:
         return (num_classes,)
 
-    def num_classes(self, num_outputs: int) -> int:
-        return max(2, num_outputs)
-
     def has_yes_no_outputs(self, num_outputs: int) -> bool:
         return False
 
     def default_loss(self, num_outputs: int) -> str:
         return 'cross_entropy'
-
-    def decide(self, outputs: np.ndarray) -> np.ndarray:
-        return _largest(outputs)
-
-    def probabilities(self, outputs: np.ndarray) -> np.ndarray:
-        return _class_probabilities(outputs)
-
-    def log_probabilities(self, outputs: np.ndarray) -> np.ndarray:
-        return _class_log_probabilities(outputs)
 
 
 class MultilabelTask:

@@ -103,8 +103,15 @@ def make_scoring(
     return _InChunks(heads.head, metrics, chunk, layout)
 
 
+class _KeptRows:
+    """Values of each row, so that those of the parts of a batch follow each other."""
+
+    def joined(self, parts: Scored) -> Scored:
+        return jax.tree.map(lambda leaf: jnp.concatenate(leaf), parts)
+
+
 @dataclasses.dataclass(frozen=True)
-class _AllRows:
+class _AllRows(_KeptRows):
     """The losses and metrics of all rows at once."""
 
     heads: OneOutput | HeadLosses
@@ -124,9 +131,6 @@ class _AllRows:
         losses = self.heads.map(Head.losses, logits, targets)
         return losses, (logits, losses)
 
-    def joined(self, parts: Scored) -> Scored:
-        return jax.tree.map(lambda leaf: jnp.concatenate(leaf), parts)
-
     def metrics(
         self, scored: Scored, labels: PyTree, weight: PyTree, mask: PyTree, **step: PyTree
     ) -> Collection:
@@ -138,7 +142,7 @@ class _AllRows:
 
 
 @dataclasses.dataclass(frozen=True)
-class _OfObjective:
+class _OfObjective(_KeptRows):
     """The losses and values that an objective returns."""
 
     loss: ObjectiveLoss
@@ -156,9 +160,6 @@ class _OfObjective:
         del targets, labels, mask
         losses, values = self.loss.losses(outputs, len(weight))
         return losses, (losses, values)
-
-    def joined(self, parts: Scored) -> Scored:
-        return jax.tree.map(lambda leaf: jnp.concatenate(leaf), parts)
 
     def metrics(
         self, scored: Scored, labels: PyTree, weight: PyTree, mask: PyTree, **step: PyTree
