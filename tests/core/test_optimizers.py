@@ -11,15 +11,13 @@ from flax import nnx
 
 from thinkml.core.model.adapters import from_linen
 from thinkml.core.model.functional import functionalize
-from thinkml.core.train.optimizers import (
-    OPTIMIZERS,
-    decay_mask,
+from thinkml.core.train.hyperparameters import (
     get_learning_rate,
-    make_optimizer,
     scale_learning_rate,
     set_hyperparams,
     set_learning_rate,
 )
+from thinkml.core.train.optimizers import OPTIMIZERS, decay_mask, make_optimizer
 from thinkml.core.train.schedules import SCHEDULES
 from thinkml.errors import ConfigError
 

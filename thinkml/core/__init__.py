@@ -56,6 +56,10 @@ from thinkml.core.train.batch_feed import Feed as Feed
 from thinkml.core.train.batch_feed import PeriodFeed as PeriodFeed
 from thinkml.core.train.batch_feed import ResidentFeed as ResidentFeed
 from thinkml.core.train.batch_feed import Shortening as Shortening
+from thinkml.core.train.hyperparameters import get_learning_rate as get_learning_rate
+from thinkml.core.train.hyperparameters import scale_learning_rate as scale_learning_rate
+from thinkml.core.train.hyperparameters import set_hyperparams as set_hyperparams
+from thinkml.core.train.hyperparameters import set_learning_rate as set_learning_rate
 from thinkml.core.train.loop import Chunk as Chunk
 from thinkml.core.train.loop import Position as Position
 from thinkml.core.train.loop import empty_metrics as empty_metrics
@@ -63,11 +67,7 @@ from thinkml.core.train.loop import evaluate as evaluate
 from thinkml.core.train.loop import train_chunks as train_chunks
 from thinkml.core.train.optimizers import OPTIMIZERS as OPTIMIZERS
 from thinkml.core.train.optimizers import decay_mask as decay_mask
-from thinkml.core.train.optimizers import get_learning_rate as get_learning_rate
 from thinkml.core.train.optimizers import make_optimizer as make_optimizer
-from thinkml.core.train.optimizers import scale_learning_rate as scale_learning_rate
-from thinkml.core.train.optimizers import set_hyperparams as set_hyperparams
-from thinkml.core.train.optimizers import set_learning_rate as set_learning_rate
 from thinkml.core.train.schedules import SCHEDULES as SCHEDULES
 from thinkml.core.train.state import Ema as Ema
 from thinkml.core.train.state import TrainState as TrainState

@@ -13,7 +13,7 @@ from clu.metrics import Collection
 from thinkml.core import DeviceData, Position, TrainState, get_learning_rate
 from thinkml.core.model.adapters import arrays_in, no_arrays
 from thinkml.core.parallel.sharding import Layout, put_like
-from thinkml.core.train.optimizers import set_hyperparams
+from thinkml.core.train.hyperparameters import set_hyperparams
 from thinkml.core.train.step import EvalStep, TrainStep
 from thinkml.core.xla.jit import Jit
 from thinkml.errors import ConfigError, is_number

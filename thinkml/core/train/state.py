@@ -9,7 +9,7 @@ import optax
 from flax import struct
 
 from thinkml.core.parallel.sharding import ONE_DEVICE, Layout, pin_state
-from thinkml.core.train.optimizers import set_hyperparams
+from thinkml.core.train.hyperparameters import set_hyperparams
 from thinkml.core.xla.jit import Jit
 from thinkml.typing import PyTree
 
