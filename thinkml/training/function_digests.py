@@ -16,6 +16,7 @@ from jax.extend.core import ClosedJaxpr
 
 from thinkml.core import ObjectiveLoss, functionalize, make_optimizer, metric_name
 from thinkml.core.objectives.probe_sizes import PROBE_ROWS
+from thinkml.core.train.optimizers import update_with_loss
 from thinkml.core.train.scoring import objective_apply
 from thinkml.tasks import Task
 from thinkml.training.config import TrainingConfig
@@ -67,7 +68,10 @@ def function_digests(
     if not isinstance(config.optimizer, str):
         tx = make_optimizer(config.optimizer)
         params = jax.eval_shape(lambda key: functionalize(model, x, key).params, key)
-        update = lambda params: tx.update(params, tx.init(params), params)  # noqa: E731
+
+        def update(params: PyTree) -> PyTree:
+            return update_with_loss(tx, params, tx.init(params), params, jnp.zeros(()))
+
         digests['optimizer'] = _traced(update, params)
     return digests
 

@@ -16,13 +16,13 @@ from thinkml.data.device_placement import free_bytes
 from thinkml.text_table import aligned_lines
 from thinkml.training.config import TrainingConfig
 from thinkml.training.data_feed import planned_placements
+from thinkml.training.optimizer_setup import optimizer_of
 from thinkml.training.program import (
     MemorySavings,
     initial_state,
     lower_step,
     make_program,
     num_parts,
-    optimizer_of,
     step_arguments,
 )
 from thinkml.training.run import Program

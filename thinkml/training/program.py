@@ -21,7 +21,6 @@ from thinkml.core import (
     make_head_metrics,
     make_metrics,
     make_objective_metrics,
-    make_optimizer,
     make_train_step,
 )
 from thinkml.core.model.adapters import ApplyFn
@@ -34,6 +33,7 @@ from thinkml.errors import ConfigError
 from thinkml.tasks import AnyTask, Task
 from thinkml.training.config import TrainingConfig
 from thinkml.training.objective import TrainingObjective
+from thinkml.training.optimizer_setup import hyperparams_of, needs_length
 from thinkml.training.run import Program, Validation
 from thinkml.training.training_setup import TrainingSetup
 
@@ -60,15 +60,6 @@ class MemorySavings(NamedTuple):
     micro_batches: int = 1
 
 
-def optimizer_of(config: TrainingConfig) -> optax.GradientTransformation:
-    """Returns the optax transformation that the settings name."""
-    return make_optimizer(
-        config.optimizer,
-        schedule=_schedule(config),
-        clip_gradients=config.gradient_clip_norm is not None,
-    )
-
-
 def initial_state(
     functional: FunctionalModel,
     tx: optax.GradientTransformation,
@@ -80,7 +71,7 @@ def initial_state(
     """Returns the state before the first step."""
     return init_state(
         functional.params, functional.model_state, tx, key,
-        ema_decay=config.ema_decay, layout=layout, **_hyperparams(config, total_steps),
+        ema_decay=config.ema_decay, layout=layout, **hyperparams_of(config, total_steps),
     )  # fmt: skip
 
 
@@ -91,18 +82,6 @@ def written_unreplicated(functional: FunctionalModel, layout: Layout) -> Functio
         functional.write(*unreplicate(layout, (params, model_state)))
 
     return dataclasses.replace(functional, write=write)
-
-
-def needs_length(config: TrainingConfig) -> bool:
-    """Returns True if the learning rate depends on the length of the run."""
-    return _schedule(config) != 'constant' and not callable(config.learning_rate)
-
-
-def _schedule(config: TrainingConfig) -> Any:
-    if callable(config.learning_rate):
-        return config.learning_rate
-    plateau = config.lr_schedule == 'reduce_on_plateau'
-    return 'constant' if plateau else config.lr_schedule
 
 
 def total_steps_of(feed: Feed, config: TrainingConfig) -> int | None:
@@ -127,22 +106,6 @@ def total_steps_of(feed: Feed, config: TrainingConfig) -> int | None:
 def num_epochs_of(feed: Feed, config: TrainingConfig) -> int:
     """Returns the number of epochs of a run, or of its periods."""
     return feed.num_epochs if isinstance(feed, PeriodFeed) else config.epochs
-
-
-def _hyperparams(config: TrainingConfig, total_steps: int | None) -> dict[str, float | None]:
-    numbers: dict[str, float | None] = {'gradient_clip_norm': config.gradient_clip_norm}
-    if hasattr(config.optimizer, 'update'):
-        return numbers
-    rate = config.learning_rate
-    numbers |= {
-        'learning_rate': rate if isinstance(rate, int | float) else None,
-        'weight_decay': config.weight_decay,
-    }
-    if needs_length(config):
-        numbers['total_steps'] = total_steps
-    if not callable(config.learning_rate):
-        numbers['warmup_steps'] = config.warmup_steps
-    return numbers
 
 
 def make_program(

@@ -11,12 +11,12 @@ from thinkml.errors import ModelTypeError
 from thinkml.model_record import record_of
 from thinkml.training.config import TrainingConfig
 from thinkml.training.data_feed import make_feed
+from thinkml.training.optimizer_setup import optimizer_of
 from thinkml.training.optimizer_state import restore_optimizer
 from thinkml.training.program import (
     MemorySavings,
     initial_state,
     make_program,
-    optimizer_of,
     total_steps_of,
     written_unreplicated,
 )

@@ -39,9 +39,10 @@ from thinkml.training.config import TrainingConfig
 from thinkml.training.function_digests import function_digests
 from thinkml.training.memory_plan import reduce_memory
 from thinkml.training.metric_monitor import MetricNames
+from thinkml.training.optimizer_setup import needs_length
 from thinkml.training.optimizer_state import optimizer_arrays
 from thinkml.training.process_consistency import check_same_everywhere
-from thinkml.training.program import MemorySavings, needs_length, num_epochs_of
+from thinkml.training.program import MemorySavings, num_epochs_of
 from thinkml.training.run import Run
 from thinkml.training.run_checkpoints import Checkpoints
 from thinkml.training.run_parts import make_parts

@@ -65,6 +65,7 @@ from thinkml.training.objective import (
     make_model_objective,
     make_objective,
 )
+from thinkml.training.optimizer_setup import check_optimizer
 from thinkml.training.training_data import (
     Examples,
     InputData,
@@ -163,6 +164,7 @@ def make_setup(
     task, y = _task_and_targets(data, outputs, request, known.task)
     dtype = get_compute_dtype(config.precision)
     footprint = check_trainable(model, probe, outputs, 'X_train', compute_dtype=dtype)
+    check_optimizer(model, probe, config)
     some = _first_rows(x, probe)
     if isinstance(request.loss_fn, Objective):
         objective = make_model_objective(model, some, y, request, config, training_metrics)

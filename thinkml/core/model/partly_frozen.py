@@ -171,14 +171,14 @@ def scaled_updates(
     """
 
     def update(
-        updates: PyTree, state: PyTree, params: PyTree | None = None
+        updates: PyTree, state: PyTree, params: PyTree | None = None, **extra: Any
     ) -> tuple[PyTree, PyTree]:
-        updates, state = tx.update(updates, state, params)
+        updates, state = tx.update(updates, state, params, **extra)
         leaves, structure = jax.tree.flatten(updates)
         scaled = [leaf * rate for leaf, rate in zip(leaves, rates, strict=True)]
         return jax.tree.unflatten(structure, scaled), state
 
-    return optax.GradientTransformation(tx.init, update)
+    return optax.GradientTransformationExtraArgs(tx.init, update)  # pyright: ignore
 
 
 def learning_rates_of(functional: FunctionalModel) -> tuple[float, ...] | None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import re
 from collections.abc import Callable, Hashable
 from typing import Any
 
@@ -9,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from thinkml.core.train.hyperparameters import STEPS, with_hyperparams
+from thinkml.core.train.hyperparameters import STEPS, set_hyperparams, with_hyperparams
 from thinkml.core.train.schedules import SCHEDULES, Schedule
 from thinkml.errors import ConfigError, unknown_name
 from thinkml.typing import PyTree
@@ -144,7 +145,7 @@ def make_optimizer(
 
     Raises:
         ConfigError: for an unknown name or a value of another kind; for a schedule together with an
-            optax transformation, which has a built-in rate.
+            optax transformation, which has a built-in rate; for an optimizer with a line search.
 
     Divergence from optax: biases and norms are not decayed. The default decays are optax's (adamw,
     adamaxw, nadamw 1e-4, lion 1e-3, all others 0). Decay is always decoupled, also where optax adds
@@ -185,6 +186,7 @@ def make_optimizer(
                 'learning rate. Build the transformation with the schedule, or pass a function of '
                 'the learning rate, such as functools.partial(optax.sgd, momentum=0.8).'
             )
+        _check_arguments(optimizer)
         return _clipped(optimizer) if clip_gradients else optimizer
     return _scheduled(_resolve(optimizer), _resolve_schedule(schedule), clip_gradients)
 
@@ -210,6 +212,7 @@ def _resolve(optimizer: str | OptimizerFn) -> _NamedOptimizer:
             f'optimizer: called with a learning rate, {optimizer!r} returned a '
             f'{type(result).__name__}, expected an optax transformation.'
         )
+    _check_arguments(result)
     return _with_added_decay(optimizer)
 
 
@@ -234,6 +237,83 @@ def _resolve_schedule(schedule: str | ScheduleFn) -> Schedule | ScheduleFn:
             'rate.'
         )
     return schedule
+
+
+# --- arguments of an update ---------------------------------------------------------------------
+
+
+def update_with_loss(
+    tx: optax.GradientTransformation,
+    grads: PyTree,
+    opt_state: PyTree,
+    params: PyTree,
+    loss: jax.Array,
+) -> tuple[PyTree, PyTree]:
+    """Returns the updates and the new state of an optimizer.
+
+    An optimizer that needs ``value``, such as `optax.polyak_sgd`, gets the loss. Others are called
+    without it, since some of optax's take no further arguments.
+    """
+    try:
+        return tx.update(grads, opt_state, params)
+    except TypeError as error:
+        if _missing_arguments(error) != ['value']:
+            raise
+    return tx.update(grads, opt_state, params, value=loss)  # pyright: ignore[reportCallIssue]
+
+
+def _missing_arguments(error: TypeError) -> list[str]:
+    """Returns the names of the arguments that a call lacked; none for another error."""
+    missing = re.search(r'missing \d+ required .*arguments?: (.*)', str(error))
+    return [] if missing is None else re.findall(r"'(\w+)'", missing[1])
+
+
+def check_update(
+    tx: optax.GradientTransformation, params: PyTree, **hyperparams: float | None
+) -> None:
+    """Traces an update.
+
+    Args:
+        tx: the optimizer.
+        params: the parameters, or their shapes.
+        **hyperparams: the optimizer's hyperparameters, see `set_hyperparams`.
+
+    Raises:
+        ConfigError: if the update fails, for instance because the optimizer has a line search.
+    """
+
+    def update(params: PyTree, loss: jax.Array) -> PyTree:
+        opt_state = set_hyperparams(tx.init(params), **hyperparams)
+        return update_with_loss(tx, params, opt_state, params, loss)
+
+    try:
+        jax.eval_shape(update, params, jax.ShapeDtypeStruct((), jnp.float32))
+    except ConfigError:
+        raise
+    except Exception as error:
+        missing = _missing_arguments(error) if isinstance(error, TypeError) else []
+        if missing:
+            raise ConfigError(
+                f'optimizer: its update needs {" and ".join(map(repr, missing))}, but a training '
+                'step computes the loss and the gradients of its batch once, and a line search '
+                'computes them several times. Use an optimizer without a line search: '
+                "optax.lbfgs(0.1, linesearch=None), 'adam' or another name."
+            ) from error
+        raise ConfigError(
+            f'optimizer: its update of the parameters of this model failed with '
+            f'{type(error).__name__}: {error}'
+        ) from error
+
+
+@functools.lru_cache(maxsize=64)
+def _check_arguments(tx: optax.GradientTransformation) -> None:
+    """Raises a `ConfigError` for an optimizer with a line search."""
+    try:
+        check_update(tx, {'kernel': jnp.zeros((2, 2)), 'bias': jnp.zeros(2)})
+    except ConfigError as error:
+        # Other errors may be those of a mask for the parameters of the user's model.
+        if isinstance(error.__cause__, TypeError) and _missing_arguments(error.__cause__):
+            raise
 
 
 # --- transformations with hyperparameters ------------------------------------------------------

@@ -23,6 +23,7 @@ from thinkml.core.parallel.sharding import (
     replicate,
     split_rows,
 )
+from thinkml.core.train.optimizers import update_with_loss
 from thinkml.core.train.scoring import make_scoring
 from thinkml.core.train.state import TrainState
 from thinkml.core.xla.cpu_convolutions import fast_convolutions
@@ -193,7 +194,7 @@ def make_train_step(
         loss, grads, model_state, scored = compute(
             state.params, state.model_state, batch, totals, key
         )
-        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        updates, opt_state = update_with_loss(tx, grads, state.opt_state, state.params, loss)
         params = optax.apply_updates(state.params, updates)
         collected = scoring.metrics(
             scored, batch.y, batch.weight, _mask_of(batch),
