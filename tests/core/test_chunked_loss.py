@@ -165,11 +165,14 @@ def test_a_model_that_does_not_end_in_a_dense_layer(count_compiles):
     assert count_compiles(train) == 0
 
 
-def test_metrics_that_keep_all_scores_and_several_heads_are_refused():
+def test_metrics_of_all_scores_or_whole_rows_and_several_heads_are_refused():
     loss, apply, tx = CrossEntropy(chunk=8), (lambda *_, **__: None), core.make_optimizer('sgd')
     ranked = core.make_metrics(('roc_auc',), kind='multiclass', num_outputs=WORDS, capacity=64)
     with pytest.raises(ConfigError, match="metrics: got 'roc_auc' beside CrossEntropy with a chun"):
         core.make_train_step(apply, loss, tx, ranked)
+    of_rows = core.make_metrics(('exact_match',), kind='multiclass', num_outputs=WORDS)
+    with pytest.raises(ConfigError, match="metrics: got 'exact_match' beside CrossEntropy with a"):
+        core.make_train_step(apply, loss, tx, of_rows, element_shape=(TOKENS,))
     heads = HeadLosses((('word', Head(loss)),))
     with pytest.raises(ConfigError, match='with a chunk for a model with several heads'):
         core.make_train_step(apply, heads, tx, core.make_metrics())

@@ -470,7 +470,9 @@ def _check_metrics(metrics: Any, task: Task) -> tuple[Any, ...]:
         raise ConfigError(f"metrics: got {metrics!r}, expected a list, for instance ['accuracy'].")
     always = ('accuracy',) if task.is_classification else ()
     given = [metric for metric in metrics or () if metric not in ('loss', *always)]
-    found = [check_metric(metric, task.kind, task.num_outputs) for metric in given]
+    found = [
+        check_metric(metric, task.kind, task.num_outputs, task.element_shape) for metric in given
+    ]
     found = [problem for problem in found if problem]
     found = found or [problem for metric in given if (problem := _problem_with_name(metric))]
     if found:

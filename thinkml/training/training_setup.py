@@ -24,6 +24,7 @@ from thinkml.core.model.partly_frozen import PartlyFrozen
 from thinkml.core.objectives.heads import part_of
 from thinkml.core.objectives.losses import decides
 from thinkml.core.objectives.probe_sizes import PROBE_ROWS
+from thinkml.core.objectives.whole_rows import check_target_ranges
 from thinkml.core.train.augmentation_registry import moves_targets
 from thinkml.data import (
     Rows,
@@ -185,6 +186,9 @@ def make_setup(
         val = val._replace(lengths=val_lengths)
     if not isinstance(request.loss_fn, Objective):
         _check_labels(task, y, train, val, 'validation_split' if split else 'y_val')
+        _check_ranges(task, objective, y)
+        if isinstance(val, Examples):
+            _check_ranges(task, objective, val.y)
     if outputs.gathers:
         _check_ids(model, probe, {'X_train': train, 'X_val': val})
     return TrainingSetup(
@@ -229,6 +233,12 @@ def _check_labels(
             for argument, part in zip(('y_train', 'y_val'), of_head, strict=True):
                 check_counted(part if isinstance(part, Examples) else None, _named(argument, name))
         warn_of_classes_only_in_validation(head, *of_head, _named(val_argument, name))
+
+
+def _check_ranges(task: AnyTask, objective: TrainingObjective, y: Any) -> None:
+    for name, _, targets in by_head(task, y):
+        of_head = objective if name is None else objective.heads[name]
+        check_target_ranges(of_head.metrics, targets)
 
 
 def _pad_sequences(

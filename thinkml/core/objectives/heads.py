@@ -73,14 +73,16 @@ class Head(NamedTuple):
         losses: jax.Array,
         weight: jax.Array,
         mask: jax.Array,
-    ) -> dict[str, jax.Array]:
+    ) -> dict[str, Any]:
         """Returns the keywords of a metric, with one axis for rows and their elements."""
         weight, shape = weights_of(losses, weight), self.element_shape
+        elements = labels.shape[1 : 1 + len(shape)]  # fewer in batches of short sequences
         if shape:
             logits, labels, mask = (as_elements(array, shape) for array in (logits, labels, mask))
             losses, weight = losses.reshape(-1), weight.reshape(-1)
         return {
-            'logits': logits, 'labels': labels, 'losses': losses, 'weight': weight, 'mask': mask
+            'logits': logits, 'labels': labels, 'losses': losses, 'weight': weight, 'mask': mask,
+            'element_shape': elements,
         }  # fmt: skip
 
 

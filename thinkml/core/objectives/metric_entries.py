@@ -12,7 +12,7 @@ import numpy.typing as npt
 from clu import metrics as clu_metrics
 from flax import struct
 
-from thinkml.core.objectives import confusion_counts, per_example, ranking
+from thinkml.core.objectives import confusion_counts, per_example, ranking, whole_rows
 from thinkml.core.objectives.accumulators import (
     WeightedMean,
     class_counts,
@@ -29,6 +29,7 @@ from thinkml.core.objectives.metric_table import (
     MetricSpec,
     check_metric,
     metric_name,
+    metric_number,
     metric_spec,
     top_k,
 )
@@ -107,12 +108,14 @@ class Entry(NamedTuple):
         read: a function that computes the metric from the accumulator. If ``on_host``, it computes
             it from an epoch's logits and labels.
         on_host: True if the metric is computed on the host.
+        needs_rows: True if the metric needs all elements of a row together.
     """
 
     field: str
     state: type[clu_metrics.Metric]
     read: Callable[..., Any]
     on_host: bool = False
+    needs_rows: bool = False
 
 
 def make_entry(metric: Metric, index: int, shape: Shape) -> Entry:
@@ -167,6 +170,38 @@ def _mean_entry(name: str, shape: Shape) -> Entry:
 def _log_loss_entry(name: str, shape: Shape) -> Entry:
     state = _mean_entry('log_loss', shape).state
     return Entry('log_loss', state, lambda mean: _FROM_LOG_LOSS[name](mean.compute()))
+
+
+def _whole_rows_entry(name: str, shape: Shape) -> Entry:
+    values = _row_values(name, shape)
+
+    def values_and_weight(mask, element_shape, **step: Any) -> dict[str, Any]:
+        return {
+            'values': values(mask=mask, element_shape=element_shape, **step),
+            'weight': whole_rows.counted_rows(mask, element_shape),
+            'mask': None,  # that of elements does not fit
+        }
+
+    return Entry(name, WeightedMean.from_fun(values_and_weight), _compute, needs_rows=True)
+
+
+def _row_values(name: str, shape: Shape) -> Callable[..., jax.Array]:
+    """Returns a function of a step's keywords that computes a value of each row."""
+    if name == 'exact_match':
+        accuracy = _per_example('accuracy', shape.kind)
+        return lambda mask, element_shape, **step: whole_rows.exact_match(
+            accuracy(**step), mask, element_shape
+        )
+    spec, number = metric_spec(name), metric_number(name)
+    assert spec is not None and isinstance(number, int)
+    if spec.name == 'psnr':
+        return lambda logits, labels, mask, element_shape, **_: whole_rows.psnr(
+            logits, labels, mask, element_shape, number
+        )
+    (channels,) = shape.require(name, 'num_outputs')
+    return lambda logits, labels, element_shape, **_: whole_rows.ssim(
+        logits, labels, (*element_shape, channels), number
+    )
 
 
 def _ranking_entry(name: str, shape: Shape) -> Entry:
@@ -329,6 +364,7 @@ _COMPUTATIONS: dict[str, Callable[[str, Shape], Entry]] = {
     **dict.fromkeys(_FROM_LOG_LOSS, _log_loss_entry),
     **dict.fromkeys(_RANKINGS, _ranking_entry),
     'roc_auc_binned': _binned_entry,
+    **dict.fromkeys(('exact_match', 'psnr', 'ssim'), _whole_rows_entry),
     **dict.fromkeys(('rmse', 'r2'), _residuals_entry),
     **dict.fromkeys(_TRAINING_METRICS, _step_entry),
 }
@@ -373,10 +409,11 @@ def _check_class(metric: type[clu_metrics.Metric], shape: Shape) -> None:
     logits, labels = shape.examples(PROBE_ROWS + (shape.num_outputs == PROBE_ROWS))
     floats = jax.ShapeDtypeStruct(labels.shape[:1], jnp.float32)
     inputs = {
-        'logits': logits, 'labels': labels, 'losses': floats, 'weight': floats, 'mask': floats
+        'logits': logits, 'labels': labels, 'losses': floats, 'weight': floats, 'mask': floats,
+        'element_shape': (),
     }  # fmt: skip
 
-    def evaluation_metric(inputs: dict[str, jax.Array]) -> clu_metrics.Metric:
+    def evaluation_metric(inputs: dict[str, Any]) -> clu_metrics.Metric:
         return metric.from_model_output(**(dict.fromkeys(STEP_KEYWORDS) | inputs))
 
     try:

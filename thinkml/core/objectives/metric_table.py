@@ -14,13 +14,16 @@ from typing import Any, NamedTuple, get_args
 import jax
 from clu import metrics as clu_metrics
 
+from thinkml.core.objectives.image_quality import image_problem
 from thinkml.errors import unknown_name
 from thinkml.task_types import TaskKind
 
 Metric = str | type[clu_metrics.Metric] | Callable[[Any, Any], Any]
 
 # The keywords of a metric's from_model_output; the last three are None in an evaluation.
-STEP_KEYWORDS = ('logits', 'labels', 'losses', 'weight', 'mask', 'grads', 'params', 'updates')
+STEP_KEYWORDS = (
+    'logits', 'labels', 'losses', 'weight', 'mask', 'element_shape', 'grads', 'params', 'updates'
+)  # fmt: skip
 
 _KINDS: frozenset[TaskKind] = frozenset(get_args(TaskKind))
 _REGRESSION: frozenset[TaskKind] = frozenset({'regression'})
@@ -91,7 +94,7 @@ _SPECS = (
         name='accuracy', tasks=_CLASSIFICATION, in_training=True, is_default=True,
         active_learning_tasks=_CLASSIFICATION,
     ),
-    MetricSpec(name='exact_match', tasks=_CLASSIFICATION, in_analysis=False),
+    MetricSpec(name='exact_match', tasks=_CLASSIFICATION, in_training=True, in_analysis=False),
     MetricSpec(name='balanced_accuracy', tasks=_CLASSIFICATION, in_training=True),
     MetricSpec(name='mcc', tasks=_CLASSES),
     MetricSpec(name='kappa', tasks=_CLASSES),
@@ -182,12 +185,12 @@ _SPECS = (
     ),
     # An analysis leaves these out, since they need images and the range of their values.
     MetricSpec(
-        name='psnr', tasks=_REGRESSION, in_analysis=False, pattern=r'psnr(?:_([1-9]\d*))?',
-        default_number=1,
+        name='psnr', tasks=_REGRESSION, in_training=True, in_analysis=False,
+        pattern=r'psnr(?:_([1-9]\d*))?', default_number=1,
     ),
     MetricSpec(
-        name='ssim', tasks=_REGRESSION, in_analysis=False, pattern=r'ssim(?:_([1-9]\d*))?',
-        default_number=1,
+        name='ssim', tasks=_REGRESSION, in_training=True, in_analysis=False,
+        pattern=r'ssim(?:_([1-9]\d*))?', default_number=1,
     ),
     # An analysis leaves these out, since they need a model that predicts bounds.
     MetricSpec(
@@ -262,7 +265,7 @@ def metric_names(
     Example:
         >>> from thinkml.core.objectives.metric_table import metric_names
         >>> metric_names('regression', in_training=True, in_evaluation=True)
-        ('rmse', 'mae', 'mse', 'r2')
+        ('rmse', 'mae', 'mse', 'r2', 'psnr', 'ssim')
     """
     return tuple(
         spec.name
@@ -335,7 +338,10 @@ def metric_name(metric: Metric) -> str:
 
 
 def check_metric(
-    metric: object, kind: TaskKind | None = None, num_outputs: int | None = None
+    metric: object,
+    kind: TaskKind | None = None,
+    num_outputs: int | None = None,
+    element_shape: tuple[int, ...] | None = None,
 ) -> str | None:
     """Returns a sentence that says what is wrong with an entry of ``metrics``; None if valid.
 
@@ -343,6 +349,7 @@ def check_metric(
         metric: a name, a class of `clu.metrics.Metric`, or a function ``(logits, labels)``.
         kind: the kind of the task; None does not check that the metric fits it.
         num_outputs: the number of values the model returns per example; None does not check it.
+        element_shape: the axes of a row that have a target each; None does not check them.
 
     Example:
         >>> from thinkml.core.objectives.metric_table import check_metric
@@ -369,6 +376,8 @@ def check_metric(
             f'metrics: got {metric!r} for {num_outputs} classes, where it is always 1; expected '
             "fewer, as in 'top_2_accuracy'."
         )
+    if spec.name == 'ssim' and num_outputs and element_shape is not None:
+        return image_problem((*element_shape, num_outputs))
     return None
 
 

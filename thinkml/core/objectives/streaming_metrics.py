@@ -49,11 +49,12 @@ class _Metrics(clu_metrics.Collection):
     entries: ClassVar[Mapping[str, Entry]]
 
     @classmethod
-    def _from_model_output(cls, *, labels, weight, mask=None, **step):
+    def _from_model_output(cls, *, labels, weight, mask=None, element_shape=(), **step):
         return super()._from_model_output(
             labels=class_indices(labels, cls.kind),
             weight=weight,
             mask=(weight if mask is None else mask) != 0,
+            element_shape=element_shape,
             **step,
         )
 
@@ -77,6 +78,8 @@ def make_metrics(
     ``single_from_model_output`` takes these keywords for a batch: ``logits`` (float32, ``[batch]``
     or ``[batch, k]``), ``labels`` (encoded), ``losses`` and ``weight`` (float32 ``[batch]``), and
     ``mask`` (``[batch]``, 0 for padding, else not 0). Without a mask, rows of weight 0 are padding.
+    If rows have elements, such as tokens, the arrays have one axis of ``rows * elements`` in place
+    of the batch, and ``element_shape`` says how many there are, such as ``(tokens,)``.
     For the metrics of training only it also takes ``grads``, ``updates``, and the ``params`` after
     the update. The loss is weighted by ``weight``; in all metrics each example counts once. Sums
     and counts are exact for up to 2**31 - 1 examples and do not depend on the batches.
@@ -93,8 +96,11 @@ def make_metrics(
       They are one-vs-rest for multiclass tasks. They need ``capacity``, too. ``'roc_auc'`` is NaN
       if a class has no examples or all of them.
 
+    - ``'exact_match'``, the fraction of rows whose elements are all predicted right.
+
     Names for regression: ``'mse'``, ``'mae'``, and the means over the targets of ``'rmse'`` and
-    ``'r2'``, which need ``num_outputs``.
+    ``'r2'``, which need ``num_outputs``. The means over the rows of ``'psnr'`` and ``'ssim'`` are
+    for images with values from 0 to 1, and ``'psnr_255'`` and ``'ssim_255'`` for any other range.
 
     Names for training only: ``'grad_norm'``, the gradients' global norm, and ``'update_ratio'``,
     the norm of a step's update divided by that of the parameters (about 1e-3 if training goes
@@ -339,6 +345,12 @@ def metrics_of_all_scores(metrics: type[clu_metrics.Collection]) -> list[str]:
     """Returns the names of the metrics that keep the scores of an epoch."""
     entries: Mapping[str, Entry] = getattr(metrics, 'entries', {})
     return [name for name, entry in entries.items() if entry.field == COLLECTED]
+
+
+def metrics_of_whole_rows(metrics: type[clu_metrics.Collection]) -> list[str]:
+    """Returns the names of the metrics that need all elements of a row."""
+    entries: Mapping[str, Entry] = getattr(metrics, 'entries', {})
+    return [name for name, entry in entries.items() if entry.needs_rows]
 
 
 def _register_pytree(cls: type[clu_metrics.Collection]) -> type[clu_metrics.Collection]:

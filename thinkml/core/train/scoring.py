@@ -18,6 +18,7 @@ from thinkml.core.objectives.losses import LossFn, chunk_of
 from thinkml.core.objectives.model_objective import ObjectiveLoss
 from thinkml.core.objectives.streaming_metrics import (
     metrics_of_all_scores,
+    metrics_of_whole_rows,
     row_metrics,
     with_step_metrics,
 )
@@ -79,7 +80,8 @@ def make_scoring(
     """Returns how outputs are scored: in chunks if the loss has them.
 
     Raises:
-        ConfigError: for chunks beside several heads, or metrics that need all scores of an epoch.
+        ConfigError: for chunks beside several heads, or metrics that need all scores of an epoch
+            or all elements of a row.
     """
     if isinstance(heads, HeadLosses):
         if any(chunk_of(head.loss_fn) for _, head in heads.heads):
@@ -99,6 +101,12 @@ def make_scoring(
             f'metrics: got {", ".join(map(repr, collected))} beside CrossEntropy with a chunk. '
             'They keep the scores of an epoch, which chunks avoid. Use metrics such as '
             "'perplexity' or 'top_5_accuracy', or leave chunk out."
+        )
+    of_rows = metrics_of_whole_rows(metrics)
+    if of_rows and heads.head.element_shape:
+        raise ConfigError(
+            f'metrics: got {", ".join(map(repr, of_rows))} beside CrossEntropy with a chunk, which '
+            'has some elements of a row at a time. Leave one of them out.'
         )
     return _InChunks(heads.head, metrics, chunk, layout)
 

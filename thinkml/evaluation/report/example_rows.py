@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from thinkml.core.objectives.confusion_counts import ratio
+from thinkml.core.objectives.image_quality import WINDOW
 from thinkml.data import as_array
 from thinkml.errors import ConfigError, DataError
-from thinkml.evaluation.metrics.image_quality import WINDOW
 from thinkml.evaluation.metrics.per_row import accuracy_rows
 from thinkml.evaluation.metrics.regression import errors
 from thinkml.evaluation.result import Evaluation
