@@ -12,6 +12,8 @@ from thinkml.core.objectives import metric_entries, metric_table
 from thinkml.core.objectives.metric_table import (
     METRIC_TABLE,
     check_metric,
+    class_position,
+    is_higher_better,
     metric_names,
     metric_number,
     metric_spec,
@@ -35,17 +37,23 @@ WITH_NUMBER = {
     'pinball_q': ('pinball_0.9', 0.9),
     'interval_score_level': ('interval_score_0.8', 0.8),
 }
+WITH_CLASS = {'iou_<class>': 'iou_3'}
+CLASSES = tuple(range(9))
 
 
 def names_of(spec):
     """Returns the names of a row that users can pass."""
     names = [spec.name] if spec.name in metric_names() else []
+    if spec.has_class:
+        return [WITH_CLASS[spec.name]]
     return [*names, WITH_NUMBER[spec.name][0]] if spec.pattern else names
 
 
 def test_each_name_has_one_row():
     assert len(metric_table._SPECS) == len(METRIC_TABLE)
-    assert {spec.name for spec in METRIC_TABLE.values() if spec.pattern} == set(WITH_NUMBER)
+    with_pattern = {spec.name: spec.has_class for spec in METRIC_TABLE.values() if spec.pattern}
+    expected = dict.fromkeys(WITH_NUMBER, False) | dict.fromkeys(WITH_CLASS, True)
+    assert with_pattern == expected
 
 
 @pytest.mark.parametrize('spec', METRIC_TABLE.values(), ids=lambda spec: spec.name)
@@ -55,11 +63,11 @@ def test_each_row_has_the_computations_that_it_lists(spec):
         assert metric_spec(name) is spec
         for kind in KINDS:
             fits = kind in spec.tasks
-            is_recorded = check_metric(name, kind, num_outputs=9) is None
+            is_recorded = check_metric(name, kind, num_outputs=9, classes=CLASSES) is None
             assert is_recorded is (spec.in_training and fits)
             if is_recorded:
-                make_metrics((name,), kind=kind, num_outputs=9, capacity=8)
-            metric = registry.get_metric(name, kind)
+                make_metrics((name,), kind=kind, num_outputs=9, capacity=8, classes=CLASSES)
+            metric = registry.get_metric(name, kind, CLASSES)
             assert (metric is not None) is (spec.in_evaluation and fits)
             if metric is not None:
                 assert metric.kinds == spec.tasks
@@ -83,11 +91,27 @@ def test_a_name_with_a_number_has_the_row_of_its_family(family, name, number):
 
 
 @pytest.mark.parametrize(
-    'name', ['pinball_q', 'pinball', 'pinball_2', 'interval_score_level', 'top_0_accuracy', 'loss']
-)
+    'name',
+    [
+        'pinball_q', 'pinball', 'pinball_2', 'interval_score_level', 'top_0_accuracy', 'loss',
+        'iou_<class>', 'iou_',
+    ],
+)  # fmt: skip
 def test_other_names_have_no_row(name):
     assert metric_spec(name) is None
     assert metric_number(name) is None
+
+
+def test_a_class_is_found_by_its_label_and_not_by_its_position():
+    assert class_position('iou_2', (1, 2, 5)) == 1
+    assert class_position('iou_traffic light', ('car', 'traffic light')) == 1
+    assert class_position('iou_True', (False, True)) == 1
+    assert class_position('iou_macro', ('macro',)) is class_position('psnr_2', (2,)) is None
+    assert metric_spec('iou_macro').average == 'macro'
+    assert is_higher_better('val_iou_cat') is True
+    names = [f'iou_{label}' for label in (1, 2, 5)]
+    expected = f"metrics: got 'iou_0', which is no class; expected one of {', '.join(names)}."
+    assert check_metric('iou_0', 'multiclass', 3, classes=(1, 2, 5)) == expected
 
 
 def test_names_are_selected_by_task_and_use():

@@ -195,6 +195,21 @@ def test_classes_that_are_missing_or_never_predicted(kind, num_outputs):
     assert_equal(got, expected)
 
 
+@each_case
+def test_the_iou_of_each_class(kind, num_outputs):
+    logits, labels = outputs(kind, 60, num_outputs)
+    classes = 'abcdefg'[: max(2, num_outputs)]
+    if kind == 'multilabel':
+        labels[:, 0], logits[:, 0], guess = 0, -1, logits > 0
+    else:
+        guess = (logits > 0).astype(int) if logits.ndim == 1 else logits.argmax(1)
+    names = tuple(f'iou_{label}' for label in classes)
+    metrics = make_metrics(names, kind=kind, num_outputs=num_outputs, classes=classes)
+    got = over_epoch(metrics, batches(logits, labels, [1, 9, 37], batch_size=40))
+    scores = sk.jaccard_score(labels, guess, average=None, zero_division=0)
+    assert_equal(got, dict(zip(names, scores, strict=True)))
+
+
 def test_labels_without_a_single_positive():
     logits, labels = outputs('multilabel', 20, 4)
     metrics = every_metric('multilabel', 4)

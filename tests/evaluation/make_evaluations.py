@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 
-from thinkml.core.objectives.confusion_counts import f1, precision, ratio, recall
+from thinkml.core.objectives.confusion_counts import f1, iou, precision, ratio, recall
 from thinkml.evaluation.bootstrap import Resampling
 from thinkml.evaluation.evaluation_data import EvaluationData
 from thinkml.evaluation.metrics.class_counts import class_counts, class_part, confusion_matrix
@@ -25,12 +25,13 @@ def make_evaluation(task, data, metrics=None, *, resampling=FEW, **fields):
     if task.classes is not None:
         matrix = confusion_matrix(data)
         counts = class_counts(data.part(class_part), data.weights)
-        columns = [ratio(*fraction(counts)) for fraction in (precision, recall, f1)]
+        columns = [ratio(*fraction(counts)) for fraction in (precision, recall, f1, iou)]
         per_class = {
             label: {
                 'precision': float(columns[0][index]),
                 'recall': float(columns[1][index]),
                 'f1': float(columns[2][index]),
+                'iou': float(columns[3][index]),
                 'support': counts.actual[index].item(),
             }
             for index, label in enumerate(task.classes)

@@ -1,5 +1,7 @@
 """Evaluations of rows with a label for each element."""
 
+import pickle
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -7,7 +9,7 @@ from flax import nnx
 from sklearn import metrics as sklearn_metrics
 
 from tests.training.test_elements import CASES, SIDE, train, words
-from thinkml.errors import ConfigError, DataError
+from thinkml.errors import ConfigError, DataError, ThinkMLWarning
 from thinkml.evaluation import ModelEvaluator
 from thinkml.evaluation.bootstrap import Resampling
 from thinkml.evaluation.confidence_intervals import metric_intervals
@@ -87,6 +89,52 @@ def test_the_iou_of_a_binary_mask_is_that_of_its_class():
     np.testing.assert_allclose(found['iou'], sklearn_metrics.jaccard_score(truth, predicted))
     of_both = sklearn_metrics.jaccard_score(truth, predicted, average='macro')
     np.testing.assert_allclose(found['mean_iou'], of_both)
+
+
+def test_the_iou_of_each_class_is_that_of_scikit_learn():
+    make, data, *_ = CASES['pixels']
+    (x, y), labels = data(), ['far', 'near', 'sky']
+    y, names = np.asarray(labels)[y], [f'iou_{label}' for label in labels]
+    model, history = train(
+        make, lambda: (x, y), settings={'epochs': 1, 'learning_rate': 1e-9}, metrics=names
+    )
+    truth, predicted = y.reshape(-1), predict(model, x).reshape(-1)
+    scores = sklearn_metrics.jaccard_score(truth, predicted, average=None)
+    np.testing.assert_allclose([history[name][0] for name in names], scores, rtol=1e-6)
+    weight = np.random.default_rng(0).random(len(y))
+    found = ModelEvaluator().evaluate(
+        model, x, y, metrics=names, sample_weight=weight, slices={'first': weight > 0.5}
+    )
+    scores = sklearn_metrics.jaccard_score(
+        truth, predicted, average=None, sample_weight=np.repeat(weight, SIDE * SIDE)
+    )
+    np.testing.assert_allclose([found[name] for name in names], scores, rtol=1e-6)
+    of_table = [found.per_class[label]['iou'] for label in labels]
+    np.testing.assert_allclose(of_table, scores, rtol=1e-6)
+    again = pickle.loads(pickle.dumps(found))
+    assert again.confidence_intervals == found.confidence_intervals
+    for name in names:
+        low, high = found.confidence_intervals[name]
+        assert low < found[name] < high
+    assert names[0] in str(ModelEvaluator().generate_report(found))
+    for metric in ('iou_tree', 'iou_0'):
+        expected = f"metrics: got '{metric}', which is no class; expected one of iou_far, iou_near"
+        with pytest.raises(ConfigError, match=expected):
+            ModelEvaluator().evaluate(model, x, y, metrics=[metric])
+        with pytest.raises(ConfigError, match=expected):
+            train(make, lambda: (x, y), metrics=[metric])
+
+
+def test_the_iou_of_a_class_that_does_not_occur_is_0_with_a_warning():
+    model, _ = train(*CASES['pixels'][:2], settings={'epochs': 1})
+    x, y = CASES['pixels'][1]()
+    predicted = predict(model, x)
+    weight = np.where((y == 2) | (predicted == 2), 0, 1)
+    with pytest.warns(ThinkMLWarning, match='iou_2: neither examples nor predictions of the class'):
+        found = ModelEvaluator().evaluate(model, x, y, metrics=['iou_2'], sample_weight=weight)
+    assert found['iou_2'] == 0 and np.isnan(found.confidence_intervals['iou_2']).all()
+    with pytest.raises(ConfigError, match="got 'iou_1', but the task is regression"):
+        evaluated('forecast', metrics=['iou_1'])
 
 
 def test_weights_slices_and_strata():

@@ -445,7 +445,7 @@ def test_nan_is_null():
     assert 'undefined' in str(Report(evaluation))
     assert values['num_rows'] == 1
     assert values['classes'] == ['ant', 'bee', 'cat']
-    assert values['per_class']['ant'].keys() == {'precision', 'recall', 'f1', 'support'}
+    assert values['per_class']['ant'].keys() == {'precision', 'recall', 'f1', 'iou', 'support'}
     assert np.sum(values['confusion_matrix']) == 1
 
 

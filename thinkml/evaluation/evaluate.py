@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from thinkml.core.objectives.confusion_counts import f1, precision, ratio, recall
+from thinkml.core.objectives.confusion_counts import f1, iou, precision, ratio, recall
 from thinkml.core.objectives.metric_table import metric_name
 from thinkml.data.head_targets import naming_head
 from thinkml.errors import ConfigError, DataError, warn_user
@@ -80,7 +80,7 @@ def _evaluate(
     masks = open_slices(settings.slices, len(labels))
     resampling = open_resampling(settings, inputs)
     metrics = default(task.kind) if settings.metrics is None else settings.metrics
-    check_fit(metrics, task.kind)
+    check_fit(metrics, task.kind, task.classes)
     notes: list[str] = []
     if not inputs.has_all_scores:
         metrics, notes = _without_all_scores(metrics, inputs, settings.metrics is None)
@@ -130,20 +130,21 @@ def _compute_evaluation(
     row_values = {key: value for key, value in custom.items() if isinstance(value, np.ndarray)}
     data = dataclasses.replace(data, custom=row_values)
     definitions, values, notes = {}, {}, list(notes)
+    classes = inputs.task.classes
     for key in names:
         if isinstance(number := custom.get(key), float):
             values[key] = number
             notes += _ignored_settings_notes(key, data, masks)
             continue
-        metric = custom_metric(key, data) if key in custom else get_metric(key, data.kind)
+        metric = custom_metric(key, data) if key in custom else get_metric(key, data.kind, classes)
         assert metric is not None
         definitions[key], values[key] = metric, metric.of(data)
         notes += [note] if (note := metric.note(key, data)) else []
     evaluation = Evaluation(
         task=inputs.task,
         metrics=values,
-        per_class=_per_class(data, inputs.task.classes),
-        confusion_matrix=None if inputs.task.classes is None else confusion_matrix(data),
+        per_class=_per_class(data, classes),
+        confusion_matrix=None if classes is None else confusion_matrix(data),
         # Copies, since these arrays may belong to the caller or to another library's model.
         predictions=predictions.copy(),
         labels=inputs.labels.copy(),
@@ -182,7 +183,9 @@ def _without_all_scores(
     """
 
     def needs_all(metric: Any) -> bool:
-        definition = get_metric(metric, inputs.task.kind) if isinstance(metric, str) else None
+        task, definition = inputs.task, None
+        if isinstance(metric, str):
+            definition = get_metric(metric, task.kind, task.classes)
         return definition is None or definition.needs_all_scores
 
     left_out = [metric_name(metric) for metric in metrics if needs_all(metric)]
@@ -230,6 +233,7 @@ def _per_class(
         'precision': ratio(*precision(counts)).tolist(),
         'recall': ratio(*recall(counts)).tolist(),
         'f1': ratio(*f1(counts)).tolist(),
+        'iou': ratio(*iou(counts)).tolist(),
         'support': support.tolist(),
     }
     rows = zip(*table.values(), strict=True)

@@ -45,8 +45,8 @@ class Evaluation:
     Attributes:
         task: the meaning of the model's outputs, and its classes.
         metrics: plain floats under the requested names.
-        per_class: ``precision``, ``recall``, ``f1`` and ``support`` (the number of examples, or
-            their weight) by class, for multilabel by label; None for regression.
+        per_class: ``precision``, ``recall``, ``f1``, ``iou`` and ``support`` (the number of
+            examples, or their weight) by class, for multilabel by label; None for regression.
         confusion_matrix: ``(classes, classes)``, true classes in rows, predicted in columns; for
             multilabel ``[[tn, fp], [fn, tp]]`` per label, ``(k, 2, 2)``. Integers, or floats with
             sample weights. None for regression, and if it would take more than 1 GiB.
@@ -123,15 +123,17 @@ class Evaluation:
 
     def __getstate__(self) -> dict[str, Any]:
         # Metrics in the table are pickled by name, since they hold nested functions.
+        task = self.task
         names = {
-            name: name if get_metric(name, self.task.kind) is metric else metric
+            name: name if get_metric(name, task.kind, task.classes) is metric else metric
             for name, metric in self.definitions.items()
         }
         return self.__dict__ | {'definitions': names}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        task = state['task']
         definitions = {
-            name: get_metric(metric, state['task'].kind) if isinstance(metric, str) else metric
+            name: get_metric(metric, task.kind, task.classes) if isinstance(metric, str) else metric
             for name, metric in state['definitions'].items()
         }
         self.__dict__.update(state, definitions=definitions)

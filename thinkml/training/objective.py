@@ -471,7 +471,8 @@ def _check_metrics(metrics: Any, task: Task) -> tuple[Any, ...]:
     always = ('accuracy',) if task.is_classification else ()
     given = [metric for metric in metrics or () if metric not in ('loss', *always)]
     found = [
-        check_metric(metric, task.kind, task.num_outputs, task.element_shape) for metric in given
+        check_metric(metric, task.kind, task.num_outputs, task.element_shape, task.classes)
+        for metric in given
     ]
     found = [problem for problem in found if problem]
     found = found or [problem for metric in given if (problem := _problem_with_name(metric))]

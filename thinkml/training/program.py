@@ -193,7 +193,7 @@ def _metrics(
             _check_score_bytes(one.metrics, task, rows * task.num_elements)
         return make_metrics(
             (*one.metrics, *more), kind=task.kind, num_outputs=task.num_outputs,
-            capacity=None if rows is None else rows * task.num_elements,
+            capacity=None if rows is None else rows * task.num_elements, classes=task.classes,
         )  # fmt: skip
 
     if isinstance(objective.loss_fn, ObjectiveLoss):

@@ -186,9 +186,7 @@ def make_setup(
         val = val._replace(lengths=val_lengths)
     if not isinstance(request.loss_fn, Objective):
         _check_labels(task, y, train, val, 'validation_split' if split else 'y_val')
-        _check_ranges(task, objective, y)
-        if isinstance(val, Examples):
-            _check_ranges(task, objective, val.y)
+        _check_ranges(task, objective, y, val)
     if outputs.gathers:
         _check_ids(model, probe, {'X_train': train, 'X_val': val})
     return TrainingSetup(
@@ -235,10 +233,14 @@ def _check_labels(
         warn_of_classes_only_in_validation(head, *of_head, _named(val_argument, name))
 
 
-def _check_ranges(task: AnyTask, objective: TrainingObjective, y: Any) -> None:
-    for name, _, targets in by_head(task, y):
-        of_head = objective if name is None else objective.heads[name]
-        check_target_ranges(of_head.metrics, targets)
+def _check_ranges(
+    task: AnyTask, objective: TrainingObjective, y: Any, val: Examples | Stream | None
+) -> None:
+    """Checks that the targets are within the ranges that the names of metrics contain."""
+    for labels in (y, val.y) if isinstance(val, Examples) else (y,):
+        for name, _, targets in by_head(task, labels):
+            of_head = objective if name is None else objective.heads[name]
+            check_target_ranges(of_head.metrics, targets)
 
 
 def _pad_sequences(

@@ -28,6 +28,7 @@ from thinkml.core.objectives.metric_table import (
     Metric,
     MetricSpec,
     check_metric,
+    class_position,
     metric_name,
     metric_number,
     metric_spec,
@@ -61,6 +62,7 @@ _EXPECTED = {
     'kind': f'one of {", ".join(get_args(TaskKind))}',
     'num_outputs': 'the number of values the model returns per example',
     'capacity': 'the number of rows in an epoch, padding included',
+    'classes': 'the classes in the order of the outputs',
 }
 
 
@@ -74,6 +76,7 @@ class Shape(NamedTuple):
     kind: TaskKind | None
     num_outputs: int | None
     capacity: int | None
+    classes: tuple[Any, ...] | None = None
 
     def require(self, metric: str, *fields: str) -> list[Any]:
         """Returns the values of the fields.
@@ -216,6 +219,17 @@ def _counts_entry(name: str, shape: Shape) -> Entry:
     return Entry('_class_counts', _class_counts(kind, num_outputs), read)
 
 
+def _class_entry(name: str, shape: Shape) -> Entry:
+    (classes,) = shape.require(name, 'classes')
+    position = class_position(name, classes)
+    assert position is not None  # `check_metric` accepted the name
+
+    def read(sums: Any) -> jax.Array:
+        return confusion_counts.ratio(*confusion_counts.iou(_counts(sums)))[position]
+
+    return _counts_entry('iou', shape)._replace(read=read)
+
+
 def _per_example(name: str, kind: TaskKind | None) -> Callable[..., jax.Array]:
     if name in _ERRORS:
         return lambda logits, labels, **_: _ERRORS[name](logits, labels)
@@ -310,13 +324,17 @@ def _class_counts(kind: TaskKind, num_outputs: int) -> type[clu_metrics.Metric]:
     return class_counts(TASK_TYPES[kind].num_classes(num_outputs)).from_fun(truth_and_prediction)
 
 
-def _counts_value(spec: MetricSpec, kind: TaskKind, sums: Any) -> jax.Array:
-    by_class = Counts(
+def _counts(sums: Any) -> Counts:
+    return Counts(
         true_positives=sums.hits.astype(jnp.float32),
         predicted=sums.predicted.astype(jnp.float32),
         actual=sums.actual.astype(jnp.float32),
         total=sums.num_examples.astype(jnp.float32),
     )
+
+
+def _counts_value(spec: MetricSpec, kind: TaskKind, sums: Any) -> jax.Array:
+    by_class = _counts(sums)
     if spec.name == 'balanced_accuracy':
         return confusion_counts.balanced_accuracy(by_class, kind)
     fraction = _FRACTIONS[spec.base_name](by_class)
@@ -360,6 +378,7 @@ def _mean_binned_area(sums: Any) -> jax.Array:
 # By the names of the metric table, without averages.
 _COMPUTATIONS: dict[str, Callable[[str, Shape], Entry]] = {
     **dict.fromkeys((*_FRACTIONS, 'balanced_accuracy'), _counts_entry),
+    'iou_<class>': _class_entry,
     **dict.fromkeys((*_PER_EXAMPLE, *_ERRORS, 'top_k_accuracy'), _mean_entry),
     **dict.fromkeys(_FROM_LOG_LOSS, _log_loss_entry),
     **dict.fromkeys(_RANKINGS, _ranking_entry),

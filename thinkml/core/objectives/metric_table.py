@@ -7,7 +7,7 @@ ones of evaluation in `thinkml.evaluation.metrics.registry`.
 import functools
 import inspect
 import re
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple, get_args
 
@@ -39,7 +39,7 @@ class MetricSpec(NamedTuple):
     Attributes:
         name: the metric's name. Metrics whose names differ in a number have one row, which has a
             letter in place of the number or leaves it out: ``'top_k_accuracy'``, ``'pinball_q'``,
-            ``'psnr'``.
+            ``'psnr'``. Metrics of one class have one row, too: ``'iou_<class>'``.
         tasks: the kinds of tasks that it fits.
         higher_is_better: True if larger values are better, False if smaller ones are; None if the
             best value is in between.
@@ -51,10 +51,11 @@ class MetricSpec(NamedTuple):
         needs_probabilities: True if predictions alone are not enough for an evaluation.
         average: ``'macro'``, ``'micro'`` or ``'weighted'`` if the name ends in this average over
             classes or labels, else None.
-        pattern: a regular expression that matches the names with a number, which is its group;
-            None for one name.
+        pattern: a regular expression that matches the names with a number or class, which is its
+            group; None for one name.
         default_number: the number if the name has the letter in its place or leaves it out; None if
             the name then is not valid.
+        has_class: True if names end in one of the task's classes (or labels).
     """
 
     name: str
@@ -69,6 +70,7 @@ class MetricSpec(NamedTuple):
     average: str | None = None
     pattern: str | None = None
     default_number: int | None = None
+    has_class: bool = False
 
     @property
     def base_name(self) -> str:
@@ -114,6 +116,12 @@ _SPECS = (
         average='macro',
     ),
     MetricSpec(name='dice', tasks=_CLASSIFICATION, in_training=True, in_analysis=False),
+
+    # One class (or label) alone.
+    MetricSpec(
+        name='iou_<class>', tasks=_CLASSIFICATION, in_training=True, in_analysis=False,
+        pattern=r'iou_(.+)', has_class=True,
+    ),
 
     # Probabilities.
     MetricSpec(
@@ -232,19 +240,54 @@ def metric_spec(name: str) -> MetricSpec | None:
     spec = METRIC_TABLE.get(name)
     if spec is not None and spec.pattern is None:
         return spec
+    if spec is not None and spec.default_number is None:
+        return None
     return next((s for s in _SPECS if s.pattern and re.fullmatch(s.pattern, name)), None)
 
 
 def metric_number(name: str) -> int | float | None:
     """Returns the number in a metric's name: 0.9 for ``'pinball_0.9'``; None without one."""
     spec = metric_spec(name)
-    if spec is None or spec.pattern is None:
+    if spec is None or spec.pattern is None or spec.has_class:
         return None
     if name == spec.name:
         return spec.default_number
     match = re.fullmatch(spec.pattern, name)
     assert match is not None
     return float(match[1]) if '.' in match[1] else int(match[1])
+
+
+def class_problem(metric: object, classes: Sequence[Any]) -> str | None:
+    """Returns a sentence if a metric is that of a class which a task does not have; else None."""
+    spec = metric_spec(metric) if isinstance(metric, str) else None
+    if spec is None or not spec.has_class or class_position(str(metric), classes) is not None:
+        return None
+    shown = [spec.name.replace('<class>', str(label)) for label in classes]
+    shown = shown if len(shown) <= 10 else [*shown[:4], '...', shown[-1]]
+    return f'metrics: got {metric!r}, which is no class; expected one of {", ".join(shown)}.'
+
+
+def class_position(name: str, classes: Sequence[Any]) -> int | None:
+    """Returns the position of the class in a metric's name, among those of a task.
+
+    Args:
+        name: the metric's name, such as ``'iou_cat'``.
+        classes: the task's classes, or labels.
+
+    Returns:
+        The position; None for a class that the task does not have, and for other metrics.
+
+    Example:
+        >>> from thinkml.core.objectives.metric_table import class_position
+        >>> class_position('iou_cat', ('ant', 'bee', 'cat'))
+        2
+    """
+    spec = metric_spec(name)
+    if spec is None or not spec.has_class:
+        return None
+    match = re.fullmatch(spec.pattern or '', name)
+    names = [str(label) for label in classes]
+    return names.index(match[1]) if match and match[1] in names else None
 
 
 def metric_names(
@@ -255,7 +298,7 @@ def metric_names(
 ) -> tuple[str, ...]:
     """Returns the names of metrics, in the order of the table.
 
-    Names with a number are valid too, but not listed.
+    Names with a number or a class are valid too, but not listed.
 
     Args:
         task: a kind of task that the metrics fit; None for any.
@@ -342,6 +385,7 @@ def check_metric(
     kind: TaskKind | None = None,
     num_outputs: int | None = None,
     element_shape: tuple[int, ...] | None = None,
+    classes: Sequence[Any] | None = None,
 ) -> str | None:
     """Returns a sentence that says what is wrong with an entry of ``metrics``; None if valid.
 
@@ -350,6 +394,7 @@ def check_metric(
         kind: the kind of the task; None does not check that the metric fits it.
         num_outputs: the number of values the model returns per example; None does not check it.
         element_shape: the axes of a row that have a target each; None does not check them.
+        classes: the classes, or labels; None does not check them.
 
     Example:
         >>> from thinkml.core.objectives.metric_table import check_metric
@@ -376,6 +421,8 @@ def check_metric(
             f'metrics: got {metric!r} for {num_outputs} classes, where it is always 1; expected '
             "fewer, as in 'top_2_accuracy'."
         )
+    if spec.has_class and classes is not None:
+        return class_problem(metric, classes)
     if spec.name == 'ssim' and num_outputs and element_shape is not None:
         return image_problem((*element_shape, num_outputs))
     return None

@@ -33,7 +33,12 @@ from thinkml.core.objectives.metric_entries import (
     make_entry,
     mean_class,
 )
-from thinkml.core.objectives.metric_table import Metric, check_metric, metric_name
+from thinkml.core.objectives.metric_table import (
+    Metric,
+    check_metric,
+    metric_name,
+    metric_spec,
+)
 from thinkml.core.objectives.per_example import class_indices
 from thinkml.core.xla.jit import Jit
 from thinkml.errors import ConfigError, is_whole, problems, unknown_name
@@ -72,6 +77,7 @@ def make_metrics(
     kind: TaskKind | None = None,
     num_outputs: int | None = None,
     capacity: int | None = None,
+    classes: Sequence[Any] | None = None,
 ) -> type[clu_metrics.Collection]:
     """Returns the CLU collection class of the loss and the given metrics.
 
@@ -92,6 +98,7 @@ def make_metrics(
       else the mean over the classes or labels. ``'_macro'``, ``'_micro'`` or ``'_weighted'`` after
       the name selects the mean. These and ``'balanced_accuracy'`` need ``kind`` and
       ``num_outputs``.
+    - ``'iou'`` with the same means, and ``'iou_cat'`` of one of the ``classes``.
     - ``'roc_auc'`` and ``'average_precision'``, which are exact because all scores are sorted.
       They are one-vs-rest for multiclass tasks. They need ``capacity``, too. ``'roc_auc'`` is NaN
       if a class has no examples or all of them.
@@ -125,6 +132,7 @@ def make_metrics(
             kind from the shapes, where they are sufficient.
         num_outputs: the number of values the model returns per example.
         capacity: the number of rows in an epoch, padding included.
+        classes: the classes, or labels, that names such as ``'iou_cat'`` contain.
 
     Raises:
         ConfigError: for metrics that are unknown, don't fit the task, have the same name or need
@@ -139,7 +147,7 @@ def make_metrics(
         >>> {name: round(float(value), 2) for name, value in metrics.compute().items()}
         {'loss': 0.7, 'accuracy': 0.5}
     """
-    found = [check_metric(metric, kind, num_outputs) for metric in metrics]
+    found = [check_metric(metric, kind, num_outputs, classes=classes) for metric in metrics]
     if kind not in (None, *get_args(TaskKind)):
         found = [unknown_name('kind', kind, get_args(TaskKind))]
     for name, value in {'num_outputs': num_outputs, 'capacity': capacity}.items():
@@ -148,7 +156,10 @@ def make_metrics(
     found = [problem for problem in found if problem] or _same_names(metrics)
     if found:
         raise ConfigError(found[0] if len(found) == 1 else problems('make_metrics:', found))
-    return _make(tuple(metrics), Shape(kind, num_outputs, capacity))
+    specs = [metric_spec(metric) for metric in metrics if isinstance(metric, str)]
+    if classes is not None:  # only where they are needed, so that more tasks share programs
+        classes = tuple(classes) if any(spec and spec.has_class for spec in specs) else None
+    return _make(tuple(metrics), Shape(kind, num_outputs, capacity, classes))
 
 
 def _same_names(metrics: Sequence[Metric]) -> list[str]:

@@ -15,6 +15,8 @@ from thinkml.core.objectives import confusion_counts
 from thinkml.core.objectives.metric_table import (
     METRIC_TABLE,
     MetricSpec,
+    class_position,
+    class_problem,
     metric_names,
     metric_number,
     metric_spec,
@@ -163,6 +165,22 @@ def _fraction(spec: MetricSpec, kind: TaskKind) -> _Computation:
         undefined=undefined,
         resampled=resampled_labels if is_mean_of_labels else resampled,
     )
+
+
+def _class_iou(position: int) -> _Computation:
+    def value(part: Pairs | Labels, weight: Array) -> Array:
+        return confusion_counts.ratio(*confusion_counts.iou(class_counts(part, weight)))[position]
+
+    def resampled(part: Pairs | Labels, weight: Array) -> Array:
+        ratios = confusion_counts.ratio_or_nan(*confusion_counts.iou(class_counts(part, weight)))
+        return ratios[position]
+
+    def undefined(part: Pairs | Labels, weight: np.ndarray) -> str | None:
+        if confusion_counts.iou(class_counts(part, weight)).denominator[position]:
+            return None
+        return 'neither examples nor predictions of the class; set to 0.'
+
+    return _Computation(part=class_part, value=value, resampled=resampled, undefined=undefined)
 
 
 def _counted(function: Callable[[confusion_counts.Counts], Any]) -> Callable[[Any, Any], Any]:
@@ -324,6 +342,8 @@ def _computation(spec: MetricSpec, kind: TaskKind, number: Any) -> _Computation:
     match spec.name:
         case 'balanced_accuracy':
             return _balanced_accuracy(kind)
+        case 'iou_<class>':
+            return _class_iou(number)
         case 'top_k_accuracy':
             return _Computation(
                 part=per_row.top_rows(number), value=mean_of_rows, proportion=_sum_of_rows
@@ -347,12 +367,15 @@ def _computation(spec: MetricSpec, kind: TaskKind, number: Any) -> _Computation:
             return _COMPUTATIONS[name]
 
 
-def _metric(name: str, kind: TaskKind) -> Metric | None:
+def _metric(name: str, kind: TaskKind, classes: tuple[Any, ...] = ()) -> Metric | None:
     spec = metric_spec(name)
     if spec is None or not spec.in_evaluation or kind not in spec.tasks:
         return None
+    number = class_position(name, classes) if spec.has_class else metric_number(name)
+    if spec.has_class and number is None:
+        return None
     return Metric(
-        **_computation(spec, kind, metric_number(name))._asdict(),
+        **_computation(spec, kind, number)._asdict(),
         kinds=spec.tasks,
         higher_is_better=spec.higher_is_better,
         default=spec.is_default,
@@ -369,15 +392,22 @@ METRICS: Mapping[str, Mapping[str, Metric]] = MappingProxyType(
     {kind: _metrics_of(kind) for kind in get_args(TaskKind)}
 )
 """The metrics by kind of task and name. Names with a number are valid too:
-``'top_3_accuracy'``, ``'psnr_255'``, ``'pinball_0.9'``, ``'interval_score_0.8'``."""
+``'top_3_accuracy'``, ``'psnr_255'``, ``'pinball_0.9'``, ``'interval_score_0.8'``. So are those with
+a class of the task: ``'iou_cat'``."""
 
 _NAMES = tuple(dict.fromkeys(name for table in METRICS.values() for name in table))
 
 
 @functools.lru_cache(maxsize=256)
-def get_metric(name: str, kind: TaskKind) -> Metric | None:
-    """Returns the metric of a name; None if there is none for this kind of task."""
-    return METRICS[kind].get(name) or _metric(name, kind)
+def get_metric(name: str, kind: TaskKind, classes: tuple[Any, ...] | None = None) -> Metric | None:
+    """Returns the metric of a name; None if there is none for this kind of task.
+
+    Args:
+        name: the name, which may contain a number or a class.
+        kind: the kind of the task.
+        classes: the classes of the task, or its labels; None knows no metrics of a class.
+    """
+    return METRICS[kind].get(name) or _metric(name, kind, classes or ())
 
 
 def metrics_for(kind: TaskKind) -> list[str]:
@@ -415,23 +445,27 @@ def check_metrics(metrics: Collection[Any] | None) -> list[Any] | None:
     return sorted(metrics, key=lambda name: _NAMES.index(name) if name in _NAMES else len(_NAMES))
 
 
-def check_fit(metrics: Sequence[Any], kind: TaskKind) -> None:
+def check_fit(
+    metrics: Sequence[Any], kind: TaskKind, classes: tuple[Any, ...] | None = None
+) -> None:
     """Checks that known metrics fit a task.
 
     Raises:
         ConfigError: names every metric that does not.
     """
     _raise_errors(
-        f'metrics: got {name!r}, but the task is {kind}; expected some of '
+        (class_problem(name, classes) if classes else None)
+        or f'metrics: got {name!r}, but the task is {kind}; expected some of '
         f'{", ".join(METRICS[kind])}.'
         for name in metrics
-        if isinstance(name, str) and get_metric(name, kind) is None
+        if isinstance(name, str) and get_metric(name, kind, classes) is None
     )
 
 
 def _is_metric(metric: Any) -> bool:
     if isinstance(metric, str):
-        return any(get_metric(metric, kind) for kind in get_args(TaskKind))
+        spec = metric_spec(metric)
+        return spec is not None and spec.in_evaluation
     return callable(metric)
 
 

@@ -25,8 +25,12 @@ def baseline(evaluation: Evaluation) -> dict[str, float]:
     The baseline predicts the most frequent class, with the classes' frequencies as probabilities;
     each label's most frequent value; or the mean of the targets. Custom metrics are left out.
     """
-    data, kind = _baseline(evaluation.scored), evaluation.task.kind
-    values = {name: _value(name, data) for name in evaluation.metrics if get_metric(name, kind)}
+    data, task = _baseline(evaluation.scored), evaluation.task
+    values = {
+        name: metric.of(data)
+        for name in evaluation.metrics
+        if (metric := get_metric(name, task.kind, task.classes)) is not None
+    }
     has_units = not evaluation.task.is_classification  # 1e-13 may be a large value in these units
     return {
         name: value if has_units and name not in _UNITLESS else round(value, 12)  # 1e-17 becomes 0

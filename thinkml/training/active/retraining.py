@@ -184,7 +184,7 @@ class Retraining:
         if y is None or not self._can_learn(y):
             return None
         assert self.task is not None
-        check_fit(self._metrics(self.task), self.task.kind)
+        check_fit(self._metrics(self.task), self.task.kind, self.task.classes)
         per_model: list[dict[str, float]] = []
         for model in self.models:
             check_not_trained(model)
