@@ -3,12 +3,15 @@
 import numpy as np
 import pytest
 from flax import nnx
+from matplotlib.colors import to_rgb
 from sklearn.metrics import precision_recall_fscore_support
 
 from thinkml.errors import ConfigError, DataError
 from thinkml.evaluation import ModelEvaluator, Report
 from thinkml.evaluation.plots import example_images
+from thinkml.evaluation.plots.axes import PALE
 from thinkml.evaluation.report.example_rows import example_rows
+from thinkml.figures import COLOURS
 
 RNG = np.random.default_rng(0)
 ROWS, TOKENS, WORDS, SHOWN = 40, 30, 200, 30
@@ -231,12 +234,34 @@ def test_a_matrix_of_numbers_a_row_is_an_image_and_a_small_one_is_not():
         np.testing.assert_allclose(array, y[row], rtol=1e-6)
     small = evaluated(y[:, :5], y[:, :5])
     tokens = evaluated(RNG.normal(size=(9, 7, 8)), RNG.integers(0, 8, (9, 7)))
-    labels = evaluated(RNG.normal(size=(9, 7, 8, 2)), RNG.integers(0, 2, (9, 7, 8, 2)))
-    assert labels.task.kind == 'multilabel'
-    for other in (small, tokens, labels):
+    for other in (small, tokens):
         report = Report(other)
         assert report.to_dict()['examples'] is None
         assert 'class="photo"' not in report.to_html()
+
+
+def test_pictures_of_several_labels_mix_their_colours():
+    y = RNG.integers(0, 2, (IMAGES, HIGH, WIDE, 2))
+    y[0, 0, :4] = [[0, 0], [1, 0], [0, 1], [1, 1]]
+    weight = np.ones((IMAGES, HIGH, WIDE))
+    weight[:, 1] = 0
+    outputs = 2 * y - 1 + np.linspace(0, 2, IMAGES)[:, None, None, None] * RNG.normal(size=y.shape)
+    found = evaluated(outputs, y, sample_weight=weight)
+    assert found.task.kind == 'multilabel'
+    examples = example_rows(found)
+    right = (found.predictions == y).all(axis=-1)[:, weight[0, :, 0] > 0].mean(axis=(1, 2))
+    assert [each['row'] for each in examples['rows']] == by_hand(right, range(IMAGES))
+    first, second = (np.array(to_rgb(colour)) for colour in COLOURS[:2])
+    of_labels = np.array([[np.ones(3), second], [first, (first + second) / 2]])
+    for (row, name), array in drawn(found).items():
+        labels = y if name == 'target' else found.predictions
+        expected = of_labels[labels[row, ..., 0], labels[row, ..., 1]]
+        expected[1] = to_rgb(PALE)
+        np.testing.assert_allclose(array, expected, atol=1e-6)
+    (legend,) = example_images(found, examples).legends
+    names = [text.get_text() for text in legend.get_texts()]
+    assert names == ['none', '0', '1', '0 + 1', 'does not count']
+    assert 'class="photo"' in Report(found).to_html()
 
 
 def test_the_web_page_embeds_the_pictures():

@@ -21,7 +21,8 @@ _IGNORED = -1
 class Images(NamedTuple):
     """The target and the prediction of a row, ``(height, width)`` or with channels.
 
-    Labels are class indices. A pixel that does not count has the label -1 or the number NaN.
+    Labels are class indices, or 0 and 1 for each label in the channels. A pixel that does not count
+    has the label -1 or the number NaN.
     """
 
     target: np.ndarray
@@ -33,7 +34,7 @@ def example_images(
 ) -> 'Figure':
     """Draws some rows as columns of images: the input, the target and the prediction.
 
-    Pixels that do not count are grey.
+    Pixels that do not count are grey. A pixel with several labels has the mean of their colours.
 
     Args:
         evaluation: an evaluation of images.
@@ -60,10 +61,13 @@ def example_images(
         ax.set(xticks=[], yticks=[])
     for axes, title in zip(grid, titles, strict=True):
         axes[0].set_ylabel(title, fontsize=9)
-    if evaluation.task.classes is None:
+    classes = evaluation.task.classes
+    if classes is None:
         _draw_numbers(grid[-2:], images)
+    elif evaluation.task.type.has_many_labels:
+        _draw_labels(grid[-2:], images, classes)
     else:
-        _draw_classes(grid[-2:], images, evaluation.task.classes)
+        _draw_classes(grid[-2:], images, classes)
     return figure
 
 
@@ -81,9 +85,10 @@ def _images_of(evaluation: Evaluation, row: int) -> Images:
         for array, values in zip(maps, (data.labels, data.predictions), strict=True):
             array[pixels] = values[counted].reshape(-1, task.num_outputs)
         return Images(*maps.reshape(2, task.element_shape[0], -1, channels))
-    maps = np.full((2, size), _IGNORED)
+    channels = data.labels.shape[1:]  # of several labels
+    maps = np.full((2, size, *channels), _IGNORED)
     maps[:, pixels] = data.labels[counted], data.predictions[counted]
-    return Images(*maps.reshape(2, *task.element_shape))
+    return Images(*maps.reshape(2, *task.element_shape, *channels))
 
 
 def _draw_input(ax: 'Axes', image: np.ndarray) -> None:
@@ -144,8 +149,43 @@ def _draw_classes(grid: np.ndarray, images: Sequence[Images], classes: Sequence[
     is_ignored = counts.pop(_IGNORED, 0) > 0
     named = sorted(sorted(counts, key=lambda label: -counts[label])[:_MAX_NAMED])
     patches = [Patch(color=colours[label + 1], label=shorten(classes[label])) for label in named]
+    _draw_legend(grid, patches, is_ignored)
+
+
+def _draw_labels(grid: np.ndarray, images: Sequence[Images], classes: Sequence[Any]) -> None:
+    from matplotlib.colors import to_rgb
+    from matplotlib.patches import Patch
+
+    colours = np.array([to_rgb(colour) for colour in _colours(len(classes))[1:]])
+    for axes, pair in zip(grid.T, images, strict=True):
+        for ax, labels in zip(axes, pair, strict=True):
+            ax.imshow(_mixed(labels, colours), interpolation='nearest')
+    pixels = np.stack(images).reshape(-1, len(classes))
+    found, counts = np.unique(pixels, axis=0, return_counts=True)
+    is_counted = found[:, 0] != _IGNORED
+    named = found[is_counted][np.argsort(-counts[is_counted], kind='stable')[:_MAX_NAMED]]
+    patches = []
+    for labels in sorted(named, key=lambda labels: (labels.sum(), *-labels)):
+        names = [shorten(name) for name, is_set in zip(classes, labels, strict=True) if is_set]
+        colour = tuple(_mixed(labels, colours).tolist())
+        patches.append(Patch(facecolor=colour, edgecolor=PALE, label=' + '.join(names) or 'none'))
+    _draw_legend(grid, patches, not is_counted.all())
+
+
+def _mixed(labels: np.ndarray, colours: np.ndarray) -> np.ndarray:
+    """Returns the mean colour of the labels of each pixel, white without any."""
+    from matplotlib.colors import to_rgb
+
+    count = labels.sum(axis=-1, keepdims=True)
+    mean = np.where(count > 0, labels @ colours / np.maximum(count, 1), 1.0)
+    return np.where(count < 0, to_rgb(PALE), mean)
+
+
+def _draw_legend(grid: np.ndarray, patches: list[Any], is_ignored: bool) -> None:
+    from matplotlib.patches import Patch
+
     if is_ignored:
-        patches.append(Patch(color=PALE, label='does not count'))
+        patches = [*patches, Patch(color=PALE, label='does not count')]
     figure = grid[0, 0].figure
     figure.legend(handles=patches, loc='outside lower center', ncols=6, fontsize=8, frameon=False)
 

@@ -18,13 +18,13 @@ _NUM_EACH = 2
 
 
 def has_images(evaluation: Evaluation) -> bool:
-    """Returns True if the targets of a row are an image: one label or some numbers for each pixel.
+    """Returns True if the targets of a row are an image: labels or some numbers for each pixel.
 
     Rows ``(height, width)`` of numbers may be a model's elements with several targets each. They
     count as images from the size on from which `ssim` compares them.
     """
     task = evaluation.task
-    if task.type.has_many_labels or evaluation.scored.positions is None:
+    if evaluation.scored.positions is None:
         return False
     is_matrix = len(task.element_shape) == 1 and not task.is_classification
     if is_matrix and min(*task.element_shape, task.num_outputs) >= WINDOW:
@@ -35,8 +35,8 @@ def has_images(evaluation: Evaluation) -> bool:
 def example_rows(evaluation: Evaluation) -> dict[str, Any] | None:
     """Returns the best, median and worst rows by their scores; None if rows are not images.
 
-    The score is the accuracy of the pixels of a row that count, or their mean squared error. Rows
-    without such pixels are left out.
+    The score is the accuracy of the pixels of a row that count, or their mean squared error. A
+    pixel with several labels is right if all of them are. Rows without such pixels are left out.
     """
     if not has_images(evaluation):
         return None
