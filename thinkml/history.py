@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self, TypeVar, cast, overload
 
 import numpy as np
@@ -17,6 +17,34 @@ _T = TypeVar('_T')
 
 # Values that depend on the machine differ in every run, so `History.__eq__` ignores them.
 MACHINE_VALUES = frozenset({'step_seconds', 'input_wait', 'bytes_in_use', 'peak_bytes_in_use'})
+
+
+def split_name(name: str, names: Collection[str]) -> tuple[str | None, str]:
+    """Returns the validation set and the metric that a name in a history stands for.
+
+    Args:
+        name: the name.
+        names: all names of the history.
+
+    Returns:
+        The set, None for a value of training and ``''`` for a set without a name; and the name of
+        the same metric of training.
+
+    Example:
+        >>> names = ['loss', 'kind_loss', 'val_in_loss', 'val_in_kind_loss']
+        >>> split_name('val_in_kind_loss', names), split_name('val_loss', ['loss', 'val_loss'])
+        (('in', 'kind_loss'), ('', 'loss'))
+    """
+    rest = name.removeprefix('val_')
+    if rest == name:
+        return None, name
+    if rest not in names:
+        for metric in sorted(names, key=len, reverse=True):
+            of_set = rest.removesuffix(f'_{metric}')
+            # Each set has a loss, so that metrics with similar names are not taken for a set.
+            if of_set != rest and f'val_{of_set}_loss' in names:
+                return of_set, metric
+    return '', rest
 
 
 class History(Mapping[str, list[float]]):

@@ -527,6 +527,10 @@ def test_features_of_a_whole_model_are_kept_where_its_head_is_a_dense_layer(monk
     np.testing.assert_allclose(predict_proba(kept, X), predict_proba(other, X), atol=1e-5)
     assert record_of(kept).input_spec == record_of(other).input_spec
     assert record_of(kept).data_fingerprint == record_of(other).data_fingerprint
+    sets = {'same': (X[:40], Y[:40]), 'few': (X[:9], Y[:9])}
+    several, _ = fine_tuned(0, model=Small(3, seed=4), X_val=sets)
+    assert computed[2:] == ['train', 'val_same', 'val_few']
+    assert several.history['val_same_loss'] == learner.history['val_loss']
     fine_tuned(0, model=kept)
     assert len(record_of(kept).runs) == 2 and record_of(kept).input_spec is not None
 

@@ -9,12 +9,12 @@ Reference:
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from thinkml.figures import COLOURS, new_figure
-from thinkml.history import History
+from thinkml.history import History, split_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -34,6 +34,8 @@ _PANELS = {
     'peak_bytes_in_use': 'device memory',
 }
 _LABEL_LENGTH = 20
+# The lines of validation sets, in their order.
+_DASHES = ('--', ':', '-.', (0, (3, 1, 1, 1, 1, 1)))
 
 
 def training_figure(
@@ -41,13 +43,14 @@ def training_figure(
 ) -> 'Figure':
     """Draws the training runs of one model, one after another on the same axis.
 
-    Training is solid, validation dashed, the best epoch a dotted line with a star on each
-    validation curve. An event is a thin line with a few words: early stopping, a loss that is not
-    finite, a lowered learning rate, a resumed run. Values that are not finite are left out.
+    Training is solid, validation dashed; further validation sets have other dashes. The best epoch
+    is a dotted line with a star on each validation curve. An event is a thin line with a few words:
+    early stopping, a loss that is not finite, a lowered learning rate, a resumed run. Values that
+    are not finite are left out.
 
     Args:
         runs: the histories, oldest first.
-        metrics: names to draw, each with its ``val_`` counterpart. None draws all.
+        metrics: names to draw, each with its ``val_`` counterparts. None draws all.
         interval: steps per point of the training loss, over an axis of steps; each point is the
             mean of these steps. None draws one point per epoch over an axis of epochs.
 
@@ -65,11 +68,13 @@ def training_figure(
     by_steps = interval is not None and any(run.steps for run in runs)
     recorded = dict.fromkeys(['loss'] if by_steps else [])
     recorded |= dict.fromkeys(name for run in runs for name in run)
-    shown = [n for n in recorded if metrics is None or n in metrics or _base(n) in metrics]
+    split = {name: split_name(name, recorded) for name in recorded}
+    shown = [n for n in recorded if metrics is None or n in metrics or split[n][1] in metrics]
     shown = shown or list(metrics or ('loss', 'metric'))
-    panels: dict[str, list[str]] = {}
+    panels: dict[str, dict[str, tuple[str | None, str]]] = {}
     for name in shown:
-        panels.setdefault(_panel(name), []).append(name)
+        parts = split.get(name, (None, name))
+        panels.setdefault(_panel(parts[1]), {})[name] = parts
     order = ['loss', 'metric', *_PANELS.values()]
     columns = min(2, len(panels))
     rows = math.ceil(len(panels) / columns)
@@ -86,10 +91,16 @@ def training_figure(
 
 
 def _draw_panel(
-    axes: 'Axes', names: list[str], runs: Sequence[History], interval: int | None
+    axes: 'Axes',
+    parts: dict[str, tuple[str | None, str]],
+    runs: Sequence[History],
+    interval: int | None,
 ) -> None:
-    bases = list(dict.fromkeys(map(_base, names)))
-    names = sorted(names, key=lambda name: bases.index(_base(name)))  # accuracy, val_accuracy, f1
+    """Draws the curves of a panel; ``parts`` has the validation set and the metric of each name."""
+    bases = list(dict.fromkeys(base for _, base in parts.values()))
+    names = sorted(parts, key=lambda name: bases.index(parts[name][1]))  # accuracy, val_accuracy
+    sets = list(dict.fromkeys(of_set for of_set, _ in parts.values() if of_set is not None))
+    styles = {None: '-'} | {of_set: _DASHES[i % len(_DASHES)] for i, of_set in enumerate(sets)}
     with_markers = [  # if there are few points, or several metrics to distinguish
         name
         for name in names
@@ -99,10 +110,11 @@ def _draw_panel(
         for name in names:
             x, y = _points(run, name, interval)
             if len(x):
-                kind = bases.index(_base(name))
-                _draw_curve(axes, name, start + x, y, kind, name in with_markers)
+                of_set, base = parts[name]
+                kind, style = bases.index(base), styles[of_set]
+                _draw_curve(axes, name, start + x, y, kind, style, name in with_markers)
         if _panel(bases[0]) in ('loss', 'metric'):
-            _mark_best(axes, run, names, start, interval)
+            _mark_best(axes, run, parts, start, interval)
         if start:
             border = start + 0.5 if interval is None else start
             axes.axvline(border, color='0.85', linewidth=3, zorder=0)
@@ -115,19 +127,24 @@ def _draw_panel(
 
 
 def _draw_curve(
-    axes: 'Axes', name: str, x: np.ndarray, y: np.ndarray, kind: int, with_markers: bool
+    axes: 'Axes',
+    name: str,
+    x: np.ndarray,
+    y: np.ndarray,
+    kind: int,
+    style: Any,
+    with_markers: bool,
 ) -> None:
     finite = np.isfinite(y)
-    is_train = name == _base(name)
     axes.plot(
         x[finite],
         y[finite],
         color=COLOURS[kind % len(COLOURS)],
-        linestyle='-' if is_train else '--',
+        linestyle=style,
         marker=_MARKERS[kind % len(_MARKERS)] if with_markers else None,
         markevery=max(1, finite.sum() // 15),
         markersize=4,
-        markerfacecolor=None if is_train else 'white',
+        markerfacecolor=None if style == '-' else 'white',
         label=name,
     )
 
@@ -184,14 +201,18 @@ def _ends(run: History, interval: int | None) -> np.ndarray:
 
 
 def _mark_best(
-    axes: 'Axes', run: History, names: list[str], start: int, interval: int | None
+    axes: 'Axes',
+    run: History,
+    parts: dict[str, tuple[str | None, str]],
+    start: int,
+    interval: int | None,
 ) -> None:
-    if run.best_epoch is None or run.best_epoch > run.epochs or run.keys().isdisjoint(names):
+    if run.best_epoch is None or run.best_epoch > run.epochs or run.keys().isdisjoint(parts):
         return
     position = start + _ends(run, interval)[run.best_epoch - 1]
     axes.axvline(position, color=_BEST, linestyle=':', linewidth=1.5, label='best epoch')
-    for name in names:
-        if name != _base(name) and name in run:
+    for name, (of_set, _) in parts.items():
+        if of_set is not None and name in run:
             value = run[run.best_epoch - 1, name]
             axes.scatter(position, value, s=80, marker='*', color=_BEST, zorder=3)
 
@@ -253,14 +274,10 @@ def _label(text: str) -> str:
     return text if len(text) <= _LABEL_LENGTH else f'{text[: _LABEL_LENGTH - 1]}…'
 
 
-def _base(name: str) -> str:
-    return name.removeprefix('val_')
-
-
-def _panel(name: str) -> str:
+def _panel(metric: str) -> str:
     # A head's loss is on the scale of the loss.
-    is_loss = _base(name).endswith('_loss') and _base(name) != 'log_loss'
-    return _PANELS.get(_base(name), 'loss' if is_loss else 'metric')
+    is_loss = metric.endswith('_loss') and metric != 'log_loss'
+    return _PANELS.get(metric, 'loss' if is_loss else 'metric')
 
 
 def _block_means(losses: np.ndarray, interval: int) -> tuple[np.ndarray, np.ndarray]:

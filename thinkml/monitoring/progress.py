@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Self
 
-_SHOWN_METRICS = {'loss': 'loss', 'val_loss': 'val_loss', 'learning_rate': 'lr'}
+from thinkml.history import split_name
+
 _FORMAT = '{desc}{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} steps [{elapsed}<LEFT{postfix}]'
 _FORMAT_WITHOUT_TOTAL = '{desc}{n_fmt} steps [{elapsed}{postfix}]'
 _REFRESH_SECONDS = 0.1
@@ -78,8 +79,8 @@ class ProgressBar:
             num_steps: steps done since the last call.
             num_examples: examples in these steps.
             epoch: the epoch of these steps, counted from 1.
-            metrics: the latest values; ``loss``, ``val_loss`` and ``learning_rate`` are shown, each
-                until a newer value comes.
+            metrics: the latest values; ``loss``, the loss of each validation set (``val_loss``) and
+                ``learning_rate`` are shown, each until a newer value comes.
         """
         if self._bar is None:
             return
@@ -96,10 +97,12 @@ class ProgressBar:
             self._draw(now)
 
     def _draw(self, now: float) -> None:
+        names = self._metrics
+        losses = {name: name for name in names if split_name(name, names)[1] == 'loss'}
         shown = [
-            f'{label}={self._metrics[name]:.4g}'
-            for name, label in _SHOWN_METRICS.items()
-            if name in self._metrics
+            f'{label}={names[name]:.4g}'
+            for name, label in (losses | {'learning_rate': 'lr'}).items()
+            if name in names
         ]
         seconds = 0.0 if self._started_at is None else now - self._started_at
         if seconds > 0:

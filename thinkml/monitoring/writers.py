@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol, TextIO
 
 from thinkml.errors import ConfigError, is_whole
+from thinkml.history import split_name
 from thinkml.monitoring.event_file import EventFile
 from thinkml.paths import local_directory, local_file
 
@@ -55,7 +56,8 @@ class EventWriter:
 
     As in Keras, training and validation are two runs, ``directory/train`` and
     ``directory/validation``, so that TensorBoard draws both in one chart: ``loss`` becomes the tag
-    ``loss`` of the first run, ``val_loss`` the tag ``loss`` of the second.
+    ``loss`` of the first run, ``val_loss`` the tag ``loss`` of the second. Several validation sets
+    are a run each: ``val_shifted_loss`` is the tag ``loss`` of ``directory/validation_shifted``.
 
     Args:
         directory: the directory of one run; created if it does not exist.
@@ -99,10 +101,9 @@ class EventWriter:
 
         points: dict[str, list[Any]] = {}
         for name, value in values.items():
-            tag = name.removeprefix('val_')
-            points.setdefault('train' if tag == name else 'validation', []).append(
-                scalar(tag, float(value))
-            )
+            of_set, tag = split_name(name, values)
+            run = {None: 'train', '': 'validation'}.get(of_set, f'validation_{of_set}')
+            points.setdefault(run, []).append(scalar(tag, float(value)))
         for run, summaries in points.items():
             self._run(run).add(summaries, step, wall_time)
         self._last_step = step

@@ -43,6 +43,7 @@ from thinkml.training.config import TrainingConfig
 from thinkml.training.run import Validation
 from thinkml.training.training_data import Examples, Stream, rows_of_weight, with_advice
 from thinkml.training.training_setup import TrainingSetup
+from thinkml.training.validation_sets import SetName, by_argument
 
 
 class Placement(enum.Enum):
@@ -55,17 +56,17 @@ class Placement(enum.Enum):
 
 def make_feed(
     setup: TrainingSetup, config: TrainingConfig, shuffle_key: jax.Array, layout: Layout
-) -> tuple[Feed, Validation | None]:
+) -> tuple[Feed, dict[SetName, Validation]]:
     """Puts data that fits onto the device, and streams data that does not.
 
     On several devices the data is replicated if it fits, else its rows are sharded. Training data
-    comes first; validation data may use the memory that is left.
+    comes first; the validation sets may use the memory that is left, one after another.
 
     Raises:
         ConfigError: for a fraction of batches whose number is unknown.
     """
     budget = device_budget(config.device_data_bytes, layout)
-    train, val = setup.train, setup.val
+    train = setup.train
     loss: Any = setup.objective.loss_fn
     is_coupled = isinstance(loss, ObjectiveLoss) and loss.objective.coupled
     if isinstance(train, Stream):
@@ -81,8 +82,8 @@ def make_feed(
             limit_steps=_limit(config, _steps_of_batches(train.batches.num_batches, config)),
             layout=layout,
         )  # fmt: skip
-        return feed, _validation(
-            val, None, config, _less(budget, feed.num_bytes), layout, is_coupled
+        return feed, _validations(
+            setup, None, config, _less(budget, feed.num_bytes), layout, is_coupled
         )
     batch_size = config.batch_size * config.accumulate_steps
     limit = _limit(config, steps_of(len(train.rows), batch_size))
@@ -92,10 +93,10 @@ def make_feed(
             train.x, train.y, rows=train.rows, weight=train.weight, batch_size=batch_size,
             shuffle_key=shuffle_key, budget=budget, limit_steps=limit, layout=layout,
         )  # fmt: skip
-        validation = _validation(
-            val, None, config, _less(budget, feed.num_bytes), layout, is_coupled
+        validations = _validations(
+            setup, None, config, _less(budget, feed.num_bytes), layout, is_coupled
         )
-        return _in_periods(feed, config), validation
+        return _in_periods(feed, config), validations
     data = _placed(train, train.rows, where, layout)
     if train.lengths is not None:
         buckets, shortenings = _buckets_of(train)
@@ -110,9 +111,8 @@ def make_feed(
             shuffle_key=layout.put(shuffle_key), limit_steps=limit,
             room=train.room,
         )  # fmt: skip
-    shared = data if isinstance(val, Examples) and val.x is train.x else None
     left = _less(budget, bytes_to_put(train, where, layout))
-    return _in_periods(feed, config), _validation(val, shared, config, left, layout, is_coupled)
+    return _in_periods(feed, config), _validations(setup, data, config, left, layout, is_coupled)
 
 
 def _in_periods(feed: Feed, config: TrainingConfig) -> Feed:
@@ -146,13 +146,9 @@ def planned_placements(
         The argument, the placement of its rows, their bytes in all, and their bytes per device.
     """
     budget = device_budget(config.device_data_bytes, layout)
-    for argument, examples in (('X_train', setup.train), ('X_val', setup.val)):
-        is_shared = (
-            argument == 'X_val'
-            and isinstance(examples, Examples)
-            and isinstance(setup.train, Examples)
-            and examples.x is setup.train.x
-        )
+    parts = {'X_train': setup.train, **by_argument(setup.val)}
+    for argument, examples in parts.items():
+        is_shared = argument != 'X_train' and _shares_rows(examples, setup.train)
         if not isinstance(examples, Examples) or is_shared:
             continue
         where = choose_placement(examples, budget, layout)
@@ -226,16 +222,39 @@ def _steps_of_batches(count: int | None, config: TrainingConfig) -> int | None:
     return None if count is None else math.ceil(count / config.accumulate_steps)
 
 
+def _shares_rows(val: Examples | Stream, train: Examples | Stream) -> bool:
+    """Returns True for rows held out of the training data."""
+    return isinstance(val, Examples) and isinstance(train, Examples) and val.x is train.x
+
+
+def _validations(
+    setup: TrainingSetup,
+    train_data: DeviceData | None,
+    config: TrainingConfig,
+    budget: int | None,
+    layout: Layout,
+    is_coupled: bool,
+) -> dict[SetName, Validation]:
+    """Places the validation sets; rows held out of resident training data are there already."""
+    found = {}
+    for name, val in setup.val.items():
+        shared = train_data if _shares_rows(val, setup.train) else None
+        found[name] = _validation(val, shared, config, budget, layout, is_coupled)
+        if isinstance(val, Examples) and shared is None:
+            where = choose_placement(val, budget, layout)
+            if where is not Placement.HOST:
+                budget = _less(budget, bytes_to_put(val, where, layout))
+    return found
+
+
 def _validation(
-    val: Examples | Stream | None,
+    val: Examples | Stream,
     shared: Any,
     config: TrainingConfig,
     budget: int | None,
     layout: Layout,
     is_coupled: bool,
-) -> Validation | None:
-    if val is None:
-        return None
+) -> Validation:
     if isinstance(val, Stream):
         batch_size = len(jax.tree.leaves(val.batches.peek().x)[0])
         encode = functools.partial(_encode, val)

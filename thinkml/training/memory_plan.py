@@ -146,7 +146,7 @@ class Plan:
 
 def _remedies(plan: Plan) -> str:
     largest = max(plan.parts, key=lambda part: part.bytes_per_device)
-    if largest.name in ('X_train', 'X_val'):
+    if largest.name.startswith(('X_train', 'X_val')):
         return 'Most of it is data: bound that with TrainingConfig(device_data_bytes=...).'
     if largest.name == _ACTIVATIONS:
         return (
@@ -308,7 +308,7 @@ def traced_step(
     """Returns the step of a training. The arrays of the model may be shapes only."""
     state, apply = _state_of(model, setup, config)
     steps = _steps_of(setup, config)
-    program = make_program(setup, apply, optimizer_of(config), steps, None, config, layout, saving)
+    program = make_program(setup, apply, optimizer_of(config), steps, {}, config, layout, saving)
     arguments = step_arguments(state, setup, steps.batch_size, layout)
     return TracedStep(program, state, arguments, layout, saving)
 

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from thinkml.core import is_higher_better
 from thinkml.core.objectives.metric_table import TRAINING_ONLY_METRICS
 from thinkml.errors import ConfigError, is_number, is_whole, unknown_name
+from thinkml.history import split_name
 from thinkml.training.callback import BuiltInCallback
 from thinkml.training.run import Run
 
@@ -74,6 +75,11 @@ class MetricMonitor:
             setattr(self, name, state[name])
 
 
+def default_monitor(metric_names: tuple[str, ...]) -> str:
+    """Returns the loss of the first validation set, or ``'loss'`` without validation data."""
+    return next((name for name in metric_names if name.startswith('val_')), 'loss')
+
+
 def monitor_for(
     monitor: str | None, mode: Mode | None, metric_names: tuple[str, ...], min_delta: float = 0.0
 ) -> MetricMonitor:
@@ -82,8 +88,8 @@ def monitor_for(
     Raises:
         ConfigError: if the metric is not among them.
     """
-    name = monitor or ('val_loss' if 'val_loss' in metric_names else 'loss')
-    training_name = name.removeprefix('val_')
+    name = monitor or default_monitor(metric_names)
+    training_name = split_name(name, metric_names)[1]
     if (
         name not in metric_names
         and name != training_name
@@ -93,6 +99,13 @@ def monitor_for(
             f'monitor: got {name!r}, but {training_name} is a metric of training steps, and '
             f'validation has none. Monitor {training_name!r}: metrics=[{training_name!r}].'
         )
+    of_sets = [other for other in metric_names if split_name(other, metric_names)[0]]
+    if name not in metric_names and training_name in metric_names and of_sets:
+        same = [other for other in of_sets if split_name(other, metric_names)[1] == training_name]
+        raise ConfigError(
+            f'monitor: got {name!r}, but X_val has validation sets with names. Monitor one of '
+            f'them: {" or ".join(map(repr, same))}.'
+        )
     if name not in metric_names and training_name in metric_names:
         raise ConfigError(
             f'monitor: got {name!r}, but there is no validation data. Pass X_val and y_val, or '
@@ -100,7 +113,7 @@ def monitor_for(
         )
     if name not in metric_names:
         raise ConfigError(unknown_name('monitor', name, metric_names))
-    higher = is_higher_better(name, getattr(metric_names, 'heads', ()))
+    higher = is_higher_better(training_name, getattr(metric_names, 'heads', ()))
     if mode is None and higher is None:
         raise ConfigError(
             f"mode: got None for {name!r}, a custom metric, expected 'min' if smaller values are "

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -36,6 +37,7 @@ from thinkml.training.objective import TrainingObjective
 from thinkml.training.optimizer_setup import hyperparams_of, needs_length
 from thinkml.training.run import Program, Validation
 from thinkml.training.training_setup import TrainingSetup
+from thinkml.training.validation_sets import SetName, argument_of
 
 
 class Steps(Protocol):
@@ -113,7 +115,7 @@ def make_program(
     apply: ApplyFn,
     tx: Any,
     feed: Steps,
-    validation: Validation | None,
+    validations: Mapping[SetName, Validation],
     config: TrainingConfig,
     layout: Layout,
     savings: MemorySavings,
@@ -125,7 +127,8 @@ def make_program(
         apply: the model's forward pass.
         tx: the optimizer.
         feed: the batches; only their number and size are used.
-        validation: what is evaluated after each epoch; None for nothing.
+        validations: what is evaluated after each epoch. All sets share one evaluation step, and
+            sets of equal shapes one compiled program.
         config: the settings.
         layout: the devices.
         savings: how memory is saved.
@@ -133,8 +136,11 @@ def make_program(
     objective = setup.objective
     metrics = _metrics(setup, _rows_of_epoch(feed, config), 'X_train', objective.training_metrics)
     eval_metrics = metrics
-    if validation is not None:
-        eval_metrics = _metrics(setup, validation.capacity, 'X_val')
+    if validations:
+        unknown = [name for name, one in validations.items() if one.capacity is None]
+        capacity = max(one.capacity or 0 for one in validations.values())
+        argument = argument_of(unknown[0] if unknown else None)
+        eval_metrics = _metrics(setup, None if unknown else capacity, argument)
     train_step = make_train_step(
         apply, objective.loss_fn, tx, metrics,
         augment=objective.augment, remat=savings.remat,

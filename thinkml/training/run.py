@@ -63,7 +63,7 @@ class Program(NamedTuple):
 
 
 class Validation(NamedTuple):
-    """The evaluation after each epoch.
+    """The evaluation of one set after each epoch.
 
     Attributes:
         read: returns the data, in one piece or in several.
@@ -150,7 +150,8 @@ class Run:
         stop_reason: why the run ends before its last epoch; None while it continues.
         is_early_stopped: True if early stopping is that reason.
         continued_at: epochs that were finished when a run that had been stopped was continued.
-        best_val_loss: the lowest validation loss so far, that of ``history.best_epoch``.
+        best_val_loss: the lowest validation loss so far, that of ``history.best_epoch``; of
+            several validation sets the first counts.
         best_arrays: parameters and model state to end with instead of the last ones; None for
             the last.
         resumed: True if it continues from a checkpoint.

@@ -23,6 +23,7 @@ from thinkml.training.program import (
 from thinkml.training.random_keys import run_keys
 from thinkml.training.run import Program, Validation
 from thinkml.training.training_setup import TrainingSetup
+from thinkml.training.validation_sets import SetName
 from thinkml.typing import Model
 
 
@@ -34,7 +35,7 @@ class RunParts(NamedTuple):
         program: the functions that are compiled.
         state: the state before the first step.
         feed: the training batches.
-        validation: what is evaluated after each epoch; None for nothing.
+        validations: what is evaluated after each epoch, by the name of the set.
         total_steps: steps of the whole run; None if only the end of an epoch tells.
     """
 
@@ -42,7 +43,7 @@ class RunParts(NamedTuple):
     program: Program
     state: TrainState
     feed: Feed
-    validation: Validation | None
+    validations: dict[SetName, Validation]
     total_steps: int | None
 
 
@@ -77,7 +78,7 @@ def make_parts(
             'model: its arrays are only shapes, as nnx.eval_shape makes them. They are enough for '
             'trainer.plan; to train, make the model without nnx.eval_shape.'
         )
-    feed, validation = make_feed(setup, config, keys.shuffle, layout)
+    feed, validations = make_feed(setup, config, keys.shuffle, layout)
     total_steps = total_steps_of(feed, config)
     tx = optimizer_of(config)
     rates = learning_rates_of(functional)
@@ -86,12 +87,12 @@ def make_parts(
     record = record_of(model)
     if record.continues and record.optimizer is not None:
         state = restore_optimizer(state, record.optimizer)
-    program = make_program(setup, functional.apply, tx, feed, validation, config, layout, savings)
+    program = make_program(setup, functional.apply, tx, feed, validations, config, layout, savings)
     return RunParts(
         functional=written_unreplicated(functional, layout),
         program=program,
         state=state,
         feed=feed,
-        validation=validation,
+        validations=validations,
         total_steps=total_steps,
     )

@@ -9,6 +9,7 @@ import numpy as np
 from thinkml.data.task_inference import other_reading
 from thinkml.tasks import Task
 from thinkml.training.config import TrainingConfig
+from thinkml.training.metric_monitor import default_monitor
 from thinkml.training.objective import TrainingObjective
 from thinkml.training.program import MemorySavings
 from thinkml.training.run import Run
@@ -58,7 +59,7 @@ def describe_run(run: Run, setup: TrainingSetup, checkpoints: Checkpoints | None
     parameters = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(run.state.params))
     parts = [
         _task_of(setup),
-        _rows_of(setup),
+        _rows_of(setup, run.metric_names),
         f'{parameters:,} parameters',
         f'{setup.objective.loss_name}, {_optimizer_of(config)}',
         jax.devices()[0].platform,
@@ -83,11 +84,17 @@ def _with_other_reading(task: Task, objective: TrainingObjective) -> str:
     return str(task) if other is None else f'{task}; {other}'
 
 
-def _rows_of(setup: TrainingSetup) -> str:
-    train, val = setup.train, setup.val
+def _rows_of(setup: TrainingSetup, names: tuple[str, ...]) -> str:
+    train, sets = setup.train, setup.val
     rows = f'{len(train.rows):,} rows' if isinstance(train, Examples) else 'batches'
     shown = f'{rows} of {setup.inputs}'
-    return shown + (f', {len(val.rows):,} for validation' if isinstance(val, Examples) else '')
+    sizes = [
+        f'{len(val.rows):,}' if isinstance(val, Examples) else 'batches' for val in sets.values()
+    ]
+    if None in sets or not sets:
+        return shown + ''.join(f', {size} for validation' for size in sizes if size != 'batches')
+    of_sets = ', '.join(f'{name} ({size})' for name, size in zip(sets, sizes, strict=True))
+    return f'{shown}, for validation {of_sets}; {default_monitor(names)} is monitored by default'
 
 
 def _optimizer_of(config: TrainingConfig) -> str:

@@ -6,8 +6,9 @@ from typing import Any
 
 from thinkml.core import Feed, ResidentFeed
 from thinkml.errors import warn_user
+from thinkml.history import split_name
 from thinkml.training.callbacks.early_stopping import EarlyStopping
-from thinkml.training.metric_monitor import MonitoringCallback
+from thinkml.training.metric_monitor import MonitoringCallback, default_monitor
 from thinkml.training.run import Run
 from thinkml.training.run_checkpoints import Checkpoints
 
@@ -41,20 +42,25 @@ def warn_of_validation(run: Run) -> None:
 
     It becomes an event of the history, so that a resumed run does not repeat it.
     """
-    if 'val_loss' not in run.history or any(_KEY in text for _, text in run.history.events):
+    names = tuple(run.history)
+    losses = {name: of_set for name in names if (of_set := _set_of_loss(name, names)) is not None}
+    if not losses or any(_KEY in text for _, text in run.history.events):
         return
-    loss, val_loss = run.history[-1, ('loss', 'val_loss')]
-    best = run.history.best_epoch
-    if math.isfinite(loss) and not math.isfinite(val_loss):
-        event = f'{_KEY} is {val_loss}'
+    best, name = run.history.best_epoch, default_monitor(names)
+    loss, val_loss = run.history[-1, ('loss', name)]
+    broken = [one for one in losses if not math.isfinite(run.history[-1, one])]
+    if broken and math.isfinite(loss):
+        of_set = losses[broken[0]]
+        event = f'{_KEY} is {run.history[-1, broken[0]]}'
         advice = (
-            'while that of training is finite: look for NaN or very large values in X_val and '
-            'y_val, and for a logarithm, division or exponential in the model or the loss.'
+            'while that of training is finite: look for NaN or very large values in '
+            f'{f"X_val[{of_set!r}]" if of_set else "X_val and y_val"}, and for a logarithm, '
+            'division or exponential in the model or the loss.'
         )
-    elif best is not None and _has_risen(run, best):
+    elif best is not None and _has_risen(run, name, best):
         event = f'{_KEY} has risen since epoch {best}'
         advice = (
-            f'from {run.history[best - 1, "val_loss"]:.3g} to {val_loss:.3g}, while that of '
+            f'from {run.history[best - 1, name]:.3g} to {val_loss:.3g}, while that of '
             'training falls: the model overfits. early_stopping=True stops in time and keeps the '
             'best parameters; more data, augmentation=, weight_decay= or a smaller model help.'
         )
@@ -62,6 +68,12 @@ def warn_of_validation(run: Run) -> None:
         return
     run.history.events.append((run.epoch, event))
     warn_user(f'After epoch {run.epoch} the {event}, {advice}')
+
+
+def _set_of_loss(name: str, names: Sequence[str]) -> str | None:
+    """Returns the validation set whose loss this is; None if it is another value."""
+    of_set, metric = split_name(name, names)
+    return of_set if metric == 'loss' else None
 
 
 def warn_of_weights(run: Run) -> None:
@@ -79,26 +91,28 @@ def warn_of_weights(run: Run) -> None:
 
 
 def warn_of_monitors(
-    run: Run, checkpoints: Checkpoints | None, missing: Mapping[str, Sequence[Any]]
+    run: Run, checkpoints: Checkpoints | None, missing: Mapping[str | None, Sequence[Any]]
 ) -> None:
     """Warns of a monitored metric that was NaN at the end, so that it decided nothing.
 
     Args:
         run: a run that has ended.
         checkpoints: the checkpoints of the run; a metric tells the best of them, too.
-        missing: the labels that no row of ``'train'`` and of ``'val'`` has.
+        missing: the labels that no row has, by validation set, see `split_name`.
     """
     by_name: dict[str, list[str]] = {}
     watching = [c for c in run.callbacks if isinstance(c, MonitoringCallback)]
     for one in (*watching, *([] if checkpoints is None else [checkpoints])):
         by_name.setdefault(one.watched_name, []).append(type(one).__name__.removesuffix('s'))
+    first_loss = default_monitor(run.metric_names)
     is_reported = any(_KEY in text for _, text in run.history.events)
     for name, watching in by_name.items():
         values = run.history[:, name] if name in run.history else []
-        if not values or not math.isnan(values[-1]) or (is_reported and name == 'val_loss'):
+        if not values or not math.isnan(values[-1]) or (is_reported and name == first_loss):
             continue
-        part = 'validation' if name.startswith('val_') else 'training'
-        labels = missing['val' if part == 'validation' else 'train']
+        of_set, _ = split_name(name, run.history)
+        part = 'training' if of_set is None else f'validation {of_set}'.rstrip()
+        labels = missing.get(of_set)
         cause = 'Watch another metric, or look at why this one is not defined.'
         if labels:
             shown = ', '.join(map(repr, labels[:5]))
@@ -113,14 +127,14 @@ def warn_of_monitors(
         )
 
 
-def _has_risen(run: Run, best: int) -> bool:
+def _has_risen(run: Run, name: str, best: int) -> bool:
     """Returns True if the validation loss has been well above its best value for many epochs."""
     history = run.history
     if run.epoch - best < _RISING_EPOCHS or any(
         isinstance(callback, EarlyStopping) for callback in run.callbacks
     ):
         return False
-    first, lowest = history[0, 'val_loss'], history[best - 1, 'val_loss']
-    risen = min(history[-_RISEN_EPOCHS:, 'val_loss']) - lowest
+    first, lowest = history[0, name], history[best - 1, name]
+    risen = min(history[-_RISEN_EPOCHS:, name]) - lowest
     is_clear = risen > 0.2 * abs(lowest) and risen > 0.1 * (first - lowest)
     return is_clear and history[-1, 'loss'] < history[best - 1, 'loss']

@@ -54,6 +54,7 @@ from thinkml.training.train_loop import Training, fit, note_interrupt
 from thinkml.training.training_data import Examples, TrainRequest
 from thinkml.training.training_setup import TrainingSetup, by_head, make_setup
 from thinkml.training.tuning import LearningRateRange, learning_rate_range
+from thinkml.training.validation_sets import names_in_history
 from thinkml.typing import Model
 
 Resume = bool | Literal['continue']
@@ -207,9 +208,7 @@ def _history_names(setup: TrainingSetup) -> MetricNames:
     """Returns the names of the values that an epoch records."""
     shared = ('loss', *setup.objective.metric_names)
     names = (*shared, *setup.objective.training_metrics)
-    found = MetricNames(
-        names if setup.val is None else (*names, *(f'val_{name}' for name in shared))
-    )
+    found = MetricNames((*names, *names_in_history(setup.val, shared)))
     found.heads = tuple(setup.objective.heads)
     return found
 
@@ -365,13 +364,17 @@ def _recorded(run: Run, setup: TrainingSetup) -> Iterator[None]:
         raise
 
 
-def _missing_labels(setup: TrainingSetup) -> dict[str, list[Any]]:
-    """Returns the classes that no row has; for multilabel, the labels that all or none have."""
-    missing: dict[str, list[Any]] = {'train': [], 'val': []}
-    for name, data in (('train', setup.train), ('val', setup.val)):
+def _missing_labels(setup: TrainingSetup) -> dict[str | None, list[Any]]:
+    """Returns the classes that no row has; for multilabel, the labels that all or none have.
+
+    They are by validation set, as `thinkml.history.split_name` names it; None is the training data.
+    """
+    missing: dict[str | None, list[Any]] = {}
+    of_sets = {name or '': data for name, data in setup.val.items()}
+    for name, data in ({None: setup.train} | of_sets).items():
         if isinstance(data, Examples):
             for _, task, y in by_head(setup.task, data.y):
-                missing[name] += _missing_in(y[data.rows], task)
+                missing.setdefault(name, []).extend(_missing_in(y[data.rows], task))
     return missing
 
 

@@ -1,6 +1,5 @@
 """The training loop: chunks of steps, epochs, callbacks, checkpoints, and how a run ends."""
 
-import math
 import time
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -16,11 +15,13 @@ from thinkml.monitoring import ProgressBar
 from thinkml.training.callback_states import load_states
 from thinkml.training.callbacks.dispatch import after_chunk, after_epoch, started
 from thinkml.training.divergence import is_finite, last_finite_state, likely_causes
+from thinkml.training.metric_monitor import default_monitor
 from thinkml.training.run import EpochEnd, Program, Run, copy_arrays
 from thinkml.training.run_checkpoints import Checkpoints
 from thinkml.training.run_parts import RunParts
 from thinkml.training.run_warnings import warn_of_validation, warn_of_waiting, warn_of_weights
 from thinkml.training.signals import Signals
+from thinkml.training.validation_sets import prefix_of
 
 
 class Training(NamedTuple):
@@ -171,8 +172,9 @@ def _end_epoch(run: Run, parts: RunParts, measured: Collection, progress: Progre
     metrics = compute(measured) | _validate(run, parts)
     run.epoch += 1
     run.history.add_epoch(metrics)
-    if metrics.get('val_loss', math.inf) < run.best_val_loss:
-        run.best_val_loss, run.history.best_epoch = metrics['val_loss'], run.epoch
+    loss = default_monitor(run.metric_names)
+    if parts.validations and metrics[loss] < run.best_val_loss:
+        run.best_val_loss, run.history.best_epoch = metrics[loss], run.epoch
     progress.advance(0, 0, run.epoch, metrics)
     warn_of_weights(run)
     warn_of_validation(run)
@@ -182,14 +184,15 @@ def _end_epoch(run: Run, parts: RunParts, measured: Collection, progress: Progre
 
 
 def _validate(run: Run, parts: RunParts) -> dict[str, float]:
-    program, validation = parts.program, parts.validation
-    if validation is None:
-        return {}
-    metrics = evaluate(
-        program.eval_step, program.eval_metrics, run.state.eval_params, run.state.model_state,
-        validation.read(), batch_size=validation.batch_size, layout=program.layout,
-    )  # fmt: skip
-    return {f'val_{name}': value for name, value in metrics.items()}
+    """Returns the metrics of each validation set."""
+    program, found = parts.program, {}
+    for name, validation in parts.validations.items():
+        metrics = evaluate(
+            program.eval_step, program.eval_metrics, run.state.eval_params, run.state.model_state,
+            validation.read(), batch_size=validation.batch_size, layout=program.layout,
+        )  # fmt: skip
+        found |= {f'{prefix_of(name)}{metric}': value for metric, value in metrics.items()}
+    return found
 
 
 def _go_back(run: Run, chunk: Chunk) -> None:

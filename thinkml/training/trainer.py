@@ -188,7 +188,10 @@ class ModelTrainer:
                 each row, or for each element of a row, such as a token or a pixel. If ``X_train``
                 holds them: their name, or None to find them.
             X_val: validation inputs. None holds out ``config.validation_split`` of the rows.
-            y_val: validation targets.
+                Several sets are a dict such as ``{'in': (X, y), 'shifted': (X2, y2)}``, of pairs or
+                of sources that hold their labels; their values are ``val_in_loss``,
+                ``val_shifted_loss`` and so on. The first set is monitored by default.
+            y_val: validation targets; None for several sets.
             loss_fn: a name (``'cross_entropy'``, ``'binary_cross_entropy'``, ``'focal'``,
                 ``'hinge'``, ``'dice'``, ``'mse'``, ``'mae'``, ``'huber'``, ``'log_cosh'``,
                 ``'poisson'``, ``'quantile'``), an

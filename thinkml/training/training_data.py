@@ -28,7 +28,6 @@ from thinkml.data import (
 )
 from thinkml.data.head_targets import (
     check_any_targets,
-    encode_any_targets,
     naming_head,
     num_rows_of,
     rows_at,
@@ -86,9 +85,9 @@ def _counts(labels: np.ndarray, weight: np.ndarray | None, rows: np.ndarray) -> 
     return np.asarray(counts.any(axis=1))
 
 
-def check_counted(examples: Examples | None, argument: str) -> None:
+def check_counted(examples: Examples, argument: str) -> None:
     """Raises a `DataError` if all elements of a data set are ignored: no loss has a mean then."""
-    if examples is not None and not len(rows_of_weight(examples)):
+    if not len(rows_of_weight(examples)):
         raise DataError(
             f'{argument}: each element is ignored or has weight 0, expected some that count, whose '
             'mean the loss is. Choose other rows.'
@@ -248,7 +247,7 @@ def open_stream(
     request: TrainRequest, config: TrainingConfig, names: InputSpec | None
 ) -> tuple[Batches, Any, PyTree]:
     """Returns the source of batches, and the inputs and labels of its first batch."""
-    label = _label_of_batches(request.y_train, 'y_train')
+    label = label_of_batches(request.y_train, 'y_train')
     for name in ('sample_weight', 'groups'):
         if getattr(request, name) is not None:
             raise DataError(
@@ -260,12 +259,12 @@ def open_stream(
     batches = open_batches(request.X_train, 'X_train', label=label, like=names)
     if config.learning_rate == 'auto':
         _check_again(batches, "learning_rate='auto', which reads some of it before training")
-    _check_epochs(batches, config)
+    check_epochs(batches, config)
     first = batches.peek()
     return batches, first.x, check_any_targets(first.y, 'X_train, batch 1')
 
 
-def _label_of_batches(y: Any, argument: str) -> str | None:
+def label_of_batches(y: Any, argument: str) -> str | None:
     """Returns the name of the labels within batches; None to find them."""
     if not (y is None or isinstance(y, str)):
         raise DataError(
@@ -276,7 +275,8 @@ def _label_of_batches(y: Any, argument: str) -> str | None:
     return y
 
 
-def _check_epochs(batches: Batches, config: TrainingConfig) -> None:
+def check_epochs(batches: Batches, config: TrainingConfig) -> None:
+    """Raises a `DataError` for an iterator beside several epochs."""
     # With max_steps the first epoch may be all there is.
     if config.epochs > 1 and config.max_steps is None:
         _check_again(batches, f'epochs={config.epochs}')
@@ -331,7 +331,7 @@ def make_stream(
             f'validation_split: got {config.validation_split!r} for batches, from which no rows '
             'can be held out. Pass X_val, another source of batches or arrays.'
         )
-    shift, of_elements = _weight_shift(batches), _has_element_weights(batches)
+    shift, of_elements = weight_shift(batches), has_element_weights(batches)
     if request.class_weights is None:
         return Stream(
             batches, task, weight_shift=shift, advice=advice, has_element_weights=of_elements
@@ -357,7 +357,7 @@ def _class_table(task: Task, class_weights: Any) -> np.ndarray | None:
     return class_weight_table(np.zeros(0, np.int32), task, class_weights)
 
 
-def _has_element_weights(batches: Batches) -> bool | dict[str, bool]:
+def has_element_weights(batches: Batches) -> bool | dict[str, bool]:
     """Returns True if the first batch has a weight for each element; the others must have, too."""
     weight = batches.peek().weight
     if isinstance(weight, dict):
@@ -365,7 +365,7 @@ def _has_element_weights(batches: Batches) -> bool | dict[str, bool]:
     return weight is not None and weight.ndim > 1
 
 
-def _weight_shift(batches: Batches) -> int:
+def weight_shift(batches: Batches) -> int:
     """Returns the shift of the first batch, so that a resumed run has the same one."""
     weight = batches.peek().weight
     if weight is None:
@@ -439,49 +439,8 @@ def _set_weights(weight: np.ndarray, values: np.ndarray | None, rows: np.ndarray
         )
 
 
-def open_validation(
-    request: TrainRequest, inputs: InputSpec, task: AnyTask, config: TrainingConfig
-) -> Examples | Stream | None:
-    """Opens and encodes the validation data; returns None if there is none."""
-    X_val, y_val = request.X_val, request.y_val
-    if X_val is None and y_val is None:
-        return None
-    if has_no_labels(request):
-        if y_val is not None or is_batches(X_val):
-            raise DataError(
-                'y_val, X_val: got labels or batches beside training rows without labels, expected '
-                'rows without labels. Pass X_val alone.'
-            )
-        x = open_rows(X_val, 'X_val', inputs)
-        return Examples(x, np.zeros(len(x), np.int32), np.arange(len(x)), None)
-    if y_val is None and isinstance(request.y_train, str):
-        y_val = request.y_train
-    if X_val is not None and is_batches(X_val):
-        batches = open_batches(X_val, 'X_val', label=_label_of_batches(y_val, 'y_val'), like=inputs)
-        _check_epochs(batches, config)
-        # The labels are checked now, and not after the first epoch.
-        encode_any_targets(batches.peek().y, task, 'X_val, batch 1')
-        return Stream(
-            batches, task,
-            weight_shift=_weight_shift(batches), has_element_weights=_has_element_weights(batches),
-        )  # fmt: skip
-    if X_val is None or (y_val is None and not _holds_labels(request)):
-        missing, given = ('X_val', 'y_val') if X_val is None else ('y_val', 'X_val')
-        raise DataError(f'{missing}: got None together with {given}, expected both or neither.')
-    x, targets = open_data(X_val, y_val, 'X_val', 'y_val', like=inputs)
-    check_lengths({'X_val': x, 'y_val': targets})
-    return Examples(x, encode_any_targets(targets, task, 'y_val'), np.arange(len(x)), None)
-
-
-def _holds_labels(request: TrainRequest) -> bool:
-    """Returns True if labels come with the inputs, as in the training data."""
-    return request.y_train is None or isinstance(request.y_train, str)
-
-
-def identify(data: Examples | Stream | None, *, in_part: bool) -> dict[str, Any]:
+def identify(data: Examples | Stream, *, in_part: bool) -> dict[str, Any]:
     """Returns what identifies a data set: a fingerprint, or for batches their number and inputs."""
-    if data is None:
-        return {}
     if isinstance(data, Stream):
         # Without a hash: a source may yield another first batch in another process.
         return {'batches': data.batches.num_batches, 'inputs': str(data.batches.inputs)}

@@ -79,8 +79,17 @@ from thinkml.training.training_data import (
     make_examples,
     make_stream,
     open_inputs,
-    open_validation,
     with_advice,
+)
+from thinkml.training.validation_sets import (
+    SetName,
+    argument_of,
+    by_argument,
+    identify_sets,
+    labels_argument_of,
+    masked_lengths,
+    open_validation,
+    split_sets,
 )
 from thinkml.typing import Model, PyTree
 
@@ -96,18 +105,18 @@ class TrainingSetup:
 
     Attributes:
         train: the training data.
-        val: the validation data; None for none.
+        val: the validation sets by name; the name of a single one is None.
         inputs: the shape and dtype of a row of inputs.
         task: the meaning of the outputs.
         labels: an encoded label, as `jax.ShapeDtypeStruct` of a row; a dict of them by head.
         objective: loss, metrics and augmentation.
         fingerprint: identifies the training data.
-        val_fingerprint: identifies the validation data; empty for none.
+        val_fingerprint: identifies the validation sets; empty for none.
         footprint: a rough estimate of the memory that the model takes.
     """
 
     train: Examples | Stream
-    val: Examples | Stream | None
+    val: dict[SetName, Examples | Stream]
     inputs: InputSpec
     task: AnyTask
     labels: PyTree
@@ -146,7 +155,7 @@ def make_setup(
     known = record_of(model)
     if isinstance(model, nnx.Module):
         warn_of_modes(model)
-    request, lengths, val_lengths = _pad_sequences(model, request.with_text_names())
+    request, lengths, of_sets = _pad_sequences(model, request.with_text_names())
     before = request.known or known.input_spec
     if not is_batches(request.X_train):
         warn_of_label_column(request)
@@ -181,14 +190,13 @@ def make_setup(
         train = train._replace(lengths=lengths)
         split = None if split is None else split._replace(lengths=lengths)
     _check_element_weights(train, objective)
-    val = split or open_validation(request, inputs, task, config)
-    if isinstance(val, Examples) and split is None:
-        val = val._replace(lengths=val_lengths)
+    val = {} if split is None else {None: split}
+    val |= open_validation(of_sets, request, inputs, task, config)
     if not isinstance(request.loss_fn, Objective):
-        _check_labels(task, y, train, val, 'validation_split' if split else 'y_val')
+        _check_labels(task, y, train, val, is_split=split is not None)
         _check_ranges(task, objective, y, val)
     if outputs.gathers:
-        _check_ids(model, probe, {'X_train': train, 'X_val': val})
+        _check_ids(model, probe, {'X_train': train, **by_argument(val)})
     return TrainingSetup(
         train=train,
         val=val,
@@ -197,7 +205,7 @@ def make_setup(
         labels=jax.tree.map(lambda one: jax.ShapeDtypeStruct((1, *one.shape[1:]), one.dtype), y),
         objective=objective,
         fingerprint=identify(train, in_part=request.rows is not None),
-        val_fingerprint=identify(val, in_part=split is not None),
+        val_fingerprint=identify_sets(val, in_part=split is not None),
         footprint=footprint,
     )
 
@@ -219,25 +227,35 @@ def _check_labels(
     task: AnyTask,
     y: Any,
     train: Examples | Stream,
-    val: Examples | Stream | None,
-    val_argument: str,
+    val: dict[SetName, Examples | Stream],
+    *,
+    is_split: bool,
 ) -> None:
     """Checks that some labels of each data set count, and warns of classes that do not occur."""
     for name, head, labels in by_head(task, y):
-        of_head = _of_head(train, name), _of_head(val, name)
+        of_train = _of_head(train, name)
+        of_sets = {of_set: _of_head(data, name) for of_set, data in val.items()}
         if isinstance(train, Examples):
             warn_of_one_class(head, labels, _named('y_train', name))
         if isinstance(task, Composite) or head.element_shape:
-            for argument, part in zip(('y_train', 'y_val'), of_head, strict=True):
-                check_counted(part if isinstance(part, Examples) else None, _named(argument, name))
-        warn_of_classes_only_in_validation(head, *of_head, _named(val_argument, name))
+            _check_counted(of_train, _named('y_train', name))
+            for of_set, data in of_sets.items():
+                _check_counted(data, _named(labels_argument_of(of_set), name))
+        for of_set, data in of_sets.items():
+            argument = 'validation_split' if is_split else labels_argument_of(of_set)
+            warn_of_classes_only_in_validation(head, of_train, data, _named(argument, name))
+
+
+def _check_counted(data: Examples | Stream, argument: str) -> None:
+    if isinstance(data, Examples):
+        check_counted(data, argument)
 
 
 def _check_ranges(
-    task: AnyTask, objective: TrainingObjective, y: Any, val: Examples | Stream | None
+    task: AnyTask, objective: TrainingObjective, y: Any, val: dict[SetName, Examples | Stream]
 ) -> None:
     """Checks that the targets are within the ranges that the names of metrics contain."""
-    for labels in (y, val.y) if isinstance(val, Examples) else (y,):
+    for labels in (y, *(data.y for data in val.values() if isinstance(data, Examples))):
         for name, _, targets in by_head(task, labels):
             of_head = objective if name is None else objective.heads[name]
             check_target_ranges(of_head.metrics, targets)
@@ -245,8 +263,11 @@ def _check_ranges(
 
 def _pad_sequences(
     model: Model, request: TrainRequest
-) -> tuple[TrainRequest, np.ndarray | None, np.ndarray | None]:
-    """Returns the request with rows of one length, and the lengths if the model takes a mask."""
+) -> tuple[TrainRequest, np.ndarray | None, dict[SetName, PaddedData]]:
+    """Returns the request and the validation sets with rows of one length.
+
+    The lengths of the training rows come with them if the model takes a mask.
+    """
     length = request.max_length
     if length is not None and not (is_whole(length) and length >= 1):
         raise ConfigError(f'max_length: got {length!r}, expected a whole number of at least 1.')
@@ -261,17 +282,16 @@ def _pad_sequences(
             'different lengths, expected None. Cut arrays yourself: X[:, :max_length].'
         )
     arrays = next(iter(train.X.values())) if isinstance(train.X, dict) else train.X
-    val = pad_sequences(
-        user_model, request.X_val, request.y_val,
-        argument='X_val', label_argument='y_val', ignore_label=marker,
-        max_length=length, like=None if train.lengths is None else length_spec(arrays),
-    )  # fmt: skip
-    request = request._replace(X_train=train.X, y_train=train.y, X_val=val.X, y_val=val.y)
-    return request, _masked_lengths(train), _masked_lengths(val)
-
-
-def _masked_lengths(data: PaddedData) -> np.ndarray | None:
-    return data.lengths if isinstance(data.X, dict) else None
+    val = {
+        name: pad_sequences(
+            user_model, X, y,
+            argument=argument_of(name), label_argument=labels_argument_of(name),
+            ignore_label=marker, max_length=length,
+            like=None if train.lengths is None else length_spec(arrays),
+        )
+        for name, (X, y) in split_sets(request).items()
+    }  # fmt: skip
+    return request._replace(X_train=train.X, y_train=train.y), masked_lengths(train), val
 
 
 def _infer_task(
@@ -434,21 +454,20 @@ def _check_element_weights(train: Examples | Stream, objective: TrainingObjectiv
         )
 
 
-def _of_head(data: Examples | Stream | None, head: str | None) -> Examples | Stream | None:
+def _of_head(data: Examples | Stream, head: str | None) -> Examples | Stream:
     """Returns a data set with the targets of one head."""
     if head is None or not isinstance(data, Examples):
         return data
     return data._replace(y=data.y[head], weight=part_of(data.weight, head))
 
 
-def _check_ids(model: Any, probe: Any, parts: dict[str, Examples | Stream | None]) -> None:
+def _check_ids(model: Any, probe: Any, parts: dict[str, Examples | Stream]) -> None:
     """Checks the ids of all rows in memory, and of some rows on disk, see `check_lookups`."""
     functional = functionalize(model, probe, jax.random.key(0))
     if not has_lookups(functional, probe):
         return
     for argument, data in parts.items():
-        blocks = () if data is None else _inputs_to_check(data)
-        check_lookups([lookups(functional, x) for x in blocks], argument)
+        check_lookups([lookups(functional, x) for x in _inputs_to_check(data)], argument)
 
 
 def _inputs_to_check(data: Examples | Stream) -> Iterator[Any]:

@@ -8,7 +8,7 @@ import numpy as np
 from thinkml.errors import ConfigError, NotTrainedError, unknown_name
 from thinkml.evaluation.plots.axes import GREY, PathLike, add_legend, finish, new_axes, style_axes
 from thinkml.figures import COLOURS
-from thinkml.history import History
+from thinkml.history import History, split_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -32,7 +32,7 @@ def learning_curve(
             'plot_learning_curve: got a model without a recorded training, expected one that was '
             'trained by ThinkML or loaded with its history.'
         )
-    recorded = dict.fromkeys(name.removeprefix('val_') for run in runs for name in run)
+    recorded = dict.fromkeys(split_name(name, run)[1] for run in runs for name in run)
     if metric not in recorded:
         raise ConfigError(unknown_name('metric', metric, recorded))
     ax = new_axes(ax, 5.6, 4)
@@ -54,12 +54,14 @@ def learning_curve(
 
 def _draw_run(ax: 'Axes', run: History, metric: str, start: int) -> None:
     """Draws one training that follows ``start`` epochs of earlier trainings."""
-    lines = {
-        'training': (metric, COLOURS[0], '-', '.'),
-        'validation': (f'val_{metric}', COLOURS[1], '--', 'x'),
+    names = {split_name(name, run): name for name in run}
+    sets = [of_set for of_set, of in names if of == metric and of_set is not None]
+    lines = {'training': (None, COLOURS[0], '-', '.')} | {
+        f'validation {of_set}'.strip(): (of_set, COLOURS[index % len(COLOURS)], '--', 'x')
+        for index, of_set in enumerate(sets, 1)
     }
-    for label, (name, colour, style, marker) in lines.items():
-        values = np.array(run.get(name, []))
+    for label, (of_set, colour, style, marker) in lines.items():
+        values = np.array(run.get(names.get((of_set, metric), ''), []))
         [finite] = np.nonzero(np.isfinite(values))
         if len(finite):
             ax.plot(

@@ -24,8 +24,8 @@ class Checkpoint(BuiltInCallback):
         every_epochs: epochs from one checkpoint to the next.
         every_steps: also after so many steps; None for no.
         every_minutes: also after so many minutes; None for no.
-        monitor: the metric that tells the best checkpoint; None for ``'val_loss'``, or ``'loss'``
-            without validation data.
+        monitor: the metric that tells the best checkpoint; None for ``'val_loss'``, the loss of the
+            first of several validation sets, or ``'loss'`` without validation data.
         mode: ``'min'`` or ``'max'``; None for what suits the metric.
 
     Raises:

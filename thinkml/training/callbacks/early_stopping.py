@@ -14,8 +14,8 @@ class EarlyStopping(MonitoringCallback):
     """A callback that ends a run when a metric stops improving, and restores the best parameters.
 
     Attributes:
-        monitor: a name in the history; None for ``'val_loss'``, or for ``'loss'``, with a warning,
-            if there is no validation data.
+        monitor: a name in the history; None for ``'val_loss'``, the loss of the first of several
+            validation sets, or for ``'loss'``, with a warning, if there is no validation data.
         mode: ``'min'`` or ``'max'``; None for what suits the metric: ``'max'`` for accuracy,
             ``'min'`` for losses and errors.
         min_delta: an improvement, which ``patience`` waits for, is larger than this. The best epoch

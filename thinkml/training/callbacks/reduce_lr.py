@@ -14,8 +14,8 @@ class ReduceLROnPlateau(MonitoringCallback):
     """A callback that lowers the learning rate when a metric stops improving.
 
     Attributes:
-        monitor: a name in the history; None for ``'val_loss'``, or ``'loss'`` without validation
-            data.
+        monitor: a name in the history; None for ``'val_loss'``, the loss of the first of several
+            validation sets, or ``'loss'`` without validation data.
         factor: the rate is multiplied by this number, between 0 and 1.
         patience: epochs without improvement before that.
         mode: ``'min'`` or ``'max'``; None for what suits the metric.

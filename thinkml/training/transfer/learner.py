@@ -69,6 +69,12 @@ from thinkml.training.transfer.layer_groups import (
     split_head,
     summary_table,
 )
+from thinkml.training.validation_sets import (
+    argument_of,
+    labels_argument_of,
+    prefix_of,
+    split_sets,
+)
 from thinkml.typing import Inputs, Labels, Model, PyTree
 
 
@@ -373,12 +379,12 @@ class TransferLearner:
         progress: bool,
     ) -> TrainResult:
         """Trains the head alone, on features that are computed once if possible."""
-        headed = None
+        headed, sets = None, split_sets(request)
         if not (
             data.rows is None
             or request.augmentation
             or config.fast_dev_run
-            or is_batches(request.X_val)
+            or any(is_batches(X) for X, _ in sets.values())
         ):
             headed = split_head(groups, data.probe)
         if headed is None or data.rows is None:
@@ -391,11 +397,15 @@ class TransferLearner:
         with open_feature_cache(self.cache_bytes) as cache:
             features = cache.compute(headed, data.rows, 'train')
             cached = request._replace(X_train=features, y_train=data.targets, known=None)
-            if request.X_val is not None:
-                rows, targets = open_data(
-                    request.X_val, request.y_val, 'X_val', 'y_val', data.inputs
-                )
-                cached = cached._replace(X_val=cache.compute(headed, rows, 'val'), y_val=targets)
+            found = {}
+            for name, (X, y) in sets.items():
+                arguments = argument_of(name), labels_argument_of(name)
+                rows, targets = open_data(X, y, *arguments, data.inputs)
+                found[name] = cache.compute(headed, rows, prefix_of(name)[:-1]), targets
+            if None in found:
+                cached = cached._replace(X_val=found[None][0], y_val=found[None][1])
+            elif found:
+                cached = cached._replace(X_val=found, y_val=None)
             try:
                 result = self._train(headed.head, cached, config, progress)
             except KeyboardInterrupt:  # the model keeps what it learned until then
