@@ -106,10 +106,10 @@ def resnet50_in_torch(size, compiled):
 
 def peak_of(device):
     """Returns the bfloat16 operations per second of a device by its name; None if unknown."""
-    from thinkml.training.accelerators import ACCELERATORS
+    from thinkml.training.accelerators import accelerator_of
 
-    known = (a for a in ACCELERATORS.values() if a.name in device.lower())
-    return next((accelerator.peak_flops['bfloat16'] for accelerator in known), None)
+    accelerator = accelerator_of(device)
+    return None if accelerator is None else accelerator.peak_flops['bfloat16']
 
 
 def resnet50(size, device):
