@@ -6,7 +6,10 @@ from pathlib import Path
 import pytest
 
 DOCS = Path(__file__).parent.parent / 'docs'
-PAGES = ('index', 'getting-started', 'concepts', 'extending')
+PAGES = (
+    'index', 'getting-started', 'concepts', 'extending',
+    'guides/monitoring/throughput-and-gradient-norms',
+)  # fmt: skip
 # The pages that explain a script of the examples, which tests/test_examples.py runs.
 TUTORIALS = {
     'tutorials/language-model': '09_language_model.py',

@@ -16,7 +16,12 @@ if TYPE_CHECKING:
 _T = TypeVar('_T')
 
 # Values that depend on the machine differ in every run, so `History.__eq__` ignores them.
-MACHINE_VALUES = frozenset({'step_seconds', 'input_wait', 'bytes_in_use', 'peak_bytes_in_use'})
+MACHINE_VALUES = frozenset(
+    {
+        'step_seconds', 'input_wait', 'examples_per_second', 'elements_per_second', 'mfu',
+        'bytes_in_use', 'peak_bytes_in_use',
+    }
+)  # fmt: skip
 
 
 def split_name(name: str, names: Collection[str]) -> tuple[str | None, str]:
@@ -61,9 +66,9 @@ class History(Mapping[str, list[float]]):
     - ``history[:, ('loss', 'val_loss')]`` is a list of pairs.
 
     Two histories are equal if they recorded the same numbers and events. Values that depend on the
-    machine are not compared: the duration of the run, times and memory that a callback recorded
-    (``step_seconds``, ``input_wait``, ``bytes_in_use``, ``peak_bytes_in_use``), and the steps at
-    which the run was resumed.
+    machine are not compared: the duration of the run, times, rates and memory that a callback
+    recorded (``step_seconds``, ``mfu``, ``bytes_in_use`` and so on), and the steps at which the run
+    was resumed.
 
     Attributes:
         epochs: the number of finished epochs. Epochs are numbered from 1.

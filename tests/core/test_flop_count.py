@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from thinkml.core.xla.flop_count import count_flops
+from thinkml.core.xla.flop_count import count_flops, flops_by_dtype
 
 
 def counted(fn, *args):
@@ -74,3 +74,14 @@ def test_loops_count_their_iterations_and_conditions_their_largest_branch():
     assert counted(scanned, x) == 5 * counted(jnp.matmul, x, x) == 5 * 54
     assert counted(chosen, x) == 54
     assert counted(jax.jit(lambda x: jax.checkpoint(jnp.matmul)(x, x)), x) == 54
+
+
+def test_products_are_counted_in_the_dtype_of_their_factors():
+    wide, narrow = jnp.ones((3, 3)), jnp.ones((3, 3), jnp.bfloat16)
+
+    def mixed(wide, narrow):
+        both = jax.lax.dot(narrow, narrow, preferred_element_type=jnp.float32)
+        return jax.lax.scan(lambda carry, _: (carry @ wide, None), both, length=2)[0]
+
+    jaxpr = jax.make_jaxpr(mixed)(wide, narrow).jaxpr
+    assert flops_by_dtype(jaxpr) == {'bfloat16': 54, 'float32': 2 * 54}

@@ -228,17 +228,18 @@ def test_values_of_other_scales_have_panels_of_their_own():
     history.events.append((2, 'interrupted'))
     extra = {
         'bytes_in_use': 1e9, 'peak_bytes_in_use': 2e9, 'learning_rate': 0.1, 'step_seconds': 2e-3,
-        'input_wait': 0.25, 'grad_norm': 3.0, 'update_ratio': 1e-3,
+        'input_wait': 0.25, 'grad_norm': 3.0, 'update_ratio': 1e-3, 'examples_per_second': 2e4,
+        'elements_per_second': 3e6, 'mfu': 0.4,
     }  # fmt: skip
     history.add_epoch({'loss': 0.5} | extra)
     figure = training_figure([history])
     assert [axes.get_ylabel() for axes in figure.axes] == [
         'loss', 'accuracy', 'learning_rate', 'grad_norm', 'update_ratio', 'step_seconds',
-        'input_wait', 'device memory',
+        'input_wait', 'examples_per_second', 'elements_per_second', 'mfu', 'device memory',
     ]  # fmt: skip
     figure.canvas.draw()
-    ticks = [axes.get_yticklabels()[-1].get_text()[-1] for axes in figure.axes[-3:]]
-    assert ticks == ['s', '%', 'B']
+    ticks = [axes.get_yticklabels()[-1].get_text()[-1] for axes in figure.axes[-6:]]
+    assert ticks == ['s', '%', 'k', 'M', '%', 'B']
     for axes in figure.axes[2:]:
         assert axes.get_ylim()[0] == 0 and not marks(axes, 'best epoch')
         assert lines_at(axes) == {2} and not events(axes)  # the words are above the top row

@@ -90,6 +90,18 @@ def test_the_learning_rate_is_shown_where_it_is_given(clock, capsys):
     assert 'loss=0.5, lr=0.0003]' in drawn(capsys.readouterr().err)[-1]
 
 
+def test_rates_are_shown_once_they_are_known(clock, capsys):
+    with ProgressBar(total_steps=10, enabled=True) as bar:
+        clock.now = 1.0
+        bar.advance(5, 160, epoch=1, metrics={'elements_per_second': float('nan'), 'loss': 0.5})
+        clock.now = 3.0
+        rates = {'elements_per_second': 12345.6, 'mfu': 0.4321}
+        bar.advance(5, 160, epoch=2, metrics=rates)
+    first, last = drawn(capsys.readouterr().err)[1:3]
+    assert 'loss=0.5]' in first and 'elements' not in first
+    assert '80 examples/s, 12,346 elements/s, MFU 43.2%]' in last
+
+
 def test_the_time_left_counts_no_compilation(clock, capsys):
     with ProgressBar(total_steps=100, enabled=True) as bar:
         clock.now = 60.0  # the first step compiled for a minute

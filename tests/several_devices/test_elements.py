@@ -11,6 +11,7 @@ from tests.training.test_objective import Vae, elbo
 from tests.training.test_objective import X as ROWS_OF_VAE
 from tests.training.test_sequences import TAGS, Reader
 from tests.training.test_sequences import TOKENS as SEQUENCES
+from thinkml.history import MACHINE_VALUES
 from thinkml.models import predict
 from thinkml.training import (
     CrossEntropy,
@@ -19,6 +20,7 @@ from thinkml.training import (
     Objective,
     TrainingConfig,
 )
+from thinkml.training.callbacks import throughput
 
 ROWS, TOKENS, WORDS = 61, 6, 8  # rows that no number of devices divides
 SETTINGS = {'epochs': 3, 'batch_size': 16, 'learning_rate': 0.05, 'optimizer': 'momentum'}
@@ -57,19 +59,28 @@ def trained(trainer, chunk=None):
     ids=['mirrored', 'accumulated, chunks', 'fsdp', 'fsdp, chunks', 'sharded', 'streamed'],
 )  # fmt: skip
 def test_the_curve_of_tokens_does_not_depend_on_the_devices(
-    strategy, devices, parts, num_bytes, chunk
+    strategy, devices, parts, num_bytes, chunk, monkeypatch
 ):
-    settings = {'accumulate_steps': parts, 'batch_size': 16 // parts}
+    monkeypatch.setattr(throughput, '_device_kind', lambda run: 'NVIDIA H200')
+    settings = {'accumulate_steps': parts, 'batch_size': 16 // parts, 'callbacks': ['throughput']}
     config = TrainingConfig(**SETTINGS | settings, device_data_bytes=num_bytes)
     trainer = DistributedTrainer(config, strategy=strategy, num_gpus=devices)
     history, params, predictions = trained(trainer, chunk)
     expected = trained(ModelTrainer(TrainingConfig(**SETTINGS | settings)))
     left_out = {'exact_match', 'val_exact_match'} if chunk else set()
     assert expected[0].keys() - history.keys() == left_out
-    for name, values in history.items():
-        np.testing.assert_allclose(values, expected[0][name], atol=1e-5, err_msg=name)
+    for name in history.keys() - MACHINE_VALUES:
+        np.testing.assert_allclose(history[name], expected[0][name], atol=1e-5, err_msg=name)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), params, expected[1])
     np.testing.assert_array_equal(predictions, expected[2])
+    assert per_example(history, 'elements_per_second') == pytest.approx((Y != -100).sum() / ROWS)
+    share = per_example(history, 'mfu') * devices
+    assert share == pytest.approx(per_example(expected[0], 'mfu'))
+
+
+def per_example(history, name):
+    """Returns a rate of the last epoch, divided by that of the examples."""
+    return history[name][-1] / history['examples_per_second'][-1]
 
 
 @pytest.mark.parametrize('strategy', ['mirrored', 'fsdp'])

@@ -30,6 +30,9 @@ _PANELS = {
     'update_ratio': 'update_ratio',
     'step_seconds': 'step_seconds',
     'input_wait': 'input_wait',
+    'examples_per_second': 'examples_per_second',
+    'elements_per_second': 'elements_per_second',
+    'mfu': 'mfu',
     'bytes_in_use': 'device memory',
     'peak_bytes_in_use': 'device memory',
 }
@@ -157,6 +160,9 @@ def _format_panel(axes: 'Axes', panel: str) -> None:
     units = {
         'step_seconds': EngFormatter('s'),
         'input_wait': PercentFormatter(1),
+        'examples_per_second': EngFormatter(),
+        'elements_per_second': EngFormatter(),
+        'mfu': PercentFormatter(1),
         'device memory': EngFormatter('B'),
     }
     if panel in units:

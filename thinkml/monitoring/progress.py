@@ -1,5 +1,6 @@
 """The progress bar of a training run."""
 
+import math
 import time
 from collections.abc import Mapping
 from types import TracebackType
@@ -7,6 +8,7 @@ from typing import Any, Self
 
 from thinkml.history import split_name
 
+_SHOWN_RATES = {'elements_per_second': '{:,.0f} elements/s', 'mfu': 'MFU {:.1%}'}
 _FORMAT = '{desc}{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} steps [{elapsed}<LEFT{postfix}]'
 _FORMAT_WITHOUT_TOTAL = '{desc}{n_fmt} steps [{elapsed}{postfix}]'
 _REFRESH_SECONDS = 0.1
@@ -79,8 +81,9 @@ class ProgressBar:
             num_steps: steps done since the last call.
             num_examples: examples in these steps.
             epoch: the epoch of these steps, counted from 1.
-            metrics: the latest values; ``loss``, the loss of each validation set (``val_loss``) and
-                ``learning_rate`` are shown, each until a newer value comes.
+            metrics: the latest values; ``loss``, the loss of each validation set (``val_loss``),
+                ``learning_rate``, ``elements_per_second`` and ``mfu`` are shown, each until a newer
+                value comes.
         """
         if self._bar is None:
             return
@@ -107,6 +110,8 @@ class ProgressBar:
         seconds = 0.0 if self._started_at is None else now - self._started_at
         if seconds > 0:
             shown.append(f'{self._examples / seconds:,.0f} examples/s')
+        rates = {name: self._metrics.get(name, math.nan) for name in _SHOWN_RATES}
+        shown += [_SHOWN_RATES[name].format(rate) for name, rate in rates.items() if rate >= 0]
         self._bar.n += self._steps
         self._steps = 0
         if self._timed_steps and self.total_steps is not None:

@@ -14,7 +14,7 @@ CALLBACKS = {
     'lr_monitor': 'thinkml.training.callbacks.loggers:LearningRateMonitor',
     'profiler': 'thinkml.training.callbacks.profiler:Profiler',
     'tensorboard': 'thinkml.training.callbacks.loggers:TensorBoard',
-    'throughput': 'thinkml.training.callbacks.device_stats:Throughput',
+    'throughput': 'thinkml.training.callbacks.throughput:Throughput',
 }
 
 

@@ -1,6 +1,7 @@
 """The program of a run: its compiled functions and its first state."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol
@@ -25,6 +26,7 @@ from thinkml.core import (
     make_train_step,
 )
 from thinkml.core.model.adapters import ApplyFn
+from thinkml.core.objectives.losses import without_chunks
 from thinkml.core.parallel.sharding import Layout, unreplicate
 from thinkml.core.train.dispatch import LOOP_LENGTH
 from thinkml.core.train.step import TrainStep
@@ -141,11 +143,13 @@ def make_program(
         capacity = max(one.capacity or 0 for one in validations.values())
         argument = argument_of(unknown[0] if unknown else None)
         eval_metrics = _metrics(setup, None if unknown else capacity, argument)
-    train_step = make_train_step(
-        apply, objective.loss_fn, tx, metrics,
-        augment=objective.augment, remat=savings.remat,
+    make_step = functools.partial(
+        make_train_step, apply, tx=tx, metrics=metrics,
+        augment=objective.augment, element_shape=_shape_of_loss(setup),
+    )  # fmt: skip
+    train_step = make_step(
+        loss_fn=objective.loss_fn, layout=layout, remat=savings.remat,
         accumulate_steps=num_parts(feed.batch_size, config, savings),
-        element_shape=_shape_of_loss(setup), layout=layout,
     )  # fmt: skip
     eval_step = make_eval_step(
         apply, objective.loss_fn, eval_metrics,
@@ -158,6 +162,8 @@ def make_program(
         eval_metrics=eval_metrics,
         layout=layout,
         loop_length=_loop_length(setup, feed.batch_size),
+        model_step=make_step(loss_fn=without_chunks(objective.loss_fn)),
+        element_shapes=_element_shapes(setup),
     )
 
 
@@ -179,6 +185,15 @@ def _loop_length(setup: TrainingSetup, batch_size: int) -> int:
 def _element_shape(task: AnyTask) -> tuple[int, ...]:
     """Returns the element shape of a model's output; those of heads are with their losses."""
     return task.element_shape if isinstance(task, Task) else ()
+
+
+def _element_shapes(setup: TrainingSetup) -> dict[str | None, tuple[int, ...]]:
+    """Returns the element shapes of the outputs whose rows have several labels, by head."""
+    if isinstance(setup.objective.loss_fn, ObjectiveLoss):
+        return {}
+    task = setup.task
+    heads = [(None, task)] if isinstance(task, Task) else task.heads
+    return {name: head.element_shape for name, head in heads if head.element_shape}
 
 
 def _shape_of_loss(setup: TrainingSetup) -> tuple[int, ...]:

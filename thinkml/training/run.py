@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 from clu.metrics import Collection
 
-from thinkml.core import DeviceData, Position, TrainState, get_learning_rate
+from thinkml.core import Chunk, DeviceData, Position, TrainState, get_learning_rate
 from thinkml.core.model.adapters import arrays_in, no_arrays
+from thinkml.core.objectives.elements import ElementShape
 from thinkml.core.parallel.sharding import Layout, put_like
 from thinkml.core.train.hyperparameters import set_hyperparams
 from thinkml.core.train.step import EvalStep, TrainStep
@@ -52,6 +53,10 @@ class Program(NamedTuple):
         eval_metrics: the metrics of validation.
         layout: the placement of arrays on the devices.
         loop_length: the steps of a call on a GPU, see `thinkml.core.train_chunks`.
+        model_step: the training step on one device, without what saves memory. It is not compiled;
+            the operations of the model are counted in it.
+        element_shapes: the axes of a row that have a label each, by head; None for a model with one
+            output. Outputs with one label per row are left out.
     """
 
     train_step: TrainStep
@@ -60,6 +65,8 @@ class Program(NamedTuple):
     eval_metrics: type[Collection]
     layout: Layout
     loop_length: int
+    model_step: TrainStep
+    element_shapes: dict[str | None, ElementShape]
 
 
 class Validation(NamedTuple):
@@ -83,11 +90,13 @@ class Times(NamedTuple):
         steps: the number of steps.
         step_seconds: the time that the device computed.
         input_seconds: the time that it waited for data.
+        examples: the number of examples in these steps.
     """
 
     steps: int = 0
     step_seconds: float = 0.0
     input_seconds: float = 0.0
+    examples: int = 0
 
     @property
     def seconds(self) -> float:
@@ -99,18 +108,23 @@ class Times(NamedTuple):
         """Returns the fraction of the time that was spent waiting; NaN if no time passed."""
         return self.input_seconds / self.seconds if self.seconds else math.nan
 
-    def plus(self, steps: int, step_seconds: float, input_seconds: float) -> 'Times':
-        """Returns the times with further steps."""
+    def plus(self, further: 'Times') -> 'Times':
+        """Returns the times with those of further steps."""
         return Times(
-            self.steps + steps,
-            self.step_seconds + step_seconds,
-            self.input_seconds + input_seconds,
+            steps=self.steps + further.steps,
+            step_seconds=self.step_seconds + further.step_seconds,
+            input_seconds=self.input_seconds + further.input_seconds,
+            examples=self.examples + further.examples,
         )
 
     def since(self, earlier: 'Times') -> 'Times':
         """Returns the times without those of earlier steps."""
-        steps, step_seconds, input_seconds = earlier
-        return self.plus(-steps, -step_seconds, -input_seconds)
+        return Times(
+            steps=self.steps - earlier.steps,
+            step_seconds=self.step_seconds - earlier.step_seconds,
+            input_seconds=self.input_seconds - earlier.input_seconds,
+            examples=self.examples - earlier.examples,
+        )
 
 
 class EpochEnd(NamedTuple):
@@ -141,6 +155,7 @@ class Run:
         config: the settings.
         history: what was recorded so far.
         state: the current training state, on the device.
+        program: the functions that the run compiles.
         metric_names: the names that an epoch records.
         callbacks: the callbacks of the run, in the order of their calls.
         settings: the settings as plain values: those of the config, the loss, the data.
@@ -162,6 +177,7 @@ class Run:
             if none is kept.
         compiled: True after the first dispatch, which compiles.
         times: the time that the later steps in this process took.
+        chunk: the last steps, as they were dispatched; None before the first ones.
         waits: True once a warning has said that the run waits for its data.
         read: returns the arrays that are in the user's object, see `FunctionalModel`.
         shown: the arrays that were there when the object was last shown, or the run began.
@@ -175,6 +191,7 @@ class Run:
     config: TrainingConfig
     history: History
     state: TrainState
+    program: Program
     metric_names: tuple[str, ...]
     callbacks: list[Any] = dataclasses.field(default_factory=list)
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -192,6 +209,7 @@ class Run:
     kept: TrainState | None = None
     compiled: bool = False
     times: Times = Times()  # noqa: RUF009 (immutable)
+    chunk: Chunk | None = None
     waits: bool = False
     read: Callable[[], tuple[Any, Any] | None] = no_arrays
     shown: list[Any] = dataclasses.field(default_factory=list)

@@ -7,12 +7,11 @@ from typing import Any
 import jax
 
 from thinkml.checkpoint.filesystem import readable
-from thinkml.core.parallel.sharding import ONE_DEVICE
 from thinkml.core.xla.compiled_program import CompiledProgram, UnreadableProgramError
-from thinkml.core.xla.flop_count import count_flops
 from thinkml.training.compile_targets import CompileTarget, TargetMemoryError
 from thinkml.training.config import TrainingConfig
 from thinkml.training.memory_plan import Plan, TracedStep, plan_of_step, traced_step
+from thinkml.training.model_flops import step_flops
 from thinkml.training.program import MemorySavings
 from thinkml.training.step_bounds import StepBounds, step_bounds
 from thinkml.training.training_data import Examples
@@ -135,7 +134,7 @@ def make_target_plan(
         strategy_bytes[other] = plan.bytes_per_device
     rows = _rows_of(step)
     dtype = 'float32' if config.precision == 'float32' else 'bfloat16'
-    flops = _model_flops(model, setup, config)
+    flops = step_flops(step.program.model_step, *step.arguments).total()
     return TargetPlan(
         target=target.name,
         memory=memory,
@@ -171,12 +170,6 @@ def _compile(
 
 def _rows_of(step: TracedStep) -> int:
     return jax.tree.leaves(step.arguments[1].x)[0].shape[0]
-
-
-def _model_flops(model: Model, setup: TrainingSetup, config: TrainingConfig) -> int:
-    """Returns the operations of a step without rematerialization, counted in its program."""
-    step = traced_step(model, setup, config, ONE_DEVICE, MemorySavings())
-    return count_flops(jax.make_jaxpr(step.program.train_step)(*step.arguments).jaxpr)
 
 
 def _largest_batch(

@@ -167,6 +167,7 @@ def open_training(
             config=config,
             history=History(),
             state=parts.state,
+            program=parts.program,
             metric_names=names,
             callbacks=callbacks,
             settings=settings,

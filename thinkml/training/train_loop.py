@@ -16,7 +16,7 @@ from thinkml.training.callback_states import load_states
 from thinkml.training.callbacks.dispatch import after_chunk, after_epoch, started
 from thinkml.training.divergence import is_finite, last_finite_state, likely_causes
 from thinkml.training.metric_monitor import default_monitor
-from thinkml.training.run import EpochEnd, Program, Run, copy_arrays
+from thinkml.training.run import EpochEnd, Program, Run, Times, copy_arrays
 from thinkml.training.run_checkpoints import Checkpoints
 from thinkml.training.run_parts import RunParts
 from thinkml.training.run_warnings import warn_of_validation, warn_of_waiting, warn_of_weights
@@ -92,7 +92,7 @@ def _train_chunks(
     """
     run, parts, checkpoints, _ = training
     for chunk in _chunks(run, parts.program, parts.feed, checkpoints):
-        _record_chunk(run, chunk, progress, parts.feed)
+        _record_chunk(run, chunk, progress)
         warn_of_waiting(run, parts.feed)
         if run.kept is not None and not is_finite(chunk):
             return None, chunk
@@ -154,17 +154,18 @@ def _keep_state(run: Run) -> None:
         run.kept = copy_arrays(run.state)
 
 
-def _record_chunk(run: Run, chunk: Chunk, progress: ProgressBar, feed: Feed) -> None:
-    run.state, run.position = chunk.state, chunk.position
+def _record_chunk(run: Run, chunk: Chunk, progress: ProgressBar) -> None:
+    run.chunk, run.state, run.position = chunk, chunk.state, chunk.position
     losses = chunk.step_losses()
     if run.compiled:
+        seconds = time.perf_counter() - chunk.started_at
         run.times = run.times.plus(
-            len(losses), time.perf_counter() - chunk.started_at, chunk.input_seconds
+            Times(len(losses), seconds, chunk.input_seconds, chunk.num_examples)
         )
     run.compiled = True
     run.history.add_steps(losses)
-    examples = len(losses) * feed.batch_size
-    progress.advance(len(losses), examples, chunk.epoch + 1, {'loss': float(losses.mean())})
+    shown = {'loss': float(losses.mean())}
+    progress.advance(len(losses), chunk.num_examples, chunk.epoch + 1, shown)
 
 
 def _end_epoch(run: Run, parts: RunParts, measured: Collection, progress: ProgressBar) -> None:
@@ -180,6 +181,7 @@ def _end_epoch(run: Run, parts: RunParts, measured: Collection, progress: Progre
     warn_of_validation(run)
     rate, now = run.learning_rate, time.time()
     after_epoch(run.callbacks, run)
+    progress.advance(0, 0, run.epoch, run.history.last())
     run.epoch_ends.append(EpochEnd(rate, now, len(run.history)))
 
 

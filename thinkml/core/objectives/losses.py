@@ -10,6 +10,7 @@ compiled for one ``CrossEntropy(label_smoothing=0.1)`` is used again for another
 import dataclasses
 import functools
 from collections.abc import Callable, Hashable, Iterable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -457,6 +458,11 @@ def decides(loss_fn: object) -> Decision | None:
 def chunk_of(loss_fn: object) -> int | None:
     """Returns the chunk of a `CrossEntropy`; None for a loss that needs all logits at once."""
     return loss_fn.chunk if isinstance(loss_fn, CrossEntropy) else None
+
+
+def without_chunks(loss_fn: Any) -> Any:
+    """Returns the loss that needs all logits at once, for one that is computed in chunks."""
+    return loss_fn if chunk_of(loss_fn) is None else dataclasses.replace(loss_fn, chunk=None)
 
 
 def get_loss(loss_fn: str | LossFn, element_shape: tuple[int, ...] = ()) -> LossFn:

@@ -1,18 +1,21 @@
 """The compiled programs of a dispatch, which run several training steps."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from clu.metrics import Collection
 from jax.flatten_util import ravel_pytree
 
+from thinkml.core.objectives.elements import ElementShape, element_weights
+from thinkml.core.objectives.heads import part_of
 from thinkml.core.parallel.sharding import Layout, pin_state, replicate
-from thinkml.core.train.batch_feed import DeviceData, take
+from thinkml.core.train.batch_feed import Block, DeviceData, take
 from thinkml.core.train.state import TrainState
-from thinkml.core.train.step import EvalStep, TrainStep
+from thinkml.core.train.step import Batch, EvalStep, TrainStep
 from thinkml.core.xla.jit import Jit
 from thinkml.typing import PyTree
 
@@ -82,6 +85,56 @@ def run_steps(
         stop_nonfinite, layout, losses, last - first, (state.params, state.model_state)
     )
     return Dispatched(state, totals, losses, *counted)
+
+
+def batch_shapes(block: Block) -> Batch:
+    """Returns the shapes and dtypes of the batches of a block."""
+    rows = jax.ShapeDtypeStruct(block.plan.shape[1:], block.plan.dtype)
+    return jax.eval_shape(take, block.data, rows, 0)
+
+
+def count_elements(
+    shapes: Mapping[str | None, ElementShape],
+    layout: Layout,
+    block: Block,
+    first: int,
+    last: int,
+) -> np.ndarray:
+    """Returns the number of elements of some steps that count, by head.
+
+    An ignored element does not count, nor one with weight 0, such as those of filler rows.
+
+    Args:
+        shapes: the axes of the elements of a row, by head; None for a model with one output.
+        layout: the layout of the data.
+        block: the data of the steps.
+        first: the first step of the epoch that is counted.
+        last: one past the last step.
+    """
+    data = block.data.replace(x=())  # neither copied nor a part of the compiled program
+    steps = first - block.start, last - block.start
+    return np.asarray(_count_elements(tuple(shapes.items()), layout, data, block.plan, *steps))
+
+
+@functools.partial(Jit, static_argnums=(0, 1))
+def _count_elements(
+    shapes: tuple[tuple[str | None, ElementShape], ...],
+    layout: Layout,
+    data: DeviceData,
+    plan: jax.Array,
+    first: int,
+    last: int,
+) -> jax.Array:
+    def add_step(index, counts):
+        batch = take(data, plan[index], index * plan.shape[1])
+        weights = [
+            element_weights(part_of(batch.weight, name), part_of(batch.y, name), shape)
+            for name, shape in shapes
+        ]
+        return counts + jnp.stack([jnp.count_nonzero(weight) for weight in weights])
+
+    counts = jax.lax.fori_loop(first, last, add_step, jnp.zeros(len(shapes), jnp.int32))
+    return replicate(layout, counts)
 
 
 def run_eval(

@@ -14,7 +14,7 @@ from clu.metrics import Collection
 from thinkml.core.objectives.streaming_metrics import compute
 from thinkml.core.parallel.multiprocess import broadcast_number
 from thinkml.core.parallel.sharding import ONE_DEVICE, Layout, replicate
-from thinkml.core.train.batch_feed import DeviceData, Feed, SourcePosition
+from thinkml.core.train.batch_feed import Block, DeviceData, Feed, SourcePosition
 from thinkml.core.train.dispatch import LOOP_LENGTH, Dispatched, run_eval, run_steps
 from thinkml.core.train.state import TrainState
 from thinkml.core.train.step import EvalStep, TrainStep
@@ -60,6 +60,7 @@ class Chunk:
         source: the position of the data source after the chunk.
         started_at: the time of the dispatch, by `time.perf_counter`.
         input_seconds: the time before the dispatch in which the device waited for data.
+        block: the data that its steps are in.
         rerun: ``rerun(state, num_steps)`` runs the chunk's first steps again from the state before
             the chunk, which is donated, and returns the state after them.
     """
@@ -76,6 +77,7 @@ class Chunk:
     source: SourcePosition
     started_at: float
     input_seconds: float
+    block: Block
     rerun: Callable[[TrainState, int], TrainState]
 
     def step_losses(self) -> np.ndarray:
@@ -90,6 +92,15 @@ class Chunk:
     def is_finite(self) -> bool:
         """Returns True if the losses of all finished steps are finite."""
         return bool(np.isfinite(self.step_losses()).all())
+
+    @property
+    def num_examples(self) -> int:
+        """Returns the number of examples in its steps, without the rows that fill up a batch."""
+        rows_before = (
+            (step - self.block.start) * self.block.plan.shape[1] for step in (self.first, self.last)
+        )
+        first, last = (min(rows, int(self.block.data.num_rows)) for rows in rows_before)
+        return last - first
 
     @property
     def position(self) -> Position:
@@ -173,6 +184,7 @@ def train_chunks(
                     source=block.sources[last - 1] if block.sources else None,
                     started_at=started_at,
                     input_seconds=input_seconds,
+                    block=block,
                     rerun=functools.partial(_rerun, run, metrics, layout, first),
                 )
                 yield chunk

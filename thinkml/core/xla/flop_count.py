@@ -1,9 +1,11 @@
 """The number of floating point operations of a traced function, counted in its program."""
 
 import math
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
+import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 
 
@@ -25,19 +27,34 @@ def count_flops(jaxpr: Jaxpr) -> int:
         >>> count_flops(product.jaxpr)
         48
     """
-    return sum(map(_flops_of, jaxpr.eqns))
+    return flops_by_dtype(jaxpr).total()
 
 
-def _flops_of(eqn: JaxprEqn) -> int:
+def flops_by_dtype(jaxpr: Jaxpr) -> Counter[str]:
+    """Returns the operations that `count_flops` counts, by the dtype that they are computed in.
+
+    That is the dtype of the factors. Sums may be in a wider one.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from thinkml.core.xla.flop_count import flops_by_dtype
+        >>> narrow = jnp.ones((2, 2), jnp.bfloat16)
+        >>> dict(flops_by_dtype(jax.make_jaxpr(jnp.matmul)(narrow, narrow).jaxpr))
+        {'bfloat16': 16}
+    """
+    return sum(map(_flops_of, jaxpr.eqns), Counter())
+
+
+def _flops_of(eqn: JaxprEqn) -> Counter[str]:
     name = eqn.primitive.name
-    if name == 'dot_general':
-        return _dot_flops(eqn)
-    if name == 'conv_general_dilated':
-        return _convolution_flops(eqn)
-    inner = [count_flops(jaxpr) for jaxpr in _inner_programs(eqn)]
+    if name in _PRODUCTS:
+        factors: list[Any] = [variable.aval for variable in eqn.invars[:2]]
+        return Counter({str(jnp.result_type(*factors)): _PRODUCTS[name](eqn)})
+    inner = [flops_by_dtype(jaxpr) for jaxpr in _inner_programs(eqn)]
     if name == 'cond':
-        return max(inner, default=0)
-    return sum(inner) * (eqn.params['length'] if name == 'scan' else 1)
+        return max(inner, key=Counter.total, default=Counter())
+    times = eqn.params['length'] if name == 'scan' else 1
+    return Counter({dtype: times * count for dtype, count in sum(inner, Counter()).items()})
 
 
 def _inner_programs(eqn: JaxprEqn) -> Iterable[Jaxpr]:
@@ -77,6 +94,9 @@ def _convolution_flops(eqn: JaxprEqn) -> int:
     rows = left[numbers.lhs_spec[0]] // params['batch_group_count']
     outputs, inputs = (right[axis] for axis in numbers.rhs_spec[:2])
     return 2 * rows * outputs * inputs * taps
+
+
+_PRODUCTS = {'dot_general': _dot_flops, 'conv_general_dilated': _convolution_flops}
 
 
 def _num_taps(

@@ -1,34 +1,10 @@
-"""Device statistics: callbacks that record step times and device memory in the history."""
+"""Device statistics: a callback that records the memory of the devices in the history."""
 
-import math
 from typing import Any
 
 from thinkml.errors import warn_user
 from thinkml.training.callback import BuiltInCallback
 from thinkml.training.run import Run
-
-
-class Throughput(BuiltInCallback):
-    """A callback that records the time of a step and the fraction of it spent waiting for data.
-
-    ``history['step_seconds']`` is the mean over an epoch's steps, without validation, checkpoints
-    and other callbacks. ``history['input_wait']`` is between 0 and 1. The run's first dispatch is
-    left out, since it compiles; both are NaN for an epoch without other steps.
-    """
-
-    order = -1  # before callbacks that read what it records
-
-    def on_train_start(self, run: Run) -> None:
-        self._before = run.times
-
-    def on_epoch_end(self, run: Run) -> None:
-        epoch, self._before = run.times.since(self._before), run.times
-        run.history.add_to_epoch(
-            {
-                'step_seconds': epoch.step_seconds / epoch.steps if epoch.steps else math.nan,
-                'input_wait': epoch.input_share if epoch.steps else math.nan,
-            }
-        )
 
 
 class DeviceStats(BuiltInCallback):
