@@ -13,7 +13,8 @@ All record the loss; ThinkML also records accuracy, with history and progress ba
 sides and `nnx.jit` drop the rows of an incomplete last batch; the others train on them. W3 is whole
 programs, from process start to the trained model. "From start" is the time from process start to
 the end of the first epoch. JAX's persistent compilation cache is empty for each peer, so none finds
-compiled programs.
+compiled programs. On an accelerator with a known peak rate, "MFU" is the model FLOP utilization, by
+the operations of the step by hand.
 """
 
 import argparse
@@ -30,6 +31,9 @@ from peers.goals import goals_of, leads_of
 from peers.measure import race, totals
 from peers.sides import CORES, SIDES, sides_for
 from peers.workloads import WORKLOADS
+
+from thinkml.training.accelerators import accelerator_of
+from thinkml.training.model_flops import flop_utilization
 
 PACKAGES = (
     'thinkml', 'jax', 'flax', 'optax', 'keras', 'torch', 'lightning', 'skorch', 'scikit-learn',
@@ -87,6 +91,26 @@ def measure(name, on_cpu, *, rows=None, rounds=None, with_scan=False, only=None)
     return measured | {'left_out': left_out, 'leads': leads, 'goals': goals}
 
 
+def add_utilization(name, measured, device):
+    """Adds the model FLOP utilization of each side, if the device has a known peak rate."""
+    if accelerator_of(device) is None or WORKLOADS[name].rows is None:
+        return
+    flops = flops_of_step(name)
+    for of_side in measured['sides'].values():
+        seconds = WORKLOADS[name].batch_size / of_side['examples_per_second']
+        of_side['mfu'] = flop_utilization(flops, seconds, device)
+
+
+def flops_of_step(name):
+    """Returns the operations of a step by dtype, counted in a process that uses no accelerator."""
+    code = f'import json, peers.by_hand; print(json.dumps(peers.by_hand.flops_of_step({name!r})))'
+    told = subprocess.run(
+        [sys.executable, '-c', code], check=True, capture_output=True, text=True,
+        cwd=Path(__file__).parent, env=os.environ | {'JAX_PLATFORMS': 'cpu'},
+    )  # fmt: skip
+    return json.loads(told.stdout)
+
+
 def show(name, measured, rows):
     workload = WORKLOADS[name]
     num_rows = '1,797' if workload.rows is None else f'{rows or workload.rows:,}'
@@ -117,6 +141,9 @@ def show_epochs(measured, num_tokens=None):
         heads.insert(-1, 'device MB')
     if num_tokens:
         heads.insert(2, 'tokens/s')
+    has_utilization = all('mfu' in of_side for of_side in measured['sides'].values())
+    if has_utilization:
+        heads.insert(heads.index('s/epoch'), 'MFU')
     rows, beside = [], beside_thinkml(measured)
     for side, of_side in measured['sides'].items():
         row = [
@@ -131,6 +158,8 @@ def show_epochs(measured, num_tokens=None):
             row.insert(-1, f'{of_side["device_peak"] / 1e6:.0f}')
         if num_tokens:
             row.insert(2, f'{of_side["examples_per_second"] * num_tokens:,.0f}')
+        if has_utilization:
+            row.insert(heads.index('MFU'), f'{of_side["mfu"]:.1%}')
         rows.append(row)
     show_table(heads, rows)
 
@@ -202,6 +231,7 @@ def main():
             name, on['on_cpu'], rows=asked.rows, rounds=asked.rounds, with_scan=asked.with_scan,
             only=asked.sides,
         )  # fmt: skip
+        add_utilization(name, workloads[name], on['device'])
         show(name, workloads[name], asked.rows)
         sys.stdout.flush()
         if asked.json:

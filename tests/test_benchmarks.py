@@ -12,6 +12,7 @@ import compiled
 import numpy as np
 import predicted_scaling
 import pytest
+import race
 from peers import goals, measure, nets_flax, sides
 from peers.by_thinkml import drawn_by_thinkml
 from peers.workloads import WORKLOADS, make_job
@@ -221,6 +222,27 @@ def test_the_race_prints_its_table(tmp_path):
     written = json.loads(figures.read_text())['workloads']['w1a']
     assert set(written['leads']['thinkml']['time']) == {'scan', 'sklearn'}
     assert not written['failed']
+
+
+def test_the_utilization_of_a_gpt_follows_from_its_products(capsys):
+    names = 'seconds cpu cpu_over_thinkml over_scan first_epoch from_start loss peak device_peak'
+    figures = dict.fromkeys(names.split(), 0.0) | {'examples_per_second': 32e4}
+    measured = {
+        'sides': {'thinkml': figures}, 'ratios': {}, 'epochs': 3, 'busy': None, 'left_out': {},
+        'failed': {}, 'goals': [],
+    }  # fmt: skip
+    race.add_utilization('w6', measured, 'cpu')
+    race.show('w6', measured, None)
+    assert 'MFU' not in capsys.readouterr().out
+    race.add_utilization('w6', measured, 'NVIDIA H200')
+    layer = 4 * 128 * 128 + 2 * 128 * 512 + 2 * 128 * 128  # projections, hidden layer, attention
+    flops = 3 * 2 * 32 * 128 * (4 * layer + 128 * 256)
+    mfu = flops / 1e-4 / 494e12  # a step of 0.1 ms
+    assert measured['sides']['thinkml']['mfu'] == pytest.approx(mfu)
+    race.show('w6', measured, None)
+    heads, _, row = [line.split('|') for line in capsys.readouterr().out.splitlines()[-5:-2]]
+    assert [heads[3].strip(), heads[4].strip()] == ['tokens/s', 'MFU']
+    assert [row[3].strip(), row[4].strip()] == ['40,960,000', f'{mfu:.1%}']
 
 
 # --- compiled programs ------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import optax
 from flax import nnx
 
 from .nets_flax import make_net
-from .workloads import LEARNING_RATE
+from .workloads import LEARNING_RATE, WORKLOADS, make_job
 
 tx = optax.adam(LEARNING_RATE)
 
@@ -39,6 +39,15 @@ def begin(job):
     params, stats = nnx.to_pure_dict(params), nnx.to_pure_dict(stats)
     carry = params, stats, jax.jit(tx.init)(params)
     return make_step(graph), carry, job.x, job.y.astype(np.int32)
+
+
+def flops_of_step(name):
+    """Returns the operations of a step of a workload by dtype."""
+    from thinkml.training.model_flops import step_flops
+
+    workload = WORKLOADS[name]
+    step, *arguments = begin(make_job(workload, epochs=1, rows=workload.batch_size))
+    return step_flops(step, *arguments)
 
 
 def train_by_scan(job, turns):
