@@ -13,7 +13,7 @@
 - evaluation: five metrics of 1e8 binary rows.
 - active: the choices of `active.py` from 1,000,000 x 512.
 
-For W1 to W6 beside the hand-written scan and torch, see `race.py`. Without an accelerator only
+For W1 to W7 beside the hand-written scan and torch, see `race.py`. Without an accelerator only
 ``--smoke`` runs, and its output is not a measurement.
 """
 

@@ -11,22 +11,32 @@ import numpy as np
 import optax
 from flax import nnx
 
-from .nets_flax import make_net
+from .nets_flax import make_net, negative_elbo
 from .workloads import LEARNING_RATE, WORKLOADS, make_job
 
 tx = optax.adam(LEARNING_RATE)
 
 
-def make_step(graph):
-    def loss_fn(params, stats, x, y):
+def cross_entropy(net, x, y, step):
+    del step
+    return optax.softmax_cross_entropy_with_integer_labels(net(x), y).mean()
+
+
+def mean_elbo(net, x, y, step):
+    del y
+    losses, _ = negative_elbo(net, x, jax.random.fold_in(jax.random.key(0), step))
+    return losses.mean()
+
+
+def make_step(graph, loss_of):
+    def loss_fn(params, stats, x, y, step):
         net = nnx.merge(graph, params, stats)
-        loss = optax.softmax_cross_entropy_with_integer_labels(net(x), y).mean()
-        return loss, nnx.to_pure_dict(nnx.state(net, nnx.BatchStat))
+        return loss_of(net, x, y, step), nnx.to_pure_dict(nnx.state(net, nnx.BatchStat))
 
     def step(carry, x, y):
         params, stats, opt_state = carry
         grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
-        (loss, stats), grads = grad_fn(params, stats, x, y)
+        (loss, stats), grads = grad_fn(params, stats, x, y, opt_state[0].count)
         updates, opt_state = tx.update(grads, opt_state, params)
         return (optax.apply_updates(params, updates), stats, opt_state), loss
 
@@ -38,7 +48,8 @@ def begin(job):
     graph, params, stats = nnx.split(make_net(job.workload, job.weights), nnx.Param, nnx.BatchStat)
     params, stats = nnx.to_pure_dict(params), nnx.to_pure_dict(stats)
     carry = params, stats, jax.jit(tx.init)(params)
-    return make_step(graph), carry, job.x, job.y.astype(np.int32)
+    loss_of = mean_elbo if job.workload.net == 'vae' else cross_entropy
+    return make_step(graph, loss_of), carry, job.x, job.y.astype(np.int32)
 
 
 def flops_of_step(name):

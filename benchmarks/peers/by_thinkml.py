@@ -4,9 +4,9 @@ In whole programs (W3) the weights are drawn as for a newcomer, by Flax for a ne
 by ThinkML for one of its own, and then replaced by the given ones.
 """
 
-from thinkml.training import ModelTrainer, TrainingConfig
+from thinkml.training import ModelTrainer, Objective, TrainingConfig
 
-from .nets_flax import draw_net, make_net, with_weights
+from .nets_flax import draw_net, make_net, negative_elbo, with_weights
 
 
 class TakesTurns:
@@ -41,4 +41,12 @@ def train(job, turns, *, own_net=False):
     config = TrainingConfig(
         batch_size=job.workload.batch_size, epochs=job.epochs, callbacks=[TakesTurns(turns)]
     )
-    ModelTrainer(config).train(make(job.workload, job.weights), job.x, job.y)
+    net = make(job.workload, job.weights)
+    if job.workload.net == 'vae':
+        ModelTrainer(config).train(net, job.x, loss_fn=Objective(elbo_of_batch))
+    else:
+        ModelTrainer(config).train(net, job.x, job.y)
+
+
+def elbo_of_batch(model, batch, key):
+    return negative_elbo(model, batch.x, key)

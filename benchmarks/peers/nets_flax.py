@@ -117,7 +117,36 @@ class GPT(nnx.Module):
         return self.head(self.norm(x))
 
 
-NETS = {'mlp': MLP, 'cnn': CNN, 'resnet': ResNet, 'transformer': Transformer, 'gpt': GPT}
+class VAE(nnx.Module):
+    def __init__(self, workload, rngs):
+        inputs, hidden, code = workload.widths
+        self.encoder = nnx.Sequential(
+            nnx.Linear(inputs, hidden, rngs=rngs), nnx.relu,
+            nnx.Linear(hidden, 2 * code, rngs=rngs),
+        )  # fmt: skip
+        self.decoder = nnx.Sequential(
+            nnx.Linear(code, hidden, rngs=rngs), nnx.relu, nnx.Linear(hidden, inputs, rngs=rngs)
+        )
+
+    def encode(self, x):
+        return jnp.split(self.encoder(x), 2, axis=-1)
+
+    def __call__(self, x):
+        return self.decoder(self.encode(x)[0])
+
+
+def negative_elbo(net, x, key):
+    """Returns the losses of a VAE, ``[rows]``, and their two parts by name."""
+    mean, log_var = net.encode(x)
+    code = mean + jnp.exp(log_var / 2) * jax.random.normal(key, mean.shape)
+    reconstruction = jnp.square(net.decoder(code) - x).sum(axis=-1)
+    kl = (jnp.exp(log_var) + mean**2 - 1 - log_var).sum(axis=-1) / 2
+    return reconstruction + kl, {'reconstruction': reconstruction, 'kl': kl}
+
+
+NETS = {
+    'mlp': MLP, 'cnn': CNN, 'resnet': ResNet, 'transformer': Transformer, 'gpt': GPT, 'vae': VAE,
+}  # fmt: skip
 
 
 def make_net(workload, weights):

@@ -74,6 +74,8 @@ def sides_for(workload, on_cpu, with_scan=False):
             left_out[name] = 'of whole programs'
         elif peer_of(name) == 'sklearn' and workload.net != 'mlp':
             left_out[name] = 'trains MLPs alone'
+        elif workload.net == 'vae' and name not in ('thinkml', 'scan', 'loop'):
+            left_out[name] = 'the objective is compared with the step by hand alone'
         elif name == 'skorch' and workload.num_tokens:
             left_out[name] = 'its classifier has one label for each row'
         elif name == 'scan' and on_cpu and workload.has_convolutions and not with_scan:

@@ -12,12 +12,13 @@ class Workload:
     """A net, its data and its batch size, the same for all peers.
 
     Attributes:
-        net: 'mlp', 'cnn', 'resnet', 'transformer' or 'gpt'.
+        net: 'mlp', 'cnn', 'resnet', 'transformer', 'gpt' or 'vae'.
         shape: the shape of a row of the data.
         rows: the number of rows; None for scikit-learn's digits.
         batch_size: rows per step.
         rounds: turns in which ThinkML trains an epoch; slow peers take every third.
-        widths: the widths of an MLP's layers, inputs and outputs included.
+        widths: the widths of an MLP's layers, inputs and outputs included; of a VAE the inputs, the
+            hidden layer and the code.
         depth: the number of blocks of a transformer or GPT.
     """
 
@@ -57,6 +58,10 @@ WORKLOADS = {
     ),
     'w6': Workload(
         'GPT, 4 layers, 128 tokens, width 128, bytes', 'gpt', (128,), 512, 32, 8, depth=4
+    ),
+    'w7': Workload(
+        'variational autoencoder 64-256-16-256-64, an objective', 'vae', (64,), 60_000, 128, 20,
+        widths=(64, 256, 16),
     ),
 }  # fmt: skip
 STAGES = (16, 32, 64)
@@ -207,6 +212,17 @@ def _gpt(workload):
     return embeddings | _blocks(workload) | _dense('head', WIDTH, VOCABULARY)
 
 
+def _vae(workload):
+    inputs, hidden, code = workload.widths
+    return {
+        **_dense('encoder.layers.0', inputs, hidden),
+        **_dense('encoder.layers.2', hidden, 2 * code),
+        **_dense('decoder.layers.0', code, hidden),
+        **_dense('decoder.layers.2', hidden, inputs),
+    }
+
+
 _SHAPES = {
     'mlp': _mlp, 'cnn': _cnn, 'resnet': _resnet, 'transformer': _transformer, 'gpt': _gpt,
+    'vae': _vae,
 }  # fmt: skip
