@@ -472,6 +472,27 @@ def test_dispatches_end_at_the_borders_asked_for():
     assert [chunk.last for chunk in chunks[:5]] == [2, 3, 5, 6, 7]
 
 
+def test_periods_go_through_the_epochs_and_end_when_they_are_told_to():
+    x, y = problem(24)  # three steps in an epoch
+    step, state = prepare(mlp(4, 3), x)
+    feed = feed_of(x, y)
+    whole = [chunk.step_losses() for chunk in train_chunks(step, METRICS, state, feed, epochs=4)]
+    step, state = prepare(mlp(4, 3), x)
+    losses, ends, means = [], [], []
+    for chunk in train_chunks(step, METRICS, state, feed, epochs=4, period=5, steps_per_dispatch=1):
+        losses += chunk.step_losses().tolist()
+        if len(losses) == 7:  # in the middle of the second period and of an epoch
+            chunk.ends_period = True
+        if chunk.ends_period:
+            ends.append(len(losses))
+            means.append(chunk.epoch_metrics()['loss'])
+        assert (chunk.position.metrics is None) == chunk.ends_period
+    assert ends == [5, 7, 10]
+    periods = np.split(losses[:10], [5, 7])
+    np.testing.assert_allclose(means, [period.mean() for period in periods], rtol=1e-5)
+    np.testing.assert_allclose(losses, np.concatenate(whole), rtol=1e-6)
+
+
 def test_an_epoch_may_be_limited():
     x, y = problem(50)
     step, state = prepare(mlp(4, 3), x)

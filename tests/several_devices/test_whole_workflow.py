@@ -272,15 +272,16 @@ def test_settings_that_work_on_one_device_work_on_eight(settings, count_compiles
         np.testing.assert_allclose(got[0][name], expected[0][name], atol=tolerance)
 
 
-def test_several_validation_sets():
+def test_several_validation_sets_by_steps():
     sets = {'in': (X, Y), 'part': (X[:33], Y[:33])}  # no multiple of the devices
     curves = []
     for devices, storage in [(None, {}), (8, {}), (8, {'device_data_bytes': 1000})]:
-        config = TrainingConfig(**SETTINGS | storage | {'epochs': 1})
+        config = TrainingConfig(**SETTINGS | storage | {'epochs': 1, 'validate_every': 3})
         model = Wide(nnx.Rngs(0))
         trainer = ModelTrainer(config, devices=devices)
         curves.append(trainer.train(model, X, Y, sets, progress=False))
     for curve in curves[1:]:
+        assert curve.epoch_ends == [3, 6, 7]
         for name in ('val_in_loss', 'val_part_loss'):
             np.testing.assert_allclose(curve[name], curves[0][name], atol=1e-5)
 

@@ -47,10 +47,10 @@ def data_of(kind, directory):
         np.save(directory / 'x.npy', X)
         return (np.load(directory / 'x.npy', mmap_mode='r'), y), {'device_data_bytes': 1500}
     others = {
-        'batches': (Batches(), None), 'tokens': (WORDS, TAGS), 'pixels': (IMAGES, MASKS),
-        'heads': (X, HEADS),
+        'batches': (Batches(), None), 'periods': (Batches(), None), 'tokens': (WORDS, TAGS),
+        'pixels': (IMAGES, MASKS), 'heads': (X, HEADS),
     }  # fmt: skip
-    return others.get(kind, (X, y)), {}
+    return others.get(kind, (X, y)), {'validate_every': 7} if kind == 'periods' else {}
 
 
 def arguments_of(kind):

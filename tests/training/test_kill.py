@@ -48,7 +48,9 @@ def saved(output):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('kind', ['arrays', 'memmap', 'batches', 'tokens', 'pixels', 'heads'])
+@pytest.mark.parametrize(
+    'kind', ['arrays', 'memmap', 'batches', 'periods', 'tokens', 'pixels', 'heads']
+)
 def test_a_run_killed_twice_equals_one_that_was_not(tmp_path, kind):
     chance = random.Random(kind)
     (tmp_path / 'whole').mkdir()

@@ -24,7 +24,13 @@ from thinkml.data.rows import Rows
 from thinkml.errors import ConfigError, ProcessError
 from thinkml.evaluation import ModelEvaluator
 from thinkml.monitoring import TrainingMonitor
-from thinkml.training import Checkpoint, DistributedTrainer, ModelTrainer, TrainingConfig
+from thinkml.training import (
+    Checkpoint,
+    DistributedTrainer,
+    ModelTrainer,
+    TrainingConfig,
+    validation_clock,
+)
 
 # A test starts up to four processes, each of which compiles.
 pytestmark = pytest.mark.timeout(1800)
@@ -109,6 +115,7 @@ def in_one_go(folder, killed):
         'read in a stream': read(f'{folder}/x.npy', 50_000),
         'differences': differences(),
         'stopped': stopped(),
+        'validated by time': validated_by_time(),
         'resumed': saved(killed, resume=True, num_gpus=2),
         'whole': saved(f'{folder}/whole', num_gpus=2),
     }
@@ -315,6 +322,26 @@ def test_one_process_that_stops_stops_all(together):
     first, second = (result['stopped'] for result in together.results)
     assert first == [3, [[3, 'process 1 ended the run']]]
     assert second == [3, [[3, 'enough']]]
+
+
+def validated_by_time():
+    """Returns the steps of the validations; only the first process has a clock that goes on."""
+    clock = SimpleNamespace(now=0)
+    clock.monotonic = lambda: clock.now
+
+    def second(run):
+        clock.now += 1 - jax.process_index()
+
+    settings = SETTINGS | {'epochs': 1, 'validate_every': '2s'}
+    callback = SimpleNamespace(on_chunk_end=second)
+    trainer = DistributedTrainer(TrainingConfig(**settings, callbacks=[callback]), num_gpus=2)
+    with mock.patch.object(validation_clock, 'time', clock):
+        trained(trainer)
+    return trainer._result.history.epoch_ends
+
+
+def test_the_first_process_decides_when_all_validate(together):
+    assert [result['validated by time'] for result in together.results] == [[6, 11], [6, 11]]
 
 
 # --- processes that end before the training does ------------------------------------------------

@@ -53,7 +53,6 @@ from thinkml.core.train.batch_feed import Block as Block
 from thinkml.core.train.batch_feed import BucketFeed as BucketFeed
 from thinkml.core.train.batch_feed import DeviceData as DeviceData
 from thinkml.core.train.batch_feed import Feed as Feed
-from thinkml.core.train.batch_feed import PeriodFeed as PeriodFeed
 from thinkml.core.train.batch_feed import ResidentFeed as ResidentFeed
 from thinkml.core.train.batch_feed import Shortening as Shortening
 from thinkml.core.train.hyperparameters import get_learning_rate as get_learning_rate

@@ -3,6 +3,7 @@
 import dataclasses
 import datetime
 import inspect
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -65,9 +66,11 @@ class TrainingConfig:
             `datetime.timedelta` or ``'HH:MM:SS'``; None for no limit.
         limit_train_batches: the number of steps after which an epoch ends, or a fraction (a float
             up to 1) of its steps. None for all.
-        validate_every: the number of steps after which the model is validated; None for an epoch.
-            The epochs of the history, of callbacks and of plots are then periods of so many steps,
-            through the passes over the data. For rows, not for batches.
+        validate_every: when the model is validated: after each ``'epoch'``, after a number of
+            steps, or after a time, such as ``'90s'``, ``'10m'`` or ``'2h'``, at the end of the
+            dispatch in progress. With steps or a time, the epochs of the history, of callbacks and
+            of plots are the periods from one validation to the next, through the passes over the
+            data.
         fast_dev_run: True trains one step and evaluates one batch, without checkpoints and logs, to
             check that everything runs; a number trains that many steps.
         device_data_bytes: the device memory that training data may take; larger data is streamed.
@@ -107,7 +110,7 @@ class TrainingConfig:
     max_steps: int | None = None
     max_time: float | str | datetime.timedelta | None = None
     limit_train_batches: int | float | None = None
-    validate_every: int | None = None
+    validate_every: int | str = 'epoch'
     fast_dev_run: bool | int = False
     device_data_bytes: int | None = None
     seed: int = 0
@@ -145,6 +148,21 @@ class TrainingConfig:
     def max_seconds(self) -> float | None:
         """Returns ``max_time`` in seconds."""
         return None if self.max_time is None else seconds_of(self.max_time)
+
+    @property
+    def period_steps(self) -> float | None:
+        """Returns the steps from one validation to the next; None for those of an epoch.
+
+        It is infinite if the time decides.
+        """
+        if self.validate_every == 'epoch':
+            return None
+        return math.inf if isinstance(self.validate_every, str) else self.validate_every
+
+    @property
+    def period_seconds(self) -> float | None:
+        """Returns the time from one validation to the next; None if steps decide."""
+        return None if self.period_steps != math.inf else seconds_of(self.validate_every)
 
     @property
     def held_out(self) -> tuple[Literal['random', 'last'], float]:

@@ -109,7 +109,11 @@ def _value_problems(settings: dict[str, Any]) -> list[str]:
         ('accumulate_steps', _is_count, count),
         ('ema_decay', _or_none(_is_fraction), 'None or a number between 0 and 1'),
         ('max_steps', _or_none(_is_count), f'None or {count}'),
-        ('validate_every', _or_none(_is_count), f'None or {count}'),
+        (
+            'validate_every',
+            _is_period,
+            f"'epoch', {count}, or a time above 0 such as '90s', '10m' or '2h'",
+        ),
         (
             'max_time',
             _or_none(_is_time),
@@ -234,10 +238,15 @@ def _takes_run(function: Callable[..., Any]) -> bool:
     return True
 
 
+_UNITS = {'s': 1, 'm': 60, 'h': 3600}
+
+
 def seconds_of(time: Any) -> float:
     """Returns a time in seconds."""
     if isinstance(time, datetime.timedelta):
         return time.total_seconds()
+    if isinstance(time, str) and time[-1] in _UNITS:
+        return float(time[:-1]) * _UNITS[time[-1]]
     if isinstance(time, str):
         hours, minutes, seconds = map(int, time.split(':'))
         return 3600 * hours + 60 * minutes + seconds
@@ -284,6 +293,13 @@ def _is_split(value: Any) -> bool:
 
 def _is_limit(value: Any) -> bool:
     return _is_count(value) or (isinstance(value, float) and 0 < value <= 1)
+
+
+def _is_period(value: Any) -> bool:
+    if not isinstance(value, str):
+        return _is_count(value)
+    is_time = re.fullmatch(r'\d+(\.\d+)?[smh]', value) is not None
+    return value == 'epoch' or (is_time and seconds_of(value) > 0)
 
 
 def _is_time(value: Any) -> bool:

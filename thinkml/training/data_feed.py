@@ -14,7 +14,6 @@ from thinkml.core import (
     DeviceData,
     Feed,
     ObjectiveLoss,
-    PeriodFeed,
     ResidentFeed,
     Shortening,
     inference_batch_size,
@@ -70,12 +69,6 @@ def make_feed(
     loss: Any = setup.objective.loss_fn
     is_coupled = isinstance(loss, ObjectiveLoss) and loss.objective.coupled
     if isinstance(train, Stream):
-        if config.validate_every is not None:
-            raise ConfigError(
-                f'validate_every: got {config.validate_every} for batches, expected None: their '
-                'source begins again with each epoch. Set limit_train_batches, the number of '
-                'batches in an epoch.'
-            )
         feed = BatchFeed(
             train.batches, functools.partial(_encode, train),
             accumulate_steps=config.accumulate_steps, budget=budget,
@@ -96,7 +89,7 @@ def make_feed(
         validations = _validations(
             setup, None, config, _less(budget, feed.num_bytes), layout, is_coupled
         )
-        return _in_periods(feed, config), validations
+        return feed, validations
     data = _placed(train, train.rows, where, layout)
     if train.lengths is not None:
         buckets, shortenings = _buckets_of(train)
@@ -112,14 +105,7 @@ def make_feed(
             room=train.room,
         )  # fmt: skip
     left = _less(budget, bytes_to_put(train, where, layout))
-    return _in_periods(feed, config), _validations(setup, data, config, left, layout, is_coupled)
-
-
-def _in_periods(feed: Feed, config: TrainingConfig) -> Feed:
-    """Returns the feed in periods of ``validate_every`` steps, if these are set."""
-    if config.validate_every is None:
-        return feed
-    return PeriodFeed(feed, every=config.validate_every, epochs=config.epochs)
+    return feed, _validations(setup, data, config, left, layout, is_coupled)
 
 
 def _buckets_of(examples: Examples) -> tuple[np.ndarray, list[Shortening]]:

@@ -16,7 +16,6 @@ from thinkml.core import (
     Feed,
     FunctionalModel,
     ObjectiveLoss,
-    PeriodFeed,
     TrainState,
     init_state,
     make_eval_step,
@@ -96,7 +95,6 @@ def total_steps_of(feed: Feed, config: TrainingConfig) -> int | None:
     """
     if feed.steps_per_epoch is not None:
         steps = config.epochs * feed.steps_per_epoch
-        steps = feed.total_steps if isinstance(feed, PeriodFeed) else steps
         return steps if config.max_steps is None else min(steps, config.max_steps)
     if config.max_steps is None and needs_length(config):
         raise ConfigError(
@@ -105,11 +103,6 @@ def total_steps_of(feed: Feed, config: TrainingConfig) -> int | None:
             "'reduce_on_plateau'."
         )
     return config.max_steps
-
-
-def num_epochs_of(feed: Feed, config: TrainingConfig) -> int:
-    """Returns the number of epochs of a run, or of its periods."""
-    return feed.num_epochs if isinstance(feed, PeriodFeed) else config.epochs
 
 
 def make_program(
@@ -136,7 +129,7 @@ def make_program(
         savings: how memory is saved.
     """
     objective = setup.objective
-    metrics = _metrics(setup, _rows_of_epoch(feed, config), 'X_train', objective.training_metrics)
+    metrics = _metrics(setup, _rows_of_period(feed, config), 'X_train', objective.training_metrics)
     eval_metrics = metrics
     if validations:
         unknown = [name for name, one in validations.items() if one.capacity is None]
@@ -255,14 +248,20 @@ def _check_score_bytes(metrics: tuple[Any, ...], task: Task, capacity: int) -> N
     )
 
 
-def _rows_of_epoch(feed: Steps, config: TrainingConfig) -> int | None:
-    """Returns a capacity for the rows of an epoch; data sets of similar lengths share it."""
-    steps = feed.steps_per_epoch
+def _rows_of_period(feed: Steps, config: TrainingConfig) -> int | None:
+    """Returns a capacity for the rows between two validations; None if it is unknown.
+
+    Data sets of similar lengths share it.
+    """
+    steps: float | None = feed.steps_per_epoch
     if steps is None and isinstance(config.limit_train_batches, int):
         steps = config.limit_train_batches
-    if steps is None:
+    if config.period_steps is not None:
+        whole_run = math.inf if steps is None else config.epochs * steps
+        steps = min(config.period_steps, whole_run, config.max_steps or math.inf)
+    if steps is None or math.isinf(steps):
         return None
-    rows = capacity(steps * feed.batch_size)
+    rows = capacity(int(steps) * feed.batch_size)
     return math.ceil(rows / feed.batch_size) * feed.batch_size
 
 

@@ -160,7 +160,7 @@ class Run:
         callbacks: the callbacks of the run, in the order of their calls.
         settings: the settings as plain values: those of the config, the loss, the data.
         functions: the digests of the user's functions, see `function_digests`.
-        epoch: the number of finished epochs.
+        epoch: the number of finished epochs; with ``config.validate_every``, of validations.
         position: where the next chunk begins.
         stop_reason: why the run ends before its last epoch; None while it continues.
         is_early_stopped: True if early stopping is that reason.
@@ -183,7 +183,6 @@ class Run:
         shown: the arrays that were there when the object was last shown, or the run began.
         is_shown: True if a callback has read ``model``.
         is_checked: True if the object was checked since then to be the same model.
-        num_epochs: the number of epochs, or of periods of ``config.validate_every`` steps.
     """
 
     user_model: Any
@@ -215,7 +214,6 @@ class Run:
     shown: list[Any] = dataclasses.field(default_factory=list)
     is_shown: bool = False
     is_checked: bool = True
-    num_epochs: int = 0
 
     def __repr__(self) -> str:
         return f'Run(epoch={self.epoch}, step={self.step}, stop_reason={self.stop_reason!r})'

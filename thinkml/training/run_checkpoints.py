@@ -142,7 +142,7 @@ class Checkpoints:
         step, saved = self._found
         template = {
             'state': run.state,
-            'metrics': empty_metrics if saved['step'] else None,
+            'metrics': empty_metrics if saved.get('is_in_period', saved['step'] > 0) else None,
             'step_loss': np.zeros(saved['steps'], np.float32),
             'callbacks': {
                 name: [np.empty(shape, dtype) for shape, dtype in leaves]
@@ -233,6 +233,7 @@ class Checkpoints:
             'epoch': run.position.epoch,
             'step': run.position.step,
             'source': run.position.source,
+            'is_in_period': run.position.metrics is not None,
             'steps': run.step,
             'history': run.history.summary(),
             'best_val_loss': run.best_val_loss,
@@ -287,7 +288,7 @@ def _directory_to_resume(root: Path, resume: bool) -> Path | None:
 
 
 def _ends_epoch(run: Run) -> bool:
-    return run.position.step == 0
+    return run.history.epoch_ends[-1:] == [run.step]
 
 
 def _arrays_of(run: Run) -> dict[str, Any]:

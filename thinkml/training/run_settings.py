@@ -25,7 +25,7 @@ def run_settings(
     objective = setup.objective
     settings = config.to_dict()
     del settings['remat']
-    if settings['validate_every'] is None:
+    if settings['validate_every'] == 'epoch':
         del settings['validate_every']
     # Written only when not the default, so that runs saved by older versions still resume.
     saved = {name: value for name, value in savings._asdict().items() if value > 1 or value is True}

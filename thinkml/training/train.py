@@ -42,7 +42,7 @@ from thinkml.training.metric_monitor import MetricNames
 from thinkml.training.optimizer_setup import needs_length
 from thinkml.training.optimizer_state import optimizer_arrays
 from thinkml.training.process_consistency import check_same_everywhere
-from thinkml.training.program import MemorySavings, num_epochs_of
+from thinkml.training.program import MemorySavings
 from thinkml.training.run import Run
 from thinkml.training.run_checkpoints import Checkpoints
 from thinkml.training.run_parts import make_parts
@@ -174,7 +174,6 @@ def open_training(
             functions=functions,
             read=parts.functional.read,
             shown=arrays_in(_unfrozen(model)),
-            num_epochs=num_epochs_of(parts.feed, config),
         )
         callback_states: dict[str, list[Any]] = {}
         if checkpoints is not None:
@@ -201,7 +200,7 @@ def _trial_config(config: TrainingConfig) -> TrainingConfig:
         if not isinstance(item, str) and getattr(item, 'in_trial_runs', True)
     )
     return dataclasses.replace(
-        config, epochs=1, callbacks=callbacks, early_stopping=False, validate_every=None
+        config, epochs=1, callbacks=callbacks, early_stopping=False, validate_every='epoch'
     )
 
 

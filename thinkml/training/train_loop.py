@@ -21,6 +21,7 @@ from thinkml.training.run_checkpoints import Checkpoints
 from thinkml.training.run_parts import RunParts
 from thinkml.training.run_warnings import warn_of_validation, warn_of_waiting, warn_of_weights
 from thinkml.training.signals import Signals
+from thinkml.training.validation_clock import ValidationClock
 from thinkml.training.validation_sets import prefix_of
 
 
@@ -91,14 +92,16 @@ def _train_chunks(
         The reason if the run was ended from outside, and the chunk in which it diverged, if it did.
     """
     run, parts, checkpoints, _ = training
+    clock = ValidationClock(run.config.period_seconds)
     for chunk in _chunks(run, parts.program, parts.feed, checkpoints):
-        _record_chunk(run, chunk, progress)
+        _record_chunk(run, chunk, clock, progress)
         warn_of_waiting(run, parts.feed)
         if run.kept is not None and not is_finite(chunk):
             return None, chunk
         after_chunk(run.callbacks, run)
-        if chunk.ends_epoch:
+        if chunk.ends_period:
             _end_epoch(run, parts, chunk.metrics, progress)
+            clock.restart()
         run.history.seconds = seconds_before + time.perf_counter() - started_at
         if checkpoints is not None:
             checkpoints.save_if_due(run)
@@ -133,8 +136,9 @@ def _chunks(
         run.history.resumed_at.append(run.step)
     return train_chunks(
         program.train_step, program.metrics, run.state, feed,
-        epochs=run.num_epochs, start=run.position,
+        epochs=config.epochs, start=run.position,
         max_steps=None if config.max_steps is None else config.max_steps - run.step,
+        period=config.period_steps,
         border_every=None if checkpoints is None else checkpoints.border_every,
         stop_nonfinite=config.on_nan != 'ignore', steps_per_dispatch=config.steps_per_dispatch,
         loop_length=program.loop_length, layout=program.layout,
@@ -144,7 +148,9 @@ def _chunks(
 def _is_complete(run: Run) -> bool:
     """Returns True if all requested epochs or steps are trained."""
     max_steps = run.config.max_steps
-    return run.epoch >= run.num_epochs or (max_steps is not None and run.step >= max_steps)
+    return run.position.epoch >= run.config.epochs or (
+        max_steps is not None and run.step >= max_steps
+    )
 
 
 def _keep_state(run: Run) -> None:
@@ -154,9 +160,10 @@ def _keep_state(run: Run) -> None:
         run.kept = copy_arrays(run.state)
 
 
-def _record_chunk(run: Run, chunk: Chunk, progress: ProgressBar) -> None:
+def _record_chunk(run: Run, chunk: Chunk, clock: ValidationClock, progress: ProgressBar) -> None:
+    losses = chunk.step_losses()  # waits until the chunk is computed
+    chunk.ends_period |= clock.is_due()
     run.chunk, run.state, run.position = chunk, chunk.state, chunk.position
-    losses = chunk.step_losses()
     if run.compiled:
         seconds = time.perf_counter() - chunk.started_at
         run.times = run.times.plus(
@@ -165,7 +172,7 @@ def _record_chunk(run: Run, chunk: Chunk, progress: ProgressBar) -> None:
     run.compiled = True
     run.history.add_steps(losses)
     shown = {'loss': float(losses.mean())}
-    progress.advance(len(losses), chunk.num_examples, chunk.epoch + 1, shown)
+    progress.advance(len(losses), chunk.num_examples, run.epoch + 1, shown)
 
 
 def _end_epoch(run: Run, parts: RunParts, measured: Collection, progress: ProgressBar) -> None:
@@ -212,7 +219,7 @@ def _go_back(run: Run, chunk: Chunk) -> None:
     what = 'the gradient is not finite' if gradient_was_bad else f'the loss is {losses[-1]}'
     kept = f'after {step - 1} step{"s" if step > 2 else ""}' if step > 1 else 'that it began with'
     reason = (
-        f'{what} at step {step} (epoch {chunk.epoch + 1}): training has diverged. It is back at '
+        f'{what} at step {step} (epoch {run.epoch + 1}): training has diverged. It is back at '
         f'the parameters {kept}. {causes}'
     )
     run.stop(reason)

@@ -258,7 +258,7 @@ def open_stream(
             )
     batches = open_batches(request.X_train, 'X_train', label=label, like=names)
     if config.learning_rate == 'auto':
-        _check_again(batches, "learning_rate='auto', which reads some of it before training")
+        check_again(batches, "learning_rate='auto', which reads some of it before training")
     check_epochs(batches, config)
     first = batches.peek()
     return batches, first.x, check_any_targets(first.y, 'X_train, batch 1')
@@ -279,10 +279,10 @@ def check_epochs(batches: Batches, config: TrainingConfig) -> None:
     """Raises a `DataError` for an iterator beside several epochs."""
     # With max_steps the first epoch may be all there is.
     if config.epochs > 1 and config.max_steps is None:
-        _check_again(batches, f'epochs={config.epochs}')
+        check_again(batches, f'epochs={config.epochs}')
 
 
-def _check_again(batches: Batches, needed_for: str) -> None:
+def check_again(batches: Batches, needed_for: str) -> None:
     """Raises a `DataError` for an iterator that is needed more than once."""
     if batches.has_one_epoch:
         raise DataError(

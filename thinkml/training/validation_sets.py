@@ -19,6 +19,7 @@ from thinkml.training.training_data import (
     Examples,
     Stream,
     TrainRequest,
+    check_again,
     check_epochs,
     has_element_weights,
     has_no_labels,
@@ -187,6 +188,8 @@ def _open_set(
     if X_val is not None and is_batches(X_val):
         batches = open_batches(X_val, argument, label=label_of_batches(y_val, labels), like=inputs)
         check_epochs(batches, config)
+        if config.validate_every != 'epoch':
+            check_again(batches, f'validate_every={config.validate_every!r}')
         # The labels are checked now, and not after the first epoch.
         encode_any_targets(batches.peek().y, task, f'{argument}, batch 1')
         return Stream(

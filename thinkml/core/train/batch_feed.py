@@ -251,50 +251,6 @@ class BucketFeed:
         return [runs[index] for index in np.argsort(bits, kind='stable')]
 
 
-class PeriodFeed:
-    """A feed whose epochs are periods of a number of steps, through the epochs of another feed.
-
-    The steps, and so the parameters, are those of the other feed.
-
-    Args:
-        feed: the other feed, of rows; the number of its steps is known.
-        every: the number of steps in a period.
-        epochs: the number of epochs of the other feed.
-
-    Attributes:
-        num_epochs: the number of periods; the last one may be shorter.
-        total_steps: the number of steps of all periods.
-    """
-
-    def __init__(self, feed: Feed, *, every: int, epochs: int):
-        assert feed.steps_per_epoch is not None
-        self._feed, self._every, self._inner_steps = feed, every, feed.steps_per_epoch
-        self.batch_size = feed.batch_size
-        self.total_steps = epochs * self._inner_steps
-        self.num_epochs = -(-self.total_steps // every)
-        self.steps_per_epoch = min(every, self.total_steps)
-
-    def blocks(self, epoch: int, first: int, source: SourcePosition = None) -> Iterator[Block]:
-        """Yields the blocks of a period from step ``first`` on."""
-        begin = epoch * self._every
-        step, end = begin + first, min(begin + self._every, self.total_steps)
-        while step < end:
-            inner_epoch, inner_step = divmod(step, self._inner_steps)
-            shift = inner_epoch * self._inner_steps - begin
-            blocks = self._feed.blocks(inner_epoch, inner_step)
-            try:
-                for block in blocks:
-                    last = min(block.last, block.first + end - step)
-                    step += last - block.first
-                    yield block._replace(
-                        start=block.start + shift, last=last, ends_epoch=step == end
-                    )
-                    if step == end:
-                        return
-            finally:
-                getattr(blocks, 'close', tuple)()  # a generator may hold a thread that reads ahead
-
-
 # Steps of one bucket in a row, which cost one dispatch.
 _RUN = 8
 # Differs from the numbers of epochs.

@@ -28,7 +28,7 @@ class Position(NamedTuple):
     Attributes:
         epoch: the epoch to continue, counted from 0.
         step: the number of finished steps of that epoch.
-        metrics: the metrics of these steps; None if there were none.
+        metrics: the metrics of the steps since the last period ended; None if there were none.
         source: the position of the data source after these steps, from the `Feed`.
     """
 
@@ -52,7 +52,9 @@ class Chunk:
         first: the first step of the chunk within its epoch.
         last: one past the chunk's last step.
         ends_epoch: True if the epoch is complete.
-        metrics: the epoch's metrics so far, a CLU collection on the device.
+        ends_period: True if the metrics are those of a complete period, which is an epoch by
+            default. Set it to True to end the period here: the next chunk begins another one.
+        metrics: the period's metrics so far, a CLU collection on the device.
         losses: the loss of each step of the chunk, followed by zeros, on the device.
         num_done: the number of finished steps, on the device. It is smaller than
             ``last - first`` if a loss was not finite.
@@ -70,6 +72,7 @@ class Chunk:
     first: int
     last: int
     ends_epoch: bool
+    ends_period: bool
     metrics: Collection
     losses: jax.Array
     num_done: jax.Array
@@ -85,7 +88,7 @@ class Chunk:
         return np.asarray(self.losses)[: int(self.num_done)]
 
     def epoch_metrics(self) -> dict[str, float]:
-        """Returns the epoch's metrics so far as plain floats."""
+        """Returns the metrics of the epoch, or of the period, so far as plain floats."""
         return compute(self.metrics)
 
     @property
@@ -105,9 +108,10 @@ class Chunk:
     @property
     def position(self) -> Position:
         """Returns the position of the run after this chunk."""
+        metrics = None if self.ends_period else self.metrics
         if self.ends_epoch:
-            return Position(self.epoch + 1)
-        return Position(epoch=self.epoch, step=self.last, metrics=self.metrics, source=self.source)
+            return Position(self.epoch + 1, metrics=metrics)
+        return Position(epoch=self.epoch, step=self.last, metrics=metrics, source=self.source)
 
 
 def train_chunks(
@@ -119,6 +123,7 @@ def train_chunks(
     epochs: int,
     start: Position = Position(),  # noqa: B008 (immutable)
     max_steps: int | None = None,
+    period: float | None = None,
     border_every: int | None = None,
     stop_nonfinite: bool = True,
     steps_per_dispatch: int | None = None,
@@ -137,6 +142,8 @@ def train_chunks(
         epochs: the number of passes over the data, including those before ``start``.
         start: the position to start from, such as an earlier run's `Chunk.position`.
         max_steps: the largest number of steps to take.
+        period: the number of steps whose metrics are added up, through the epochs; None for an
+            epoch, `math.inf` for periods that end when you set `Chunk.ends_period`.
         border_every: end a dispatch whenever the number of finished steps is a multiple of this.
         stop_nonfinite: True to stop after the first step whose loss is NaN or infinite.
         steps_per_dispatch: the number of training steps in one dispatch. None limits a dispatch to
@@ -148,12 +155,12 @@ def train_chunks(
     Yields:
         Each `Chunk` as soon as it is dispatched.
     """
-    pace = _Pace(steps_per_dispatch, border_every)
+    pace = _Pace(steps_per_dispatch, border_every, period)
+    totals = start.metrics
     steps_done = int(state.step)
     last_step = math.inf if max_steps is None else steps_done + max_steps
     for epoch in range(start.epoch, epochs):
         position = start if epoch == start.epoch else Position(epoch)
-        totals = empty_metrics(metrics, layout) if position.metrics is None else position.metrics
         requested_at = time.perf_counter()
         for block in feed.blocks(epoch, position.step, position.source):
             input_seconds = time.perf_counter() - requested_at
@@ -165,19 +172,21 @@ def train_chunks(
                 steps = min(steps, last_step - steps_done)
                 last = int(min(block.last, first + steps))
                 started_at = time.perf_counter()
+                totals = empty_metrics(metrics, layout) if totals is None else totals
                 run = functools.partial(
                     run_steps, step, stop_nonfinite, layout, block.data, block.plan,
                     loop_length=loop_length,
                 )  # fmt: skip
                 dispatched = run((state, totals), first, last)
-                totals = dispatched.metrics
+                ends_epoch = block.ends_epoch and last == block.last
                 chunk = Chunk(
                     state=dispatched.state,
                     epoch=epoch,
                     first=block.start + first,
                     last=block.start + last,
-                    ends_epoch=block.ends_epoch and last == block.last,
-                    metrics=totals,
+                    ends_epoch=ends_epoch,
+                    ends_period=_ends_period(period, steps_done + last - first, ends_epoch),
+                    metrics=dispatched.metrics,
                     losses=dispatched.losses,
                     num_done=dispatched.num_done,
                     state_is_finite=dispatched.state_is_finite,
@@ -191,13 +200,17 @@ def train_chunks(
                 dispatched.losses.block_until_ready()
                 if stop_nonfinite and not chunk.is_finite:
                     return
-                state = chunk.state
+                state, totals = chunk.state, None if chunk.ends_period else dispatched.metrics
                 pace.observe(last - first, time.perf_counter() - started_at)
                 steps_done += last - first
                 first, input_seconds = last, 0.0
             if steps_done >= last_step:
                 return
             requested_at = time.perf_counter()
+
+
+def _ends_period(period: float | None, steps_done: int, ends_epoch: bool) -> bool:
+    return ends_epoch if period is None else steps_done % period == 0
 
 
 class _Pace:
@@ -207,9 +220,9 @@ class _Pace:
     # Longer ones delay Ctrl-C.
     TARGET_SECONDS = 2.0
 
-    def __init__(self, steps_per_dispatch: int | None, border_every: int | None):
+    def __init__(self, steps_per_dispatch: int | None, *borders: float | None):
         self.fixed = steps_per_dispatch is not None
-        self.border_every = border_every
+        self.borders = [every for every in borders if every is not None and every < math.inf]
         # The time of the first dispatch includes compilation, so the second measures the step.
         self.steps = steps_per_dispatch or 1
         self.compiled = False
@@ -217,8 +230,7 @@ class _Pace:
 
     def steps_from(self, step: int, remaining: int) -> int:
         """Returns how many of the remaining steps the dispatch after ``step`` steps takes."""
-        if self.border_every is not None:
-            remaining = min(remaining, self.border_every - step % self.border_every)
+        remaining = min([remaining, *(int(every - step % every) for every in self.borders)])
         if self.fixed:
             return min(self.steps, remaining)
         # Dispatches of nearly equal length leave no short one at the end.
