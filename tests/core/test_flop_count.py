@@ -1,5 +1,7 @@
 """The counted operations against those that XLA counts for the compiled program."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -74,6 +76,31 @@ def test_loops_count_their_iterations_and_conditions_their_largest_branch():
     assert counted(scanned, x) == 5 * counted(jnp.matmul, x, x) == 5 * 54
     assert counted(chosen, x) == 54
     assert counted(jax.jit(lambda x: jax.checkpoint(jnp.matmul)(x, x)), x) == 54
+
+
+@pytest.mark.parametrize('scanned', [False, True])
+def test_what_a_gradient_computes_again_does_not_count(scanned):
+    layers = np.ones((5, 3, 3)), np.ones((5, 3, 1))
+    params, x = {'layers': layers, 'out': np.ones((3, 2))}, np.ones((4, 3))
+
+    def block(x, layer):
+        w, v = layer
+        h = jnp.tanh(jnp.tanh(x @ w) @ w)
+        return h, {'of h': (h @ w).sum(), 'of x': (jnp.tanh(x) @ v).sum()}
+
+    def loss(block, params, x):
+        if scanned:
+            h, aux = jax.lax.scan(block, x, params['layers'])
+        else:
+            h, aux = block(x, jax.tree.map(lambda leaf: leaf[0], params['layers']))
+        return (h @ params['out']).sum() + aux['of h'].sum() + aux['of x'].sum()
+
+    again = jax.checkpoint(block, prevent_cse=not scanned)
+    whole = jax.checkpoint(loss, static_argnums=0)
+    plain = counted(jax.value_and_grad(functools.partial(loss, block)), params, x)
+    assert counted(jax.value_and_grad(functools.partial(loss, again)), params, x) == plain
+    assert counted(jax.value_and_grad(functools.partial(whole, block)), params, x) == plain
+    assert counted(jax.value_and_grad(functools.partial(whole, again)), params, x) == plain
 
 
 def test_products_are_counted_in_the_dtype_of_their_factors():

@@ -19,12 +19,12 @@ def step_flops(step: Callable[..., Any], *arguments: Any) -> Counter[str]:
     """Returns the operations of the products and convolutions of a step, by their dtype.
 
     The step is traced and not compiled. XLA's count of a compiled program does not serve here: it
-    counts the body of a loop once, kernels such as cuDNN's attention not at all, and activations
-    that are computed again. In the trace a loop counts as often as it runs, and attention is plain
-    products.
+    counts the body of a loop once, kernels such as cuDNN's attention not at all, and what is
+    computed again for the gradient. In the trace a loop counts as often as it runs, attention is
+    plain products, and what is computed again can be left out, see `count_flops`.
 
     Args:
-        step: a function of arrays, without rematerialization.
+        step: a function of arrays.
         arguments: its arguments; shapes and dtypes are enough.
 
     Example:

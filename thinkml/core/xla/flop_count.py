@@ -6,16 +6,17 @@ from collections.abc import Iterable
 from typing import Any
 
 import jax.numpy as jnp
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Var
 
 
 def count_flops(jaxpr: Jaxpr) -> int:
     """Returns the operations of the matrix products and convolutions of a program.
 
-    A product and a sum count as two operations. Products with padding, and with the zeros between
-    the elements of a strided gradient, do not count. A loop with an unknown number of iterations
-    counts once, and of the branches of a condition the largest counts. All other operations are
-    left out: they are a few per cent of the time of a large network.
+    A product and a sum count as two operations. Products that the gradient of `jax.checkpoint`
+    computes again do not count, nor do those with padding, and with the zeros between the elements
+    of a strided gradient. A loop with an unknown number of iterations counts once, and of the
+    branches of a condition the largest counts. All other operations are left out: they are a few
+    per cent of the time of a large network.
 
     Args:
         jaxpr: a traced program, such as ``jax.make_jaxpr(step)(state, batch).jaxpr``.
@@ -50,6 +51,8 @@ def _flops_of(eqn: JaxprEqn) -> Counter[str]:
     if name in _PRODUCTS:
         factors: list[Any] = [variable.aval for variable in eqn.invars[:2]]
         return Counter({str(jnp.result_type(*factors)): _PRODUCTS[name](eqn)})
+    if eqn.params.get('differentiated'):  # the gradient of `jax.checkpoint`
+        return sum(map(_flops_of, _without_recomputation(eqn.params['jaxpr'])), Counter())
     inner = [flops_by_dtype(jaxpr) for jaxpr in _inner_programs(eqn)]
     if name == 'cond':
         return max(inner, key=Counter.total, default=Counter())
@@ -66,6 +69,23 @@ def _inner_programs(eqn: JaxprEqn) -> Iterable[Jaxpr]:
                 yield item.jaxpr
             elif isinstance(item, Jaxpr):
                 yield item
+
+
+def _without_recomputation(jaxpr: Jaxpr) -> list[JaxprEqn]:
+    """Returns the equations of a gradient that are not computed again.
+
+    These are all that depend on the cotangents. The cotangents are the last inputs, and each output
+    depends on one of them.
+    """
+    for count in range(1, 1 + len(jaxpr.invars)):
+        depending, eqns = set(jaxpr.invars[-count:]), []
+        for eqn in jaxpr.eqns:
+            if any(isinstance(v, Var) and v in depending for v in eqn.invars):
+                depending.update(eqn.outvars)
+                eqns.append(eqn)
+        if depending.issuperset(jaxpr.outvars):
+            return eqns
+    return jaxpr.eqns
 
 
 def _dot_flops(eqn: JaxprEqn) -> int:
