@@ -45,9 +45,10 @@ LARGER = {
         'tests/core/test_augment.py': 25,
         'tests/training/test_memory.py': 30,
         'tests/test_checkpoint.py': 30,
-        'tests/test_pages.py': 25,  # trainings of four pages
+        'tests/test_pages.py': 45,  # trainings of six pages
         'tests/test_documented_workflow.py': 25,
         'tests/training/test_options.py': 25,
+        'tests/training/test_optimizers.py': 35,
         'tests/core/test_optimizers.py': 22,
         'tests/core/test_loop.py': 20,
         'tests/core/test_metrics.py': 20,

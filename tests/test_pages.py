@@ -1,4 +1,4 @@
-"""The pages for newcomers: their blocks run from top to bottom, their links and pictures exist."""
+"""The pages for newcomers and some guides: their blocks run, their links and pictures exist."""
 
 import re
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 DOCS = Path(__file__).parent.parent / 'docs'
 PAGES = (
     'index', 'getting-started', 'concepts', 'extending',
-    'guides/monitoring/throughput-and-gradient-norms',
+    'guides/monitoring/throughput-and-gradient-norms', 'guides/training/optimizers-by-parameter',
 )  # fmt: skip
 # The pages that explain a script of the examples, which tests/test_examples.py runs.
 TUTORIALS = {

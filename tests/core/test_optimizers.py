@@ -381,6 +381,80 @@ def test_numbers_that_are_not_there():
     assert set_hyperparams(state, learning_rate=None, weight_decay=None) is state
 
 
+# --- optimizers by pattern --------------------------------------------------------------------
+
+LABELS = {'layers': {0: {'kernel': 'a'}, 1: {'kernel': 'b', 'bias': 'c'}}}
+PATTERNS = {'layers/0/.*': 'adamw', '.*/bias': optax.sgd(0.1), '.*': 'momentum'}
+
+
+def test_patterns_share_the_schedule_the_scale_and_the_norm_and_have_their_own_numbers():
+    cosine = functools.partial(optax.cosine_decay_schedule, decay_steps=10)
+    expected = optax.chain(
+        optax.clip_by_global_norm(0.7),
+        optax.multi_transform(
+            {
+                'a': optax.adamw(cosine(0.04), weight_decay=0.2),
+                'b': optax.chain(
+                    optax.trace(0.9),
+                    optax.add_decayed_weights(0.3),
+                    optax.scale_by_learning_rate(cosine(0.01)),
+                ),
+                'c': optax.sgd(0.1),
+            },
+            LABELS,
+        ),
+    )
+    tx = make_optimizer(PATTERNS, schedule='cosine', clip_gradients=True)
+    ours, theirs = descents(
+        tx, expected, learning_rate=0.02, learning_rate_scale=0.5, weight_decay=0.3,
+        group_learning_rates=[0.08, 0, -1], group_weight_decays=[0.2, 0, -1],
+        gradient_clip_norm=0.7, total_steps=10,
+    )  # fmt: skip
+    assert_close(ours, theirs, rtol=1e-6)
+
+
+def test_the_decay_of_a_pattern_is_that_of_its_optimizer_by_default():
+    expected = optax.multi_transform(
+        {'a': optax.adamw(0.02), 'b': optax.sgd(0.02, momentum=0.9), 'c': optax.sgd(0.1)}, LABELS
+    )
+    assert_close(*descents(make_optimizer(PATTERNS), expected, learning_rate=0.02), rtol=1e-6)
+
+
+def test_the_rate_of_a_pattern_stays_beside_a_schedule_of_ones_own():
+    schedule = optax.piecewise_constant_schedule(0.1, {3: 0.1})
+    tx = make_optimizer({'layers/0/.*': 'sgd', '.*': 'adam'}, schedule=schedule)
+    both = {'a': optax.sgd(0.03), 'b': optax.adam(schedule), 'c': optax.adam(schedule)}
+    expected = optax.multi_transform(both, LABELS)
+    assert_close(*descents(tx, expected, group_learning_rates=[0.03, -1]), rtol=1e-6)
+    state = set_hyperparams(tx.init(make_params()), group_learning_rates=[0.03, -1])
+    _, (_, rates) = descend(tx, make_params(), state, 6)
+    np.testing.assert_allclose(rates, [0.1] * 3 + [0.01] * 3, rtol=1e-6)
+
+
+@pytest.mark.parametrize('name', OPTIMIZERS)
+def test_every_name_trains_some_of_the_parameters(name):
+    params = jax.eval_shape(make_params)
+    tx = make_optimizer({'layers/1/.*': name, '.*': optax.sgd(0.1)})
+    state = jax.eval_shape(tx.init, params)
+    alone = jax.eval_shape(make_optimizer(name).init, params['layers'][1])
+    shapes = [
+        sorted(leaf.shape for leaf in jax.tree.leaves(tree))
+        for tree in (state.inner_state.inner_states[0], alone.inner_state)
+    ]
+    assert shapes[0] == shapes[1]
+    assert jax.eval_shape(tx.update, params, state, params) == (params, state)
+
+
+def test_patterns_of_transformations_alone_are_a_transformation():
+    tx = make_optimizer({'.*/bias': optax.sgd(0.1), '.*': optax.adam(0.1)})
+    labels = jax.tree.map(lambda label: 'c' if label == 'c' else 'a', LABELS)
+    expected = optax.multi_transform({'c': optax.sgd(0.1), 'a': optax.adam(0.1)}, labels)
+    assert_close(descent(tx), descent(expected), rtol=1e-6)
+    assert get_learning_rate(tx.init(make_params())) is None
+    with pytest.raises(ConfigError, match=r'^group_learning_rates: this optimizer has no'):
+        set_hyperparams(make_optimizer('adam').init(make_params()), group_learning_rates=[1.0])
+
+
 # --- compiled programs ------------------------------------------------------------------------
 
 
@@ -413,10 +487,13 @@ def test_equal_arguments_return_the_same_object():
         {'optimizer': 'adam', 'schedule': 'cosine', 'clip_gradients': True},
         {'optimizer': optimizer, 'schedule': schedule},
         {'optimizer': theirs, 'clip_gradients': True},
+        {'optimizer': {'a': 'adam', '.*': theirs}},
+        {'optimizer': {'a': theirs, '.*': theirs}},
     ):
         assert make_optimizer(**arguments) is make_optimizer(**arguments)
     assert make_optimizer('adam') is make_optimizer('adam', schedule='constant')
     assert make_optimizer('adam') is not make_optimizer('adam', schedule='linear')
+    assert make_optimizer({'.*': 'adam'}) is not make_optimizer({'a': 'adam'})
     assert hash(make_optimizer('adam')) == hash(make_optimizer())
 
 

@@ -5,6 +5,7 @@ import itertools
 
 import jax
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 
@@ -137,6 +138,30 @@ def test_adam_too():
     # Adam divides such a gradient by its size.
     trainer = DistributedTrainer(TrainingConfig(**SETTINGS | {'optimizer': 'adam'}))
     assert_same(trained('mlp', trainer), on_one('mlp', optimizer='adam'))
+
+
+PATTERNS = {
+    '(embed|up)/.*': 'frozen',  # the second kernel is sharded
+    'down/.*': {'optimizer': 'adamw', 'learning_rate': 0.001},
+    'out/.*': optax.polyak_sgd(max_learning_rate=0.1),  # takes the loss
+    '.*': 'momentum',
+}
+
+
+@functools.cache
+def trained_by_pattern(make, **options):
+    return trained(
+        'transformer', make(TrainingConfig(**SETTINGS | {'optimizer': PATTERNS}), **options)
+    )
+
+
+@pytest.mark.parametrize('strategy', STRATEGIES)
+def test_the_curve_of_optimizers_by_pattern(strategy):
+    several = trained_by_pattern(DistributedTrainer, strategy=strategy, num_gpus=2)
+    assert_same(several, trained_by_pattern(ModelTrainer))
+    frozen = TransformerBlock(nnx.Rngs(0)).up.kernel[...]
+    (array,) = [array for path, array in several[2].items() if path == "('up', 'kernel')"]
+    np.testing.assert_array_equal(array, frozen)
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import numpy as np
 from thinkml.checkpoint import Checkpointer
 from thinkml.checkpoint.checkpointer import has_checkpoints, is_checkpoint
 from thinkml.core import functionalize
+from thinkml.core.model.frozen_parameters import without_frozen
 from thinkml.core.model.functional import PROBE_ROWS
 from thinkml.core.model.partly_frozen import merged_low_rank
 from thinkml.core.model.training_lock import check_not_trained
@@ -170,7 +171,7 @@ def _model_arrays(saved: dict[str, Any]) -> dict[str, Any]:
     params = under('state/params/')
     averages = under('state/ema/params/')
     params |= {name: array.astype(params[name].dtype) for name, array in averages.items()}
-    return merged_low_rank(params, under('state/model_state/'))
+    return merged_low_rank(params, without_frozen(under('state/model_state/')))
 
 
 def _by_name(tree: PyTree) -> dict[str, Any]:

@@ -5,7 +5,7 @@ import datetime
 import inspect
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,7 +29,12 @@ class TrainingConfig:
             schedule. A different number does not need a new compilation.
         optimizer: an optax optimizer by name (``'adam'``, ``'adamw'``, ``'sgd'``, ``'momentum'``,
             ``'lion'``, ``'muon'`` and others); a function ``learning_rate -> transformation``, such
-            as ``optax.adamax``; or an optax transformation that has its own learning rate.
+            as ``optax.adamax``; an optax transformation that has its own learning rate; or a dict
+            of these by pattern, such as ``{'head/.*': 'adamw', '.*': optax.sgd(0.1)}``. A parameter
+            gets the optimizer of the first pattern, a regular expression, that matches its whole
+            path, such as ``'layers/0/kernel'``. ``'frozen'`` leaves parameters as they are, and
+            ``{'optimizer': 'adamw', 'learning_rate': 1e-4, 'weight_decay': 0.01}`` gives numbers
+            that replace ``learning_rate`` and ``weight_decay``.
         early_stopping: True stops when the validation loss has not improved for 10 epochs and
             restores the best epoch's parameters; an `EarlyStopping` has more settings.
         validation_split: the fraction of the training rows, between 0 and 1, held out for
@@ -143,6 +148,8 @@ class TrainingConfig:
             if is_number(value):
                 object.__setattr__(self, name, kind(value))
         object.__setattr__(self, 'callbacks', tuple(self.callbacks))
+        if isinstance(self.optimizer, Mapping):
+            object.__setattr__(self, 'optimizer', dict(self.optimizer))
 
     @property
     def max_seconds(self) -> float | None:
@@ -210,7 +217,17 @@ def _plain(value: Any) -> Any:
         return [_plain(item) for item in value]
     if value is None or isinstance(value, bool | int | float | str):
         return value
+    if is_number(value):
+        return float(value)
+    if isinstance(value, Mapping):  # as text, since the order of patterns matters
+        return _described(value)
     if isinstance(value, Path):
         return str(value)
     # The name of a function is the same in every process; its repr is not.
     return value.__qualname__ if inspect.isroutine(value) else re.sub(r' at 0x\w+', '', repr(value))
+
+
+def _described(value: Any) -> str:
+    if not isinstance(value, Mapping):
+        return repr(_plain(value))
+    return f'{{{", ".join(f"{name!r}: {_described(item)}" for name, item in value.items())}}}'

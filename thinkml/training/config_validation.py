@@ -3,7 +3,7 @@
 import datetime
 import inspect
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from thinkml.core import OPTIMIZERS, SCHEDULES, make_optimizer
@@ -11,6 +11,7 @@ from thinkml.core.model.mixed_precision import get_compute_dtype
 from thinkml.errors import ConfigError, did_you_mean, is_number, is_whole, unknown_name
 from thinkml.paths import path_problem
 from thinkml.training.callback import CALLBACKS, HOOKS, BuiltInCallback, has_hooks, hook_of
+from thinkml.training.parameter_groups import follows_rate, group_problems, has_built_in_rate
 
 ON_NAN = ('ignore', 'raise', 'restore')
 
@@ -175,18 +176,30 @@ def _optimizer_problems(settings: dict[str, Any], defaults: dict[str, Any]) -> l
     if isinstance(optimizer, str):
         is_known = optimizer in OPTIMIZERS
         return [] if is_known else [unknown_name('optimizer', optimizer, OPTIMIZERS)]
-    try:
-        make_optimizer(optimizer)
-    except ConfigError as error:
-        return [str(error)]
-    if hasattr(optimizer, 'update'):
+    if isinstance(optimizer, Mapping):
+        if found := group_problems(optimizer):
+            return found
+    else:
+        try:
+            make_optimizer(optimizer)
+        except ConfigError as error:
+            return [str(error)]
+    changed = [name for name in _NUMBERS_OF_RATE if settings[name] != defaults[name]]
+    if has_built_in_rate(optimizer):
         return [
             f'{name}: got {settings[name]!r}, but the optimizer is an optax transformation, which '
             f'has its own. Leave {name} out, or pass a function learning_rate -> transformation.'
-            for name in ('learning_rate', 'lr_schedule', 'warmup_steps', 'weight_decay')
-            if settings[name] != defaults[name]
+            for name in changed
+        ]
+    if 'learning_rate' in changed and not follows_rate(optimizer):
+        return [
+            f'learning_rate: got {settings["learning_rate"]!r}, but each pattern has its own. '
+            'Leave it out here, or for one pattern.'
         ]
     return []
+
+
+_NUMBERS_OF_RATE = ('learning_rate', 'lr_schedule', 'warmup_steps', 'weight_decay')
 
 
 def _callback_problems(callbacks: Any) -> list[str]:

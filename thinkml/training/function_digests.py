@@ -21,6 +21,8 @@ from thinkml.core.train.scoring import objective_apply
 from thinkml.tasks import Task
 from thinkml.training.config import TrainingConfig
 from thinkml.training.objective import TrainingObjective, probe_logits
+from thinkml.training.optimizer_setup import functional_of
+from thinkml.training.parameter_groups import without_numbers
 from thinkml.training.training_data import TrainRequest
 from thinkml.training.training_setup import TrainingSetup, probe_of
 from thinkml.typing import Model, PyTree
@@ -66,8 +68,8 @@ def function_digests(
         step = jax.ShapeDtypeStruct((), jnp.int32)
         digests['learning_rate'] = _traced(config.learning_rate, step)
     if not isinstance(config.optimizer, str):
-        tx = make_optimizer(config.optimizer)
-        params = jax.eval_shape(lambda key: functionalize(model, x, key).params, key)
+        tx = make_optimizer(without_numbers(config.optimizer))
+        params = jax.eval_shape(lambda key: functional_of(model, x, key, config).params, key)
 
         def update(params: PyTree) -> PyTree:
             return update_with_loss(tx, params, tx.init(params), params, jnp.zeros(()))

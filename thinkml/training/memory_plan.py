@@ -9,14 +9,15 @@ import jax
 from jax.sharding import NamedSharding
 
 from thinkml.checkpoint.filesystem import readable
-from thinkml.core import Batch, TrainState, functionalize, get_compute_dtype
+from thinkml.core import Batch, TrainState
+from thinkml.core.model.frozen_parameters import FROZEN
 from thinkml.core.parallel.sharding import ONE_DEVICE, Layout
 from thinkml.core.train.batch_feed import steps_of
 from thinkml.data.device_placement import free_bytes
 from thinkml.text_table import aligned_lines
 from thinkml.training.config import TrainingConfig
 from thinkml.training.data_feed import planned_placements
-from thinkml.training.optimizer_setup import optimizer_of
+from thinkml.training.optimizer_setup import functional_of, optimizer_of
 from thinkml.training.program import (
     MemorySavings,
     initial_state,
@@ -360,9 +361,7 @@ def _state_of(model: Model, setup: TrainingSetup, config: TrainingConfig) -> tup
     found = []
 
     def arrays(key: jax.Array) -> tuple[PyTree, PyTree]:
-        functional = functionalize(
-            model, setup.spec, key, compute_dtype=get_compute_dtype(config.precision)
-        )
+        functional = functional_of(model, setup.spec, key, config)
         found.append(functional)
         return functional.params, functional.model_state
 
@@ -388,6 +387,7 @@ def _planned(state: TrainState, layout: Layout) -> Iterable[PlannedArray]:
 
 _KINDS = {
     'params': 'parameters',
+    f'model_state/{FROZEN}': 'frozen parameters',
     'model_state': 'statistics of the model',
     'opt_state': 'state of the optimizer',
     'ema': 'moving average',
@@ -397,8 +397,12 @@ _KINDS = {
 def _parts_of_state(
     arrays: tuple[PlannedArray, ...], config: TrainingConfig
 ) -> Iterable[PlannedPart]:
-    for prefix, name in _KINDS.items():
-        found = [array for array in arrays if array.name.split('/')[0] == prefix]
+    kinds = [
+        next((n for prefix, n in _KINDS.items() if f'{array.name}/'.startswith(f'{prefix}/')), None)
+        for array in arrays
+    ]
+    for name in _KINDS.values():
+        found = [array for array, kind in zip(arrays, kinds, strict=True) if kind == name]
         if found:
             yield _summed(name, found)
     if config.on_nan != 'ignore':

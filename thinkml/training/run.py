@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import operator
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -20,6 +20,7 @@ from thinkml.core.xla.jit import Jit
 from thinkml.errors import ConfigError, is_number
 from thinkml.monitoring import History
 from thinkml.training.config import TrainingConfig
+from thinkml.training.parameter_groups import follows_rate
 from thinkml.typing import PyTree
 
 # A run keeps copies of its state, because the state is donated to the next chunk.
@@ -304,6 +305,11 @@ class Run:
                 f'learning_rate: got {rate!r} from a callback, but the rate follows a schedule, '
                 "which sets it in each step. Use lr_schedule='constant', or a function "
                 'step -> rate as learning_rate.'
+            )
+        if isinstance(config.optimizer, Mapping) and not follows_rate(config.optimizer):
+            raise ConfigError(
+                f'learning_rate: got {rate!r} from a callback, but no pattern of the optimizer '
+                'follows the learning rate of the config. Leave it out for one pattern.'
             )
         held = getattr(self.state.opt_state, 'hyperparams', {})
         # The new rate replaces what ReduceLROnPlateau has made of the old one.

@@ -4,14 +4,14 @@ from typing import NamedTuple
 
 import jax
 
-from thinkml.core import Feed, FunctionalModel, TrainState, functionalize, get_compute_dtype
+from thinkml.core import Feed, FunctionalModel, TrainState
 from thinkml.core.model.partly_frozen import learning_rates_of, scaled_updates
 from thinkml.core.parallel.sharding import ONE_DEVICE, Layout
 from thinkml.errors import ModelTypeError
 from thinkml.model_record import record_of
 from thinkml.training.config import TrainingConfig
 from thinkml.training.data_feed import make_feed
-from thinkml.training.optimizer_setup import optimizer_of
+from thinkml.training.optimizer_setup import functional_of, optimizer_of
 from thinkml.training.optimizer_state import restore_optimizer
 from thinkml.training.program import (
     MemorySavings,
@@ -69,9 +69,8 @@ def make_parts(
         ModelTypeError: if the model has shapes instead of arrays.
     """
     keys = run_keys(config.seed)
-    dtype = get_compute_dtype(config.precision)
     # Before the data, which may use the memory that the parameters leave.
-    functional = functionalize(model, setup.spec, keys.init, compute_dtype=dtype)
+    functional = functional_of(model, setup.spec, keys.init, config)
     leaves = jax.tree.leaves((functional.params, functional.model_state))
     if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves):
         raise ModelTypeError(

@@ -1,21 +1,26 @@
-"""Settings of a run as plain values, and a line that describes the run."""
+"""Settings of a run as plain values, and lines that describe the run."""
 
+import math
 import re
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
-import numpy as np
 
+from thinkml.core.model.frozen_parameters import all_params
+from thinkml.core.model.parameter_paths import first_matches
 from thinkml.data.task_inference import other_reading
 from thinkml.tasks import Task
 from thinkml.training.config import TrainingConfig
 from thinkml.training.metric_monitor import default_monitor
 from thinkml.training.objective import TrainingObjective
+from thinkml.training.parameter_groups import FROZEN, ParameterGroup, parameter_groups
 from thinkml.training.program import MemorySavings
 from thinkml.training.run import Run
 from thinkml.training.run_checkpoints import Checkpoints
 from thinkml.training.training_data import Examples, TrainRequest
 from thinkml.training.training_setup import TrainingSetup
+from thinkml.typing import PyTree
 
 
 def run_settings(
@@ -54,19 +59,46 @@ def _described(augmentation: Any) -> str:
 
 
 def describe_run(run: Run, setup: TrainingSetup, checkpoints: Checkpoints | None) -> str:
-    """Returns one line on what is about to be trained, with what was inferred."""
+    """Returns a line on what is trained, with what was inferred, and one for each pattern."""
     config = run.config
-    parameters = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(run.state.params))
+    params = all_params(run.state.params, run.state.model_state)
     parts = [
         _task_of(setup),
         _rows_of(setup, run.metric_names),
-        f'{parameters:,} parameters',
+        f'{_num_parameters(params):,} parameters',
         f'{setup.objective.loss_name}, {_optimizer_of(config)}',
         jax.devices()[0].platform,
     ]
     if run.resumed and checkpoints is not None:
         parts.append(f'resumed after {run.step:,} steps from {checkpoints.directory}')
-    return '; '.join(parts)
+    lines = ['; '.join(parts)]
+    if isinstance(config.optimizer, Mapping):
+        lines += _groups_of(config, params)
+    return '\n'.join(lines)
+
+
+def _groups_of(config: TrainingConfig, params: PyTree) -> Iterator[str]:
+    """Yields a line for each pattern of the optimizer."""
+    groups = parameter_groups(config.optimizer)
+    numbers = jax.tree.leaves(first_matches(list(groups), params))
+    for number, (pattern, group) in enumerate(groups.items()):
+        found = [p for p, n in zip(jax.tree.leaves(params), numbers, strict=True) if n == number]
+        yield f'  {pattern}: {_num_parameters(found):,} parameters, {_with_numbers(group, config)}'
+
+
+def _num_parameters(params: PyTree) -> int:
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
+
+
+def _with_numbers(group: ParameterGroup, config: TrainingConfig) -> str:
+    """Returns the name of an optimizer with the numbers that it is given."""
+    if group.is_frozen:
+        return FROZEN
+    name = group.optimizer if isinstance(group.optimizer, str) else 'a custom optimizer'
+    rate = config.learning_rate if group.learning_rate is None else group.learning_rate
+    shown = f'{name} {rate:g}' if group.takes_rate and isinstance(rate, int | float) else name
+    decay = group.weight_decay
+    return shown if decay is None else f'{shown}, weight decay {decay:g}'
 
 
 def _task_of(setup: TrainingSetup) -> str:
@@ -98,6 +130,8 @@ def _rows_of(setup: TrainingSetup, names: tuple[str, ...]) -> str:
 
 
 def _optimizer_of(config: TrainingConfig) -> str:
+    if isinstance(config.optimizer, Mapping):
+        return 'optimizers by pattern'
     if not isinstance(config.optimizer, str):
         return 'a custom optimizer'
     rate = config.learning_rate

@@ -13,6 +13,7 @@ from thinkml.data import device_budget
 from thinkml.errors import ConfigError, warn_user
 from thinkml.figures import give_to_pyplot, new_figure, save_figure
 from thinkml.training.config import TrainingConfig
+from thinkml.training.parameter_groups import follows_rate
 from thinkml.training.program import MemorySavings, step_memory
 from thinkml.training.run_parts import RunParts, make_parts
 from thinkml.training.training_setup import TrainingSetup
@@ -76,10 +77,10 @@ def learning_rate_range(
     Raises:
         ConfigError: if the optimizer has its own learning rate.
     """
-    if hasattr(config.optimizer, 'update'):
+    if not follows_rate(config.optimizer):
         raise ConfigError(
-            'optimizer: got an optax transformation, which has its own learning rate. Pass a '
-            'name, or a function learning_rate -> transformation.'
+            'optimizer: got an optax transformation, which has its own learning rate, or patterns '
+            'that all have their own. Pass a name, or a function learning_rate -> transformation.'
         )
     constant = dataclasses.replace(
         config, learning_rate=_LOWEST, lr_schedule='constant', warmup_steps=None

@@ -1,6 +1,6 @@
 """Hyperparameters of optimizers: numbers in the state of an optax transformation."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -14,6 +14,8 @@ from thinkml.typing import PyTree
 
 # The integer hyperparameters. Negative warm-up steps mean the schedule's default fraction.
 STEPS = {'total_steps': None, 'warmup_steps': -1}
+# The hyperparameters with a value for each parameter group.
+GROUP_RATES, GROUP_DECAYS = 'group_learning_rates', 'group_weight_decays'
 
 
 class OptimizerState(NamedTuple):
@@ -34,19 +36,31 @@ class OptimizerState(NamedTuple):
     inner_state: optax.OptState
 
 
+Number = float | Sequence[float]
+
+
 def with_hyperparams(
-    defaults: dict[str, float | None],
+    defaults: dict[str, Number | None],
     learning_rate: Callable[[jax.Array, dict[str, Any]], jax.Array | None],
     make: Callable[[Any, dict[str, Any]], optax.GradientTransformation],
 ) -> optax.GradientTransformation:
-    """Returns a transformation that calls ``make`` in every update with the state's values."""
+    """Returns a transformation that calls ``make`` in every update with the state's values.
+
+    Args:
+        defaults: the hyperparameters, see `OptimizerState`.
+        learning_rate: a function ``(step, hyperparams)``. It returns the rate, or the rate of each
+            parameter group, or None for transformations with a built-in rate.
+        make: a function ``(rate, hyperparams)`` that returns the transformation.
+    """
 
     def init(params: PyTree) -> OptimizerState:
         hyperparams = {
             name: None if value is None else jnp.array(value, _dtype(name))
             for name, value in defaults.items()
         }
-        inner = make(jnp.float32(0.001), hyperparams)
+        start, groups = jnp.float32(0.001), hyperparams.get(GROUP_RATES)
+        start = start if groups is None else jnp.broadcast_to(start, groups.shape)
+        inner = make(start, hyperparams)
         rate = None if 'learning_rate_scale' not in defaults else jnp.zeros((), jnp.float32)
         return OptimizerState(
             step=jnp.zeros((), jnp.int32),
@@ -62,9 +76,16 @@ def with_hyperparams(
         rate = learning_rate(state.step, state.hyperparams)
         inner = optax.with_extra_args_support(make(rate, state.hyperparams))
         updates, inner_state = inner.update(updates, state.inner_state, params, **extra)
-        return updates, state._replace(step=state.step + 1, last_rate=rate, inner_state=inner_state)
+        last = _rate_to_show(rate, state.hyperparams)
+        return updates, state._replace(step=state.step + 1, last_rate=last, inner_state=inner_state)
 
     return optax.GradientTransformationExtraArgs(init, update)  # pyright: ignore
+
+
+def _rate_to_show(rate: Any, hyperparams: dict[str, Any]) -> jax.Array | None:
+    """Returns the rate of the first parameter group that has the shared one, or else any."""
+    own = hyperparams.get(GROUP_RATES)
+    return rate if own is None else rate[jnp.argmax(jnp.where(own < 0, 2, own > 0))]
 
 
 def _dtype(name: str) -> DTypeLike:
@@ -91,12 +112,14 @@ _MISSING_REASONS = {
     'make_optimizer(..., clip_gradients=True).',
     'total_steps': 'this optimizer does not use one of the schedules in SCHEDULES. Use '
     "make_optimizer(name, schedule='cosine').",
+    GROUP_RATES: 'this optimizer has no parameter groups. Use make_optimizer({pattern: name}).',
+    GROUP_DECAYS: 'this optimizer has no parameter groups. Use make_optimizer({pattern: name}).',
     'warmup_steps': 'this optimizer does not use one of the schedules in SCHEDULES. Use '
     "make_optimizer(name, schedule='warmup_cosine').",
 }
 
 
-def set_hyperparams(opt_state: PyTree, **numbers: float | None) -> PyTree:
+def set_hyperparams(opt_state: PyTree, **numbers: Number | None) -> PyTree:
     """Returns the optimizer state with new hyperparameters.
 
     Args:
@@ -112,6 +135,9 @@ def set_hyperparams(opt_state: PyTree, **numbers: float | None) -> PyTree:
               ``'constant'``.
             - ``warmup_steps``: if never set, the schedule's default fraction of the steps.
             - ``learning_rate_scale``: see `scale_learning_rate`.
+            - ``group_learning_rates`` and ``group_weight_decays``: for an optimizer by pattern, a
+              number for each pattern, in their order. A negative one stands for
+              ``learning_rate`` or ``weight_decay``, which is the default.
 
     Raises:
         ConfigError: for a hyperparameter that the optimizer's state does not have.
@@ -135,7 +161,7 @@ def set_hyperparams(opt_state: PyTree, **numbers: float | None) -> PyTree:
     return opt_state._replace(hyperparams=hyperparams | changed) if changed else opt_state
 
 
-def _like(old: jax.Array | None, value: float, name: str) -> jax.Array:
+def _like(old: jax.Array | None, value: Number, name: str) -> jax.Array:
     """Returns a new array, never the caller's, with the old one's dtype and shape.
 
     The old one has an axis more if it holds the values of several states.

@@ -3,20 +3,29 @@
 import dataclasses
 import functools
 import re
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from thinkml.core.train.hyperparameters import STEPS, set_hyperparams, with_hyperparams
+from thinkml.core.model.parameter_paths import check_patterns, first_matches
+from thinkml.core.train.hyperparameters import (
+    GROUP_DECAYS,
+    GROUP_RATES,
+    STEPS,
+    Number,
+    set_hyperparams,
+    with_hyperparams,
+)
 from thinkml.core.train.schedules import SCHEDULES, Schedule
 from thinkml.errors import ConfigError, unknown_name
 from thinkml.typing import PyTree
 
 OptimizerFn = Callable[[Any], optax.GradientTransformation]
 ScheduleFn = Callable[[Any], Any]
+Optimizer = str | optax.GradientTransformation | OptimizerFn
 
 
 # --- weight decay -----------------------------------------------------------------------------
@@ -47,10 +56,19 @@ def _is_bias_or_scale(path: tuple[Any, ...]) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class _NamedOptimizer:
-    """An optimizer with decoupled weight decay: ``make(learning_rate, weight_decay)``."""
+    """An optimizer with decoupled weight decay: ``with_numbers(learning_rate, weight_decay)``."""
 
-    make: Callable[[Any, Any], optax.GradientTransformation]
+    with_numbers: Callable[[Any, Any], optax.GradientTransformation]
     weight_decay: float
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """Returns the hyperparameters."""
+        return {'weight_decay': self.weight_decay}
+
+    def make(self, rate: Any, hyperparams: dict[str, Any]) -> optax.GradientTransformation:
+        """Returns the transformation with a learning rate."""
+        return self.with_numbers(rate, hyperparams['weight_decay'])
 
 
 def _with_builtin_decay(
@@ -104,7 +122,7 @@ OPTIMIZERS: dict[str, _NamedOptimizer] = {
 
 
 def make_optimizer(
-    optimizer: str | optax.GradientTransformation | OptimizerFn = 'adam',
+    optimizer: Optimizer | Mapping[str, Optimizer] = 'adam',
     *,
     schedule: str | ScheduleFn = 'constant',
     clip_gradients: bool = False,
@@ -131,6 +149,8 @@ def make_optimizer(
               once, because programs are compiled for the object. Weight decay that it applies
               itself is added to ``weight_decay``.
             - An optax transformation, which keeps its built-in rate and decay.
+            - A dict of these by pattern. A parameter gets the optimizer of the first pattern, a
+              regular expression, that matches its whole path, such as ``'layers/0/kernel'``.
         schedule: one of these:
 
             - A key of ``SCHEDULES``: a multiplier of the peak rate. All but ``'constant'`` need
@@ -145,7 +165,8 @@ def make_optimizer(
 
     Raises:
         ConfigError: for an unknown name or a value of another kind; for a schedule together with an
-            optax transformation, which has a built-in rate; for an optimizer with a line search.
+            optax transformation, which has a built-in rate; for an optimizer with a line search;
+            when it is initialised, for patterns that do not fit the parameters.
 
     Divergence from optax: biases and norms are not decayed. The default decays are optax's (adamw,
     adamaxw, nadamw 1e-4, lion 1e-3, all others 0). Decay is always decoupled, also where optax adds
@@ -170,25 +191,41 @@ def make_optimizer(
         >>> [round(update, 4) for update in updates.tolist()]
         [-0.45, -0.45]
     """
-    for argument, value in (('optimizer', optimizer), ('schedule', schedule)):
-        if not isinstance(value, Hashable):
-            raise ConfigError(
-                f'{argument}: got a {type(value).__name__} without a hash, expected a hashable '
-                'object, since compiled programs are looked up by it. Write a function, or a '
-                'class with @dataclass(frozen=True).'
-            )
+    _check_hashable('schedule', schedule)
     if isinstance(schedule, str) and schedule not in SCHEDULES:
         raise ConfigError(unknown_name('schedule', schedule, SCHEDULES))
-    if isinstance(optimizer, optax.GradientTransformation):
+    if isinstance(optimizer, Mapping):
+        check_patterns(optimizer)
+        groups = [(pattern, _resolve_any(value)) for pattern, value in optimizer.items()]
+        resolved = _partition(tuple(groups))
+    else:
+        resolved = _resolve_any(optimizer)
+    if isinstance(resolved, optax.GradientTransformation):
         if schedule != 'constant':
             raise ConfigError(
                 f'schedule: got {schedule!r} with an optax transformation, which has a built-in '
                 'learning rate. Build the transformation with the schedule, or pass a function of '
                 'the learning rate, such as functools.partial(optax.sgd, momentum=0.8).'
             )
+        return _clipped(resolved) if clip_gradients else resolved
+    return _scheduled(resolved, _resolve_schedule(schedule), clip_gradients)
+
+
+def _check_hashable(argument: str, value: Any) -> None:
+    if not isinstance(value, Hashable):
+        raise ConfigError(
+            f'{argument}: got a {type(value).__name__} without a hash, expected a hashable '
+            'object, since compiled programs are looked up by it. Write a function, or a '
+            'class with @dataclass(frozen=True).'
+        )
+
+
+def _resolve_any(optimizer: Any) -> '_NamedOptimizer | optax.GradientTransformation':
+    _check_hashable('optimizer', optimizer)
+    if isinstance(optimizer, optax.GradientTransformation):
         _check_arguments(optimizer)
-        return _clipped(optimizer) if clip_gradients else optimizer
-    return _scheduled(_resolve(optimizer), _resolve_schedule(schedule), clip_gradients)
+        return optimizer
+    return _resolve(optimizer)
 
 
 @functools.lru_cache(maxsize=64)
@@ -269,7 +306,7 @@ def _missing_arguments(error: TypeError) -> list[str]:
 
 
 def check_update(
-    tx: optax.GradientTransformation, params: PyTree, **hyperparams: float | None
+    tx: optax.GradientTransformation, params: PyTree, **hyperparams: Number | None
 ) -> None:
     """Traces an update.
 
@@ -319,26 +356,72 @@ def _check_arguments(tx: optax.GradientTransformation) -> None:
 # --- transformations with hyperparameters ------------------------------------------------------
 
 
+@dataclasses.dataclass(frozen=True)
+class _Partition:
+    """Optimizers by pattern, at least one of which gets its learning rate."""
+
+    groups: tuple[tuple[str, _NamedOptimizer | optax.GradientTransformation], ...]
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """Returns the hyperparameters; a negative one stands for a shared or default one."""
+        rates = [-1.0 if isinstance(tx, _NamedOptimizer) else 0.0 for _, tx in self.groups]
+        return {'weight_decay': -1.0, GROUP_RATES: rates, GROUP_DECAYS: [-1.0] * len(rates)}
+
+    def make(self, rates: Any, hyperparams: dict[str, Any]) -> optax.GradientTransformation:
+        """Returns the transformation with a learning rate for each group."""
+
+        def decay_of(number: int, named: _NamedOptimizer) -> jax.Array:
+            shared, own = hyperparams['weight_decay'], hyperparams[GROUP_DECAYS][number]
+            shared = jnp.where(shared < 0, named.weight_decay, shared)
+            return jnp.where(own < 0, shared, own)
+
+        made: dict[Hashable, optax.GradientTransformation] = {
+            number: tx.with_numbers(rates[number], decay_of(number, tx))
+            if isinstance(tx, _NamedOptimizer)
+            else tx
+            for number, (_, tx) in enumerate(self.groups)
+        }
+        return optax.partition(made, self.numbers)
+
+    def numbers(self, params: PyTree) -> PyTree:
+        """Returns the number of each parameter's group."""
+        return first_matches([pattern for pattern, _ in self.groups], params)
+
+
+@functools.lru_cache(maxsize=64)
+def _partition(
+    groups: tuple[tuple[str, _NamedOptimizer | optax.GradientTransformation], ...],
+) -> _Partition | optax.GradientTransformation:
+    """Returns optimizers by pattern; an optax transformation if none of them gets its rate."""
+    partition = _Partition(groups)
+    if any(isinstance(tx, _NamedOptimizer) for _, tx in groups):
+        return partition
+    return partition.make((), {})
+
+
 @functools.lru_cache(maxsize=64)
 def _scheduled(
-    named: _NamedOptimizer, schedule: Schedule | ScheduleFn, clip_gradients: bool
+    optimizer: _NamedOptimizer | _Partition, schedule: Schedule | ScheduleFn, clip_gradients: bool
 ) -> optax.GradientTransformation:
     def learning_rate(step: jax.Array, hyperparams: dict[str, Any]) -> jax.Array:
+        own = hyperparams.get(GROUP_RATES)
+
+        def by_group(shared: jax.Array) -> jax.Array:
+            return shared if own is None else jnp.where(own < 0, shared, own)
+
         if isinstance(schedule, Schedule):
             steps = (hyperparams[name] for name in STEPS)
-            rate = hyperparams['learning_rate'] * schedule(step, *steps)
+            rate = by_group(hyperparams['learning_rate']) * schedule(step, *steps)
         else:
-            rate = jnp.asarray(schedule(step), jnp.float32)
+            rate = by_group(jnp.asarray(schedule(step), jnp.float32))
         return rate * hyperparams['learning_rate_scale']
 
     def make(rate: Any, hyperparams: dict[str, Any]) -> optax.GradientTransformation:
-        tx = named.make(rate, hyperparams['weight_decay'])
+        tx = optimizer.make(rate, hyperparams)
         return _with_clipping(tx, hyperparams) if clip_gradients else tx
 
-    defaults: dict[str, float | None] = {
-        'learning_rate_scale': 1.0,
-        'weight_decay': named.weight_decay,
-    }
+    defaults = {'learning_rate_scale': 1.0, **optimizer.defaults}
     if isinstance(schedule, Schedule):
         defaults |= {'learning_rate': 0.001, **STEPS}
     if schedule is SCHEDULES['constant']:

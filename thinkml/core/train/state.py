@@ -9,7 +9,7 @@ import optax
 from flax import struct
 
 from thinkml.core.parallel.sharding import ONE_DEVICE, Layout, pin_state
-from thinkml.core.train.hyperparameters import set_hyperparams
+from thinkml.core.train.hyperparameters import Number, set_hyperparams
 from thinkml.core.xla.jit import Jit
 from thinkml.typing import PyTree
 
@@ -97,7 +97,7 @@ def init_state(
     *,
     ema_decay: float | None = None,
     layout: Layout = ONE_DEVICE,
-    **hyperparams: float | None,
+    **hyperparams: Number | None,
 ) -> TrainState:
     """Creates the state before the first step, from copies of the given arrays.
 
@@ -121,9 +121,9 @@ def init_state(
         >>> int(state.step)
         0
     """
-    hyperparams = {'learning_rate': learning_rate} | hyperparams
+    numbers: dict[str, Number | None] = {'learning_rate': learning_rate, **hyperparams}
     params, model_state, key = layout.put_state((params, model_state, key))
-    return _init_state(tx.init, layout, params, model_state, key, hyperparams, ema_decay)
+    return _init_state(tx.init, layout, params, model_state, key, numbers, ema_decay)
 
 
 def _init(
@@ -132,7 +132,7 @@ def _init(
     params: PyTree,
     model_state: PyTree,
     key: jax.Array,
-    hyperparams: dict[str, float | None],
+    hyperparams: dict[str, Number | None],
     ema_decay: float | None,
 ) -> TrainState:
     # jnp.copy because a jitted function returns unchanged inputs as the same buffers.

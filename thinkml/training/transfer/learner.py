@@ -145,7 +145,11 @@ class TransferLearner:
         lora_rank: int | None = None,
         cache_bytes: int = 2**31,
     ):
-        check_config(config)
+        if isinstance(check_config(config).optimizer, Mapping):
+            raise ConfigError(
+                'optimizer: got patterns, expected one optimizer: fine-tuning trains the layers '
+                'that fine_tune_layers names, with rates by layer_decay, and freezes the others.'
+            )
         check_fine_tune_layers(fine_tune_layers)
         for name, value, least in (
             ('head_epochs', head_epochs, 0),
