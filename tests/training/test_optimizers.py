@@ -16,6 +16,7 @@ from thinkml.models import ModelManager, from_functions, from_linen, predict_pro
 from thinkml.training import (
     CrossEntropy,
     ModelTrainer,
+    Objective,
     TrainingConfig,
     TransferLearner,
     load_checkpoint,
@@ -329,6 +330,17 @@ def test_a_frozen_last_layer_and_a_loss_in_chunks():
     assert_close(params_of(one), params_of(other))
     before = params_of(mlp(4, 3, hidden=8))['layers'][2]
     assert_close(params_of(other)['layers'][2], before, atol=0)
+
+
+def test_an_objective_calls_the_whole_model():
+    def fn(model, batch, key):
+        losses = optax.softmax_cross_entropy_with_integer_labels
+        return losses(model.layers[2](nnx.relu(model.layers[0](batch.x))), batch.y)
+
+    settings = {'optimizer': {'layers/2/.*': 'frozen', '.*': 'sgd'}, 'learning_rate': 0.1}
+    one, _ = train(**settings)
+    other, _ = train(**settings, loss_fn=Objective(fn))
+    assert_close(params_of(one), params_of(other))
 
 
 def test_callbacks_see_and_change_the_whole_model():
