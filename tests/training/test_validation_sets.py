@@ -2,6 +2,7 @@
 
 import functools
 
+import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 import pytest
@@ -9,6 +10,8 @@ from flax import nnx
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.models_with_heads import DictModel
+from tests.training.test_sequences import TAGS, TOKENS, Reader
+from tests.training.test_sequences import train as train_sequences
 from thinkml.errors import ConfigError, DataError
 from thinkml.evaluation.plots.learning_curves import learning_curve
 from thinkml.history import split_name
@@ -18,6 +21,7 @@ from thinkml.training import (
     CSVLogger,
     EarlyStopping,
     ModelTrainer,
+    Objective,
     ReduceLROnPlateau,
     TensorBoard,
     TrainingConfig,
@@ -139,6 +143,26 @@ def test_sets_of_inputs_by_name():
     sets = {name: (inputs(X), y) for name, (X, y) in SETS.items()}
     history = train(sets, model=Sum(), X=inputs(X))
     assert_columns(history, 'shifted', train(*sets['shifted'], model=Sum(), X=inputs(X)))
+
+
+def test_sets_without_labels():
+    def reconstruction(model, batch, key):
+        return jnp.mean((model(batch.x) - batch.x) ** 2, axis=1)
+
+    def run(X_val):
+        model = nnx.Linear(4, 4, rngs=nnx.Rngs(0))
+        return train(X_val, model=model, y=None, loss_fn=Objective(reconstruction))
+
+    for sets in ({'in': X, 'shifted': SHIFTED}, {'in': (X, None), 'shifted': (SHIFTED, None)}):
+        assert run(sets)['val_shifted_loss'] == run(SHIFTED)['val_loss']
+
+
+def test_sets_of_sequences_have_the_length_of_the_training():
+    _, history = train_sequences(
+        Reader(), TOKENS, TAGS, X_val={'all': (TOKENS, TAGS), 'few': (TOKENS[:9], TAGS[:9])}
+    )
+    _, alone = train_sequences(Reader(), TOKENS, TAGS, X_val=TOKENS[:9], y_val=TAGS[:9])
+    assert history['val_few_loss'] == alone['val_loss']
 
 
 # --- the monitored set ----------------------------------------------------------------------------

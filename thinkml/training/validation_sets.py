@@ -8,7 +8,7 @@ import numpy as np
 from thinkml.data import check_lengths, is_batches, open_batches, open_data, open_rows
 from thinkml.data.dataframes import is_frame
 from thinkml.data.head_targets import encode_any_targets
-from thinkml.data.map_style_datasets import is_items
+from thinkml.data.map_style_datasets import is_array, is_items
 from thinkml.data.sequences import PaddedData
 from thinkml.errors import ConfigError, DataError
 from thinkml.history import split_name
@@ -74,6 +74,8 @@ def _are_sets(request: TrainRequest, X_val: Mapping[Any, Any]) -> bool:
     X_train, y_val = request.X_train, request.y_val
     if isinstance(X_train, Mapping) and X_train.keys() == X_val.keys():
         return False
+    if has_no_labels(request) and is_array(X_train):  # then a dict can't be inputs
+        return bool(X_val)
     has_labels = not (y_val is None or isinstance(y_val, str))
     if has_labels and (isinstance(X_train, Mapping) or is_batches(X_train)):
         return False
