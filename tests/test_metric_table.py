@@ -66,7 +66,9 @@ def test_each_row_has_the_computations_that_it_lists(spec):
             is_recorded = check_metric(name, kind, num_outputs=9, classes=CLASSES) is None
             assert is_recorded is (spec.in_training and fits)
             if is_recorded:
-                make_metrics((name,), kind=kind, num_outputs=9, capacity=8, classes=CLASSES)
+                make_metrics(
+                    (name,), kind=kind, num_outputs=9, capacity=8, classes=CLASSES, blank_id=0
+                )
             metric = registry.get_metric(name, kind, CLASSES)
             assert (metric is not None) is (spec.in_evaluation and fits)
             if metric is not None:

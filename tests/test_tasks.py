@@ -58,11 +58,20 @@ def test_probabilities_are_those_of_scipy(name):
     np.testing.assert_allclose(logs, expected_logs, rtol=1e-13, atol=1e-300)
 
 
-def test_numbers_have_no_probabilities():
-    numbers = TASK_TYPES['regression']
-    for method in (numbers.probabilities, numbers.log_probabilities):
-        with pytest.raises(DataError, match='has no probabilities'):
+@pytest.mark.parametrize('kind', ['regression', 'sequence'])
+def test_numbers_and_sequences_have_no_probabilities(kind):
+    found = TASK_TYPES[kind]
+    for method in (found.probabilities, found.log_probabilities):
+        with pytest.raises(DataError, match='no probabilit'):
             method(COLUMNS)
+
+
+def test_a_task_of_sequences_keeps_its_blank():
+    task = Task('sequence', None, 5, ignore_label=-100, blank_id=4)
+    assert Task.from_dict(task.to_dict()) == task
+    for blank_id in (5, -1, None):
+        with pytest.raises(ValueError, match=r'is not (one of 5 outputs|a size)'):
+            Task.from_dict(task.to_dict() | {'blank_id': blank_id})
 
 
 @pytest.mark.parametrize('name', CASES)
@@ -86,6 +95,7 @@ def test_sizes_and_losses_fit_the_outputs(name):
         ('has_many_labels', {'multilabel'}),
         ('has_positive_class', {'binary'}),
         ('has_threshold', {'binary', 'multilabel'}),
+        ('has_sequences', {'sequence'}),
     ],
 )
 def test_each_kind_says_what_its_targets_are(answer, kinds):
@@ -96,7 +106,7 @@ def test_scores_rank_the_positive_class_or_each_class():
     ranked = {kind: ('no', 'yes')[found.ranked] for kind, found in TASK_TYPES.items()}
     both = ('no', 'yes')
     assert ranked == {
-        'binary': ('yes',), 'multiclass': both, 'multilabel': both, 'regression': ()
+        'binary': ('yes',), 'multiclass': both, 'multilabel': both, 'regression': (), 'sequence': ()
     }  # fmt: skip
 
 
@@ -114,6 +124,7 @@ def test_words_name_classes_labels_and_targets():
         Task('multilabel', (0,), 1),
         Task('regression', None, 1),
         Task('regression', None, 2),
+        Task('sequence', None, 5, blank_id=0),
     )
     assert list(map(str, tasks)) == [
         'binary, 2 classes (no, yes)',
@@ -121,4 +132,5 @@ def test_words_name_classes_labels_and_targets():
         'multilabel, 1 label (0)',
         'regression, 1 target',
         'regression, 2 targets',
+        'sequence, 5 classes (0 is the blank)',
     ]

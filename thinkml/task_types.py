@@ -7,12 +7,13 @@ import numpy as np
 
 from thinkml.errors import DataError
 
-TaskKind = Literal['binary', 'multiclass', 'multilabel', 'regression']
+TaskKind = Literal['binary', 'multiclass', 'multilabel', 'regression', 'sequence']
 
-Decision = Literal['regression', 'softmax', 'sigmoid', 'classification']
+Decision = Literal['regression', 'softmax', 'sigmoid', 'classification', 'sequence']
 """The reading of the outputs that a loss or a task requires.
 
-They are numbers, the logits of one class each, a yes or no each, or any of the last two.
+They are numbers, the logits of one class each, a yes or no each, any of the last two, or the logits
+of frames that are aligned to a sequence of classes.
 """
 
 
@@ -59,6 +60,11 @@ class TaskType(Protocol):
     @property
     def has_positive_class(self) -> bool:
         """Returns True if the second of two classes is the one that scores are about."""
+        ...
+
+    @property
+    def has_sequences(self) -> bool:
+        """Returns True if the target of a row is a sequence of classes, of any length."""
         ...
 
     @property
@@ -118,6 +124,7 @@ class _OneClass:
     is_classification = True
     has_one_class = True
     has_many_labels = False
+    has_sequences = False
 
     def num_classes(self, num_outputs: int) -> int:
         return max(2, num_outputs)
@@ -179,6 +186,7 @@ class MultilabelTask:
     is_classification = True
     has_one_class = False
     has_many_labels = True
+    has_sequences = False
     has_positive_class = False
     has_threshold = True
     ranked = slice(None)
@@ -214,6 +222,7 @@ class RegressionTask:
     is_classification = False
     has_one_class = False
     has_many_labels = False
+    has_sequences = False
     has_positive_class = False
     has_threshold = False
     ranked = slice(0)
@@ -240,9 +249,55 @@ class RegressionTask:
         raise DataError(_NO_PROBABILITIES)
 
 
-_NO_PROBABILITIES = 'model: it was trained for regression, which has no probabilities.'
+class SequenceTask:
+    """A sequence of classes for each row, from the logits of frames that are not aligned to it.
 
-_TYPES: tuple[TaskType, ...] = (BinaryTask(), MulticlassTask(), MultilabelTask(), RegressionTask())
+    The outputs of a row are ``[frames, classes]``, of which one class is the blank. Labels are the
+    positions of the outputs, so a task of this kind lists no classes.
+    """
+
+    kind: TaskKind = 'sequence'
+    nouns = ('class', 'classes')
+    decision: Decision = 'sequence'
+    is_classification = False
+    has_one_class = False
+    has_many_labels = False
+    has_sequences = True
+    has_positive_class = False
+    has_threshold = False
+    ranked = slice(0)
+
+    def output_counts(self, num_classes: int) -> tuple[int, ...]:
+        return ()
+
+    def num_classes(self, num_outputs: int) -> int:
+        return 0
+
+    def has_yes_no_outputs(self, num_outputs: int) -> bool:
+        return False
+
+    def default_loss(self, num_outputs: int) -> str:
+        return 'ctc'
+
+    def decide(self, outputs: np.ndarray) -> np.ndarray:
+        return outputs.argmax(axis=-1)
+
+    def probabilities(self, outputs: np.ndarray) -> np.ndarray:
+        raise DataError(_NO_PROBABILITIES_OF_SEQUENCES)
+
+    def log_probabilities(self, outputs: np.ndarray) -> np.ndarray:
+        raise DataError(_NO_PROBABILITIES_OF_SEQUENCES)
+
+
+_NO_PROBABILITIES = 'model: it was trained for regression, which has no probabilities.'
+_NO_PROBABILITIES_OF_SEQUENCES = (
+    'model: it was trained for sequences, which have no probability for each class. Call the model '
+    'for the logits of its frames.'
+)
+
+_TYPES: tuple[TaskType, ...] = (
+    BinaryTask(), MulticlassTask(), MultilabelTask(), RegressionTask(), SequenceTask()
+)  # fmt: skip
 
 TASK_TYPES: MappingProxyType[TaskKind, TaskType] = MappingProxyType({t.kind: t for t in _TYPES})
 """The types of tasks by kind."""

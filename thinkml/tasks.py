@@ -16,9 +16,10 @@ class Task:
     """The meaning of a model's outputs.
 
     Attributes:
-        kind: ``'binary'``, ``'multiclass'``, ``'multilabel'`` or ``'regression'``.
+        kind: ``'binary'``, ``'multiclass'``, ``'multilabel'``, ``'regression'`` or ``'sequence'``.
         classes: the user's labels in the order of the model's outputs (for one-logit binary:
-            negative, positive); None for regression.
+            negative, positive); None for regression, and for sequences, whose labels are the
+            positions of the outputs.
         num_outputs: the number of values the model returns per example: 1 or 2 for binary, one per
             class for multiclass, one per label for multilabel, one per target for regression.
         target_shape: the shape of one element's target as the user passes it: ``()`` for a plain
@@ -26,7 +27,9 @@ class Task:
             targets).
         element_shape: the axes of a row that have a target each: ``()`` for one target a row,
             ``(tokens,)``, ``(height, width)``. All other attributes are those of one element.
-        ignore_label: the label of elements that count nowhere; None if there is none.
+        ignore_label: the label of elements that count nowhere, and after the end of a sequence;
+            None if there is none.
+        blank_id: the position of the output that stands for no label in a frame, for sequences.
     """
 
     kind: TaskKind
@@ -35,6 +38,7 @@ class Task:
     target_shape: tuple[int, ...] = ()
     element_shape: tuple[int, ...] = ()
     ignore_label: int | None = None
+    blank_id: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Returns all attributes by name. Classes are not converted, so they may be NumPy types.
@@ -50,6 +54,8 @@ class Task:
         if self.element_shape:
             values['element_shape'] = [int(size) for size in self.element_shape]
             values['ignore_label'] = self.ignore_label
+        if self.type.has_sequences:
+            values |= {'ignore_label': self.ignore_label, 'blank_id': self.blank_id}
         return values
 
     @classmethod
@@ -78,6 +84,9 @@ class Task:
         ignore_label = values.get('ignore_label')
         if type(ignore_label) not in (int, type(None)):
             raise ValueError(f'{ignore_label!r} is not a label')
+        blank_id = values.get('blank_id')
+        if TASK_TYPES[kind].has_sequences and not 0 <= _size(blank_id) < num_outputs:
+            raise ValueError(f'{blank_id!r} is not one of {num_outputs} outputs')
         return cls(
             kind=kind,
             classes=classes,
@@ -85,6 +94,7 @@ class Task:
             target_shape=sizes_of(values['target_shape']),
             element_shape=sizes_of(values.get('element_shape', [])),
             ignore_label=ignore_label,
+            blank_id=blank_id,
         )
 
     @property
@@ -127,6 +137,8 @@ class Task:
         count = self.num_outputs if self.classes is None else len(self.classes)
         singular, plural = self.type.nouns
         columns = f'{self.kind}, {count} {singular if count == 1 else plural}'
+        if self.type.has_sequences:
+            return f'{columns} ({self.blank_id} is the blank)'
         if self.classes is None:
             return columns
         classes = [str(label) for label in np.asarray(self.classes).tolist()]
@@ -193,6 +205,12 @@ class Composite:
 
 
 AnyTask = Task | Composite
+
+
+def blanks_of(task: AnyTask) -> tuple[tuple[str | None, int], ...]:
+    """Returns the name and the blank of each output of sequences, None and it for one output."""
+    heads = ((None, task),) if isinstance(task, Task) else task.heads
+    return tuple((name, head.blank_id) for name, head in heads if head.blank_id is not None)
 
 
 def task_from_dict(values: Mapping[str, Any]) -> AnyTask:

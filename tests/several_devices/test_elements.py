@@ -14,6 +14,7 @@ from tests.training.test_sequences import TOKENS as SEQUENCES
 from thinkml.history import MACHINE_VALUES
 from thinkml.models import predict
 from thinkml.training import (
+    CTC,
     CrossEntropy,
     DistributedTrainer,
     ModelTrainer,
@@ -145,6 +146,31 @@ def test_the_curve_of_sequences_does_not_depend_on_the_devices(strategy, devices
     for name, values in expected[0].items():
         np.testing.assert_allclose(history[name], values, atol=1e-5, err_msg=name)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), params, expected[1])
+
+
+@pytest.mark.parametrize(('strategy', 'devices'), [('mirrored', 4), ('fsdp', 2)])
+def test_the_curve_of_frames_does_not_depend_on_the_devices(strategy, devices):
+    labels = [tags[: (1 + len(tags)) // 2] + 1 for tags in TAGS]
+
+    def train(trainer):
+        model = Reader(outputs=4)
+        x, y = SEQUENCES, labels
+        history = trainer.train(
+            model, x, y, x, y, loss_fn=CTC(), metrics=['exact_match'], progress=False
+        )
+        params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
+        return dict(history), params, predict(model, x)
+
+    config = TrainingConfig(**SETTINGS)
+    history, params, predictions = train(
+        DistributedTrainer(config, strategy=strategy, num_gpus=devices)
+    )
+    expected = train(ModelTrainer(config))
+    for name, values in expected[0].items():
+        np.testing.assert_allclose(history[name], values, rtol=1e-5, atol=1e-5, err_msg=name)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), params, expected[1])
+    for row, other in zip(predictions, expected[2], strict=True):
+        np.testing.assert_array_equal(row, other)
 
 
 @pytest.mark.parametrize('strategy', ['mirrored', 'fsdp'])

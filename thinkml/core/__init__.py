@@ -15,6 +15,7 @@ from thinkml.core.model.functional import last_activation as last_activation
 from thinkml.core.model.functional import num_outputs as num_outputs
 from thinkml.core.model.mc_dropout import WithDropout as WithDropout
 from thinkml.core.model.mixed_precision import get_compute_dtype as get_compute_dtype
+from thinkml.core.objectives.ctc import CTC as CTC
 from thinkml.core.objectives.heads import Head as Head
 from thinkml.core.objectives.heads import HeadLosses as HeadLosses
 from thinkml.core.objectives.losses import BinaryCrossEntropy as BinaryCrossEntropy

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from thinkml.core.objectives.ctc import best_path
 from thinkml.errors import DataError
 from thinkml.tasks import Task
 
@@ -91,6 +92,23 @@ def decode_indices(indices: np.ndarray, task: Task) -> np.ndarray:
     """
     _check_no_nan(indices.reshape(len(indices), -1) < 0)
     return _labels_of(indices.reshape(-1), task).reshape(len(indices), *task.row_shape)
+
+
+def decode_frames(path: np.ndarray, task: Task) -> list[np.ndarray]:
+    """Returns the labels of the best path of each row, without repeats and blanks.
+
+    Args:
+        path: ``[rows, frames]``, the most probable class of each frame, from
+            `thinkml.core.model.forward.largest_output`; -1 stands for NaN.
+        task: a task of sequences.
+
+    Raises:
+        DataError: for outputs that are NaN.
+    """
+    _check_no_nan(path < 0)
+    assert task.blank_id is not None
+    labels = best_path(path.astype(np.int64), task.blank_id)
+    return [row[row >= 0] for row in labels]
 
 
 def _labels_of(indices: np.ndarray, task: Task) -> np.ndarray:

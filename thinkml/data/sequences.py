@@ -1,17 +1,19 @@
 """Sequences: rows of different lengths, padded to one length."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from thinkml.core.model.adapters import input_names
+from thinkml.core.model.frame_masks import WithFrameMask
 from thinkml.data.dataframes import is_named_row
 from thinkml.data.map_style_datasets import is_array
 from thinkml.data.targets import IGNORE_LABEL
 from thinkml.errors import DataError, warn_user
 from thinkml.model_record import ArraySpec, InputSpec
+from thinkml.tasks import AnyTask, blanks_of
 from thinkml.typing import Inputs, Labels, Model
 
 MASK_NAMES = ('mask', 'attention_mask', 'padding_mask')
@@ -224,6 +226,59 @@ def _pad_labels(
             'out positions by the mask.'
         )
     return _padded(rows, length, IGNORE_LABEL if ignore_label is None else ignore_label)
+
+
+def pad_label_sequences(y: Labels, argument: str, ignore_label: int | None = None) -> Labels:
+    """Pads sequences of labels, which no position of the inputs is aligned to, to one length.
+
+    Args:
+        y: a list or column of sequences; arrays are returned as they are.
+        argument: the name used in error messages.
+        ignore_label: the label after the end of a sequence; None for -100.
+
+    Raises:
+        DataError: for rows that are not sequences of whole numbers.
+
+    Example:
+        >>> from thinkml.data.sequences import pad_label_sequences
+        >>> pad_label_sequences([[3, 1], [2], []], 'y_train').tolist()
+        [[3, 1], [2, -100], [-100, -100]]
+    """
+    rows = _rows_of(y)
+    if not _are_of_one_kind(rows):
+        return y
+    advice = 'Number the labels by the outputs of the model.'
+    arrays = [
+        _as_row(row, f'{argument}, row {index}', advice) if len(row) else np.zeros(0, np.int64)
+        for index, row in enumerate(rows or [])
+    ]
+    for index, row in enumerate(arrays):
+        if row.ndim != 1 or row.dtype.kind not in 'iu':
+            raise DataError(
+                f'{argument}, row {index}: got {row.dtype} of shape {row.shape}, expected whole '
+                f'numbers (labels,). {advice}'
+            )
+    longest = max(1, *map(len, arrays)) if arrays else 1
+    return _padded(arrays, longest, IGNORE_LABEL if ignore_label is None else ignore_label)
+
+
+def mask_name(inputs: Any) -> str | None:
+    """Returns the name of the mask in a dict of inputs; None without one."""
+    if not isinstance(inputs, Mapping):
+        return None
+    return next((name for name in MASK_NAMES if name in inputs), None)
+
+
+def with_frame_mask(model: Model, task: AnyTask, inputs: Any) -> Model:
+    """Returns a model whose frames of padding have the blank, if it returns frames of sequences.
+
+    Args:
+        model: the model.
+        task: its task.
+        inputs: its inputs, or their shapes; a dict with a mask for padded sequences.
+    """
+    blanks, mask = blanks_of(task), mask_name(inputs)
+    return WithFrameMask(model, blanks, mask) if blanks and mask else model
 
 
 def _padded(rows: Sequence[np.ndarray], length: int, fill: int) -> np.ndarray:

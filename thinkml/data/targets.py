@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from thinkml.core.objectives.ctc import needed_frames
 from thinkml.core.objectives.elements import IGNORED
 from thinkml.data.arrays import as_numeric, as_values
 from thinkml.data.numeric_checks import check_finite, check_magnitude, check_resolution
@@ -124,12 +125,15 @@ def encode_targets(y: Labels, task: Task, argument: str = 'y_train') -> np.ndarr
 
     Returns:
         class indices, int32 ``[rows]``, for binary and multiclass; 0 and 1, float32 ``[rows, k]``,
-        for multilabel; float32 ``[rows]`` or ``[rows, k]`` for regression.
+        for multilabel; float32 ``[rows]`` or ``[rows, k]`` for regression; class indices, int32
+        ``[rows, labels]``, for sequences.
 
     Raises:
         DataError: for labels the task does not have, or another shape than the task's.
     """
     array = check_targets(y, argument)
+    if task.type.has_sequences:
+        return _encode_sequences(array, task, argument)
     shape, expected = array.shape[1:], task.row_shape
     if shape != expected and {(*shape, 1), shape} & {(*expected, 1), expected} == set():
         raise DataError(
@@ -138,6 +142,59 @@ def encode_targets(y: Labels, task: Task, argument: str = 'y_train') -> np.ndarr
         )
     encoded = _encode_elements(elements_of(array, task), task, argument)
     return encoded.reshape(len(array), *task.element_shape, *encoded.shape[1:])
+
+
+def _encode_sequences(array: np.ndarray, task: Task, argument: str) -> np.ndarray:
+    if array.ndim != 2 or array.dtype.kind not in 'iu':
+        raise DataError(
+            f'{argument}: got shape {array.shape}, {array.dtype}, expected whole numbers (rows, '
+            f'labels) or a list of sequences of them, the classes of {task.in_words}.'
+        )
+    is_after_end = array == task.ignore_label
+    if (is_after_end[:, :-1] & ~is_after_end[:, 1:]).any():
+        row = (is_after_end[:, :-1] & ~is_after_end[:, 1:]).any(axis=1).argmax()
+        raise DataError(
+            f'{argument}: got a label after {task.ignore_label} in row {row}, expected '
+            f'{task.ignore_label} after the end of a sequence only. Move the labels to the front.'
+        )
+    values = np.unique(array[~is_after_end])
+    other = values[(values < 0) | (values >= task.num_outputs)]
+    if len(other):
+        raise DataError(
+            f'{argument}: got labels {other[:10].tolist()}, expected whole numbers from 0 to '
+            f'{task.num_outputs - 1}, the positions of the outputs. Number the labels so, and pass '
+            'ignore_label=... for another mark after the end of a sequence.'
+        )
+    if task.blank_id in values:
+        raise DataError(
+            f'{argument}: got the label {task.blank_id}, which is the blank, expected others: the '
+            'blank stands for no label. Number the labels without it, or pass CTC(blank_id=...) '
+            'with the output of another class.'
+        )
+    return np.where(is_after_end, IGNORED, array).astype(np.int32)
+
+
+def check_alignments(labels: np.ndarray, frames: np.ndarray | int, argument: str) -> None:
+    """Checks that each sequence of labels has an alignment to the frames of its row.
+
+    Args:
+        labels: encoded sequences, ``[rows, labels]``.
+        frames: the number of frames, of all rows or of each.
+        argument: the name used in error messages.
+
+    Raises:
+        DataError: for a row with fewer frames than it needs. Its loss would be infinite.
+    """
+    needed = needed_frames(labels)
+    if (missing := needed > frames).any():
+        row = int(missing.argmax())
+        found = int(np.broadcast_to(frames, needed.shape)[row])
+        raise DataError(
+            f'{argument}: got {(labels[row] >= 0).sum()} labels in row {row}, which need '
+            f'{needed[row]} frames (one for each, and one between equal neighbours), but the model '
+            f'returns {found}. Let the model return more frames, or leave out such rows, '
+            f'{missing.sum():,} of {len(labels):,}.'
+        )
 
 
 def elements_of(array: np.ndarray, task: Task) -> np.ndarray:

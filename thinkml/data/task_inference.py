@@ -59,14 +59,17 @@ def infer_task(
     ``(*e, k)``               ``(*e, k)``, other numbers                    regression of k targets
     ========================  ============================================  =======================
 
+    Sequences of classes, ``(labels,)`` beside outputs ``(frames, k)``, are read as such only if the
+    loss is `CTC`.
+
     Args:
         y: targets, ``[rows]``, ``[rows, 1]``, ``[rows, k]``, or of elements.
         num_outputs: the number of outputs of the model per example, or the shape of the outputs of
             a row.
         argument: the name used in error messages.
         decided: the kind of task that the loss requires: ``'regression'``, ``'softmax'`` (one
-            class per example), ``'sigmoid'`` (yes or no per output) or ``'classification'``
-            (softmax or sigmoid); None to infer it.
+            class per example), ``'sigmoid'`` (yes or no per output), ``'classification'``
+            (softmax or sigmoid) or ``'sequence'``; None to infer it.
         known: the classification task the model was trained on before. It is kept if ``y`` fits
             it, so that data without one of the classes does not renumber them.
         ignore_label: the label of elements that count nowhere, where a row has several.
@@ -81,6 +84,8 @@ def infer_task(
     """
     array = check_targets(y, argument)
     shape = (num_outputs,) if isinstance(num_outputs, int) else num_outputs
+    if decided == 'sequence':
+        return _sequence_task(array, shape, argument, ignore_label)
     if len(shape) > 1 or array.ndim > 2:
         return _infer_from_elements(array, shape, argument, decided, known, ignore_label)
     num_outputs = shape[0] if shape else 1
@@ -93,6 +98,22 @@ def infer_task(
         return _regression_task(flat, num_outputs, shape, argument)
     classes = _infer_classes(flat, num_outputs, argument)
     return Task(kind_of_classes(len(classes)), classes, num_outputs, shape)
+
+
+def _sequence_task(
+    array: np.ndarray, outputs: tuple[int, ...], argument: str, ignore_label: int
+) -> Task:
+    if len(outputs) != 2:
+        raise DataError(
+            f'{argument}: got a CTC loss for outputs {_of_rows(outputs)}, expected (rows, frames, '
+            'classes): logits of each frame. Let the model return them.'
+        )
+    if array.ndim != 2:
+        raise DataError(
+            f'{argument}: got shape {array.shape} for a CTC loss, expected (rows, labels), or a '
+            'list of sequences.'
+        )
+    return Task('sequence', None, outputs[-1], ignore_label=ignore_label, blank_id=0)
 
 
 def other_reading(task: Task) -> str | None:

@@ -20,7 +20,8 @@ class EvaluationData:
         kind: the kind of the task.
         num_classes: the number of classes, labels (multilabel) or targets (regression).
         labels: class indices ``(n,)`` for binary and multiclass, 0 or 1 in ``(n, k)`` for
-            multilabel, numbers ``(n,)`` or ``(n, k)`` for regression.
+            multilabel, numbers ``(n,)`` or ``(n, k)`` for regression, sequences of class indices
+            ``(n, labels)`` with -1 after their ends.
         predictions: encoded as the labels are.
         probabilities: ``(n, 2)``, ``(n, classes)`` or ``(n, k)``; None for regression.
         outputs: the model's raw outputs, ``(n, ...)``; None for a model that only predicts.

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from thinkml.core.objectives.elements import IGNORED
 from thinkml.data import WHY_NAN, encode_targets, fingerprint
 from thinkml.errors import DataError
 from thinkml.evaluation.evaluation_data import EvaluationData
@@ -43,7 +44,7 @@ class EvaluationInput:
 
 def encode_labels(labels: np.ndarray, task: Task, argument: str = 'y_test') -> np.ndarray:
     """Returns the labels encoded as in `EvaluationData`."""
-    if task.classes is None:
+    if task.classes is None and not task.type.has_sequences:
         return _regression_targets(labels, (len(labels), *task.row_shape), argument)
     return encode_targets(labels, task, argument=argument)
 
@@ -101,6 +102,32 @@ def make_evaluation_data(
         summary=summary,
         positions=positions,
         element_shape=task.element_shape,
+    )
+
+
+def make_sequence_data(
+    predictions: np.ndarray, encoded: np.ndarray, task: Task, outputs: np.ndarray
+) -> EvaluationData:
+    """Returns encoded sequences and their predictions as `EvaluationData`, in arrays of one width.
+
+    Args:
+        predictions: in the form of the labels; they are encoded here.
+        encoded: the encoded labels, ``(rows, labels)``.
+        task: a task of sequences.
+        outputs: as in `EvaluationData`.
+    """
+    arrays = encoded, encode_targets(predictions, task, argument='predictions')
+    width = max(array.shape[1] for array in arrays)
+    labels, found = (
+        np.pad(array, ((0, 0), (0, width - array.shape[1])), constant_values=IGNORED)
+        for array in arrays
+    )
+    return EvaluationData(
+        kind=task.kind,
+        num_classes=task.num_outputs,
+        labels=labels,
+        predictions=found,
+        outputs=outputs,
     )
 
 

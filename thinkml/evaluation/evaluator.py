@@ -9,6 +9,7 @@ import numpy as np
 
 from thinkml.core import make_predict
 from thinkml.data import is_batches, open_rows
+from thinkml.data.sequences import pad_sequences
 from thinkml.errors import ConfigError, DataError
 from thinkml.evaluation.analysis import PerformanceAnalysis
 from thinkml.evaluation.evaluate import evaluate_model
@@ -264,7 +265,9 @@ class ModelEvaluator:
         """Returns a function that predicts rows of the data, and some rows to time it with."""
         if is_external(model):
             return model.predict, X_test
-        rows = open_rows(X_test, 'X_test', record_of(model).input_spec)
+        spec = record_of(model).input_spec
+        X_test, *_ = pad_sequences(model, X_test, None, argument='X_test', like=spec)
+        rows = open_rows(X_test, 'X_test', spec)
         first_rows = rows.take(np.arange(min(len(rows), _rows_to_time(evaluation))))
         predict = make_predict(model, first_rows, devices=self._devices, argument='X_test')
         return predict, first_rows

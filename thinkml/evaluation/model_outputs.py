@@ -1,7 +1,7 @@
 """Model outputs: runs any model on any data, and pairs its predictions with the true labels."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -22,8 +22,8 @@ from thinkml.data import (
     probabilities,
 )
 from thinkml.data.head_targets import infer_any_task, refuse_heads
-from thinkml.data.predictions import decode_indices
-from thinkml.data.sequences import pad_sequences
+from thinkml.data.predictions import decode_frames, decode_indices
+from thinkml.data.sequences import pad_label_sequences, pad_sequences, with_frame_mask
 from thinkml.errors import DataError, warn_user
 from thinkml.evaluation.evaluation_data import EvaluationData
 from thinkml.evaluation.evaluation_input import (
@@ -33,6 +33,7 @@ from thinkml.evaluation.evaluation_input import (
     encode_labels,
     fingerprint_of_labels,
     make_evaluation_data,
+    make_sequence_data,
 )
 from thinkml.evaluation.external_models import is_external, open_external
 from thinkml.evaluation.score_summary import (
@@ -69,6 +70,8 @@ def open_model(
         return open_external(model, X_test, y_test)
     record = record_of(model)
     input_spec = record.input_spec
+    if record.task is not None:
+        y_test = _padded_sequences(y_test, record.task, 'y_test')
     marker = record.task.ignore_label if isinstance(record.task, Task) else None
     X_test, y_test, _ = pad_sequences(
         model, X_test, y_test,
@@ -88,13 +91,14 @@ def open_model(
     @functools.cache
     def all_outputs() -> PyTree:
         predict = functools.partial(predict_outputs, devices=devices, argument='X_test')
+        masked = with_frame_mask(model, task, rows.spec)
         heads = () if isinstance(task, Task) else tuple(labels)
         large = [name for name in summarized if name in encoded_labels]
         if not large:
-            return predict(model, rows, reduce=Selection(heads) if heads else None)
+            return predict(masked, rows, reduce=Selection(heads) if heads else None)
         encoded = {name: encoded_labels[name] for name in large} if heads else encoded_labels[None]
         return predict(
-            WithLabels(model), LabeledRows(rows, encoded),
+            WithLabels(masked), LabeledRows(rows, encoded),
             batch_size=summary_batch_size(tasks, rows.spec),
             reduce=Summaries(heads, tuple(large)),
         )  # fmt: skip
@@ -155,7 +159,9 @@ def _open_batches(
     example = batches.peek().x
     if input_spec is None:
         any_outputs_of(model, example, 'X_test')
-    predict = make_predict(model, example, devices=devices, argument='X_test')
+    known = record_of(model).task
+    masked = model if known is None else with_frame_mask(model, known, example)
+    predict = make_predict(masked, example, devices=devices, argument='X_test')
     outputs, labels, weights = [], [], []
     for batch in batches.iterate():
         outputs.append(predict(batch.x))
@@ -227,6 +233,22 @@ def _task_of(model: Model, labels: PyTree, example: PyTree) -> AnyTask:
     return task
 
 
+def _padded_sequences(y: Labels, task: AnyTask, argument: str) -> Labels:
+    """Returns targets with sequences of labels of one length, for the heads that have them."""
+    if isinstance(task, Task):
+        is_sequence = task.type.has_sequences
+        return pad_label_sequences(y, argument, task.ignore_label) if is_sequence else y
+    if not isinstance(y, Mapping):
+        return y
+    heads = task.by_name
+    return {
+        name: _padded_sequences(part, heads[name], f'{argument}[{name!r}]')
+        if name in heads
+        else part
+        for name, part in y.items()
+    }
+
+
 def _decode_summary(
     summary: ScoreSummary, encoded: np.ndarray, task: Task
 ) -> tuple[np.ndarray, EvaluationData]:
@@ -239,6 +261,10 @@ def _decode_outputs(
     outputs: np.ndarray, encoded: np.ndarray, task: Task
 ) -> tuple[np.ndarray, EvaluationData]:
     check_outputs(outputs)
+    if task.type.has_sequences:
+        found = decode_frames(outputs.argmax(axis=-1), task)
+        sequences = np.asarray(pad_label_sequences(found, 'predictions', task.ignore_label))
+        return sequences, make_sequence_data(sequences, encoded, task, outputs)
     predictions = decode(outputs, task)
     class_probabilities = None if task.classes is None else probabilities(outputs, task)
     return predictions, make_evaluation_data(

@@ -10,8 +10,8 @@ from thinkml.core import make_predict, predict_outputs
 from thinkml.core.model.forward import Reduce, largest_output
 from thinkml.core.objectives.heads import Selection
 from thinkml.data import decode, is_batches, open_batches, open_rows_of, probabilities
-from thinkml.data.predictions import decode_indices
-from thinkml.data.sequences import pad_sequences
+from thinkml.data.predictions import decode_frames, decode_indices
+from thinkml.data.sequences import pad_sequences, with_frame_mask
 from thinkml.errors import ConfigError, DataError, NotTrainedError, is_whole
 from thinkml.model_record import record_of
 from thinkml.tasks import AnyTask, Task
@@ -34,7 +34,8 @@ def predict(model: Model, X: Inputs, *, seed: int = 0) -> PyTree:
 
     Returns:
         ``[rows]`` labels of the kind the model was trained on (text stays text), or one row per
-        example if it was trained on these: one-hot, multilabel, several targets. A model with
+        example if it was trained on these: one-hot, multilabel, several targets. A model of
+        sequences (see `thinkml.core.CTC`) returns a list of arrays of labels. A model with
         several heads returns a dict of them by head, or a tuple if it returns a tuple.
 
     Raises:
@@ -105,7 +106,7 @@ def _chooses_on_device(task: Task) -> bool:
     The outputs of tokens and pixels are many times larger than their labels.
     """
     has_classes = task.num_outputs > 1 and task.type.has_one_class
-    return bool(task.element_shape) and has_classes
+    return task.type.has_sequences or (bool(task.element_shape) and has_classes)
 
 
 def _cut(values: np.ndarray, task: Task, lengths: np.ndarray | None) -> Any:
@@ -115,7 +116,9 @@ def _cut(values: np.ndarray, task: Task, lengths: np.ndarray | None) -> Any:
     return [row[:length] for row, length in zip(values, lengths, strict=True)]
 
 
-def _decoded(outputs: np.ndarray, task: Task) -> np.ndarray:
+def _decoded(outputs: np.ndarray, task: Task) -> Any:
+    if task.type.has_sequences:
+        return decode_frames(outputs, task)
     return decode_indices(outputs, task) if _chooses_on_device(task) else decode(outputs, task)
 
 
@@ -136,9 +139,13 @@ class _Reduction:
 def _outputs(model: Model, X: Inputs, reduce: Reduce | None, seed: int) -> PyTree:
     if not (is_whole(seed) and 0 <= seed < 2**32):
         raise ConfigError(f'seed: got {seed!r}, expected a whole number from 0 to 2**32 - 1.')
+    task = _task_of(model)
     if not is_batches(X):
-        return predict_outputs(model, open_rows_of(model, X, 'X'), reduce=reduce, seed=seed)
+        rows = open_rows_of(model, X, 'X')
+        model = with_frame_mask(model, task, rows.spec)
+        return predict_outputs(model, rows, reduce=reduce, seed=seed)
     batches = open_batches(X, 'X', with_labels=False, like=record_of(model).input_spec)
+    model = with_frame_mask(model, task, batches.peek().x)
     predict = make_predict(model, batches.peek().x, reduce=reduce, seed=seed)
     parts, first_row = [], 0
     for batch in batches.iterate():

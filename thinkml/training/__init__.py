@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 from thinkml import lazy
+from thinkml.core import CTC as CTC
 from thinkml.core import BinaryCrossEntropy as BinaryCrossEntropy
 from thinkml.core import ColorJitter as ColorJitter
 from thinkml.core import CrossEntropy as CrossEntropy

@@ -37,7 +37,7 @@ from thinkml.data.sample_weights import in_float32, of_rows
 from thinkml.data.sequences import bucket_lengths
 from thinkml.data.stream import Arrays, row_bytes
 from thinkml.errors import ConfigError, DataError
-from thinkml.tasks import Task
+from thinkml.tasks import AnyTask, Task, blanks_of
 from thinkml.training.config import TrainingConfig
 from thinkml.training.run import Validation
 from thinkml.training.training_data import Examples, Stream, rows_of_weight, with_advice
@@ -66,8 +66,6 @@ def make_feed(
     """
     budget = device_budget(config.device_data_bytes, layout)
     train = setup.train
-    loss: Any = setup.objective.loss_fn
-    is_coupled = isinstance(loss, ObjectiveLoss) and loss.objective.coupled
     if isinstance(train, Stream):
         feed = BatchFeed(
             train.batches, functools.partial(_encode, train),
@@ -75,9 +73,7 @@ def make_feed(
             limit_steps=_limit(config, _steps_of_batches(train.batches.num_batches, config)),
             layout=layout,
         )  # fmt: skip
-        return feed, _validations(
-            setup, None, config, _less(budget, feed.num_bytes), layout, is_coupled
-        )
+        return feed, _validations(setup, None, config, _less(budget, feed.num_bytes), layout)
     batch_size = config.batch_size * config.accumulate_steps
     limit = _limit(config, steps_of(len(train.rows), batch_size))
     where = choose_placement(train, budget, layout)
@@ -86,13 +82,11 @@ def make_feed(
             train.x, train.y, rows=train.rows, weight=train.weight, batch_size=batch_size,
             shuffle_key=shuffle_key, budget=budget, limit_steps=limit, layout=layout,
         )  # fmt: skip
-        validations = _validations(
-            setup, None, config, _less(budget, feed.num_bytes), layout, is_coupled
-        )
+        validations = _validations(setup, None, config, _less(budget, feed.num_bytes), layout)
         return feed, validations
     data = _placed(train, train.rows, where, layout)
     if train.lengths is not None:
-        buckets, shortenings = _buckets_of(train)
+        buckets, shortenings = _buckets_of(train, setup.task)
         limit = _limit(config, _steps(buckets, batch_size))
         feed = BucketFeed(
             data, rows=train.rows, buckets=buckets, shortenings=shortenings,
@@ -105,16 +99,21 @@ def make_feed(
             room=train.room,
         )  # fmt: skip
     left = _less(budget, bytes_to_put(train, where, layout))
-    return feed, _validations(setup, data, config, left, layout, is_coupled)
+    return feed, _validations(setup, data, config, left, layout)
 
 
-def _buckets_of(examples: Examples) -> tuple[np.ndarray, list[Shortening]]:
+def _buckets_of(examples: Examples, task: AnyTask) -> tuple[np.ndarray, list[Shortening]]:
     """Returns the bucket of each row in use, and how the sequences of each bucket are cut."""
     assert examples.lengths is not None
     sizes = bucket_lengths(examples.lengths[examples.rows])
     longest = jax.tree.leaves(examples.x.spec)[0].shape[1]
-    labels = jax.tree.leaves(examples.y)
-    targets = tuple(y.ndim > 1 and y.shape[1] == longest and y.dtype.kind == 'i' for y in labels)
+    labels = examples.y if isinstance(examples.y, dict) else {None: examples.y}
+    aligned = [name not in dict(blanks_of(task)) for name in sorted(labels, key=str)]
+    leaves = jax.tree.leaves(examples.y)
+    targets = tuple(
+        is_aligned and y.ndim > 1 and y.shape[1] == longest and y.dtype.kind == 'i'
+        for y, is_aligned in zip(leaves, aligned, strict=True)
+    )
     buckets = np.searchsorted(sizes, examples.lengths[examples.rows])
     return buckets, [Shortening(int(size), targets) for size in sizes]
 
@@ -219,13 +218,12 @@ def _validations(
     config: TrainingConfig,
     budget: int | None,
     layout: Layout,
-    is_coupled: bool,
 ) -> dict[SetName, Validation]:
     """Places the validation sets; rows held out of resident training data are there already."""
     found = {}
     for name, val in setup.val.items():
         shared = train_data if _shares_rows(val, setup.train) else None
-        found[name] = _validation(val, shared, config, budget, layout, is_coupled)
+        found[name] = _validation(setup, val, shared, config, budget, layout)
         if isinstance(val, Examples) and shared is None:
             where = choose_placement(val, budget, layout)
             if where is not Placement.HOST:
@@ -234,12 +232,12 @@ def _validations(
 
 
 def _validation(
+    setup: TrainingSetup,
     val: Examples | Stream,
     shared: Any,
     config: TrainingConfig,
     budget: int | None,
     layout: Layout,
-    is_coupled: bool,
 ) -> Validation:
     if isinstance(val, Stream):
         batch_size = len(jax.tree.leaves(val.batches.peek().x)[0])
@@ -252,7 +250,8 @@ def _validation(
         )  # fmt: skip
     # By the capacity, so that splits of similar sizes share a compiled program.
     batch_size = min(inference_batch_size(val.x.spec), capacity(len(val.x)))
-    if is_coupled:  # the loss depends on the number of rows in a batch
+    loss = setup.objective.loss_fn
+    if isinstance(loss, ObjectiveLoss) and loss.objective.coupled:  # depends on the batch size
         batch_size = min(config.batch_size, capacity(len(val.x)))
     rows = _first_weighted_rows(val, batch_size) if config.fast_dev_run else val.rows
     make = functools.partial(
@@ -265,7 +264,7 @@ def _validation(
     data = _placed(val, rows, where, layout) if shared is None else select(shared, rows, layout)
     if val.lengths is None or config.fast_dev_run:
         return make(lambda: data)
-    buckets, shortenings = _buckets_of(val)
+    buckets, shortenings = _buckets_of(val, setup.task)
     parts = [
         select(data, rows[buckets == bucket], layout).replace(shortening=shortening)
         for bucket, shortening in enumerate(shortenings)

@@ -110,7 +110,8 @@ def make_objective(
     labels = _probe_of(y)
     augmented = labels if augment is None else _check_augmentation(augment, x, labels)
     chosen = _choose_loss(loss_fn, task)
-    if task.element_shape and (augmented.shape, augmented.dtype) != (labels.shape, labels.dtype):
+    has_axes = task.element_shape or task.type.has_sequences
+    if has_axes and (augmented.shape, augmented.dtype) != (labels.shape, labels.dtype):
         raise ConfigError(
             f'augmentation: it turns labels {labels.dtype} into {augmented.dtype} of shape '
             f'{with_rows(augmented.shape)}, expected the same shape and dtype for a label of each '
@@ -443,6 +444,9 @@ def _check_rows_alone(loss_fn: LossFn, task: Task, y: np.ndarray) -> None:
 
 def probe_logits(task: Task, labels: Any) -> jax.ShapeDtypeStruct:
     """Returns the shape of the logits of a few rows, which a loss gets with these labels."""
+    if task.type.has_sequences:  # the number of frames changes no shape of a loss
+        frames = 2 * labels.shape[1] + 1
+        return jax.ShapeDtypeStruct((PROBE_ROWS, frames, task.num_outputs), np.float32)
     has_columns = labels.ndim > 1 + len(task.element_shape)
     width = (task.num_outputs,) if has_columns or task.num_outputs > 1 else ()
     return jax.ShapeDtypeStruct((PROBE_ROWS, *task.element_shape, *width), np.float32)

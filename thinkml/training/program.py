@@ -25,14 +25,16 @@ from thinkml.core import (
     make_train_step,
 )
 from thinkml.core.model.adapters import ApplyFn
+from thinkml.core.model.frame_masks import masked_frames
 from thinkml.core.objectives.losses import without_chunks
 from thinkml.core.parallel.sharding import Layout, unreplicate
 from thinkml.core.train.dispatch import LOOP_LENGTH
 from thinkml.core.train.step import TrainStep
 from thinkml.core.xla.jit import Jit
 from thinkml.data import capacity
+from thinkml.data.sequences import mask_name
 from thinkml.errors import ConfigError
-from thinkml.tasks import AnyTask, Task
+from thinkml.tasks import AnyTask, Task, blanks_of
 from thinkml.training.config import TrainingConfig
 from thinkml.training.objective import TrainingObjective
 from thinkml.training.optimizer_setup import hyperparams_of, needs_length
@@ -128,7 +130,9 @@ def make_program(
         layout: the devices.
         savings: how memory is saved.
     """
-    objective = setup.objective
+    objective, blanks, mask = setup.objective, blanks_of(setup.task), mask_name(setup.spec)
+    if blanks and mask:
+        apply = masked_frames(apply, blanks, mask)
     metrics = _metrics(setup, _rows_of_period(feed, config), 'X_train', objective.training_metrics)
     eval_metrics = metrics
     if validations:
@@ -208,6 +212,7 @@ def _metrics(
         return make_metrics(
             (*one.metrics, *more), kind=task.kind, num_outputs=task.num_outputs,
             capacity=None if rows is None else rows * task.num_elements, classes=task.classes,
+            blank_id=task.blank_id,
         )  # fmt: skip
 
     if isinstance(objective.loss_fn, ObjectiveLoss):

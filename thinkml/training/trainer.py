@@ -194,10 +194,10 @@ class ModelTrainer:
             y_val: validation targets; None for several sets.
             loss_fn: a name (``'cross_entropy'``, ``'binary_cross_entropy'``, ``'focal'``,
                 ``'hinge'``, ``'dice'``, ``'mse'``, ``'mae'``, ``'huber'``, ``'log_cosh'``,
-                ``'poisson'``, ``'quantile'``), an
-                object such as ``CrossEntropy(label_smoothing=0.1)``, or a function
-                ``(logits, labels)`` that returns a scalar or a value per example. None:
-                cross-entropy for classes, mean squared error for numbers.
+                ``'poisson'``, ``'quantile'``, ``'ctc'``), an object such as
+                ``CrossEntropy(label_smoothing=0.1)``, or a function ``(logits, labels)`` that
+                returns a scalar or a value per example. None: cross-entropy for classes, mean
+                squared error for numbers.
             loss_weights: the factor of each head's loss in their sum; those left out count 1.
             metrics: values to record in addition to the loss: names, functions
                 ``(logits, labels)`` and CLU metrics, see `thinkml.core.make_metrics`.
@@ -214,8 +214,8 @@ class ModelTrainer:
                 -100.
             max_length: the length that longer rows are cut to, if ``X_train`` is a list or column
                 of sequences of different lengths; None pads to the longest row.
-            task: ``'binary'``, ``'multiclass'``, ``'multilabel'`` or ``'regression'``, a
-                `thinkml.tasks.Task`, or a dict of these by head; None infers it.
+            task: ``'binary'``, ``'multiclass'``, ``'multilabel'``, ``'regression'`` or
+                ``'sequence'``, a `thinkml.tasks.Task`, or a dict of these by head; None infers it.
             resume: True continues from the newest checkpoint of the newest run in
                 ``checkpoint_dir``, or of the run whose directory that is, as if the training had
                 never stopped; without a checkpoint a new run begins. Needs the ``'checkpoint'``

@@ -21,8 +21,9 @@ from thinkml.core.model.functional import (
 )
 from thinkml.core.model.output_range import misread_outputs
 from thinkml.core.model.partly_frozen import PartlyFrozen
+from thinkml.core.objectives.ctc import frame_positions
 from thinkml.core.objectives.heads import part_of
-from thinkml.core.objectives.losses import decides
+from thinkml.core.objectives.losses import blank_of, decides
 from thinkml.core.objectives.probe_sizes import PROBE_ROWS
 from thinkml.core.objectives.whole_rows import check_target_ranges
 from thinkml.core.train.augmentation_registry import moves_targets
@@ -38,9 +39,11 @@ from thinkml.data.sequences import (
     PaddedData,
     bucket_lengths,
     length_spec,
+    pad_label_sequences,
     pad_sequences,
     shorter_inputs,
 )
+from thinkml.data.targets import check_alignments
 from thinkml.errors import (
     ConfigError,
     DataError,
@@ -195,6 +198,7 @@ def make_setup(
     if not isinstance(request.loss_fn, Objective):
         _check_labels(task, y, train, val, is_split=split is not None)
         _check_ranges(task, objective, y, val)
+        _check_frames(task, outputs, y, train, val)
     if outputs.gathers:
         _check_ids(model, probe, {'X_train': train, **by_argument(val)})
     return TrainingSetup(
@@ -261,6 +265,32 @@ def _check_ranges(
             check_target_ranges(of_head.metrics, targets)
 
 
+def _check_frames(
+    task: AnyTask,
+    outputs: Outputs | HeadOutputs,
+    y: Any,
+    train: Examples | Stream,
+    val: dict[SetName, Examples | Stream],
+) -> None:
+    """Checks that the labels of each sequence can be aligned to the frames of its row."""
+    parts: list[tuple[str, Any, Examples | Stream]] = [('y_train', y, train)]
+    parts += [
+        (labels_argument_of(name), data.y, data)
+        for name, data in val.items()
+        if isinstance(data, Examples)
+    ]
+    for argument, targets, data in parts:
+        for name, head, labels in by_head(task, targets):
+            if head.type.has_sequences:
+                one = outputs if isinstance(outputs, Outputs) else outputs.heads[name]
+                frames: Any = one.shape[0]
+                if isinstance(data, Examples) and data.lengths is not None:
+                    longest = jax.tree.leaves(data.x.spec)[0].shape[1]
+                    positions = frame_positions(frames, longest)
+                    frames = (positions < data.lengths[:, None]).sum(axis=1)
+                check_alignments(labels, frames, _named(argument, name))
+
+
 def _pad_sequences(
     model: Model, request: TrainRequest
 ) -> tuple[TrainRequest, np.ndarray | None, dict[SetName, PaddedData]]:
@@ -274,8 +304,9 @@ def _pad_sequences(
     user_model = model.model if isinstance(model, PartlyFrozen) else model
     marker = request.ignore_label if is_whole(request.ignore_label) else None
     train = pad_sequences(
-        user_model, request.X_train, request.y_train, max_length=length, ignore_label=marker
-    )
+        user_model, request.X_train, _padded_targets(request, request.y_train, 'y_train'),
+        max_length=length, ignore_label=marker,
+    )  # fmt: skip
     if train.lengths is None and length is not None:
         raise ConfigError(
             f'max_length: got {length} for inputs that are not a list or column of sequences of '
@@ -284,7 +315,7 @@ def _pad_sequences(
     arrays = next(iter(train.X.values())) if isinstance(train.X, dict) else train.X
     val = {
         name: pad_sequences(
-            user_model, X, y,
+            user_model, X, _padded_targets(request, y, labels_argument_of(name)),
             argument=argument_of(name), label_argument=labels_argument_of(name),
             ignore_label=marker, max_length=length,
             like=None if train.lengths is None else length_spec(arrays),
@@ -292,6 +323,30 @@ def _pad_sequences(
         for name, (X, y) in split_sets(request).items()
     }  # fmt: skip
     return request._replace(X_train=train.X, y_train=train.y), masked_lengths(train), val
+
+
+def _padded_targets(request: TrainRequest, y: Any, argument: str) -> Any:
+    """Returns targets with sequences of labels of one length, for the heads that have them."""
+
+    def padded(y: Any, loss_fn: Any, task: Any, marker: Any, argument: str) -> Any:
+        if isinstance(y, Mapping):
+            loss_fns, tasks, markers = (
+                part if isinstance(part, Mapping) else dict.fromkeys(y, part)
+                for part in (loss_fn, _tasks_by_head(task), marker)
+            )
+            return {
+                name: padded(
+                    part, loss_fns.get(name), tasks.get(name), markers.get(name),
+                    _named(argument, name),
+                )
+                for name, part in y.items()
+            }  # fmt: skip
+        kind = task.kind if isinstance(task, Task) else task
+        if 'sequence' not in (decides(loss_fn), kind):
+            return y
+        return pad_label_sequences(y, argument, marker if is_whole(marker) else None)
+
+    return padded(y, request.loss_fn, request.task, request.ignore_label, argument)
 
 
 def _infer_task(
@@ -316,6 +371,7 @@ def _infer_task(
         ignore_label=lambda head: of_head(request.ignore_label, head),
     )  # fmt: skip
     _check_by_head(request, task)
+    task = _with_blanks(task, request)
     before: dict[Any, Task] = {}
     if known is not None:
         before = {name: head for name, head, _ in by_head(known, None)}
@@ -332,6 +388,26 @@ def _infer_task(
         warn_of_unlabeled(targets, head, of_request, where)
         check_targets_held(targets, head, where, is_first=data.batches is not None)
     return task
+
+
+def _with_blanks(task: AnyTask, request: TrainRequest) -> AnyTask:
+    """Returns the task with the blanks of the losses."""
+
+    def of_head(head: Task, loss_fn: Any) -> Task:
+        if not head.type.has_sequences:
+            return head
+        blank_id = blank_of(loss_fn)
+        if blank_id >= head.num_outputs:
+            raise ConfigError(
+                f'loss_fn: got CTC(blank_id={blank_id}) for {head.num_outputs} outputs, expected '
+                f'the position of one of them, from 0 to {head.num_outputs - 1}.'
+            )
+        return dataclasses.replace(head, blank_id=blank_id)
+
+    if isinstance(task, Task):
+        return of_head(task, request.loss_fn)
+    heads = ((name, of_head(h, request.of_head(name, task).loss_fn)) for name, h in task.heads)
+    return dataclasses.replace(task, heads=tuple(heads))
 
 
 def task_beside_objective(

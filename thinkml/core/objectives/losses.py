@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from thinkml.core.objectives.ctc import CTC
 from thinkml.core.objectives.probe_sizes import with_rows
 from thinkml.errors import ConfigError, is_number, is_whole, unknown_name
 from thinkml.task_types import Decision
@@ -409,6 +410,7 @@ CLASSIFICATION_LOSSES: dict[str, LossFn] = {
     'focal': Focal(),
     'hinge': hinge,
     'dice': Dice(),
+    'ctc': CTC(),
 }
 REGRESSION_LOSSES: dict[str, LossFn] = {
     'mse': mse,
@@ -427,6 +429,7 @@ _DECISIONS: dict[Hashable, Decision] = {
     Focal: 'classification',
     hinge: 'classification',
     Dice: 'classification',
+    CTC: 'sequence',
     Huber: 'regression',
     Quantile: 'regression',
     **dict.fromkeys(REGRESSION_LOSSES.values(), 'regression'),
@@ -441,8 +444,8 @@ def decides(loss_fn: object) -> Decision | None:
 
     Returns:
         ``'regression'``; ``'softmax'`` (one class per example); ``'sigmoid'`` (a binary decision
-        per output); ``'classification'`` (softmax or sigmoid, by the shapes); None for a custom
-        loss, which implies nothing.
+        per output); ``'classification'`` (softmax or sigmoid, by the shapes); ``'sequence'``;
+        None for a custom loss, which implies nothing.
 
     Example:
         >>> from thinkml.core.objectives.losses import CrossEntropy, decides
@@ -453,6 +456,11 @@ def decides(loss_fn: object) -> Decision | None:
         loss_fn = (CLASSIFICATION_LOSSES | REGRESSION_LOSSES).get(loss_fn)
     by_type = _DECISIONS.get(type(loss_fn))
     return by_type or (_DECISIONS.get(loss_fn) if isinstance(loss_fn, Hashable) else None)
+
+
+def blank_of(loss_fn: object) -> int:
+    """Returns the blank of a `CTC` loss; 0, its default, for other losses."""
+    return loss_fn.blank_id if isinstance(loss_fn, CTC) else CTC().blank_id
 
 
 def chunk_of(loss_fn: object) -> int | None:
@@ -480,7 +488,7 @@ def get_loss(loss_fn: str | LossFn, element_shape: tuple[int, ...] = ()) -> Loss
     Args:
         loss_fn: ``'cross_entropy'``, ``'binary_cross_entropy'``, ``'focal'``, ``'hinge'`` or
             ``'dice'`` (classification); ``'mse'``, ``'mae'``, ``'huber'``, ``'log_cosh'``,
-            ``'poisson'`` or ``'quantile'`` (regression); or a callable.
+            ``'poisson'`` or ``'quantile'`` (regression); ``'ctc'`` (sequences); or a callable.
         element_shape: the axes of a row that have a label each, such as ``(tokens,)``. A callable
             may then also return a value for each of these. It gets the label -1 for elements that
             are ignored.

@@ -21,6 +21,7 @@ from thinkml.core.objectives.accumulators import (
     score_counts,
 )
 from thinkml.core.objectives.confusion_counts import Counts
+from thinkml.core.objectives.ctc import best_path, equal_sequences
 from thinkml.core.objectives.losses import mae, mse
 from thinkml.core.objectives.metric_table import (
     METRIC_TABLE,
@@ -63,6 +64,7 @@ _EXPECTED = {
     'num_outputs': 'the number of values the model returns per example',
     'capacity': 'the number of rows in an epoch, padding included',
     'classes': 'the classes in the order of the outputs',
+    'blank_id': 'the position of the output that stands for no label',
 }
 
 
@@ -77,6 +79,14 @@ class Shape(NamedTuple):
     num_outputs: int | None
     capacity: int | None
     classes: tuple[Any, ...] | None = None
+    blank_id: int | None = None
+
+    @property
+    def is_known(self) -> bool:
+        """Returns True if `examples` has the shapes of a batch; those of sequences are unknown."""
+        if self.kind is None or self.num_outputs is None:
+            return False
+        return not TASK_TYPES[self.kind].has_sequences
 
     def require(self, metric: str, *fields: str) -> list[Any]:
         """Returns the values of the fields.
@@ -190,6 +200,11 @@ def _whole_rows_entry(name: str, shape: Shape) -> Entry:
 
 def _row_values(name: str, shape: Shape) -> Callable[..., jax.Array]:
     """Returns a function of a step's keywords that computes a value of each row."""
+    if name == 'exact_match' and shape.kind and TASK_TYPES[shape.kind].has_sequences:
+        (blank_id,) = shape.require(name, 'blank_id')
+        return lambda logits, labels, **_: equal_sequences(
+            best_path(logits.argmax(axis=-1), blank_id), labels
+        )
     if name == 'exact_match':
         accuracy = _per_example('accuracy', shape.kind)
         return lambda mask, element_shape, **step: whole_rows.exact_match(
@@ -402,7 +417,7 @@ def _function_entry(function: Callable[..., Any], index: int, shape: Shape) -> E
 
 def _needs_whole_epoch(function: Callable[..., Any], shape: Shape) -> bool:
     """Returns True if a metric returns one number or, like NumPy functions, can't be traced."""
-    if shape.kind is None or shape.num_outputs is None:
+    if not shape.is_known:
         return False  # `_values_per_example` raises an error if it returns one number
     logits, labels = shape.examples(PROBE_ROWS + (shape.num_outputs == PROBE_ROWS))
     try:
@@ -423,7 +438,7 @@ def _needs_whole_epoch(function: Callable[..., Any], shape: Shape) -> bool:
 
 def _check_class(metric: type[clu_metrics.Metric], shape: Shape) -> None:
     """Traces a class on the shapes of its inputs, to find errors before a program is compiled."""
-    if shape.kind is None or shape.num_outputs is None:
+    if not shape.is_known:
         return
     logits, labels = shape.examples(PROBE_ROWS + (shape.num_outputs == PROBE_ROWS))
     floats = jax.ShapeDtypeStruct(labels.shape[:1], jnp.float32)

@@ -30,7 +30,8 @@ _REGRESSION: frozenset[TaskKind] = frozenset({'regression'})
 _MULTICLASS: frozenset[TaskKind] = frozenset({'multiclass'})
 _CLASSES: frozenset[TaskKind] = frozenset({'binary', 'multiclass'})
 _LABELS: frozenset[TaskKind] = frozenset({'binary', 'multilabel'})
-_CLASSIFICATION = _KINDS - _REGRESSION
+_SEQUENCES: frozenset[TaskKind] = frozenset({'sequence'})
+_CLASSIFICATION = _KINDS - _REGRESSION - _SEQUENCES
 
 
 class MetricSpec(NamedTuple):
@@ -96,7 +97,9 @@ _SPECS = (
         name='accuracy', tasks=_CLASSIFICATION, in_training=True, is_default=True,
         active_learning_tasks=_CLASSIFICATION,
     ),
-    MetricSpec(name='exact_match', tasks=_CLASSIFICATION, in_training=True, in_analysis=False),
+    MetricSpec(
+        name='exact_match', tasks=_CLASSIFICATION | _SEQUENCES, in_training=True, in_analysis=False
+    ),
     MetricSpec(name='balanced_accuracy', tasks=_CLASSIFICATION, in_training=True),
     MetricSpec(name='mcc', tasks=_CLASSES),
     MetricSpec(name='kappa', tasks=_CLASSES),
@@ -405,7 +408,8 @@ def check_metric(
     if not isinstance(metric, str):
         return _check_custom(metric)
     # All classification tasks list the same names, since top-k has an error of its own.
-    tasks = {None: _KINDS, 'regression': _REGRESSION}.get(kind, _CLASSIFICATION)
+    alone = {None: _KINDS, 'regression': _REGRESSION, 'sequence': _SEQUENCES}
+    tasks = alone.get(kind, _CLASSIFICATION)
     spec = metric_spec(metric)
     if spec is None or not spec.in_training or not spec.tasks & tasks:
         names = {n for n in metric_names(in_training=True) if METRIC_TABLE[n].tasks & tasks}

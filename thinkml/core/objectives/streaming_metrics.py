@@ -78,6 +78,7 @@ def make_metrics(
     num_outputs: int | None = None,
     capacity: int | None = None,
     classes: Sequence[Any] | None = None,
+    blank_id: int | None = None,
 ) -> type[clu_metrics.Collection]:
     """Returns the CLU collection class of the loss and the given metrics.
 
@@ -103,7 +104,8 @@ def make_metrics(
       They are one-vs-rest for multiclass tasks. They need ``capacity``, too. ``'roc_auc'`` is NaN
       if a class has no examples or all of them.
 
-    - ``'exact_match'``, the fraction of rows whose elements are all predicted right.
+    - ``'exact_match'``, the fraction of rows whose elements are all predicted right. For the
+      logits of a sequence ``[batch, frames, k]``, these are the labels of the best path.
 
     Names for regression: ``'mse'``, ``'mae'``, and the means over the targets of ``'rmse'`` and
     ``'r2'``, which need ``num_outputs``. The means over the rows of ``'psnr'`` and ``'ssim'`` are
@@ -128,11 +130,12 @@ def make_metrics(
 
     Args:
         metrics: names, classes and functions.
-        kind: ``'binary'``, ``'multiclass'``, ``'multilabel'`` or ``'regression'``. None infers the
-            kind from the shapes, where they are sufficient.
+        kind: ``'binary'``, ``'multiclass'``, ``'multilabel'``, ``'regression'`` or ``'sequence'``.
+            None infers the kind from the shapes, where they are sufficient.
         num_outputs: the number of values the model returns per example.
         capacity: the number of rows in an epoch, padding included.
         classes: the classes, or labels, that names such as ``'iou_cat'`` contain.
+        blank_id: the position of the output that stands for no label, for sequences; see `CTC`.
 
     Raises:
         ConfigError: for metrics that are unknown, don't fit the task, have the same name or need
@@ -159,7 +162,7 @@ def make_metrics(
     specs = [metric_spec(metric) for metric in metrics if isinstance(metric, str)]
     if classes is not None:  # only where they are needed, so that more tasks share programs
         classes = tuple(classes) if any(spec and spec.has_class for spec in specs) else None
-    return _make(tuple(metrics), Shape(kind, num_outputs, capacity, classes))
+    return _make(tuple(metrics), Shape(kind, num_outputs, capacity, classes, blank_id))
 
 
 def _same_names(metrics: Sequence[Metric]) -> list[str]:

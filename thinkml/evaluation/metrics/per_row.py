@@ -16,9 +16,9 @@ def mean_of_rows(part: Array, weight: Array) -> Array:
 
 
 def accuracy_rows(data: EvaluationData) -> np.ndarray:
-    """Returns 1 for each row with a right prediction; for multilabel, all labels must be right."""
+    """Returns 1 for each row with a right prediction: of several labels, all must be right."""
     right = data.labels == data.predictions
-    right = right.all(axis=1) if data.task_type.has_many_labels else right
+    right = right.all(axis=1) if right.ndim > 1 else right
     return right.astype(np.float64)
 
 

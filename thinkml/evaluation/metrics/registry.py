@@ -415,12 +415,14 @@ def metrics_for(kind: TaskKind) -> list[str]:
 
     If a metric exists with several averages, only the default one is included.
     """
-    return [name for name in METRICS[kind] if METRIC_TABLE[name].in_analysis]
+    names = [name for name in METRICS[kind] if METRIC_TABLE[name].in_analysis]
+    return names or list(METRICS[kind])
 
 
 def default_metrics(kind: TaskKind) -> list[str]:
     """Returns the names of the metrics that are computed if none are requested."""
-    return [name for name, metric in METRICS[kind].items() if metric.default]
+    metrics = METRICS[kind]
+    return [name for name, metric in metrics.items() if metric.default] or list(metrics)
 
 
 def check_metrics(metrics: Collection[Any] | None) -> list[Any] | None:

@@ -68,10 +68,11 @@ def residual_plot(
     evaluation: Evaluation, path: PathLike | None = None, ax: 'Axes | None' = None
 ) -> 'Figure':
     """Draws residuals over predictions, and their distribution; see `plot_residuals`."""
-    if evaluation.task.classes is not None:
+    if evaluation.task.type.decision != 'regression':
+        got = 'of sequences' if evaluation.task.type.has_sequences else 'of a classification model'
         raise ConfigError(
-            'plot_residuals: got the evaluation of a classification model, expected one of a '
-            'regression model. For classification see plot_calibration.'
+            f'plot_residuals: got the evaluation {got}, expected one of a regression model. For '
+            'classification see plot_calibration.'
         )
     targets, weight = _residuals(evaluation), evaluation.scored.weights
     shown = _worst(targets, weight) if len(targets) > _MAX_DRAWN else targets

@@ -157,6 +157,7 @@ class Report:
 
 def _check(evaluation: Any) -> None:
     if isinstance(evaluation, Evaluation):
+        _check_kind(evaluation)
         return
     if not isinstance(evaluation, Mapping) or not evaluation:
         got = 'an empty dict' if isinstance(evaluation, Mapping) else type(evaluation).__name__
@@ -164,3 +165,13 @@ def _check(evaluation: Any) -> None:
     for name, part in evaluation.items():
         if not isinstance(part, Evaluation):
             raise ConfigError(f'evaluation: got {type(part).__name__} under {name!r}, {_EXPECTED}')
+        _check_kind(part)
+
+
+def _check_kind(evaluation: Evaluation) -> None:
+    if evaluation.task.type.has_sequences:
+        raise ConfigError(
+            f'evaluation: got one of {evaluation.task.in_words}, expected classes, labels or '
+            'numbers: reports have no part on sequences. Print evaluation.metrics and '
+            'evaluation.predictions.'
+        )
