@@ -11,12 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from thinkml.core import (
-    Objective,
     ObjectiveLoss,
     check_augmentation,
     check_metric,
-    functionalize,
-    get_compute_dtype,
     get_loss,
     make_augmentation,
     metric_name,
@@ -27,14 +24,11 @@ from thinkml.core.objectives.losses import CLASSIFICATION_LOSSES, REGRESSION_LOS
 from thinkml.core.objectives.metric_table import TRAINING_ONLY_METRICS
 from thinkml.core.objectives.probe_sizes import PROBE_ROWS, with_rows
 from thinkml.core.train.augmentation_registry import make_head_augmentation
-from thinkml.core.train.scoring import objective_apply
 from thinkml.core.train.step import AugmentFn
-from thinkml.errors import ConfigError, ModelTypeError, is_number, problems, unknown_name
+from thinkml.errors import ConfigError, is_number, problems, unknown_name
 from thinkml.history import MACHINE_VALUES
 from thinkml.tasks import Composite, Task
-from thinkml.training.config import TrainingConfig
-from thinkml.training.training_data import TrainRequest, has_no_labels
-from thinkml.typing import Model
+from thinkml.training.training_data import TrainRequest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,8 +101,8 @@ def make_objective(
     recorded = _check_metrics(metrics, task)
     of_training = [metric for metric in recorded if metric in TRAINING_ONLY_METRICS]
     augment = make_augmentation(augmentation, x, task.kind, task.num_outputs, task.element_shape)
-    labels = _probe_of(y)
-    augmented = labels if augment is None else _check_augmentation(augment, x, labels)
+    labels = label_probe(y)
+    augmented = labels if augment is None else augmented_labels(augment, x, labels)
     chosen = _choose_loss(loss_fn, task)
     has_axes = task.element_shape or task.type.has_sequences
     if has_axes and (augmented.shape, augmented.dtype) != (labels.shape, labels.dtype):
@@ -136,101 +130,6 @@ def make_objective(
         training_metrics=tuple(dict.fromkeys((*of_training, *training_metrics))),
         augment=augment,
     )
-
-
-def make_model_objective(
-    model: Model,
-    x: Any,
-    y: np.ndarray,
-    request: TrainRequest,
-    config: TrainingConfig,
-    training_metrics: Sequence[str] = (),
-) -> TrainingObjective:
-    """Returns the objective of a training whose loss calls the model, see `Objective`.
-
-    Args:
-        model: the user's object.
-        x: the inputs, or `jax.ShapeDtypeStruct` of them.
-        y: encoded targets, or the first of them.
-        request: the arguments of ``train``.
-        config: the settings.
-        training_metrics: further metrics of training alone.
-
-    Raises:
-        ConfigError: if the function fails or returns something else than losses and values, or for
-            arguments that do not go with an objective.
-    """
-    objective: Objective = request.loss_fn
-    if objective.coupled and config.accumulate_steps > 1:
-        raise ConfigError(
-            f'accumulate_steps: got {config.accumulate_steps} beside a coupled objective, expected '
-            '1: its loss depends on all rows of a batch together.'
-        )
-    of_step = [metric for metric in request.metrics or () if metric in TRAINING_ONLY_METRICS]
-    if others := [metric for metric in request.metrics or () if metric not in of_step]:
-        raise ConfigError(
-            f'metrics: got {others[0]!r} beside an objective, expected none: the values that it '
-            "returns beside the losses are recorded. Return (losses, {'name': values})."
-        )
-    augment = make_augmentation(request.augmentation, x, 'regression', 1)
-    if augment is not None:
-        _check_augmentation(augment, x, jax.tree.map(_probe_of, y))
-    loss = ObjectiveLoss(objective, has_labels=not has_no_labels(request))
-    names = _traced_names(model, loss, x, y, get_compute_dtype(config.precision))
-    for name in names:
-        if name in ('loss', *of_step, *training_metrics) or _problem_with_name(name):
-            raise ConfigError(
-                f'loss_fn: {objective.name} returned a value called {name!r}, which is the name of '
-                'something else in the history. Give it another name.'
-            )
-    return TrainingObjective(
-        loss_fn=loss,
-        loss_name=objective.name,
-        is_custom_loss=True,
-        is_default_loss=False,
-        metrics=(),
-        training_metrics=tuple(dict.fromkeys((*of_step, *training_metrics))),
-        augment=augment,
-        values=names,
-    )
-
-
-def _traced_names(
-    model: Model, loss: ObjectiveLoss, x: Any, y: np.ndarray, dtype: Any
-) -> tuple[str, ...]:
-    """Traces an objective in both modes, and returns the names of its values."""
-    rows = jax.tree.map(_probe_of, x)
-    batch = loss.batch(
-        rows, jax.tree.map(_probe_of, y), jax.ShapeDtypeStruct((PROBE_ROWS,), np.float32)
-    )
-    names: list[tuple[str, ...]] = []
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    for train in (True, False):
-
-        def run(key: jax.Array, batch: Any, train: bool = train) -> Any:
-            functional = functionalize(model, batch.x, key, dtype)
-            apply = objective_apply(functional.apply, loss)
-            arguments = (functional.params, functional.model_state, batch)
-            losses, values = loss.losses(apply(*arguments, key=key, train=train)[0], PROBE_ROWS)
-            names.append(tuple(values))
-            return losses
-
-        try:
-            jax.eval_shape(run, key, batch)
-        except (ConfigError, ModelTypeError) as error:
-            raise type(error)(with_rows(error)) from error
-        except Exception as error:
-            mode = 'training' if train else 'evaluation'
-            raise ConfigError(
-                f'loss_fn: {loss.objective.name} failed with the model in {mode} mode: '
-                f'{type(error).__name__}: {with_rows(error)}'
-            ) from error
-    if names[0] != names[-1]:
-        raise ConfigError(
-            f'loss_fn: {loss.objective.name} returned the values {", ".join(names[0])} in training '
-            f'mode and {", ".join(names[-1])} in evaluation mode, expected the same.'
-        )
-    return names[0]
 
 
 def make_head_objective(
@@ -285,7 +184,7 @@ def make_head_objective(
     kinds = task.map(lambda head: (head.kind, head.element_shape))
     augment = make_head_augmentation(request.augmentation, x, kinds)
     if augment is not None:
-        _check_augmentation(augment, x, jax.tree.map(_probe_of, y))
+        augmented_labels(augment, x, jax.tree.map(label_probe, y))
     factors = {name: '' if weight == 1 else f'{weight:g} ' for name, weight in weights.items()}
     return TrainingObjective(
         loss_fn=losses,
@@ -317,7 +216,8 @@ def _check_head_names(head: str, objective: TrainingObjective) -> None:
         )
 
 
-def _probe_of(y: np.ndarray) -> jax.ShapeDtypeStruct:
+def label_probe(y: np.ndarray) -> jax.ShapeDtypeStruct:
+    """Returns the shape and dtype of a few encoded labels or other rows."""
     return jax.ShapeDtypeStruct((PROBE_ROWS, *y.shape[1:]), y.dtype)
 
 
@@ -377,7 +277,7 @@ def _choose_loss(loss_fn: Any, task: Task) -> LossFn:
     return get_loss(chosen, task.element_shape)
 
 
-def _check_augmentation(augment: AugmentFn, x: Any, labels: Any) -> Any:
+def augmented_labels(augment: AugmentFn, x: Any, labels: Any) -> Any:
     """Checks an augmentation; returns the shape and dtype of labels after it."""
     rows = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct((PROBE_ROWS, *leaf.shape[1:]), leaf.dtype), x
@@ -456,7 +356,7 @@ def probe_logits(task: Task, labels: Any) -> jax.ShapeDtypeStruct:
 _RESERVED = ('step', 'learning_rate', *sorted(MACHINE_VALUES))
 
 
-def _problem_with_name(metric: Any) -> str | None:
+def name_problem(metric: Any) -> str | None:
     """Returns a sentence if the name of a metric is that of another value; else None."""
     name = metric_name(metric)
     if name.startswith('val_'):
@@ -479,7 +379,7 @@ def _check_metrics(metrics: Any, task: Task) -> tuple[Any, ...]:
         for metric in given
     ]
     found = [problem for problem in found if problem]
-    found = found or [problem for metric in given if (problem := _problem_with_name(metric))]
+    found = found or [problem for metric in given if (problem := name_problem(metric))]
     if found:
         raise ConfigError(found[0] if len(found) == 1 else problems('metrics:', found))
     return (*always, *dict.fromkeys(given))

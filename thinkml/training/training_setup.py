@@ -63,10 +63,10 @@ from thinkml.training.data_warnings import (
     warn_of_one_class,
     warn_of_unlabeled,
 )
+from thinkml.training.model_objective import make_model_objective
 from thinkml.training.objective import (
     TrainingObjective,
     make_head_objective,
-    make_model_objective,
     make_objective,
 )
 from thinkml.training.optimizer_setup import check_optimizer
