@@ -9,6 +9,7 @@ DOCS = Path(__file__).parent.parent / 'docs'
 PAGES = (
     'index', 'getting-started', 'concepts', 'extending',
     'guides/monitoring/throughput-and-gradient-norms', 'guides/training/optimizers-by-parameter',
+    'guides/training/objectives', 'guides/training/auxiliary-losses',
 )  # fmt: skip
 # The pages that explain a script of the examples, which tests/test_examples.py runs.
 TUTORIALS = {

@@ -15,6 +15,7 @@ from thinkml.errors import ThinkMLWarning
 from thinkml.training import (
     EarlyStopping,
     ModelTrainer,
+    Objective,
     TrainingConfig,
     divergence,
     memory_plan,
@@ -123,10 +124,10 @@ def with_free(monkeypatch, num_bytes):
     monkeypatch.setattr(memory_plan, 'free_bytes', lambda layout: num_bytes)
 
 
-def deep_plan(**settings):
+def deep_plan(loss_fn=None, **settings):
     config = TrainingConfig(**{'batch_size': 512, 'epochs': 1, 'optimizer': 'sgd'} | settings)
     model = deep()
-    setup = make_setup(model, TrainRequest(DEEP_X, DEEP_Y), config)
+    setup = make_setup(model, TrainRequest(DEEP_X, DEEP_Y, loss_fn=loss_fn), config)
     return memory_plan.make_plan(model, setup, config, ONE_DEVICE)
 
 
@@ -207,6 +208,20 @@ def test_parts_are_never_of_a_few_rows(monkeypatch):
     with_free(monkeypatch, deep_plan(remat=True, **prime).bytes_per_device - 1)
     found = deep_plan(**prime)
     assert (found.fits, found.saving) == (False, (True, 1))
+
+
+def test_a_coupled_objective_is_not_computed_in_parts(monkeypatch):
+    def coupled(model, batch, key):
+        return jnp.square(model(batch.x)).mean()
+
+    def per_row(model, batch, key):
+        return jnp.square(model(batch.x)).mean(axis=1)
+
+    needed = deep_plan(Objective(coupled, coupled=True), remat=False)
+    with_free(monkeypatch, needed.bytes_per_device - 1)
+    found = deep_plan(Objective(coupled, coupled=True), remat=False)
+    assert (found.fits, found.saving.micro_batches) == (False, 1)
+    assert deep_plan(Objective(per_row), remat=False).saving.micro_batches == 2
 
 
 def test_a_plan_says_what_is_done(monkeypatch, needed):

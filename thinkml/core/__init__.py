@@ -50,6 +50,7 @@ from thinkml.core.train.augmentations import MixUp as MixUp
 from thinkml.core.train.augmentations import RandomCrop as RandomCrop
 from thinkml.core.train.augmentations import RandomFlip as RandomFlip
 from thinkml.core.train.augmentations import RandomRotation as RandomRotation
+from thinkml.core.train.aux_losses import AuxLosses as AuxLosses
 from thinkml.core.train.batch_feed import Block as Block
 from thinkml.core.train.batch_feed import BucketFeed as BucketFeed
 from thinkml.core.train.batch_feed import DeviceData as DeviceData

@@ -54,6 +54,9 @@ class TrainingConfig:
             limit.
         accumulate_steps: the number of batches of ``batch_size`` whose gradients make one step.
             BatchNorm, dropout and augmentation treat each batch separately.
+        aux_losses: weights of values that the model sows, such as ``{'balance': 0.01}`` for the
+            balance of a mixture of experts. They are added to the loss and recorded; ``{}`` adds
+            none. None does so too, and warns of a model that sows.
         ema_decay: the decay of a moving average of the parameters, which is evaluated and kept;
             None for none. 0.999 is usual. In a run's first steps the decay is smaller,
             ``t / (t + 9)`` after ``t`` steps, so that the initial parameters are not part of the
@@ -108,6 +111,7 @@ class TrainingConfig:
     weight_decay: float | None = None
     gradient_clip_norm: float | None = None
     accumulate_steps: int = 1
+    aux_losses: Mapping[str, float] | None = None
     ema_decay: float | None = None
     precision: str = 'float32'
     on_nan: str = 'restore'
@@ -150,6 +154,9 @@ class TrainingConfig:
         object.__setattr__(self, 'callbacks', tuple(self.callbacks))
         if isinstance(self.optimizer, Mapping):
             object.__setattr__(self, 'optimizer', dict(self.optimizer))
+        if self.aux_losses is not None:
+            weights = {name: float(weight) for name, weight in self.aux_losses.items()}
+            object.__setattr__(self, 'aux_losses', weights)
 
     @property
     def max_seconds(self) -> float | None:

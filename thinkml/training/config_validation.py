@@ -2,6 +2,7 @@
 
 import datetime
 import inspect
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -108,6 +109,11 @@ def _value_problems(settings: dict[str, Any]) -> list[str]:
         ('weight_decay', _or_none(_is_not_negative), 'None or a number of at least 0'),
         ('gradient_clip_norm', _or_none(_is_positive), 'None or a number above 0'),
         ('accumulate_steps', _is_count, count),
+        (
+            'aux_losses',
+            _or_none(_are_weights),
+            "None or a dict of a number for each sown value, for instance {'balance': 0.01}",
+        ),
         ('ema_decay', _or_none(_is_fraction), 'None or a number between 0 and 1'),
         ('max_steps', _or_none(_is_count), f'None or {count}'),
         (
@@ -320,6 +326,13 @@ def _is_time(value: Any) -> bool:
         return False
     is_time = isinstance(value, str | datetime.timedelta) or is_number(value)
     return is_time and seconds_of(value) > 0
+
+
+def _are_weights(value: Any) -> bool:
+    return isinstance(value, Mapping) and all(
+        isinstance(name, str) and is_number(weight) and math.isfinite(weight)
+        for name, weight in value.items()
+    )
 
 
 def _is_seed(value: Any) -> bool:

@@ -13,7 +13,6 @@ from thinkml.core import (
     BucketFeed,
     DeviceData,
     Feed,
-    ObjectiveLoss,
     ResidentFeed,
     Shortening,
     inference_batch_size,
@@ -250,8 +249,7 @@ def _validation(
         )  # fmt: skip
     # By the capacity, so that splits of similar sizes share a compiled program.
     batch_size = min(inference_batch_size(val.x.spec), capacity(len(val.x)))
-    loss = setup.objective.loss_fn
-    if isinstance(loss, ObjectiveLoss) and loss.objective.coupled:  # depends on the batch size
+    if setup.objective.couples_rows:  # the loss depends on the batch size
         batch_size = min(config.batch_size, capacity(len(val.x)))
     rows = _first_weighted_rows(val, batch_size) if config.fast_dev_run else val.rows
     make = functools.partial(

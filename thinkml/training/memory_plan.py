@@ -198,10 +198,13 @@ def reduce_memory(
     if not others:
         return default, None
     sentence = ' and '.join(_savings(plan.saving))
-    norms = ' BatchNorm sees one part at a time.' if plan.saving.micro_batches > 1 else ''
+    parts = ''
+    if plan.saving.micro_batches > 1:
+        aux = ' Auxiliary losses do so too.' if setup.objective.aux_losses.weights else ''
+        parts = f' BatchNorm sees one part at a time.{aux}'
     return plan.saving, (
         f'{sentence}, so that the training takes {readable(plan.bytes_per_device)} of each device '
-        f'instead of {readable(first.bytes_per_device)}; {readable(free)} are free.{norms}'
+        f'instead of {readable(first.bytes_per_device)}; {readable(free)} are free.{parts}'
     )
 
 
@@ -236,6 +239,8 @@ def _plans(
         if again.bytes_per_device < plan.bytes_per_device:
             plan = again
             yield plan
+    if setup.objective.couples_rows:
+        return
     batch_size = _steps_of(setup, config).batch_size
     before = num_parts(batch_size, config, MemorySavings())
     num_devices = layout.num_devices

@@ -90,14 +90,16 @@ def monitor_for(
     """
     name = monitor or default_monitor(metric_names)
     training_name = split_name(name, metric_names)[1]
-    if (
-        name not in metric_names
-        and name != training_name
-        and training_name in TRAINING_ONLY_METRICS
-    ):
+    validated = {
+        split_name(other, metric_names)[1] for other in metric_names if other.startswith('val_')
+    }
+    of_step = training_name in TRAINING_ONLY_METRICS
+    of_training = bool(validated) and training_name in {*metric_names} - validated
+    if name not in metric_names and name != training_name and (of_step or of_training):
+        how = f': metrics=[{training_name!r}]' if of_step else ''
         raise ConfigError(
             f'monitor: got {name!r}, but {training_name} is a metric of training steps, and '
-            f'validation has none. Monitor {training_name!r}: metrics=[{training_name!r}].'
+            f'validation has none. Monitor {training_name!r}{how}.'
         )
     of_sets = [other for other in metric_names if split_name(other, metric_names)[0]]
     if name not in metric_names and training_name in metric_names and of_sets:

@@ -13,6 +13,7 @@ from thinkml.core import (
     get_compute_dtype,
     make_augmentation,
 )
+from thinkml.core.model.sown_values import Collected, SownValues, collecting_sown
 from thinkml.core.objectives.metric_table import TRAINING_ONLY_METRICS
 from thinkml.core.objectives.probe_sizes import PROBE_ROWS, with_rows
 from thinkml.core.train.scoring import objective_apply
@@ -35,8 +36,10 @@ def make_model_objective(
     request: TrainRequest,
     config: TrainingConfig,
     training_metrics: Sequence[str] = (),
-) -> TrainingObjective:
+) -> tuple[TrainingObjective, SownValues]:
     """Returns the objective of a training whose loss calls the model, see `Objective`.
+
+    The second value has the shapes and dtypes of what the model sows when it is called so.
 
     Args:
         model: the user's object.
@@ -66,14 +69,14 @@ def make_model_objective(
     if augment is not None:
         augmented_labels(augment, x, jax.tree.map(label_probe, y))
     loss = ObjectiveLoss(objective, has_labels=not has_no_labels(request))
-    names = _traced_names(model, loss, x, y, get_compute_dtype(config.precision))
+    names, sown = _trace(model, loss, x, y, get_compute_dtype(config.precision))
     for name in names:
         if name in ('loss', *of_step, *training_metrics) or name_problem(name):
             raise ConfigError(
                 f'loss_fn: {objective.name} returned a value called {name!r}, which is the name of '
                 'something else in the history. Give it another name.'
             )
-    return TrainingObjective(
+    traced = TrainingObjective(
         loss_fn=loss,
         loss_name=objective.name,
         is_custom_loss=True,
@@ -83,30 +86,32 @@ def make_model_objective(
         augment=augment,
         values=names,
     )
+    return traced, sown
 
 
-def _traced_names(
+def _trace(
     model: Model, loss: ObjectiveLoss, x: Any, y: np.ndarray, dtype: Any
-) -> tuple[str, ...]:
-    """Traces an objective in both modes, and returns the names of its values."""
+) -> tuple[tuple[str, ...], SownValues]:
+    """Traces an objective in both modes; returns the names of its values, and the sown values."""
     rows = jax.tree.map(label_probe, x)
     batch = loss.batch(
         rows, jax.tree.map(label_probe, y), jax.ShapeDtypeStruct((PROBE_ROWS,), np.float32)
     )
     names: list[tuple[str, ...]] = []
+    found: list[SownValues] = []
     key = jax.eval_shape(lambda: jax.random.key(0))
     for train in (True, False):
 
-        def run(key: jax.Array, batch: Any, train: bool = train) -> Any:
+        def run(key: jax.Array, batch: Any, train: bool = train) -> SownValues:
             functional = functionalize(model, batch.x, key, dtype)
-            apply = objective_apply(functional.apply, loss)
+            apply = collecting_sown(objective_apply(functional.apply, loss))
             arguments = (functional.params, functional.model_state, batch)
-            losses, values = loss.losses(apply(*arguments, key=key, train=train)[0], PROBE_ROWS)
-            names.append(tuple(values))
-            return losses
+            result, state = apply(*arguments, key=key, train=train)
+            names.append(tuple(loss.losses(result, PROBE_ROWS)[1]))
+            return state.sown if isinstance(state, Collected) else {}
 
         try:
-            jax.eval_shape(run, key, batch)
+            found.append(jax.eval_shape(run, key, batch))
         except (ConfigError, ModelTypeError) as error:
             raise type(error)(with_rows(error)) from error
         except Exception as error:
@@ -120,4 +125,4 @@ def _traced_names(
             f'loss_fn: {loss.objective.name} returned the values {", ".join(names[0])} in training '
             f'mode and {", ".join(names[-1])} in evaluation mode, expected the same.'
         )
-    return names[0]
+    return names[0], found[0]

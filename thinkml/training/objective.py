@@ -24,6 +24,7 @@ from thinkml.core.objectives.losses import CLASSIFICATION_LOSSES, REGRESSION_LOS
 from thinkml.core.objectives.metric_table import TRAINING_ONLY_METRICS
 from thinkml.core.objectives.probe_sizes import PROBE_ROWS, with_rows
 from thinkml.core.train.augmentation_registry import make_head_augmentation
+from thinkml.core.train.aux_losses import NO_AUX_LOSSES, AuxLosses
 from thinkml.core.train.step import AugmentFn
 from thinkml.errors import ConfigError, is_number, problems, unknown_name
 from thinkml.history import MACHINE_VALUES
@@ -45,6 +46,7 @@ class TrainingObjective:
         augment: the augmentation of training batches; None for none.
         heads: the objective of each head, by name; empty for a model with one output.
         values: the names of the values that an `thinkml.core.Objective` returns.
+        aux_losses: the sown values that are added to the loss in training.
     """
 
     loss_fn: LossFn | HeadLosses | ObjectiveLoss
@@ -56,6 +58,7 @@ class TrainingObjective:
     augment: AugmentFn | None
     heads: Mapping[str, 'TrainingObjective'] = dataclasses.field(default_factory=dict)
     values: tuple[str, ...] = ()
+    aux_losses: AuxLosses = NO_AUX_LOSSES
 
     @property
     def metric_names(self) -> tuple[str, ...]:
@@ -66,6 +69,16 @@ class TrainingObjective:
             for name in ('loss', *objective.metric_names)
         )
         return (*map(metric_name, self.metrics), *of_heads, *self.values)
+
+    @property
+    def training_names(self) -> tuple[str, ...]:
+        """Returns the names of the metrics that training alone records."""
+        return (*self.training_metrics, *(name for name, _ in self.aux_losses.weights))
+
+    @property
+    def couples_rows(self) -> bool:
+        """Returns True if a batch must not be computed in parts."""
+        return isinstance(self.loss_fn, ObjectiveLoss) and self.loss_fn.objective.coupled
 
     @property
     def loss_weights(self) -> dict[str, float]:

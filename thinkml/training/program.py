@@ -147,6 +147,7 @@ def make_program(
     train_step = make_step(
         loss_fn=objective.loss_fn, layout=layout, remat=savings.remat,
         accumulate_steps=num_parts(feed.batch_size, config, savings),
+        aux_losses=objective.aux_losses,
     )  # fmt: skip
     eval_step = make_eval_step(
         apply, objective.loss_fn, eval_metrics,
@@ -154,7 +155,7 @@ def make_program(
     )  # fmt: skip
     return Program(
         train_step=train_step,
-        metrics=metrics,
+        metrics=objective.aux_losses.metrics_class(metrics),
         eval_step=eval_step,
         eval_metrics=eval_metrics,
         layout=layout,

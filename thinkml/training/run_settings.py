@@ -30,9 +30,11 @@ def run_settings(
     objective = setup.objective
     settings = config.to_dict()
     del settings['remat']
+    # Written only when not the default, so that runs saved by older versions still resume.
     if settings['validate_every'] == 'epoch':
         del settings['validate_every']
-    # Written only when not the default, so that runs saved by older versions still resume.
+    if not config.aux_losses:
+        del settings['aux_losses']
     saved = {name: value for name, value in savings._asdict().items() if value > 1 or value is True}
     return (
         settings

@@ -207,7 +207,7 @@ def _trial_config(config: TrainingConfig) -> TrainingConfig:
 def _history_names(setup: TrainingSetup) -> MetricNames:
     """Returns the names of the values that an epoch records."""
     shared = ('loss', *setup.objective.metric_names)
-    names = (*shared, *setup.objective.training_metrics)
+    names = (*shared, *setup.objective.training_names)
     found = MetricNames((*names, *names_in_history(setup.val, shared)))
     found.heads = tuple(setup.objective.heads)
     return found

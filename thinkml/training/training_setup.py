@@ -18,6 +18,7 @@ from thinkml.core.model.functional import (
     any_outputs_of,
     is_model,
     not_a_model,
+    sown_by,
 )
 from thinkml.core.model.output_range import misread_outputs
 from thinkml.core.model.partly_frozen import PartlyFrozen
@@ -54,6 +55,7 @@ from thinkml.errors import (
 )
 from thinkml.model_record import ArraySpec, InputSpec, record_of
 from thinkml.tasks import AnyTask, Composite, Task, TaskKind
+from thinkml.training.aux_losses import with_aux_losses
 from thinkml.training.config import TrainingConfig
 from thinkml.training.data_warnings import (
     warn_of_classes_only_in_validation,
@@ -180,11 +182,13 @@ def make_setup(
     check_optimizer(model, probe, config)
     some = _first_rows(x, probe)
     if isinstance(request.loss_fn, Objective):
-        objective = make_model_objective(model, some, y, request, config, training_metrics)
+        objective, sown = make_model_objective(model, some, y, request, config, training_metrics)
     else:
         objective = _make_objective(task, some, y, request, training_metrics)
         _warn_of_outputs(outputs, task, objective)
         check_chunk(objective.loss_fn, model, probe, dtype)
+        sown = sown_by(model, probe, 'X_train', dtype)
+    objective = with_aux_losses(objective, config.aux_losses, sown)
     if batches is not None:
         advice = '' if task == known.task else data.advice
         train, split = make_stream(batches, task, request, config, advice), None

@@ -12,6 +12,12 @@ import jax.numpy as jnp
 from flax import nnx
 
 from thinkml.core.model.mixed_precision import DType, cast_floats, linen_dtype, set_nnx_dtype
+from thinkml.core.model.sown_values import (
+    LINEN_COLLECTION,
+    Collected,
+    sowing_allowed,
+    sown_by_name,
+)
 from thinkml.core.model.train_eval_modes import switch, to_training
 from thinkml.core.model.tree_paths import set_at
 from thinkml.errors import ConfigError, ModelTypeError
@@ -173,6 +179,7 @@ class _NNXApply:
     # A compiled program depends on their contents, so these are part of the comparison.
     attributes: str
     compute_dtype: DType | None
+    collects: bool = False
 
     def __call__(self, params, model_state, x, *, key, train):
         key = jax.random.key(0) if key is None else key
@@ -191,11 +198,19 @@ class _NNXApply:
             self.train_graph if train else self.eval_graph,
             params, self._fresh_random_state(key), model_state,
         )  # fmt: skip
-        outputs = _to_float32(function(model), self.compute_dtype)
+        with sowing_allowed():
+            outputs = _to_float32(function(model), self.compute_dtype)
         if not train:
             return outputs, model_state
         new_state = nnx.to_pure_dict(nnx.state(model, nnx.Not(nnx.RngState)))
-        return outputs, _select_like(new_state, model_state)
+        new_state = _select_like(new_state, model_state)
+        if not self.collects:
+            return outputs, new_state
+        sown = nnx.to_pure_dict(nnx.state(model, nnx.Intermediate))
+        return outputs, Collected(new_state, sown_by_name(sown))
+
+    def collecting(self):
+        return dataclasses.replace(self, collects=True)
 
     def _fresh_random_state(self, key: jax.Array) -> dict:
         tree: dict = {}
@@ -399,6 +414,7 @@ class _LinenApply:
     flags: tuple[str, ...]
     inputs: InputNames
     compute_dtype: DType | None
+    collects: bool = False
 
     def __call__(self, params, model_state, x, *, key, train):
         inputs, by_name = self.inputs.arguments(x)
@@ -421,9 +437,15 @@ class _LinenApply:
         outputs, updated = self.module.apply(
             variables, method=function,
             rngs={name: jax.random.fold_in(key, i) for i, name in enumerate(_LINEN_STREAMS)},
-            mutable=list(self.collections),
+            mutable=[*self.collections, *([LINEN_COLLECTION] if self.collects else [])],
         )  # fmt: skip
-        return outputs, {name: updated[name] for name in self.collections}
+        new_state = {name: updated[name] for name in self.collections}
+        if not self.collects:
+            return outputs, new_state
+        return outputs, Collected(new_state, sown_by_name(updated.get(LINEN_COLLECTION, {})))
+
+    def collecting(self):
+        return dataclasses.replace(self, collects=True)
 
 
 # Linen uses 'params' for a stream without a key.
@@ -450,7 +472,7 @@ class LinenModel:
         variables = self.variables
         if variables is None:
             variables = _init_linen(self.module, flags, x, key)
-        model_state = {name: tree for name, tree in variables.items() if name != 'params'}
+        model_state = _linen_state(variables)
         inputs = InputNames.of(type(self.module).__call__)
         apply = _LinenApply(self.module, tuple(sorted(model_state)), flags, inputs, compute_dtype)
 
@@ -462,13 +484,20 @@ class LinenModel:
                 raise ConfigError(_CHANGED)
             if self.variables is None:
                 return None
-            others = {name: tree for name, tree in self.variables.items() if name != 'params'}
-            return self.variables.get('params', {}), others
+            return self.variables.get('params', {}), _linen_state(self.variables)
 
         return FunctionalModel(apply, variables.get('params', {}), model_state, write, read=read)
 
     def __repr__(self) -> str:
         return f'from_linen({self.module})'
+
+
+# Values sown by `init` are not state of the model, and would grow with each call.
+_NOT_STATE = ('params', 'intermediates', LINEN_COLLECTION)
+
+
+def _linen_state(variables: Mapping) -> dict[str, Any]:
+    return {name: tree for name, tree in variables.items() if name not in _NOT_STATE}
 
 
 def _init_linen(module: Any, flags: tuple[str, ...], x: PyTree, key: jax.Array) -> Mapping:

@@ -21,6 +21,7 @@ from thinkml.core.model.embedding_lookups import gathers
 from thinkml.core.model.image_layout import layout_hint, likely_layout_hint
 from thinkml.core.model.mixed_precision import DType
 from thinkml.core.model.output_range import Range, output_ranges
+from thinkml.core.model.sown_values import Collected, SownValues, collecting_sown
 from thinkml.core.objectives.heads import named_outputs
 from thinkml.core.objectives.probe_sizes import PROBE_ROWS, with_rows
 from thinkml.core.xla.jit import trace_settings
@@ -226,9 +227,10 @@ def check_trainable(
     _check_same_outputs(call.outputs, outputs)
     before, after = _shapes(call.model_state), _shapes(call.updated_state)
     if before != after:
+        is_other = jax.tree.structure(before) != jax.tree.structure(after)
         raise ModelTypeError(
             f'model: a call in training mode turns its state from {before} into {after}, expected '
-            'the same shapes and dtypes.'
+            f'the same shapes and dtypes.{_HOW_TO_SOW if is_other else ""}'
         )
     for path, leaf in jax.tree_util.tree_leaves_with_path(call.params):
         if not jnp.issubdtype(leaf.dtype, jnp.inexact):
@@ -238,6 +240,29 @@ def check_trainable(
             )
     params_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(call.params))
     return Footprint(params_bytes, -(-call.computed_bytes // PROBE_ROWS))
+
+
+_HOW_TO_SOW = (
+    ' Values that a call sows are not state if they are nnx.Intermediate, or in the collection '
+    "'losses' of Linen."
+)
+
+
+def sown_by(
+    model: Model, x: PyTree, argument: str = 'X_train', compute_dtype: DType | None = None
+) -> SownValues:
+    """Returns the shapes and dtypes of the values that a call in training mode sows, by name.
+
+    Args:
+        model: see `functionalize`.
+        x: inputs; only the shape of a row and the dtype are read.
+        argument: the name of the inputs in error messages.
+        compute_dtype: see `functionalize`.
+
+    Raises:
+        ModelTypeError: if the model fails.
+    """
+    return _trace(model, x, argument, train=True, compute_dtype=compute_dtype).sown
 
 
 def _check_same_outputs(in_training: PyTree, in_evaluation: Outputs | HeadOutputs) -> None:
@@ -276,6 +301,7 @@ class _Call(NamedTuple):
         model_state: its state before the call.
         updated_state: its state after the call.
         outputs: its outputs.
+        sown: the values that it sows; none in evaluation mode.
         ranges: for each array of the outputs, a range that contains its values.
         gathers: see `Outputs`.
         computed_bytes: bytes of all arrays that the call computes.
@@ -285,6 +311,7 @@ class _Call(NamedTuple):
     model_state: PyTree
     updated_state: PyTree
     outputs: PyTree
+    sown: SownValues
     ranges: tuple[Range, ...]
     gathers: bool
     computed_bytes: int
@@ -336,16 +363,19 @@ def _traced_call(
     settings: Hashable,
 ) -> _Call:
     def forward(params: PyTree, model_state: PyTree, x: PyTree, key: jax.Array) -> PyTree:
-        return apply(params, model_state, x, key=key, train=train)
+        return collecting(params, model_state, x, key=key, train=train)
 
+    collecting = collecting_sown(apply)
     arguments = jax.tree.unflatten(structure, leaves)
     traced, (outputs, updated) = jax.make_jaxpr(forward, return_shape=True)(*arguments)
     params, model_state, *_ = arguments
+    updated, sown = updated if isinstance(updated, Collected) else (updated, {})
     return _Call(
         params=params,
         model_state=model_state,
         updated_state=updated,
         outputs=outputs,
+        sown=sown,
         ranges=output_ranges(traced.jaxpr, len(jax.tree.leaves(outputs))),
         gathers=gathers(traced.jaxpr),
         computed_bytes=computed_bytes(traced.jaxpr, PROBE_ROWS),

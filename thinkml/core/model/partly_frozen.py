@@ -18,6 +18,7 @@ from thinkml.core.model.adapters import (
     functionalize_nnx,
 )
 from thinkml.core.model.mixed_precision import DType
+from thinkml.core.model.sown_values import Collected, collecting_sown
 from thinkml.core.model.tree_paths import get_at, replaced_at
 from thinkml.typing import PyTree
 
@@ -104,12 +105,22 @@ class _LowRankApply:
         run = self.apply.run  # pyright: ignore[reportAttributeAccessIssue]
         return self._with_updates(run, params, model_state, function, key=key, train=train)
 
+    def collecting(self):
+        return dataclasses.replace(self, apply=collecting_sown(self.apply))
+
     def _with_updates(self, call, params, model_state, argument, *, key, train):
         updated = _add_updates(model_state, params['low_rank'], self.paths)
         outputs, new_state = call(params['own'], updated, argument, key=key, train=train)
+        if isinstance(new_state, Collected):
+            return outputs, new_state._replace(
+                model_state=self._without_updates(new_state.model_state, model_state)
+            )
+        return outputs, self._without_updates(new_state, model_state)
+
+    def _without_updates(self, new_state: PyTree, model_state: PyTree) -> PyTree:
         for path in self.paths:
             new_state = replaced_at(new_state, path, get_at(model_state, path))
-        return outputs, new_state
+        return new_state
 
 
 def _factors(kernel: jax.Array, num_inputs: int, rank: int, key: jax.Array) -> dict[str, jax.Array]:

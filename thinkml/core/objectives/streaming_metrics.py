@@ -190,7 +190,7 @@ def _make(metrics: tuple[Metric, ...], shape: Shape) -> type[clu_metrics.Collect
         'kind': shape.kind,
         'entries': MappingProxyType(entries),
     }
-    return _register_pytree(type('Metrics', (_Metrics,), members))
+    return register_pytree(type('Metrics', (_Metrics,), members))
 
 
 def make_head_metrics(
@@ -252,7 +252,7 @@ def make_objective_metrics(
         'kind': None,
         'entries': MappingProxyType(entries),
     }
-    return _register_pytree(type('ObjectiveMetrics', (_Metrics,), members))
+    return register_pytree(type('ObjectiveMetrics', (_Metrics,), members))
 
 
 class _HeadMetrics(_Metrics):
@@ -321,7 +321,7 @@ def _make_heads(
         'loss_fields': tuple((weight, parts[head][1]['loss']) for head, weight in weights),
         'step_fields': MappingProxyType(steps),
     }
-    return _register_pytree(type('HeadMetrics', (_HeadMetrics,), members))
+    return register_pytree(type('HeadMetrics', (_HeadMetrics,), members))
 
 
 @functools.lru_cache(maxsize=256)
@@ -338,7 +338,7 @@ def row_metrics(metrics: type[clu_metrics.Collection]) -> type[clu_metrics.Colle
         return metrics
     kind = getattr(metrics, 'kind', None)
     members = {'__annotations__': rows, 'kind': kind, 'entries': MappingProxyType({})}
-    return _register_pytree(type('RowMetrics', (_Metrics,), members))
+    return register_pytree(type('RowMetrics', (_Metrics,), members))
 
 
 def with_step_metrics(
@@ -367,7 +367,7 @@ def metrics_of_whole_rows(metrics: type[clu_metrics.Collection]) -> list[str]:
     return [name for name, entry in entries.items() if entry.needs_rows]
 
 
-def _register_pytree(cls: type[clu_metrics.Collection]) -> type[clu_metrics.Collection]:
+def register_pytree(cls: type[clu_metrics.Collection]) -> type[clu_metrics.Collection]:
     """Makes the class a frozen dataclass and a pytree whose structure no other class has.
 
     In JAX 0.10, two classes registered by `jax.tree_util.register_dataclass` (which `flax.struct`

@@ -12,6 +12,7 @@ from clu.metrics import Collection
 
 from thinkml.core.model.adapters import ApplyFn
 from thinkml.core.model.dense_output import DenseOutput, with_dense_output
+from thinkml.core.model.sown_values import collecting_sown
 from thinkml.core.objectives.elements import ElementShape, as_elements
 from thinkml.core.objectives.heads import Head, HeadLosses, OneOutput
 from thinkml.core.objectives.losses import LossFn, chunk_of
@@ -206,6 +207,9 @@ class _ObjectiveApply:
             return self.loss.objective.fn(model, x, jax.random.fold_in(key, _OBJECTIVE))
 
         return self.apply.run(params, model_state, call, key=key, train=train)
+
+    def collecting(self):
+        return dataclasses.replace(self, apply=collecting_sown(self.apply))
 
 
 _ONLY_IN_TRAINING = dict.fromkeys(('grads', 'params', 'updates'))

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,7 @@ from clu.metrics import Collection
 
 from thinkml.core.model.adapters import ApplyFn
 from thinkml.core.model.forward import eval_outputs
+from thinkml.core.model.sown_values import Collected
 from thinkml.core.objectives.elements import ElementShape
 from thinkml.core.objectives.heads import Head, HeadLosses, OneOutput, as_heads
 from thinkml.core.objectives.losses import LossFn
@@ -23,6 +24,7 @@ from thinkml.core.parallel.sharding import (
     replicate,
     split_rows,
 )
+from thinkml.core.train.aux_losses import NO_AUX_LOSSES, AuxLosses
 from thinkml.core.train.optimizers import update_with_loss
 from thinkml.core.train.scoring import make_scoring
 from thinkml.core.train.state import TrainState
@@ -58,6 +60,13 @@ class StepOutput(NamedTuple):
     metrics: Collection
 
 
+class _Totals(NamedTuple):
+    """The sums of the weights of a batch: those of the losses by head, and that of the rows."""
+
+    of_heads: PyTree
+    of_rows: Any
+
+
 AugmentFn = Callable[[jax.Array, PyTree, jax.Array], tuple[PyTree, jax.Array]]
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, StepOutput]]
 EvalStep = Callable[[PyTree, PyTree, Batch], Collection]
@@ -74,6 +83,7 @@ def make_train_step(
     accumulate_steps: int = 1,
     remat: bool = False,
     element_shape: ElementShape = (),
+    aux_losses: AuxLosses = NO_AUX_LOSSES,
     layout: Layout = ONE_DEVICE,
 ) -> TrainStep:
     """Returns the pure ``train_step(state, batch) -> (state, StepOutput)``.
@@ -101,6 +111,9 @@ def make_train_step(
             over these elements, and the metrics count them. A label of -1 is ignored. A loss
             may return values ``[batch, *element_shape]``, or ``[batch]`` for sums over rows. Not
             used with `HeadLosses`, which have one for each head.
+        aux_losses: the values that the model sows and that are added to the loss. The metrics of
+            the step are then of ``aux_losses.metrics_class(metrics)``. In a batch of several parts
+            a value of one number is the mean over the parts, each weighted by its rows.
         layout: the layout of the arrays.
 
     Example:
@@ -109,12 +122,13 @@ def make_train_step(
 
     def forward(
         params: PyTree, model_state: PyTree, x: PyTree, key: jax.Array
-    ) -> tuple[jax.Array, PyTree]:
-        return scored_apply(params, model_state, x, key=key, train=True)
+    ) -> tuple[PyTree, Collected]:
+        outputs, state = scored_apply(params, model_state, x, key=key, train=True)
+        return outputs, aux_losses.collected(state)
 
     heads = as_heads(loss_fn, element_shape)
     scoring = make_scoring(heads, metrics, layout)
-    scored_apply = scoring.forward(apply)
+    scored_apply = scoring.forward(aux_losses.collecting(apply))
     # Rematerialized parts gather again anyway.
     forward = gathered_at_use(forward, layout, twice=not remat)
     forward = rematerialized(forward) if remat else forward
@@ -123,7 +137,7 @@ def make_train_step(
     augment_rows, augment_part = (augment, None) if has_elements else (None, augment)
 
     def gradients(
-        params: PyTree, model_state: PyTree, batch: Batch, totals: PyTree, key: jax.Array
+        params: PyTree, model_state: PyTree, batch: Batch, totals: _Totals, key: jax.Array
     ):
         """Returns ``batch``'s part of the loss, its gradients, the new state, and its scores."""
         x, y = batch.x, batch.y
@@ -132,17 +146,18 @@ def make_train_step(
 
         def partial_loss(params):
             inputs = scoring.inputs(x, y, batch.weight)
-            outputs, new_state = forward(params, model_state, inputs, key)
+            outputs, (new_state, sown) = forward(params, model_state, inputs, key)
             losses, scored = scoring.losses(outputs, y, batch.y, batch.weight, _mask_of(batch))
-            means = heads.map(Head.mean, losses, batch.weight, totals)
-            return heads.total(means), (new_state, scored)
+            means = heads.map(Head.mean, losses, batch.weight, totals.of_heads)
+            aux = aux_losses.means(sown, batch.weight, totals.of_rows)
+            return aux_losses.add(heads.total(means), aux), (new_state, (scored, aux))
 
         loss_and_grad = fast_convolutions(jax.value_and_grad(partial_loss, has_aux=True))
         (loss, (new_state, scored)), grads = loss_and_grad(params)
         return loss, grads, new_state, scored
 
     def accumulated(
-        params: PyTree, model_state: PyTree, batch: Batch, totals: PyTree, key: jax.Array
+        params: PyTree, model_state: PyTree, batch: Batch, totals: _Totals, key: jax.Array
     ):
         """Returns the same as `gradients`, summed over the parts. Parts of padding are ignored."""
 
@@ -176,7 +191,9 @@ def make_train_step(
         (loss, grads, model_state), scored = jax.lax.scan(
             add_part, start, (jnp.arange(accumulate_steps), has_rows, parts)
         )
-        return loss, grads, model_state, scoring.joined(scored)
+        scored, aux = scored
+        aux = jax.tree.map(lambda leaf: leaf.sum(axis=0), aux)
+        return loss, grads, model_state, (scoring.joined(scored), aux)
 
     @tracing_for(layout.device, layout.mesh)
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, StepOutput]:
@@ -187,11 +204,13 @@ def make_train_step(
             x, y = augment_rows(jax.random.fold_in(key, _AUGMENT), batch.x, batch.y)
             batch = batch._replace(x=x, y=y)
         batch = _with_element_weights(heads, batch._replace(weight=weight, mask=mask))
-        totals = heads.map(Head.totals, batch.weight)
+        totals = _Totals(
+            heads.map(Head.totals, batch.weight), aux_losses.total_weight(batch.weight)
+        )
         if accumulate_steps == 1:
             batch = split_rows(layout, batch)
         compute = gradients if accumulate_steps == 1 else accumulated
-        loss, grads, model_state, scored = compute(
+        loss, grads, model_state, (scored, aux) = compute(
             state.params, state.model_state, batch, totals, key
         )
         updates, opt_state = update_with_loss(tx, grads, state.opt_state, state.params, loss)
@@ -200,6 +219,7 @@ def make_train_step(
             scored, batch.y, batch.weight, _mask_of(batch),
             grads=grads, params=params, updates=updates,
         )  # fmt: skip
+        collected = aux_losses.with_means(collected, aux, totals.of_rows)
         state = state.replace(
             step=state.step + 1,
             params=params,
