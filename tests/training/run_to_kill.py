@@ -11,7 +11,8 @@ from flax import nnx
 
 from tests.models_for_tests import DropoutBatchNorm, PixelClassifier, TokenTagger
 from tests.models_with_heads import DictModel
-from thinkml.training import Checkpoint, GaussianNoise, ModelTrainer, TrainingConfig
+from tests.recipes import Experts
+from thinkml.training import Checkpoint, GaussianNoise, ModelTrainer, Objective, TrainingConfig
 
 rng = np.random.default_rng(0)
 X = rng.normal(size=(300, 4)).astype(np.float32)
@@ -46,6 +47,8 @@ def data_of(kind, directory):
     if kind == 'memmap':
         np.save(directory / 'x.npy', X)
         return (np.load(directory / 'x.npy', mmap_mode='r'), y), {'device_data_bytes': 1500}
+    if kind == 'experts':
+        return (np.tile(X, 2)[:, :6], X.sum(1)), {'aux_losses': {'balance': 0.1}}
     others = {
         'batches': (Batches(), None), 'periods': (Batches(), None), 'tokens': (WORDS, TAGS),
         'pixels': (IMAGES, MASKS), 'heads': (X, HEADS),
@@ -53,11 +56,18 @@ def data_of(kind, directory):
     return others.get(kind, (X, y)), {'validate_every': 7} if kind == 'periods' else {}
 
 
+def with_noise(model, batch, key):
+    outputs = model(batch.x + 0.1 * jax.random.normal(key, batch.x.shape))
+    return (outputs - batch.y) ** 2, {'error': abs(outputs - batch.y)}
+
+
 def arguments_of(kind):
     """The model, and what train is given beside the data."""
     if kind == 'tokens':
         arguments = {'metrics': ['perplexity'], 'class_weights': {2: 3.0}}
         return TokenTagger(7, 3, nnx.Rngs(0)), arguments
+    if kind == 'experts':
+        return Experts(), {'loss_fn': Objective(with_noise)}
     if kind == 'heads':
         return DictModel(), {
             'metrics': {'kind': ['f1'], 'price': ['r2']}, 'loss_weights': {'price': 0.1},
@@ -93,7 +103,7 @@ def main(directory, kind, output):
         **settings,
     )  # fmt: skip
     model, arguments = arguments_of(kind)
-    is_separate = kind in ('tokens', 'pixels', 'heads')
+    is_separate = kind in ('tokens', 'pixels', 'heads', 'experts')
     validation = jax.tree.map(lambda part: part[:40], data if is_separate else (X, y))
     history = ModelTrainer(config).train(
         model, *data, *validation, resume=True, progress=False, **arguments
