@@ -19,7 +19,7 @@ from thinkml.errors import ConfigError, DataError, ModelTypeError, ThinkMLWarnin
 from thinkml.evaluation import ModelEvaluator
 from thinkml.model_record import record_of
 from thinkml.models import from_functions, from_linen, predict, predict_proba
-from thinkml.training import ActiveLearner, Callback, DiverseBatches, ModelTrainer
+from thinkml.training import CTC, ActiveLearner, Callback, DiverseBatches, ModelTrainer
 from thinkml.training.active.retraining import Retraining
 from thinkml.training.active.stopping import prediction_agreement
 from thinkml.training.active.strategies import STRATEGIES
@@ -717,6 +717,7 @@ def test_frames_and_several_inputs():
         ({'strategy': 3}, 'strategy: got 3, expected a name'),
         ({'strategy': lambda x: x}, 'a function of 1 arguments'),
         ({'query_size': 0}, 'query_size: got 0'),
+        ({'loss_fn': CTC(blank_id=1)}, r'loss_fn: got CTC\(blank_id=1\), expected a loss of cl'),
         ({'num_draws': 1}, 'num_draws: got 1'),
         ({'max_labels': 0}, 'max_labels: got 0'),
         ({'min_agreement': 2}, 'min_agreement: got 2'),

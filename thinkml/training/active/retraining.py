@@ -57,6 +57,14 @@ class RetrainingSettings:
     augmentation: Any
     metrics: Sequence[str] | None
 
+    def __post_init__(self) -> None:
+        if decides(self.loss_fn) == 'sequence':
+            raise ConfigError(
+                f'loss_fn: got {self.loss_fn!r}, expected a loss of classes, labels or numbers: '
+                'rows are ranked by their predictions, which sequences have none of for each '
+                'class. Train with ModelTrainer on rows that you choose.'
+            )
+
 
 class Retraining:
     """Models with their initial weights, their validation data and the settings of training.
