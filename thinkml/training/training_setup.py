@@ -171,11 +171,7 @@ def make_setup(
     check_pixels_of(model.model if isinstance(model, PartlyFrozen) else model, inputs)
     probe = probe_of(inputs, PROBE_ROWS)
     outputs = any_outputs_of(model, probe, 'X_train')
-    if lengths is not None:
-        for length in bucket_lengths(lengths):
-            shorter = probe_of(shorter_inputs(inputs, int(length)), PROBE_ROWS)
-            with advising(_FIXED_LENGTH):
-                any_outputs_of(model, shorter, 'X_train')
+    _check_lengths(model, inputs, lengths)
     task, y = _task_and_targets(data, outputs, request, known.task)
     dtype = get_compute_dtype(config.precision)
     footprint = check_trainable(model, probe, outputs, 'X_train', compute_dtype=dtype)
@@ -216,6 +212,14 @@ def make_setup(
         val_fingerprint=identify_sets(val, in_part=split is not None),
         footprint=footprint,
     )
+
+
+def _check_lengths(model: Model, inputs: InputSpec, lengths: np.ndarray | None) -> None:
+    """Raises a `DataError` if the model can't take the shorter sequences of a bucket."""
+    for length in [] if lengths is None else bucket_lengths(lengths):
+        shorter = probe_of(shorter_inputs(inputs, int(length)), PROBE_ROWS)
+        with advising(_FIXED_LENGTH):
+            any_outputs_of(model, shorter, 'X_train')
 
 
 def _task_and_targets(
