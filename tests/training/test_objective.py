@@ -112,26 +112,74 @@ def test_weights_of_rows_count():
 # --- errors -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ('fn', 'coupled', 'message'),
-    [
-        (lambda model, batch, key: model(batch.x).mean(), False, r'coupled=True\)'),
-        (lambda model, batch, key: model(batch.x), False, r'shape \(rows, 6\)'),
-        (lambda model, batch, key: model(batch.x)[:, 0], True, 'expected one number'),
-        (lambda model, batch, key: None, False, 'returned no array'),
-        (lambda model, batch, key: (batch.x[:, 0], [1]), False, 'expected a dict of values'),
-        (lambda model, batch, key: (batch.x[:, 0], {'a': batch.x}), False, "'a' of shape"),
-        (lambda model, batch, key: (batch.x[:, 0], {'step': 1.0}), False, "called 'step'"),
-        (lambda model, batch, key: model.nothing(), False, 'AttributeError'),
-        (lambda model, batch, key: batch.y + 1, False, 'failed with the model in training mode'),
-    ],
-)
-def test_other_results_are_refused_before_a_compile(fn, coupled, message):
+def losses_of(model, batch):
+    return jnp.square(model(batch.x) - batch.x).mean(axis=1)
+
+
+RESULTS = {
+    # of losses
+    'None': (lambda m, b: None, False, 'returned None for a batch of 13 rows, expected a loss'),
+    'a string': (lambda m, b: 'loss', False, 'returned a str for a batch'),
+    'a float': (lambda m, b: 1.0, True, 'returned a float for a batch'),
+    'a list': (lambda m, b: [losses_of(m, b), {}], False, 'returned a list for a batch'),
+    'a dict': (lambda m, b: {'loss': losses_of(m, b)}, False, 'returned a dict for a batch'),
+    'three': (lambda m, b: (losses_of(m, b), {}, 1), False, 'returned a tuple of 3 values for'),
+    'None and values': (lambda m, b: (None, {'a': 1.0}), False, 'returned None for a batch'),
+    'a number': (lambda m, b: losses_of(m, b).mean(), False, r'shape \(\) .*coupled=True\)'),
+    'one too many': (lambda m, b: jnp.append(losses_of(m, b), 1), False, r'shape \(14,\) for a'),
+    'some': (lambda m, b: losses_of(m, b)[::2], False, r'shape \(7,\) for a batch of 13 rows'),
+    'outputs': (lambda m, b: m(b.x), False, r'shape \(rows, 6\) .*mean over the other axes'),
+    'a column': (lambda m, b: m(b.x)[:, :1], False, r'shape \(rows, 1\) .*losses\[:, 0\]'),
+    'rows if coupled': (losses_of, True, 'expected one number, since it is coupled. Return'),
+    'integers': (lambda m, b: m(b.x).argmax(axis=1), False, 'returned int32, expected floats'),
+    'booleans': (lambda m, b: m(b.x)[:, 0] > 0, False, 'returned bool, expected floats'),
+    'complex': (lambda m, b: m(b.x)[:, 0] + 1j, False, 'returned complex64, expected floats'),
+    # of values
+    'a list of values': (lambda m, b: (losses_of(m, b), [1]), False, 'a list, expected a dict of'),
+    'two arrays': (lambda m, b: (losses_of(m, b), m(b.x)), False, 'expected a dict of values to'),
+    'no name': (lambda m, b: (losses_of(m, b), {1: 1.0}), False, 'expected a dict of values to'),
+    'wide values': (lambda m, b: (losses_of(m, b), {'a': b.x}), False, r"'a' of shape \(rows, 6"),
+    'text': (lambda m, b: (losses_of(m, b), {'a': 'b'}), False, "'a' as a str, expected numbers"),
+    'no value': (lambda m, b: (losses_of(m, b), {'a': None}), False, "'a' as a NoneType, expected"),
+    'nested': (lambda m, b: (losses_of(m, b), {'a': {}}), False, "'a' as a dict, expected numbers"),
+    'complex values': (
+        lambda m, b: (losses_of(m, b), {'a': m(b.x)[:, 0] + 1j}), False, "'a' as complex64, expect"
+    ),
+    'step': (lambda m, b: (losses_of(m, b), {'step': 1.0}), False, "called 'step'"),
+    # of calls
+    'no method': (lambda m, b: m.nothing(), False, 'AttributeError'),
+    'no labels': (lambda m, b: b.y + 1, False, 'failed with the model in training mode'),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize('name', RESULTS)
+def test_other_results_are_refused_before_a_compile(name, count_compiles):
+    result, coupled, message = RESULTS[name]
     model = Vae()
     before = params_of(model)
-    with pytest.raises(ConfigError, match=message):
-        train(model, Objective(fn, coupled=coupled))
+
+    def refused():
+        with pytest.raises(ConfigError, match=message):
+            train(model, Objective(lambda m, batch, key: result(m, batch), coupled=coupled))
+
+    assert count_compiles(refused) == 0
     jax.tree.map(np.testing.assert_array_equal, before, params_of(model))
+
+
+def test_values_have_the_same_names_in_both_modes():
+    class Mode(nnx.Module):
+        def __init__(self):
+            self.dropout, self.out = nnx.Dropout(0.5, rngs=nnx.Rngs(0)), linear()
+
+        def __call__(self, x):
+            return self.out(x)
+
+    def fn(model, batch, key):
+        name = 'b' if model.dropout.deterministic else 'a'
+        return jnp.square(model(batch.x)).mean(axis=1), {name: 1.0}
+
+    with pytest.raises(ConfigError, match='the values a in training mode and b in evaluation mode'):
+        train(Mode(), Objective(fn))
 
 
 def test_what_does_not_go_with_an_objective_is_refused():

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from thinkml.errors import ConfigError
 from thinkml.typing import PyTree
@@ -91,14 +92,11 @@ class ObjectiveLoss:
         Raises:
             ConfigError: for a result of another form.
         """
-        losses: Any = result
-        values: Any = {}
-        if isinstance(result, tuple) and len(result) == 2:
-            losses, values = result
+        is_pair = isinstance(result, tuple) and len(result) == 2
+        losses, values = result if is_pair else (result, {})
         expected = () if self.objective.coupled else (num_rows,)
-        shape = getattr(losses, 'shape', None)
-        if shape != expected:
-            raise ConfigError(self._other_shape(shape, num_rows))
+        if getattr(losses, 'shape', None) != expected:
+            raise ConfigError(self._other_losses(losses, num_rows))
         if not jnp.issubdtype(losses.dtype, jnp.floating):
             raise ConfigError(
                 f'loss_fn: {self.objective.name} returned {losses.dtype}, expected floats, which '
@@ -114,22 +112,48 @@ class ObjectiveLoss:
         return jnp.broadcast_to(losses.astype(jnp.float32), (num_rows,)), of_rows
 
     def _of_rows(self, name: str, value: Any, num_rows: int) -> jax.Array:
-        value = jnp.asarray(value, jnp.float32)
+        start = f'loss_fn: {self.objective.name} returned {name!r}'
+        is_array = isinstance(value, jax.Array | np.ndarray | np.generic)
+        if not is_array and not isinstance(value, bool | int | float):
+            raise ConfigError(f'{start} as a {type(value).__name__}, expected numbers to record.')
+        value = jnp.asarray(value)
+        kinds = (jnp.bool_, jnp.integer, jnp.floating)
+        if not any(jnp.issubdtype(value.dtype, kind) for kind in kinds):
+            raise ConfigError(f'{start} as {value.dtype}, expected numbers to record.')
         if value.shape not in ((), (num_rows,)):
             raise ConfigError(
-                f'loss_fn: {self.objective.name} returned {name!r} of shape {value.shape}, '
-                f'expected a number or one for each row, ({num_rows},).'
+                f'{start} of shape {value.shape}, expected a number or one for each row, '
+                f'({num_rows},).'
             )
+        value = value.astype(jnp.float32)
         return jnp.broadcast_to(jax.lax.stop_gradient(value), (num_rows,))
 
-    def _other_shape(self, shape: tuple[int, ...] | None, num_rows: int) -> str:
-        got = 'no array' if shape is None else f'shape {shape}'
+    def _other_losses(self, losses: Any, num_rows: int) -> str:
+        shape = getattr(losses, 'shape', None)
+        got = _described(losses) if shape is None else f'shape {shape}'
         start = f'loss_fn: {self.objective.name} returned {got} for a batch of {num_rows} rows'
         if self.objective.coupled:
-            return f'{start}, expected one number, since it is coupled.'
+            return (
+                f'{start}, expected one number, since it is coupled. Return the mean over the rows '
+                'of weight above 0.'
+            )
         if shape == ():
             return (
                 f'{start}, expected a loss for each row. Return the losses without their mean, or '
                 'Objective(..., coupled=True) for a loss that depends on several rows.'
             )
-        return f'{start}, expected a loss for each row, ({num_rows},).'
+        start = f'{start}, expected a loss for each row, ({num_rows},)'
+        if shape == (num_rows, 1):
+            return f'{start}. Return losses[:, 0].'
+        if shape and shape[0] == num_rows:
+            return f'{start}. Return the sum or the mean over the other axes.'
+        return f'{start}, or a pair of it and a dict of values.'
+
+
+def _described(result: Any) -> str:
+    """Returns the kind of a result that is not an array, in words."""
+    if result is None:
+        return 'None'
+    if isinstance(result, tuple):
+        return f'a tuple of {len(result)} values'
+    return f'a {type(result).__name__}'
