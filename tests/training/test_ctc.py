@@ -182,6 +182,22 @@ def test_the_parts_of_a_batch_do_not_change_the_parameters(parts):
     assert_close(params_of(in_parts), params_of(whole), 1e-5)
 
 
+class Sowing(Masked):
+    """Sows the mean square of its inputs."""
+
+    def __call__(self, x, mask):
+        self.sow(nnx.Intermediate, 'size', (x**2).mean())
+        return super().__call__(x, mask)
+
+
+def test_values_that_the_model_sows_are_added_to_the_loss():
+    x, settings = sequences_of(), {'epochs': 1, 'learning_rate': 1e-12}
+    _, history = train(Sowing(), x, settings=settings | {'aux_losses': {'size': 0.5}})
+    size = sum((row**2).sum() for row in x) / X.size
+    expected = by_torch(Frames()(X), LENGTHS) + 0.5 * size
+    np.testing.assert_allclose(history['loss'], [expected], rtol=1e-6)
+
+
 class TwoFrames(Masked):
     """Returns two frames for each position."""
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from thinkml.core.model.adapters import ApplyFn, FunctionalModel
 from thinkml.core.model.functional import functionalize
 from thinkml.core.model.mixed_precision import DType
+from thinkml.core.model.sown_values import collecting_sown
 from thinkml.core.objectives.ctc import frame_positions
 from thinkml.core.objectives.heads import named_outputs
 from thinkml.typing import Model, PyTree
@@ -47,6 +48,10 @@ class _MaskedFrames:
             return _masked(outputs, mask, blank_id), state
         frames = {str(name): _masked(named[str(name)], mask, blank) for name, blank in self.blanks}
         return named | frames, state
+
+    def collecting(self) -> '_MaskedFrames':
+        """Returns the same forward pass, which collects sown values if the model's can."""
+        return dataclasses.replace(self, apply=collecting_sown(self.apply))
 
 
 def _masked(logits: jax.Array, mask: jax.Array, blank_id: int) -> jax.Array:
