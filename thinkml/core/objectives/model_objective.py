@@ -92,8 +92,10 @@ class ObjectiveLoss:
         Raises:
             ConfigError: for a result of another form.
         """
-        is_pair = isinstance(result, tuple) and len(result) == 2
-        losses, values = result if is_pair else (result, {})
+        losses: Any = result
+        values: Any = {}
+        if isinstance(result, tuple) and len(result) == 2:
+            losses, values = result
         expected = () if self.objective.coupled else (num_rows,)
         if getattr(losses, 'shape', None) != expected:
             raise ConfigError(self._other_losses(losses, num_rows))
