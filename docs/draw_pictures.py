@@ -151,6 +151,11 @@ def embeddings() -> None:
     _picture_of('13_contrastive', 'embeddings.png')
 
 
+def gan() -> None:
+    """Draws the picture at the end of the tutorial on generative adversarial networks."""
+    _picture_of('14_gan', 'gan.png')
+
+
 def _picture_of(example: str, name: str) -> None:
     with _temporary_directory() as directory:
         runpy.run_path(str(DOCS.parent / 'examples' / f'{example}.py'))

@@ -87,6 +87,7 @@ def test_the_first_example_leaves_what_it_promises(outcomes, folder):
         ('11_autoencoder.py', r'ROC AUC: [\d.]+', {'anomalies.png'}),
         ('12_vae.py', r'epoch  reconstruction     kl', {'samples.png'}),
         ('13_contrastive.py', r'50 +[\d.]+ +[\d.]+ +[\d.]+', {'embeddings.png'}),
+        ('14_gan.py', r'epoch  discriminator  generator', {'gan.png'}),
     ],
 )
 def test_the_tutorials_end_with_something_to_look_at(name, says, written, outcomes, folder):

@@ -18,6 +18,7 @@ TUTORIALS = {
     'tutorials/autoencoder': '11_autoencoder.py',
     'tutorials/vae': '12_vae.py',
     'tutorials/contrastive': '13_contrastive.py',
+    'tutorials/gan': '14_gan.py',
 }
 
 

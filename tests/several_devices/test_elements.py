@@ -7,6 +7,7 @@ import pytest
 from flax import nnx
 
 from tests.models_with_heads import DictModel
+from tests.models_with_steps import Gan, GanStep
 from tests.training.test_objective import Vae, elbo
 from tests.training.test_objective import X as ROWS_OF_VAE
 from tests.training.test_sequences import TAGS, Reader
@@ -173,13 +174,23 @@ def test_the_curve_of_frames_does_not_depend_on_the_devices(strategy, devices):
 
 
 @pytest.mark.parametrize('strategy', ['mirrored', 'fsdp'])
-def test_the_curve_of_an_objective_does_not_depend_on_the_devices(strategy):
+@pytest.mark.parametrize(
+    ('make', 'arguments', 'settings'),
+    [
+        (Vae, {'loss_fn': Objective(elbo)}, SETTINGS),
+        (Gan, {'step': GanStep()}, {'epochs': 3, 'batch_size': 16}),
+    ],
+    ids=['objective', 'step'],
+)
+def test_the_curve_of_an_objective_does_not_depend_on_the_devices(
+    strategy, make, arguments, settings
+):
     def train(trainer):
-        model = Vae()
-        history = trainer.train(model, ROWS_OF_VAE, loss_fn=Objective(elbo), progress=False)
+        model = make()
+        history = trainer.train(model, ROWS_OF_VAE, **arguments, progress=False)
         return dict(history), nnx.to_pure_dict(nnx.state(model, nnx.Param))
 
-    config = TrainingConfig(**SETTINGS, validation_split=0)
+    config = TrainingConfig(**settings, validation_split=0)
     history, params = train(DistributedTrainer(config, strategy=strategy, num_gpus=2))
     expected = train(ModelTrainer(config))
     for name, values in expected[0].items():

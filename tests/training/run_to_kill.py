@@ -11,6 +11,7 @@ from flax import nnx
 
 from tests.models_for_tests import DropoutBatchNorm, PixelClassifier, TokenTagger
 from tests.models_with_heads import DictModel
+from tests.models_with_steps import Gan, GanStep
 from tests.recipes import Experts
 from thinkml.training import Checkpoint, GaussianNoise, ModelTrainer, Objective, TrainingConfig
 
@@ -24,6 +25,10 @@ HEADS = {
     'kind': X[:, :3].argmax(1), 'price': X.sum(1), 'tags': (X[:, :1] + np.arange(5) > 2).astype(int)
 }  # fmt: skip
 MASKS = np.where(IMAGES[..., 0] > 1.5, 255, IMAGES[..., 0] > 0)
+
+
+def realism(model, batch, key):
+    return nnx.softplus(-model(batch.x))
 
 
 class Batches:
@@ -49,6 +54,8 @@ def data_of(kind, directory):
         return (np.load(directory / 'x.npy', mmap_mode='r'), y), {'device_data_bytes': 1500}
     if kind == 'experts':
         return (np.tile(X, 2)[:, :6], X.sum(1)), {'aux_losses': {'balance': 0.1}}
+    if kind == 'gan':  # whose step has optimizers of its own
+        return (X, None), {'batch_size': 32}
     others = {
         'batches': (Batches(), None), 'periods': (Batches(), None), 'tokens': (WORDS, TAGS),
         'pixels': (IMAGES, MASKS), 'heads': (X, HEADS),
@@ -68,6 +75,8 @@ def arguments_of(kind):
         return TokenTagger(7, 3, nnx.Rngs(0)), arguments
     if kind == 'experts':
         return Experts(), {'loss_fn': Objective(with_noise)}
+    if kind == 'gan':
+        return Gan(4), {'step': GanStep(), 'loss_fn': Objective(realism)}
     if kind == 'heads':
         return DictModel(), {
             'metrics': {'kind': ['f1'], 'price': ['r2']}, 'loss_weights': {'price': 0.1},
@@ -96,15 +105,19 @@ class Slowly:
 def main(directory, kind, output):
     data, settings = data_of(kind, directory)
     slowly = Slowly()
+    optimizer = {
+        'batch_size': 16, 'accumulate_steps': 2, 'optimizer': 'adam', 'learning_rate': 0.01,
+        'lr_schedule': 'reduce_on_plateau', 'weight_decay': 0.01,
+    }  # fmt: skip
     config = TrainingConfig(
-        batch_size=16, accumulate_steps=2, epochs=6, steps_per_dispatch=2, early_stopping=True,
-        optimizer='adam', learning_rate=0.01, lr_schedule='reduce_on_plateau', weight_decay=0.01,
-        ema_decay=0.9, callbacks=[Checkpoint(every_steps=3), slowly], checkpoint_dir=directory,
-        **settings,
+        epochs=6, steps_per_dispatch=2, early_stopping=True, ema_decay=0.9,
+        callbacks=[Checkpoint(every_steps=3), slowly], checkpoint_dir=directory,
+        **({} if kind == 'gan' else optimizer), **settings,
     )  # fmt: skip
     model, arguments = arguments_of(kind)
     is_separate = kind in ('tokens', 'pixels', 'heads', 'experts')
     validation = jax.tree.map(lambda part: part[:40], data if is_separate else (X, y))
+    validation = (X[:40], None) if kind == 'gan' else validation
     history = ModelTrainer(config).train(
         model, *data, *validation, resume=True, progress=False, **arguments
     )

@@ -49,7 +49,8 @@ def saved(output):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    'kind', ['arrays', 'memmap', 'batches', 'periods', 'tokens', 'pixels', 'heads', 'experts']
+    'kind',
+    ['arrays', 'memmap', 'batches', 'periods', 'tokens', 'pixels', 'heads', 'experts', 'gan'],
 )
 def test_a_run_killed_twice_equals_one_that_was_not(tmp_path, kind):
     chance = random.Random(kind)

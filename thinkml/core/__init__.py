@@ -57,6 +57,7 @@ from thinkml.core.train.batch_feed import DeviceData as DeviceData
 from thinkml.core.train.batch_feed import Feed as Feed
 from thinkml.core.train.batch_feed import ResidentFeed as ResidentFeed
 from thinkml.core.train.batch_feed import Shortening as Shortening
+from thinkml.core.train.custom_step import StepState as StepState
 from thinkml.core.train.hyperparameters import get_learning_rate as get_learning_rate
 from thinkml.core.train.hyperparameters import scale_learning_rate as scale_learning_rate
 from thinkml.core.train.hyperparameters import set_hyperparams as set_hyperparams

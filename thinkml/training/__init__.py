@@ -19,6 +19,8 @@ from thinkml.core import Quantile as Quantile
 from thinkml.core import RandomCrop as RandomCrop
 from thinkml.core import RandomFlip as RandomFlip
 from thinkml.core import RandomRotation as RandomRotation
+from thinkml.core import StepOutput as StepOutput
+from thinkml.core import StepState as StepState
 from thinkml.training.callback import Callback as Callback
 from thinkml.training.callbacks.checkpoint import Checkpoint as Checkpoint
 from thinkml.training.callbacks.early_stopping import EarlyStopping as EarlyStopping

@@ -15,16 +15,19 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr
 
 from thinkml.core import ObjectiveLoss, functionalize, make_optimizer, metric_name
+from thinkml.core.objectives.model_objective import ObjectiveBatch
 from thinkml.core.objectives.probe_sizes import PROBE_ROWS
+from thinkml.core.train.custom_step import has_init
 from thinkml.core.train.optimizers import update_with_loss
 from thinkml.core.train.scoring import objective_apply
 from thinkml.tasks import Task
 from thinkml.training.config import TrainingConfig
+from thinkml.training.custom_step import step_function
 from thinkml.training.objective import TrainingObjective, probe_logits
 from thinkml.training.optimizer_setup import functional_of
 from thinkml.training.parameter_groups import without_numbers
 from thinkml.training.training_data import TrainRequest
-from thinkml.training.training_setup import TrainingSetup, probe_of
+from thinkml.training.training_setup import TrainingSetup, by_head, probe_of
 from thinkml.typing import Model, PyTree
 from thinkml.versions import library_versions
 
@@ -55,19 +58,23 @@ def function_digests(
     x = probe_of(setup.inputs, PROBE_ROWS)
 
     digests = {VERSIONS: _versions()}
+    if objective.step is not None:
+        weight: Any = jax.ShapeDtypeStruct((PROBE_ROWS,), np.float32)
+        function = step_function(objective.step.function, model, config)
+        y = labels if objective.step.has_labels else None
+        digests['step'] = _traced(function, key, ObjectiveBatch(x, y, weight))
     if isinstance(objective.loss_fn, ObjectiveLoss):
         digests['loss_fn'] = _of_model_objective(objective.loss_fn, model, x, labels)
-    elif isinstance(setup.task, Task):
-        digests |= _of_objective(objective, setup.task, labels, '')
-    else:
-        for name, head in setup.task.heads:
-            digests |= _of_objective(objective.heads[name], head, labels[name], f'[{name!r}]')
+    elif objective.loss_fn is not None:
+        for name, head, of_head in by_head(setup.task, labels):
+            one, where = (objective, '') if name is None else (objective.heads[name], f'[{name!r}]')
+            digests |= _of_objective(one, head, of_head, where)
     if objective.augment is not None and any(map(_is_custom, _items(request.augmentation))):
         digests['augmentation'] = _traced(objective.augment, key, x, labels)
     if callable(config.learning_rate):
         step = jax.ShapeDtypeStruct((), jnp.int32)
         digests['learning_rate'] = _traced(config.learning_rate, step)
-    if not isinstance(config.optimizer, str):
+    if not isinstance(config.optimizer, str) and not has_init(request.step):
         tx = make_optimizer(without_numbers(config.optimizer))
         params = jax.eval_shape(lambda key: functional_of(model, x, key, config).params, key)
 

@@ -231,6 +231,8 @@ def _plans(
     """Yields plans that take less and less, until one fits; one alone if nothing would help."""
     plan = _plan(model, setup, config, layout, MemorySavings(remat=bool(config.remat)))
     yield plan
+    if setup.objective.step is not None:  # which computes its batch itself
+        return
     kept = plan.bytes_per_device - _activations_of(plan)
     if plan.fits is not False or plan.free_bytes is None or kept > plan.free_bytes:
         return

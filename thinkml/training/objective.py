@@ -25,6 +25,7 @@ from thinkml.core.objectives.metric_table import TRAINING_ONLY_METRICS
 from thinkml.core.objectives.probe_sizes import PROBE_ROWS, with_rows
 from thinkml.core.train.augmentation_registry import make_head_augmentation
 from thinkml.core.train.aux_losses import NO_AUX_LOSSES, AuxLosses
+from thinkml.core.train.custom_step import CheckedStep
 from thinkml.core.train.step import AugmentFn
 from thinkml.errors import ConfigError, is_number, problems, unknown_name
 from thinkml.history import MACHINE_VALUES
@@ -37,7 +38,7 @@ class TrainingObjective:
     """A loss, metrics and an augmentation that fit a task.
 
     Attributes:
-        loss_fn: the loss of each example, or the losses of several heads.
+        loss_fn: the loss of each example, or the losses of several heads; None beside a step.
         loss_name: the name of the loss, for the record.
         is_custom_loss: True if the user wrote the loss.
         is_default_loss: True if the user named none.
@@ -47,9 +48,10 @@ class TrainingObjective:
         heads: the objective of each head, by name; empty for a model with one output.
         values: the names of the values that an `thinkml.core.Objective` returns.
         aux_losses: the sown values that are added to the loss in training.
+        step: the custom step of the training; None for ThinkML's.
     """
 
-    loss_fn: LossFn | HeadLosses | ObjectiveLoss
+    loss_fn: LossFn | HeadLosses | ObjectiveLoss | None
     loss_name: str
     is_custom_loss: bool
     is_default_loss: bool
@@ -59,10 +61,11 @@ class TrainingObjective:
     heads: Mapping[str, 'TrainingObjective'] = dataclasses.field(default_factory=dict)
     values: tuple[str, ...] = ()
     aux_losses: AuxLosses = NO_AUX_LOSSES
+    step: CheckedStep | None = None
 
     @property
     def metric_names(self) -> tuple[str, ...]:
-        """Returns the names of the metrics that training and validation record."""
+        """Returns the names of the metrics of validation, and of training if it has no step."""
         of_heads = (
             f'{head}_{name}'
             for head, objective in self.heads.items()
@@ -79,6 +82,11 @@ class TrainingObjective:
     def couples_rows(self) -> bool:
         """Returns True if a batch must not be computed in parts."""
         return isinstance(self.loss_fn, ObjectiveLoss) and self.loss_fn.objective.coupled
+
+    @property
+    def names_in_training(self) -> tuple[str, ...]:
+        """Returns the names of the metrics that training records."""
+        return (*self.metric_names, *self.training_names) if self.step is None else self.step.values
 
     @property
     def loss_weights(self) -> dict[str, float]:

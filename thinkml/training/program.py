@@ -26,8 +26,10 @@ from thinkml.core import (
 )
 from thinkml.core.model.adapters import ApplyFn
 from thinkml.core.model.frame_masks import masked_frames
-from thinkml.core.objectives.losses import without_chunks
+from thinkml.core.objectives.heads import HeadLosses
+from thinkml.core.objectives.losses import LossFn, without_chunks
 from thinkml.core.parallel.sharding import Layout, unreplicate
+from thinkml.core.train.custom_step import make_custom_step
 from thinkml.core.train.dispatch import LOOP_LENGTH
 from thinkml.core.train.step import TrainStep
 from thinkml.core.xla.jit import Jit
@@ -130,39 +132,66 @@ def make_program(
         layout: the devices.
         savings: how memory is saved.
     """
-    objective, blanks, mask = setup.objective, blanks_of(setup.task), mask_name(setup.spec)
+    blanks, mask = blanks_of(setup.task), mask_name(setup.spec)
     if blanks and mask:
         apply = masked_frames(apply, blanks, mask)
-    metrics = _metrics(setup, _rows_of_period(feed, config), 'X_train', objective.training_metrics)
-    eval_metrics = metrics
+    train_step, model_step, metrics = _train_steps(setup, apply, tx, feed, config, layout, savings)
+    eval_step, eval_metrics = None, metrics
     if validations:
         unknown = [name for name, one in validations.items() if one.capacity is None]
         capacity = max(one.capacity or 0 for one in validations.values())
         argument = argument_of(unknown[0] if unknown else None)
         eval_metrics = _metrics(setup, None if unknown else capacity, argument)
+        eval_step = make_eval_step(
+            apply, _loss_of(setup.objective), eval_metrics,
+            element_shape=_shape_of_loss(setup), layout=layout,
+        )  # fmt: skip
+    return Program(
+        train_step=train_step,
+        metrics=setup.objective.aux_losses.metrics_class(metrics),
+        eval_step=eval_step,
+        eval_metrics=eval_metrics,
+        layout=layout,
+        loop_length=_loop_length(setup, feed.batch_size),
+        model_step=model_step,
+        element_shapes=_element_shapes(setup),
+    )
+
+
+def _train_steps(
+    setup: TrainingSetup,
+    apply: ApplyFn,
+    tx: Any,
+    feed: Steps,
+    config: TrainingConfig,
+    layout: Layout,
+    savings: MemorySavings,
+) -> tuple[TrainStep, TrainStep, type[Collection]]:
+    """Returns the training step, the one whose operations are counted, and their metrics."""
+    objective = setup.objective
+    if objective.step is not None:
+        metrics = make_objective_metrics(objective.step.values)
+        make_step = functools.partial(
+            make_custom_step, apply, objective.step, tx, metrics, augment=objective.augment
+        )
+        return make_step(layout=layout), make_step(), metrics
+    loss_fn = _loss_of(objective)
+    metrics = _metrics(setup, _rows_of_period(feed, config), 'X_train', objective.training_metrics)
     make_step = functools.partial(
         make_train_step, apply, tx=tx, metrics=metrics,
         augment=objective.augment, element_shape=_shape_of_loss(setup),
     )  # fmt: skip
     train_step = make_step(
-        loss_fn=objective.loss_fn, layout=layout, remat=savings.remat,
+        loss_fn=loss_fn, layout=layout, remat=savings.remat,
         accumulate_steps=num_parts(feed.batch_size, config, savings),
         aux_losses=objective.aux_losses,
     )  # fmt: skip
-    eval_step = make_eval_step(
-        apply, objective.loss_fn, eval_metrics,
-        element_shape=_shape_of_loss(setup), layout=layout,
-    )  # fmt: skip
-    return Program(
-        train_step=train_step,
-        metrics=objective.aux_losses.metrics_class(metrics),
-        eval_step=eval_step,
-        eval_metrics=eval_metrics,
-        layout=layout,
-        loop_length=_loop_length(setup, feed.batch_size),
-        model_step=make_step(loss_fn=without_chunks(objective.loss_fn)),
-        element_shapes=_element_shapes(setup),
-    )
+    return train_step, make_step(loss_fn=without_chunks(loss_fn)), metrics
+
+
+def _loss_of(objective: TrainingObjective) -> LossFn | HeadLosses | ObjectiveLoss:
+    assert objective.loss_fn is not None, 'a training without a loss has a step and no validation'
+    return objective.loss_fn
 
 
 # A GPU with a bandwidth of 1 to 5 TB/s writes and reads so many bytes in about 0.1 ms, which is the

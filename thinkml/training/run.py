@@ -50,7 +50,7 @@ class Program(NamedTuple):
     Attributes:
         train_step: the training step, see `thinkml.core.make_train_step`.
         metrics: the metrics of training.
-        eval_step: the evaluation step, see `thinkml.core.make_eval_step`.
+        eval_step: the evaluation step, see `thinkml.core.make_eval_step`; None for no validation.
         eval_metrics: the metrics of validation.
         layout: the placement of arrays on the devices.
         loop_length: the steps of a call on a GPU, see `thinkml.core.train_chunks`.
@@ -62,7 +62,7 @@ class Program(NamedTuple):
 
     train_step: TrainStep
     metrics: type[Collection]
-    eval_step: EvalStep
+    eval_step: EvalStep | None
     eval_metrics: type[Collection]
     layout: Layout
     loop_length: int

@@ -9,6 +9,7 @@ import jax
 
 from thinkml.core.model.frozen_parameters import all_params
 from thinkml.core.model.parameter_paths import first_matches
+from thinkml.core.train.custom_step import has_init, step_name
 from thinkml.data.task_inference import other_reading
 from thinkml.tasks import Task
 from thinkml.training.config import TrainingConfig
@@ -30,6 +31,8 @@ def run_settings(
     objective = setup.objective
     settings = config.to_dict()
     del settings['remat']
+    if request.step is not None:
+        settings['step'] = step_name(request.step)
     # Written only when not the default, so that runs saved by older versions still resume.
     if settings['validate_every'] == 'epoch':
         del settings['validate_every']
@@ -68,7 +71,7 @@ def describe_run(run: Run, setup: TrainingSetup, checkpoints: Checkpoints | None
         _task_of(setup),
         _rows_of(setup, run.metric_names),
         f'{_num_parameters(params):,} parameters',
-        f'{setup.objective.loss_name}, {_optimizer_of(config)}',
+        _learned_by(setup, config),
         jax.devices()[0].platform,
     ]
     if run.resumed and checkpoints is not None:
@@ -129,6 +132,15 @@ def _rows_of(setup: TrainingSetup, names: tuple[str, ...]) -> str:
         return shown + ''.join(f', {size} for validation' for size in sizes if size != 'batches')
     of_sets = ', '.join(f'{name} ({size})' for name, size in zip(sets, sizes, strict=True))
     return f'{shown}, for validation {of_sets}; {default_monitor(names)} is monitored by default'
+
+
+def _learned_by(setup: TrainingSetup, config: TrainingConfig) -> str:
+    """Returns the loss or the step, and the optimizer."""
+    step = setup.objective.step
+    if step is None:
+        return f'{setup.objective.loss_name}, {_optimizer_of(config)}'
+    optimizer = 'its own optimizers' if has_init(step.function) else _optimizer_of(config)
+    return f'step {step_name(step.function)}, {optimizer}'
 
 
 def _optimizer_of(config: TrainingConfig) -> str:

@@ -36,6 +36,7 @@ from thinkml.training.callbacks.dispatch import (
     metrics_recorded_for,
 )
 from thinkml.training.config import TrainingConfig
+from thinkml.training.custom_step import settings_for_step
 from thinkml.training.function_digests import function_digests
 from thinkml.training.memory_plan import reduce_memory
 from thinkml.training.metric_monitor import MetricNames
@@ -140,6 +141,7 @@ def open_training(
     raised before anything is compiled.
     """
     config = _trial_config(config) if config.fast_dev_run else config
+    config = settings_for_step(request.step, config)
     with contextlib.ExitStack() as at_end:
         at_end.enter_context(training_lock(_unfrozen(model)))
         callbacks, checkpoint = make_callbacks(config)
@@ -207,7 +209,7 @@ def _trial_config(config: TrainingConfig) -> TrainingConfig:
 def _history_names(setup: TrainingSetup) -> MetricNames:
     """Returns the names of the values that an epoch records."""
     shared = ('loss', *setup.objective.metric_names)
-    names = (*shared, *setup.objective.training_names)
+    names = ('loss', *setup.objective.names_in_training)
     found = MetricNames((*names, *names_in_history(setup.val, shared)))
     found.heads = tuple(setup.objective.heads)
     return found

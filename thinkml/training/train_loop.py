@@ -196,6 +196,7 @@ def _validate(run: Run, parts: RunParts) -> dict[str, float]:
     """Returns the metrics of each validation set."""
     program, found = parts.program, {}
     for name, validation in parts.validations.items():
+        assert program.eval_step is not None, 'a validation has a step'
         metrics = evaluate(
             program.eval_step, program.eval_metrics, run.state.eval_params, run.state.model_state,
             validation.read(), batch_size=validation.batch_size, layout=program.layout,

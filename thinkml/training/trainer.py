@@ -13,6 +13,7 @@ from thinkml.errors import ConfigError, NotTrainedError, unknown_name
 from thinkml.monitoring import History
 from thinkml.training.callbacks.dispatch import make_callbacks, metrics_recorded_for
 from thinkml.training.config import TrainingConfig
+from thinkml.training.custom_step import settings_for_step
 from thinkml.training.devices import choose_devices
 from thinkml.training.memory_plan import Plan, make_plan, reduce_memory
 from thinkml.training.train import (
@@ -154,6 +155,7 @@ class ModelTrainer:
         ignore_label: int | Mapping[str, int] | None = None,
         max_length: int | None = None,
         task: Any = None,
+        step: Any = None,
         resume: Resume = False,
         progress: bool = True,
     ) -> History:
@@ -216,6 +218,10 @@ class ModelTrainer:
                 of sequences of different lengths; None pads to the longest row.
             task: ``'binary'``, ``'multiclass'``, ``'multilabel'``, ``'regression'`` or
                 ``'sequence'``, a `thinkml.tasks.Task`, or a dict of these by head; None infers it.
+            step: a training step in place of ThinkML's: a pure function ``(state, batch)`` of a
+                `StepState` and a batch with ``x``, ``y`` and ``weight`` that returns the next state
+                and a `StepOutput`. An object may also have ``init(params)``, which makes the state
+                of its own optimizers. ``loss_fn`` is then the loss of the validation alone.
             resume: True continues from the newest checkpoint of the newest run in
                 ``checkpoint_dir``, or of the run whose directory that is, as if the training had
                 never stopped; without a checkpoint a new run begins. Needs the ``'checkpoint'``
@@ -247,6 +253,7 @@ class ModelTrainer:
             loss_fn=loss_fn, metrics=metrics, class_weights=class_weights,
             sample_weight=sample_weight, augmentation=augmentation, groups=groups,
             ignore_label=ignore_label, loss_weights=loss_weights, max_length=max_length, task=task,
+            step=step,
         )  # fmt: skip
         with open_training(model, request, self.config, self._layout, resume=resume) as opened:
             self._result = opened.result  # now, so that it is there after an interruption
@@ -274,6 +281,7 @@ class ModelTrainer:
         ignore_label: int | Mapping[str, int] | None = None,
         max_length: int | None = None,
         task: Any = None,
+        step: Any = None,
         target: str | None = None,
     ) -> 'Plan | TargetPlan':
         """Returns how much memory of each device a training with these arguments would take.
@@ -297,6 +305,7 @@ class ModelTrainer:
             ignore_label: as in `train`.
             max_length: as in `train`.
             task: as in `train`.
+            step: as in `train`.
             target: the devices to plan for, if they are not those of this machine: ``'h200:8'``
                 for 8 GPUs, ``'v5e:4x4'`` for a slice of 16 TPUs. Their compiler must be installed,
                 but no driver and no device. The model's arrays may be shapes only, such as those
@@ -324,15 +333,17 @@ class ModelTrainer:
             loss_fn=loss_fn, metrics=metrics, class_weights=class_weights,
             sample_weight=sample_weight, augmentation=augmentation, groups=groups,
             ignore_label=ignore_label, loss_weights=loss_weights, max_length=max_length, task=task,
+            step=step,
         )  # fmt: skip
-        callbacks, _ = make_callbacks(self.config)
-        setup = make_setup(model, request, self.config, metrics_recorded_for(callbacks))
+        config = settings_for_step(step, self.config)
+        callbacks, _ = make_callbacks(config)
+        setup = make_setup(model, request, config, metrics_recorded_for(callbacks))
         if target is None:
-            return make_plan(model, setup, self.config, self._layout)
+            return make_plan(model, setup, config, self._layout)
         from thinkml.training.compile_targets import open_target
         from thinkml.training.target_plan import make_target_plan
 
-        return make_target_plan(model, setup, self.config, open_target(target), self.strategy)
+        return make_target_plan(model, setup, config, open_target(target), self.strategy)
 
     def find_learning_rate(
         self,

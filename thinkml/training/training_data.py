@@ -140,6 +140,13 @@ class TrainRequest(NamedTuple):
     loss_weights: Any = None
     max_length: int | None = None
     task: Any = None
+    step: Any = None
+
+    @property
+    def sees_model(self) -> bool:
+        """Returns True if the loss calls the model itself, so that targets need not fit outputs."""
+        of_step = self.step is not None and self.loss_fn is None
+        return of_step or isinstance(self.loss_fn, Objective)
 
     def with_text_names(self) -> 'TrainRequest':
         """Returns the request with positions of a tuple of outputs as text: ``'0'`` for 0."""
@@ -235,12 +242,8 @@ def open_inputs(
 
 
 def has_no_labels(request: TrainRequest) -> bool:
-    """Returns True for an objective beside rows without labels."""
-    return (
-        isinstance(request.loss_fn, Objective)
-        and request.y_train is None
-        and not is_batches(request.X_train)
-    )
+    """Returns True for an objective or a custom step beside rows without labels."""
+    return request.sees_model and request.y_train is None and not is_batches(request.X_train)
 
 
 def open_stream(
@@ -377,9 +380,7 @@ def weights_of_examples(
     y: PyTree, task: AnyTask, request: TrainRequest, rows: np.ndarray | None = None
 ) -> PyTree:
     """Returns the weight of each row, see `example_weights`; a dict of them for several heads."""
-    if isinstance(request.loss_fn, Objective) and (
-        isinstance(task, Composite) or task.element_shape
-    ):
+    if request.sees_model and (isinstance(task, Composite) or task.element_shape):
         y, task = np.zeros(num_rows_of(y), np.float32), Task('regression', None, 1)  # of rows
     if isinstance(task, Task):
         return example_weights(y, task, request.class_weights, request.sample_weight, rows=rows)

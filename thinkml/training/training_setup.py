@@ -22,6 +22,7 @@ from thinkml.core.model.functional import (
 )
 from thinkml.core.model.output_range import misread_outputs
 from thinkml.core.model.partly_frozen import PartlyFrozen
+from thinkml.core.model.sown_values import SownValues
 from thinkml.core.objectives.ctc import frame_positions
 from thinkml.core.objectives.heads import part_of
 from thinkml.core.objectives.losses import blank_of, decides
@@ -57,6 +58,7 @@ from thinkml.model_record import ArraySpec, InputSpec, record_of
 from thinkml.tasks import AnyTask, Composite, Task, TaskKind
 from thinkml.training.aux_losses import with_aux_losses
 from thinkml.training.config import TrainingConfig
+from thinkml.training.custom_step import add_step, check_no_validation, make_step_objective
 from thinkml.training.data_warnings import (
     warn_of_classes_only_in_validation,
     warn_of_label_column,
@@ -175,16 +177,15 @@ def make_setup(
     task, y = _task_and_targets(data, outputs, request, known.task)
     dtype = get_compute_dtype(config.precision)
     footprint = check_trainable(model, probe, outputs, 'X_train', compute_dtype=dtype)
-    check_optimizer(model, probe, config)
     some = _first_rows(x, probe)
-    if isinstance(request.loss_fn, Objective):
-        objective, sown = make_model_objective(model, some, y, request, config, training_metrics)
+    if request.sees_model:
+        objective, sown = _objective_of_model(model, some, y, request, config, training_metrics)
     else:
         objective = _make_objective(task, some, y, request, training_metrics)
         _warn_of_outputs(outputs, task, objective)
         check_chunk(objective.loss_fn, model, probe, dtype)
         sown = sown_by(model, probe, 'X_train', dtype)
-    objective = with_aux_losses(objective, config.aux_losses, sown)
+    objective = _with_updates(objective, sown, model, probe, y, request, config)
     if batches is not None:
         advice = '' if task == known.task else data.advice
         train, split = make_stream(batches, task, request, config, advice), None
@@ -195,7 +196,8 @@ def make_setup(
     _check_element_weights(train, objective)
     val = {} if split is None else {None: split}
     val |= open_validation(of_sets, request, inputs, task, config)
-    if not isinstance(request.loss_fn, Objective):
+    check_no_validation(by_argument(val), objective, is_split=split is not None)
+    if not request.sees_model:
         _check_labels(task, y, train, val, is_split=split is not None)
         _check_ranges(task, objective, y, val)
         _check_frames(task, outputs, y, train, val)
@@ -229,10 +231,40 @@ def _task_and_targets(
     known: AnyTask | None,
 ) -> tuple[AnyTask, Any]:
     """Returns the meaning of the outputs, and the encoded targets."""
-    if isinstance(request.loss_fn, Objective):
+    if request.sees_model:
         return task_beside_objective(data, outputs, request)
     task = _infer_task(data, outputs, request, known)
     return task, encode_any_targets(data.targets, task, data.labels_from)
+
+
+def _objective_of_model(
+    model: Model,
+    x: Any,
+    y: Any,
+    request: TrainRequest,
+    config: TrainingConfig,
+    training_metrics: tuple[str, ...],
+) -> tuple[TrainingObjective, SownValues]:
+    """Returns the objective of a training whose objective or step calls the model."""
+    if isinstance(request.loss_fn, Objective):
+        return make_model_objective(model, x, y, request, config, training_metrics)
+    return make_step_objective(x, y, request, training_metrics), {}
+
+
+def _with_updates(
+    objective: TrainingObjective,
+    sown: SownValues,
+    model: Model,
+    x: PyTree,
+    y: Any,
+    request: TrainRequest,
+    config: TrainingConfig,
+) -> TrainingObjective:
+    """Returns an objective with its auxiliary losses, or with its custom step."""
+    if request.step is not None:
+        return add_step(objective, model, x, y, request, config)
+    check_optimizer(model, x, config)
+    return with_aux_losses(objective, config.aux_losses, sown)
 
 
 def _check_labels(

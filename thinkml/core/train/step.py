@@ -54,10 +54,16 @@ class Batch(NamedTuple):
 
 
 class StepOutput(NamedTuple):
-    """The result of a training step: the batch's weighted mean loss and its metrics."""
+    """The result of a training step.
+
+    Attributes:
+        loss: the batch's weighted mean loss, a float scalar.
+        metrics: the batch's metrics, a CLU collection. A custom step returns a dict of numbers to
+            record, or None.
+    """
 
     loss: jax.Array
-    metrics: Collection
+    metrics: Any = None
 
 
 class _Totals(NamedTuple):
@@ -142,7 +148,7 @@ def make_train_step(
         """Returns ``batch``'s part of the loss, its gradients, the new state, and its scores."""
         x, y = batch.x, batch.y
         if augment_part is not None:
-            x, y = augment_part(jax.random.fold_in(key, _AUGMENT), x, y)
+            x, y = augment_part(jax.random.fold_in(key, AUGMENT), x, y)
 
         def partial_loss(params):
             inputs = scoring.inputs(x, y, batch.weight)
@@ -201,7 +207,7 @@ def make_train_step(
         # Each device computes the weights of all rows, so that their sum needs no exchange.
         weight, mask = replicate(layout, (batch.weight, batch.mask))
         if augment_rows is not None:
-            x, y = augment_rows(jax.random.fold_in(key, _AUGMENT), batch.x, batch.y)
+            x, y = augment_rows(jax.random.fold_in(key, AUGMENT), batch.x, batch.y)
             batch = batch._replace(x=x, y=y)
         batch = _with_element_weights(heads, batch._replace(weight=weight, mask=mask))
         totals = _Totals(
@@ -233,7 +239,7 @@ def make_train_step(
 
 
 # Differs from the numbers that models fold into the same key.
-_AUGMENT = 2**31
+AUGMENT = 2**31
 
 
 @functools.lru_cache(maxsize=64)

@@ -1,0 +1,261 @@
+"""Custom steps: the checks of a step that the user passed to ``train``."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from thinkml.core import StepOutput, init_state, make_augmentation
+from thinkml.core.objectives.model_objective import ObjectiveBatch
+from thinkml.core.objectives.probe_sizes import PROBE_ROWS, with_rows
+from thinkml.core.train.custom_step import (
+    CheckedStep,
+    CustomStep,
+    StepState,
+    has_init,
+    step_name,
+    step_state,
+    values_of,
+)
+from thinkml.errors import ConfigError, ModelTypeError
+from thinkml.training.config import TrainingConfig
+from thinkml.training.objective import (
+    TrainingObjective,
+    augmented_labels,
+    label_probe,
+    name_problem,
+)
+from thinkml.training.optimizer_setup import functional_of, hyperparams_of, optimizer_of
+from thinkml.training.training_data import TrainRequest, has_no_labels
+from thinkml.typing import Model, PyTree
+
+
+def settings_for_step(step: Any, config: TrainingConfig) -> TrainingConfig:
+    """Returns the settings of a training with a custom step, or those given if that is None.
+
+    A step with an ``init`` makes its optimizers' state itself. It takes the place of the optimizer.
+
+    Raises:
+        ConfigError: for an object that is no step, and for settings that a step replaces.
+    """
+    if step is None:
+        return config
+    if isinstance(step, type) or not callable(step):
+        raise ConfigError(
+            f'step: got {step!r}, expected a function (state, batch) -> (state, StepOutput), or an '
+            'object with such a __call__ and with init(params).'
+        )
+    replaced = {
+        'accumulate_steps': 'Split the batch in the step, if it must be.',
+        'remat': 'Use jax.checkpoint in the step.',
+        'aux_losses': 'Add them to the loss of the step.',
+    }
+    if has_init(step):
+        replaced |= dict.fromkeys(
+            (
+                'optimizer', 'learning_rate', 'lr_schedule', 'warmup_steps', 'weight_decay',
+                'gradient_clip_norm',
+            ),
+            'The step has an init and so its own optimizers: set it there.',
+        )  # fmt: skip
+    defaults = {field.name: field.default for field in dataclasses.fields(config)}
+    for name, advice in replaced.items():
+        if getattr(config, name) != defaults[name]:
+            raise ConfigError(
+                f'{name}: got {getattr(config, name)!r} beside the step {step_name(step)}, '
+                f'expected {defaults[name]!r}. {advice}'
+            )
+    if not has_init(step):
+        return config
+    init: Any = step.init  # pyright: ignore[reportFunctionMemberAccess]
+    return dataclasses.replace(config, optimizer=optax.GradientTransformation(init, _no_update))
+
+
+def _no_update(updates: PyTree, state: PyTree, params: PyTree = None) -> Any:
+    raise ConfigError(
+        'step: it called state.apply_gradients, which takes the optimizer of the settings, but has '
+        'an init for optimizers of its own. Update with those, or leave init out.'
+    )
+
+
+def add_step(
+    objective: TrainingObjective,
+    model: Model,
+    x: PyTree,
+    y: PyTree,
+    request: TrainRequest,
+    config: TrainingConfig,
+) -> TrainingObjective:
+    """Returns an objective with the custom step of a request, which is traced.
+
+    Args:
+        objective: the loss and the metrics of the validation.
+        model: the user's object.
+        x: the shapes of a few rows of inputs.
+        y: encoded targets, or the first of them.
+        request: the arguments of ``train``.
+        config: the settings, from `settings_for_step`.
+
+    Raises:
+        ConfigError: if the step fails, or returns something else than the state with arrays of the
+            same shapes and a `StepOutput`.
+    """
+    if of_step := objective.training_metrics:
+        raise ConfigError(
+            f'metrics: got {of_step[0]!r} beside the step {step_name(request.step)}, which has the '
+            f"gradients itself. Return the value: StepOutput(loss, {{'{of_step[0]}': ...}})."
+        )
+    has_labels = not has_no_labels(request)
+    weight: Any = jax.ShapeDtypeStruct((PROBE_ROWS,), jnp.float32)
+    batch = ObjectiveBatch(
+        x=x,
+        y=jax.tree.map(label_probe, y) if has_labels else None,
+        weight=weight,
+    )
+    values = _traced_values(request.step, model, batch, config)
+    for name in values:
+        if name == 'loss' or name_problem(name):
+            raise ConfigError(
+                f'step: {step_name(request.step)} returned a value called {name!r}, which is the '
+                'name of something else in the history. Give it another name.'
+            )
+    step = CheckedStep(request.step, values, has_labels)
+    return dataclasses.replace(objective, step=step)
+
+
+def _traced_values(
+    step: CustomStep, model: Model, batch: ObjectiveBatch, config: TrainingConfig
+) -> tuple[str, ...]:
+    """Traces a step, checks what it returns, and returns the names of its values."""
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    try:
+        *_, values = jax.eval_shape(step_function(step, model, config), key, batch)
+    except (ConfigError, ModelTypeError) as error:
+        raise type(error)(with_rows(error)) from error
+    except Exception as error:
+        raise ConfigError(
+            f'step: {step_name(step)} failed: {type(error).__name__}: {with_rows(error)}'
+        ) from error
+    return tuple(values)
+
+
+def step_function(
+    step: CustomStep, model: Model, config: TrainingConfig
+) -> Callable[[jax.Array, ObjectiveBatch], tuple[PyTree, ...]]:
+    """Returns a function of a key and a batch that makes the first state and takes one step.
+
+    It returns the parameters, the model state, the optimizer's state, the loss and the values.
+    """
+
+    def first_step(key: jax.Array, batch: ObjectiveBatch) -> tuple[PyTree, ...]:
+        functional = functional_of(model, batch.x, key, config)
+        if not hasattr(functional.apply, 'run'):
+            raise ModelTypeError('model: it can not be trained, which a step needs.')
+        tx = optimizer_of(config)
+        numbers: dict[str, Any] = hyperparams_of(config, total_steps=1)
+        state = init_state(functional.params, functional.model_state, tx, key, **numbers)
+        before = step_state(state, key, functional.apply, tx)
+        after, output = _checked_result(step(before, batch))
+        _check_state(before, after)
+        arrays = after.params, after.model_state, after.opt_state
+        return *arrays, output.loss, values_of(output)
+
+    return first_step
+
+
+def _checked_result(result: Any) -> tuple[StepState, StepOutput]:
+    expected = 'expected (state, StepOutput(loss, {...}))'
+    if not (isinstance(result, tuple) and len(result) == 2 and isinstance(result[0], StepState)):
+        got = (
+            f'({", ".join(type(part).__name__ for part in result)})'
+            if isinstance(result, tuple)
+            else type(result).__name__
+        )
+        raise ConfigError(f'step: it returned {got}, {expected} with state.replace(...).')
+    after, output = result
+    if not isinstance(output, StepOutput):
+        raise ConfigError(f'step: it returned (state, {type(output).__name__}), {expected}.')
+    loss: Any = output.loss
+    shape = getattr(loss, 'shape', None)
+    if shape != () or not jnp.issubdtype(loss.dtype, jnp.floating):
+        got = type(loss).__name__ if shape is None else f'{loss.dtype} of shape {shape}'
+        raise ConfigError(
+            f'step: it returned the loss as {got}, expected one float: the mean over the batch.'
+        )
+    return after, output
+
+
+def _check_state(before: StepState, after: StepState) -> None:
+    """Raises a `ConfigError` if a step changes the structure, shapes or dtypes of its state."""
+    for name in ('params', 'model_state', 'opt_state'):
+        parts = {}
+        for which, state in (('got', after), ('expected', before)):
+            leaves = jax.tree_util.tree_leaves_with_path(getattr(state, name))
+            parts[which] = {
+                jax.tree_util.keystr(path): f'{jnp.result_type(leaf)}{jnp.shape(leaf)}'
+                for path, leaf in leaves
+            }
+        for path in parts['got'].keys() | parts['expected'].keys():
+            got, expected = (parts[which].get(path, 'nothing') for which in ('got', 'expected'))
+            if got != expected:
+                raise ConfigError(
+                    f'step: it returned {name}{path} as {got}, expected {expected} as before. Take '
+                    'all entries along: {**state.params, ...}.'
+                )
+
+
+def make_step_objective(
+    x: Any, y: Any, request: TrainRequest, training_metrics: tuple[str, ...]
+) -> TrainingObjective:
+    """Returns the objective of a training whose step computes the loss, without a validation.
+
+    Args:
+        x: the inputs, or `jax.ShapeDtypeStruct` of them.
+        y: encoded targets, or the first of them.
+        request: the arguments of ``train``.
+        training_metrics: metrics of training steps that callbacks need.
+
+    Raises:
+        ConfigError: for metrics, which need a loss function.
+    """
+    name = step_name(request.step)
+    if request.metrics:
+        raise ConfigError(
+            f'metrics: got {list(request.metrics)!r} beside the step {name}, expected none: the '
+            "values that it returns are recorded. Return StepOutput(loss, {'name': value}), or "
+            'pass a loss_fn, whose metrics are those of the validation.'
+        )
+    augment = make_augmentation(request.augmentation, x, 'regression', 1)
+    if augment is not None:
+        augmented_labels(augment, x, jax.tree.map(label_probe, y))
+    return TrainingObjective(
+        loss_fn=None,
+        loss_name=name,
+        is_custom_loss=True,
+        is_default_loss=False,
+        metrics=(),
+        training_metrics=training_metrics,
+        augment=augment,
+    )
+
+
+def check_no_validation(
+    sets: Mapping[str, Any], objective: TrainingObjective, *, is_split: bool
+) -> None:
+    """Raises a `ConfigError` for validation data beside a step without a loss function.
+
+    Args:
+        sets: the validation data by argument.
+        objective: the objective of the training.
+        is_split: True if it was held out from the training data.
+    """
+    if sets and objective.loss_fn is None:
+        raise ConfigError(
+            f'{"validation_split" if is_split else next(iter(sets))}: got rows to validate beside '
+            f'the step {objective.loss_name} without a loss_fn, expected none: a step computes the '
+            'loss of training alone. Pass loss_fn too, for instance Objective(fn), which is the '
+            'loss of the validation.'
+        )
