@@ -182,7 +182,7 @@ def test_ids_beyond_an_embedding_are_refused_in_batches_and_validation_too():
 
 
 def test_all_rows_in_memory_are_looked_at(monkeypatch):
-    monkeypatch.setattr('thinkml.training.training_setup._BLOCK_ROWS', 8)
+    monkeypatch.setattr('thinkml.training.input_checks._BLOCK_ROWS', 8)
     for row in (0, 9, 29):
         ids = IDS.copy()
         ids[row, 1] = 5
@@ -224,7 +224,7 @@ def test_ids_of_predictions_that_count_from_the_end_are_warned_of():
 
 
 def test_rows_from_the_beginning_to_the_end_of_a_file_are_looked_at(tmp_path, monkeypatch):
-    monkeypatch.setattr('thinkml.training.training_setup._SOME_ROWS', 3)
+    monkeypatch.setattr('thinkml.training.input_checks._SOME_ROWS', 3)
     ids = IDS.copy()
     ids[-1, 0] = 6
     np.save(tmp_path / 'ids.npy', ids)

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from thinkml.core.model.functional import HeadOutputs, Outputs
+from thinkml.core.objectives.heads import part_of
 from thinkml.data.targets import (
     IGNORE_LABEL,
     check_targets,
@@ -189,6 +190,19 @@ def naming_head(head: str) -> Iterator[None]:
         yield
     except (DataError, ConfigError) as error:
         raise type(error)(f'head {head!r}: {error}') from error
+
+
+def by_head(task: AnyTask, values: Any) -> Iterator[tuple[Any, Task, Any]]:
+    """Yields the name, the task and the value of each head; the name is None for one output."""
+    if isinstance(task, Task):
+        yield None, task, values
+    else:
+        yield from ((name, head, part_of(values, name)) for name, head in task.heads)
+
+
+def argument_of_head(argument: str, head: str | None) -> str:
+    """Returns the argument of a head's value, for errors; the head is None for one output."""
+    return argument if head is None else f'{argument}[{head!r}]'
 
 
 def num_rows_of(tree: PyTree) -> int:

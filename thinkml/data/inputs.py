@@ -5,6 +5,7 @@ import hashlib
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from thinkml.core.model.functional import any_outputs_of
@@ -75,6 +76,14 @@ def check_inputs_of(model: Model, X: Inputs, argument: str = 'X_test') -> PyTree
 def some_rows(rows: Rows) -> PyTree:
     """Reads a sample of evenly spaced rows, small enough to be read twice."""
     return rows.take(sample_rows(len(rows), rows.num_bytes // len(rows)))
+
+
+def probe_of(inputs: InputSpec, rows: int) -> Any:
+    """Returns a number of rows of the inputs, as `jax.ShapeDtypeStruct`."""
+    return jax.tree.map(
+        lambda part: jax.ShapeDtypeStruct((rows, *part.shape), jnp.dtype(part.dtype)),
+        inputs.arrays,
+    )
 
 
 def with_ranges(inputs: InputSpec, some: PyTree) -> InputSpec:

@@ -15,6 +15,7 @@ from thinkml.core.model.functional import PROBE_ROWS
 from thinkml.core.model.partly_frozen import merged_low_rank
 from thinkml.core.model.training_lock import check_not_trained
 from thinkml.core.parallel.sharding import put_like
+from thinkml.data.inputs import probe_of
 from thinkml.errors import (
     CheckpointError,
     CheckpointNotFoundError,
@@ -28,7 +29,6 @@ from thinkml.models.serialization.json_values import decode
 from thinkml.paths import local_path
 from thinkml.tasks import task_from_dict
 from thinkml.training.run_directory import newest_directory
-from thinkml.training.training_setup import probe_of
 from thinkml.typing import Model, PyTree
 
 Which = Literal['best', 'latest'] | int

@@ -20,6 +20,8 @@ from thinkml.core.objectives.probe_sizes import PROBE_ROWS
 from thinkml.core.train.custom_step import has_init
 from thinkml.core.train.optimizers import update_with_loss
 from thinkml.core.train.scoring import objective_apply
+from thinkml.data.head_targets import by_head
+from thinkml.data.inputs import probe_of
 from thinkml.tasks import Task
 from thinkml.training.config import TrainingConfig
 from thinkml.training.custom_step import step_function
@@ -27,7 +29,7 @@ from thinkml.training.objective import TrainingObjective, probe_logits
 from thinkml.training.optimizer_setup import functional_of
 from thinkml.training.parameter_groups import without_numbers
 from thinkml.training.training_data import TrainRequest
-from thinkml.training.training_setup import TrainingSetup, by_head, probe_of
+from thinkml.training.training_setup import TrainingSetup
 from thinkml.typing import Model, PyTree
 from thinkml.versions import library_versions
 

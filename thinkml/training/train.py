@@ -25,6 +25,7 @@ from thinkml.core.parallel.multiprocess import (
 )
 from thinkml.core.parallel.sharding import ONE_DEVICE, Layout, unreplicate
 from thinkml.core.train.loop import empty_metrics
+from thinkml.data.head_targets import by_head
 from thinkml.errors import ConfigError, NotTrainedError, warn_user
 from thinkml.model_record import record_of, record_to_change
 from thinkml.monitoring import History, ProgressBar
@@ -53,7 +54,7 @@ from thinkml.training.same_run import check_same_run, monitored_metrics
 from thinkml.training.signals import Signals, catch_signals
 from thinkml.training.train_loop import Training, fit, note_interrupt
 from thinkml.training.training_data import Examples, TrainRequest
-from thinkml.training.training_setup import TrainingSetup, by_head, make_setup
+from thinkml.training.training_setup import TrainingSetup, make_setup
 from thinkml.training.tuning import LearningRateRange, learning_rate_range
 from thinkml.training.validation_sets import names_in_history
 from thinkml.typing import Model

@@ -24,6 +24,7 @@ from thinkml.data import (
     open_data,
     open_rows,
 )
+from thinkml.data.inputs import probe_of
 from thinkml.data.targets import IGNORE_LABEL, elements_of
 from thinkml.errors import ConfigError, DataError, ModelTypeError, warn_user
 from thinkml.evaluation import ModelEvaluator
@@ -35,7 +36,6 @@ from thinkml.training.active.pool_predictions import Ensemble
 from thinkml.training.config import TrainingConfig
 from thinkml.training.train import train
 from thinkml.training.training_data import TrainRequest
-from thinkml.training.training_setup import probe_of
 from thinkml.typing import Inputs, Labels, Model, PyTree
 
 _MIN_PADDED_ROWS = 64

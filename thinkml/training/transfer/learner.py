@@ -27,6 +27,7 @@ from thinkml.data import (
     with_ranges,
 )
 from thinkml.data.input_range import LARGEST_STANDARDISED
+from thinkml.data.inputs import probe_of
 from thinkml.errors import ConfigError, DataError, NotTrainedError, is_number, is_whole, warn_user
 from thinkml.model_record import InputSpec, attach_record, record_of
 from thinkml.models.model_table import Table
@@ -35,6 +36,7 @@ from thinkml.models.zoo import check_weights
 from thinkml.monitoring import History
 from thinkml.tasks import single_task
 from thinkml.training.config import TrainingConfig
+from thinkml.training.input_checks import check_pixels_of
 from thinkml.training.train import (
     TrainResult,
     check_config,
@@ -43,7 +45,6 @@ from thinkml.training.train import (
     run_training,
 )
 from thinkml.training.training_data import TrainRequest
-from thinkml.training.training_setup import check_pixels_of, probe_of
 from thinkml.training.transfer.backbone import (
     Backbone,
     Role,
