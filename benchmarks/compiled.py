@@ -9,8 +9,8 @@ No device is needed: pip install '.[plan-gpu,plan-tpu]', and JAX_PLATFORMS=cpu i
 What the compilers say is exact and the same in each run, so it is compared without noise:
 temporary memory, bytes updated in place, kernels in an iteration, exchanges between devices.
 
-The nets are those of the peers (W1 to W5), ResNet-50, ViT-S and ViT-B of `thinkml.models`, and a
-GPT of 124 million parameters. The batch grows with the number of devices. W1 to W5 have all data on
+The nets are those of the peers (W1 to W6), ResNet-50, ViT-S and ViT-B of `thinkml.models`, and a
+GPT of 124 million parameters. The batch grows with the number of devices. W1 to W6 have all data on
 each device; for the others each holds its rows, as of streamed data.
 """
 
@@ -26,7 +26,7 @@ RECORDED = pathlib.Path(__file__).parent / 'compiled.json'
 TARGETS = ('h200', 'h200:8', 'v5e:2x2', 'v5e:4x4', 'v5e:16x16', 'v6e:8x8')
 # Rows of a device.
 BATCHES = {
-    'w1a': 32, 'w2': 128, 'w3': 32, 'w4': 64, 'w5': 32,
+    'w1a': 32, 'w2': 128, 'w3': 32, 'w4': 64, 'w5': 32, 'w6': 32,
     'resnet50': 64, 'vit_s16': 64, 'vit_b16': 64, 'gpt': 4,
 }  # fmt: skip
 VOCABULARY, TOKENS, WIDTH, HEADS, LAYERS = 50304, 1024, 768, 12, 12
@@ -38,8 +38,11 @@ def strategies_of(net, target):
     """Returns how the devices train together; sharded parameters where they are large."""
     if ':' not in target:
         return ('mirrored',)
-    # jaxlib 0.10.2 can't read what libtpu 0.0.52 writes for FSDP on a v6e.
-    is_large = net in ('vit_b16', 'gpt') and not target.startswith('v6e')
+    # jaxlib 0.10.2 can't read what libtpu 0.0.52 writes for FSDP and for W6 on a v6e.
+    is_v6e = target.startswith('v6e')
+    if is_v6e and net == 'w6':
+        return ()
+    is_large = net in ('vit_b16', 'gpt') and not is_v6e
     return ('mirrored', 'fsdp') if is_large or target == 'h200:8' else ('mirrored',)
 
 
@@ -102,11 +105,13 @@ def case_of(net, target, strategy):
         )
     if is_small:
         from peers.nets_flax import draw_net
+        from peers.workloads import VOCABULARY as BYTES
         from peers.workloads import WORKLOADS
 
         workload = WORKLOADS[net]
         model = nnx.eval_shape(lambda: draw_net(workload))
-        return Case(model, (rows, *workload.shape), 10, **settings)
+        classes, tokens = (BYTES, True) if workload.net == 'gpt' else (10, False)
+        return Case(model, (rows, *workload.shape), classes, tokens=tokens, **settings)
     from thinkml.models import create
 
     model = nnx.eval_shape(functools.partial(create, net, num_classes=1000))
