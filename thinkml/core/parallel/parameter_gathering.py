@@ -49,7 +49,7 @@ def gathered_at_use(forward: Forward, layout: Layout, *, twice: bool = False) ->
     def gathering(params: PyTree, model_state: PyTree, *args: PyTree) -> PyTree:
         closed, out = jax.make_jaxpr(forward, return_shape=True)(params, model_state, *args)
         weights = map(_as_weight, jax.tree.leaves((params, model_state)))
-        run = _GatheringInterpreter(layout, twice, jnp.zeros(()))
+        run = _GatheringInterpreter(layout, twice, _unordered())
         outputs = run.program(closed, [*weights, *jax.tree.leaves(args)])
         return jax.tree.unflatten(jax.tree.structure(out), map(run.to_array, outputs))
 
@@ -87,12 +87,12 @@ class _GatheringInterpreter:
     Attributes:
         layout: the devices.
         twice: True to gather large weights again for the gradient.
-        order: a zero that is computed when the operation before the next one has its inputs.
+        order: the zeros that the next operations wait for.
     """
 
     layout: Layout
     twice: bool
-    order: jax.Array
+    order: 'Order'
 
     def program(self, closed: ClosedJaxpr, inputs: Sequence[Value]) -> list[Value]:
         """Returns the outputs of a program."""
@@ -147,7 +147,7 @@ class _GatheringInterpreter:
 
         def body(carry: list[jax.Array], xs: list[jax.Array]) -> tuple[list[Any], list[Any]]:
             slices = [_Weight((x,)) if use else x for x, use in zip(xs, is_weight, strict=True)]
-            inside = dataclasses.replace(self, order=jnp.zeros(()))
+            inside = dataclasses.replace(self, order=_unordered())
             outputs = inside.program(body_program, [*consts, *carry, *slices])
             arrays = [inside._gathered(value) for value in outputs]
             return arrays[:num_carry], arrays[num_carry:]
@@ -227,24 +227,49 @@ def _gather(layout: Layout, shard: jax.Array) -> jax.Array:
     return gather(shard)
 
 
-Ordered = tuple[jax.Array, list[jax.Array]]
+Order = tuple[jax.Array, jax.Array]
+"""Zeros that the gathering of the next operation and of the one after it wait for."""
+Ordered = tuple[Order, list[jax.Array]]
+
+
+def _unordered() -> Order:
+    """Returns the order before the first operation."""
+    return jnp.zeros(()), jnp.zeros(())
 
 
 def _in_order(
-    layout: Layout,
-    compute: Callable[..., Any],
-    order: jax.Array,
-    shards: list[Any],
-    arrays: list[Any],
+    layout: Layout, compute: Callable[..., Any], order: Order, shards: list[Any], arrays: list[Any]
 ) -> Ordered:
     """Returns ``compute(shards, arrays)`` with the next `order`."""
+    shards = _wait(layout, shards, order[0])
+    if _waits_for_results(layout):
+        after, results = _zero_after(compute(shards, arrays))
+        return (order[1], after), results
     after, arrays = _zero_after(arrays)
-    return after, compute(_wait(layout, shards, order), arrays)
+    return (after, after), compute(shards, arrays)
+
+
+def _waits_for_results(layout: Layout) -> bool:
+    """Returns True if gathering waits for the results of an operation, not for its inputs.
+
+    The results of the second last operation are there when the last one has its inputs. A barrier
+    has the compiler write what it is around. On a TPU that would be the values of an activation
+    function, which are computed again inside a product. A GPU writes them together with the product
+    that they are computed from, and a barrier in between costs a kernel.
+    """
+    return layout.platform == 'tpu'
 
 
 def _zero_after(arrays: list[Any]) -> tuple[jax.Array, list[Any]]:
-    """Returns a zero that is known when the arrays are, and the arrays."""
+    """Returns a zero that is computed when the arrays are, and the arrays."""
     return jax.lax.optimization_barrier((jnp.zeros(()), arrays))
+
+
+def _zero_after_floats(cotangents: list[Any]) -> tuple[jax.Array, list[Any]]:
+    """Returns the same for cotangents, of which those of integers are no arrays."""
+    floats = [c if jnp.issubdtype(c.dtype, jnp.inexact) else None for c in cotangents]
+    after, floats = _zero_after(floats)
+    return after, [c if w is None else w for c, w in zip(cotangents, floats, strict=True)]
 
 
 def _wait(layout: Layout, shards: list[Any], order: jax.Array) -> list[Any]:
@@ -259,20 +284,25 @@ def _computed_again(
     """Returns `_in_order` with a gradient that gathers the shards again, in its order."""
 
     @jax.custom_vjp
-    def computed(order: jax.Array, shards: list[Any], arrays: list[Any]) -> Ordered:
+    def computed(order: Order, shards: list[Any], arrays: list[Any]) -> Ordered:
         return run(order, shards, arrays)
 
-    def forward(order: jax.Array, shards: list[Any], arrays: list[Any]) -> tuple[Ordered, Any]:
+    def forward(order: Order, shards: list[Any], arrays: list[Any]) -> tuple[Ordered, Any]:
         return run(order, shards, arrays), (shards, arrays)
 
     def backward(saved: tuple[list[Any], list[Any]], cotangents: Ordered) -> Any:
         shards, arrays = saved
-        order, cotangent = cotangents
-        floats = [c if jnp.issubdtype(c.dtype, jnp.inexact) else None for c in cotangent]
-        after, floats = _zero_after(floats)
-        cotangent = [c if w is None else w for c, w in zip(cotangent, floats, strict=True)]
-        _, gradient = jax.vjp(compute, _wait(layout, shards, order), arrays)
-        return after, *gradient(cotangent)
+        (first, second), cotangent = cotangents  # in the order of the forward pass
+
+        def gradient(cotangent: list[Any], order: jax.Array) -> tuple[list[Any], list[Any]]:
+            return jax.vjp(compute, _wait(layout, shards, order), arrays)[1](cotangent)
+
+        if _waits_for_results(layout):
+            of_shards, of_arrays = gradient(cotangent, second)
+            after, of_arrays = _zero_after_floats(of_arrays)
+            return (after, first), of_shards, of_arrays
+        after, cotangent = _zero_after_floats(cotangent)
+        return (after, jnp.zeros(())), *gradient(cotangent, first)
 
     computed.defvjp(forward, backward)
     return computed
