@@ -7,7 +7,8 @@ from thinkml.core.model.sown_values import SownValues
 from thinkml.core.objectives.probe_sizes import PROBE_ROWS, with_rows
 from thinkml.core.train.aux_losses import AuxLosses, sown_problem
 from thinkml.errors import ConfigError, warn_user
-from thinkml.training.objective import TrainingObjective, name_problem
+from thinkml.training.metric_names import check_value_name
+from thinkml.training.objective import TrainingObjective
 
 
 def with_aux_losses(
@@ -35,17 +36,15 @@ def with_aux_losses(
                 'aux_losses={}.'
             )
         return objective
-    taken = ('loss', *objective.metric_names, *objective.training_metrics)
+    taken = (*objective.metric_names, *objective.training_metrics)
     for name in weights:
         if name not in sown:
             raise ConfigError(_not_sown(name, usable))
         if problem := sown_problem(name, sown[name], PROBE_ROWS):
             raise ConfigError(with_rows(problem))
-        if name in taken or name_problem(name):
-            raise ConfigError(
-                f'aux_losses: the model sows {name!r}, which is the name of something else in the '
-                'history. Sow it with another name.'
-            )
+        check_value_name(
+            name, 'aux_losses: the model sows', 'Sow it with another name.', others=taken
+        )
     return dataclasses.replace(objective, aux_losses=AuxLosses(tuple(weights.items())))
 
 

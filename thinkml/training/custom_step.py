@@ -8,9 +8,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from thinkml.core import StepOutput, init_state, make_augmentation
+from thinkml.core import StepOutput, init_state
 from thinkml.core.objectives.model_objective import ObjectiveBatch
-from thinkml.core.objectives.probe_sizes import PROBE_ROWS, with_rows
 from thinkml.core.train.custom_step import (
     CheckedStep,
     CustomStep,
@@ -22,11 +21,12 @@ from thinkml.core.train.custom_step import (
 )
 from thinkml.errors import ConfigError, ModelTypeError
 from thinkml.training.config import TrainingConfig
-from thinkml.training.objective import (
-    TrainingObjective,
-    augmented_labels,
-    label_probe,
-    name_problem,
+from thinkml.training.metric_names import check_value_name
+from thinkml.training.objective import TrainingObjective
+from thinkml.training.objective_tracing import (
+    make_row_augmentation,
+    naming_failures,
+    probe_batch,
 )
 from thinkml.training.optimizer_setup import functional_of, hyperparams_of, optimizer_of
 from thinkml.training.training_data import TrainRequest, has_no_labels
@@ -109,19 +109,10 @@ def add_step(
             f"gradients itself. Return the value: StepOutput(loss, {{'{of_step[0]}': ...}})."
         )
     has_labels = not has_no_labels(request)
-    weight: Any = jax.ShapeDtypeStruct((PROBE_ROWS,), jnp.float32)
-    batch = ObjectiveBatch(
-        x=x,
-        y=jax.tree.map(label_probe, y) if has_labels else None,
-        weight=weight,
-    )
+    batch = probe_batch(x, y, has_labels=has_labels)
     values = _traced_values(request.step, model, batch, config)
     for name in values:
-        if name == 'loss' or name_problem(name):
-            raise ConfigError(
-                f'step: {step_name(request.step)} returned a value called {name!r}, which is the '
-                'name of something else in the history. Give it another name.'
-            )
+        check_value_name(name, f'step: {step_name(request.step)} returned a value called')
     step = CheckedStep(request.step, values, has_labels)
     return dataclasses.replace(objective, step=step)
 
@@ -131,14 +122,8 @@ def _traced_values(
 ) -> tuple[str, ...]:
     """Traces a step, checks what it returns, and returns the names of its values."""
     key = jax.eval_shape(lambda: jax.random.key(0))
-    try:
+    with naming_failures(f'step: {step_name(step)} failed'):
         *_, values = jax.eval_shape(step_function(step, model, config), key, batch)
-    except (ConfigError, ModelTypeError) as error:
-        raise type(error)(with_rows(error)) from error
-    except Exception as error:
-        raise ConfigError(
-            f'step: {step_name(step)} failed: {type(error).__name__}: {with_rows(error)}'
-        ) from error
     return tuple(values)
 
 
@@ -228,9 +213,6 @@ def make_step_objective(
             "values that it returns are recorded. Return StepOutput(loss, {'name': value}), or "
             'pass a loss_fn, whose metrics are those of the validation.'
         )
-    augment = make_augmentation(request.augmentation, x, 'regression', 1)
-    if augment is not None:
-        augmented_labels(augment, x, jax.tree.map(label_probe, y))
     return TrainingObjective(
         loss_fn=None,
         loss_name=name,
@@ -238,7 +220,7 @@ def make_step_objective(
         is_default_loss=False,
         metrics=(),
         training_metrics=training_metrics,
-        augment=augment,
+        augment=make_row_augmentation(request.augmentation, x, y),
     )
 
 

@@ -15,7 +15,6 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr
 
 from thinkml.core import ObjectiveLoss, functionalize, make_optimizer, metric_name
-from thinkml.core.objectives.model_objective import ObjectiveBatch
 from thinkml.core.objectives.probe_sizes import PROBE_ROWS
 from thinkml.core.train.custom_step import has_init
 from thinkml.core.train.optimizers import update_with_loss
@@ -26,6 +25,7 @@ from thinkml.tasks import Task
 from thinkml.training.config import TrainingConfig
 from thinkml.training.custom_step import step_function
 from thinkml.training.objective import TrainingObjective, probe_logits
+from thinkml.training.objective_tracing import probe_batch
 from thinkml.training.optimizer_setup import functional_of
 from thinkml.training.parameter_groups import without_numbers
 from thinkml.training.training_data import TrainRequest
@@ -61,10 +61,9 @@ def function_digests(
 
     digests = {VERSIONS: _versions()}
     if objective.step is not None:
-        weight: Any = jax.ShapeDtypeStruct((PROBE_ROWS,), np.float32)
         function = step_function(objective.step.function, model, config)
-        y = labels if objective.step.has_labels else None
-        digests['step'] = _traced(function, key, ObjectiveBatch(x, y, weight))
+        batch = probe_batch(x, labels, has_labels=objective.step.has_labels)
+        digests['step'] = _traced(function, key, batch)
     if isinstance(objective.loss_fn, ObjectiveLoss):
         digests['loss_fn'] = _of_model_objective(objective.loss_fn, model, x, labels)
     elif objective.loss_fn is not None:
@@ -104,14 +103,13 @@ def _of_objective(
 def _of_model_objective(loss: ObjectiveLoss, model: Model, x: PyTree, labels: Any) -> str:
     """Returns the digest of an objective together with the model that it calls."""
     key = jax.eval_shape(lambda: jax.random.key(0))
-    weight = jax.ShapeDtypeStruct((PROBE_ROWS,), np.float32)
 
     def run(key: jax.Array, batch: Any) -> PyTree:
         functional = functionalize(model, batch.x, key)
         apply = objective_apply(functional.apply, loss)
         return apply(functional.params, functional.model_state, batch, key=key, train=True)[0]
 
-    return _traced(run, key, loss.batch(x, labels, weight))
+    return _traced(run, key, probe_batch(x, labels, has_labels=loss.has_labels))
 
 
 def _versions() -> str:

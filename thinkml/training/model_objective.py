@@ -11,19 +11,19 @@ from thinkml.core import (
     ObjectiveLoss,
     functionalize,
     get_compute_dtype,
-    make_augmentation,
 )
 from thinkml.core.model.sown_values import Collected, SownValues, collecting_sown
 from thinkml.core.objectives.metric_table import TRAINING_ONLY_METRICS
-from thinkml.core.objectives.probe_sizes import PROBE_ROWS, with_rows
+from thinkml.core.objectives.probe_sizes import PROBE_ROWS
 from thinkml.core.train.scoring import objective_apply
-from thinkml.errors import ConfigError, ModelTypeError
+from thinkml.errors import ConfigError
 from thinkml.training.config import TrainingConfig
-from thinkml.training.objective import (
-    TrainingObjective,
-    augmented_labels,
-    label_probe,
-    name_problem,
+from thinkml.training.metric_names import check_value_name
+from thinkml.training.objective import TrainingObjective
+from thinkml.training.objective_tracing import (
+    make_row_augmentation,
+    naming_failures,
+    probe_batch,
 )
 from thinkml.training.training_data import TrainRequest, has_no_labels
 from thinkml.typing import Model
@@ -65,17 +65,12 @@ def make_model_objective(
             f'metrics: got {others[0]!r} beside an objective, expected none: the values that it '
             "returns beside the losses are recorded. Return (losses, {'name': values})."
         )
-    augment = make_augmentation(request.augmentation, x, 'regression', 1)
-    if augment is not None:
-        augmented_labels(augment, x, jax.tree.map(label_probe, y))
+    augment = make_row_augmentation(request.augmentation, x, y)
     loss = ObjectiveLoss(objective, has_labels=not has_no_labels(request))
     names, sown = _trace(model, loss, x, y, get_compute_dtype(config.precision))
     for name in names:
-        if name in ('loss', *of_step, *training_metrics) or name_problem(name):
-            raise ConfigError(
-                f'loss_fn: {objective.name} returned a value called {name!r}, which is the name of '
-                'something else in the history. Give it another name.'
-            )
+        returned = f'loss_fn: {objective.name} returned a value called'
+        check_value_name(name, returned, others=(*of_step, *training_metrics))
     traced = TrainingObjective(
         loss_fn=loss,
         loss_name=objective.name,
@@ -93,10 +88,7 @@ def _trace(
     model: Model, loss: ObjectiveLoss, x: Any, y: np.ndarray, dtype: Any
 ) -> tuple[tuple[str, ...], SownValues]:
     """Traces an objective in both modes; returns the names of its values, and the sown values."""
-    rows = jax.tree.map(label_probe, x)
-    batch = loss.batch(
-        rows, jax.tree.map(label_probe, y), jax.ShapeDtypeStruct((PROBE_ROWS,), np.float32)
-    )
+    batch = probe_batch(x, y, has_labels=loss.has_labels)
     names: list[tuple[str, ...]] = []
     found: list[SownValues] = []
     key = jax.eval_shape(lambda: jax.random.key(0))
@@ -110,16 +102,10 @@ def _trace(
             names.append(tuple(loss.losses(result, PROBE_ROWS)[1]))
             return state.sown if isinstance(state, Collected) else {}
 
-        try:
+        mode = 'training' if train else 'evaluation'
+        failed = f'loss_fn: {loss.objective.name} failed with the model in {mode} mode'
+        with naming_failures(failed):
             found.append(jax.eval_shape(run, key, batch))
-        except (ConfigError, ModelTypeError) as error:
-            raise type(error)(with_rows(error)) from error
-        except Exception as error:
-            mode = 'training' if train else 'evaluation'
-            raise ConfigError(
-                f'loss_fn: {loss.objective.name} failed with the model in {mode} mode: '
-                f'{type(error).__name__}: {with_rows(error)}'
-            ) from error
     if names[0] != names[-1]:
         raise ConfigError(
             f'loss_fn: {loss.objective.name} returned the values {", ".join(names[0])} in training '

@@ -28,8 +28,8 @@ from thinkml.core.train.aux_losses import NO_AUX_LOSSES, AuxLosses
 from thinkml.core.train.custom_step import CheckedStep
 from thinkml.core.train.step import AugmentFn
 from thinkml.errors import ConfigError, is_number, problems, unknown_name
-from thinkml.history import MACHINE_VALUES
 from thinkml.tasks import Composite, Task
+from thinkml.training.metric_names import is_taken, name_problem
 from thinkml.training.training_data import TrainRequest
 
 
@@ -229,7 +229,7 @@ def _advice(request: TrainRequest, head: str, error: ConfigError) -> str:
 def _check_head_names(head: str, objective: TrainingObjective) -> None:
     """Raises a `ConfigError` for a head whose values in the history are those of something else."""
     names = [f'{head}_{name}' for name in ('loss', *objective.metric_names)]
-    taken = [name for name in names if name.startswith('val_') or name in _RESERVED]
+    taken = [name for name in names if is_taken(name)]
     if not head or taken:
         reason = f'whose {taken[0]!r} means something else in the history' if head else 'no name'
         raise ConfigError(
@@ -371,22 +371,6 @@ def probe_logits(task: Task, labels: Any) -> jax.ShapeDtypeStruct:
     has_columns = labels.ndim > 1 + len(task.element_shape)
     width = (task.num_outputs,) if has_columns or task.num_outputs > 1 else ()
     return jax.ShapeDtypeStruct((PROBE_ROWS, *task.element_shape, *width), np.float32)
-
-
-# Names of other values that histories and tables contain.
-_RESERVED = ('step', 'learning_rate', *sorted(MACHINE_VALUES))
-
-
-def name_problem(metric: Any) -> str | None:
-    """Returns a sentence if the name of a metric is that of another value; else None."""
-    name = metric_name(metric)
-    if name.startswith('val_'):
-        what = 'names that begin with val_ belong to validation'
-    elif name in _RESERVED:
-        what = 'histories and tables use this name for something else'
-    else:
-        return None
-    return f'metrics: got one called {name!r}; {what}. Give it another name.'
 
 
 def _check_metrics(metrics: Any, task: Task) -> tuple[Any, ...]:

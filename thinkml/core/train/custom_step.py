@@ -161,13 +161,7 @@ def make_custom_step(
         given = ObjectiveBatch(x, y if step.has_labels else None, batch.weight)
         run = fast_convolutions(run)
         params, model_state, opt_state, loss, values = run(state, key, given)
-        after = state.replace(
-            step=state.step + 1,
-            params=params,
-            model_state=model_state,
-            opt_state=opt_state,
-            ema=None if state.ema is None else state.ema.update(params, state.step),
-        )
+        after = state.after_step(params, model_state, opt_state)
         collected = _collected(metrics, loss, values, batch)
         return pin_state(layout, after), replicate(layout, StepOutput(loss, collected))
 

@@ -87,6 +87,16 @@ class TrainState(struct.PyTreeNode):
 
         return jax.tree.map(as_param, self.ema.params, self.params)
 
+    def after_step(self, params: PyTree, model_state: PyTree, opt_state: PyTree) -> Self:
+        """Returns the state after a step to these arrays, with the moving average updated."""
+        return self.replace(
+            step=self.step + 1,
+            params=params,
+            model_state=model_state,
+            opt_state=opt_state,
+            ema=None if self.ema is None else self.ema.update(params, self.step),
+        )
+
 
 def init_state(
     params: PyTree,

@@ -226,13 +226,7 @@ def make_train_step(
             grads=grads, params=params, updates=updates,
         )  # fmt: skip
         collected = aux_losses.with_means(collected, aux, totals.of_rows)
-        state = state.replace(
-            step=state.step + 1,
-            params=params,
-            model_state=model_state,
-            opt_state=opt_state,
-            ema=None if state.ema is None else state.ema.update(params, state.step),
-        )
+        state = state.after_step(params, model_state, opt_state)
         return pin_state(layout, state), replicate(layout, StepOutput(loss, collected))
 
     return train_step
