@@ -19,6 +19,7 @@ PACKAGES = (
     'thinkml.evaluation',
     'thinkml.models',
     'thinkml.monitoring',
+    'thinkml.optimization',
     'thinkml.training',
 )
 

@@ -10,6 +10,7 @@ PAGES = (
     'index', 'getting-started', 'concepts', 'extending',
     'guides/monitoring/throughput-and-gradient-norms', 'guides/training/optimizers-by-parameter',
     'guides/training/objectives', 'guides/training/auxiliary-losses',
+    'guides/optimization/cross-validation',
 )  # fmt: skip
 # The pages that explain a script of the examples, which tests/test_examples.py runs.
 TUTORIALS = {

@@ -20,11 +20,14 @@ if TYPE_CHECKING:
     from thinkml import evaluation as evaluation
     from thinkml import models as models
     from thinkml import monitoring as monitoring
+    from thinkml import optimization as optimization
     from thinkml import training as training
 
 __version__ = '0.1.0'
 
-_PACKAGES = ('core', 'data', 'errors', 'evaluation', 'models', 'monitoring', 'training')
+_PACKAGES = (
+    'core', 'data', 'errors', 'evaluation', 'models', 'monitoring', 'optimization', 'training',
+)  # fmt: skip
 
 
 def __getattr__(name: str) -> ModuleType:

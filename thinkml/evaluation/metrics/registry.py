@@ -425,7 +425,7 @@ def default_metrics(kind: TaskKind) -> list[str]:
     return [name for name, metric in metrics.items() if metric.default] or list(metrics)
 
 
-def check_metrics(metrics: Collection[Any] | None) -> list[Any] | None:
+def check_metrics(metrics: Collection[Any] | None, argument: str = 'metrics') -> list[Any] | None:
     """Returns the requested metrics as a list; names from a set get the order of `METRICS`.
 
     Raises:
@@ -435,13 +435,15 @@ def check_metrics(metrics: Collection[Any] | None) -> list[Any] | None:
     if metrics is None:
         return None
     if isinstance(metrics, str):
-        raise ConfigError(f'metrics: got the string {metrics!r}, expected a list: [{metrics!r}].')
+        raise ConfigError(
+            f'{argument}: got the string {metrics!r}, expected a list: [{metrics!r}].'
+        )
     if not isinstance(metrics, list | tuple | set | frozenset):
         raise ConfigError(
-            f'metrics: got {type(metrics).__name__}, expected a list of names, or None for those '
-            'that fit the task.'
+            f'{argument}: got {type(metrics).__name__}, expected a list of names, or None for '
+            'those that fit the task.'
         )
-    _raise_errors(unknown_name('metrics', n, _NAMES) for n in metrics if not _is_metric(n))
+    _raise_errors(unknown_name(argument, n, _NAMES) for n in metrics if not _is_metric(n))
     if isinstance(metrics, list | tuple):
         return list(dict.fromkeys(metrics))
     return sorted(metrics, key=lambda name: _NAMES.index(name) if name in _NAMES else len(_NAMES))
