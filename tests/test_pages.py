@@ -11,6 +11,7 @@ PAGES = (
     'guides/monitoring/throughput-and-gradient-norms', 'guides/training/optimizers-by-parameter',
     'guides/training/objectives', 'guides/training/auxiliary-losses',
     'guides/optimization/cross-validation',
+    'guides/data/labels-and-tasks',
 )  # fmt: skip
 # The pages that explain a script of the examples, which tests/test_examples.py runs.
 TUTORIALS = {

@@ -10,6 +10,9 @@ import numpy as np
 from thinkml.errors import ModelTypeError
 from thinkml.task_types import TASK_TYPES, TaskKind, TaskType
 
+IGNORE_LABEL = -100
+"""The label of rows and elements that count nowhere, as in torch and transformers."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Task:
@@ -28,7 +31,7 @@ class Task:
         element_shape: the axes of a row that have a target each: ``()`` for one target a row,
             ``(tokens,)``, ``(height, width)``. All other attributes are those of one element.
         ignore_label: the label of elements that count nowhere, and after the end of a sequence;
-            None if there is none.
+            None if there is none. For one target a row, None stands for -100, see `ignored`.
         blank_id: the position of the output that stands for no label in a frame, for sequences.
     """
 
@@ -43,7 +46,7 @@ class Task:
     def to_dict(self) -> dict[str, Any]:
         """Returns all attributes by name. Classes are not converted, so they may be NumPy types.
 
-        Those of elements are left out for a task of one target a row.
+        Those of elements are left out for a task of one target a row, unless they are set.
         """
         values = {
             'kind': self.kind,
@@ -53,6 +56,7 @@ class Task:
         }
         if self.element_shape:
             values['element_shape'] = [int(size) for size in self.element_shape]
+        if self.element_shape or self.ignore_label is not None:
             values['ignore_label'] = self.ignore_label
         if self.type.has_sequences:
             values |= {'ignore_label': self.ignore_label, 'blank_id': self.blank_id}
@@ -120,6 +124,29 @@ class Task:
     def is_one_hot(self) -> bool:
         """Returns True if the user passes each label as a row with a single 1."""
         return self.type.has_one_class and self.target_shape not in ((), (1,))
+
+    @property
+    def ignored(self) -> int | None:
+        """Returns the label that marks rows or elements that count nowhere; None if there is none.
+
+        For one label a row it is `ignore_label`, or -100 if the labels are numbers and -100 is not
+        one of the classes.
+
+        Example:
+            >>> Task('binary', (0, 1), num_outputs=1).ignored
+            -100
+            >>> Task('binary', ('no', 'yes'), num_outputs=1).ignored
+        """
+        if self.ignore_label is not None or self.element_shape or not self.has_row_labels:
+            return self.ignore_label
+        classes = self.classes or ()
+        are_numbers = not any(isinstance(label, str | bool | np.bool_) for label in classes)
+        return IGNORE_LABEL if are_numbers and IGNORE_LABEL not in classes else None
+
+    @property
+    def has_row_labels(self) -> bool:
+        """Returns True if the target of a row is the label of one class."""
+        return self.type.has_one_class and not self.is_one_hot and not self.element_shape
 
     @property
     def in_words(self) -> str:

@@ -158,20 +158,58 @@ def test_text_of_any_kind_is_a_label():
         assert encode_targets(y, infer_task(y, 2)).tolist() == [0, 1]
 
 
-@pytest.mark.parametrize('marker', [-100, -1, 255])
+@pytest.mark.parametrize('marker', [-1, 255])
 def test_numbers_that_mark_rows_without_a_label_are_hinted_at(marker):
-    hint = f'If {marker} marks rows without a label, .* sample_weight 0'
+    hint = f'If {marker} marks rows without a label, pass ignore_label={marker} to train'
     with pytest.raises(DataError, match=f'Build the model with 3 outputs.*{hint}'):
         infer_task([0, 1, marker], 2)
     with pytest.raises(DataError, match=hint):
         infer_task([0.0, 1.0, float(marker)], 1, decided='sigmoid')
-    with pytest.raises(DataError, match=hint):
+    of_rows = f'If {marker} marks rows without a label, .* sample_weight 0'
+    with pytest.raises(DataError, match=of_rows):
         infer_task([[0, 1], [1, marker]], 2, decided='sigmoid')
     with pytest.raises(DataError, match=hint):
         encode_targets([0, 1, marker], Task('binary', (0, 1), 2))
     with pytest.raises(DataError) as error:
         infer_task([0, 1, 2, 7], 3)
     assert 'marks' not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ('y', 'outputs', 'decided', 'classes'),
+    [
+        ([0, 1, -100], 1, None, (0, 1)),
+        ([-1, 1, -100], 1, None, (-1, 1)),
+        ([0, 1, -100], 3, None, (0, 1, 2)),
+        ([5, 7, -100], 2, None, (5, 7)),
+        ([0.0, 2.0, -100.0], 3, None, (0.0, 1.0, 2.0)),
+        ([0.0, 1.0, -100.0], 1, 'sigmoid', (0.0, 1.0)),
+        ([0.0, 1.0, -100.0], 1, None, None),  # a float may be a number to predict
+        ([3, 4, 5, -100], 1, None, None),
+        ([0, 1, -100], 1, 'regression', None),
+        (['0', '1', '-100'], 3, None, ('-100', '0', '1')),
+    ],
+)
+def test_the_ignored_label_is_not_a_class(y, outputs, decided, classes):
+    task = infer_task(y, outputs, decided=decided)
+    assert task.classes == classes and task.ignore_label is None
+    ignored = classes is not None and classes[0] != '-100'
+    assert encode_targets(y, task).tolist()[-1] == (-1 if ignored else {3: 0}.get(outputs, -100))
+
+
+def test_another_label_of_rows_is_ignored_only_if_it_is_named():
+    task = infer_task([0, 1, 255], 2, ignore_label=255)
+    assert task.classes == (0, 1) and task.ignored == 255
+    assert encode_targets([255, 1], task).tolist() == [-1, 1]
+    again = infer_task([0, 0, 1], 2, known=task)
+    assert again.ignored == -100 and again.classes == (0, 1)
+    before = Task('binary', (-100, 100), 1)
+    assert infer_task([-100, 100], 1, known=before) == before and before.ignored is None
+    assert Task.from_dict(task.to_dict()) == task and 'ignore_label' not in before.to_dict()
+    with pytest.raises(DataError, match=r'got only one label, 100, .* -100 is ignored\.'):
+        infer_task([-100, 100], 1)
+    with pytest.raises(DataError, match='each label is 3, which marks those that are ignored'):
+        infer_task([3, 3], 2, ignore_label=3)
 
 
 @pytest.mark.parametrize('y', [[1e300, 1.0], [-1e39, 0.0]])

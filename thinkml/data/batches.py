@@ -225,7 +225,7 @@ class Batches:
             got, expected = map(_heads_in_words, (_heads_of(batch), self._heads))
             raise DataError(
                 f'{self.argument}, batch {number}: got {got}, expected {expected} as in batch 1. '
-                'Give rows without a target any of the labels, and weight 0.'
+                'Give rows without a target any of the labels and weight 0, or the label -100.'
             )
         return batch
 

@@ -10,7 +10,6 @@ import numpy as np
 from thinkml.core.model.functional import HeadOutputs, Outputs
 from thinkml.core.objectives.heads import part_of
 from thinkml.data.targets import (
-    IGNORE_LABEL,
     check_targets,
     encode_targets,
     named_targets,
@@ -19,7 +18,7 @@ from thinkml.data.targets import (
 from thinkml.data.task_inference import infer_task
 from thinkml.errors import ConfigError, DataError, did_you_mean
 from thinkml.task_types import TASK_TYPES, Decision, TaskKind
-from thinkml.tasks import AnyTask, Composite, Task
+from thinkml.tasks import IGNORE_LABEL, AnyTask, Composite, Task
 from thinkml.typing import Labels, PyTree
 
 
@@ -59,7 +58,7 @@ def infer_any_task(
             of the head, or None for one output.
         requested: returns the task of a head that the user passed, or its kind; None to infer it.
         known: the task that the model was trained on before.
-        ignore_label: returns the label of ignored elements in a head; None for the default.
+        ignore_label: returns the ignored label of a head; None for the default.
 
     Raises:
         DataError: if the targets do not fit the outputs.

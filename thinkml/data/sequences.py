@@ -10,10 +10,9 @@ from thinkml.core.model.adapters import input_names
 from thinkml.core.model.frame_masks import WithFrameMask
 from thinkml.data.dataframes import is_named_row
 from thinkml.data.map_style_datasets import is_array
-from thinkml.data.targets import IGNORE_LABEL
 from thinkml.errors import DataError, warn_user
 from thinkml.model_record import ArraySpec, InputSpec
-from thinkml.tasks import AnyTask, blanks_of
+from thinkml.tasks import IGNORE_LABEL, AnyTask, blanks_of
 from thinkml.typing import Inputs, Labels, Model
 
 MASK_NAMES = ('mask', 'attention_mask', 'padding_mask')

@@ -129,7 +129,7 @@ class BatchFeed:
         batches: the source. Its first batch sets the batch size; shorter batches are padded by
             repeating their examples, with weight 0.
         encode: ``(batch, argument) -> (x, y, weight)`` returns the arrays of a batch for the
-            device.
+            device. It may leave out rows that count nowhere.
         accumulate_steps: batches per step.
         budget: bytes of device memory for the blocks; None for a default. The memory of four steps
             is used in any case.
@@ -153,7 +153,7 @@ class BatchFeed:
         self._batches, self._encode, self._layout = batches, encode, layout
         self._accumulate_steps, self._limit_steps = accumulate_steps, limit_steps
         arrays = encode(batches.peek(), f'{batches.argument}, batch 1')
-        self._rows_of_batch = num_rows_of(arrays[1])
+        self._rows_of_batch = num_rows_of(batches.peek().x)
         self.batch_size = self._rows_of_batch * accumulate_steps
         count = batches.num_batches
         steps = None if count is None else math.ceil(count / accumulate_steps)
@@ -173,7 +173,7 @@ class BatchFeed:
     def _read_blocks(self, iterator: BatchIterator, first: int) -> Iterator[Block]:
         steps: list[_Step] = []
         start, begin = first, time.perf_counter()
-        all_steps = self._steps(iterator)
+        all_steps = filter(lambda step: step.num_rows, self._steps(iterator))
         if first == 0:  # else batches read before the resumption may have weights above 0
             all_steps = _check_weighted(
                 all_steps, lambda step: any(map(_has_weight, step.parts)), iterator.argument
@@ -197,14 +197,15 @@ class BatchFeed:
         parts: list[Arrays] = []
         for number, batch in enumerate(iterator, 1):
             x, y, weight = self._encode(batch, f'{iterator.argument}, batch {number}')
-            if num_rows_of(y) > self._rows_of_batch:
+            num_rows = num_rows_of(batch.x)
+            if num_rows > self._rows_of_batch:
                 raise DataError(
-                    f'{iterator.argument}: got {num_rows_of(y)} examples in batch {number} after '
+                    f'{iterator.argument}: got {num_rows} examples in batch {number} after '
                     f'{self._rows_of_batch} in the first, expected at most as many. Make batches '
                     'of one size.'
                 )
             parts.append((x, y, weight))
-            if num_rows_of(y) < self._rows_of_batch or len(parts) == self._accumulate_steps:
+            if num_rows < self._rows_of_batch or len(parts) == self._accumulate_steps:
                 yield _Step(parts, iterator.position())
                 parts = []
         if parts:
@@ -245,7 +246,8 @@ def _check_weighted(
         yield item
     if not found:
         raise DataError(
-            f'{argument}: got weight 0 for every example of its batches, expected some above 0.'
+            f'{argument}: got weight 0 for every example of its batches, or an ignored label, '
+            'expected some that count.'
         )
 
 
@@ -446,6 +448,7 @@ def batch_parts(
         )  # fmt: skip
 
     all_arrays: Iterable[Arrays] = itertools.starmap(encoded, enumerate(batches.iterate(), 1))
+    all_arrays = filter(lambda arrays: num_rows_of(arrays[1]), all_arrays)
     if limit is not None:
         all_arrays = itertools.islice(filter(_has_weight, all_arrays), limit)
     return prefetched(map(part, _check_weighted(all_arrays, _has_weight, batches.argument)))

@@ -10,13 +10,10 @@ from thinkml.core.objectives.elements import IGNORED
 from thinkml.data.arrays import as_numeric, as_values
 from thinkml.data.numeric_checks import check_finite, check_magnitude, check_resolution
 from thinkml.errors import DataError
-from thinkml.tasks import Task
+from thinkml.tasks import IGNORE_LABEL, Task
 from thinkml.typing import Labels
 
 _NO_LABEL = 'Drop these rows, or give them any of the labels and sample_weight 0.'
-
-IGNORE_LABEL = -100
-"""The label of elements that count nowhere, as in torch and transformers."""
 
 # The values by which other libraries mark a row, or a pixel, without a label.
 _MARKERS = (-100, -1, 255)
@@ -101,7 +98,8 @@ def are_columns(parts: tuple[Any, ...]) -> bool:
 def find_marker(labels: np.ndarray) -> int | None:
     """Returns -100, -1 or 255 if it occurs together with whole numbers from 0 on, else None.
 
-    Other libraries use it to mark rows without a label; in ThinkML it is a label like any other.
+    Other libraries use it to mark rows without a label. In ThinkML only -100 marks them, beside
+    classes; another marker is a label like any other, unless it is the ``ignore_label``.
     """
     if labels.dtype.kind not in 'iuf':
         return None
@@ -112,8 +110,13 @@ def find_marker(labels: np.ndarray) -> int | None:
     return found[0] if is_marker and np.array_equal(others, np.round(others)) else None
 
 
-def unlabeled(marker: float) -> str:
+def unlabeled(marker: float, *, is_class: bool) -> str:
     """Describes the fix for rows that ``marker`` marks as having no label."""
+    if is_class:
+        return (
+            f'If {marker} marks rows without a label, pass ignore_label={marker} to train, or '
+            f'write {IGNORE_LABEL} in its place.'
+        )
     return (
         f'If {marker} marks rows without a label, drop them, or give them one of the other labels '
         'and sample_weight 0.'
@@ -124,7 +127,8 @@ def encode_targets(y: Labels, task: Task, argument: str = 'y_train') -> np.ndarr
     """Encodes targets for the losses.
 
     Returns:
-        class indices, int32 ``[rows]``, for binary and multiclass; 0 and 1, float32 ``[rows, k]``,
+        class indices, int32 ``[rows]``, for binary and multiclass, -1 for the label that the task
+        ignores; 0 and 1, float32 ``[rows, k]``,
         for multilabel; float32 ``[rows]`` or ``[rows, k]`` for regression; class indices, int32
         ``[rows, labels]``, for sequences.
 
@@ -211,10 +215,10 @@ def _encode_elements(array: np.ndarray, task: Task, argument: str) -> np.ndarray
             raise DataError(f'{argument}: got rows that are not one-hot, expected a single 1 each.')
         return array.argmax(axis=1).astype(np.int32)
     flat = array.reshape(len(array))
-    if task.ignore_label is None or flat.dtype.kind == 'U':
+    if task.ignored is None or flat.dtype.kind == 'U':
         return _encode_labels(flat, task, argument)
     encoded = np.full(len(flat), IGNORED, np.int32)
-    counts = flat != task.ignore_label
+    counts = flat != task.ignored
     encoded[counts] = _encode_labels(flat[counts], task, argument)
     return encoded
 
@@ -262,7 +266,7 @@ def _encode_labels(flat: np.ndarray, task: Task, argument: str) -> np.ndarray:
         raise DataError(
             f'{argument}: got labels the model was not trained on: {labels}. Its task is '
             f'{task.in_words}. Remove these rows, or train a model with an output for each label.'
-            + (f' {unlabeled(marked[0])}' if marked else '')
+            + (f' {unlabeled(marked[0], is_class=True)}' if marked else '')
         )
     return indices.astype(np.int32)
 
@@ -272,8 +276,8 @@ def fits(array: np.ndarray, task: Task) -> bool:
     if array.shape[1:] != task.row_shape:
         return False
     array = elements_of(array, task)
-    if task.ignore_label is not None and array.dtype.kind != 'U':
-        array = array[array != task.ignore_label]
+    if task.ignored is not None and array.dtype.kind != 'U':
+        array = array[array != task.ignored]
     if not task.is_classification:
         return array.dtype.kind != 'U'
     if task.type.has_many_labels:
@@ -284,6 +288,18 @@ def fits(array: np.ndarray, task: Task) -> bool:
     return (classes.dtype.kind == 'U') == (array.dtype.kind == 'U') and bool(
         np.isin(array, classes).all()
     )
+
+
+def num_ignored(encoded: np.ndarray, task: Task) -> int:
+    """Returns the number of rows, or of elements of rows, whose encoded label counts nowhere."""
+    return int((encoded == IGNORED).sum()) if task.type.has_one_class else 0
+
+
+def counted_rows(encoded: np.ndarray, task: Task) -> np.ndarray:
+    """Returns a mask of the rows that count; False for those whose one label is ignored."""
+    if not task.has_row_labels:
+        return np.ones(len(encoded), bool)
+    return encoded != IGNORED
 
 
 def is_one_hot(array: np.ndarray) -> bool:

@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 
 from thinkml.data.targets import (
-    IGNORE_LABEL,
     check_targets,
     find_marker,
     fits,
@@ -15,7 +14,7 @@ from thinkml.data.targets import (
 )
 from thinkml.errors import DataError
 from thinkml.task_types import Decision, TaskKind, kind_of_classes
-from thinkml.tasks import Task
+from thinkml.tasks import IGNORE_LABEL, Task
 from thinkml.typing import Labels
 
 
@@ -44,6 +43,8 @@ def infer_task(
 
     Integer labels from 0 to ``num_outputs - 1`` are the outputs' indices; other labels are
     assigned to the outputs in sorted order. Floats count as two values only if they are 0 and 1.
+    Integers equal to ``ignore_label`` are not counted as a value, but in a regression they are
+    numbers like others.
 
     If outputs or targets have more axes, a row consists of elements, such as tokens or pixels, with
     the shape ``e``:
@@ -72,7 +73,7 @@ def infer_task(
             (softmax or sigmoid) or ``'sequence'``; None to infer it.
         known: the classification task the model was trained on before. It is kept if ``y`` fits
             it, so that data without one of the classes does not renumber them.
-        ignore_label: the label of elements that count nowhere, where a row has several.
+        ignore_label: the label of rows, or of elements, that count nowhere.
 
     Raises:
         DataError: if ``y`` is not usable or the model can't output it.
@@ -89,15 +90,33 @@ def infer_task(
     if len(shape) > 1 or array.ndim > 2:
         return _infer_from_elements(array, shape, argument, decided, known, ignore_label)
     num_outputs = shape[0] if shape else 1
+    # None stands for the default, so that most tasks need not record it.
+    marker = None if ignore_label == IGNORE_LABEL else ignore_label
+    if known is not None and known.has_row_labels and known.ignore_label != marker:
+        known = dataclasses.replace(known, ignore_label=marker)
     if known is not None and _is_kept(known, array, num_outputs, decided):
         return known
     if array.ndim == 2 and array.shape[1] > 1:
         return _infer_from_rows(array, num_outputs, argument, decided)
     shape, flat = array.shape[1:], array.reshape(len(array))
-    if decided == 'regression' or (decided is None and not _looks_like_labels(flat, num_outputs)):
+    counted = flat if flat.dtype.kind in 'Ub' else flat[flat != ignore_label]
+    # -100 among floats may be a number to predict.
+    shown = flat if flat.dtype.kind == 'f' else counted
+    if decided == 'regression' or (decided is None and not _looks_like_labels(shown, num_outputs)):
         return _regression_task(flat, num_outputs, shape, argument)
-    classes = _infer_classes(flat, num_outputs, argument)
-    return Task(kind_of_classes(len(classes)), classes, num_outputs, shape)
+    _check_some_count(counted, ignore_label, argument)
+    others = f' {ignore_label} is ignored.' if len(counted) < len(flat) else ''
+    classes = _infer_classes(counted, num_outputs, argument, others)
+    marker = None if flat.dtype.kind in 'Ub' else marker
+    return Task(kind_of_classes(len(classes)), classes, num_outputs, shape, ignore_label=marker)
+
+
+def _check_some_count(counted: np.ndarray, ignore_label: int | None, argument: str) -> None:
+    if not len(counted):
+        raise DataError(
+            f'{argument}: each label is {ignore_label}, which marks those that are ignored, '
+            'expected some others. Pass ignore_label=... to ignore another label.'
+        )
 
 
 def _sequence_task(
@@ -144,7 +163,9 @@ def _looks_like_labels(flat: np.ndarray, num_outputs: int) -> bool:
     return (num_outputs > 1 and is_integral) or bool(np.isin(values, (0.0, 1.0)).all())
 
 
-def _infer_classes(flat: np.ndarray, num_outputs: int, argument: str) -> tuple[Any, ...]:
+def _infer_classes(
+    flat: np.ndarray, num_outputs: int, argument: str, others: str = ''
+) -> tuple[Any, ...]:
     slots = max(2, num_outputs)
     values = np.unique(flat)
     if flat.dtype.kind == 'b':
@@ -159,7 +180,7 @@ def _infer_classes(flat: np.ndarray, num_outputs: int, argument: str) -> tuple[A
     if len(values) == 1:
         raise DataError(
             f'{argument}: got only one label, {shown}, expected at least two. Check how the rows '
-            'were selected.'
+            f'were selected.{others}'
         )
     outputs = 'output' if num_outputs == 1 else 'outputs'
     fix = f'Build the model with {len(values)} outputs'
@@ -167,13 +188,13 @@ def _infer_classes(flat: np.ndarray, num_outputs: int, argument: str) -> tuple[A
         f'{argument}: got {len(values)} different labels ({shown}), but the model returns '
         f'{num_outputs} {outputs} per example, enough for {slots} classes. {fix}'
         + (', or use integer labels from 0 on.' if len(values) < slots else '.')
-        + _marker_hint(flat)
+        + _marker_hint(flat, is_class=True)
     )
 
 
-def _marker_hint(labels: np.ndarray) -> str:
+def _marker_hint(labels: np.ndarray, *, is_class: bool = False) -> str:
     marker = find_marker(labels)
-    return '' if marker is None else ' ' + unlabeled(marker)
+    return '' if marker is None else ' ' + unlabeled(marker, is_class=is_class)
 
 
 def _are_indices(values: np.ndarray, slots: int) -> bool:
@@ -243,11 +264,7 @@ def _infer_from_elements(
             return again
     flat = array.reshape(-1)
     flat = flat if marker is None else flat[flat != marker]
-    if not len(flat):
-        raise DataError(
-            f'{argument}: each label is {marker}, which marks elements that are ignored, expected '
-            'some others. Pass ignore_label=... to ignore another label.'
-        )
+    _check_some_count(flat, marker, argument)
     if flat.dtype.kind == 'f' and not np.array_equal(flat, np.round(flat)):
         raise DataError(_shapes_differ(array, outputs, argument))
     classes = _infer_classes(flat, num_outputs, argument)

@@ -22,6 +22,7 @@ from thinkml.evaluation.score_summary import MOST_SCORE_BYTES, score_bytes
 from thinkml.evaluation.scored_elements import (
     counted_elements,
     draw_rows,
+    has_positions,
     weights_of_elements,
 )
 from thinkml.evaluation.settings import Settings, open_resampling, open_weight
@@ -84,13 +85,14 @@ def _evaluate(
     notes: list[str] = []
     if not inputs.has_all_scores:
         metrics, notes = _without_all_scores(metrics, inputs, settings.metrics is None)
-    if task.element_shape:
+    if has_positions(inputs.encoded, task):
         positions = counted_elements(inputs.encoded, task)
         rows = positions // task.num_elements
         weight = weights_of_elements(weight, task, positions)
         if not len(positions) or (weight is not None and not weight.any()):
             raise DataError(
-                'y_test: each element is ignored or has weight 0, expected some that count.'
+                f'y_test: each {"element" if task.element_shape else "row"} is ignored or has '
+                'weight 0, expected some that count.'
             )
         masks = {name: mask[rows] for name, mask in masks.items()}
         resampling = draw_rows(resampling, rows)

@@ -27,7 +27,8 @@ class EvaluationData:
         outputs: the model's raw outputs, ``(n, ...)``; None for a model that only predicts.
         weight: the weight of each example, float64 ``(n,)``; None if all weights are 1.
         positions: ``(n,)``, if examples are elements of rows: their positions among all elements of
-            all rows; None if each row is an example.
+            all rows. If rows were left out whose label is ignored, the numbers of the others. None
+            if each row is an example.
         element_shape: the axes of the elements of a row; ``()`` if each row is an example.
         custom: the values of custom metrics for each example, ``(n,)``, by name.
         summary: the summary of each example's outputs, if all of them are too large to be kept;

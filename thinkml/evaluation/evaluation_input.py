@@ -11,7 +11,7 @@ from thinkml.data import WHY_NAN, encode_targets, fingerprint
 from thinkml.errors import DataError
 from thinkml.evaluation.evaluation_data import EvaluationData
 from thinkml.evaluation.score_summary import ScoreSummary
-from thinkml.evaluation.scored_elements import counted_elements, of_elements
+from thinkml.evaluation.scored_elements import counted_elements, has_positions, of_elements
 from thinkml.tasks import Task
 
 
@@ -82,7 +82,7 @@ def make_evaluation_data(
         encoded_predictions = encode_targets(predictions, task, argument='predictions')
     num_classes = task.num_outputs if task.classes is None else len(task.classes)
     positions = None
-    if task.element_shape:
+    if has_positions(encoded, task):
         positions = counted_elements(encoded, task)
 
         def counted(array: np.ndarray) -> np.ndarray:

@@ -19,7 +19,7 @@ from thinkml.evaluation.evaluation_input import (
     make_evaluation_data,
 )
 from thinkml.task_types import kind_of_classes
-from thinkml.tasks import Task
+from thinkml.tasks import IGNORE_LABEL, Task
 from thinkml.typing import Inputs, Labels, Model
 
 _BATCH_ROWS = 2**16
@@ -146,6 +146,7 @@ def _infer_classes(labels: np.ndarray, predictions: np.ndarray) -> np.ndarray | 
                 'these numbers.'
             )
         return None
+    labels = labels if labels.dtype.kind == 'U' else labels[labels != IGNORE_LABEL]
     classes = np.union1d(labels, predictions)
     return np.arange(2) if np.isin(classes, (0, 1)).all() else classes
 

@@ -80,8 +80,15 @@ class Evaluation:
 
     @property
     def num_rows(self) -> int:
-        """Returns the number of rows evaluated."""
-        return len(self.labels)
+        """Returns the number of rows evaluated, without those whose one label is ignored."""
+        return len(self.labels) - self.num_ignored
+
+    @property
+    def num_ignored(self) -> int:
+        """Returns the number of rows that were left out, since their one label is ignored."""
+        if self.task.element_shape or self.scored.positions is None:
+            return 0
+        return len(self.labels) - len(self.scored)
 
     @property
     def probabilities(self) -> np.ndarray | None:
@@ -145,7 +152,9 @@ class Evaluation:
     def headline(self) -> str:
         """Returns the data set, the task and the number of rows in one line."""
         name = f'{self.name}: ' if self.name else ''
-        return f'{name}{self.task}, {self.num_rows:,} row{"s" if self.num_rows > 1 else ""}'
+        rows = f'{self.num_rows:,} row{"s" if self.num_rows > 1 else ""}'
+        ignored = f', {self.num_ignored:,} more with an ignored label' if self.num_ignored else ''
+        return f'{name}{self.task}, {rows}{ignored}'
 
 
 def number(value: float) -> str:

@@ -1,12 +1,18 @@
-"""Scored elements: the tokens or pixels of a data set that count, and the row of each."""
+"""Scored elements: the rows, tokens or pixels of a data set that count."""
 
 import dataclasses
 
 import numpy as np
 
 from thinkml.core.objectives.elements import IGNORED
+from thinkml.data.targets import counted_rows
 from thinkml.evaluation.bootstrap import Resampling
 from thinkml.tasks import Task
+
+
+def has_positions(encoded: np.ndarray, task: Task) -> bool:
+    """Returns True if the examples are not all rows in order: elements, or the rows that count."""
+    return bool(task.element_shape) or not counted_rows(encoded, task).all()
 
 
 def counted_elements(encoded: np.ndarray, task: Task) -> np.ndarray:
@@ -35,13 +41,15 @@ def draw_rows(resampling: Resampling, rows: np.ndarray) -> Resampling:
     """Returns a resampling that draws all elements of a row together.
 
     The elements of a row depend on each other, so intervals from elements alone would be too
-    narrow.
+    narrow. Rows of one element are drawn alone.
 
     Args:
         resampling: how rows are drawn.
-        rows: the row of each element.
+        rows: the row of each element, in order.
     """
-    groups = rows if resampling.groups is None else resampling.groups[rows]
     strata = None if resampling.strata is None else resampling.strata[rows]
+    if resampling.groups is None and np.diff(rows).all():
+        return dataclasses.replace(resampling, strata=strata)
+    groups = rows if resampling.groups is None else resampling.groups[rows]
     _, numbered = np.unique(groups, return_inverse=True)
     return dataclasses.replace(resampling, groups=numbered, strata=strata)

@@ -31,15 +31,22 @@ from thinkml.data import (
     row_parts,
     select,
 )
-from thinkml.data.head_targets import encode_any_targets
+from thinkml.data.head_targets import encode_any_targets, rows_at
 from thinkml.data.sample_weights import in_float32, of_rows
 from thinkml.data.sequences import bucket_lengths
 from thinkml.data.stream import Arrays, row_bytes
+from thinkml.data.targets import counted_rows
 from thinkml.errors import ConfigError, DataError
 from thinkml.tasks import AnyTask, Task, blanks_of
 from thinkml.training.config import TrainingConfig
 from thinkml.training.run import Validation
-from thinkml.training.training_data import Examples, Stream, rows_of_weight, with_advice
+from thinkml.training.training_data import (
+    Examples,
+    Stream,
+    rows_of_weight,
+    with_advice,
+    without_ignored,
+)
 from thinkml.training.training_setup import TrainingSetup
 from thinkml.training.validation_sets import SetName, by_argument
 
@@ -279,10 +286,14 @@ def _encode(stream: Stream, batch: HostBatch, argument: str) -> Arrays:
     """Returns the inputs, encoded labels and weights of a batch, for the device."""
     y = with_advice(stream.advice, encode_any_targets, batch.y, stream.task, argument)
     if isinstance(stream.task, Task):
-        return batch.x, y, _stream_weights(stream, stream.task, y, batch.weight, argument)
+        weight = _stream_weights(stream, stream.task, y, batch.weight, argument)
+        counts = counted_rows(y, stream.task)
+        if stream.keeps_ignored or counts.all():
+            return batch.x, y, weight
+        return rows_at((batch.x, y, weight), counts)
     of_elements = stream.has_element_weights
     weights = {
-        name: _stream_weights(
+        name: _weights_of_head(
             stream._replace(
                 class_table=part_of(stream.class_table, name),
                 has_element_weights=of_elements.get(name, False)
@@ -297,6 +308,13 @@ def _encode(stream: Stream, batch: HostBatch, argument: str) -> Arrays:
         for name, head in stream.task.heads
     }  # fmt: skip
     return batch.x, y, weights
+
+
+def _weights_of_head(
+    stream: Stream, task: Task, y: np.ndarray, given: np.ndarray | None, argument: str
+) -> np.ndarray | None:
+    weight = _stream_weights(stream, task, y, given, argument)
+    return without_ignored(weight, y, task)
 
 
 def _stream_weights(

@@ -94,7 +94,7 @@ def warn_of_unlabeled(
     """Warns of numbers and text that mark rows without a label in other libraries."""
     warn_of_missing_text(targets, argument, 'a class')
     marker = find_marker(targets)
-    if marker is None or marker == task.ignore_label:
+    if marker is None or marker == task.ignored:
         return
     if task.element_shape:
         warn_user(
@@ -108,13 +108,12 @@ def warn_of_unlabeled(
     else:
         # Two classes may be any numbers; -1, 0 and 1 are signs; 0, 1, 2, ... are indices.
         classes = task.classes or ()
-        is_class = classes not in ((-1, 0, 1), tuple(range(len(classes)))) and (
-            marker == -100 or len(classes) > 2
-        )
+        is_class = len(classes) > 2 and classes not in ((-1, 0, 1), tuple(range(len(classes))))
     if is_class:
         what = 'a class' if task.is_classification else 'a number to predict'
         warn_user(
-            f'{argument}: {marker} is {what} like the others ({task.in_words}). {unlabeled(marker)}'
+            f'{argument}: {marker} is {what} like the others ({task.in_words}). '
+            + unlabeled(marker, is_class=task.is_classification)
         )
 
 

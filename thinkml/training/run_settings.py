@@ -6,10 +6,13 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
+import numpy as np
 
 from thinkml.core.model.frozen_parameters import all_params
 from thinkml.core.model.parameter_paths import first_matches
+from thinkml.core.objectives.heads import part_of
 from thinkml.core.train.custom_step import has_init, step_name
+from thinkml.data.targets import num_ignored
 from thinkml.data.task_inference import other_reading
 from thinkml.tasks import Task
 from thinkml.training.config import TrainingConfig
@@ -107,18 +110,22 @@ def _with_numbers(group: ParameterGroup, config: TrainingConfig) -> str:
 
 
 def _task_of(setup: TrainingSetup) -> str:
-    """Returns the task, and how to have the targets read in another way if there is one."""
+    """Returns the task, the number of ignored labels, and another reading of the targets."""
+    y = setup.train.y if isinstance(setup.train, Examples) else None
     if isinstance(setup.task, Task):
-        return _with_other_reading(setup.task, setup.objective)
+        return _in_words(setup.task, setup.objective, y)
     heads = setup.objective.heads
     return ', '.join(
-        f'{name} ({_with_other_reading(head, heads[name])})' for name, head in setup.task.heads
+        f'{name} ({_in_words(head, heads[name], part_of(y, name))})'
+        for name, head in setup.task.heads
     )
 
 
-def _with_other_reading(task: Task, objective: TrainingObjective) -> str:
+def _in_words(task: Task, objective: TrainingObjective, y: np.ndarray | None) -> str:
     other = other_reading(task) if objective.is_default_loss else None
-    return str(task) if other is None else f'{task}; {other}'
+    count = 0 if y is None else num_ignored(y, task)
+    ignored = f', {count:,} of {y.size:,} labels ignored' if y is not None and count else ''
+    return f'{task}{ignored}' if other is None else f'{task}{ignored}; {other}'
 
 
 def _rows_of(setup: TrainingSetup, names: tuple[str, ...]) -> str:

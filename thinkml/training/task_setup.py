@@ -67,10 +67,10 @@ def _infer_task(
     for name, head, targets in by_head(task, data.targets):
         of_request = request.of_head(name, task) if isinstance(task, Composite) else request
         where = argument_of_head(data.labels_from, name)
-        if of_request.ignore_label not in (None, head.ignore_label):
+        if of_request.ignore_label not in (None, head.ignored):
             raise ConfigError(
                 f'{argument_of_head("ignore_label", name)}: got {of_request.ignore_label} for '
-                f'{head.in_words}, expected None: only whole numbers that are classes of elements '
+                f'{head.in_words}, expected None: only whole numbers that are labels of classes '
                 'can be ignored. Use sample_weight 0.'
             )
         warn_of_new_classes(before.get(name), head, where)

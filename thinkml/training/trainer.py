@@ -212,8 +212,8 @@ class ModelTrainer:
                 ``MixUp(0.2)``, a function ``(key, x, y) -> (x, y)`` on a batch, or a list of these;
                 see `thinkml.core.make_augmentation`.
             groups: a group for each row. ``validation_split`` holds out whole groups.
-            ignore_label: the label of elements that count nowhere, if a row has several; None for
-                -100.
+            ignore_label: the label of rows, or of elements of rows, that count nowhere; None for
+                -100. Only labels of classes that are whole numbers can be ignored.
             max_length: the length that longer rows are cut to, if ``X_train`` is a list or column
                 of sequences of different lengths; None pads to the longest row.
             task: ``'binary'``, ``'multiclass'``, ``'multilabel'``, ``'regression'`` or

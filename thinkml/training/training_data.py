@@ -19,6 +19,7 @@ from thinkml.data import (
     example_weights,
     fingerprint,
     is_batches,
+    number_groups,
     open_batches,
     open_data,
     open_rows,
@@ -33,6 +34,7 @@ from thinkml.data.head_targets import (
     rows_at,
 )
 from thinkml.data.sample_weights import shift_of
+from thinkml.data.targets import counted_rows
 from thinkml.errors import ConfigError, DataError, ModelTypeError, unknown_name
 from thinkml.model_record import InputSpec
 from thinkml.tasks import AnyTask, Composite, Task
@@ -105,6 +107,8 @@ class Stream(NamedTuple):
         advice: a sentence for errors about unknown labels; empty if the task was known before.
         has_element_weights: True if the batches hold a weight for each element of a row; a dict of
             bools by head if they hold weights by head.
+        keeps_ignored: True if rows whose label is ignored are passed on, with the label -1, and not
+            left out: an objective may learn from their inputs.
     """
 
     batches: Batches
@@ -113,6 +117,7 @@ class Stream(NamedTuple):
     weight_shift: int = 0
     advice: str = ''
     has_element_weights: bool | dict[str, bool] = False
+    keeps_ignored: bool = False
 
 
 class TrainRequest(NamedTuple):
@@ -334,19 +339,25 @@ def make_stream(
             f'validation_split: got {config.validation_split!r} for batches, from which no rows '
             'can be held out. Pass X_val, another source of batches or arrays.'
         )
-    shift, of_elements = weight_shift(batches), has_element_weights(batches)
+    table: PyTree = None
     if request.class_weights is None:
-        return Stream(
-            batches, task, weight_shift=shift, advice=advice, has_element_weights=of_elements
-        )
-    if isinstance(task, Composite):
+        pass
+    elif isinstance(task, Composite):
         table = {}
         for name, head in task.heads:
             with naming_head(name):
                 table[name] = _class_table(head, request.of_head(name, task).class_weights)
     else:
         table = _class_table(task, request.class_weights)
-    return Stream(batches, task, table, shift, advice, of_elements)
+    return Stream(
+        batches=batches,
+        task=task,
+        class_table=table,
+        weight_shift=weight_shift(batches),
+        advice=advice,
+        has_element_weights=has_element_weights(batches),
+        keeps_ignored=request.sees_model,
+    )
 
 
 def _class_table(task: Task, class_weights: Any) -> np.ndarray | None:
@@ -388,13 +399,41 @@ def weights_of_examples(
     for name, head in task.heads:
         of_head = request.of_head(name, task)
         with naming_head(name):
-            weights[name] = example_weights(
+            weight = example_weights(
                 y[name], head, of_head.class_weights, of_head.sample_weight, rows=rows
             )
+        weights[name] = without_ignored(weight, y[name], head)
     if all(weight is None for weight in weights.values()):
         return None
     ones = np.ones(num_rows_of(y), np.float32)
     return {name: ones if weight is None else weight for name, weight in weights.items()}
+
+
+def without_ignored(weight: np.ndarray | None, y: np.ndarray, task: Task) -> np.ndarray | None:
+    """Returns the weights of the rows of a head, 0 for those whose one label is ignored."""
+    counts = counted_rows(y, task)
+    if counts.all():
+        return weight
+    return np.where(counts, np.float32(1) if weight is None else weight, np.float32(0))
+
+
+def select_counted(y: PyTree, task: AnyTask, rows: np.ndarray, argument: str) -> np.ndarray:
+    """Returns the rows that count: those whose one label is not ignored.
+
+    A row of several heads stays, with weight 0 for the heads that ignore it.
+
+    Raises:
+        DataError: if no row is left.
+    """
+    if isinstance(task, Composite):
+        return rows
+    kept = rows[counted_rows(y[rows], task)]
+    if not len(kept):
+        raise DataError(
+            f'{argument}: each label is {task.ignored}, which marks rows that are ignored, '
+            'expected some others. Choose other rows.'
+        )
+    return kept
 
 
 def make_examples(
@@ -402,12 +441,14 @@ def make_examples(
 ) -> tuple[Examples, Examples | None]:
     """Returns the rows to train on, and those held out for validation."""
     rows, rows_val = np.arange(len(x)) if request.rows is None else request.rows, None
-    room = None if request.rows is None else len(x)
+    room, groups = None if request.rows is None else len(x), request.groups
+    if not request.sees_model:
+        num_rows, rows = len(rows), select_counted(y, task, rows, 'y_train')
+        if groups is not None and len(rows) < num_rows:
+            groups = number_groups(groups, num_rows, 'groups')[rows]
     order, share = config.held_out
     if request.X_val is None and request.y_val is None and share > 0:
-        parts = split_rows(
-            rows_at(y, rows), task, share, config.seed, order=order, groups=request.groups
-        )
+        parts = split_rows(rows_at(y, rows), task, share, config.seed, order=order, groups=groups)
         rows, rows_val = (rows[part] for part in parts)
     elif request.groups is not None:
         raise ConfigError(

@@ -25,7 +25,9 @@ from thinkml.training.training_data import (
     has_no_labels,
     identify,
     label_of_batches,
+    select_counted,
     weight_shift,
+    weights_of_examples,
 )
 
 Data = TypeVar('Data')
@@ -197,6 +199,7 @@ def _open_set(
         return Stream(
             batches, task,
             weight_shift=weight_shift(batches), has_element_weights=has_element_weights(batches),
+            keeps_ignored=request.sees_model,
         )  # fmt: skip
     if X_val is None or (y_val is None and not _holds_labels(request)):
         missing, given = (argument, labels) if X_val is None else (labels, argument)
@@ -204,7 +207,12 @@ def _open_set(
     x, targets = open_data(X_val, y_val, argument, labels, like=inputs)
     check_lengths({argument: x, labels: targets})
     y = encode_any_targets(targets, task, labels)
-    return Examples(x, y, np.arange(len(x)), None, lengths=masked_lengths(data))
+    rows, weight = np.arange(len(x)), None
+    if not request.sees_model:
+        rows = select_counted(y, task, rows, labels)
+        alone = request._replace(class_weights=None, sample_weight=None)
+        weight = weights_of_examples(y, task, alone)
+    return Examples(x, y, rows, weight, lengths=masked_lengths(data))
 
 
 def masked_lengths(data: PaddedData) -> np.ndarray | None:

@@ -158,7 +158,7 @@ def _interval_notes(evaluation: Evaluation) -> list[str]:
         return []
     groups, positions = resampling.groups, evaluation.scored.positions
     units = 'rows' if groups is None else 'groups of rows'
-    if groups is not None and positions is not None:
+    if groups is not None and positions is not None and evaluation.task.element_shape:
         rows = positions // evaluation.task.num_elements
         is_grouped = len(np.unique(groups)) < len(np.unique(rows))
         units = f'{"groups of " if is_grouped else ""}rows with all their elements'

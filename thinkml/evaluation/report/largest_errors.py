@@ -36,9 +36,10 @@ def errors(evaluation: Evaluation) -> dict[str, Any]:
 
 
 def _place(error: dict[str, Any], positions: np.ndarray, shape: tuple[int, ...]) -> dict[str, Any]:
-    """Returns an error with its row, and with the index of its element within the row."""
+    """Returns an error with its row, and with the index of its element if the row has several."""
     row, *element = np.unravel_index(positions[error['row']], (positions.max() + 1, *shape))
-    return error | {'row': int(row), 'element': ', '.join(map(str, element))}
+    place = {'element': ', '.join(map(str, element))} if shape else {}
+    return error | {'row': int(row), **place}
 
 
 def _wrong_classes(data: EvaluationData, classes: list[str]) -> dict[str, Any]:

@@ -356,8 +356,8 @@ class ActiveLearner:
         Args:
             indices: rows of the pool.
             y: a label for each row; None or NaN for a row that has none, which is skipped. For
-                tokens and pixels the label of a row is an array, with -100 for elements that do
-                not count.
+                tokens and pixels the label of a row is an array. Rows and elements with the label
+                -100 are not learned from.
 
         Raises:
             DataError: for rows that are not in the pool, and labels that the model can't learn;

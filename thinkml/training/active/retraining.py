@@ -25,12 +25,12 @@ from thinkml.data import (
     open_rows,
 )
 from thinkml.data.inputs import probe_of
-from thinkml.data.targets import IGNORE_LABEL, elements_of
+from thinkml.data.targets import elements_of
 from thinkml.errors import ConfigError, DataError, ModelTypeError, warn_user
 from thinkml.evaluation import ModelEvaluator
 from thinkml.evaluation.metrics.registry import check_fit
 from thinkml.model_record import InputSpec, ModelRecord, attach_record, record_of, record_to_change
-from thinkml.tasks import Task, TaskKind, single_task
+from thinkml.tasks import IGNORE_LABEL, Task, TaskKind, single_task
 from thinkml.training.active.pool import Pool
 from thinkml.training.active.pool_predictions import Ensemble
 from thinkml.training.config import TrainingConfig
@@ -276,11 +276,11 @@ class Retraining:
     def _num_labels(self, y: np.ndarray) -> int:
         """Returns the number of different labels, of rows or of their elements."""
         if self.task is not None:
-            labels, marker = elements_of(y, self.task), self.task.ignore_label
+            labels, marker = elements_of(y, self.task), self.task.ignored
         elif self.has_elements:
             labels, marker = y.reshape(-1), IGNORE_LABEL
         else:
-            labels, marker = y, None
+            labels, marker = y, IGNORE_LABEL if y.ndim == 1 and y.dtype.kind == 'i' else None
         if marker is not None and labels.dtype.kind != 'U':
             labels = labels[labels != marker]
         return len(np.unique(labels, axis=0))

@@ -34,7 +34,7 @@ from thinkml.models.model_table import Table
 from thinkml.models.transfer_model import TransferModel
 from thinkml.models.zoo import check_weights
 from thinkml.monitoring import History
-from thinkml.tasks import single_task
+from thinkml.tasks import IGNORE_LABEL, single_task
 from thinkml.training.config import TrainingConfig
 from thinkml.training.input_checks import check_pixels_of
 from thinkml.training.train import (
@@ -545,7 +545,8 @@ def _linear_head(
     elif decides(request.loss_fn) == 'regression' or not _are_labels(targets):
         outputs = 1
     else:
-        outputs = max(2, len(np.unique(targets)))
+        counted = targets if targets.dtype.kind == 'U' else targets[targets != IGNORE_LABEL]
+        outputs = max(2, len(np.unique(counted)))
     return nnx.Linear(
         base.num_features, outputs, kernel_init=nnx.initializers.normal(0.01),
         rngs=nnx.Rngs((config or TrainingConfig()).seed),
