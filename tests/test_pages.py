@@ -12,6 +12,7 @@ PAGES = (
     'guides/training/objectives', 'guides/training/auxiliary-losses',
     'guides/optimization/cross-validation',
     'guides/data/labels-and-tasks',
+    'guides/optimization/search',
 )  # fmt: skip
 # The pages that explain a script of the examples, which tests/test_examples.py runs.
 TUTORIALS = {

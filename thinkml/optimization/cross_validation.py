@@ -1,21 +1,19 @@
 """Cross-validation: a model trained and tested on several parts of a data set."""
 
 import dataclasses
-import inspect
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from flax import nnx
 
-from thinkml.core.model.functional import is_model
 from thinkml.data import Rows, check_lengths, is_batches, open_data
-from thinkml.errors import ConfigError, DataError, ModelTypeError, unknown_name
+from thinkml.errors import ConfigError, DataError, unknown_name
 from thinkml.evaluation import ModelEvaluator
 from thinkml.evaluation.metrics.registry import check_metrics
 from thinkml.history import History
 from thinkml.optimization.folds import Split, make_folds
+from thinkml.optimization.model_maker import model_maker
 from thinkml.tasks import Task
 from thinkml.text_table import aligned_lines
 from thinkml.training.config import TrainingConfig
@@ -283,8 +281,7 @@ def cross_validate(
 
     Example:
         >>> import numpy as np
-        >>> from flax import nnx
-        >>> from thinkml.optimization import cross_validate
+        >>>         >>> from thinkml.optimization import cross_validate
         >>> from thinkml.training import TrainingConfig
         >>> X = np.random.default_rng(0).normal(size=(90, 4))
         >>> y = X.argmax(axis=1)
@@ -298,21 +295,13 @@ def cross_validate(
         (90,)
     """
     config, scoring = check_config(config), check_metrics(scoring, 'scoring')
-    _check_arguments(arguments)
-    if is_batches(X):
-        raise DataError('X: got batches, expected rows, from which folds are made.')
-    x, targets = open_data(X, y, 'X', 'y')
-    check_lengths({'X': x, 'y': targets})
-    if isinstance(targets, dict):
-        raise DataError(
-            'y: got targets of several heads, expected one target for each row. Train each fold '
-            'with ModelTrainer.'
-        )
+    check_arguments(arguments)
+    x, targets = rows_with_targets(X, y)
     splits = make_folds(
-        folds, _strata(targets), repeats=repeats, groups=groups, time=time, seed=config.seed,
-        stratify=stratify and not time and _has_classes(targets),
+        folds, targets, repeats=repeats, groups=groups, stratify=stratify, time=time,
+        seed=config.seed,
     )  # fmt: skip
-    make, per_repeat = _maker(make_model, model_parameters or {}), len(splits) // repeats
+    make, per_repeat = model_maker(make_model, model_parameters or {}), len(splits) // repeats
     done: list[Fold] = []
     for index, split in _shown(splits, progress):
         settings = dataclasses.replace(config, seed=config.seed + index // per_repeat)
@@ -324,6 +313,24 @@ def cross_validate(
         fold = _tested(model, split, x, targets, history, scoring)
         done.append(fold if keep_models else dataclasses.replace(fold, model=None))
     return CrossValidation(done[0].task, tuple(done), len(x))
+
+
+def rows_with_targets(X: Inputs, y: Labels) -> tuple[Rows, np.ndarray]:
+    """Returns the rows of a data set and their targets.
+
+    Raises:
+        DataError: for batches, targets of several heads, and data that can't be used.
+    """
+    if is_batches(X):
+        raise DataError('X: got batches, expected rows, from which folds are made.')
+    x, targets = open_data(X, y, 'X', 'y')
+    check_lengths({'X': x, 'y': targets})
+    if isinstance(targets, dict):
+        raise DataError(
+            'y: got targets of several heads, expected one target for each row. Train each fold '
+            'with ModelTrainer.'
+        )
+    return x, targets
 
 
 def _tested(
@@ -354,43 +361,12 @@ def _tested(
 _SET_HERE = ('X_train', 'y_train', 'X_val', 'y_val', 'rows', 'known', 'groups')
 
 
-def _check_arguments(arguments: Mapping[str, Any]) -> None:
+def check_arguments(arguments: Mapping[str, Any]) -> None:
+    """Raises a `ConfigError` for names that are no arguments of ``train``."""
     known = [name for name in TrainRequest._fields if name not in _SET_HERE]
     for name in arguments:
         if name not in known:
             raise ConfigError(unknown_name('arguments', name, known))
-
-
-def _maker(make_model: Any, parameters: Mapping[str, Any]) -> Callable[[int], Model]:
-    """Returns a function of a seed that makes a model with its initial weights."""
-    if is_model(make_model):
-        if parameters:
-            raise ConfigError(
-                f'model_parameters: got {", ".join(parameters)} beside a model, expected none. '
-                'Pass a function that makes the model.'
-            )
-        if not isinstance(make_model, nnx.Module):
-            raise ModelTypeError(
-                f'make_model: got {type(make_model).__name__}, expected an NNX module or a '
-                'function that makes the model, for instance lambda: from_linen(Net()).'
-            )
-        return lambda seed: nnx.clone(make_model)
-    if not callable(make_model):
-        raise ModelTypeError(
-            f'make_model: got {make_model!r}, expected a function that makes a model.'
-        )
-    takes_rngs = 'rngs' in inspect.signature(make_model).parameters
-
-    def make(seed: int) -> Model:
-        rngs = {'rngs': nnx.Rngs(seed)} if takes_rngs else {}
-        model = make_model(**rngs, **parameters)
-        if not is_model(model):
-            raise ModelTypeError(
-                f'make_model: it returned {type(model).__name__}, expected a model.'
-            )
-        return model
-
-    return make
 
 
 def _shown(splits: list[Any], progress: bool) -> Iterator[tuple[int, Any]]:
@@ -400,14 +376,6 @@ def _shown(splits: list[Any], progress: bool) -> Iterator[tuple[int, Any]]:
     from tqdm import tqdm
 
     yield from enumerate(tqdm(splits, desc='folds', unit='fold'))
-
-
-def _has_classes(targets: np.ndarray) -> bool:
-    return targets.ndim == 1 and targets.dtype.kind in 'iubU'
-
-
-def _strata(targets: np.ndarray) -> np.ndarray:
-    return targets if targets.ndim == 1 else np.zeros(len(targets))
 
 
 def _have_same_rows(a: tuple[Fold, ...], b: tuple[Fold, ...]) -> bool:

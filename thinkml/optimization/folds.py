@@ -11,13 +11,18 @@ Split = tuple[np.ndarray, np.ndarray]
 """The rows to train on and the rows to test on."""
 
 
+def has_classes(targets: np.ndarray) -> bool:
+    """Returns True for targets that are labels of classes, and not numbers."""
+    return targets.ndim == 1 and targets.dtype.kind in 'iubU'
+
+
 def make_folds(
     folds: Any,
-    y: np.ndarray,
+    targets: np.ndarray,
     *,
     repeats: int = 1,
     groups: Any = None,
-    stratify: bool = False,
+    stratify: bool = True,
     time: bool = False,
     seed: int = 0,
 ) -> list[Split]:
@@ -26,10 +31,10 @@ def make_folds(
     Args:
         folds: the number of folds, an object with ``split(X, y, groups)`` as those of
             scikit-learn, or pairs of training and test rows.
-        y: the labels, one for each row, by which strata are formed.
+        targets: the labels or numbers of each row.
         repeats: the number of repetitions, each shuffled in another way.
         groups: the group of each row; a group is never in both parts of a fold.
-        stratify: True to give each fold the same share of each label.
+        stratify: True to give each fold the same share of each class; not used for numbers.
         time: True for rows in the order of time: each fold is tested on the rows after those that
             it is trained on.
         seed: the seed of the shuffling.
@@ -40,6 +45,8 @@ def make_folds(
     """
     if not is_whole(repeats) or repeats < 1:
         raise ConfigError(f'repeats: got {repeats!r}, expected a whole number of at least 1.')
+    y = targets if targets.ndim == 1 else np.zeros(len(targets))
+    stratify = stratify and not time and has_classes(targets)
     groups = None if groups is None else _checked_groups(groups, len(y))
     if not is_whole(folds):
         if repeats > 1:
