@@ -269,6 +269,21 @@ def test_the_newest_and_the_best_stay_whatever_came_before(tmp_path):
         assert names(tmp_path) == sorted(map(str, expected))
 
 
+def test_a_complete_checkpoint_becomes_the_best(tmp_path):
+    checkpointer = Checkpointer(tmp_path, keep=1)
+    for step in (1, 2):
+        checkpointer.save(step, {'w': jnp.full(3, step)}, best=step == 1)
+    checkpointer.mark_best(2)
+    assert (checkpointer.steps(), checkpointer.best_step()) == ([2], 2)
+    assert [path.name for path in tmp_path.iterdir()] == ['2']
+    assert Checkpointer(tmp_path).latest_sound() == 2
+    with pytest.raises(CheckpointError, match='step: got 1, expected one of'):
+        checkpointer.mark_best(1)
+    (tmp_path / '2' / manifest.NAME).write_text('{}')
+    with pytest.raises(CheckpointError, match=r'step: 2 in .* could not be marked as the best'):
+        checkpointer.mark_best(2)
+
+
 def test_a_run_that_went_back_drops_what_was_its_future(checkpointer):
     for step in (5, 10):
         checkpointer.save(step, {'w': jnp.full(3, step)})

@@ -17,6 +17,7 @@ from thinkml.training import (
     EarlyStopping,
     ModelTrainer,
     TrainingConfig,
+    load_checkpoint,
     validation_clock,
 )
 from thinkml.training.random_keys import run_keys
@@ -159,6 +160,37 @@ def test_a_longer_run_continues_the_last_period(every, tmp_path):
     whole, expected = stream({'validate_every': every})
     assert history == expected
     assert_equal(params, whole)
+
+
+@pytest.mark.parametrize(
+    'settings',
+    [{'validate_every': 4}, {'max_steps': 18}],
+    ids=['shorter period', 'part of an epoch'],
+)
+def test_the_last_validation_may_be_the_best(settings, tmp_path):
+    settings = settings | {'checkpoint_dir': str(tmp_path), 'early_stopping': True}
+    settings |= {'callbacks': [Checkpoint(keep=1)]}
+    params, history = train(settings, X_val=X, y_val=Y)
+    losses = history['val_loss']
+    assert np.argmin(losses) == len(losses) - 1 and history.best_epoch == len(losses)
+    run = Checkpointer.to_read(tmp_path / 'run-1')
+    assert run.steps() == [run.best_step()] == [history.steps]
+    best = load_checkpoint(tmp_path / 'run-1', nnx.Linear(4, 1, rngs=nnx.Rngs(0)), 'best')
+    assert_equal(params, nnx.to_pure_dict(nnx.state(best, nnx.Param)))
+    # A longer run continues the period, and compares with the best value of whole ones.
+    longer = settings | {'epochs': 4, 'max_steps': None}
+    continued, history = train(longer, X_val=X, y_val=Y, resume='continue')
+    whole, expected = train(longer | {'callbacks': []}, X_val=X, y_val=Y)
+    assert history == expected and run.best_step() == history.steps
+    assert_equal(continued, whole)
+
+
+def test_a_last_validation_that_is_worse_is_not_the_best(tmp_path):
+    settings = {'validate_every': 4, 'checkpoint_dir': str(tmp_path), 'learning_rate': 0.5}
+    _, history = train(settings | {'callbacks': ['checkpoint']}, X_val=X, y_val=-Y)
+    best = int(np.argmin(history['val_loss']))
+    assert best < len(history['val_loss']) - 1
+    assert Checkpointer.to_read(tmp_path / 'run-1').best_step() == history.epoch_ends[best]
 
 
 def test_an_endless_stream_is_validated_stopped_and_keeps_its_best(tmp_path):

@@ -178,6 +178,24 @@ class Checkpointer:
         executor.shutdown(wait=False)
         _complete_before_exit(self._pending[1])
 
+    def mark_best(self, step: int) -> None:
+        """Makes a complete checkpoint the best one, and removes those that are no longer kept.
+
+        Args:
+            step: one of `steps`.
+
+        Raises:
+            CheckpointError: if there is no such step, or its manifest can't be written.
+        """
+        self.wait()
+
+        def mark() -> None:
+            manifest.update(self._path(step), best=True)
+            self._remove_old()
+
+        message = f'step: {step} in {self.directory} could not be marked as the best'
+        as_checkpoint_error(lambda: broadcast_result(mark), message)
+
     def wait(self) -> None:
         """Blocks until every save is on disk.
 

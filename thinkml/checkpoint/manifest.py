@@ -53,6 +53,20 @@ def write(directory: Path, **about: Any) -> None:
     sync_folder(directory)
 
 
+def update(directory: Path, **about: Any) -> None:
+    """Replaces further values of a manifest, atomically; the files are not read again.
+
+    Raises:
+        OSError: if the manifest can't be read or written.
+        ValueError: if it was changed after `write`.
+    """
+    # Beside the directory, which must contain nothing else if the process is killed.
+    part = directory.parent / f'.{directory.name}.{_PART}'
+    write_synced(part, _encode({**read(directory), **about}))
+    os.replace(part, directory / NAME)
+    sync_folder(directory)
+
+
 def read(directory: Path) -> dict[str, Any]:
     """Returns the content of the manifest.
 

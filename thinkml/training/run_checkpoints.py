@@ -205,6 +205,19 @@ class Checkpoints:
         except CheckpointError as error:
             self._failed(error)
 
+    def mark_if_best(self, run: Run) -> None:
+        """Makes the last checkpoint the best one if the epoch that ended after it is the best.
+
+        The checkpoint itself keeps the earlier best value: a run that is resumed from it continues
+        the epoch, and its best checkpoint is that of a run that was never stopped.
+        """
+        self.wait()
+        if run.step == self._saved_step and self._best.improves(run):
+            try:
+                self._checkpointer.mark_best(run.step)
+            except CheckpointError as error:
+                warn_user(str(error))
+
     def wait(self) -> None:
         """Waits until everything is written."""
         failure = None

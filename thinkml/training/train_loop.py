@@ -124,6 +124,8 @@ def _finish(training: Training, progress: ProgressBar, ended_by: str | None) -> 
     partial = run.position.metrics
     if partial is not None and ended_by not in _SIGNALS:
         _end_epoch(run, parts, partial, progress)
+        if checkpoints is not None:
+            checkpoints.mark_if_best(run)
 
 
 def _chunks(

@@ -14,9 +14,9 @@ class Checkpoint(BuiltInCallback):
     """A callback that saves the state of a run, so that ``train(..., resume=True)`` continues it.
 
     Each run has its directory, ``run-1``, ``run-2`` and so on. It keeps the newest checkpoints, and
-    the best of those that were saved at the end of an epoch. They are written in the background
-    while training continues. Another one is written at the end of the run, when it is interrupted
-    (Ctrl-C), and when the process is asked to end (SIGTERM).
+    the best of those that were saved at the end of an epoch or of the run. They are written in the
+    background while training continues. Another one is written at the end of the run, when it is
+    interrupted (Ctrl-C), and when the process is asked to end (SIGTERM).
 
     Attributes:
         directory: the directory; None for the config's ``checkpoint_dir``.
