@@ -208,6 +208,15 @@ def test_low_rank_updates_keep_sown_values():
     jax.tree.map(np.testing.assert_array_equal, collected.model_state, state)
 
 
+def test_frozen_parameters_keep_sown_values():
+    frozen = {'optimizer': {'layers/0/.*': 'frozen', '.*': 'sgd'}}
+    model, history = train(Sowing(1), settings=frozen | {'aux_losses': {'of_rows': 0.1}})
+    expected, by_objective = train(Sowing(1), loss_fn=Objective(by_hand), settings=frozen | NONE)
+    same(model, expected)
+    close(history['of_rows'], by_objective['of_rows'])
+    same(model.layers[0], Sowing(1).layers[0])
+
+
 # --- models that sow --------------------------------------------------------------------------
 
 

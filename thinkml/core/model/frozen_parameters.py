@@ -7,6 +7,7 @@ from typing import Any
 import jax
 
 from thinkml.core.model.adapters import ApplyFn, FunctionalModel
+from thinkml.core.model.sown_values import Collected, collecting_sown
 from thinkml.typing import PyTree
 
 # The names in the model state, and so in checkpoints. No attribute of a module has such a name.
@@ -83,7 +84,13 @@ class _FrozenApply:
         run = self.apply.run  # pyright: ignore[reportAttributeAccessIssue]
         return self._with_all(run, params, model_state, function, key=key, train=train)
 
+    def collecting(self):
+        return dataclasses.replace(self, apply=collecting_sown(self.apply))
+
     def _with_all(self, call, params, model_state, argument, *, key, train):
         params = all_params(params, model_state)
         outputs, new_state = call(params, model_state[STATE], argument, key=key, train=train)
+        if isinstance(new_state, Collected):
+            whole = {**model_state, STATE: new_state.model_state}
+            return outputs, new_state._replace(model_state=whole)
         return outputs, {**model_state, STATE: new_state}
