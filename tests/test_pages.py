@@ -10,6 +10,7 @@ PAGES = (
     'index', 'getting-started', 'concepts', 'extending',
     'guides/monitoring/throughput-and-gradient-norms', 'guides/training/optimizers-by-parameter',
     'guides/training/objectives', 'guides/training/auxiliary-losses',
+    'guides/training/custom-steps',
     'guides/optimization/cross-validation',
     'guides/data/labels-and-tasks',
     'guides/optimization/search',

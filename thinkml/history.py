@@ -43,12 +43,19 @@ def split_name(name: str, names: Collection[str]) -> tuple[str | None, str]:
     rest = name.removeprefix('val_')
     if rest == name:
         return None, name
-    if rest not in names:
+    # A set without a name is the only one, and each set has a loss.
+    if rest not in names and 'val_loss' not in names:
         for metric in sorted(names, key=len, reverse=True):
             of_set = rest.removesuffix(f'_{metric}')
-            # Each set has a loss, so that metrics with similar names are not taken for a set.
+            # So metrics with similar names are not taken for a set.
             if of_set != rest and f'val_{of_set}_loss' in names:
                 return of_set, metric
+        # A custom step records other values than validation.
+        losses = (column.removesuffix('_loss') for column in names if column.endswith('_loss'))
+        sets = (column.removeprefix('val_') for column in losses if column.startswith('val_'))
+        if found := [of_set for of_set in sets if rest.startswith(f'{of_set}_')]:
+            of_set = max(found, key=len)
+            return of_set, rest.removeprefix(f'{of_set}_')
     return '', rest
 
 

@@ -295,7 +295,7 @@ def test_the_rate_of_optimizers_of_ones_own():
 
 @pytest.mark.parametrize('make', [optax.sgd, optax.inject_hyperparams(optax.sgd)])
 def test_a_rate_that_is_built_in_can_not_be_lowered(make):
-    with pytest.raises(ConfigError, match='this optimizer has its learning rate built in'):
+    with pytest.raises(ConfigError, match='ReduceLROnPlateau, but the optimizer has its own'):
         train([ReduceLROnPlateau()], optimizer=make(learning_rate=0.1))
 
 

@@ -18,7 +18,15 @@ from thinkml.data import capacity
 from thinkml.errors import ConfigError
 from thinkml.model_record import record_of
 from thinkml.models import ModelManager, from_functions, from_linen, predict
-from thinkml.training import ModelTrainer, Objective, StepOutput, TrainingConfig
+from thinkml.training import (
+    EarlyStopping,
+    ModelTrainer,
+    Objective,
+    ReduceLROnPlateau,
+    StepOutput,
+    TensorBoard,
+    TrainingConfig,
+)
 from thinkml.training.random_keys import run_keys
 
 ROWS = 24
@@ -122,6 +130,20 @@ def test_validation_has_the_loss_function_and_its_metrics():
     assert list(history) == ['loss', 'd_loss', 'g_loss', 'val_loss']
 
 
+def test_several_validation_sets_beside_a_step_are_monitored_and_logged(tmp_path):
+    """Their metrics are not those of training, from which sets are otherwise recognised."""
+    sets = {'a': (X, LABELS), 'a_b': (X[:8], LABELS[:8])}
+    stopping = EarlyStopping(monitor='val_a_b_accuracy', patience=2)
+    settings = {'early_stopping': stopping, 'callbacks': [TensorBoard(tmp_path)]}
+    _, history = train(
+        mlp(6, 2), cross_entropy, LABELS, settings, X_val=sets, loss_fn='cross_entropy'
+    )
+    assert history.best_epoch == 1 + int(np.argmax(history['val_a_b_accuracy']))
+    runs = {path.name for path in tmp_path.glob('*/*') if path.is_dir()}
+    assert runs == {'train', 'validation_a', 'validation_a_b'}
+    assert 'grad_norm' not in history  # which loggers record for other trainings
+
+
 def realism(model, batch, key):
     return nnx.softplus(-model(batch.x))
 
@@ -147,6 +169,16 @@ def test_a_resumed_run_is_the_same_run(tmp_path):
         train(Gan(), Other(), settings=part | {'epochs': 6}, resume='continue')
     with pytest.raises(ConfigError, match='step'):
         train(Gan(), None, settings=part, resume='continue', loss_fn=Objective(realism))
+
+
+def test_a_resumed_run_with_another_rate_has_the_same_step(tmp_path):
+    settings = {'epochs': 1, 'checkpoint_dir': str(tmp_path), 'callbacks': ['checkpoint']}
+    train(mlp(6, 2), cross_entropy, LABELS, settings)
+    with pytest.raises(ConfigError, match=r'learning_rate: 0\.001 in .* 0\.1 now') as error:
+        train(
+            mlp(6, 2), cross_entropy, LABELS, settings | {'learning_rate': 0.1}, resume='continue'
+        )
+    assert 'step:' not in str(error.value)
 
 
 def test_the_model_predicts_and_is_saved_with_its_optimizers(tmp_path):
@@ -182,6 +214,41 @@ def test_linen_modules_and_functions_have_steps():
         assert history['loss'][-1] < history['loss'][0]
 
 
+def test_a_model_with_heads_has_a_step(capsys):
+    class Heads(nnx.Module):
+        def __init__(self):
+            self.out = mlp(6, 2)
+
+        def __call__(self, x):
+            return {'kind': self.out(x), 'size': self.out(x)[:, 0]}
+
+    def step(state, batch):
+        def loss_of(params):
+            outputs, model_state = state.run(lambda model: model(batch.x), params)
+            losses = jnp.square(outputs['size'] - batch.y['size']) - outputs['kind'][:, 1]
+            return jnp.mean(losses), model_state
+
+        (loss, model_state), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)
+        return state.apply_gradients(grads, model_state), StepOutput(loss)
+
+    y = {'kind': LABELS, 'size': X[:, 0]}
+    _, history = train(Heads(), step, y, {'callbacks': ['progress']})
+    assert history['loss'][-1] < history['loss'][0]
+    assert (
+        'kind (binary, 2 classes (0, 1)), size (regression, 1 target);' in capsys.readouterr().err
+    )
+
+
+def test_a_batch_size_and_a_rate_are_found_for_a_step():
+    trainer = ModelTrainer(TrainingConfig(**SETTINGS))
+    assert trainer.find_batch_size(Gan(), X, step=GAN_STEP) == 16
+    own, usual = (
+        trainer.find_learning_rate(mlp(6, 2), X, LABELS, step=step)
+        for step in (cross_entropy, None)
+    )
+    np.testing.assert_allclose(own.losses, usual.losses, rtol=1e-5)
+
+
 def test_a_plan_has_the_state_of_the_steps_optimizers():
     plan = ModelTrainer(TrainingConfig(**SETTINGS)).plan(Gan(), X, step=GAN_STEP)
     moments = {array.name for array in plan.arrays if array.name.startswith('opt_state')}
@@ -200,8 +267,10 @@ def test_a_plan_has_the_state_of_the_steps_optimizers():
         (lambda state, batch: (1, StepOutput(1.0)), r'it returned \(int, StepOutput\)'),
         (lambda state, batch: (state, StepOutput(batch.weight)), 'the loss as float32 of shape'),
         (lambda state, batch: (state, StepOutput(1)), 'the loss as int'),
+        (lambda state, batch: (state, batch.weight), r'it returned \(state, array\)'),
         (lambda state, batch: (state, StepOutput(jnp.zeros(()), [1])), 'metrics as a list'),
         (lambda state, batch: (state, StepOutput(jnp.zeros(()), {'a': batch.weight})), "'a' of sh"),
+        (lambda state, batch: (state, StepOutput(jnp.zeros(()), {'a': None})), "'a' as NoneType"),
         (lambda state, batch: (state, StepOutput(jnp.zeros(()), {'loss': 1.0})), "called 'loss'"),
         (lambda state, batch: (state, StepOutput(jnp.zeros(()), {'val_a': 1.0})), "called 'val_a'"),
         (lambda state, batch: (state.replace(params={}), StepOutput(jnp.zeros(()))), 'as nothing'),
@@ -224,6 +293,8 @@ def test_what_does_not_go_with_a_step_is_refused():
     for settings in ({'optimizer': 'sgd'}, {'accumulate_steps': 2}, {'gradient_clip_norm': 1.0}):
         with pytest.raises(ConfigError, match=f'{next(iter(settings))}: got .* beside the step'):
             train(Gan(), GAN_STEP, settings=settings)
+    with pytest.raises(ConfigError, match='callbacks: got ReduceLROnPlateau, but the optimizer'):
+        train(Gan(), GAN_STEP, settings={'callbacks': [ReduceLROnPlateau()]})
     with pytest.raises(ConfigError, match='X_val: got rows to validate beside the step GanStep'):
         train(Gan(), GAN_STEP, X_val=X)
     with pytest.raises(ConfigError, match='validation_split: got rows to validate'):

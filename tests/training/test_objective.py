@@ -284,6 +284,24 @@ def test_a_model_with_heads_needs_no_labels():
     assert history['loss'][-1] < history['loss'][0] and set(predict(model, X)) == {'a', 'b'}
 
 
+def test_a_model_with_heads_has_labels_of_each(capsys):
+    def squared(model, batch, key):
+        outputs = model(batch.x)
+        return jnp.square(outputs['a'] - batch.y['a']) + jnp.square(outputs['b'] - batch.y['b'])
+
+    class Heads(nnx.Module):
+        def __init__(self):
+            self.out = nnx.Linear(6, 2, rngs=nnx.Rngs(0))
+
+        def __call__(self, x):
+            return {'a': self.out(x)[:, 0], 'b': self.out(x)[:, 1]}
+
+    y = {'a': X[:, 0], 'b': X[:, 1]}
+    _, history = train(Heads(), Objective(squared), y, settings={'callbacks': ['progress']})
+    assert history['loss'][-1] < history['loss'][0]
+    assert 'a (regression, 1 target), b (regression, 1 target);' in capsys.readouterr().err
+
+
 def test_a_coupled_objective_is_validated_in_batches_of_training():
     sizes = []
 

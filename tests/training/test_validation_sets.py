@@ -265,6 +265,12 @@ def test_names_are_split_by_the_columns_that_there_are():
     several = ['loss', 'log_loss', 'val_a_loss', 'val_a_log_loss', 'val_a_b_loss']
     assert split_name('val_a_log_loss', several) == ('a', 'log_loss')
     assert split_name('val_a_b_loss', several) == ('a_b', 'loss')
+    beside_a_step = ['loss', 'hits', 'val_a_loss', 'val_a_f1', 'val_a_b_loss', 'val_a_b_f1']
+    assert split_name('val_a_f1', beside_a_step) == ('a', 'f1')
+    assert split_name('val_a_b_f1', beside_a_step) == ('a_b', 'f1')
+    heads_beside_a_step = ['loss', 'val_loss', 'val_kind_loss', 'val_kind_accuracy']
+    assert split_name('val_kind_loss', heads_beside_a_step) == ('', 'kind_loss')
+    assert split_name('val_kind_accuracy', heads_beside_a_step) == ('', 'kind_accuracy')
 
 
 # --- pictures and files ---------------------------------------------------------------------------

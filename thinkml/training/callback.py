@@ -37,6 +37,7 @@ class Callback:
     Attributes:
         order: callbacks with a lower number are called first.
         records: names of training metrics that it needs in the history, such as ``'grad_norm'``.
+            A custom step records its own values alone.
         in_trial_runs: False if a trial run (``fast_dev_run``) leaves it out, because it writes
             files or needs several epochs.
 

@@ -36,7 +36,7 @@ from thinkml.typing import Model, PyTree
 def settings_for_step(step: Any, config: TrainingConfig) -> TrainingConfig:
     """Returns the settings of a training with a custom step, or those given if that is None.
 
-    A step with an ``init`` makes its optimizers' state itself. It takes the place of the optimizer.
+    A step with an ``init`` replaces the optimizer, since it makes the state of others itself.
 
     Raises:
         ConfigError: for an object that is no step, and for settings that a step replaces.
@@ -63,9 +63,10 @@ def settings_for_step(step: Any, config: TrainingConfig) -> TrainingConfig:
         )  # fmt: skip
     defaults = {field.name: field.default for field in dataclasses.fields(config)}
     for name, advice in replaced.items():
-        if getattr(config, name) != defaults[name]:
+        value = getattr(config, name)
+        if value and value != defaults[name]:  # False, 0 and {} ask for nothing
             raise ConfigError(
-                f'{name}: got {getattr(config, name)!r} beside the step {step_name(step)}, '
+                f'{name}: got {value!r} beside the step {step_name(step)}, '
                 f'expected {defaults[name]!r}. {advice}'
             )
     if not has_init(step):
@@ -77,7 +78,7 @@ def settings_for_step(step: Any, config: TrainingConfig) -> TrainingConfig:
 def _no_update(updates: PyTree, state: PyTree, params: PyTree = None) -> Any:
     raise ConfigError(
         'step: it called state.apply_gradients, which takes the optimizer of the settings, but has '
-        'an init for optimizers of its own. Update with those, or leave init out.'
+        'an init for others. Update with those, or leave init out.'
     )
 
 
@@ -155,22 +156,28 @@ def _checked_result(result: Any) -> tuple[StepState, StepOutput]:
     expected = 'expected (state, StepOutput(loss, {...}))'
     if not (isinstance(result, tuple) and len(result) == 2 and isinstance(result[0], StepState)):
         got = (
-            f'({", ".join(type(part).__name__ for part in result)})'
+            f'({", ".join(map(_kind_of, result))})'
             if isinstance(result, tuple)
-            else type(result).__name__
+            else _kind_of(result)
         )
         raise ConfigError(f'step: it returned {got}, {expected} with state.replace(...).')
     after, output = result
     if not isinstance(output, StepOutput):
-        raise ConfigError(f'step: it returned (state, {type(output).__name__}), {expected}.')
+        raise ConfigError(f'step: it returned (state, {_kind_of(output)}), {expected}.')
     loss: Any = output.loss
     shape = getattr(loss, 'shape', None)
     if shape != () or not jnp.issubdtype(loss.dtype, jnp.floating):
         got = type(loss).__name__ if shape is None else f'{loss.dtype} of shape {shape}'
         raise ConfigError(
-            f'step: it returned the loss as {got}, expected one float: the mean over the batch.'
+            f'step: it returned the loss as {got}, expected an array of one float, of shape (): '
+            'the mean over the batch.'
         )
     return after, output
+
+
+def _kind_of(value: Any) -> str:
+    """Returns the kind of a value in words; that of an array is a tracer, which no user knows."""
+    return 'array' if isinstance(value, jax.Array) else type(value).__name__
 
 
 def _check_state(before: StepState, after: StepState) -> None:
@@ -192,16 +199,13 @@ def _check_state(before: StepState, after: StepState) -> None:
                 )
 
 
-def make_step_objective(
-    x: Any, y: Any, request: TrainRequest, training_metrics: tuple[str, ...]
-) -> TrainingObjective:
+def make_step_objective(x: Any, y: Any, request: TrainRequest) -> TrainingObjective:
     """Returns the objective of a training whose step computes the loss, without a validation.
 
     Args:
         x: the inputs, or `jax.ShapeDtypeStruct` of them.
         y: encoded targets, or the first of them.
         request: the arguments of ``train``.
-        training_metrics: metrics of training steps that callbacks need.
 
     Raises:
         ConfigError: for metrics, which need a loss function.
@@ -219,7 +223,7 @@ def make_step_objective(
         is_custom_loss=True,
         is_default_loss=False,
         metrics=(),
-        training_metrics=training_metrics,
+        training_metrics=(),
         augment=make_row_augmentation(request.augmentation, x, y),
     )
 

@@ -51,6 +51,8 @@ def make_any_objective(
     Warns:
         ThinkMLWarning: for outputs that the loss misreads, and for sown values in no loss.
     """
+    if request.step is not None:
+        training_metrics = ()  # a step records its own values alone
     probe = probe_of(data.inputs, PROBE_ROWS)
     some = first_rows(data.x, probe)
     if request.sees_model:
@@ -75,7 +77,7 @@ def _objective_of_model(
     """Returns the objective of a training whose objective or step calls the model."""
     if isinstance(request.loss_fn, Objective):
         return make_model_objective(model, x, y, request, config, training_metrics)
-    return make_step_objective(x, y, request, training_metrics), {}
+    return make_step_objective(x, y, request), {}
 
 
 def _objective_of_outputs(

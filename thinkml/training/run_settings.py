@@ -114,9 +114,9 @@ def _task_of(setup: TrainingSetup) -> str:
     y = setup.train.y if isinstance(setup.train, Examples) else None
     if isinstance(setup.task, Task):
         return _in_words(setup.task, setup.objective, y)
-    heads = setup.objective.heads
+    heads = setup.objective.heads  # none beside an objective or a step, which see all heads
     return ', '.join(
-        f'{name} ({_in_words(head, heads[name], part_of(y, name))})'
+        f'{name} ({_in_words(head, heads.get(name, setup.objective), part_of(y, name))})'
         for name, head in setup.task.heads
     )
 

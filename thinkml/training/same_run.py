@@ -48,7 +48,8 @@ def check_same_run(
         ConfigError: if they are different runs. Names each difference.
     """
     found = _differences(saved['settings'], settings, fixed_length)
-    found += changed_functions(saved.get('functions', {}), functions)
+    if not found:  # since the settings name functions, and numbers that a step computes with
+        found = changed_functions(saved.get('functions', {}), functions)
     found += _changed_monitors(saved.get('watched', {}), monitors)
     before, now = sorted(saved['callbacks']), sorted(callbacks_with_state(callbacks))
     if before != now:

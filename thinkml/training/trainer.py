@@ -359,6 +359,7 @@ class ModelTrainer:
         ignore_label: int | Mapping[str, int] | None = None,
         max_length: int | None = None,
         task: Any = None,
+        step: Any = None,
     ) -> LearningRateRange:
         """Tries rates from 1e-6 to 10 on a copy of the model, one for each of 100 steps.
 
@@ -376,6 +377,7 @@ class ModelTrainer:
             ignore_label: as in `train`.
             max_length: as in `train`.
             task: as in `train`.
+            step: as in `train`.
 
         Returns:
             The rates, the losses and the suggestion; ``.plot()`` draws them.
@@ -383,11 +385,12 @@ class ModelTrainer:
         request = TrainRequest(
             X_train=X_train, y_train=y_train, loss_fn=loss_fn, class_weights=class_weights,
             sample_weight=sample_weight, augmentation=augmentation, ignore_label=ignore_label,
-            loss_weights=loss_weights, max_length=max_length, task=task,
+            loss_weights=loss_weights, max_length=max_length, task=task, step=step,
         )  # fmt: skip
-        setup = make_setup(model, request, self.config)
-        savings, _ = reduce_memory(model, setup, self.config, self._layout)
-        return learning_rate_range(model, setup, self.config, self._layout, savings)
+        config = settings_for_step(step, self.config)
+        setup = make_setup(model, request, config)
+        savings, _ = reduce_memory(model, setup, config, self._layout)
+        return learning_rate_range(model, setup, config, self._layout, savings)
 
     def find_batch_size(
         self,
@@ -403,6 +406,7 @@ class ModelTrainer:
         ignore_label: int | Mapping[str, int] | None = None,
         max_length: int | None = None,
         task: Any = None,
+        step: Any = None,
     ) -> int:
         """Returns the largest power of two, as batch size, whose step fits in device memory.
 
@@ -421,14 +425,16 @@ class ModelTrainer:
             ignore_label: as in `train`.
             max_length: as in `train`.
             task: as in `train`.
+            step: as in `train`.
         """
         request = TrainRequest(
             X_train=X_train, y_train=y_train, loss_fn=loss_fn, class_weights=class_weights,
             sample_weight=sample_weight, augmentation=augmentation, ignore_label=ignore_label,
-            loss_weights=loss_weights, max_length=max_length, task=task,
+            loss_weights=loss_weights, max_length=max_length, task=task, step=step,
         )  # fmt: skip
-        setup = make_setup(model, request, self.config)
-        return largest_batch_size(model, setup, self.config, self._layout)
+        config = settings_for_step(step, self.config)
+        setup = make_setup(model, request, config)
+        return largest_batch_size(model, setup, config, self._layout)
 
     def get_metrics(self) -> dict[str, float]:
         """Returns the last epoch's metrics of the latest run as plain floats.

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from clu.metrics import Collection
 from flax import struct
@@ -54,7 +55,7 @@ class StepState(struct.PyTreeNode):
     Attributes:
         params: the trainable arrays, as nested dicts by the names of the model's attributes.
         model_state: the arrays that the model updates without gradients (BatchNorm statistics).
-        opt_state: the optimizer's state, or what the step's own ``init(params)`` returned.
+        opt_state: the optimizer's state, or the result of the step's ``init(params)``.
         step: int32 scalar, the number of steps so far.
         key: the PRNG key of this step.
     """
@@ -199,11 +200,12 @@ def values_of(output: StepOutput) -> dict[str, jax.Array]:
             f'step: it returned StepOutput.metrics as a {type(values).__name__}, expected a dict '
             "of numbers by names, for instance {'penalty': penalty}."
         )
-    numbers = {name: jnp.asarray(value) for name, value in values.items()}
-    for name, number in numbers.items():
-        if number.shape != ():
+    for name, value in values.items():
+        is_number = isinstance(value, jax.Array | np.ndarray | np.generic | int | float)
+        if not is_number or jnp.shape(value) != ():
+            got = f'of shape {jnp.shape(value)}' if is_number else f'as {type(value).__name__}'
             raise ConfigError(
-                f'step: it returned {name!r} of shape {number.shape} in StepOutput.metrics, '
-                'expected one number for the batch. Return its mean over the rows.'
+                f'step: it returned {name!r} {got} in StepOutput.metrics, expected one number for '
+                'the batch. Return the mean of an array over the rows.'
             )
-    return {name: number.astype(jnp.float32) for name, number in numbers.items()}
+    return {name: jnp.asarray(value, jnp.float32) for name, value in values.items()}

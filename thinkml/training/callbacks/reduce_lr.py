@@ -54,7 +54,14 @@ class ReduceLROnPlateau(MonitoringCallback):
     def on_train_start(self, run: Run) -> None:
         self._monitor = self.monitor_among(run.metric_names)
         self._waited_since = 0
-        scale_learning_rate(run.state.opt_state, 1.0)  # raises if there is no rate to lower
+        try:
+            scale_learning_rate(run.state.opt_state, 1.0)
+        except ConfigError as error:
+            raise ConfigError(
+                'callbacks: got ReduceLROnPlateau, but the optimizer has its own learning rate, '
+                'which it can not lower. Use an optimizer by name, or a function learning_rate -> '
+                'transformation; a custom step then needs no init.'
+            ) from error
 
     def on_epoch_end(self, run: Run) -> None:
         self._monitor.improves(run)
