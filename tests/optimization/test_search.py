@@ -2,9 +2,15 @@
 
 import functools
 import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
+import optuna
 import pytest
 from flax import nnx
 from sklearn.model_selection import ParameterGrid
@@ -18,9 +24,10 @@ from thinkml.optimization import (
     RandomSearch,
     SearchResult,
     SearchSpace,
+    Trial,
     cross_validate,
 )
-from thinkml.optimization.search import _sampled
+from thinkml.optimization.study import Study, _has_ended
 from thinkml.training import ModelTrainer, TrainingConfig
 
 X = np.random.default_rng(0).normal(size=(60, 4)).astype(np.float32)
@@ -96,24 +103,79 @@ def test_proposals_are_within_the_space_and_the_same_for_a_seed(kind):
         assert trial.parameters['seed'] in {0, 1, 2, 4, 5, 6, 7, 8, 9}
 
 
+def best_of(sampler, seed, storage=None, count=40, stop=None):
+    """Returns the values of a study of a noisy function, which may stop before its end."""
+    space = SearchSpace({'a': (-5.0, 5.0), 'b': (-5.0, 5.0), 'c': (1e-4, 1.0, 'log')})
+    study = Study(
+        space, lambda seed: sampler(seed=seed), count=count, seed=1000 * seed,
+        higher_is_better=False, storage=storage,
+    )  # fmt: skip
+    for index, (p, report) in enumerate(study.proposals()):
+        if index == stop:
+            break  # and the trial stays unfinished
+        value = (p['a'] - 1) ** 2 + (p['b'] + 2) ** 2 + (np.log10(p['c']) + 2) ** 2
+        noise = np.random.default_rng(int(1e6 * value)).normal()
+        report(Trial(p, value + 0.1 * noise, 0.0))
+    return [trial.score for trial in study.trials()]
+
+
 def test_the_bayesian_search_finds_better_values_than_a_random_one():
-    import optuna
-
-    def best_of(sampler, seed):
-        rng, values = np.random.default_rng(seed), []
-        space = SearchSpace({'a': (-5.0, 5.0), 'b': (-5.0, 5.0), 'c': (1e-4, 1.0, 'log')})
-        for p, report in _sampled(space, sampler(seed=seed), 40, higher_is_better=False):
-            value = (p['a'] - 1) ** 2 + (p['b'] + 2) ** 2 + (np.log10(p['c']) + 2) ** 2
-            values.append(value)
-            report(value + 0.1 * rng.normal())
-        return min(values)
-
-    samplers = optuna.samplers
     tpe, at_random = (
-        np.mean([best_of(sampler, seed) for seed in range(20)])
-        for sampler in (samplers.TPESampler, samplers.RandomSampler)
+        np.mean([min(best_of(sampler, seed)) for seed in range(20)])
+        for sampler in (optuna.samplers.TPESampler, optuna.samplers.RandomSampler)
     )
     assert tpe < 0.7 * at_random
+
+
+def test_a_study_that_is_stopped_at_any_moment_has_the_same_trials(tmp_path, monkeypatch):
+    """The worker that was stopped is no process any more, so its trial is taken over."""
+    monkeypatch.setattr('thinkml.optimization.study._has_ended', lambda worker: worker is not None)
+    expected = best_of(optuna.samplers.TPESampler, 3, count=15)
+    for stop in (0, 1, 7, 11, 14):
+        storage = tmp_path / f'{stop}.log'
+        best_of(optuna.samplers.TPESampler, 3, storage, count=15, stop=stop)
+        found = best_of(optuna.samplers.TPESampler, 3, storage, count=15)
+        assert found == expected
+
+
+def test_only_workers_of_this_host_are_known_to_have_ended():
+    process = subprocess.Popen([sys.executable, '-c', ''])
+    process.wait()
+    host = socket.gethostname()
+    assert _has_ended([host, process.pid])
+    assert not _has_ended([host, os.getpid()]) and not _has_ended([host, os.getppid()])
+    assert not _has_ended(['elsewhere', process.pid]) and not _has_ended(None)
+
+
+def test_two_processes_share_a_search_and_run_no_trial_twice(tmp_path):
+    start = functools.partial(
+        subprocess.Popen, [sys.executable, '-m', 'tests.optimization.run_to_share', tmp_path / 's'],
+        stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2],
+    )  # fmt: skip
+    outputs = [process.communicate(timeout=120)[0] for process in [start(), start()]]
+    tried = [json.loads(line) for output in outputs for line in output.splitlines()]
+    own = [
+        [one for one in tried if one['process'] == index] for index in {t['process'] for t in tried}
+    ]
+    assert len(own) == 2 and sum(map(len, own)) == 8 == len({one['rate'] for one in tried})
+
+
+def test_a_search_continues_from_its_storage_and_refuses_another_one(tmp_path):
+    settings = {'kind': RandomSearch, 'space': {'learning_rate': (1e-3, 0.1, 'log')}}
+    whole = search(**settings, n_iter=4)
+    first = search(**settings, n_iter=2, storage=tmp_path / 'study')
+    both = search(**settings, n_iter=4, storage=str(tmp_path / 'study'))
+    assert len(first.trials) == 2
+    for trials in (first.trials, both.trials):
+        for trial, expected in zip(trials, whole.trials, strict=False):
+            assert (trial.parameters, trial.score) == (expected.parameters, expected.score)
+    assert both.trials[0].result is None and both.trials[3].result is not None
+    with pytest.raises(ConfigError, match="the study 'search' has scoring accuracy"):
+        search(**settings, storage=tmp_path / 'study', scoring='f1')
+    with pytest.raises(ConfigError, match=r'storage: got .*, expected a file in a directory'):
+        search(**settings, storage=tmp_path / 'none' / 'study')
+    with pytest.raises(ConfigError, match='for a grid, expected None'):
+        search(storage=tmp_path / 'study')
 
 
 def test_a_trial_that_fails_or_diverges_is_recorded_and_the_search_continues():

@@ -2,11 +2,10 @@
 
 import abc
 import dataclasses
+import functools
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
-
-import numpy as np
 
 from thinkml.core import is_higher_better
 from thinkml.errors import ConfigError, DataError, ModelTypeError, NotTrainedError, is_whole
@@ -21,13 +20,11 @@ from thinkml.optimization.folds import has_classes, make_folds
 from thinkml.optimization.model_maker import model_maker
 from thinkml.optimization.search_result import SearchResult, Trial
 from thinkml.optimization.search_space import Parameters, SearchSpace
+from thinkml.optimization.study import Grid, Study, optuna
 from thinkml.training.config import TrainingConfig
 from thinkml.training.train import check_config, train
 from thinkml.training.training_data import TrainRequest
 from thinkml.typing import Inputs, Labels, Model
-
-# The search ends after so many proposals in a row that a constraint refuses.
-_MOST_REFUSED = 1000
 
 
 class Search(abc.ABC):
@@ -38,6 +35,8 @@ class Search(abc.ABC):
         cv: the folds, see ``folds`` of `cross_validate`.
         scoring: the name of a metric; None for accuracy, or R2 for numbers.
         config: the other settings of each training.
+        storage: see `RandomSearch`.
+        name: the name of the search in the storage.
     """
 
     def __init__(
@@ -47,21 +46,33 @@ class Search(abc.ABC):
         cv: Any = 5,
         scoring: str | None = None,
         config: TrainingConfig | None = None,
+        storage: Any = None,
+        name: str = 'search',
     ):
         if not isinstance(search_space, SearchSpace):
             search_space = SearchSpace(search_space)
         self.search_space = search_space
         self.cv, self.scoring, self.config = cv, scoring, check_config(config)
+        self.storage, self.name = storage, name
         check_metrics(None if scoring is None else [scoring], 'scoring')
         self.result: SearchResult | None = None
 
     @abc.abstractmethod
-    def _proposals(self, higher_is_better: bool) -> Iterator[tuple[Parameters, Callable]]:
-        """Yields parameters, each with a function that takes the score, or None for a failure."""
-
-    @abc.abstractmethod
     def _count(self) -> int:
         """Returns the number of trials."""
+
+    @abc.abstractmethod
+    def _study(self, scoring: str, higher_is_better: bool) -> Study | Grid:
+        """Returns the trials, and what proposes the next one."""
+
+    def _sampled(
+        self, make_sampler: Callable[[int], Any], scoring: str, higher_is_better: bool
+    ) -> Study:
+        return Study(
+            self.search_space, make_sampler, count=self._count(), seed=self.config.seed,
+            scoring=scoring, higher_is_better=higher_is_better, storage=self.storage,
+            name=self.name,
+        )  # fmt: skip
 
     def get_best_parameters(self) -> Parameters:
         """Returns the best parameters of the last search.
@@ -148,23 +159,31 @@ class Search(abc.ABC):
         higher_is_better: bool,
         progress: bool,
     ) -> list[Trial]:
+        """Tries the proposals, and returns the trials of all processes that share the storage."""
         from tqdm import tqdm
 
-        trials: list[Trial] = []
+        own: list[Trial] = []
+        study = self._study(scoring, higher_is_better)
         with tqdm(total=self._count(), desc='trials', unit='trial', disable=not progress) as bar:
             try:
-                for parameters, report in self._proposals(higher_is_better):
-                    trials.append(_tried(validate, parameters, scoring, is_first=not trials))
-                    report(trials[-1].score)
+                for parameters, report in study.proposals():
+                    own.append(_tried(validate, parameters, scoring, is_first=not own))
+                    report(own[-1])
                     bar.update()
-                    scores = [trial.score for trial in trials if trial.score is not None]
+                    scores = [trial.score for trial in own if trial.score is not None]
                     if scores:
                         best = max(scores) if higher_is_better else min(scores)
                         bar.set_postfix({f'best {scoring}': f'{best:.4g}'})
             except KeyboardInterrupt:
-                if not trials:
+                if not own:
                     raise
-        return trials
+        if self.storage is None:
+            return own
+        results = {str(trial.parameters): trial.result for trial in own}
+        return [
+            dataclasses.replace(trial, result=results.get(str(trial.parameters)))
+            for trial in study.trials()
+        ]
 
 
 def _tried(
@@ -214,15 +233,19 @@ class GridSearch(Search):
 
     def __init__(self, search_space: Any, *, points: int = 5, **settings: Any):
         super().__init__(search_space, **settings)
+        if self.storage is not None:
+            raise ConfigError(
+                f'storage: got {self.storage!r} for a grid, expected None. Use RandomSearch with '
+                'lists of values.'
+            )
         self.points = _checked_count('points', points)
 
     def _count(self) -> int:
         return sum(1 for _ in self.search_space.grid(self.points))
 
-    def _proposals(self, higher_is_better: bool) -> Iterator[tuple[Parameters, Callable]]:
-        del higher_is_better
-        for parameters in self.search_space.grid(self.points):
-            yield parameters, lambda score: None
+    def _study(self, scoring: str, higher_is_better: bool) -> Grid:
+        del scoring, higher_is_better
+        return Grid(self.search_space, self.points)
 
 
 class RandomSearch(Search):
@@ -234,6 +257,10 @@ class RandomSearch(Search):
         cv: the folds, see ``folds`` of `cross_validate`.
         scoring: the name of a metric; None for accuracy, or R2 for numbers.
         config: the other settings of each training; ``config.seed`` is that of the draws too.
+        storage: a file or the URL of a database, in which the trials are kept. A search that was
+            ended continues from it, and processes that pass the same one share its trials. None
+            keeps them in memory.
+        name: the name of the search in the storage.
 
     Reference:
         Bergstra and Bengio, 2012, *Random search for hyper-parameter optimization*.
@@ -246,9 +273,9 @@ class RandomSearch(Search):
     def _count(self) -> int:
         return self.n_iter
 
-    def _proposals(self, higher_is_better: bool) -> Iterator[tuple[Parameters, Callable]]:
-        sampler = _optuna().samplers.RandomSampler(seed=self.config.seed)
-        return _sampled(self.search_space, sampler, self.n_iter, higher_is_better)
+    def _study(self, scoring: str, higher_is_better: bool) -> Study:
+        sampler = optuna().samplers.RandomSampler
+        return self._sampled(lambda seed: sampler(seed=seed), scoring, higher_is_better)
 
 
 class BayesianOptimization(Search):
@@ -260,6 +287,8 @@ class BayesianOptimization(Search):
         cv: the folds, see ``folds`` of `cross_validate`.
         scoring: the name of a metric; None for accuracy, or R2 for numbers.
         config: the other settings of each training; ``config.seed`` is that of the draws too.
+        storage: see `RandomSearch`.
+        name: the name of the search in the storage.
 
     Reference:
         Bergstra et al., 2011, *Algorithms for hyper-parameter optimization*.
@@ -272,9 +301,9 @@ class BayesianOptimization(Search):
     def _count(self) -> int:
         return self.n_iter
 
-    def _proposals(self, higher_is_better: bool) -> Iterator[tuple[Parameters, Callable]]:
-        sampler = _optuna().samplers.TPESampler(seed=self.config.seed)
-        return _sampled(self.search_space, sampler, self.n_iter, higher_is_better)
+    def _study(self, scoring: str, higher_is_better: bool) -> Study:
+        sampler = optuna().samplers.TPESampler
+        return self._sampled(lambda seed: sampler(seed=seed), scoring, higher_is_better)
 
 
 class GeneticOptimization(Search):
@@ -287,6 +316,8 @@ class GeneticOptimization(Search):
         cv: the folds, see ``folds`` of `cross_validate`.
         scoring: the name of a metric; None for accuracy, or R2 for numbers.
         config: the other settings of each training; ``config.seed`` is that of the draws too.
+        storage: see `RandomSearch`.
+        name: the name of the search in the storage.
 
     Reference:
         Deb et al., 2002, *A fast and elitist multiobjective genetic algorithm: NSGA-II*.
@@ -304,58 +335,11 @@ class GeneticOptimization(Search):
     def _count(self) -> int:
         return self.population_size * self.n_generations
 
-    def _proposals(self, higher_is_better: bool) -> Iterator[tuple[Parameters, Callable]]:
-        sampler = _optuna().samplers.NSGAIISampler(
-            population_size=self.population_size, seed=self.config.seed
+    def _study(self, scoring: str, higher_is_better: bool) -> Study:
+        sampler = functools.partial(
+            optuna().samplers.NSGAIISampler, population_size=self.population_size
         )
-        return _sampled(self.search_space, sampler, self._count(), higher_is_better)
-
-
-def _optuna() -> Any:
-    try:
-        import optuna
-    except ImportError as error:
-        raise ConfigError(
-            'search: needs the package optuna, which is not installed. Install it: '
-            "pip install 'thinkml[optimization]'. GridSearch does not need it."
-        ) from error
-    return optuna
-
-
-def _sampled(
-    space: SearchSpace, sampler: Any, count: int, higher_is_better: bool
-) -> Iterator[tuple[Parameters, Callable]]:
-    """Yields the proposals of a sampler of Optuna that the constraints allow."""
-    optuna = _optuna()
-    before = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    try:
-        direction = 'maximize' if higher_is_better else 'minimize'
-        study = optuna.create_study(sampler=sampler, direction=direction)
-    finally:
-        optuna.logging.set_verbosity(before)
-    failed, proposed, refused = optuna.trial.TrialState.FAIL, 0, 0
-    while proposed < count:
-        trial = study.ask()
-        parameters = space.suggest(trial)
-        if not space.allows(parameters):
-            study.tell(trial, state=failed)
-            refused += 1
-            if refused == _MOST_REFUSED:
-                raise ConfigError(
-                    f'constraints: they refused {refused:,} proposals in a row, expected some that '
-                    'are allowed.'
-                )
-            continue
-        proposed, refused = proposed + 1, 0
-
-        def report(score: float | None, trial: Any = trial) -> None:
-            if score is None or not np.isfinite(score):
-                study.tell(trial, state=failed)
-            else:
-                study.tell(trial, score)
-
-        yield parameters, report
+        return self._sampled(lambda seed: sampler(seed=seed), scoring, higher_is_better)
 
 
 def _checked_count(name: str, value: Any) -> int:

@@ -118,6 +118,14 @@ class SearchSpace:
         """Returns the parameters that a trial of Optuna has chosen."""
         return {name: domain.suggest(trial, name) for name, domain in self.parameters.items()}
 
+    def values_of(self, chosen: Mapping[str, Any]) -> Parameters:
+        """Returns the parameters of a trial from what Optuna has stored."""
+        return {
+            name: domain.values[chosen[name]] if isinstance(domain, Choice) else chosen[name]
+            for name, domain in self.parameters.items()
+            if name in chosen
+        }
+
     def allows(self, parameters: Parameters) -> bool:
         """Returns True if all constraints hold."""
         return all(constraint(parameters) for constraint in self.constraints)
