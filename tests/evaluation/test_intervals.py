@@ -200,13 +200,29 @@ def test_a_class_that_a_resample_lacks_does_not_count_in_it(kind):
     assert found == {name: (1.0, 1.0) for name in names}
 
 
+@pytest.mark.parametrize('of_rare', [0.0, 1.0])
+def test_intervals_over_rare_classes_contain_their_value(of_rare):
+    """A resample lacks a third of the classes of one row, so that its mean is closer to the others.
+
+    Without a correction, the interval of the recall would not contain the recall.
+    """
+    labels = np.append(np.arange(500) % 5, np.arange(5, 25)).astype(np.int32)
+    is_right = np.append(np.arange(500) % 10 < (8 if of_rare else 9), np.full(20, of_rare > 0))
+    case = EvaluationData('multiclass', 25, labels, np.where(is_right, labels, (labels + 1) % 5))
+    names = ('recall', 'precision', 'f1_macro', 'balanced_accuracy', 'mean_iou')
+    metrics = metrics_of(*names, kind='multiclass')
+    for name, (low, high) in metric_intervals(case, metrics, Resampling()).items():
+        assert 0 <= low < metrics[name].of(case) < high <= 1, name
+
+
 def test_labels_of_one_row_are_not_independent():
     labels = np.repeat(np.random.default_rng(0).integers(2, size=(400, 1)), 20, axis=1)
     predictions = np.where(np.random.default_rng(1).random((400, 1)) < 0.2, 1 - labels, labels)
     case = EvaluationData('multilabel', 20, labels, predictions)
     metrics = metrics_of('precision_micro', 'precision_macro', kind='multilabel')
     micro, macro = metric_intervals(case, metrics, Resampling()).values()
-    np.testing.assert_allclose(micro, macro, atol=1e-5)
+    np.testing.assert_allclose(np.diff(micro), np.diff(macro), atol=1e-5)
+    np.testing.assert_allclose(micro, macro, atol=0.01)
 
 
 def test_data_sets_of_many_classes_share_a_program(monkeypatch):

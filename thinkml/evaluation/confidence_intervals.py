@@ -90,7 +90,7 @@ def metric_intervals(
                 low = high = np.nan
             elif metrics[name].is_biased:
                 bias = np.nanmedian(sample) - value
-                low, high = max(0.0, low - bias), high - bias
+                low, high = max(0.0, low - bias), min(1.0, high - bias)
             intervals[name] = (float(low), float(high))
     return {name: intervals[name] for name in metrics}
 

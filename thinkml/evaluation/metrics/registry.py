@@ -51,8 +51,9 @@ class Metric:
         needs_probabilities: True if predictions alone are not enough.
         proportion: ``proportion(part, weight)``, the numerator and denominator of a metric that is
             a fraction of the rows; None for other metrics.
-        is_biased: True if resamples lie to one side of the value, since chance only adds to an
-            error that cannot be negative. Their percentiles are shifted to the value.
+        is_biased: True for values from 0 to 1 whose resamples lie to one side: chance only adds to
+            an error that cannot be negative, and a mean over classes lacks the rare ones in many
+            resamples. Their percentiles are shifted to the value.
         resampled: the same as ``value`` for a resample that may lack a class; None is ``value``.
         undefined: ``undefined(part, weight)``, a warning in one sentence; None if there is none.
     """
@@ -164,6 +165,7 @@ def _fraction(spec: MetricSpec, kind: TaskKind) -> _Computation:
         proportion=proportion if is_proportion else None,
         undefined=undefined,
         resampled=resampled_labels if is_mean_of_labels else resampled,
+        is_biased=how in (None, 'macro') and not is_of_positive_class,
     )
 
 
@@ -201,7 +203,7 @@ def _balanced_accuracy(kind: TaskKind) -> _Computation:
         )
 
     value = _counted(lambda counts: confusion_counts.balanced_accuracy(counts, kind))
-    return _Computation(part=class_part, value=value, undefined=undefined)
+    return _Computation(part=class_part, value=value, is_biased=True, undefined=undefined)
 
 
 def _one_class(part: Pairs, weight: np.ndarray) -> str | None:
