@@ -20,7 +20,7 @@ from sklearn.model_selection import (
 
 from tests.models_for_tests import mlp
 from thinkml.errors import ConfigError, DataError, ModelTypeError
-from thinkml.models import from_linen, predict
+from thinkml.models import from_linen, predict, predict_proba
 from thinkml.optimization import cross_validate
 from thinkml.training import ModelTrainer, TrainingConfig
 
@@ -60,6 +60,17 @@ def test_each_fold_is_a_training_of_its_own():
         np.testing.assert_array_equal(fold.predictions, predicted)
         assert fold.metrics['accuracy'] == pytest.approx(np.mean(predicted == y[test]))
         assert fold.metrics['f1'] == pytest.approx(f1_score(y[test], predicted, average='macro'))
+
+
+def test_rows_with_an_ignored_label_are_predicted_but_not_scored():
+    marked = np.where(np.arange(ROWS) % 4 == 0, -100, y)
+    found = validate(y=marked, keep_models=True)
+    for fold, model in zip(found.folds, found.models, strict=True):
+        counts = marked[fold.test_rows] != -100
+        right = predict(model, X[fold.test_rows]) == y[fold.test_rows]
+        assert fold.metrics['accuracy'] == pytest.approx(right[counts].mean())
+        expected = predict_proba(model, X[fold.test_rows])
+        np.testing.assert_allclose(found.probabilities[fold.test_rows], expected, rtol=1e-6)
 
 
 def test_each_row_is_predicted_by_a_model_that_was_not_trained_on_it():

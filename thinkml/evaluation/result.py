@@ -94,7 +94,8 @@ class Evaluation:
     def probabilities(self) -> np.ndarray | None:
         """Probabilities ``(rows, classes)``, for multilabel ``(rows, k)``.
 
-        None for regression, and for scores of one class per example that take more than 1 GiB.
+        None for regression, and for scores of one class per example that take more than 1 GiB. Rows
+        and elements that are ignored have none.
         """
         return self.scored.probabilities
 

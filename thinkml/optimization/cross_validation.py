@@ -12,6 +12,7 @@ from thinkml.errors import ConfigError, DataError, unknown_name
 from thinkml.evaluation import ModelEvaluator
 from thinkml.evaluation.metrics.registry import check_metrics
 from thinkml.history import History
+from thinkml.models import predict_proba
 from thinkml.optimization.folds import Split, make_folds
 from thinkml.optimization.model_maker import model_maker
 from thinkml.tasks import Task
@@ -343,15 +344,20 @@ def _tested(
 ) -> Fold:
     """Returns a fold with the metrics and predictions of its test rows."""
     train_rows, test_rows = split
+    inputs = x.take(test_rows)
     evaluation = ModelEvaluator().evaluate(
-        model, x.take(test_rows), targets[test_rows], metrics=scoring, confidence=None
+        model, inputs, targets[test_rows], metrics=scoring, confidence=None
     )
+    probabilities = evaluation.scored.probabilities
+    if probabilities is not None and evaluation.scored.positions is not None:
+        # The evaluation has those of the rows, or elements, that are not ignored.
+        probabilities = predict_proba(model, inputs)
     return Fold(
         train_rows=train_rows,
         test_rows=test_rows,
         metrics=evaluation.metrics,
         predictions=evaluation.predictions,
-        probabilities=evaluation.scored.probabilities,
+        probabilities=probabilities,
         task=evaluation.task,
         history=history,
         model=model,

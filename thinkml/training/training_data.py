@@ -443,9 +443,9 @@ def make_examples(
     rows, rows_val = np.arange(len(x)) if request.rows is None else request.rows, None
     room, groups = None if request.rows is None else len(x), request.groups
     if not request.sees_model:
-        num_rows, rows = len(rows), select_counted(y, task, rows, 'y_train')
-        if groups is not None and len(rows) < num_rows:
-            groups = number_groups(groups, num_rows, 'groups')[rows]
+        all_rows, rows = rows, select_counted(y, task, rows, 'y_train')
+        if groups is not None and len(rows) < len(all_rows):
+            groups = number_groups(groups, len(all_rows), 'groups')[np.isin(all_rows, rows)]
     order, share = config.held_out
     if request.X_val is None and request.y_val is None and share > 0:
         parts = split_rows(rows_at(y, rows), task, share, config.seed, order=order, groups=groups)
