@@ -28,6 +28,7 @@ def check_all_targets(
     val: dict[SetName, Examples | Stream],
     *,
     is_split: bool,
+    is_given: bool,
 ) -> None:
     """Checks the targets of the training and of each validation set.
 
@@ -39,6 +40,7 @@ def check_all_targets(
         train: the training data.
         val: the validation sets.
         is_split: True if the validation set was held out from the training data.
+        is_given: True if the user passed the task. Its classes then need not all occur.
 
     Raises:
         DataError: if no labels count, or if those of a sequence do not fit its frames.
@@ -47,7 +49,7 @@ def check_all_targets(
     Warns:
         ThinkMLWarning: for classes that do not occur.
     """
-    _check_labels(task, y, train, val, is_split=is_split)
+    _check_labels(task, y, train, val, is_split=is_split, is_given=is_given)
     _check_ranges(task, objective, y, val)
     _check_frames(task, outputs, y, train, val)
 
@@ -59,12 +61,13 @@ def _check_labels(
     val: dict[SetName, Examples | Stream],
     *,
     is_split: bool,
+    is_given: bool,
 ) -> None:
     """Checks that some labels of each data set count, and warns of classes that do not occur."""
     for name, head, labels in by_head(task, y):
         of_train = _of_head(train, name)
         of_sets = {of_set: _of_head(data, name) for of_set, data in val.items()}
-        if isinstance(train, Examples):
+        if isinstance(train, Examples) and not is_given:
             warn_of_one_class(head, labels, argument_of_head('y_train', name))
         if isinstance(task, Composite) or head.element_shape:
             _check_counted(of_train, argument_of_head('y_train', name))

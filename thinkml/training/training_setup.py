@@ -115,7 +115,10 @@ def make_setup(
     val = held_out | open_validation(of_sets, request, data.inputs, task, config)
     check_no_validation(by_argument(val), objective, is_split=is_split)
     if not request.sees_model:
-        check_all_targets(task, objective, outputs, y, train, val, is_split=is_split)
+        check_all_targets(
+            task, objective, outputs, y, train, val, is_split=is_split,
+            is_given=isinstance(request.task, AnyTask),
+        )  # fmt: skip
     if outputs.gathers:
         check_ids(model, probe, {'X_train': train, **by_argument(val)})
     return TrainingSetup(
