@@ -43,6 +43,7 @@ LARGER = {
         'tests/several_devices/test_parameter_gathering.py': 25,
         'tests/core/test_attention.py': 25,
         'tests/core/test_augment.py': 25,
+        'tests/sklearn/test_estimators.py': 45,  # a hundred checks of scikit-learn
         'tests/training/test_memory.py': 30,
         'tests/test_checkpoint.py': 30,
         'tests/test_pages.py': 45,  # trainings of six pages

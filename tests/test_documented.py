@@ -20,6 +20,7 @@ PACKAGES = (
     'thinkml.models',
     'thinkml.monitoring',
     'thinkml.optimization',
+    'thinkml.sklearn',
     'thinkml.training',
 )
 

@@ -21,7 +21,7 @@ LAYERS = (
     ('checkpoint', 'data', 'figures'),
     ('evaluation', 'models', 'monitoring'),
     ('training',),
-    ('optimization',),
+    ('optimization', 'sklearn'),
 )
 # The same for the folders of core.
 LAYERS_OF_CORE = (('xla',), ('parallel',), ('objectives',), ('active', 'model'), ('train',))

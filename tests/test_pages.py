@@ -14,6 +14,7 @@ PAGES = (
     'guides/optimization/cross-validation',
     'guides/data/labels-and-tasks',
     'guides/optimization/search',
+    'guides/optimization/scikit-learn',
 )  # fmt: skip
 # The pages that explain a script of the examples, which tests/test_examples.py runs.
 TUTORIALS = {

@@ -21,12 +21,14 @@ if TYPE_CHECKING:
     from thinkml import models as models
     from thinkml import monitoring as monitoring
     from thinkml import optimization as optimization
+    from thinkml import sklearn as sklearn
     from thinkml import training as training
 
 __version__ = '0.1.0'
 
 _PACKAGES = (
-    'core', 'data', 'errors', 'evaluation', 'models', 'monitoring', 'optimization', 'training',
+    'core', 'data', 'errors', 'evaluation', 'models', 'monitoring', 'optimization', 'sklearn',
+    'training',
 )  # fmt: skip
 
 
