@@ -4,6 +4,7 @@ import importlib
 import inspect
 import io
 import pickle
+import signal
 import sys
 
 import joblib
@@ -16,6 +17,7 @@ from scipy import sparse
 from sklearn.base import clone
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.ensemble import StackingClassifier
+from sklearn.exceptions import NotFittedError
 from sklearn.inspection import permutation_importance
 from sklearn.linear_model import LinearRegression, LogisticRegression
 from sklearn.model_selection import GridSearchCV
@@ -267,6 +269,23 @@ def test_early_stopping_and_the_validation_split_are_passed_on(fitted):
     assert {'loss', 'val_loss', 'accuracy'} <= {*history.last()}
 
 
+def test_an_interrupt_ends_a_search_and_keeps_what_was_learned(fitted):
+    seen = []
+
+    def interrupt(run):
+        seen.append(run.epoch)
+        signal.raise_signal(signal.SIGINT)
+
+    classifier = clone(fitted).set_params(callbacks=[interrupt])
+    with pytest.raises(KeyboardInterrupt):
+        GridSearchCV(classifier, {'learning_rate': [0.01, 0.1]}, cv=2).fit(X, y)
+    assert seen == [1]
+    with pytest.raises(KeyboardInterrupt):
+        classifier.fit(X, y)
+    assert classifier.history_.epochs == 1
+    assert classifier.predict(X).shape == (64,)
+
+
 def test_a_larger_data_set_is_not_copied(fitted, monkeypatch):
     monkeypatch.setattr('thinkml.sklearn.estimator._MAX_PADDED_BYTES', 0)
     plain = clone(fitted).fit(X[:50], y[:50])
@@ -300,7 +319,8 @@ def test_impossible_settings_are_named_before_a_compile(settings, message, count
             classifier.fit(X, y)
 
     assert count_compiles(fit) == 0
-    assert not hasattr(classifier, 'model_')
+    with pytest.raises(NotFittedError):
+        classifier.predict(X)
 
 
 def test_unknown_names_are_refused_at_once():

@@ -189,6 +189,9 @@ class Estimator(BaseEstimator):
 
     # --- scikit-learn's protocols -------------------------------------------------------------
 
+    def __sklearn_is_fitted__(self) -> bool:
+        return self._is_fitted  # a fit that fails on the model has set n_features_in_
+
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
         tags.input_tags.sparse = True
