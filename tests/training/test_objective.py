@@ -10,12 +10,13 @@ import pytest
 from flax import linen as nn
 from flax import nnx
 
+from tests.models_for_tests import mlp
 from tests.recipes import LABELS, ROWS, Vae, X, contrast, distil, elbo, linear, params_of
 from thinkml.errors import ConfigError, DataError
 from thinkml.evaluation import ModelEvaluator
 from thinkml.model_record import record_of
 from thinkml.models import ModelManager, from_functions, from_linen, predict
-from thinkml.training import ModelTrainer, Objective, TrainingConfig
+from thinkml.training import ModelTrainer, Objective, StepOutput, TrainingConfig
 
 SETTINGS = {'epochs': 10, 'batch_size': ROWS, 'learning_rate': 0.02, 'validation_split': 0}
 
@@ -267,6 +268,67 @@ def test_weights_are_those_of_rows():
     for weights in ({'class_weights': 'balanced'}, {'sample_weight': np.ones((ROWS, 6))}):
         with pytest.raises(DataError):
             train(Pixels(), Objective(of_pixels), y, **weights)
+
+
+class OfPixels(nnx.Module):
+    def __init__(self):
+        self.out = nnx.Linear(1, 2, rngs=nnx.Rngs(0))
+
+    def __call__(self, x):
+        return self.out(x)
+
+
+IMAGES = np.random.default_rng(0).normal(size=(ROWS, 4, 4, 1)).astype(np.float32)
+
+
+@pytest.mark.parametrize('dtype', ['int32', 'float32'])
+@pytest.mark.parametrize('kind', ['objective', 'step', 'step with a loss'])
+def test_flips_move_the_targets_of_pixels_along(kind, dtype):
+    def distance(batch):
+        return jnp.abs((batch.x[..., 0] > 0) - batch.y).mean(axis=(1, 2))
+
+    def objective(model, batch, key):
+        return model(batch.x).mean(axis=(1, 2, 3)), {'distance': distance(batch)}
+
+    def step(state, batch):
+        return state, StepOutput(jnp.zeros(()), {'distance': distance(batch).mean()})
+
+    y = (IMAGES[..., 0] > 0).astype(dtype)
+    more = {'loss_fn': Objective(objective)} if kind == 'objective' else {'step': step}
+    if kind == 'step with a loss':
+        more |= {'loss_fn': Objective(objective), 'X_val': IMAGES, 'y_val': y}
+    trainer = ModelTrainer(TrainingConfig(**SETTINGS | {'epochs': 1}))
+    history = trainer.train(OfPixels(), IMAGES, y, augmentation='flip', progress=False, **more)
+    assert history['distance'] == [0.0]
+    with pytest.raises(ConfigError, match='RandomFlip: got targets for 2x2 elements beside images'):
+        trainer.train(OfPixels(), IMAGES, y[:, :2, :2], augmentation='flip', progress=False, **more)
+
+
+def test_flips_move_the_targets_of_heads_along():
+    class Heads(OfPixels):
+        def __call__(self, x):
+            return {'mask': self.out(x), 'kind': self.out(x).mean(axis=(1, 2))}
+
+    def objective(model, batch, key):
+        distance = jnp.abs((batch.x[..., 0] > 0) - batch.y['mask']).mean(axis=(1, 2))
+        return model(batch.x)['kind'][:, 0], {'distance': distance}
+
+    y = {'mask': (IMAGES[..., 0] > 0).astype(int), 'kind': np.arange(ROWS) % 2}
+    _, history = train(Heads(), Objective(objective), y, IMAGES, {'epochs': 1}, augmentation='flip')
+    assert history['distance'] == [0.0]
+
+
+def test_class_indices_are_not_mixed():
+    def step(state, batch):
+        return state, StepOutput(jnp.zeros(()))
+
+    y = np.arange(ROWS) % 2
+    for more in (
+        {'loss_fn': Objective(losses_of)}, {'step': step},
+        {'step': step, 'loss_fn': 'cross_entropy', 'X_val': X, 'y_val': y},
+    ):  # fmt: skip
+        with pytest.raises(ConfigError, match='augmentation: got one that mixes examples, but'):
+            ModelTrainer().train(mlp(6, 2), X, y, augmentation='mixup', progress=False, **more)
 
 
 def test_a_model_with_heads_needs_no_labels():

@@ -115,7 +115,9 @@ def add_step(
     for name in values:
         check_value_name(name, f'step: {step_name(request.step)} returned a value called')
     step = CheckedStep(request.step, values, has_labels)
-    return dataclasses.replace(objective, step=step)
+    # That of the loss may mix classes, which a step gets as indices in any case.
+    augment = make_row_augmentation(request.augmentation, x, y)
+    return dataclasses.replace(objective, step=step, augment=augment)
 
 
 def _traced_values(

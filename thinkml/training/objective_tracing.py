@@ -1,7 +1,7 @@
 """Tracing of objectives and custom steps, which call the model, on the shapes of a few rows."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -10,8 +10,10 @@ import jax.numpy as jnp
 from thinkml.core import make_augmentation
 from thinkml.core.objectives.model_objective import ObjectiveBatch
 from thinkml.core.objectives.probe_sizes import PROBE_ROWS, with_rows
+from thinkml.core.train.augmentation_registry import make_head_augmentation, mixes_examples
 from thinkml.core.train.step import AugmentFn
 from thinkml.errors import ConfigError, ModelTypeError
+from thinkml.tasks import TaskKind
 from thinkml.training.objective import augmented_labels, label_probe
 from thinkml.typing import PyTree
 
@@ -32,15 +34,42 @@ def probe_batch(x: PyTree, y: PyTree, *, has_labels: bool) -> ObjectiveBatch:
 def make_row_augmentation(augmentation: Any, x: PyTree, y: PyTree) -> AugmentFn | None:
     """Returns an augmentation that is checked on the inputs, and that mixes no classes.
 
+    Flips, crops and rotations move the targets of pixels along, as for other losses.
+
     Args:
         augmentation: see `thinkml.core.make_augmentation`.
         x: the inputs, or `jax.ShapeDtypeStruct` of them.
         y: encoded targets, or the first of them.
+
+    Raises:
+        ConfigError: for one that does not fit the inputs or the targets.
     """
-    augment = make_augmentation(augmentation, x, 'regression', 1)
+    labels = jax.tree.map(label_probe, y)
+    if isinstance(labels, Mapping):
+        kinds = {name: _kind_and_axes(part) for name, part in labels.items()}
+        augment = make_head_augmentation(augmentation, x, kinds)
+    else:
+        kind, axes = _kind_and_axes(labels)
+        augment = make_augmentation(augmentation, x, kind, 1, axes)
+        if mixes_examples(augment) and not _are_floats(labels):
+            raise ConfigError(
+                'augmentation: got one that mixes examples, but an objective or a step gets class '
+                'indices, which can not be mixed. Mix them in the function, which has all rows of '
+                'a batch.'
+            )
     if augment is not None:
-        augmented_labels(augment, x, jax.tree.map(label_probe, y))
+        augmented_labels(augment, x, labels)
     return augment
+
+
+def _kind_and_axes(labels: jax.ShapeDtypeStruct) -> tuple[TaskKind, tuple[int, ...]]:
+    """Returns the kind of targets, and the axes of the pixels that have a target each."""
+    axes = labels.shape[1:3] if len(labels.shape) > 2 else ()
+    return 'multiclass' if axes and not _are_floats(labels) else 'regression', axes
+
+
+def _are_floats(labels: jax.ShapeDtypeStruct) -> bool:
+    return jnp.issubdtype(labels.dtype, jnp.floating)
 
 
 @contextlib.contextmanager

@@ -141,8 +141,8 @@ def _task_beside_objective(
     for argument in ('loss_weights', 'ignore_label'):
         if getattr(request, argument) is not None:
             raise ConfigError(
-                f'{argument}: got {getattr(request, argument)!r} beside an objective, expected '
-                'None: it computes its loss itself.'
+                f'{argument}: got {getattr(request, argument)!r} beside an objective or a step, '
+                'expected None: it computes its loss itself.'
             )
     requested = _check_task(request.task)
     if not has_no_labels(request):

@@ -203,7 +203,11 @@ def _open_set(
         )  # fmt: skip
     if X_val is None or (y_val is None and not _holds_labels(request)):
         missing, given = (argument, labels) if X_val is None else (labels, argument)
-        raise DataError(f'{missing}: got None together with {given}, expected both or neither.')
+        several = isinstance(X_val, Mapping) and not isinstance(request.X_train, Mapping)
+        raise DataError(
+            f'{missing}: got None together with {given}, expected both or neither.'
+            + (' Validation sets hold their labels: X_val={name: (X, y), ...}.' if several else '')
+        )
     x, targets = open_data(X_val, y_val, argument, labels, like=inputs)
     check_lengths({argument: x, labels: targets})
     y = encode_any_targets(targets, task, labels)

@@ -166,6 +166,12 @@ def moves_targets(augment: Augment | None) -> bool:
     return any(isinstance(step, WithTargets | _WithHeads) for step in steps)
 
 
+def mixes_examples(augment: Augment | None) -> bool:
+    """Returns True if an augmentation of ThinkML mixes the targets of examples."""
+    steps = augment.steps if isinstance(augment, _Sequence) else (augment,)
+    return any(isinstance(step, _MIXING) for step in steps)
+
+
 def check_augmentation(augment: Augment, x: PyTree, y: PyTree) -> None:
     """Traces an augmentation on shapes alone, to find errors before a program is compiled.
 
