@@ -304,7 +304,7 @@ def test_a_larger_data_set_is_not_copied(fitted, monkeypatch):
         ({'model': 'cnn', 'model__in_features': 3}, "got 'model__in_features'"),
         ({'model': lambda size, rngs: None}, 'model__size: got nothing, expected a value'),
         ({'model': lambda rngs: None}, 'model: the factory returned a NoneType'),
-        ({'model': make_linear, 'model__num_classes': 2}, 'it returns 2 outputs, but y has 3 cl'),
+        ({'model': 'mlp', 'model__num_classes': 2}, 'it returns 2 outputs, but y has 3 cl'),
         ({'model': nnx.Linear(4, 3, rngs=nnx.Rngs(0)), 'model__a': 1}, 'model__a: got it beside'),
         ({'random_state': -1}, 'random_state: got -1, expected a whole number'),
         ({'epochs': 0, 'learning_rate': -1.0}, r'(?s)epochs: got 0.*learning_rate: got -1'),
