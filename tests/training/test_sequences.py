@@ -16,7 +16,7 @@ from thinkml.errors import ConfigError, DataError, ThinkMLWarning
 from thinkml.evaluation import ModelEvaluator
 from thinkml.model_record import record_of
 from thinkml.models import predict, predict_proba
-from thinkml.training import ModelTrainer, TrainingConfig
+from thinkml.training import ActiveLearner, ModelTrainer, TrainingConfig, TransferLearner
 
 WORDS, ROWS, LONGEST = 7, 40, 20
 RNG = np.random.default_rng(0)
@@ -325,3 +325,85 @@ def test_ragged_rows_of_a_table_are_a_mistake():
     table = [[1.0, 2.0, 3.0]] * 5 + [[1.0, 2.0]]
     with pytest.raises(DataError, match='Expected rows of equal length'):
         train(nnx.Linear(3, 2, rngs=nnx.Rngs(0)), table, [0, 1] * 3)
+
+
+# --- several inputs and heads -----------------------------------------------------------------
+
+
+class Aged(nnx.Module):
+    """Returns tags of tokens and a class of each row, from tokens and a number of the row."""
+
+    def __init__(self):
+        rngs = nnx.Rngs(0)
+        self.embed, self.age = nnx.Embed(WORDS, 8, rngs=rngs), nnx.Linear(1, 8, rngs=rngs)
+        self.tags, self.kind = nnx.Linear(8, 3, rngs=rngs), nnx.Linear(8, 2, rngs=rngs)
+
+    def __call__(self, age, tokens, mask):
+        h = jnp.tanh(self.embed(tokens) + self.age(age)[:, None]) * mask[..., None]
+        return {'tags': self.tags(h), 'kind': self.kind(h.sum(1) / mask.sum(1)[:, None])}
+
+
+AGE = RNG.normal(size=(ROWS, 1)).astype(np.float32)
+PARTS = {'age': AGE, 'tokens': TOKENS}
+PADDED_TAGS = np.full((ROWS, LONGEST), -100)
+PADDED_TAGS[MASK] = np.concatenate(TAGS)
+
+
+def test_ragged_parts_of_inputs_and_heads_train_as_padded_ones():
+    targets, padded = {'tags': TAGS, 'kind': KIND}, {'tags': PADDED_TAGS, 'kind': KIND}
+    dense = {'age': AGE, 'tokens': DENSE, 'mask': MASK}
+    validation = {'X_val': {'age': AGE[1:], 'tokens': TOKENS[1:]}}
+    validation['y_val'] = {'tags': TAGS[1:], 'kind': KIND[1:]}
+    model, history = train(Aged(), PARTS, targets, **validation)
+    rows = {
+        'X_val': {name: part[1:] for name, part in dense.items()},
+        'y_val': {name: part[1:] for name, part in padded.items()},
+    }
+    other, expected = train(Aged(), dense, padded, **rows)
+    for name in expected:
+        np.testing.assert_allclose(history[name], expected[name], atol=1e-6, err_msg=name)
+    assert_close(params_of(model), params_of(other), 1e-6)
+    found, of_dense = predict(model, PARTS), predict(other, dense)
+    assert [len(row) for row in found['tags']] == LENGTHS.tolist()
+    np.testing.assert_array_equal(np.concatenate(found['tags']), of_dense['tags'][MASK])
+    np.testing.assert_array_equal(found['kind'], of_dense['kind'])
+    one = {'age': AGE[3:4], 'tokens': [TOKENS[3].tolist()]}
+    np.testing.assert_array_equal(predict(model, one)['tags'][0], found['tags'][3])
+    evaluation = ModelEvaluator().evaluate(model, PARTS, targets, confidence=None)
+    right = np.concatenate(found['tags']) == np.concatenate(TAGS)
+    assert evaluation['tags']['accuracy'] == pytest.approx(right.mean())
+
+
+def test_heads_of_sequences_alone_use_buckets():
+    class Pair(Reader):
+        def __call__(self, tokens, mask):
+            tags = super().__call__(tokens, mask)
+            return tags, tags.sum(1)
+
+    model, history = train(Pair(), TOKENS, (TAGS, KIND), {'epochs': 1, 'learning_rate': 1e-12})
+    dense = {'tokens': DENSE, 'mask': MASK}
+    evaluation = ModelEvaluator().evaluate(
+        model, dense, (PADDED_TAGS, KIND), metrics=['log_loss'], confidence=None
+    )
+    assert history['0_loss'][0] == pytest.approx(evaluation['0']['log_loss'], abs=1e-5)
+    marked = [np.where(row == 0, 9, row) for row in TAGS]
+    model, _ = train(
+        Pair(), TOKENS, (marked, KIND), {'epochs': 1}, ignore_label={'0': 9}, metrics=['accuracy']
+    )
+    assert record_of(model).task.by_name['0'].ignore_label == 9
+
+
+def test_parts_of_different_lengths_are_refused():
+    parts = {'age': [row[:1] for row in TOKENS[1:]] + [TOKENS[0]], 'tokens': TOKENS}
+    with pytest.raises(DataError, match=r"X_train\['tokens'\]: got rows of other lengths than"):
+        train(Aged(), parts, {'kind': KIND})
+
+
+def test_active_and_transfer_learning_ask_for_padded_rows():
+    learner = ActiveLearner(Reader(2, of_rows=True), 'margin')
+    with pytest.raises(DataError, match=r'X_unlabeled: .* pad or cut them first'):
+        learner.start(TOKENS)
+    with pytest.raises(DataError, match=r'X_train: .* pad or cut them first'):
+        TransferLearner(nnx.Embed(WORDS, 4, rngs=nnx.Rngs(0))).fine_tune(
+            X_train=TOKENS, y_train=KIND
+        )

@@ -36,7 +36,7 @@ from thinkml.data.rows import Rows as Rows
 from thinkml.data.rows import open_rows as open_rows
 from thinkml.data.sample_weights import class_weight_table as class_weight_table
 from thinkml.data.sample_weights import example_weights as example_weights
-from thinkml.data.sequences import pack_sequences as pack_sequences
+from thinkml.data.sequence_packing import pack_sequences as pack_sequences
 from thinkml.data.split import split_rows as split_rows
 from thinkml.data.stream import BatchFeed as BatchFeed
 from thinkml.data.stream import StreamedFeed as StreamedFeed

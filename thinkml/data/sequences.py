@@ -10,6 +10,7 @@ from thinkml.core.model.adapters import input_names
 from thinkml.core.model.frame_masks import WithFrameMask
 from thinkml.data.dataframes import is_named_row
 from thinkml.data.map_style_datasets import is_array
+from thinkml.data.targets import named_targets
 from thinkml.errors import DataError, warn_user
 from thinkml.model_record import ArraySpec, InputSpec
 from thinkml.tasks import IGNORE_LABEL, AnyTask, blanks_of
@@ -25,14 +26,16 @@ class PaddedData(NamedTuple):
     """Inputs and targets of one length.
 
     Attributes:
-        X: the inputs: an array ``[rows, length, ...]``, or a dict of it and a mask.
+        X: the inputs: an array ``[rows, length, ...]``, or a dict of arrays and a mask.
         y: the targets; those of positions are padded with the label that is ignored.
         lengths: the length of each row; None if all rows had one length.
+        length: the length of all rows, with padding.
     """
 
     X: Inputs
     y: Labels
     lengths: np.ndarray | None = None
+    length: int | None = None
 
 
 def is_ragged(values: Any) -> bool:
@@ -82,40 +85,45 @@ def pad_sequences(
     label_argument: str = 'y_train',
     max_length: int | None = None,
     like: InputSpec | None = None,
-    ignore_label: int | None = None,
+    ignore_label: int | Mapping[str, int | None] | None = None,
 ) -> PaddedData:
     """Pads rows of different lengths to one length, with zeros.
 
     If the model's ``__call__`` has a parameter ``mask`` (or ``attention_mask``), the inputs are a
-    dict of the sequences, by the name of the first parameter, and of the mask.
+    dict of the sequences, by the name of the first parameter, and of the mask. In a dict of inputs
+    the parts that are ragged are padded, and the mask is added if there is none.
 
     Args:
         model: the model that takes the inputs.
         X: the inputs. Data that is not ragged is returned as it is, and so are rows of floats for a
             model without a mask.
-        y: the targets: one for each row, or for each position of a row.
+        y: the targets: one for each row, or for each position of a row; a dict or tuple of them for
+            several heads.
         argument: the name of ``X`` used in error messages.
         label_argument: the name of ``y`` used in error messages.
         max_length: the length that longer rows are cut to; None for that of the longest row.
         like: the description of the inputs that the model was trained on, whose length is used.
-        ignore_label: the label of padded positions; None for -100.
+        ignore_label: the label of padded positions, or a dict by head; None for -100.
 
     Raises:
         DataError: for rows that are not sequences of numbers, or targets of other lengths.
     """
-    names = _names_of_inputs(model)
-    if not (is_ragged(X) or (names.mask is not None and _are_flat_sequences(X))):
-        return PaddedData(X, y)
-    rows = [_as_row(row, f'{argument}, row {index}') for index, row in enumerate(_rows_of(X) or [])]
-    lengths = np.array(list(map(len, rows)))
-    if names.mask is None and any(row.dtype.kind == 'f' and row.ndim == 1 for row in rows):
+    names = _names_of_inputs(model, X)
+    ragged = _sequences_of(X, names, like)
+    parts = {
+        name: [
+            as_row(row, f'{_named(argument, name)}, row {index}')
+            for index, row in enumerate(_rows_of(part) or [])
+        ]
+        for name, part in ragged.items()
+    }
+    all_rows = [row for rows in parts.values() for row in rows]
+    if names.mask is None and any(row.dtype.kind == 'f' and row.ndim == 1 for row in all_rows):
         return PaddedData(X, y)  # more likely a table with a mistake, which others report
-    if not lengths.all():
-        raise DataError(
-            f'{argument}: got no positions in row {lengths.argmin()}, expected at least one. Leave '
-            'empty rows out.'
-        )
-    known = _known_length(like)
+    if not parts:
+        return PaddedData(X, y)
+    lengths = _lengths_of(parts, argument)
+    known = _known_length(like, next(iter(parts)))
     length = known or min(max_length or lengths.max(), int(lengths.max()))
     too_long = int((lengths > length).sum())
     if too_long:
@@ -124,14 +132,76 @@ def pad_sequences(
             f'{lengths.max():,}. They are cut to {length}'
             + ('.' if known is None else ', the length that the model was trained on.')
         )
-    if is_ragged(y) or (y is not None and _are_sequences(y, lengths)):
-        y = _pad_labels(y, lengths, length, label_argument, ignore_label)
-    array = _padded(rows, length, 0)
+    y = _padded_targets(y, lengths, length, label_argument, ignore_label)
+    arrays = {name: _padded(rows, length, 0) for name, rows in parts.items()}
     lengths = np.minimum(lengths, length)
-    if names.mask is None or names.tokens is None:
-        return PaddedData(array, y, lengths)
-    is_real = np.arange(length) < lengths[:, None]
-    return PaddedData({names.tokens: array, names.mask: is_real}, y, lengths)
+    if isinstance(X, Mapping):
+        arrays = dict(X) | arrays
+    elif names.mask is None or names.tokens is None:
+        return PaddedData(arrays[None], y, lengths, length)
+    else:
+        arrays = {names.tokens: arrays[None]}
+    if names.mask is not None:
+        arrays[names.mask] = np.arange(length) < lengths[:, None]
+    return PaddedData(arrays, y, lengths, length)
+
+
+def _sequences_of(X: Inputs, names: '_Names', like: InputSpec | None) -> dict[str | None, Any]:
+    """Returns the parts of the inputs that are padded, by name; None is the name of all inputs."""
+    if not isinstance(X, Mapping):
+        is_padded = is_ragged(X) or (names.mask is not None and _are_flat_sequences(X))
+        return {None: X} if is_padded else {}
+    before = like.arrays if like is not None and isinstance(like.arrays, dict) else {}
+    found: dict[str | None, Any] = {name: part for name, part in X.items() if is_ragged(part)}
+    if names.mask in before:  # rows of one length are padded to that of the training
+        shape = before[names.mask].shape
+        found |= {
+            name: part
+            for name, part in X.items()
+            if name in before and before[name].shape[:1] == shape and _are_flat_sequences(part)
+        }
+    return found
+
+
+def _lengths_of(parts: Mapping[str | None, list[np.ndarray]], argument: str) -> np.ndarray:
+    """Returns the length of each row, which is that of all its parts."""
+    (name, rows), *others = parts.items()
+    lengths = np.array(list(map(len, rows)))
+    if not lengths.all():
+        raise DataError(
+            f'{_named(argument, name)}: got no positions in row {lengths.argmin()}, expected at '
+            'least one. Leave empty rows out.'
+        )
+    for other, rows_of_other in others:
+        if list(map(len, rows_of_other)) != lengths.tolist():
+            raise DataError(
+                f'{_named(argument, other)}: got rows of other lengths than those of '
+                f'{_named(argument, name)}, expected the same, since one mask tells the padding of '
+                'both. Pad them yourself, and pass arrays and masks.'
+            )
+    return lengths
+
+
+def _named(argument: str, name: str | None) -> str:
+    return argument if name is None else f'{argument}[{name!r}]'
+
+
+def _padded_targets(
+    y: Labels, lengths: np.ndarray, length: int, argument: str, ignore_label: Any
+) -> Labels:
+    """Returns targets with those of positions padded; those of heads as a dict."""
+    heads = named_targets(y, len(lengths))
+    if heads is not None:
+        return {
+            name: _padded_targets(
+                part, lengths, length, _named(argument, name),
+                ignore_label.get(name) if isinstance(ignore_label, Mapping) else ignore_label,
+            )
+            for name, part in heads.items()
+        }  # fmt: skip
+    if is_ragged(y) or (y is not None and _are_sequences(y, lengths)):
+        return _pad_labels(y, lengths, length, argument, ignore_label)
+    return y
 
 
 class _Names(NamedTuple):
@@ -141,13 +211,16 @@ class _Names(NamedTuple):
     mask: str | None = None
 
 
-def _names_of_inputs(model: Model) -> _Names:
+def _names_of_inputs(model: Model, X: Inputs) -> _Names:
     names = input_names(model)
     if names is None:
         return _Names()
     mask = next((name for name in MASK_NAMES if name in names.names), None)
     tokens = next((name for name in names.names if name not in MASK_NAMES), None)
-    return _Names(tokens, mask) if mask and set(names.required) <= {tokens, mask} else _Names()
+    given = set(X) if isinstance(X, Mapping) else {tokens}
+    if mask is None or mask in given or not set(names.required) <= given | {mask}:
+        return _Names()
+    return _Names(tokens, mask)
 
 
 def _are_flat_sequences(values: Any) -> bool:
@@ -156,7 +229,8 @@ def _are_flat_sequences(values: Any) -> bool:
     return bool(rows) and _are_of_one_kind(rows) and np.ndim(rows[0]) == 1
 
 
-def _as_row(row: Any, argument: str, advice: str = 'Encode text as token ids first.') -> np.ndarray:
+def as_row(row: Any, argument: str, advice: str = 'Encode text as token ids first.') -> np.ndarray:
+    """Returns a sequence as an array; raises a `DataError` unless it consists of numbers."""
     try:
         array = np.asarray(row)
     except ValueError as error:
@@ -169,11 +243,13 @@ def _as_row(row: Any, argument: str, advice: str = 'Encode text as token ids fir
     return array
 
 
-def _known_length(like: InputSpec | None) -> int | None:
+def _known_length(like: InputSpec | None, name: str | None) -> int | None:
+    """Returns the length of earlier inputs, of the part of this name if they are a dict."""
     if like is None:
         return None
-    parts = like.arrays.values() if isinstance(like.arrays, dict) else [like.arrays]
-    lengths = [part.shape[0] for part in parts if isinstance(part, ArraySpec) and part.shape]
+    parts = like.arrays if isinstance(like.arrays, dict) else {name: like.arrays}
+    found = [parts[name]] if name in parts else list(parts.values())
+    lengths = [part.shape[0] for part in found if isinstance(part, ArraySpec) and part.shape]
     return lengths[0] if lengths else None
 
 
@@ -184,9 +260,9 @@ def shorter_inputs(inputs: InputSpec, length: int) -> InputSpec:
     )  # fmt: skip
 
 
-def length_spec(array: np.ndarray) -> InputSpec:
-    """Returns a description of inputs whose rows have the length of these."""
-    return InputSpec(ArraySpec(array.shape[1:], 'float32'))
+def length_spec(length: int) -> InputSpec:
+    """Returns a description of inputs whose rows have this length."""
+    return InputSpec(ArraySpec((length,), 'float32'))
 
 
 def _are_sequences(y: Labels, lengths: np.ndarray) -> bool:
@@ -207,7 +283,7 @@ def _pad_labels(
 ) -> np.ndarray:
     advice = 'Number the labels from 0 on.'
     rows = [
-        _as_row(row, f'{argument}, row {index}', advice)
+        as_row(row, f'{argument}, row {index}', advice)
         for index, row in enumerate(_rows_of(y) or [])
     ]
     if len(rows) != len(lengths):
@@ -248,7 +324,7 @@ def pad_label_sequences(y: Labels, argument: str, ignore_label: int | None = Non
         return y
     advice = 'Number the labels by the outputs of the model.'
     arrays = [
-        _as_row(row, f'{argument}, row {index}', advice) if len(row) else np.zeros(0, np.int64)
+        as_row(row, f'{argument}, row {index}', advice) if len(row) else np.zeros(0, np.int64)
         for index, row in enumerate(rows or [])
     ]
     for index, row in enumerate(arrays):
@@ -326,62 +402,3 @@ def bucket_lengths(lengths: np.ndarray) -> np.ndarray:
         chosen.append(sizes[end - 1])
         end = last[bucket, end]
     return np.array(sorted(chosen))
-
-
-def pack_sequences(sequences: Sequence[Any], length: int, *, pad: int = 0) -> dict[str, np.ndarray]:
-    """Packs short sequences of token ids into rows of one length, whole and in order.
-
-    Each sequence goes into the first row that has space for it. Longer ones are cut into pieces.
-
-    Args:
-        sequences: token ids, ``[tokens]`` each.
-        length: the number of tokens in a row.
-        pad: the id of unused positions.
-
-    Returns:
-        ``tokens``, ``segments`` (the number of the sequence within its row, from 1; 0 for unused
-        positions) and ``positions`` (the position within the sequence), each ``[rows, length]``.
-
-    Raises:
-        DataError: for sequences that are not whole numbers.
-
-    Example:
-        >>> from thinkml.data import pack_sequences
-        >>> packed = pack_sequences([[5, 6, 7], [8, 9], [4]], length=4)
-        >>> packed['tokens'].tolist(), packed['segments'].tolist()
-        ([[5, 6, 7, 4], [8, 9, 0, 0]], [[1, 1, 1, 2], [1, 1, 0, 0]])
-    """
-    pieces = []
-    for index, sequence in enumerate(sequences):
-        row = _as_row(sequence, f'sequences, row {index}')
-        if row.ndim != 1 or row.dtype.kind not in 'iu':
-            raise DataError(
-                f'sequences, row {index}: got {row.dtype} of shape {row.shape}, expected whole '
-                'numbers (tokens,).'
-            )
-        pieces += [row[first : first + length] for first in range(0, len(row), length)]
-    rows: list[list[np.ndarray]] = []
-    free: list[int] = []
-    first_open = 0
-    for piece in pieces:
-        while first_open < len(free) and not free[first_open]:
-            first_open += 1
-        fitting = (i for i in range(first_open, len(free)) if free[i] >= len(piece))
-        at = next(fitting, None)
-        if at is None:
-            at = len(rows)
-            rows.append([])
-            free.append(length)
-        rows[at].append(piece)
-        free[at] -= len(piece)
-    packed = {name: np.zeros((len(rows), length), np.int32) for name in ('segments', 'positions')}
-    tokens = np.full((len(rows), length), pad, np.int64)
-    for index, parts in enumerate(rows):
-        start = 0
-        for number, part in enumerate(parts, 1):
-            span = slice(start, start + len(part))
-            tokens[index, span] = part
-            packed['segments'][index, span] = number
-            packed['positions'][index, span] = np.arange(len(part))
-            start += len(part)
-    return {'tokens': tokens, **packed}

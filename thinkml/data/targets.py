@@ -83,10 +83,16 @@ def named_targets(y: Any, num_rows: int | None = None) -> dict[str, Any] | None:
     is_tuple = isinstance(y, tuple) and (are_columns(y) if num_rows is None else True)
     is_list = isinstance(y, list) and num_rows is not None and len(y) != num_rows
     if not (is_tuple or is_list) or (
-        num_rows is not None and any(len(np.shape(part)) < 1 or len(part) != num_rows for part in y)
+        num_rows is not None and not all(_has_rows(part, num_rows) for part in y)
     ):
         return None
     return {str(position): part for position, part in enumerate(y)}
+
+
+def _has_rows(part: Any, num_rows: int) -> bool:
+    if isinstance(part, list | tuple):  # perhaps sequences of different lengths
+        return len(part) == num_rows
+    return len(np.shape(part)) > 0 and len(part) == num_rows
 
 
 def are_columns(parts: tuple[Any, ...]) -> bool:

@@ -72,10 +72,10 @@ def open_model(
     input_spec = record.input_spec
     if record.task is not None:
         y_test = _padded_sequences(y_test, record.task, 'y_test')
-    marker = record.task.ignore_label if isinstance(record.task, Task) else None
-    X_test, y_test, _ = pad_sequences(
+    X_test, y_test, *_ = pad_sequences(
         model, X_test, y_test,
-        argument='X_test', label_argument='y_test', like=input_spec, ignore_label=marker,
+        argument='X_test', label_argument='y_test', like=input_spec,
+        ignore_label=_ignored(record.task),
     )  # fmt: skip
     if is_batches(X_test):
         return _open_batches(model, X_test, y_test, input_spec, devices)
@@ -117,6 +117,13 @@ def open_model(
         )
 
     return _by_head(open_head, task, labels, 'y_test')
+
+
+def _ignored(task: AnyTask | None) -> int | dict[str, int | None] | None:
+    """Returns the ignored label of a task, or those of several heads by name."""
+    if isinstance(task, Composite):
+        return {name: head.ignored for name, head in task.heads}
+    return None if task is None else task.ignored
 
 
 def _named(head: str | None) -> str:

@@ -11,7 +11,7 @@ from thinkml.core.model.forward import Reduce, largest_output
 from thinkml.core.objectives.heads import Selection
 from thinkml.data import decode, is_batches, open_batches, open_rows_of, probabilities
 from thinkml.data.predictions import decode_frames, decode_indices
-from thinkml.data.sequences import pad_sequences, with_frame_mask
+from thinkml.data.sequences import PaddedData, pad_sequences, with_frame_mask
 from thinkml.errors import ConfigError, DataError, NotTrainedError, is_whole
 from thinkml.model_record import record_of
 from thinkml.tasks import AnyTask, Task
@@ -55,13 +55,14 @@ def predict(model: Model, X: Inputs, *, seed: int = 0) -> PyTree:
         ['no', 'yes']
     """
     task = _task_of(model)
-    X, _, lengths = pad_sequences(model, X, None, argument='X', like=record_of(model).input_spec)
+    padded = pad_sequences(model, X, None, argument='X', like=record_of(model).input_spec)
     if isinstance(task, Task):
-        reduced = _outputs(model, X, largest_output if _chooses_on_device(task) else None, seed)
-        return _cut(_decoded(reduced, task), task, lengths)
-    outputs = _outputs(model, X, _Reduction(task.heads), seed)
+        reduction = largest_output if _chooses_on_device(task) else None
+        reduced = _outputs(model, padded.X, reduction, seed)
+        return _cut(_decoded(reduced, task), task, padded)
+    outputs = _outputs(model, padded.X, _Reduction(task.heads), seed)
     return task.restore(
-        task.map(lambda head, part: _cut(_decoded(part, head), head, lengths), outputs)
+        task.map(lambda head, part: _cut(_decoded(part, head), head, padded), outputs)
     )
 
 
@@ -83,13 +84,13 @@ def predict_proba(model: Model, X: Inputs, *, seed: int = 0) -> PyTree:
         DataError: for inputs the model can't take, or a regression model.
     """
     task = _task_of(model)
-    X, _, lengths = pad_sequences(model, X, None, argument='X', like=record_of(model).input_spec)
+    padded = pad_sequences(model, X, None, argument='X', like=record_of(model).input_spec)
     if isinstance(task, Task):
-        return _cut(probabilities(_outputs(model, X, None, seed), task), task, lengths)
-    outputs = _outputs(model, X, Selection(tuple(task.by_name)), seed)
+        return _cut(probabilities(_outputs(model, padded.X, None, seed), task), task, padded)
+    outputs = _outputs(model, padded.X, Selection(tuple(task.by_name)), seed)
     found = task.map(
         lambda head, part: (
-            _cut(probabilities(part, head), head, lengths) if head.is_classification else None
+            _cut(probabilities(part, head), head, padded) if head.is_classification else None
         ),
         outputs,
     )
@@ -109,11 +110,11 @@ def _chooses_on_device(task: Task) -> bool:
     return task.type.has_sequences or (bool(task.element_shape) and has_classes)
 
 
-def _cut(values: np.ndarray, task: Task, lengths: np.ndarray | None) -> Any:
+def _cut(values: np.ndarray, task: Task, padded: PaddedData) -> Any:
     """Returns values of positions as a list of arrays without padding, for padded sequences."""
-    if lengths is None or not task.element_shape:
+    if padded.lengths is None or task.element_shape[:1] != (padded.length,):
         return values
-    return [row[:length] for row, length in zip(values, lengths, strict=True)]
+    return [row[:length] for row, length in zip(values, padded.lengths, strict=True)]
 
 
 def _decoded(outputs: np.ndarray, task: Task) -> Any:

@@ -34,7 +34,8 @@ def pad_request(
     if length is not None and not (is_whole(length) and length >= 1):
         raise ConfigError(f'max_length: got {length!r}, expected a whole number of at least 1.')
     user_model = model.model if isinstance(model, PartlyFrozen) else model
-    marker = request.ignore_label if is_whole(request.ignore_label) else None
+    marker = request.ignore_label
+    marker = marker if is_whole(marker) or isinstance(marker, Mapping) else None
     train = pad_sequences(
         user_model, request.X_train, _padded_targets(request, request.y_train, 'y_train'),
         max_length=length, ignore_label=marker,
@@ -44,13 +45,12 @@ def pad_request(
             f'max_length: got {length} for inputs that are not a list or column of sequences of '
             'different lengths, expected None. Cut arrays yourself: X[:, :max_length].'
         )
-    arrays = next(iter(train.X.values())) if isinstance(train.X, dict) else train.X
     val = {
         name: pad_sequences(
             user_model, X, _padded_targets(request, y, labels_argument_of(name)),
             argument=argument_of(name), label_argument=labels_argument_of(name),
             ignore_label=marker, max_length=length,
-            like=None if train.lengths is None else length_spec(arrays),
+            like=None if train.length is None else length_spec(train.length),
         )
         for name, (X, y) in split_sets(request).items()
     }  # fmt: skip

@@ -9,7 +9,7 @@ from thinkml.data import check_lengths, is_batches, open_batches, open_data, ope
 from thinkml.data.dataframes import is_frame
 from thinkml.data.head_targets import encode_any_targets
 from thinkml.data.map_style_datasets import is_array, is_items
-from thinkml.data.sequences import PaddedData
+from thinkml.data.sequences import PaddedData, mask_name
 from thinkml.errors import ConfigError, DataError
 from thinkml.history import split_name
 from thinkml.model_record import InputSpec
@@ -176,7 +176,7 @@ def _open_set(
     task: AnyTask,
     config: TrainingConfig,
 ) -> Examples | Stream:
-    X_val, y_val, _ = data
+    X_val, y_val = data.X, data.y
     argument, labels = argument_of(name), labels_argument_of(name)
     if has_no_labels(request):
         if y_val is not None or is_batches(X_val):
@@ -220,8 +220,14 @@ def _open_set(
 
 
 def masked_lengths(data: PaddedData) -> np.ndarray | None:
-    """Returns the lengths of the rows if there is a mask that tells the padding."""
-    return data.lengths if isinstance(data.X, dict) else None
+    """Returns the lengths of the rows if a mask tells the padding, and all inputs are padded.
+
+    Inputs that are not sequences are not cut to the length of a bucket.
+    """
+    if not isinstance(data.X, dict) or mask_name(data.X) is None:
+        return None
+    shapes = {np.shape(part)[1:2] for part in data.X.values()}
+    return data.lengths if shapes == {(data.length,)} else None
 
 
 def _holds_labels(request: TrainRequest) -> bool:
