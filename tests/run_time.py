@@ -46,7 +46,7 @@ LARGER = {
         'tests/sklearn/test_estimators.py': 45,  # a hundred checks of scikit-learn
         'tests/training/test_memory.py': 30,
         'tests/test_checkpoint.py': 30,
-        'tests/test_pages.py': 45,  # trainings of six pages
+        'tests/test_pages.py': 45,  # trainings of a dozen pages
         'tests/test_documented_workflow.py': 25,
         'tests/training/test_options.py': 25,
         'tests/training/test_optimizers.py': 35,

@@ -12,7 +12,8 @@ PAGES = (
     'guides/training/objectives', 'guides/training/auxiliary-losses',
     'guides/training/custom-steps',
     'guides/optimization/cross-validation',
-    'guides/data/labels-and-tasks',
+    'guides/data/labels-and-tasks', 'guides/data/multiple-inputs',
+    'guides/training/multiple-outputs',
     'guides/optimization/search',
     'guides/optimization/scikit-learn',
 )  # fmt: skip
