@@ -48,6 +48,7 @@ def fitted():
 
 # One of its checks compares trainings with weights and with repeated rows to 1e-7. The gradients of
 # float32 differ by about as much, and Lion takes their signs alone.
+@pytest.mark.compiled
 @pytest.mark.parametrize('estimator', [ThinkMLClassifier, ThinkMLRegressor])
 def test_scikit_learns_checks_pass(estimator):
     small = estimator(
@@ -132,6 +133,13 @@ def test_a_model_is_the_start_of_every_fit_and_stays_as_it_is():
     assert ModelTrainer(TrainingConfig(epochs=1)).train(model, X, y, progress=False).epochs == 1
     other = ThinkMLClassifier(model, **SETTINGS).fit(X, np.char.upper(y))  # and no warning
     assert other.classes_.tolist() == ['A', 'B', 'C']
+
+
+@pytest.mark.compiled
+def test_a_prediction_does_not_depend_on_the_rows_beside_it():
+    regressor = ThinkMLRegressor('mlp', **SETTINGS).fit(X, X[:, 0])
+    alone = np.concatenate([regressor.predict(row) for row in np.split(X, 64)])
+    assert np.array_equal(alone, regressor.predict(X))
 
 
 def test_the_random_state_is_the_seed(fitted):

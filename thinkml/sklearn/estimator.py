@@ -13,7 +13,7 @@ from sklearn.utils.validation import (
     validate_data,
 )
 
-from thinkml.core import predict_outputs
+from thinkml.core import inference_batch_size, predict_outputs
 from thinkml.core.model.functional import is_model, num_outputs
 from thinkml.core.objectives.probe_sizes import PROBE_ROWS
 from thinkml.data import open_rows_of
@@ -178,7 +178,11 @@ class Estimator(BaseEstimator):
             self, X, reset=False, dtype=(np.float64, np.float32), accept_sparse='csr',
             allow_nd=True,
         )  # fmt: skip
-        outputs = predict_outputs(self.model_, open_rows_of(self.model_, X, 'X'))
+        rows = open_rows_of(self.model_, X, 'X')
+        # XLA:CPU rounds products of few rows in another way: a row's prediction would depend on the
+        # number of rows beside it.
+        size = min(inference_batch_size(rows.spec), _padded_size(len(rows)))
+        outputs = predict_outputs(self.model_, rows, batch_size=size)
         return outputs.reshape(len(outputs), -1)
 
     @property
@@ -218,7 +222,11 @@ def _padded_rows(X: Any) -> np.ndarray:
     Folds of different sizes, and the fit on all of them, then share compiled programs.
     """
     num_rows = X.shape[0]
-    padded = max(_MIN_PADDED_ROWS, 2 ** (num_rows - 1).bit_length())
+    padded = _padded_size(num_rows)
     if padded * np.prod(X.shape[1:]) * 4 > _MAX_PADDED_BYTES:
         padded = num_rows
     return np.arange(padded) % num_rows
+
+
+def _padded_size(num_rows: int) -> int:
+    return max(_MIN_PADDED_ROWS, 2 ** (num_rows - 1).bit_length())
