@@ -19,7 +19,7 @@ from sklearn.model_selection import (
 )
 
 from tests.models_for_tests import mlp
-from thinkml.errors import ConfigError, DataError, ModelTypeError
+from thinkml.errors import ConfigError, DataError
 from thinkml.models import from_linen, predict, predict_proba
 from thinkml.optimization import cross_validate
 from thinkml.training import ModelTrainer, TrainingConfig
@@ -159,6 +159,7 @@ def test_other_models_and_arguments_of_train():
     validate(make=start, loss_fn='focal', class_weights='balanced', sample_weight=np.ones(ROWS))
     jax.tree.map(np.testing.assert_array_equal, before, nnx.to_pure_dict(nnx.state(start)))
     validate(make=lambda: from_linen(nn.Dense(3)))
+    assert validate(make='mlp').metrics['accuracy'] > 0.5
     wide = validate(model_parameters={'hidden': 16}, keep_models=True)
     assert wide.models[0].layers[0].kernel.shape == (4, 16)
 
@@ -185,9 +186,9 @@ def test_it_prints_as_a_table(capsys):
         ({'time': True, 'repeats': 2}, ConfigError, 'time: got True beside repeats'),
         ({'groups': [1, 2]}, DataError, r'groups: got shape \(2,\)'),
         ({'y': y[:50]}, DataError, 'X with 60 rows and y with 50 rows'),
-        ({'make': 3}, ModelTypeError, 'make_model: got 3'),
-        ({'make': lambda: 3}, ModelTypeError, 'make_model: it returned int'),
-        ({'make': mlp(4, 3), 'model_parameters': {'a': 1}}, ConfigError, 'model_parameters: got a'),
+        ({'make': 3}, ConfigError, 'model: got 3'),
+        ({'make': lambda: 3}, ConfigError, 'model: the factory returned a int'),
+        ({'make': mlp(4, 3), 'model_parameters': {'a': 1}}, ConfigError, 'a: got it beside a'),
         ({'loss': 'mse'}, ConfigError, "arguments: got 'loss', .* Did you mean 'loss_fn'"),
         ({'scoring': ['f2']}, ConfigError, "scoring: got 'f2'"),
     ],

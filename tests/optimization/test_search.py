@@ -15,7 +15,7 @@ import pytest
 from flax import nnx
 from sklearn.model_selection import ParameterGrid
 
-from thinkml.errors import ConfigError, DataError, ModelTypeError, NotTrainedError
+from thinkml.errors import ConfigError, DataError, NotTrainedError
 from thinkml.models import predict
 from thinkml.optimization import (
     BayesianOptimization,
@@ -244,7 +244,8 @@ def test_numbers_are_scored_by_r2_and_objects_may_be_choices():
         ({'points': 0}, ConfigError, 'points: got 0'),
         ({'kind': RandomSearch, 'n_iter': 0}, ConfigError, 'n_iter: got 0'),
         ({'y': y[:3]}, DataError, 'rows'),
-        ({'model': 3, 'space': {'epochs': [1]}}, ModelTypeError, 'make_model: got 3'),
+        ({'model': 3, 'space': {'epochs': [1]}}, NotTrainedError, 'model: got 3'),
+        ({'model': 'mlp', 'space': {'hiden': [1]}}, ConfigError, "Did you mean 'hidden'"),
     ],
 )
 def test_wrong_input_is_named(settings, error, message):

@@ -77,6 +77,24 @@ def create_model(
     return made
 
 
+def parameters_of(model: Any) -> list[str]:
+    """Returns the names of the parameters that `create_model` takes; none for a model."""
+    if is_model(model):
+        return []
+    if isinstance(model, str) and model in ARCHITECTURES:
+        return [*_named(_arguments(ARCHITECTURES[model].make))]
+    return [*_named(_arguments(model))] if callable(model) else []
+
+
+def _named(takes: Mapping[str, inspect.Parameter | None]) -> dict[str, inspect.Parameter | None]:
+    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return {
+        name: part
+        for name, part in takes.items()
+        if name != 'rngs' and not (part and part.kind in variadic)
+    }
+
+
 def _arguments(make: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     # The metaclass of modules hides their signature.
     found = dict(inspect.signature(make.__init__ if inspect.isclass(make) else make).parameters)
@@ -92,11 +110,9 @@ def _check_parameters(
     prefix: str,
 ) -> None:
     """Raises a `ConfigError` for a parameter that a factory does not take, or lacks."""
-    kinds = inspect.Parameter
-    variadic = (kinds.VAR_POSITIONAL, kinds.VAR_KEYWORD)
-    named = {name: part for name, part in takes.items() if not (part and part.kind in variadic)}
+    kinds, named = inspect.Parameter, _named(takes)
     takes_any = any(part and part.kind is kinds.VAR_KEYWORD for part in takes.values())
-    allowed = [prefix + name for name in named if name != 'rngs']
+    allowed = [prefix + name for name in named]
     for name in passed:
         if prefix + name not in allowed and not takes_any:
             raise ConfigError(unknown_name('model', prefix + name, allowed))

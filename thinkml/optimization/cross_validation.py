@@ -12,9 +12,10 @@ from thinkml.errors import ConfigError, DataError, unknown_name
 from thinkml.evaluation import ModelEvaluator
 from thinkml.evaluation.metrics.registry import check_metrics
 from thinkml.history import History
+from thinkml.model_record import ArraySpec
 from thinkml.models import predict_proba
-from thinkml.optimization.folds import Split, make_folds
-from thinkml.optimization.model_maker import model_maker
+from thinkml.models.model_creation import create_model
+from thinkml.optimization.folds import Split, has_classes, make_folds
 from thinkml.tasks import Task
 from thinkml.text_table import aligned_lines
 from thinkml.training.config import TrainingConfig
@@ -252,8 +253,9 @@ def cross_validate(
 
     Args:
         make_model: a function that makes a model, called as
-            ``make_model(rngs=nnx.Rngs(seed), **model_parameters)``, or a model whose weights are
-            the start of each training. The model itself is not changed.
+            ``make_model(rngs=nnx.Rngs(seed), **model_parameters)``; a name of the zoo, such as
+            ``'mlp'``; or a model whose weights are the start of each training. The model itself is
+            not changed.
         X: inputs, one row for each example, see `thinkml.training.ModelTrainer.train`.
         y: labels or targets.
         config: the settings of each training; None for the defaults.
@@ -278,7 +280,6 @@ def cross_validate(
     Raises:
         ConfigError: for settings that are unknown or exclude each other.
         DataError: for data or folds that can't be used.
-        ModelTypeError: if ``make_model`` makes no model.
 
     Example:
         >>> import numpy as np
@@ -302,11 +303,12 @@ def cross_validate(
         folds, targets, repeats=repeats, groups=groups, stratify=stratify, time=time,
         seed=config.seed,
     )  # fmt: skip
-    make, per_repeat = model_maker(make_model, model_parameters or {}), len(splits) // repeats
+    per_repeat = len(splits) // repeats
     done: list[Fold] = []
     for index, split in _shown(splits, progress):
         settings = dataclasses.replace(config, seed=config.seed + index // per_repeat)
-        model, split = make(settings.seed), (np.sort(split[0]), np.sort(split[1]))
+        split = np.sort(split[0]), np.sort(split[1])
+        model = model_for(make_model, model_parameters or {}, x, targets, settings.seed)
         request = TrainRequest(X_train=X, y_train=y, rows=split[0], **arguments)
         history = train(model, request, settings).history
         if history.interrupted:
@@ -332,6 +334,17 @@ def rows_with_targets(X: Inputs, y: Labels) -> tuple[Rows, np.ndarray]:
             'with ModelTrainer.'
         )
     return x, targets
+
+
+def model_for(
+    make_model: Any, parameters: Mapping[str, Any], x: Rows, targets: np.ndarray, seed: int
+) -> Model:
+    """Returns an untrained model for a data set, see `thinkml.models.model_creation`."""
+    arrays = x.inputs.arrays
+    row_shape = arrays.shape if isinstance(arrays, ArraySpec) else ()
+    classes = has_classes(targets)
+    num_outputs = len(np.unique(targets)) if classes else math.prod(targets.shape[1:])
+    return create_model(make_model, parameters, row_shape, num_outputs, seed)
 
 
 def _tested(

@@ -79,7 +79,7 @@ def _splitter(folds: int, seed: int, *, stratify: bool, grouped: bool, time: boo
     except ImportError as error:
         raise ConfigError(
             'folds: needs the package scikit-learn, which is not installed. Install it: '
-            "pip install 'thinkml[sklearn]'. Or pass pairs of training and test rows."
+            "pip install 'scikit-learn>=1.6'. Or pass pairs of training and test rows."
         ) from error
     if time:
         return model_selection.TimeSeriesSplit(folds)

@@ -14,10 +14,10 @@ from thinkml.optimization.cross_validation import (
     CrossValidation,
     check_arguments,
     cross_validate,
+    model_for,
     rows_with_targets,
 )
 from thinkml.optimization.folds import has_classes, make_folds
-from thinkml.optimization.model_maker import model_maker
 from thinkml.optimization.search_result import SearchResult, Trial
 from thinkml.optimization.search_space import Parameters, SearchSpace
 from thinkml.optimization.study import Grid, Study, optuna
@@ -117,7 +117,7 @@ class Search(abc.ABC):
         """
         check_arguments(arguments)
         config_names, _ = self.search_space.split(model)
-        targets = rows_with_targets(X, y)[1]
+        x, targets = rows_with_targets(X, y)
         folds = make_folds(self.cv, targets, seed=self.config.seed)
         scoring = self.scoring or ('accuracy' if has_classes(targets) else 'r2')
         higher_is_better = is_higher_better(scoring)
@@ -147,7 +147,7 @@ class Search(abc.ABC):
         best = self.result.best_parameters
         if refit:
             settings, of_model = settings_of(best)
-            fitted = model_maker(model, of_model)(settings.seed)
+            fitted = model_for(model, of_model, x, targets, settings.seed)
             train(fitted, TrainRequest(X_train=X, y_train=y, **arguments), settings)
             self.result = dataclasses.replace(self.result, best_model=fitted)
         return self.result

@@ -1,7 +1,6 @@
 """SearchSpace: the settings that a search may choose, and the values of each."""
 
 import dataclasses
-import inspect
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -9,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from thinkml.errors import ConfigError, is_number, is_whole, unknown_name
+from thinkml.models.model_creation import parameters_of
 from thinkml.training.config import TrainingConfig
 
 Parameters = dict[str, Any]
@@ -137,8 +137,7 @@ class SearchSpace:
             ConfigError: for a name that is neither, or both.
         """
         config = {field.name for field in dataclasses.fields(TrainingConfig)}
-        model = set(inspect.signature(make_model).parameters) if callable(make_model) else set()
-        model = (model - {'rngs'}) if not hasattr(make_model, 'eval') else set()
+        model = set(parameters_of(make_model))
         for name in self.parameters:
             if name not in config | model:
                 raise ConfigError(unknown_name('parameters', name, config | model))

@@ -27,7 +27,7 @@ def optuna() -> Any:
     except ImportError as error:
         raise ConfigError(
             'search: needs the package optuna, which is not installed. Install it: '
-            "pip install 'thinkml[optimization]'. GridSearch does not need it."
+            'pip install optuna. GridSearch does not need it.'
         ) from error
     return optuna
 

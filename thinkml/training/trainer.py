@@ -221,7 +221,7 @@ class ModelTrainer:
             step: a training step in place of ThinkML's: a pure function ``(state, batch)`` of a
                 `StepState` and a batch with ``x``, ``y`` and ``weight`` that returns the next state
                 and a `StepOutput`. An object may also have ``init(params)``, which makes the state
-                of its own optimizers. ``loss_fn`` is then the loss of the validation alone.
+                of optimizers that the step brings. ``loss_fn`` is then that of the validation.
             resume: True continues from the newest checkpoint of the newest run in
                 ``checkpoint_dir``, or of the run whose directory that is, as if the training had
                 never stopped; without a checkpoint a new run begins. Needs the ``'checkpoint'``
