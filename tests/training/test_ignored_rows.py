@@ -216,3 +216,22 @@ def test_labels_that_cannot_be_ignored(y, arguments, kind, says, count_compiles)
             train(X, y, model=model, **arguments)
 
     assert count_compiles(refused) == 0
+
+
+def test_a_resumed_stream_is_the_same_run(tmp_path):
+    """It stops within an epoch, behind the batch in which no row counts."""
+
+    def batches():
+        for first in range(0, ROWS, 8):
+            yield X[first : first + 8], MARKED[first : first + 8]
+
+    def run(folder, **settings):
+        settings |= {'callbacks': ['checkpoint'], 'checkpoint_dir': str(tmp_path / folder)}
+        return train(batches, None, settings=settings, resume=folder == 'b')
+
+    model, history = run('a')
+    run('b', max_steps=7)
+    other, resumed = run('b')
+    assert history.steps == resumed.steps == 12 and resumed.resumed_at == [7]
+    np.testing.assert_array_equal(model.kernel[...], other.kernel[...])
+    np.testing.assert_array_equal(history.step_loss, resumed.step_loss)
