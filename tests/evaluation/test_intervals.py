@@ -215,6 +215,26 @@ def test_intervals_over_rare_classes_contain_their_value(of_rare):
         assert 0 <= low < metrics[name].of(case) < high <= 1, name
 
 
+def test_differences_over_rare_classes_lie_within_their_interval():
+    labels = np.append(np.arange(500) % 5, np.arange(5, 25))
+    x = np.arange(len(labels))[:, None]
+
+    class Fixed:
+        def __init__(self, predictions):
+            self.predictions, self.classes_ = predictions, np.arange(25)
+
+        def predict(self, x):
+            return self.predictions[x[:, 0]]
+
+    common = np.where(np.arange(520) % 9 == 0, (labels + 1) % 5, labels)
+    evaluations = [
+        ModelEvaluator().evaluate(Fixed(predictions), x, labels, metrics=['recall'])
+        for predictions in (np.where(labels < 5, common, labels), labels * (labels < 5))
+    ]
+    found = compare(*evaluations).differences['recall']
+    assert found.interval[0] < found.difference < found.interval[1]
+
+
 def test_labels_of_one_row_are_not_independent():
     labels = np.repeat(np.random.default_rng(0).integers(2, size=(400, 1)), 20, axis=1)
     predictions = np.where(np.random.default_rng(1).random((400, 1)) < 0.2, 1 - labels, labels)

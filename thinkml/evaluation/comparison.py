@@ -157,6 +157,8 @@ def _differences(a: Evaluation, b: Evaluation, names: list[str]) -> dict[str, Di
     differences = {}
     for name, samples_a, samples_b in zip(names, *samples, strict=True):
         gaps = samples_a - samples_b
+        if a.definitions[name].is_biased and not np.isnan(gaps).all():
+            gaps += a[name] - b[name] - np.nanmedian(gaps)
         low, high = percentiles(gaps, confidence)
         gaps = gaps[~np.isnan(gaps)]
         tail = min((np.sum(gaps <= 0) + 1), (np.sum(gaps >= 0) + 1)) / (len(gaps) + 1)
