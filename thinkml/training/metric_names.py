@@ -1,4 +1,4 @@
-"""Metric names: the checks that a value has a name of its own in the history."""
+"""Metric names: the checks that the names of values in the history differ."""
 
 from collections.abc import Collection
 from typing import Any

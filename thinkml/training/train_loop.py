@@ -116,7 +116,8 @@ def _train_chunks(
 def _finish(training: Training, progress: ProgressBar, ended_by: str | None) -> None:
     """Saves the run, and then ends an epoch that is only partly trained.
 
-    In this order, because a run that is resumed from the checkpoint continues the epoch.
+    In this order, because a run that is resumed from the checkpoint continues the epoch. The
+    checkpoint is marked afterwards if its epoch is the best.
     """
     run, parts, checkpoints, _ = training
     if checkpoints is not None:
