@@ -1,6 +1,8 @@
 """Custom steps: training steps that users write, beside loops by hand."""
 
+import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -192,6 +194,52 @@ def test_the_model_predicts_and_is_saved_with_its_optimizers(tmp_path):
     train(model, GAN_STEP)
     after = [record_of(one).optimizer['discriminator/0/count'] for one in (loaded, model)]
     assert list(map(int, after)) == [12, 6]
+
+
+@dataclasses.dataclass
+class Mutable:
+    """A function without a hash, since it has an ``__eq__`` and can be changed."""
+
+    function: Any
+
+    def __call__(self, *arguments):
+        return self.function(*arguments)
+
+
+@dataclasses.dataclass(frozen=True)
+class WithArray:
+    """A function whose hash fails."""
+
+    function: Any
+    array: Any = dataclasses.field(default_factory=lambda: np.ones(2))
+
+    def __call__(self, *arguments):
+        return self.function(*arguments)
+
+
+def first_output(model, batch, key):
+    return model(batch.x)[:, 0]
+
+
+FUNCTIONS = {
+    'step': cross_entropy,
+    'objective': first_output,
+    'loss': optax.softmax_cross_entropy_with_integer_labels,
+}
+
+
+@pytest.mark.parametrize('make', [Mutable, WithArray])
+@pytest.mark.parametrize('kind', ['step', 'objective', 'loss'])
+def test_objects_without_a_hash_are_compiled_once(kind, make, count_compiles):
+    function = make(FUNCTIONS[kind])
+    more = {
+        'step': lambda: {'step': function},
+        'objective': lambda: {'step': None, 'loss_fn': Objective(function)},
+        'loss': lambda: {'step': None, 'loss_fn': function},
+    }[kind]
+    model = mlp(6, 2)
+    assert count_compiles(lambda: train(model, y=LABELS, **more())) > 0
+    assert count_compiles(lambda: train(model, y=LABELS, **more())) == 0
 
 
 def test_linen_modules_and_functions_have_steps():

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import optax
 
 from thinkml.core.objectives.ctc import CTC
+from thinkml.core.objectives.hashable import hashable, is_hashable
 from thinkml.core.objectives.probe_sizes import with_rows
 from thinkml.errors import ConfigError, is_number, is_whole, unknown_name
 from thinkml.task_types import Decision
@@ -455,7 +456,7 @@ def decides(loss_fn: object) -> Decision | None:
     if isinstance(loss_fn, str):
         loss_fn = (CLASSIFICATION_LOSSES | REGRESSION_LOSSES).get(loss_fn)
     by_type = _DECISIONS.get(type(loss_fn))
-    return by_type or (_DECISIONS.get(loss_fn) if isinstance(loss_fn, Hashable) else None)
+    return by_type or (_DECISIONS.get(loss_fn) if is_hashable(loss_fn) else None)
 
 
 def blank_of(loss_fn: object) -> int:
@@ -509,22 +510,11 @@ def get_loss(loss_fn: str | LossFn, element_shape: tuple[int, ...] = ()) -> Loss
         name = loss_fn.__name__
         raise ConfigError(f'loss_fn: got the class {name}, expected an object of it: {name}().')
     if not isinstance(loss_fn, str):
-        hashable = loss_fn if isinstance(loss_fn, Hashable) else _Unhashable(loss_fn)
-        return _as_per_example(hashable, len(element_shape))
+        return _as_per_example(hashable(loss_fn), len(element_shape))
     losses = CLASSIFICATION_LOSSES | REGRESSION_LOSSES
     if loss_fn not in losses:
         raise ConfigError(unknown_name('loss_fn', loss_fn, losses))
     return losses[loss_fn]
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class _Unhashable:
-    """A wrapper of an unhashable loss object, compared and hashed by identity."""
-
-    loss_fn: LossFn
-
-    def __call__(self, logits: jax.Array, labels: jax.Array) -> jax.Array:
-        return self.loss_fn(logits, labels)
 
 
 @functools.lru_cache(maxsize=256)

@@ -7,13 +7,14 @@ ones of evaluation in `thinkml.evaluation.metrics.registry`.
 import functools
 import inspect
 import re
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple, get_args
 
 import jax
 from clu import metrics as clu_metrics
 
+from thinkml.core.objectives.hashable import is_hashable
 from thinkml.core.objectives.image_quality import image_problem
 from thinkml.errors import unknown_name
 from thinkml.task_types import TaskKind
@@ -447,7 +448,7 @@ def _check_custom(metric: Any) -> str | None:
             f'metrics: got {metric!r}, expected a name, a class of clu.metrics.Metric or a '
             'function (logits, labels).'
         )
-    if not isinstance(metric, Hashable):
+    if not is_hashable(metric):
         return f'metrics: got {metric!r}, which is not hashable; expected a function.'
     function = metric.func if isinstance(metric, functools.partial) else metric
     if str(getattr(function, '__module__', None)).startswith('sklearn.'):

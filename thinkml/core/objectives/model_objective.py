@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from thinkml.core.objectives.hashable import hashable
 from thinkml.errors import ConfigError
 from thinkml.typing import PyTree
 
@@ -53,8 +54,9 @@ class Objective:
         >>> loss_fn = Objective(with_noise)
     """
 
-    fn: Callable[..., Any]
+    fn: Callable[..., Any] = dataclasses.field(compare=False)
     coupled: bool = False
+    _key: Any = dataclasses.field(init=False, repr=False)
 
     def __post_init__(self):
         if not callable(self.fn):
@@ -63,6 +65,7 @@ class Objective:
             )
         if not isinstance(self.coupled, bool):
             raise ConfigError(f'coupled: got {self.coupled!r}, expected True or False.')
+        object.__setattr__(self, '_key', hashable(self.fn))
 
     @property
     def name(self) -> str:

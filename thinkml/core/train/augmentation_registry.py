@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from thinkml.core.objectives.hashable import hashable
 from thinkml.core.objectives.probe_sizes import with_rows
 from thinkml.core.train.augmentations import (
     Augment,
@@ -216,17 +217,13 @@ def _steps(spec: object, x: PyTree) -> list[Augment]:
             f'{spec.__name__}(...).'
         )
     if callable(spec):
-        return [_hashable(cast(Augment, spec))]
+        return [hashable(cast(Augment, spec))]
     if isinstance(spec, Sequence):
         return [step for item in spec for step in _steps(item, x)]
     raise ConfigError(
         f'augmentation: got {spec!r}, expected True, a name ({", ".join(AUGMENTATIONS)}), an '
         'object such as MixUp(0.2), a function (key, x, y) -> (x, y), or a list of these.'
     )
-
-
-def _hashable(function: Augment) -> Augment:
-    return _Unhashable(function) if getattr(function, '__hash__', None) is None else function
 
 
 def _default_steps(x: PyTree) -> list[Augment]:
@@ -421,19 +418,3 @@ class _SoftLabels:
         if self.num_outputs == 1:
             return x, y.astype(jnp.float32)
         return x, jax.nn.one_hot(y, self.num_outputs)
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class _Unhashable:
-    """A wrapper of an unhashable function object, compared and hashed by the object's identity."""
-
-    function: Augment
-
-    def __call__(self, key: jax.Array, x: PyTree, y: jax.Array) -> tuple[PyTree, jax.Array]:
-        return self.function(key, x, y)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Unhashable) and self.function is other.function
-
-    def __hash__(self) -> int:
-        return id(self.function)

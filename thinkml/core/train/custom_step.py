@@ -1,8 +1,9 @@
 """Custom steps: training steps that the user writes, for the same loop as ThinkML's."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ from clu.metrics import Collection
 from flax import struct
 
 from thinkml.core.model.adapters import ApplyFn
+from thinkml.core.objectives.hashable import hashable
 from thinkml.core.objectives.model_objective import ObjectiveBatch
 from thinkml.core.parallel.sharding import ONE_DEVICE, Layout, pin_state, replicate, split_rows
 from thinkml.core.train.state import TrainState
@@ -25,7 +27,8 @@ CustomStep = Callable[..., tuple['StepState', StepOutput]]
 """A function ``(state, batch) -> (state, StepOutput)`` of a `StepState` and an `ObjectiveBatch`."""
 
 
-class CheckedStep(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class CheckedStep:
     """A custom step that was traced.
 
     Attributes:
@@ -34,9 +37,13 @@ class CheckedStep(NamedTuple):
         has_labels: False if the data has no labels.
     """
 
-    function: CustomStep
+    function: CustomStep = dataclasses.field(compare=False)
     values: tuple[str, ...]
     has_labels: bool
+    _key: Any = dataclasses.field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, '_key', hashable(self.function))
 
 
 def step_name(step: Any) -> str:

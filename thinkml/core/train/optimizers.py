@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from thinkml.core.model.parameter_paths import check_patterns, first_matches
+from thinkml.core.objectives.hashable import is_hashable
 from thinkml.core.train.hyperparameters import (
     GROUP_DECAYS,
     GROUP_RATES,
@@ -212,7 +213,7 @@ def make_optimizer(
 
 
 def _check_hashable(argument: str, value: Any) -> None:
-    if not isinstance(value, Hashable):
+    if not is_hashable(value):
         raise ConfigError(
             f'{argument}: got a {type(value).__name__} without a hash, expected a hashable '
             'object, since compiled programs are looked up by it. Write a function, or a '
