@@ -207,7 +207,62 @@ def test_parts_are_never_of_a_few_rows(monkeypatch):
     prime = {'batch_size': 509}
     with_free(monkeypatch, deep_plan(remat=True, **prime).bytes_per_device - 1)
     found = deep_plan(**prime)
-    assert (found.fits, found.saving) == (False, (True, 1))
+    assert (found.fits, found.saving) == (False, (True, 1, 0))
+
+
+class Words(nnx.Module):
+    """Returns the logits of many words for each token."""
+
+    def __init__(self, num_words=4096):
+        rngs = nnx.Rngs(0)
+        self.embed, self.out = nnx.Embed(64, 8, rngs=rngs), nnx.Linear(8, num_words, rngs=rngs)
+
+    def __call__(self, x):
+        return self.out(jnp.tanh(self.embed(x)))
+
+
+TOKENS = RNG.integers(0, 64, (64, 32))
+WORDS = RNG.integers(0, 4096, (64, 32))
+WORDS[0, 0] = 4095
+
+
+def words_plan(**arguments):
+    config = TrainingConfig(batch_size=64, epochs=1, optimizer='sgd')
+    setup = make_setup(Words(), TrainRequest(TOKENS, WORDS, **arguments), config)
+    return memory_plan.make_plan(Words(), setup, config, ONE_DEVICE)
+
+
+def train_words(tmp_path=None, epochs=3, **settings):
+    if tmp_path is not None:
+        settings |= {'callbacks': ['checkpoint'], 'checkpoint_dir': tmp_path}
+    config = TrainingConfig(
+        batch_size=64, epochs=epochs, learning_rate=0.5, optimizer='sgd', **settings
+    )
+    trainer = ModelTrainer(config)
+    return trainer.train(
+        Words(), TOKENS, WORDS, TOKENS, WORDS, progress=False, resume=tmp_path is not None
+    )
+
+
+def test_the_logits_of_many_words_are_computed_in_chunks_before_anything_else(
+    monkeypatch, tmp_path
+):
+    expected, needed = train_words(), words_plan()
+    assert needed.saving.chunk == 0
+    with_free(monkeypatch, needed.bytes_per_device // 2)
+    found = words_plan()
+    assert found.fits and found.saving == (False, 1, 256)
+    assert 'the logits of 256 rows or elements are computed at a time.' in str(found)
+    with pytest.warns(ThinkMLWarning, match='memory: the logits of 256'):
+        history = train_words(tmp_path, epochs=2)
+    with_free(monkeypatch, 10**12)
+    history = train_words(tmp_path)  # resumed, in chunks as well
+    for name in ('loss', 'val_loss', 'accuracy'):
+        np.testing.assert_allclose(history[name], expected[name], rtol=1e-5)
+    # A metric of all logits, and another loss.
+    with_free(monkeypatch, needed.bytes_per_device // 2)
+    assert words_plan(metrics=['exact_match']).saving.chunk == 0
+    assert words_plan(loss_fn='focal').saving.chunk == 0
 
 
 def test_a_coupled_objective_is_not_computed_in_parts(monkeypatch):

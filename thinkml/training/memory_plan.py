@@ -11,9 +11,12 @@ from jax.sharding import NamedSharding
 from thinkml.checkpoint.filesystem import readable
 from thinkml.core import Batch, TrainState
 from thinkml.core.model.frozen_parameters import FROZEN
+from thinkml.core.objectives.losses import with_chunks
 from thinkml.core.parallel.sharding import ONE_DEVICE, Layout
 from thinkml.core.train.batch_feed import steps_of
 from thinkml.data.device_placement import free_bytes
+from thinkml.errors import ConfigError
+from thinkml.tasks import Task
 from thinkml.text_table import aligned_lines
 from thinkml.training.config import TrainingConfig
 from thinkml.training.data_feed import planned_placements
@@ -236,8 +239,14 @@ def _plans(
     kept = plan.bytes_per_device - _activations_of(plan)
     if plan.fits is not False or plan.free_bytes is None or kept > plan.free_bytes:
         return
+    in_chunks = _plan_in_chunks(model, setup, config, layout, plan.saving)
+    if in_chunks is not None and in_chunks.bytes_per_device < plan.bytes_per_device:
+        plan = in_chunks
+        yield plan
+        if plan.fits:
+            return
     if config.remat is None:
-        again = _plan(model, setup, config, layout, MemorySavings(remat=True))
+        again = _plan(model, setup, config, layout, plan.saving._replace(remat=True))
         if again.bytes_per_device < plan.bytes_per_device:
             plan = again
             yield plan
@@ -259,12 +268,39 @@ def _plans(
         yield plan
 
 
+# A chunk of logits has about so many bytes, and fewer than two chunks are no reason for any.
+_CHUNK_BYTES = 2**22
+
+
+def _plan_in_chunks(
+    model: Model,
+    setup: TrainingSetup,
+    config: TrainingConfig,
+    layout: Layout,
+    saving: MemorySavings,
+) -> Plan | None:
+    """Returns the plan with a cross-entropy in chunks; None if it can't be computed so."""
+    task = setup.task
+    if not isinstance(task, Task):
+        return None
+    elements = _steps_of(setup, config).batch_size * task.num_elements
+    chunk = _CHUNK_BYTES // (4 * task.num_outputs)
+    if not 1 <= chunk <= elements // 2 or with_chunks(setup.objective.loss_fn, chunk) is None:
+        return None
+    try:
+        return _plan(model, setup, config, layout, saving._replace(chunk=chunk))
+    except ConfigError:  # for a model that ends in no dense layer, or a metric of all logits
+        return None
+
+
 def _activations_of(plan: Plan) -> int:
     return next(p.bytes_per_device for p in plan.parts if p.name == _ACTIVATIONS)
 
 
 def _savings(saving: MemorySavings) -> Iterable[str]:
     """Yields how memory is saved, in words."""
+    if saving.chunk:
+        yield f'the logits of {saving.chunk} rows or elements are computed at a time'
     if saving.remat:
         yield 'activations are computed again for the gradient (remat)'
     if saving.micro_batches > 1:

@@ -27,7 +27,7 @@ from thinkml.core import (
 from thinkml.core.model.adapters import ApplyFn
 from thinkml.core.model.frame_masks import masked_frames
 from thinkml.core.objectives.heads import HeadLosses
-from thinkml.core.objectives.losses import LossFn, without_chunks
+from thinkml.core.objectives.losses import LossFn, with_chunks, without_chunks
 from thinkml.core.parallel.sharding import Layout, unreplicate
 from thinkml.core.train.custom_step import make_custom_step
 from thinkml.core.train.dispatch import LOOP_LENGTH
@@ -61,10 +61,12 @@ class MemorySavings(NamedTuple):
     Attributes:
         remat: True computes activations again for the gradient instead of keeping them.
         micro_batches: the number of parts in which each batch is computed, one after another.
+        chunk: the number of elements whose logits are computed at a time; 0 for all.
     """
 
     remat: bool = False
     micro_batches: int = 1
+    chunk: int = 0
 
 
 def initial_state(
@@ -143,7 +145,7 @@ def make_program(
         argument = argument_of(unknown[0] if unknown else None)
         eval_metrics = _metrics(setup, None if unknown else capacity, argument)
         eval_step = make_eval_step(
-            apply, _loss_of(setup.objective), eval_metrics,
+            apply, _loss_of(setup.objective, savings), eval_metrics,
             element_shape=_shape_of_loss(setup), layout=layout,
         )  # fmt: skip
     return Program(
@@ -175,7 +177,7 @@ def _train_steps(
             make_custom_step, apply, objective.step, tx, metrics, augment=objective.augment
         )
         return make_step(layout=layout), make_step(), metrics
-    loss_fn = _loss_of(objective)
+    loss_fn = _loss_of(objective, savings)
     metrics = _metrics(setup, _rows_of_period(feed, config), 'X_train', objective.training_metrics)
     make_step = functools.partial(
         make_train_step, apply, tx=tx, metrics=metrics,
@@ -189,9 +191,11 @@ def _train_steps(
     return train_step, make_step(loss_fn=without_chunks(loss_fn)), metrics
 
 
-def _loss_of(objective: TrainingObjective) -> LossFn | HeadLosses | ObjectiveLoss:
+def _loss_of(
+    objective: TrainingObjective, savings: MemorySavings
+) -> LossFn | HeadLosses | ObjectiveLoss:
     assert objective.loss_fn is not None, 'a training without a loss has a step and no validation'
-    return objective.loss_fn
+    return with_chunks(objective.loss_fn, savings.chunk) if savings.chunk else objective.loss_fn
 
 
 # A GPU with a bandwidth of 1 to 5 TB/s writes and reads so many bytes in about 0.1 ms, which is the

@@ -261,7 +261,7 @@ def _memory_savings(
     if resumed is None:
         return reduce_memory(model, setup, config, layout)
     remat = resumed.get('remat', False) if config.remat is None else config.remat
-    return MemorySavings(remat, resumed.get('micro_batches', 1)), None
+    return MemorySavings(remat, resumed.get('micro_batches', 1), resumed.get('chunk', 0)), None
 
 
 def _with_learning_rate(

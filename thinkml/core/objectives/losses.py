@@ -469,6 +469,13 @@ def chunk_of(loss_fn: object) -> int | None:
     return loss_fn.chunk if isinstance(loss_fn, CrossEntropy) else None
 
 
+def with_chunks(loss_fn: Any, chunk: int) -> Any:
+    """Returns a softmax cross-entropy that is computed in chunks; None for another loss."""
+    if loss_fn is cross_entropy:
+        return CrossEntropy(chunk=chunk)
+    return dataclasses.replace(loss_fn, chunk=chunk) if type(loss_fn) is CrossEntropy else None
+
+
 def without_chunks(loss_fn: Any) -> Any:
     """Returns the loss that needs all logits at once, for one that is computed in chunks."""
     return loss_fn if chunk_of(loss_fn) is None else dataclasses.replace(loss_fn, chunk=None)
