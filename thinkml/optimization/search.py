@@ -120,8 +120,8 @@ class Search(abc.ABC):
         x, targets = rows_with_targets(X, y)
         folds = make_folds(self.cv, targets, seed=self.config.seed)
         scoring = self.scoring or ('accuracy' if has_classes(targets) else 'r2')
-        is_larger_better = is_higher_better(scoring)
-        if is_larger_better is None:
+        maximizes = is_higher_better(scoring)
+        if maximizes is None:
             raise ConfigError(
                 f'scoring: got {scoring!r}, expected a metric that is known to be better if it is '
                 'larger, or smaller.'
@@ -142,8 +142,8 @@ class Search(abc.ABC):
                 scoring=[scoring], model_parameters=of_model, progress=False, **arguments,
             )  # fmt: skip
 
-        trials = self._run(validate, scoring, is_larger_better, progress)
-        self.result = SearchResult(scoring, is_larger_better, tuple(trials))
+        trials = self._run(validate, scoring, maximizes, progress)
+        self.result = SearchResult(scoring, maximizes, tuple(trials))
         best = self.result.best_parameters
         if refit:
             settings, of_model = settings_of(best)
