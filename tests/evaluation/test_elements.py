@@ -153,6 +153,24 @@ def test_weights_slices_and_strata():
         ModelEvaluator().evaluate(model, x, y, stratify=True)
 
 
+def test_slices_of_elements_by_their_class_and_by_a_mask():
+    long = np.random.default_rng(2).random(words()[1].shape) > 0.4
+    slices = {'tag': words()[1], 'long': long}
+    model, x, y, found = evaluated('tokens', metrics=['accuracy'], slices=slices, min_support=1)
+    right, counts = predict(model, x) == y, y != -100
+    for label in found.task.classes:
+        part = found.slices[f'tag = {label}']
+        np.testing.assert_allclose(part.metrics['accuracy'], right[y == label].mean())
+        assert part.num_rows == (y == label).any(axis=1).sum()
+        low, high = part.confidence_intervals['accuracy']
+        assert low <= part.metrics['accuracy'] <= high
+    assert not found.slices['tag = -100'].is_supported
+    inside = counts & long
+    np.testing.assert_allclose(found.slices['long'].metrics['accuracy'], right[inside].mean())
+    with pytest.raises(DataError, match=r"'long' has shape .* for each element"):
+        evaluated('tokens', slices={'long': long[:, 1:]})
+
+
 def test_a_row_matches_exactly_if_all_tokens_that_count_are_right():
     rng = np.random.default_rng(1)
     weight = rng.random(len(words()[0]))

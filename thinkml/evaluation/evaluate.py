@@ -78,7 +78,8 @@ def _evaluate(
 ) -> Evaluation:
     task, labels = inputs.task, inputs.labels
     weight = open_weight(settings.sample_weight, inputs)
-    masks = open_slices(settings.slices, len(labels))
+    of_elements = task.element_shape if task.is_classification else ()
+    masks = open_slices(settings.slices, len(labels), of_elements)
     resampling = open_resampling(settings, inputs)
     metrics = default(task.kind) if settings.metrics is None else settings.metrics
     check_fit(metrics, task.kind, task.classes)
@@ -94,7 +95,10 @@ def _evaluate(
                 f'y_test: each {"element" if task.element_shape else "row"} is ignored or has '
                 'weight 0, expected some that count.'
             )
-        masks = {name: mask[rows] for name, mask in masks.items()}
+        masks = {
+            name: mask[rows] if mask.ndim == 1 else mask.reshape(-1)[positions]
+            for name, mask in masks.items()
+        }
         resampling = draw_rows(resampling, rows)
     predictions, data = inputs.predict()
     data = dataclasses.replace(data, weight=weight)

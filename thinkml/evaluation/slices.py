@@ -15,22 +15,31 @@ Mask = np.ndarray
 _MAX_VALUES = 100
 
 
-def open_slices(slices: Mapping[str, Any] | None, num_rows: int) -> dict[str, Mask]:
-    """Returns the rows of each slice, as a mask.
+def open_slices(
+    slices: Mapping[str, Any] | None, num_rows: int, element_shape: tuple[int, ...] = ()
+) -> dict[str, Mask]:
+    """Returns the rows or elements of each slice, as a mask.
+
+    Args:
+        slices: by name, a mask or values of rows, or of the elements of rows.
+        num_rows: the number of rows.
+        element_shape: the axes of the elements of a row that may be in different slices.
 
     Raises:
-        DataError: if a slice is neither a mask nor one value per row.
+        DataError: if a slice is neither a mask nor one value per row or element.
     """
-    masks = {}
+    masks, of_elements = {}, (num_rows, *element_shape)
     for name, values in (slices or {}).items():
         array = as_values(values, f'slices: {name!r}')
         warn_of_missing_text(array, f'slices: {name!r}', 'a slice')
-        if array.shape != (num_rows,):
-            raise DataError(
-                f'slices: {name!r} has shape {array.shape}, expected ({num_rows},), a bool or a '
-                'value for each row.'
-            )
-        if array.dtype == object and all(isinstance(value, bool | np.bool_) for value in array):
+        if array.shape not in ((num_rows,), of_elements):
+            expected = f'({num_rows},), a bool or a value for each row'
+            if element_shape:
+                expected += f', or {of_elements} for each element'
+            raise DataError(f'slices: {name!r} has shape {array.shape}, expected {expected}.')
+        if array.dtype == object and all(
+            isinstance(value, bool | np.bool_) for value in array.flat
+        ):
             array = array.astype(bool)
         new = {str(name): array} if array.dtype == bool else _by_value(name, array)
         if duplicates := masks.keys() & new.keys():
