@@ -283,7 +283,8 @@ def cross_validate(
 
     Example:
         >>> import numpy as np
-        >>>         >>> from thinkml.optimization import cross_validate
+        >>> from flax import nnx
+        >>> from thinkml.optimization import cross_validate
         >>> from thinkml.training import TrainingConfig
         >>> X = np.random.default_rng(0).normal(size=(90, 4))
         >>> y = X.argmax(axis=1)
