@@ -174,8 +174,6 @@ def test_a_search_continues_from_its_storage_and_refuses_another_one(tmp_path):
         search(**settings, storage=tmp_path / 'study', scoring='f1')
     with pytest.raises(ConfigError, match=r'storage: got .*, expected a file in a directory'):
         search(**settings, storage=tmp_path / 'none' / 'study')
-    with pytest.raises(ConfigError, match='for a grid, expected None'):
-        search(storage=tmp_path / 'study')
 
 
 def test_a_trial_that_fails_or_diverges_is_recorded_and_the_search_continues():

@@ -231,13 +231,16 @@ class GridSearch(Search):
         {'learning_rate': 0.1}
     """
 
-    def __init__(self, search_space: Any, *, points: int = 5, **settings: Any):
-        super().__init__(search_space, **settings)
-        if self.storage is not None:
-            raise ConfigError(
-                f'storage: got {self.storage!r} for a grid, expected None. Use RandomSearch with '
-                'lists of values.'
-            )
+    def __init__(
+        self,
+        search_space: SearchSpace | Mapping[str, Any],
+        *,
+        points: int = 5,
+        cv: Any = 5,
+        scoring: str | None = None,
+        config: TrainingConfig | None = None,
+    ):
+        super().__init__(search_space, cv=cv, scoring=scoring, config=config)
         self.points = _checked_count('points', points)
 
     def _count(self) -> int:
@@ -266,8 +269,20 @@ class RandomSearch(Search):
         Bergstra and Bengio, 2012, *Random search for hyper-parameter optimization*.
     """
 
-    def __init__(self, search_space: Any, n_iter: int = 20, **settings: Any):
-        super().__init__(search_space, **settings)
+    def __init__(
+        self,
+        search_space: SearchSpace | Mapping[str, Any],
+        n_iter: int = 20,
+        *,
+        cv: Any = 5,
+        scoring: str | None = None,
+        config: TrainingConfig | None = None,
+        storage: Any = None,
+        name: str = 'search',
+    ):
+        super().__init__(
+            search_space, cv=cv, scoring=scoring, config=config, storage=storage, name=name
+        )
         self.n_iter = _checked_count('n_iter', n_iter)
 
     def _count(self) -> int:
@@ -294,8 +309,20 @@ class BayesianOptimization(Search):
         Bergstra et al., 2011, *Algorithms for hyper-parameter optimization*.
     """
 
-    def __init__(self, search_space: Any, n_iter: int = 30, **settings: Any):
-        super().__init__(search_space, **settings)
+    def __init__(
+        self,
+        search_space: SearchSpace | Mapping[str, Any],
+        n_iter: int = 30,
+        *,
+        cv: Any = 5,
+        scoring: str | None = None,
+        config: TrainingConfig | None = None,
+        storage: Any = None,
+        name: str = 'search',
+    ):
+        super().__init__(
+            search_space, cv=cv, scoring=scoring, config=config, storage=storage, name=name
+        )
         self.n_iter = _checked_count('n_iter', n_iter)
 
     def _count(self) -> int:
@@ -324,9 +351,20 @@ class GeneticOptimization(Search):
     """
 
     def __init__(
-        self, search_space: Any, population_size: int = 10, n_generations: int = 5, **settings: Any
+        self,
+        search_space: SearchSpace | Mapping[str, Any],
+        population_size: int = 10,
+        n_generations: int = 5,
+        *,
+        cv: Any = 5,
+        scoring: str | None = None,
+        config: TrainingConfig | None = None,
+        storage: Any = None,
+        name: str = 'search',
     ):
-        super().__init__(search_space, **settings)
+        super().__init__(
+            search_space, cv=cv, scoring=scoring, config=config, storage=storage, name=name
+        )
         self.population_size = _checked_count('population_size', population_size)
         if population_size < 2:
             raise ConfigError(f'population_size: got {population_size}, expected at least 2.')

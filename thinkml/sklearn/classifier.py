@@ -30,13 +30,11 @@ class ThinkMLClassifier(ClassifierMixin, Estimator):
         class_weight: a dict of a weight for each class (those left out count 1), or
             ``'balanced'``. Not for several labels a row.
         **settings: the settings of `thinkml.training.TrainingConfig`, by their names and with
-            their defaults, except ``seed``; and those below. Arguments of the model begin with
-            ``model__``: ``model__hidden=(64,)``.
-        loss_fn: as in `thinkml.training.ModelTrainer.train`.
-        random_state: the seed; None for another one in each fit; or a
-            ``numpy.random.RandomState``.
-        warm_start: True to begin each fit with the weights of the last one.
-        progress: True to show a progress bar on stderr.
+            their defaults, except ``seed``; ``loss_fn``, as in
+            `thinkml.training.ModelTrainer.train`; ``random_state``, the seed, None for another one
+            in each fit, or a ``numpy.random.RandomState``; ``warm_start``, True to begin each fit
+            with the weights of the last one; and ``progress``, True to show a progress bar on
+            stderr. Arguments of the model begin with ``model__``: ``model__hidden=(64,)``.
 
     Attributes:
         model_: the trained model, for `thinkml.evaluation` and `thinkml.models`.
