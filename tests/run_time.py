@@ -68,6 +68,7 @@ LARGER = {
         'tests/targets/test_target_plan.py': 65,
     },
     'slow': {
+        'tests/training/test_kill.py': 200,  # nine kinds of runs, each in three processes
         'tests/test_several_devices.py': 640,
         'tests/several_devices/test_same_curve.py': 400,
         'tests/training/test_processes.py': 500,
