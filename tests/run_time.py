@@ -66,6 +66,8 @@ LARGER = {
         'tests/training/test_training_metrics.py': 20,
         'tests/targets/test_programs.py': 230,  # programs of other devices
         'tests/targets/test_target_plan.py': 65,
+        'tests/optimization/test_search.py': 35,  # two processes and five studies
+        'tests/training/test_throughput.py': 35,
     },
     'slow': {
         'tests/training/test_kill.py': 200,  # nine kinds of runs, each in three processes
